@@ -1,0 +1,1 @@
+"""Preference records, their readers, and the batches made of them."""

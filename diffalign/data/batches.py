@@ -1,0 +1,36 @@
+"""What a source hands to the loop. Every random choice of a row is a field of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """B samples, each seen through one or more views (`chosen`, `rejected`) at one noise level.
+
+    The views of a sample share prompt, timestep and noise; a view is what differs.
+    """
+
+    sample_ids: tuple[str, ...]
+    """B of them."""
+    prompts: tuple[str, ...]
+    """B of them, after caption dropout: decided once per sample, `""` where dropped."""
+    images: Mapping[str, Tensor]
+    """View -> float32 [B, 3, H, W] in [-1, 1]."""
+    original_sizes: Mapping[str, Tensor]
+    """View -> int64 [B, 2], (height, width) of the file before any resize."""
+    crop_corners: Mapping[str, Tensor]
+    """View -> int64 [B, 2], (top, left) of the crop in the resized image."""
+    timesteps: Tensor
+    """Float64 [B], in [0, schedule length), in units of training timesteps."""
+    noise_seeds: tuple[int, ...]
+    """B of them; the seed of a row's diffusion noise, shared by its views."""
+    encoding_seeds: Mapping[str, tuple[int, ...]]
+    """View -> B seeds of the noise with which the autoencoder's posterior is sampled."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)

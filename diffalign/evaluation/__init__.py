@@ -1,0 +1,1 @@
+"""Image grids, scores and paired comparisons."""

@@ -1,0 +1,1 @@
+"""How probable a model finds a sample: one number per row and view."""

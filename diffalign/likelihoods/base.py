@@ -1,0 +1,32 @@
+"""What a likelihood promises: batch and model in, one number per row and view out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractLikelihood(abc.ABC):
+    """Log-likelihood of samples, exact or surrogate; its fields are the settings of a config."""
+
+    batch_type: ClassVar[type]
+    """What `prepare` takes."""
+
+    @abc.abstractmethod
+    def prepare(self, model: Any, batch: Any) -> Any:
+        """Do, without gradient, what policy and reference share: encode, noise, embed.
+
+        Called once per batch; its result goes to `evaluate`, for the reference and for the policy.
+        """
+
+    @abc.abstractmethod
+    def evaluate(self, model: Any, prepared: Any) -> Mapping[str, Tensor]:
+        """Log-likelihood of every row under the model as it stands: {view: float32 [n]}.
+
+        Nothing is sampled here: policy and reference see the same draw.
+        """

@@ -1,0 +1,1 @@
+"""Backbones behind one contract: what is trained, its frozen parts and its noise process."""

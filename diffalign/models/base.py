@@ -1,0 +1,66 @@
+"""What the trainer may know about a model."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ReferenceKind = Literal["adapter_off", "frozen_copy", "none"]
+
+
+class AbstractTrainable(abc.ABC):
+    """A loaded model: one network in training, and whatever frozen parts stand around it."""
+
+    network: nn.Module
+    """The one module given to `accelerator.prepare`; the trainer stores what came back here, and
+    this is what every policy forward calls. Otherwise gradients are not averaged over ranks."""
+
+    @abc.abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Within this context evaluations run the fixed reference, through the same code path."""
+
+    @abc.abstractmethod
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimiser gets, in a fixed order."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Identifies base weights and shape of the training (adapter or full)."""
+
+    @abc.abstractmethod
+    def export(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write what `from_pretrained` or `load_lora_weights` reads.
+
+        Args:
+            folder: created; its files are replaced.
+            state: values for the trained parameters by name, such as their moving average; the
+                current ones if None.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractModel(abc.ABC):
+    """The settings of a model, as a config writes them."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Raise ModelError for whatever can be known before weights are read."""
+
+    @abc.abstractmethod
+    def load(
+        self, *, device: torch.device, compute_dtype: torch.dtype, reference: ReferenceKind
+    ) -> AbstractTrainable:
+        """Read the weights.
+
+        Args:
+            device: where everything goes.
+            compute_dtype: of frozen parts; trained parameters stay in float32.
+            reference: what `AbstractTrainable.reference` switches to.
+        """

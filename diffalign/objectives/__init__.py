@@ -1,0 +1,1 @@
+"""Losses of preferences: pure functions of per-view likelihoods."""

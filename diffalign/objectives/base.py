@@ -1,0 +1,91 @@
+"""What every objective takes and gives.
+
+An objective sees one record of log-likelihoods per named view of the batch and returns one loss per
+example. It does not know whether the numbers came from a denoiser or from tokens.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Log-likelihoods of the rows of one view."""
+
+    policy: Tensor
+    """Under the model in training, shape [n], float32; carries gradient."""
+    reference: Tensor | None = None
+    """Under the fixed reference, shape [n], float32; None for reference-free objectives."""
+    length: Tensor | None = None
+    """Number of scored tokens per row, shape [n], for objectives that normalise by it."""
+    weight: Tensor | None = None
+    """Importance of each row, shape [n]."""
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Policy minus reference, shape [n].
+
+        Raises:
+            ValueError: there is no reference; the objective should have declared that it needs one.
+        """
+        if self.reference is None:
+            raise ValueError("a log-ratio needs reference likelihoods, and this view has none")
+        return self.policy - self.reference
+
+
+Views = Mapping[str, Likelihoods]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns."""
+
+    loss: Tensor
+    """One value per example, shape [n]; the caller averages."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Detached figures for the log, each of shape [n] or a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractObjective(abc.ABC):
+    """A loss over named views; its fields are the settings of a config."""
+
+    views: ClassVar[frozenset[str]]
+    """Names of the views that a batch must offer."""
+    needs_reference: ClassVar[bool]
+    """Whether `Likelihoods.reference` is read."""
+
+    @abc.abstractmethod
+    def __call__(self, views: Views) -> LossOutput:
+        """One loss per example, and figures for the log."""
+
+    def describe(self) -> str:
+        """One line for the start of a run: the scale of the settings in published units."""
+        return ""
+
+
+def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:
+    """The figures every pairwise objective reports, detached.
+
+    Args:
+        chosen_reward: beta times log-ratio of the preferred side, shape [n].
+        rejected_reward: the same for the other side, shape [n].
+
+    Returns:
+        `accuracy` counts a zero margin as one half: the policy has no opinion yet, and neither 0
+        nor 1 at the first step would say so.
+    """
+    chosen, rejected = chosen_reward.detach(), rejected_reward.detach()
+    margin = chosen - rejected
+    return {
+        "accuracy": (margin.sign() + 1) / 2,
+        "margin": margin,
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+    }

@@ -1,0 +1,1 @@
+"""Judges of images: one float per image and prompt, higher is better."""

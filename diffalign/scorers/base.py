@@ -1,0 +1,42 @@
+"""What a judge of images promises."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractScorer(abc.ABC):
+    """A function of an image and a prompt; its fields are the settings of a config.
+
+    Weights, where a scorer has any, are loaded on first use, never at construction: building a
+    config must stay cheap.
+    """
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Identifies the judgement: equal fingerprints give equal scores for equal images."""
+
+    @abc.abstractmethod
+    def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
+        """Judge images against their prompts.
+
+        Args:
+            images: shape [n, 3, H, W], float32 in [-1, 1].
+            prompts: n of them, one per image.
+            t: timesteps of shape [n] for scorers that judge noisy images; others refuse it.
+
+        Returns:
+            Shape [n], float32, higher is better.
+        """
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move weights, if there are any; returns the scorer itself."""
+        return self

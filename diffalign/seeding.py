@@ -1,0 +1,84 @@
+"""Randomness as data: every random choice is a function of (run seed, sample id, draw number).
+
+A draw is one visit of a sample. What is drawn for it does not depend on the batch it lands in, on
+the rank that reads it, or on the device that trains it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from any identifying parts, the same on every machine and Python version."""
+    text = "\x1f".join(str(part) for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def unit_interval(*parts: int | str) -> float:
+    """A number in [0, 1), uniform over the parts; 53 random bits."""
+    return (derive_seed(*parts) >> 10) / 2**53
+
+
+def cpu_generator(seed: int) -> torch.Generator:
+    """A generator on the CPU, so that its stream is the same whatever the device of the model."""
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise, one row a seed.
+
+    Args:
+        seeds: one per row.
+        shape: of one row, for example (4, 64, 64).
+
+    Returns:
+        Shape [B, *shape], float32, on the CPU.
+    """
+    return torch.stack([torch.randn(shape, generator=cpu_generator(seed)) for seed in seeds])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimestepSampling:
+    """Which training timesteps are visited. The default is uniform over all of them."""
+
+    low: int = 0
+    """First timestep, inclusive; 0 is the cleanest."""
+    high: int | None = None
+    """Last timestep, exclusive; null is the length of the model's own schedule."""
+    strata: int = 1
+    """Consecutive draws of a sample cycle through this many equal parts of the range, from a
+    sample-dependent start: the same distribution with less variance. 1 is plain uniform."""
+    values: tuple[int, ...] = ()
+    """If given, only these timesteps are used, uniformly (for example a distilled model's)."""
+
+    def __post_init__(self) -> None:
+        if self.low < 0 or (self.high is not None and self.high <= self.low):
+            raise ValueError(
+                f"timesteps need 0 <= low < high, got low {self.low} and high {self.high}"
+            )
+        if self.strata < 1:
+            raise ValueError(f"strata must be at least 1, got {self.strata}")
+        if self.values and (self.low != 0 or self.high is not None):
+            raise ValueError("values and low/high exclude each other: give one of them")
+
+    def draw(self, run_seed: int, sample_id: str, draw: int, *, schedule_length: int) -> float:
+        """The time of one draw, in [low, high) and in units of training timesteps.
+
+        Discrete schedules take its integer part, continuous ones divide by `schedule_length`.
+        """
+        stratum = draw + derive_seed(run_seed, sample_id, "stratum")
+        position = unit_interval(run_seed, sample_id, draw, "timestep")
+        fraction = (stratum % self.strata + position) / self.strata
+        if self.values:
+            return float(self.values[int(fraction * len(self.values))])
+        high = schedule_length if self.high is None else self.high
+        if high > schedule_length:
+            raise ValueError(f"high is {high}, but the schedule has {schedule_length} timesteps")
+        return self.low + fraction * (high - self.low)
