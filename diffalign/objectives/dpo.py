@@ -48,7 +48,9 @@ class DPO(AbstractObjective):
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
-            raise ValueError(f"beta must be greater than 0, got {self.beta}: at 0 nothing is learnt")
+            raise ValueError(
+                f"beta must be greater than 0, got {self.beta}: at 0 nothing is learnt"
+            )
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio

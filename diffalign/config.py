@@ -1,0 +1,238 @@
+"""One YAML file is one whole run: YAML plus `key.path=value` becomes frozen dataclasses.
+
+Nothing is inherited and nothing is looked up with a default: every key is a field of a dataclass, a
+field's type is enforced, and `kind` chooses the dataclass of a component. What is wrong is said
+with file, key, what is allowed and the nearest spelling, before anything large is loaded.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from diffalign import components
+from diffalign.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Build a config dataclass from a file and overrides.
+
+    Args:
+        cls: the frozen dataclass to build.
+        path: YAML file; None takes the overrides alone.
+        overrides: `key.path=value`, the value in YAML, applied in order over the file.
+
+    Raises:
+        ConfigError: naming file, key, what was given, what is allowed and what to do.
+    """
+    tree = _read(path) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    place = str(path) if path is not None else "command line"
+    return _build(cls, tree, place=place, key="")
+
+
+def to_dict(value: Any) -> Any:
+    """Plain lists, dictionaries and scalars, with `kind` where a component stood."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": components.kind_of(value), **fields} if _is_component(value) else fields
+    if isinstance(value, Mapping):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def save(value: Any, path: Path) -> None:
+    """Write a config so that `load` gives an equal one."""
+    path.write_text(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
+
+
+def _is_component(value: Any) -> bool:
+    return any(inspect.isabstract(base) for base in type(value).__mro__)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(
+            f"{path}: there is no such config file{_suggestion(str(path), near)}. "
+            f"Ready-made ones lie in configs/"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override {override!r}: write it as key.path=value")
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        below = tree.get(parent)
+        tree[parent] = dict(below) if isinstance(below, dict) else {}
+        tree = tree[parent]
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _suggestion(given: str, allowed: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(given, list(allowed), n=1)
+    return f". Did you mean {nearest[0]}?" if nearest else ""
+
+
+def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
+    """One dataclass from a mapping; `key` is its own dotted path."""
+    where = key or "the top level"
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{place}: {where} must be a mapping of keys, got {tree!r}")
+    tree = dict(tree)
+    if inspect.isabstract(cls):
+        cls = _component_class(cls, tree, place=place, key=key)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints = typing.get_type_hints(cls)
+    prefix = f"{key}." if key else ""
+    for name in tree:
+        if name not in fields:
+            hint = difflib.get_close_matches(str(name), fields, n=1)
+            did = f" Did you mean {prefix}{hint[0]}?" if hint else ""
+            raise ConfigError(
+                f"{place}: {prefix}{name} is not a field of {cls.__name__} "
+                f"(fields: {', '.join(fields)}).{did}"
+            )
+    values = {
+        name: _convert(hints[name], value, place=place, key=f"{prefix}{name}")
+        for name, value in tree.items()
+    }
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(
+            f"{place}: {prefix}{missing[0]} must be given: {cls.__name__} has no default for it"
+        )
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {where}: {error}") from error
+
+
+def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: str) -> Any:
+    kind = tree.pop("kind", None)
+    if not isinstance(kind, str):
+        allowed = ", ".join(components.kinds(abstract))
+        raise ConfigError(f"{place}: {key}.kind must be given (kinds: {allowed})")
+    try:
+        return components.find(abstract, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {key}.kind: {error}") from error
+
+
+def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
+    """A YAML value as the type that the field declares, or a ConfigError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+
+    def refuse(allowed: str) -> ConfigError:
+        return ConfigError(f"{place}: {key} must be {allowed}, got {value!r}")
+
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        choices = [argument for argument in arguments if argument is not type(None)]
+        errors = []
+        for choice in choices:
+            try:
+                return _convert(choice, value, place=place, key=key)
+            except ConfigError as error:
+                errors.append(error)
+        raise errors[0] if len(errors) == 1 else refuse(_spell(hint))
+    if origin is Literal:
+        if value in arguments:
+            return value
+        near = _suggestion(str(value), [str(argument) for argument in arguments])
+        raise ConfigError(
+            f"{place}: {key} must be one of {', '.join(map(str, arguments))}, got {value!r}{near}"
+        )
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise refuse("a list")
+        return tuple(
+            _convert(arguments[0], item, place=place, key=f"{key}[{i}]")
+            for i, item in enumerate(value)
+        )
+    if origin in (dict, collections.abc.Mapping):
+        if not isinstance(value, dict):
+            raise refuse("a mapping of keys")
+        return {
+            str(name): _convert(arguments[1], item, place=place, key=f"{key}.{name}")
+            for name, item in value.items()
+        }
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, place=place, key=key)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif hint is float:
+        # PyYAML reads 1e-8 as a string: YAML 1.1 wants a dot in a float.
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif hint is str:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            raise refuse(f"a string; put it in quotes if you mean '{value}'")
+    elif hint is Path:
+        if isinstance(value, (str, Path)):
+            return Path(value)
+    elif hint is Any:
+        return value
+    raise refuse(_spell(hint))
+
+
+_SPELLING: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    Path: "a path",
+    type(None): "null",
+}
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_spell(argument) for argument in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping of keys"
+    return _SPELLING.get(hint, str(hint))

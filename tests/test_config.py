@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from diffalign import components, config
+from diffalign.errors import ConfigError
+from diffalign.objectives.base import AbstractObjective
+from diffalign.objectives.dpo import DPO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    lr: float = 1e-3
+    steps: int | None = None
+    mode: Literal["slow", "fast"] = "slow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    path: Path
+    objective: AbstractObjective
+    inner: Inner = field(default_factory=Inner)
+    names: tuple[str, ...] = ()
+    flag: bool = False
+
+
+GOOD = """
+path: somewhere
+objective: {kind: dpo, beta: 5000}
+inner: {lr: 1e-8, steps: 3, mode: fast}
+names: [a, b]
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_becomes_the_dataclasses_it_names(tmp_path):
+    loaded = config.load(Outer, written(tmp_path, GOOD))
+    assert loaded == Outer(
+        path=Path("somewhere"),
+        objective=DPO(beta=5000.0),
+        inner=Inner(lr=1e-8, steps=3, mode="fast"),
+        names=("a", "b"),
+    )
+
+
+def test_overrides_win_and_reach_any_depth(tmp_path):
+    loaded = config.load(
+        Outer,
+        written(tmp_path, GOOD),
+        ["objective.beta=1e3", "inner.steps=null", "flag=true", "names=[c]"],
+    )
+    assert loaded.objective == DPO(beta=1000.0)
+    assert (loaded.inner.steps, loaded.flag, loaded.names) == (None, True, ("c",))
+
+
+def test_what_is_saved_loads_back_equal(tmp_path):
+    loaded = config.load(Outer, written(tmp_path, GOOD))
+    config.save(loaded, tmp_path / "again.yaml")
+    assert config.load(Outer, tmp_path / "again.yaml") == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.lrr=1", r"run\.yaml: inner\.lrr is not a field of Inner.*Did you mean inner\.lr\?"),
+        ("objective.betta=1", r"objective\.betta is not a field of DPO \(fields: beta\)"),
+        ("objective.beta=fast", r"run\.yaml: objective\.beta must be a number, got 'fast'"),
+        ("objective.kind=dop", r"objective\.kind: there is no 'dop'.*Did you mean dpo\?"),
+        ("objective.beta=0", r"run\.yaml: objective: beta must be greater than 0, got 0"),
+        (
+            "inner.mode=fats",
+            r"inner\.mode must be one of slow, fast, got 'fats'. Did you mean fast",
+        ),
+        ("inner.steps=1.5", r"inner\.steps must be a whole number, got 1\.5"),
+        ("inner=3", r"inner must be a mapping of keys, got 3"),
+        ("flag=1", r"flag must be true or false, got 1"),
+        ("names=a", r"names must be a list, got 'a'"),
+        ("path=[1]", r"path must be a path, got \[1\]"),
+        ("nonsense", r"override 'nonsense': write it as key\.path=value"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_file_key_and_what_is_allowed(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(Outer, written(tmp_path, GOOD), [override])
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"objective\.beta must be given: DPO has no default"):
+        config.load(Outer, written(tmp_path, "path: x\nobjective: {kind: dpo}\n"))
+
+
+def test_a_missing_file_is_said_with_the_nearest_one(tmp_path):
+    written(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=r"no such config file\. Did you mean .*run\.yaml\?"):
+        config.load(Outer, tmp_path / "runs.yaml")
+
+
+def test_kinds_are_found_by_module_name_and_named_back():
+    assert "dpo" in components.kinds(AbstractObjective)
+    assert components.find(AbstractObjective, "dpo") is DPO
+    assert components.kind_of(DPO(beta=1.0)) == "dpo"
+
+
+def test_a_kind_from_outside_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from diffalign.objectives.base import AbstractObjective\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(AbstractObjective):\n"
+        "    weight: float = 1.0\n"
+        "    def __call__(self, views): ...\n"
+    )
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (tmp_path / "my_losses.py").rename(package / "my_losses.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = components.find(AbstractObjective, "my_package.my_losses")
+    assert found.__name__ == "Mine"
+    assert components.kind_of(found()) == "my_package.my_losses"
+
+
+def test_a_module_without_a_component_is_refused():
+    with pytest.raises(ConfigError, match="must hold exactly one concrete AbstractObjective"):
+        components.find(AbstractObjective, "diffalign.seeding")
