@@ -38,7 +38,7 @@ SIDES = MappingProxyType(
     {
         1: {"centre": 0.5},
         2: {"left": 0.27, "right": 0.73},
-        3: {"left": 0.2, "centre": 0.5, "right": 0.8},
+        3: {"left": 0.18, "centre": 0.5, "right": 0.82},
     }
 )
 """Number of objects -> name and horizontal centre of each place, as a fraction of the width.
@@ -46,13 +46,13 @@ Three places are defined for larger worlds; `MAX_OBJECTS` says how many this one
 
 MAX_OBJECTS = 2
 
-_RADIUS = {1: (10.5, 12.5), 2: (10.5, 12.5), 3: (8.0, 9.0)}
+_RADIUS = {1: (10.5, 12.5), 2: (10.5, 12.5), 3: (7.5, 8.5)}
 """Number of objects -> smallest and largest half-width, pixels."""
-_JITTER = 2.5
-"""Largest shift of an object from its place in either direction, pixels."""
+_JITTER = {1: 2.5, 2: 2.5, 3: 1.2}
+"""Number of objects -> largest shift of an object from its place in either direction, pixels."""
 _SUPERSAMPLING = 4
 """Pictures are drawn this many times larger and reduced, which gives smooth edges."""
-_OBJECT_PATTERN = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
+_OBJECT_PATTERN = re.compile(rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 
 
 @dataclass(frozen=True, order=True)
@@ -104,9 +104,9 @@ def place(kinds: Sequence[Kind], rng: np.random.Generator) -> Scene:
     """
     if len(kinds) not in SIDES:
         raise ValueError(f"a scene holds {min(SIDES)} to {max(SIDES)} objects, got {len(kinds)}")
-    objects = []
+    objects, jitter = [], _JITTER[len(kinds)]
     for kind, column in zip(kinds, SIDES[len(kinds)].values(), strict=True):
-        dx, dy = rng.uniform(-_JITTER, _JITTER, size=2)
+        dx, dy = rng.uniform(-jitter, jitter, size=2).tolist()
         radius = rng.uniform(*_RADIUS[len(kinds)])
         objects.append(Object(kind, column * IMAGE_SIZE + dx, IMAGE_SIZE / 2 + dy, radius))
     red, green, blue = (int(value) for value in rng.integers(232, 250, size=3))
@@ -114,7 +114,7 @@ def place(kinds: Sequence[Kind], rng: np.random.Generator) -> Scene:
 
 
 def sample_kinds(rng: np.random.Generator, *, single_share: float = 0.25) -> tuple[Kind, ...]:
-    """One or two different combinations, all equally likely; one with probability `single_share`."""
+    """One combination with probability `single_share`, else two different ones."""
     count = 1 if rng.random() < single_share else MAX_OBJECTS
     return tuple(KINDS[i] for i in rng.choice(len(KINDS), size=count, replace=False))
 
@@ -187,5 +187,7 @@ def preference_prompts() -> list[str]:
 
 
 def _prompts(kinds: Sequence[Kind]) -> list[str]:
-    rows = [row for count in range(1, MAX_OBJECTS + 1) for row in itertools.permutations(kinds, count)]
+    rows = [
+        row for count in range(1, MAX_OBJECTS + 1) for row in itertools.permutations(kinds, count)
+    ]
     return [describe(row) for row in rows]
