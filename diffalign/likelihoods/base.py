@@ -30,3 +30,11 @@ class AbstractLikelihood(abc.ABC):
 
         Nothing is sampled here: policy and reference see the same draw.
         """
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line for the start of a run: what is measured, and in which unit."""
+
+    def published_scale(self, beta: float) -> str:
+        """What `beta` on this likelihood's unit is called in published code; may be empty."""
+        return ""

@@ -49,6 +49,15 @@ class AbstractTrainable(abc.ABC):
 class AbstractModel(abc.ABC):
     """The settings of a model, as a config writes them."""
 
+    @property
+    @abc.abstractmethod
+    def trains_adapter(self) -> bool:
+        """Whether an adapter is trained (and can be turned off), rather than the network itself."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line for the start of a run: what is trained, and where its weights come from."""
+
     @abc.abstractmethod
     def check(self) -> None:
         """Raise ModelError for whatever can be known before weights are read."""

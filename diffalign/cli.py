@@ -1,0 +1,160 @@
+"""`diffalign JOB [CONFIG.yaml] [key=value ...]`: one short function per job.
+
+Jobs are imported when they run, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from diffalign import __version__
+from diffalign.errors import ConfigError, DiffalignError
+
+app = typer.Typer(
+    name="diffalign",
+    help="Preference alignment of image generators and vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.yaml] [key.path=value ...]", show_default=False),
+]
+
+
+def _split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
+    """A config file, if the first argument is none of the overrides, and the overrides."""
+    arguments = list(arguments or [])
+    if arguments and "=" not in arguments[0]:
+        return Path(arguments[0]), arguments[1:]
+    return None, arguments
+
+
+@app.command()
+def train(
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Stop after every check, the first rows of the data included.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the run in its own folder from the newest checkpoint.")
+    ] = False,
+    resume_from: Annotated[
+        Path | None, typer.Option(help="Continue from this checkpoint of the same run.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Start so many processes on this machine.")
+    ] = None,
+) -> None:
+    """Align a model with preferences; one YAML is one whole run."""
+    path, overrides = _split(settings)
+    if path is None:
+        raise ConfigError("train needs a config file, for example configs/smoke/")
+    if processes is not None and processes > 1 and not dry_run:
+        from diffalign.training.launch import launch
+
+        arguments = sys.argv[1:]
+        raise typer.Exit(launch(_without_processes(arguments), processes=processes))
+
+    from diffalign import config
+    from diffalign.jobs import train as job
+    from diffalign.training.build import RunConfig
+
+    run = config.load(RunConfig, path, overrides)
+    job.run(run, dry_run=dry_run, resume=resume_from or (run.output if resume else None))
+
+
+@app.command()
+def generate(
+    settings: Settings = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Draw the captioned grid.")] = False,
+) -> None:
+    """Make images: prompts x seeds x models, the same initial noise for every model."""
+    from diffalign import config
+    from diffalign.jobs import generate as job
+
+    path, overrides = _split(settings)
+    job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid))
+
+
+@app.command()
+def score(settings: Settings = None) -> None:
+    """Judge generated images with a scorer."""
+    from diffalign import config
+    from diffalign.jobs import score as job
+
+    path, overrides = _split(settings)
+    job.run(config.load(job.ScoreConfig, path, overrides))
+
+
+@app.command()
+def compare(settings: Settings = None) -> None:
+    """Win rates between models, paired by prompt and seed, with intervals and a report."""
+    from diffalign import config
+    from diffalign.jobs import compare as job
+
+    path, overrides = _split(settings)
+    job.run(config.load(job.CompareConfig, path, overrides))
+
+
+@app.command()
+def demo(settings: Settings = None) -> None:
+    """The main job on the embedded playground: align, draw the grid, measure the win rate."""
+    from diffalign import config
+    from diffalign.jobs import demo as job
+
+    path, overrides = _split(settings)
+    job.run(config.load(job.DemoConfig, path, overrides))
+
+
+@app.command()
+def env() -> None:
+    """Versions, devices and extras: what a bug report needs."""
+    from diffalign.jobs import env as job
+
+    job.run()
+
+
+def _without_processes(arguments: list[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--processes":
+            skip = True
+        elif not argument.startswith("--processes="):
+            kept.append(argument)
+    return kept
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"diffalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Preference alignment of image generators and vision-language models."""
+
+
+def main() -> None:
+    """Run the command line; errors meant for the user are printed alone and exit with 1."""
+    try:
+        app()
+    except DiffalignError as error:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), markup=False)
+        sys.exit(1)

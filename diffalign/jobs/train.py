@@ -1,0 +1,114 @@
+"""`diffalign train CONFIG.yaml`: align a model with preferences; the config says everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from diffalign import config, world
+from diffalign.errors import ConfigError
+from diffalign.training import build, checkpoint
+from diffalign.training.build import RunConfig
+from diffalign.training.card import write_model_card
+
+
+def run(
+    run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = None
+) -> Path | None:
+    """Train, or with `dry_run` stop after all checks.
+
+    Args:
+        run_config: the run.
+        dry_run: read the data set's first rows, print the plan, load no weights.
+        resume: a checkpoint folder, or the run folder for its newest checkpoint.
+
+    Returns:
+        The folder of the exported model; None for a dry run or an interrupted one.
+    """
+    console = Console(highlight=False)
+    build.check(run_config)
+    if dry_run:
+        _print_plan(console, run_config)
+        source = build.build_source(run_config, skipped=None)
+        for line in [*source.describe(), *source.preview(count=4)]:
+            console.print(line)
+        console.print("[green]All checks passed; nothing was trained.")
+        console.print("Start it with the same command without --dry-run")
+        return None
+
+    start = _starting_point(run_config, resume)
+    accelerator = build.build_accelerator(run_config)
+    console = Console(highlight=False, quiet=not accelerator.is_main_process)
+    _print_plan(console, run_config)
+    source = build.build_source(run_config, skipped=run_config.output / "skipped.jsonl")
+    for line in source.describe():
+        console.print(line)
+    if accelerator.is_main_process:
+        run_config.output.mkdir(parents=True, exist_ok=True)
+        checkpoint.discard_partial(run_config.output)
+        config.save(run_config, run_config.output / "config.yaml")
+        accelerator.init_trackers(run_config.tracking.project, _flat_scalars(run_config))
+    accelerator.wait_for_everyone()
+
+    trainer = build.build_trainer(run_config, accelerator, source, console)
+    if start is not None:
+        trainer.resume(start)
+        console.print(f"Resumed from {start} at step {trainer.step}")
+    complete = trainer.fit()
+    accelerator.end_training()
+    if not complete:
+        console.print(
+            f"Stopped on request after step {trainer.step}, saved. Continue with\n"
+            f"  diffalign train {run_config.output / 'config.yaml'} --resume"
+        )
+        return None
+    return _finish(trainer, run_config, console)
+
+
+def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> Path:
+    final = run_config.output / "final"
+    trainer.export(final)
+    if trainer.accelerator.is_main_process:
+        write_model_card(run_config, trainer.metrics_file.path)
+    skipped = sum(trainer.source.skipped_counts.values())
+    if skipped:
+        console.print(f"{skipped} samples were skipped: {run_config.output / 'skipped.jsonl'}")
+    console.print(
+        f"[green]Trained {trainer.step} steps; the model is in {final}[/green]\n"
+        f"Compare it with its base on your prompts:\n"
+        f"  diffalign generate models.base={run_config.model.path} "
+        f"models.aligned={run_config.output} prompts=PROMPTS.txt output=OUT --grid"
+    )
+    return final
+
+
+def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
+    """The checkpoint to continue from; refuses to train over an existing run."""
+    existing = checkpoint.checkpoints_in(run_config.output)
+    if resume is None:
+        if existing and world.is_main():
+            raise ConfigError(
+                f"{run_config.output} already holds a run with {existing[-1].name}: continue it "
+                f"with --resume, or choose another folder with output=..."
+            )
+        return None
+    if (resume / "state.json").is_file():
+        return resume
+    found = checkpoint.checkpoints_in(resume)
+    if not found:
+        raise ConfigError(f"{resume}: there is no checkpoint to resume from")
+    return found[-1]
+
+
+def _print_plan(console: Console, run_config: RunConfig) -> None:
+    table = Table.grid(padding=(0, 2))
+    for heading, text in build.plan(run_config):
+        table.add_row(f"[bold]{heading}", text)
+    console.print(table)
+
+
+def _flat_scalars(run_config: RunConfig) -> dict[str, str | int | float | bool]:
+    flat = build.identity(run_config)
+    return {k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in flat.items()}

@@ -1,0 +1,224 @@
+"""From a config to the objects of a run; whatever can be refused is refused before weights load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from rich.console import Console
+
+from diffalign import components, config, world
+from diffalign.data.loader import DataConfig, PairSource
+from diffalign.errors import ConfigError
+from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.objectives.base import AbstractObjective
+from diffalign.training.optimizers import OptimizerConfig, check_optimizer
+from diffalign.training.trainer import Trainer, TrainingConfig
+
+COMPUTE_DTYPE = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where figures go besides the run folder's own `metrics.jsonl`."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Any of them; each needs its extra. Credentials come from the environment alone."""
+    project: str = "diffalign"
+    """Project name for wandb and trackio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole."""
+
+    output: Path
+    """The run folder; everything the run writes lies below it."""
+    seed: int = 0
+    """Every random choice derives from it and from the sample it is made for."""
+    model: AbstractModel
+    """What is trained, and where its weights come from."""
+    reference: Literal["auto", "adapter_off", "frozen_copy", "none"] = "auto"
+    """What the policy is compared with: the same network with its adapter off (LoRA), a frozen
+    copy (full fine-tuning), or nothing. `auto` takes the cheapest that the objective allows."""
+    data: DataConfig
+    """The preference data."""
+    likelihood: AbstractLikelihood
+    """How probable the model finds a sample."""
+    objective: AbstractObjective
+    """What is wanted of those probabilities."""
+    optimizer: OptimizerConfig
+    """Optimiser, learning rate and schedule."""
+    training: TrainingConfig
+    """Length, batch, precision, checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """TensorBoard, wandb, trackio."""
+
+
+def resolve_reference(run: RunConfig) -> ReferenceKind:
+    """The reference strategy of a run.
+
+    Raises:
+        ConfigError: the setting contradicts the objective or the kind of training.
+    """
+    adapter = run.model.trains_adapter
+    objective = components.kind_of(run.objective)
+    if run.reference == "auto":
+        if not run.objective.needs_reference:
+            return "none"
+        return "adapter_off" if adapter else "frozen_copy"
+    if run.reference == "none" and run.objective.needs_reference:
+        raise ConfigError(
+            f"reference is none, but the objective {objective} compares with a reference: "
+            f"use auto, adapter_off (LoRA) or frozen_copy"
+        )
+    if run.reference == "adapter_off" and not adapter:
+        raise ConfigError(
+            "reference is adapter_off, but model.lora is null: full fine-tuning changes the "
+            "network itself. Use reference: frozen_copy, or give model.lora a rank"
+        )
+    return run.reference
+
+
+def check(run: RunConfig) -> None:
+    """Raise ConfigError or ModelError for contradictions, before data or weights are opened."""
+    resolve_reference(run)
+    if run.training.precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "training.precision fp16 needs a CUDA device and there is none: use bf16 or float32"
+        )
+    if run.optimizer.warmup_steps >= run.training.optimizer_steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps is {run.optimizer.warmup_steps}, but training.optimizer_steps "
+            f"is {run.training.optimizer_steps}: the peak learning rate would never be reached"
+        )
+    check_optimizer(run.optimizer)
+    _check_trackers(run.tracking)
+    run.model.check()
+
+
+def _check_trackers(tracking: TrackingConfig) -> None:
+    from importlib.util import find_spec
+
+    for tracker in tracking.trackers:
+        if find_spec(tracker) is None:
+            raise ConfigError(
+                f"tracking.trackers names {tracker}, which is not installed: "
+                f"pip install 'diffalign[{tracker}]', or remove it"
+            )
+
+
+def build_accelerator(run: RunConfig) -> Accelerator:
+    """The accelerator of a run: its precision, its accumulation, its devices."""
+    # Counting by step and not by the end of a loader: sources have no end.
+    accumulation = GradientAccumulationPlugin(
+        num_steps=run.training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
+    )
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision={"float32": "no"}.get(run.training.precision, run.training.precision),
+        gradient_accumulation_plugin=accumulation,
+        log_with=list(run.tracking.trackers) or None,
+        project_dir=str(run.output),
+    )
+
+
+def build_source(run: RunConfig, *, skipped: Path | None) -> PairSource:
+    """The batches of a run on this rank; opening it reads no image."""
+    return PairSource.open(
+        run.data,
+        views=run.objective.views,
+        run_seed=run.seed,
+        pairs_per_device=run.training.samples_per_device,
+        timesteps=run.likelihood.timesteps,
+        schedule_length=run.model.noising().schedule_length,
+        skipped=skipped,
+    )
+
+
+def build_trainer(
+    run: RunConfig, accelerator: Accelerator, source: PairSource, console: Console
+) -> Trainer:
+    """Load the weights and assemble the trainer."""
+    model = run.model.load(
+        device=accelerator.device,
+        compute_dtype=COMPUTE_DTYPE[run.training.precision],
+        reference=resolve_reference(run),
+    )
+    return Trainer(
+        accelerator=accelerator,
+        model=model,
+        source=source,
+        likelihood=run.likelihood,
+        objective=run.objective,
+        optimizer=run.optimizer,
+        training=run.training,
+        identity={**identity(run), "model.fingerprint": model.fingerprint()},
+        output=run.output,
+        console=console,
+    )
+
+
+def identity(run: RunConfig) -> dict[str, Any]:
+    """What two runs must share for a checkpoint of one to serve the other, by dotted key."""
+    flat = _flatten(config.to_dict(run))
+    flat["reference"] = resolve_reference(run)
+    per_device = flat.pop("training.samples_per_device")
+    flat["samples per micro-batch over all devices"] = per_device * world.size()
+    free = {
+        "output",
+        "model.path",  # the fingerprint says what lies there
+        "data.workers",
+        "data.max_bad_fraction",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "training.log_every",
+        "training.max_bad_steps",
+    }
+    if run.optimizer.schedule == "constant":
+        free.add("training.optimizer_steps")
+    return {k: v for k, v in flat.items() if k not in free and not k.startswith("tracking.")}
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def plan(run: RunConfig) -> list[tuple[str, str]]:
+    """What the run is about to do, as pairs of heading and sentence."""
+    training, optimizer = run.training, run.optimizer
+    batch = training.samples_per_device * training.accumulation * world.size()
+    lines = [
+        ("model", run.model.describe()),
+        ("reference", resolve_reference(run)),
+        ("likelihood", run.likelihood.describe()),
+        ("objective", f"{components.kind_of(run.objective)}{_scale(run)}"),
+        (
+            "batch",
+            f"{batch} samples per step = {training.samples_per_device} per device x "
+            f"{training.accumulation} accumulated x {world.size()} processes",
+        ),
+        (
+            "optimiser",
+            f"{optimizer.kind}, lr {optimizer.lr:g} as written, {optimizer.schedule} after "
+            f"{optimizer.warmup_steps} warm-up steps, clipped at {optimizer.max_grad_norm}",
+        ),
+        ("length", f"{training.optimizer_steps} steps, {training.precision}"),
+    ]
+    return [(heading, text) for heading, text in lines if text]
+
+
+def _scale(run: RunConfig) -> str:
+    beta = getattr(run.objective, "beta", None)
+    return "" if beta is None else f", beta {beta:g}{run.likelihood.published_scale(beta)}"

@@ -1,0 +1,84 @@
+"""Several processes on this machine, for `diffalign train --processes N`.
+
+Unlike torchrun, which ends its workers when it is told to stop, this passes the signal on and waits:
+every process finishes its step, saves, and the command exits with 0.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import FrameType
+
+
+def launch(arguments: list[str], *, processes: int) -> int:
+    """Run `python -m diffalign ARGUMENTS` in a process group of PyTorch.
+
+    Args:
+        arguments: of the command line, without `--processes`.
+        processes: how many; on a machine with GPUs, at most one per GPU.
+
+    Returns:
+        0 if all processes ended well, else the first exit status that was not 0.
+    """
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "diffalign", *arguments],
+            env={
+                "OMP_NUM_THREADS": threads,
+                **os.environ,
+                **group,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+            },
+        )
+        for rank in range(processes)
+    ]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        # As SIGTERM: on Ctrl-C the children have had the terminal's own SIGINT, and a second one
+        # would mean "at once".
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(children)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; when one fails the others, who would wait for it for ever, are ended."""
+    waiting = set(children)
+    status = 0
+    while waiting:
+        for child in list(waiting):
+            try:
+                code = child.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
+            waiting.discard(child)
+            if code and not status:
+                status = code if code > 0 else 128 - code
+                for other in waiting:
+                    other.terminate()
+                    other.kill()
+    return status
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

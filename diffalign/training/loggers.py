@@ -1,0 +1,122 @@
+"""Where figures go: `metrics.jsonl` always, the screen, and trackers by config."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class JsonLines:
+    """One JSON object a line, flushed line by line.
+
+    `metrics.jsonl` holds only what a rerun reproduces; clock readings go to `timing.jsonl`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        """Append one row."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate_after(self, step: int) -> None:
+        """Forget rows of steps that a resumed run will do again, and a half-written last line."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] <= step:
+                kept.append(line)
+        self._path.write_text("".join(line + "\n" for line in kept))
+
+
+class TrainingProgress:
+    """Bar with rate, time left and the last figures; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, *, total: int, start: int, unit_per_step: int) -> None:
+        self._console = console
+        self._unit_per_step = unit_per_step
+        self._start, self._total = start, total
+        self._began = time.monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=start, rate="", figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    @property
+    def samples_per_second(self) -> float:
+        """Mean rate since the start of this process, in samples over all ranks."""
+        done = self._bar.tasks[0].completed - self._start
+        return done * self._unit_per_step / max(time.monotonic() - self._began, 1e-9)
+
+    def advance(self, step: int) -> None:
+        """One more optimiser step is done."""
+        rate = f"{self.samples_per_second:.1f} samples/s"
+        self._bar.update(self._task, completed=step, rate=rate)
+
+    def figures(self, step: int, row: Mapping[str, float]) -> None:
+        """Show the means of a logging interval."""
+        shown = "  ".join(f"{label} {row[name]:{spec}}" for name, label, spec in SHOWN if name in row)
+        self._bar.update(self._task, figures=shown)
+        if not self._console.is_terminal:
+            elapsed = time.monotonic() - self._began
+            left = (self._total - step) * elapsed / max(step - self._start, 1)
+            self._console.print(
+                f"step {step}/{self._total}  {shown}  "
+                f"{self.samples_per_second:.1f} samples/s  {_clock(left)} left",
+                highlight=False,
+            )
+
+
+SHOWN = (
+    ("loss", "loss", ".4f"),
+    ("accuracy", "accuracy", ".0%"),
+    ("drift/chosen", "chosen", "+.1e"),
+    ("drift/rejected", "rejected", "+.1e"),
+)
+"""Metric, label and format of what the progress line shows; the file has all of them."""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,112 @@
+"""One optimiser and its schedule, with nothing rescaled behind the user's back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffalign.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """One optimiser and its schedule."""
+
+    kind: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """AdamW (fused), its 8-bit form (the bitsandbytes extra), or Adafactor with a given learning
+    rate, as the SDXL launcher of DiffusionDPO uses it."""
+    lr: float
+    """Peak learning rate, applied as written: never rescaled by batch size or device count."""
+    betas: tuple[float, ...] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay; the value of DiffusionDPO's train.py."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after warm-up: stay, or fall to 0 at the last step."""
+    warmup_steps: int = 0
+    """Optimiser steps (not batches) of linear warm-up."""
+    max_grad_norm: float | None = 1.0
+    """Global L2 norm above which gradients are scaled down; null turns clipping off."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be greater than 0, got {self.lr}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {list(self.betas)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(
+                f"max_grad_norm must be greater than 0, got {self.max_grad_norm}; "
+                f"null turns clipping off"
+            )
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raise ConfigError if the optimiser's package is missing; nothing is allocated."""
+    if config.kind == "adamw_8bit":
+        _adamw_8bit()
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser over the trained parameters, in their given order."""
+    if config.kind == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            parameters,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            clip_threshold=1.0,
+            relative_step=False,
+            scale_parameter=False,
+        )
+    if config.kind == "adamw_8bit":
+        adamw = _adamw_8bit()
+    else:
+        adamw = torch.optim.AdamW
+    beta1, beta2 = config.betas
+    extra = {"fused": True} if config.kind == "adamw" else {}
+    return adamw(
+        parameters,
+        lr=config.lr,
+        betas=(beta1, beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        **extra,
+    )
+
+
+def build_schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, *, optimizer_steps: int
+) -> LRScheduler:
+    """The learning-rate schedule, to be stepped once per optimiser step on every rank alike."""
+    from diffusers.optimization import get_scheduler
+
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=optimizer_steps,
+    )
+
+
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "optimizer.kind adamw_8bit needs bitsandbytes: pip install 'diffalign[bitsandbytes]', "
+            "or set optimizer.kind=adamw"
+        ) from error
+    return AdamW8bit

@@ -1,0 +1,342 @@
+"""The loop: one for every method, family and source.
+
+It knows neither the model nor the loss. A step is `accumulation` micro-batches, each evaluated by
+the reference without gradient and by the policy with it, through the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.console import Console
+from torch import Tensor
+
+from diffalign import world
+from diffalign.data.source import AbstractSource
+from diffalign.errors import CheckpointError, TrainingError
+from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractTrainable
+from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
+from diffalign.training import checkpoint as checkpoints
+from diffalign.training.checkpoint import Checkpoint
+from diffalign.training.interruption import Interruption
+from diffalign.training.loggers import JsonLines, TrainingProgress
+from diffalign.training.metrics import Metrics
+from diffalign.training.optimizers import OptimizerConfig, build_optimizer, build_schedule
+from diffalign.training.weight_average import WeightAverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how large a batch, how precise, and what is kept."""
+
+    optimizer_steps: int
+    """Updates of the weights in the whole run."""
+    samples_per_device: int = 1
+    """Samples (pairs, for pairwise objectives) of one forward pass on one device."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step and device."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Autocast of policy and reference; trained weights and reductions stay in float32."""
+    checkpoint_every: int = 500
+    """Optimiser steps between checkpoints; the end of a run and an interruption save as well."""
+    keep_checkpoints: int = 2
+    """How many are kept; the oldest go first."""
+    log_every: int = 10
+    """Optimiser steps over which figures are averaged before they are written."""
+    max_bad_steps: int = 20
+    """The run stops after this many steps in a row whose loss or gradient was not finite; fp16
+    starts with a few while its loss scale settles."""
+    ema_decay: float | None = None
+    """Decay of the weight average that is exported instead of the last weights; null for none."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "optimizer_steps",
+            "samples_per_device",
+            "accumulation",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "max_bad_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+
+
+class Trainer:
+    """Runs the steps of one run and owns everything that a checkpoint holds."""
+
+    def __init__(
+        self,
+        *,
+        accelerator: Accelerator,
+        model: AbstractTrainable,
+        source: AbstractSource,
+        likelihood: AbstractLikelihood,
+        objective: AbstractObjective,
+        optimizer: OptimizerConfig,
+        training: TrainingConfig,
+        identity: Mapping[str, Any],
+        output: Path,
+        console: Console,
+    ) -> None:
+        """Assemble a run.
+
+        Args:
+            accelerator: made with this run's precision and accumulation.
+            model: loaded, on the accelerator's device.
+            source: of batches that `likelihood` takes and that offer `objective.views`.
+            likelihood, objective, optimizer, training: the sections of the config.
+            identity: what two runs must share for a checkpoint of one to serve the other.
+            output: the run folder.
+            console: silent on all ranks but the main one.
+        """
+        self.accelerator, self.model, self.source = accelerator, model, source
+        self.likelihood, self.objective = likelihood, objective
+        self.config, self.identity, self.output = training, identity, output
+        self.console = console
+        self.max_grad_norm = optimizer.max_grad_norm or float("inf")
+
+        self.parameters = [parameter for _, parameter in model.trained_parameters()]
+        raw_optimizer = build_optimizer(optimizer, self.parameters)
+        self.schedule = build_schedule(
+            optimizer, raw_optimizer, optimizer_steps=training.optimizer_steps
+        )
+        self.average = (
+            WeightAverage(model.trained_parameters(), decay=training.ema_decay)
+            if training.ema_decay is not None
+            else None
+        )
+        self.named_parameters = dict(model.trained_parameters())
+        model.network, self.optimizer = accelerator.prepare(model.network, raw_optimizer)
+
+        self.step = 0
+        self.bad_steps = 0
+        self.bad_in_a_row = 0
+        self.metrics = Metrics()
+        self.metrics_file = JsonLines(output / "metrics.jsonl")
+        self.timing_file = JsonLines(output / "timing.jsonl")
+
+    @property
+    def samples_per_step(self) -> int:
+        """The effective batch: samples over all devices and micro-batches of a step."""
+        return self.config.samples_per_device * self.config.accumulation * world.size()
+
+    def fit(self) -> bool:
+        """Train to the last step, or until a signal asks to stop.
+
+        Returns:
+            Whether the run is complete; if not, it was saved and can be resumed.
+
+        Raises:
+            TrainingError: too many steps in a row were not finite.
+            CheckpointError: the last checkpoint could not be written.
+        """
+        batches = iter(self.source)
+        progress = TrainingProgress(
+            self.console,
+            total=self.config.optimizer_steps,
+            start=self.step,
+            unit_per_step=self.samples_per_step,
+        )
+        with Interruption() as interruption, progress:
+            while self.step < self.config.optimizer_steps:
+                stop = self._train_step(batches, stop_requested=interruption.requested)
+                progress.advance(self.step)
+                if self.step % self.config.log_every == 0:
+                    self._log(progress)
+                last = stop or self.step == self.config.optimizer_steps
+                if last or self.step % self.config.checkpoint_every == 0:
+                    self._save(must_succeed=last)
+                if stop:
+                    break
+        return self.step == self.config.optimizer_steps
+
+    def _train_step(self, batches: Iterator[Any], *, stop_requested: bool) -> bool:
+        """One optimiser step; returns whether any rank was asked to stop."""
+        sample_ids: list[str] = []
+        finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
+        for _ in range(self.config.accumulation):
+            batch = next(batches)
+            sample_ids.extend(batch.sample_ids)
+            with self.accelerator.accumulate(self.model.network):
+                output = self._evaluate(batch)
+                self.accelerator.backward(output.loss.mean())
+            finite &= output.loss.detach().isfinite().all()
+            self.metrics.add({"loss": output.loss, **output.metrics})
+        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        finite &= torch.as_tensor(grad_norm).isfinite()
+        self.metrics.add({"grad_norm": torch.as_tensor(grad_norm)})
+
+        # The one read-back of a step: an optimiser must not move on a gradient that is not finite.
+        requested = torch.full_like(finite, stop_requested)
+        bad, stop = world.total(torch.stack([~finite, requested]).float()).tolist()
+        if not bad or self.accelerator.scaler is not None:
+            self.optimizer.step()  # under fp16 the loss scaler skips by itself, and shrinks
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.step += 1
+        if bad:
+            self._note_bad_step(sample_ids)
+        else:
+            self.bad_in_a_row = 0
+            self.metrics.commit()
+            if self.average is not None:
+                self.average.update()
+        return bool(stop)
+
+    def _evaluate(self, batch: Any) -> LossOutput:
+        """Reference first, then policy, on one prepared batch."""
+        prepared = self.likelihood.prepare(self.model, batch)
+        reference: Mapping[str, Tensor] = {}
+        with self.accelerator.autocast():
+            if self.objective.needs_reference:
+                with torch.no_grad(), self.model.reference():
+                    reference = self.likelihood.evaluate(self.model, prepared)
+            policy = self.likelihood.evaluate(self.model, prepared)
+        views = {name: Likelihoods(policy[name], reference.get(name)) for name in policy}
+        output = self.objective(views)
+        drift = {
+            f"drift/{name}": view.log_ratio.detach()
+            for name, view in views.items()
+            if view.reference is not None
+        }
+        return LossOutput(output.loss, {**output.metrics, **drift})
+
+    def _note_bad_step(self, sample_ids: list[str]) -> None:
+        self.metrics.discard()
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        everyone = gather_object(sample_ids)
+        self.console.print(
+            f"[yellow]step {self.step}: loss or gradient not finite, weights left as they were "
+            f"({self.bad_in_a_row} in a row, {self.bad_steps} in all)"
+        )
+        if self.bad_in_a_row >= self.config.max_bad_steps:
+            kept = checkpoints.checkpoints_in(self.output)
+            good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
+            raise TrainingError(
+                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is not finite "
+                f"(training.max_bad_steps); {good}. The last of them held the samples "
+                f"{', '.join(everyone)}. Lower optimizer.lr, or use precision bf16 or float32"
+            )
+
+    def _log(self, progress: TrainingProgress) -> None:
+        means = self.metrics.reduce()
+        lr = self.schedule.get_last_lr()[0]
+        row = {
+            "step": self.step,
+            "samples": self.step * self.samples_per_step,
+            **means,
+            "lr": lr,
+            "bad_steps": self.bad_steps,
+        }
+        if not self.accelerator.is_main_process:
+            return
+        self.metrics_file.write(row)
+        timing = {"step": self.step, "samples_per_second": progress.samples_per_second}
+        if torch.cuda.is_available():
+            timing["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.timing_file.write(timing)
+        self.accelerator.log({**row, **timing}, step=self.step)
+        progress.figures(self.step, means)
+
+    def _save(self, *, must_succeed: bool) -> None:
+        """Save; a periodic checkpoint that fails is reported and the run goes on."""
+        mine = {**checkpoints.random_state(), **_prefixed("metrics", self.metrics.state_dict())}
+        ranks = gather_object([{name: tensor.cpu() for name, tensor in mine.items()}])
+        failure = ""
+        if self.accelerator.is_main_process:
+            optimizer, optimizer_values = checkpoints.pack_optimizer(self.optimizer)
+            tensors = {"weights": self.named_parameters, "optimizer": optimizer}
+            if self.average is not None:
+                tensors["average"] = self.average.state_dict()
+            tensors |= {f"rank-{number}": state for number, state in enumerate(ranks)}
+            scaler = self.accelerator.scaler
+            state = {
+                "identity": self.identity,
+                "bad_steps": self.bad_steps,
+                "bad_in_a_row": self.bad_in_a_row,
+                "source": self.source.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "optimizer": optimizer_values,
+                "loss_scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            try:
+                checkpoints.save_checkpoint(
+                    self.output,
+                    Checkpoint(step=self.step, tensors=tensors, state=state),
+                    keep=self.config.keep_checkpoints,
+                )
+            except CheckpointError as error:
+                failure = str(error)
+        (failure,) = gather_object([failure])[:1]
+        if failure and must_succeed:
+            raise CheckpointError(failure)
+        if failure:
+            self.console.print(f"[red]{failure}. The run goes on", highlight=False)
+
+    def resume(self, path: Path) -> None:
+        """Continue exactly where a checkpoint of the same run was written.
+
+        Raises:
+            CheckpointError: it is damaged, or another run's; the first differing key is named.
+        """
+        saved = checkpoints.load_checkpoint(path)
+        refuse_other_run(path, saved.state["identity"], self.identity)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters.items():
+                parameter.copy_(saved.tensors["weights"][name])
+        checkpoints.unpack_optimizer(
+            self.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"]
+        )
+        if self.average is not None:
+            self.average.load_state_dict(saved.tensors["average"])
+        self.schedule.load_state_dict(saved.state["schedule"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved.state["loss_scaler"])
+        self.source.load_state_dict(saved.state["source"])
+        self.step = saved.step
+        self.bad_steps, self.bad_in_a_row = saved.state["bad_steps"], saved.state["bad_in_a_row"]
+        mine = saved.tensors[f"rank-{world.rank()}"]
+        checkpoints.restore_random_state(mine)
+        metrics = {name.partition("/")[2]: t for name, t in mine.items() if name.startswith("metrics/")}
+        self.metrics.load_state_dict(metrics, self.accelerator.device)
+        if self.accelerator.is_main_process:
+            self.metrics_file.truncate_after(self.step)
+            self.timing_file.truncate_after(self.step)
+
+    def export(self, folder: Path) -> None:
+        """Write the result for users: the weight average if there is one, else the weights."""
+        if self.accelerator.is_main_process:
+            self.model.export(folder, None if self.average is None else self.average.state_dict())
+        self.accelerator.wait_for_everyone()
+
+
+def refuse_other_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming the first key in which two runs differ.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved, ours: identities: flat mappings from dotted config keys to values.
+    """
+    for key in sorted({*saved, *ours}):
+        if saved.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{path}: this checkpoint belongs to another run: {key} was "
+                f"{saved.get(key)!r} there and is {ours.get(key)!r} here. Resume with that "
+                f"run's own config.yaml, or start afresh in another output folder"
+            )
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}

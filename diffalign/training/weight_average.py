@@ -1,0 +1,34 @@
+"""Exponential moving average of the trained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    """Follows the parameters: average <- decay * average + (1 - decay) * parameter."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], *, decay: float) -> None:
+        named = list(parameters)
+        self._parameters = [parameter for _, parameter in named]
+        self._names = [name for name, _ in named]
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
+        self._blend = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step towards the current parameters; call after each optimiser step."""
+        self._blend(self._average, [p.detach() for p in self._parameters], 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averages by parameter name."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from saved averages."""
+        for name, average in zip(self._names, self._average, strict=True):
+            average.copy_(state[name])
