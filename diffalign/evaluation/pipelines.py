@@ -1,0 +1,343 @@
+"""Open a model for drawing, and draw: one place where evaluation touches diffusers' pipelines.
+
+Whatever a person has is opened: a diffusers folder, a hub id, a single checkpoint file, an adapter
+with its base, or the folder of a training run. The noise of a picture is a function of its prompt
+and seed alone, so every model starts from the same noise, in whatever batches it draws.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import yaml
+from torch import Tensor
+
+from diffalign.errors import ConfigError, ModelError
+from diffalign.models.locate import AbstractLocation, locate
+from diffalign.seeding import cpu_generator, derive_seed
+
+DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+_INDEX = "model_index.json"
+_SCHEDULE = "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Where a model lies."""
+
+    path: str
+    """A diffusers folder, a hub id, a `.safetensors` checkpoint, or the folder of a training run,
+    whose result (`final`) is then drawn with."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub id."""
+    variant: str | None = None
+    """Which weight files to take where a folder has several, such as fp16."""
+    config: str | None = None
+    """For a single checkpoint, a folder or hub id of the same architecture."""
+    lora: Path | None = None
+    """An adapter for the model at `path`: a `.safetensors` file, or a folder that holds one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How a picture is drawn; the same for every model of a comparison."""
+
+    steps: int = 50
+    """Denoising steps."""
+    guidance: float = 5.0
+    """Classifier-free guidance scale; 1 or less turns guidance off. 5 is SDXL's usual value, 7.5
+    that of SD 1.5."""
+    scheduler: str | None = None
+    """Name of a diffusers scheduler, such as DDIM or EulerDiscrete; null keeps the model's own."""
+    eta: float = 0.0
+    """Noise that DDIM adds back at each step, 0 to 1; other schedulers ignore it."""
+    negative_prompt: str | None = None
+    """What to steer away from; null is the pipeline's own empty prompt."""
+    height: int | None = None
+    """Of the pictures, pixels; null is the model's own size."""
+    width: int | None = None
+    """Of the pictures, pixels; null is the model's own size."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+        for name, length in (("height", self.height), ("width", self.width)):
+            if length is not None and (length < 8 or length % 8):
+                raise ValueError(f"{name} must be a multiple of 8 pixels, got {length}")
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """A model that is known to be there, before its weights are read."""
+
+    location: AbstractLocation
+    lora: Path | None
+    """One `.safetensors` file."""
+
+    def fingerprint(self) -> str:
+        """Identifies the weights and their schedule: 16 hexadecimal digits."""
+        parts = [self.location.identity(name) for name in self._networks()]
+        parts.append(str(sorted(self.location.read_json(_SCHEDULE).items())))
+        if self.lora is not None:
+            parts.append(hashlib.blake2b(self.lora.read_bytes()).hexdigest())
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+    def check(self) -> None:
+        """Raise ModelError for whatever is missing, without reading weights."""
+        for name in self._networks():
+            self.location.check_weights(name)
+
+    def read(self, dtype: torch.dtype) -> Any:
+        """The pipeline, without safety checker and watermark."""
+        index = self.location.read_json(_INDEX)
+        name = index.get("_class_name")
+        pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
+        if pipeline is None:
+            raise ModelError(
+                f"{_INDEX} names the pipeline {name!r}, which this version of diffusers does not have"
+            )
+        options: dict[str, Any] = {"torch_dtype": dtype}
+        if "safety_checker" in index:
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        if "add_watermarker" in inspect.signature(pipeline.__init__).parameters:
+            options["add_watermarker"] = False
+        return self.location.load(pipeline, **options)
+
+    def _networks(self) -> list[str]:
+        """Names of the components that have weights, those that are not used left out."""
+        index = self.location.read_json(_INDEX)
+        return [
+            name
+            for name, origin in index.items()
+            if isinstance(origin, list)
+            and origin[0] is not None
+            and name.startswith(("unet", "transformer", "vae", "text_encoder"))
+        ]
+
+
+def locate_model(spec: ModelSpec) -> LocatedModel:
+    """Find a model's files; of a hub id, the configurations are fetched.
+
+    Raises:
+        ModelError: nothing of the kind is there, a part is missing, or it is a pickle.
+    """
+    run = Path(spec.path).expanduser()
+    lora = _lora_file(spec.lora) if spec.lora is not None else None
+    if _is_run(run):
+        final = run / "final"
+        if not final.is_dir():
+            raise ModelError(
+                f"{run}: this run has no folder named final, so it has not finished. "
+                f"Continue it with: diffalign train {run / 'config.yaml'} --resume"
+            )
+        if (final / _INDEX).is_file():
+            spec = ModelSpec(path=str(final))
+        elif lora is not None:
+            raise ModelError(f"{run} is itself a run that trained an adapter: leave lora out")
+        else:
+            spec, lora = _base_of_run(run), _lora_file(final)
+    elif (run / _LORA_FILE).is_file():
+        raise ModelError(f"{run} is an adapter: give it as lora, and its base as path")
+    location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
+    model = LocatedModel(location, lora)
+    model.check()
+    return model
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and not (folder / _INDEX).is_file()
+
+
+def _base_of_run(run: Path) -> ModelSpec:
+    """The model that a run started from, as its config names it."""
+    file = run / "config.yaml"
+    model = (yaml.safe_load(file.read_text()) or {}).get("model") or {}
+    if not model.get("path"):
+        raise ModelError(f"{file}: names no model.path, so the adapter's base is unknown")
+    return ModelSpec(**{key: model.get(key) for key in ("path", "revision", "variant", "config")})
+
+
+def _lora_file(path: Path) -> Path:
+    if path.is_dir():
+        candidates = sorted(path.glob("*.safetensors"))
+        named = [file for file in candidates if file.name == _LORA_FILE] or candidates
+        if len(named) != 1:
+            found = ", ".join(file.name for file in candidates) or "none"
+            raise ModelError(
+                f"{path}: expected {_LORA_FILE} or one .safetensors file, found {found}"
+            )
+        return named[0]
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such adapter")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: adapters are read from .safetensors only, never from pickles")
+    return path
+
+
+def choose_device(name: str) -> torch.device:
+    """The named device, or for `auto` the best that this machine has."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """The named type, or for `auto` half precision where the device is a GPU."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def sampler_settings(sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Everything beside model, prompt and seed that shapes a picture, as a manifest keeps it."""
+    return {**asdict(sampler), "dtype": str(dtype).removeprefix("torch.")}
+
+
+class TextToImage:
+    """One opened model with one way of sampling."""
+
+    def __init__(self, pipeline: Any, sampler: SamplerConfig) -> None:
+        self.pipeline = pipeline
+        self.sampler = sampler
+        self._embeddings: dict[str, dict[str, Tensor]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        model: LocatedModel,
+        sampler: SamplerConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> TextToImage:
+        """Read the weights: no pickles, no code from the model's folder, no safety checker, no
+        watermark.
+
+        Raises:
+            ModelError: the files do not make a text-to-image pipeline.
+            ConfigError: the sampler names no scheduler of diffusers.
+        """
+        try:
+            pipeline = model.read(dtype)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{model.location}: cannot be opened as a pipeline: {error}"
+            ) from error
+        if sampler.scheduler is not None:
+            cls_ = _scheduler_class(sampler.scheduler)
+            pipeline.scheduler = cls_.from_config(pipeline.scheduler.config)
+        if model.lora is not None:
+            _add_lora(pipeline, model.lora, dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        return cls(pipeline.to(device), sampler)
+
+    def truncated(self, texts: Iterable[str]) -> list[str]:
+        """The prompts that are longer than the text encoder reads."""
+        tokenizer = self.pipeline.tokenizer
+        limit = tokenizer.model_max_length
+        return [text for text in texts if len(tokenizer(text).input_ids) > limit]
+
+    @torch.inference_mode()
+    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Draw one picture a row; a row does not depend on its neighbours beyond float rounding.
+
+        Args:
+            texts: prompts, n of them.
+            seeds: one per prompt.
+
+        Returns:
+            Shape [n, 3, H, W], float32 in [-1, 1], on the CPU; not finite where the model broke.
+        """
+        generators = [
+            cpu_generator(derive_seed("picture", text, seed))
+            for text, seed in zip(texts, seeds, strict=True)
+        ]
+        shape = self._latent_shape()
+        latents = torch.stack([torch.randn(shape, generator=item) for item in generators])
+        images = self.pipeline(
+            **self._conditions(texts),
+            latents=latents.to(self.pipeline.device, self.pipeline.unet.dtype),
+            generator=generators,  # for schedulers that add noise at each step
+            num_inference_steps=self.sampler.steps,
+            guidance_scale=self.sampler.guidance,
+            eta=self.sampler.eta,
+            height=self.sampler.height,
+            width=self.sampler.width,
+            output_type="pt",
+        ).images
+        return images.float().cpu() * 2 - 1
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        unet, factor = self.pipeline.unet.config, self.pipeline.vae_scale_factor
+        height, width = (
+            length // factor if length else unet.sample_size
+            for length in (self.sampler.height, self.sampler.width)
+        )
+        return unet.in_channels, height, width
+
+    def _conditions(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings of a batch. Those of the batch before are kept, since a prompt's pictures
+        stand together."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        kept = {text: self._embeddings[text] for text in texts if text in self._embeddings}
+        self._embeddings = kept | (self._encode(new) if new else {})
+        rows = [self._embeddings[text] for text in texts]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _encode(self, texts: list[str]) -> dict[str, dict[str, Tensor]]:
+        negative = self.sampler.negative_prompt
+        encoded = self.pipeline.encode_prompt(
+            prompt=texts,
+            device=self.pipeline.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=self.sampler.guidance > 1,
+            negative_prompt=None if negative is None else [negative] * len(texts),
+        )
+        names = (
+            "prompt_embeds",
+            "negative_prompt_embeds",
+            "pooled_prompt_embeds",
+            "negative_pooled_prompt_embeds",
+        )  # SD 1.5 returns the first two only
+        given = [
+            (name, rows) for name, rows in zip(names, encoded, strict=False) if rows is not None
+        ]
+        return {text: {name: rows[i] for name, rows in given} for i, text in enumerate(texts)}
+
+
+def _scheduler_class(name: str) -> Any:
+    known: Mapping[str, Any] = {
+        found.removesuffix("Scheduler"): getattr(diffusers, found)
+        for found in dir(diffusers)
+        if found.endswith("Scheduler") and not found.startswith("Flax")
+    }
+    short = name.removesuffix("Scheduler")
+    if short in known and inspect.isclass(known[short]):
+        return known[short]
+    nearest = difflib.get_close_matches(short, known, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    raise ConfigError(f"sampler.scheduler: diffusers has no {name!r}.{hint}")
+
+
+def _add_lora(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
+    if not pipeline.get_active_adapters():
+        raise ModelError(f"{file}: changes no layer of this base: it was made for another model")
+    if dtype == torch.float32:
+        # Half precision would round away much of a small change, so there it stays separate.
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()

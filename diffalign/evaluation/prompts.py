@@ -1,0 +1,121 @@
+"""The prompts of an evaluation: from a list of a config or from a file, each with a stable name."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffalign.errors import DataError
+
+_COLUMNS = ("prompt", "caption", "text")
+"""Names of the column that holds the prompt, in any case, the first found wins."""
+_SLUG_LETTERS = 40
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to draw."""
+
+    text: str
+
+    @property
+    def prompt_id(self) -> str:
+        """A file name's part: readable words, then a digest of the whole text.
+
+        It depends on nothing but the text, so prompts may be added, removed and reordered between
+        runs without any picture changing its name.
+        """
+        words = re.sub(r"[^a-z0-9]+", "-", self.text.lower())[:_SLUG_LETTERS].strip("-")
+        digest = hashlib.blake2b(self.text.encode(), digest_size=4).hexdigest()
+        return f"{words}-{digest}" if words else digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Where the prompts come from: a file, or the texts themselves."""
+
+    file: Path | None = None
+    """`.txt` with one prompt a line, `.tsv` or `.csv` with a column named prompt, caption or text,
+    or `.jsonl` with such a key."""
+    texts: tuple[str, ...] = ()
+    """The prompts themselves."""
+    limit: int | None = None
+    """Use the first so many only; null uses all."""
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (not self.texts):
+            raise ValueError("give either file or texts: the prompts come from one of them")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1, got {self.limit}")
+
+
+def read_prompts(config: PromptsConfig) -> list[Prompt]:
+    """Prompts in the order of their source; blank and repeated ones are left out.
+
+    Raises:
+        DataError: the file is missing, of an unknown kind, has no prompt column, or no prompt.
+    """
+    source = config.file or "prompts.texts"
+    texts = config.texts if config.file is None else _read(config.file)
+    clean = (text.strip() for text in texts)
+    unique = [Prompt(text) for text in dict.fromkeys(clean) if text]
+    if not unique:
+        raise DataError(f"{source}: holds no prompt")
+    return unique[: config.limit]
+
+
+def _read(path: Path) -> Iterable[str]:
+    readers = {".txt": _lines, ".tsv": _table, ".csv": _table, ".jsonl": _json_lines}
+    if path.suffix not in readers:
+        raise DataError(
+            f"{path}: prompts are read from {', '.join(readers)}, not from "
+            f"{path.suffix or 'a file without an ending'}"
+        )
+    try:
+        return list(readers[path.suffix](path))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such prompt file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    return iter(path.read_text(encoding="utf-8-sig").splitlines())
+
+
+def _table(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".tsv":
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            rows = csv.DictReader(file)
+        column = _prompt_column(rows.fieldnames or (), path)
+        yield from (row[column] or "" for row in rows)
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: line {number} must be an object with a key named prompt")
+        yield str(row[_prompt_column(row, path)])
+
+
+def _prompt_column(names: Iterable[str], path: Path) -> str:
+    by_lower = {name.lower(): name for name in reversed(list(names))}
+    for column in _COLUMNS:
+        if column in by_lower:
+            return by_lower[column]
+    raise DataError(
+        f"{path}: no column named {', '.join(_COLUMNS)} (columns: {', '.join(by_lower.values())})"
+    )
