@@ -2,7 +2,7 @@
 # Format, lint, types and the whole test suite; no network and no GPU needed.
 #   bash scripts/test.sh [pytest arguments]
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" dev
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-}"
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # one per test worker
 
 ruff format --check .

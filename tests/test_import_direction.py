@@ -1,0 +1,79 @@
+"""Who may import whom: the order of docs/architecture.md, section 8, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffalign"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+BASE = {"errors", "shapes", "seeding", "world", "config", "components"}
+ALLOWED = {
+    **{name: BASE for name in BASE},
+    "__init__": set(),
+    "objectives": {"world", "shapes"},
+    "scorers": BASE,
+    "models": BASE | {"data"},
+    "data": BASE,
+    "likelihoods": BASE | {"objectives", "models", "data"},
+    "cache": BASE | {"models", "data"},
+    "rollouts": BASE | {"models", "data", "scorers", "cache"},
+    "evaluation": BASE | {"models", "data", "scorers"},
+    "playground": BASE | {"data", "scorers", "models"},
+}
+ALLOWED["training"] = set(ALLOWED) - {"playground", "__init__"} | {"objectives"}
+ALLOWED["jobs"] = set(ALLOWED) | {"training"}
+ALLOWED["cli"] = set(ALLOWED) | {"jobs"}
+ALLOWED["__main__"] = {"cli"}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything a module imports, at any depth of it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def folder_of(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "diffalign" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_lies_below_it(path):
+    home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    above = {
+        name
+        for name in imported(path)
+        if (folder := folder_of(name)) not in (None, home, "__version__")
+        and folder not in ALLOWED[home]
+    }
+    assert not above, f"{home} must not import {sorted(above)}"
+
+
+def test_only_training_and_jobs_import_accelerate():
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in MODULES
+        if any(name.split(".")[0] == "accelerate" for name in imported(path))
+    }
+    assert importers <= {"training", "jobs"}
+
+
+def test_importing_objectives_loads_neither_diffusers_nor_transformers():
+    code = (
+        "import sys, diffalign.objectives.dpo\n"
+        "print([m for m in ('diffusers', 'transformers', 'accelerate') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

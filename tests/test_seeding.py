@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from diffalign.seeding import (
+    TimestepSampling,
+    derive_seed,
+    noise_from_seeds,
+    unit_interval,
+)
+
+
+def test_seeds_are_the_same_on_every_machine():
+    # Pinned: a change would silently change every run that is resumed or compared.
+    assert derive_seed(0, "pair-1", 3, "noise") == 8160806893366416012
+    assert derive_seed(0, "pair-1", 3) != derive_seed(0, "pair-1", 4)
+
+
+def test_parts_do_not_run_together():
+    assert derive_seed("ab", "c") != derive_seed("a", "bc")
+
+
+def test_numbers_are_uniform():
+    values = torch.tensor([unit_interval(7, i) for i in range(4000)])
+    assert 0 <= values.min() and values.max() < 1
+    assert values.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_noise_of_a_row_does_not_depend_on_the_others():
+    together = noise_from_seeds([3, 5, 8], (2, 4, 4))
+    assert torch.equal(noise_from_seeds([8], (2, 4, 4))[0], together[2])
+
+
+def test_uniform_timesteps_cover_the_schedule_evenly():
+    sampling = TimestepSampling()
+    drawn = [sampling.draw(0, f"s{i}", 0, schedule_length=1000) for i in range(4000)]
+    assert 0 <= min(drawn) and max(drawn) < 1000
+    quarters = Counter(int(t // 250) for t in drawn)
+    assert all(900 < quarters[q] < 1100 for q in range(4))
+
+
+def test_a_range_is_respected():
+    sampling = TimestepSampling(low=200, high=300)
+    drawn = [sampling.draw(0, f"s{i}", 0, schedule_length=1000) for i in range(200)]
+    assert 200 <= min(drawn) and max(drawn) < 300
+
+
+def test_strata_visit_every_part_once_per_cycle():
+    sampling = TimestepSampling(strata=8)
+    drawn = [sampling.draw(1, "sample", k, schedule_length=1000) for k in range(8)]
+    assert sorted(int(t // 125) for t in drawn) == list(range(8))
+
+
+def test_listed_values_are_the_only_ones():
+    sampling = TimestepSampling(values=(249, 499, 749, 999))
+    drawn = Counter(sampling.draw(0, f"s{i}", 0, schedule_length=1000) for i in range(400))
+    assert set(drawn) == {249.0, 499.0, 749.0, 999.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"low": 5, "high": 5}, "0 <= low < high"),
+        ({"strata": 0}, "strata must be at least 1"),
+        ({"values": (1,), "high": 10}, "exclude each other"),
+    ],
+)
+def test_contradictions_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TimestepSampling(**fields)
+
+
+def test_a_range_beyond_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="the schedule has 1000 timesteps"):
+        TimestepSampling(high=1001).draw(0, "s", 0, schedule_length=1000)
