@@ -1,0 +1,69 @@
+"""What a denoiser is told beside the noisy latent and the time."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.models.placement import send
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How n images were cut from their files, in pixels."""
+
+    original_sizes: Tensor
+    """Int64 [n, 2], (height, width) of the file."""
+    crop_corners: Tensor
+    """Int64 [n, 2], (top, left) of the crop in the resized image."""
+    target_size: tuple[int, int]
+    """(height, width) of the images that the network sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEmbeddings:
+    """n encoded prompts."""
+
+    hidden_states: Tensor
+    """One vector per token, shape [n, tokens, width]."""
+    pooled: Tensor | None = None
+    """One vector per prompt, shape [n, pooled width], for backbones that take one."""
+
+    def rows(self, index: Tensor) -> PromptEmbeddings:
+        """The prompts at `index`, an int64 tensor [m] on the same device; repeats are fine."""
+        return PromptEmbeddings(
+            hidden_states=self.hidden_states[index],
+            pooled=None if self.pooled is None else self.pooled[index],
+        )
+
+
+class AbstractConditioner(abc.ABC):
+    """The text encoders of a backbone and the form in which its network wants to hear of them."""
+
+    @abc.abstractmethod
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Encode n prompts, each anew, as the backbone's own pipeline would.
+
+        A dropped caption is the empty prompt, encoded like any other.
+        """
+
+    @abc.abstractmethod
+    def arguments(self, embeddings: PromptEmbeddings, framing: Framing) -> Mapping[str, Any]:
+        """Keyword arguments of the network's forward beside latent and time; rows match."""
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
+    """Prompts cut and padded to the tokenizer's own length, int64 [n, tokens]."""
+    ids: Tensor = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return send(ids, device)

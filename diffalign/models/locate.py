@@ -1,0 +1,283 @@
+"""Where a model's weights come from: a diffusers folder, a hub id, or a single checkpoint file.
+
+Only safetensors are read, unless a flag says otherwise: reading a pickle runs what its author put
+into it.
+"""
+
+from __future__ import annotations
+
+import abc
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+from diffalign.errors import ModelError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_BLOCK, _BLOCKS = 4096, 64
+
+
+class AbstractLocation(abc.ABC):
+    """Where configurations and weights are read from."""
+
+    @abc.abstractmethod
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A configuration of the model, for example `unet/config.json`.
+
+        Raises:
+            ModelError: it is missing, cannot be fetched, or is no JSON object.
+        """
+
+    @abc.abstractmethod
+    def check_weights(self, component: str) -> None:
+        """Raise ModelError if the weights of a component are known to be missing or pickled."""
+
+    @abc.abstractmethod
+    def load(self, pipeline: Any, **components: Any) -> Any:
+        """Read weights in float32, on the CPU.
+
+        Args:
+            pipeline: a diffusers pipeline class.
+            components: taken as they are instead of being read.
+
+        Returns:
+            The assembled pipeline.
+        """
+
+    @abc.abstractmethod
+    def identity(self, component: str) -> str:
+        """Tells the weights of a component from others without reading them all."""
+
+
+@dataclass(frozen=True)
+class Folder(AbstractLocation):
+    """A folder in the layout that diffusers' `save_pretrained` writes."""
+
+    path: Path
+    variant: str | None = None
+    allow_pickle: bool = False
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            found = ", ".join(sorted(entry.name for entry in self.path.iterdir())) or "nothing"
+            raise ModelError(
+                f"{self.path} has no {name} (it holds: {found}). A model folder is what diffusers' "
+                f"save_pretrained writes: model_index.json, unet/, vae/, scheduler/, text encoders "
+                f"and tokenizers"
+            )
+        return _parse(file)
+
+    def check_weights(self, component: str) -> None:
+        if self._weights(component) or self.allow_pickle:
+            return
+        folder = self.path / component
+        files = sorted(file.name for file in folder.iterdir() if file.is_file())
+        pickles = [name for name in files if name.endswith(_PICKLES)]
+        if pickles:
+            raise ModelError(_pickle_refusal(f"{folder} holds {', '.join(pickles)}"))
+        wanted = f"*.{self.variant}.safetensors" if self.variant else "*.safetensors"
+        raise ModelError(
+            f"{folder} has no weights: there is no {wanted} in it (it holds: {', '.join(files)})"
+        )
+
+    def load(self, pipeline: Any, **components: Any) -> Any:
+        return pipeline.from_pretrained(
+            self.path,
+            variant=self.variant,
+            use_safetensors=None if self.allow_pickle else True,
+            local_files_only=True,
+            **components,
+        )
+
+    def identity(self, component: str) -> str:
+        files = self._weights(component) or sorted((self.path / component).glob("*.bin"))
+        return "+".join(_digest(file) for file in files)
+
+    def _weights(self, component: str) -> list[Path]:
+        marker = "" if self.variant is None else f".{self.variant}"
+        pattern = re.compile(rf"[^.]+{re.escape(marker)}(-\d+-of-\d+)?\.safetensors")
+        return sorted(
+            file
+            for file in (self.path / component).glob("*.safetensors")
+            if pattern.fullmatch(file.name)
+        )
+
+
+@dataclass(frozen=True)
+class Hub(AbstractLocation):
+    """A repository of the Hugging Face hub in the same layout; files are cached once fetched."""
+
+    name: str
+    revision: str | None = None
+    variant: str | None = None
+    allow_pickle: bool = False
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return _parse(Path(hf_hub_download(self.name, name, revision=self.revision)))
+        except (OSError, ValueError) as error:
+            raise self._unreachable(name, error) from error
+
+    def check_weights(self, component: str) -> None:
+        """Nothing is known before the download, which asks for safetensors alone."""
+
+    def load(self, pipeline: Any, **components: Any) -> Any:
+        try:
+            return pipeline.from_pretrained(
+                self.name,
+                revision=self.revision,
+                variant=self.variant,
+                use_safetensors=None if self.allow_pickle else True,
+                **components,
+            )
+        except OSError as error:
+            raise self._unreachable("safetensors weights", error) from error
+
+    def identity(self, component: str) -> str:
+        """The commit, where the cache knows it: a branch name may mean other weights tomorrow."""
+        cached = try_to_load_from_cache(self.name, "model_index.json", revision=self.revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else self.revision
+        return f"{self.name}@{commit}/{component}/{self.variant}"
+
+    def _unreachable(self, what: str, error: Exception) -> ModelError:
+        where = self.name + (f" at revision {self.revision}" if self.revision else "")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return ModelError(
+            f"cannot get {what} of {where} from the hub: {reason}. If a local folder was meant, "
+            f"there is no {Path(self.name).absolute()}; for a gated model log in with "
+            f"`hf auth login`; without a network, give the path of a downloaded folder"
+        )
+
+
+@dataclass(frozen=True)
+class SingleFile(AbstractLocation):
+    """One checkpoint in the original layout; its configuration comes from elsewhere."""
+
+    path: Path
+    config: Folder | Hub
+    """A model of the same architecture: configurations, tokenizers and schedule are read there."""
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return self.config.read_json(name)
+
+    def check_weights(self, component: str) -> None:
+        """A single file holds all components; what it lacks shows when it is read."""
+
+    def load(self, pipeline: Any, **components: Any) -> Any:
+        config = self.config.path if isinstance(self.config, Folder) else self.config.name
+        options: dict[str, Any] = {"local_files_only": isinstance(self.config, Folder)}
+        if isinstance(self.config, Hub) and self.config.revision is not None:
+            options["revision"] = self.config.revision
+        return pipeline.from_single_file(
+            str(self.path), config=str(config), **options, **components
+        )
+
+    def identity(self, component: str) -> str:
+        return _digest(self.path)
+
+
+def locate(
+    path: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    config: str | None = None,
+    allow_pickle: bool = False,
+) -> AbstractLocation:
+    """Decide what a path names, without reading weights.
+
+    Args:
+        path: a folder, a `.safetensors` file, or a hub id such as `owner/name`.
+        revision: branch, tag or commit of a hub id.
+        variant: part of the weights' file names, such as `fp16`.
+        config: for a single file, a folder or hub id of the same architecture.
+        allow_pickle: read pickled weights where there are no others.
+
+    Raises:
+        ModelError: nothing is there, it is a pickle, or the settings do not go together.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        return _single_file(local, config, revision, allow_pickle)
+    if config is not None:
+        raise ModelError(
+            f"config is {config!r}, but {path} is no single checkpoint file: a folder or hub id "
+            f"brings its own configuration, leave config out"
+        )
+    return _folder_or_hub(path, revision, variant, allow_pickle)
+
+
+def _folder_or_hub(
+    path: str, revision: str | None, variant: str | None, allow_pickle: bool
+) -> Folder | Hub:
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if revision is not None:
+            raise ModelError(
+                f"revision is {revision!r}, but {path} is a local folder: leave it out"
+            )
+        return Folder(local, variant, allow_pickle)
+    looks_like_file = local.parent.is_dir() or local.suffix == ".safetensors"
+    if _HUB_ID.fullmatch(path) and not looks_like_file:
+        return Hub(path, revision, variant, allow_pickle)
+    siblings = [entry.name for entry in local.parent.iterdir()] if local.parent.is_dir() else []
+    nearest = difflib.get_close_matches(local.name, siblings, n=1)
+    hint = f" Did you mean {local.parent / nearest[0]}?" if nearest else ""
+    raise ModelError(
+        f"there is no {path}. Give a diffusers folder, a .safetensors checkpoint, or a hub id of "
+        f"the form owner/name.{hint}"
+    )
+
+
+def _single_file(
+    path: Path, config: str | None, revision: str | None, allow_pickle: bool
+) -> SingleFile:
+    if path.suffix != ".safetensors" and not allow_pickle:
+        if path.suffix in _PICKLES:
+            raise ModelError(_pickle_refusal(str(path)))
+        raise ModelError(f"{path} is a file, but not a .safetensors checkpoint")
+    if config is None:
+        raise ModelError(
+            f"{path} is a single checkpoint file and holds no configuration. Set config to a "
+            f"diffusers folder or hub id of the same architecture, for example "
+            f"stabilityai/stable-diffusion-xl-base-1.0"
+        )
+    return SingleFile(path, _folder_or_hub(config, revision, None, allow_pickle=False))
+
+
+def _pickle_refusal(given: str) -> str:
+    return (
+        f"{given}: a pickle, which can run any code when it is read. Convert it on a machine that "
+        f"may be lost, with diffusers' save_pretrained(folder, safe_serialization=True), or, if "
+        f"you trust where it comes from, set allow_pickle to true"
+    )
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} must hold a JSON object, and holds a {type(content).__name__}")
+    return content
+
+
+def _digest(file: Path) -> str:
+    """Of the size and 64 evenly spaced blocks: milliseconds for 10 GB, and no fine-tune of a model
+    leaves all of these blocks as they were."""
+    size = file.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+    with file.open("rb") as stream:
+        for block in range(_BLOCKS):
+            stream.seek(max(size - _BLOCK, 0) * block // (_BLOCKS - 1))
+            digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""Fixtures for all tests: tiny randomly initialised models, and batches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.data.batches import ImageBatch
+from diffalign.seeding import derive_seed
+from tests.tiny_models import write_sd15, write_sdxl
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1.5 folder of some 100 kB that predicts epsilon."""
+    return write_sd15(tmp_path_factory.mktemp("models") / "sd15")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same that predicts velocity."""
+    return write_sd15(tmp_path_factory.mktemp("models") / "sd15_v", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion XL folder of some 100 kB that predicts epsilon."""
+    return write_sdxl(tmp_path_factory.mktemp("models") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same that predicts velocity, at zero terminal signal-to-noise ratio."""
+    return write_sdxl(tmp_path_factory.mktemp("models") / "sdxl_v", prediction_type="v_prediction")
+
+
+@pytest.fixture
+def make_pairs() -> Callable[..., ImageBatch]:
+    """Makes batches of random image pairs; a row depends on its sample id alone."""
+
+    def make(*sample_ids: str, size: int = 32) -> ImageBatch:
+        def images(view: str) -> torch.Tensor:
+            rows = [
+                torch.rand(
+                    (3, size, size),
+                    generator=torch.Generator().manual_seed(derive_seed(sample_id, view)),
+                )
+                for sample_id in sample_ids
+            ]
+            return torch.stack(rows) * 2 - 1
+
+        def small_ints(view: str, what: str, limit: int) -> torch.Tensor:
+            rows = [
+                [derive_seed(sample_id, view, what, axis) % limit for axis in "hw"]
+                for sample_id in sample_ids
+            ]
+            return torch.tensor(rows)
+
+        views = ("chosen", "rejected")
+        return ImageBatch(
+            sample_ids=sample_ids,
+            prompts=tuple(f"a {sample_id}" for sample_id in sample_ids),
+            images={view: images(view) for view in views},
+            original_sizes={view: 512 + small_ints(view, "size", 512) for view in views},
+            crop_corners={view: small_ints(view, "crop", 8) for view in views},
+            timesteps=torch.tensor(
+                [derive_seed(sample_id, "t") % 10_000 / 10 for sample_id in sample_ids],
+                dtype=torch.float64,
+            ),
+            noise_seeds=tuple(derive_seed(sample_id, "noise") for sample_id in sample_ids),
+            encoding_seeds={
+                view: tuple(derive_seed(sample_id, view, "vae") for sample_id in sample_ids)
+                for view in views
+            },
+        )
+
+    return make

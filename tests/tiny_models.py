@@ -1,0 +1,140 @@
+"""Randomly initialised models with the architecture of the real ones, in some 100 kB each."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+WIDTH = 8
+TOKENS = 16
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    """Letters, digits and punctuation; every word is spelled out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    tokens = [*characters, *(f"{c}</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+
+
+def _text_config(tokenizer: CLIPTokenizer, **changes: Any) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **changes,
+    )
+
+
+def _autoencoder() -> AutoencoderKL:
+    """Factor 8, as the real ones: 32 pixels become 4 latents."""
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=32,
+        scaling_factor=0.5,
+    )
+
+
+def _unet(**changes: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(WIDTH, 2 * WIDTH),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        dropout=0.1,  # must make no difference
+        **changes,
+    )
+
+
+def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+    """Write a Stable Diffusion 1.5 pipeline; its schedule is the real one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = _tokenizer(folder / "tokenizer")
+        pipeline = StableDiffusionPipeline(
+            vae=_autoencoder(),
+            text_encoder=CLIPTextModel(_text_config(tokenizer)),
+            tokenizer=tokenizer,
+            unet=_unet(cross_attention_dim=WIDTH),
+            scheduler=DDIMScheduler(
+                **SCHEDULE,
+                clip_sample=False,
+                set_alpha_to_one=False,
+                prediction_type=prediction_type,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+    """Write a Stable Diffusion XL pipeline; velocity comes with zero terminal SNR."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = _tokenizer(folder / "tokenizer")
+        pipeline = StableDiffusionXLPipeline(
+            vae=_autoencoder(),
+            text_encoder=CLIPTextModel(_text_config(tokenizer)),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, hidden_act="gelu")),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=_unet(
+                cross_attention_dim=2 * WIDTH,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=WIDTH,
+                projection_class_embeddings_input_dim=WIDTH + 6 * WIDTH,
+                transformer_layers_per_block=(1, 2),
+                use_linear_projection=True,
+            ),
+            scheduler=EulerDiscreteScheduler(
+                **SCHEDULE,
+                prediction_type=prediction_type,
+                rescale_betas_zero_snr=prediction_type == "v_prediction",
+            ),
+        )
+        pipeline.save_pretrained(folder)
+    return folder
