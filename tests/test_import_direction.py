@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "diffalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"errors", "shapes", "seeding", "world", "config", "components"}
 ALLOWED = {
-    **{name: BASE for name in BASE},
+    **dict.fromkeys(BASE, BASE),
     "__init__": set(),
     "objectives": {"world", "shapes"},
     "scorers": BASE,

@@ -14,9 +14,7 @@ from diffalign.training.build import RunConfig
 from diffalign.training.card import write_model_card
 
 
-def run(
-    run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = None
-) -> Path | None:
+def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = None) -> Path | None:
     """Train, or with `dry_run` stop after all checks.
 
     Args:
@@ -78,7 +76,7 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
     console.print(
         f"[green]Trained {trainer.step} steps; the model is in {final}[/green]\n"
         f"Compare it with its base on your prompts:\n"
-        f"  diffalign generate models.base={run_config.model.path} "
+        f"  diffalign generate models.base={getattr(run_config.model, 'path', 'BASE')} "
         f"models.aligned={run_config.output} prompts=PROMPTS.txt output=OUT --grid"
     )
     return final

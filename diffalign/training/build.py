@@ -15,7 +15,9 @@ from diffalign import components, config, world
 from diffalign.data.loader import DataConfig, PairSource
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.likelihoods.denoising import Denoising
 from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.objectives.base import AbstractObjective
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
 from diffalign.training.trainer import Trainer, TrainingConfig
@@ -129,7 +131,16 @@ def build_accelerator(run: RunConfig) -> Accelerator:
 
 
 def build_source(run: RunConfig, *, skipped: Path | None) -> PairSource:
-    """The batches of a run on this rank; opening it reads no image."""
+    """The batches of a run on this rank; opening it reads no image.
+
+    Raises:
+        ConfigError: the likelihood cannot measure what the model makes.
+    """
+    if not isinstance(run.likelihood, Denoising) or not isinstance(run.model, AbstractDiffusion):
+        raise ConfigError(
+            f"likelihood {components.kind_of(run.likelihood)} does not measure what model "
+            f"{components.kind_of(run.model)} makes: a diffusion model goes with denoising"
+        )
     return PairSource.open(
         run.data,
         views=run.objective.views,

@@ -21,12 +21,15 @@ def write_model_card(run: RunConfig, metrics: Path) -> Path:
     Returns:
         The path of the card.
     """
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    head = {"library_name": "diffusers", "tags": ["diffalign", "preference-optimization"]}
-    if run.model.trains_adapter:
-        head["tags"].append("lora")
+    rows = (
+        [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    )
+    tags = ["diffalign", "preference-optimization", *["lora"] * run.model.trains_adapter]
+    head = {"library_name": "diffusers", "tags": tags}
     settings = "\n".join(f"- **{heading}**: {text}" for heading, text in plan(run))
-    figures = "\n".join(f"| {name} | {value:.6g} |" for name, value in rows[-1].items()) if rows else ""
+    figures = (
+        "\n".join(f"| {name} | {value:.6g} |" for name, value in rows[-1].items()) if rows else ""
+    )
     table = f"\n## Last figures\n\n| figure | value |\n|---|---|\n{figures}\n" if figures else ""
     resolved = yaml.safe_dump(config.to_dict(run), sort_keys=False, allow_unicode=True)
     card = run.output / "README.md"

@@ -1,6 +1,6 @@
 """Several processes on this machine, for `diffalign train --processes N`.
 
-Unlike torchrun, which ends its workers when it is told to stop, this passes the signal on and waits:
+Unlike torchrun, which ends its workers when told to stop, this passes the signal on and waits:
 every process finishes its step, saves, and the command exits with 0.
 """
 
@@ -51,7 +51,9 @@ def launch(arguments: list[str], *, processes: int) -> int:
         for child in children:
             child.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         return _wait(children)
     finally:

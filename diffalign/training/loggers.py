@@ -26,26 +26,26 @@ class JsonLines:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def write(self, row: Mapping[str, float | int]) -> None:
         """Append one row."""
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def truncate_after(self, step: int) -> None:
         """Forget rows of steps that a resumed run will do again, and a half-written last line."""
-        if not self._path.exists():
+        if not self.path.exists():
             return
         kept = []
-        for line in self._path.read_text().splitlines():
+        for line in self.path.read_text().splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
             if row["step"] <= step:
                 kept.append(line)
-        self._path.write_text("".join(line + "\n" for line in kept))
+        self.path.write_text("".join(line + "\n" for line in kept))
 
 
 class TrainingProgress:
@@ -95,7 +95,9 @@ class TrainingProgress:
 
     def figures(self, step: int, row: Mapping[str, float]) -> None:
         """Show the means of a logging interval."""
-        shown = "  ".join(f"{label} {row[name]:{spec}}" for name, label, spec in SHOWN if name in row)
+        shown = "  ".join(
+            f"{label} {row[name]:{spec}}" for name, label, spec in SHOWN if name in row
+        )
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:
             elapsed = time.monotonic() - self._began

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -70,20 +70,15 @@ def build_optimizer(
             relative_step=False,
             scale_parameter=False,
         )
+    shared: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
     if config.kind == "adamw_8bit":
-        adamw = _adamw_8bit()
-    else:
-        adamw = torch.optim.AdamW
-    beta1, beta2 = config.betas
-    extra = {"fused": True} if config.kind == "adamw" else {}
-    return adamw(
-        parameters,
-        lr=config.lr,
-        betas=(beta1, beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        **extra,
-    )
+        return _adamw_8bit()(parameters, **shared)
+    return torch.optim.AdamW(parameters, fused=True, **shared)
 
 
 def build_schedule(
@@ -101,7 +96,7 @@ def build_schedule(
     )
 
 
-def _adamw_8bit() -> type[torch.optim.Optimizer]:
+def _adamw_8bit() -> Any:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

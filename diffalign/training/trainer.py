@@ -233,11 +233,11 @@ class Trainer:
     def _log(self, progress: TrainingProgress) -> None:
         means = self.metrics.reduce()
         lr = self.schedule.get_last_lr()[0]
-        row = {
+        row: dict[str, float] = {
             "step": self.step,
             "samples": self.step * self.samples_per_step,
             **means,
-            "lr": lr,
+            "lr": float(lr),
             "bad_steps": self.bad_steps,
         }
         if not self.accelerator.is_main_process:
@@ -257,10 +257,13 @@ class Trainer:
         failure = ""
         if self.accelerator.is_main_process:
             optimizer, optimizer_values = checkpoints.pack_optimizer(self.optimizer)
-            tensors = {"weights": self.named_parameters, "optimizer": optimizer}
+            tensors: dict[str, Mapping[str, Tensor]] = {
+                "weights": self.named_parameters,
+                "optimizer": optimizer,
+            }
             if self.average is not None:
                 tensors["average"] = self.average.state_dict()
-            tensors |= {f"rank-{number}": state for number, state in enumerate(ranks)}
+            tensors |= {f"rank-{number}": rank for number, rank in enumerate(ranks)}
             scaler = self.accelerator.scaler
             state = {
                 "identity": self.identity,
@@ -309,7 +312,9 @@ class Trainer:
         self.bad_steps, self.bad_in_a_row = saved.state["bad_steps"], saved.state["bad_in_a_row"]
         mine = saved.tensors[f"rank-{world.rank()}"]
         checkpoints.restore_random_state(mine)
-        metrics = {name.partition("/")[2]: t for name, t in mine.items() if name.startswith("metrics/")}
+        metrics = {
+            name.partition("/")[2]: t for name, t in mine.items() if name.startswith("metrics/")
+        }
         self.metrics.load_state_dict(metrics, self.accelerator.device)
         if self.accelerator.is_main_process:
             self.metrics_file.truncate_after(self.step)
