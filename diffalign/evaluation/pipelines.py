@@ -99,16 +99,16 @@ class LocatedModel:
         for name in self._networks():
             self.location.check_weights(name)
 
-    def read(self, dtype: torch.dtype) -> Any:
-        """The pipeline, without safety checker and watermark."""
+    def read(self) -> Any:
+        """The pipeline in float32, without safety checker and watermark."""
         index = self.location.read_json(_INDEX)
         name = index.get("_class_name")
         pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
         if pipeline is None:
             raise ModelError(
-                f"{_INDEX} names the pipeline {name!r}, which this version of diffusers does not have"
+                f"{_INDEX} names the pipeline {name!r}, which the installed diffusers lacks"
             )
-        options: dict[str, Any] = {"torch_dtype": dtype}
+        options: dict[str, Any] = {}
         if "safety_checker" in index:
             options |= {"safety_checker": None, "requires_safety_checker": False}
         if "add_watermarker" in inspect.signature(pipeline.__init__).parameters:
@@ -166,7 +166,8 @@ def _base_of_run(run: Path) -> ModelSpec:
     model = (yaml.safe_load(file.read_text()) or {}).get("model") or {}
     if not model.get("path"):
         raise ModelError(f"{file}: names no model.path, so the adapter's base is unknown")
-    return ModelSpec(**{key: model.get(key) for key in ("path", "revision", "variant", "config")})
+    rest = {key: model.get(key) for key in ("revision", "variant", "config")}
+    return ModelSpec(path=str(model["path"]), **rest)
 
 
 def _lora_file(path: Path) -> Path:
@@ -232,7 +233,7 @@ class TextToImage:
             ConfigError: the sampler names no scheduler of diffusers.
         """
         try:
-            pipeline = model.read(dtype)
+            pipeline = model.read()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"{model.location}: cannot be opened as a pipeline: {error}"
@@ -243,7 +244,7 @@ class TextToImage:
         if model.lora is not None:
             _add_lora(pipeline, model.lora, dtype)
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.to(device), sampler)
+        return cls(pipeline.to(device, dtype), sampler)
 
     def truncated(self, texts: Iterable[str]) -> list[str]:
         """The prompts that are longer than the text encoder reads."""

@@ -1,0 +1,63 @@
+"""A bar with rate and time left on a terminal; a line now and then in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+@contextmanager
+def progress(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far a job over images is.
+
+    Args:
+        console: where to; without a terminal, plain lines.
+        title: names what advances.
+        total: images.
+
+    Yields:
+        A function to be told how many more images are done.
+    """
+    began = last_line = time.monotonic()
+    done = 0
+    bar = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(title, total=total, rate="")
+
+    def advance(count: int) -> None:
+        nonlocal done, last_line
+        done += count
+        now = time.monotonic()
+        rate = done / max(now - began, 1e-9)
+        bar.update(task, advance=count, rate=f"{rate:.1f} images/s")
+        if not console.is_terminal and (now - last_line > _SECONDS_BETWEEN_LINES or done >= total):
+            last_line = now
+            left = max(total - done, 0) / rate
+            console.print(f"{title}: {done}/{total} images, {rate:.1f} images/s, {left:.0f} s left")
+
+    with bar:
+        yield advance
