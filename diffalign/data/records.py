@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from pathlib import Path
 
-EncodedImage = bytes | Path
-"""A file's content, or where it lies. Decoding waits for the loader's workers, where a bad image
-can be skipped and listed."""
+EncodedImage = bytes | Path | None
+"""A file's content, or where it lies; None where the data set has no image. Decoding waits for the
+loader's workers, where a bad image can be skipped and listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +23,33 @@ class ImagePair:
     """The preferred side."""
     rejected: EncodedImage
     """The other side."""
+
+
+class LeftOut(enum.Enum):
+    """Why a sound row makes no pair: it holds no preference. Counted, not listed."""
+
+    TIE = "tie"
+    UNLABELLED = "no label"
+
+
+class SkipReason(enum.Enum):
+    """Why a row that should make a pair cannot be used. Counted, and listed in skipped.jsonl."""
+
+    EMPTY_CAPTION = "empty caption"
+    MISSING_IMAGE = "missing image"
+    EMPTY_FILE = "zero-size image"
+    CORRUPT = "corrupt image"
+    TRUNCATED = "truncated image"
+    TOO_LARGE = "image above max_pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """One row that cannot be used: a line of skipped.jsonl."""
+
+    sample_id: str
+    reason: SkipReason
+    detail: str
+    """What the decoder said, or which file is missing."""
+    side: str | None = None
+    """`chosen` or `rejected`; None where it is not about an image."""

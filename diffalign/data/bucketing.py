@@ -1,0 +1,59 @@
+"""Which pairs go into which aspect-ratio bucket, from the headers of their images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from diffalign.data.decoding import BadImageError, upright_size
+from diffalign.data.indexed import Index
+from diffalign.data.reading import OpenedData
+from diffalign.data.records import ImagePair, Skipped
+from diffalign.data.rows import AbstractRows
+from diffalign.data.skipping import SkipLog
+from diffalign.data.source import DataConfig
+from diffalign.data.transforms import Size, bucket_sizes, nearest_bucket
+from diffalign.errors import DataError
+
+
+def assign_buckets(
+    data: OpenedData, index: Index, config: DataConfig, skips: SkipLog
+) -> dict[Size, np.ndarray]:
+    """Both sides of a pair share the bucket that is nearest to both.
+
+    Args:
+        data: read at random.
+        index: its pairs.
+        config: of the data.
+        skips: where pairs go whose headers cannot be read.
+
+    Returns:
+        Target size -> indices into `index.members`, rising; no bucket is empty.
+    """
+    assert isinstance(data.rows, AbstractRows)
+    sizes = bucket_sizes(config.resolution)
+    members: dict[int, list[int]] = defaultdict(list)
+    for member, row in enumerate(index.members):
+        pair = data.columns.pair(data.rows[int(row)], data.base)
+        assert isinstance(pair, ImagePair)
+        shapes = _shapes(pair, config.max_pixels)
+        if isinstance(shapes, Skipped):
+            skips.add(shapes)
+        else:
+            members[nearest_bucket(sizes, shapes)].append(member)
+    if not members:
+        raise DataError(f"no pair of {config.path} has two images whose size can be read")
+    return {sizes[bucket]: np.array(found) for bucket, found in sorted(members.items())}
+
+
+def _shapes(pair: ImagePair, max_pixels: int) -> tuple[Size, Size] | Skipped:
+    shapes = []
+    for side in ("chosen", "rejected"):
+        try:
+            shapes.append(upright_size(getattr(pair, side), max_pixels=max_pixels))
+        except BadImageError as error:
+            return Skipped(
+                sample_id=pair.sample_id, reason=error.reason, detail=error.detail, side=side
+            )
+    return shapes[0], shapes[1]

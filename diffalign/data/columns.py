@@ -1,0 +1,282 @@
+"""What the columns of a row mean: which is the prompt, which the images, and which image won."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffalign.data.records import EncodedImage, ImagePair, LeftOut
+from diffalign.data.rows import Row
+from diffalign.errors import DataError
+
+PROMPT_NAMES = ("caption", "prompt", "original_prompt", "text")
+"""Columns that are taken for the prompt, first match first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairColumns:
+    """A mapping from the columns of a data set to a preference.
+
+    Without `scores` and `preferred`, the first image is the preferred one in every row.
+    """
+
+    prompt: str
+    images: tuple[str, str]
+    scores: tuple[str, str] | None = None
+    """A number for each image."""
+    preferred: str | None = None
+    """A column that names the preferred image's column, or says `tie`."""
+    allowed_scores: tuple[float, ...] = ()
+    """The only values that `scores` may take; empty for any number."""
+    has_label: str | None = None
+    """A column that is false where the other label columns mean nothing."""
+    identity: tuple[str, ...] = ()
+    """Columns that together identify a row; empty for its place in the data set."""
+    lower_is_better: bool = False
+    """Whether the smaller score wins."""
+
+    def __post_init__(self) -> None:
+        if self.lower_is_better and self.scores is None:
+            raise DataError(
+                "data.labels: lower_is_better reverses the numbers of the two images, and this "
+                f"data set has none: {self.describe_preference()}. Remove data.labels"
+            )
+
+    def light(self) -> list[str]:
+        """The columns that decide about a row without its images."""
+        return [
+            self.prompt,
+            *(self.scores or ()),
+            *(name for name in (self.preferred, self.has_label) if name),
+            *self.identity,
+        ]
+
+    def all(self) -> list[str]:
+        """Every column that is read."""
+        return [*self.light(), *self.images]
+
+    def describe_preference(self) -> str:
+        """The rule as half a sentence."""
+        if self.scores is not None:
+            which = "smaller" if self.lower_is_better else "larger"
+            return f"preferred is the image with the {which} of {' and '.join(self.scores)}"
+        if self.preferred is not None:
+            return f"preferred is the image that {self.preferred} names"
+        return f"preferred is {self.images[0]} in every row"
+
+    def describe(self) -> str:
+        """The whole mapping as a sentence for the user."""
+        return (
+            f"prompt from {self.prompt}, images from {' and '.join(self.images)}, "
+            f"{self.describe_preference()}"
+        )
+
+    def sample_id(self, row: Row) -> str:
+        """The identifying columns, or the row's place."""
+        if not self.identity:
+            return row.name
+        return "-".join(_text(row.values[name]) for name in self.identity)
+
+    def caption(self, row: Row) -> str:
+        """The prompt as it stands; empty where there is none."""
+        return _text(row.values[self.prompt])
+
+    def chosen(self, row: Row) -> int | LeftOut:
+        """Which of the two images is preferred, 0 or 1.
+
+        Raises:
+            DataError: a label is none that this mapping allows.
+        """
+        if self.has_label is not None and not row.values[self.has_label]:
+            return LeftOut.UNLABELLED
+        if self.preferred is not None:
+            return self._named(row)
+        if self.scores is None:
+            return 0
+        first, second = (self._score(row, name) for name in self.scores)
+        if first is None or second is None:
+            return LeftOut.UNLABELLED
+        if first == second:
+            return LeftOut.TIE
+        return int((second > first) != self.lower_is_better)
+
+    def _score(self, row: Row, name: str) -> float | None:
+        value = row.values[name]
+        if value is None or value == b"" or value == "":
+            return None
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            raise DataError(f"{row.name}: {name} is {value!r}, expected a number") from None
+        if math.isnan(score):
+            return None
+        if self.allowed_scores and score not in self.allowed_scores:
+            allowed = ", ".join(f"{value:g}" for value in self.allowed_scores)
+            raise DataError(
+                f"{row.name}: {name} is {score:g} (allowed: {allowed}). If these numbers are "
+                "scores of another kind, name them under data.columns with data.kind: parquet"
+            )
+        return score
+
+    def _named(self, row: Row) -> int | LeftOut:
+        assert self.preferred is not None
+        value = _text(row.values[self.preferred])
+        if value in self.images:
+            return self.images.index(value)
+        if value == "tie":
+            return LeftOut.TIE
+        if value == "":
+            return LeftOut.UNLABELLED
+        raise DataError(
+            f"{row.name}: {self.preferred} is {value!r} (allowed: {', '.join(self.images)}, tie). "
+            "A number could mean either image: give one score for each under data.columns"
+        )
+
+    def pair(self, row: Row, base: Path | None) -> ImagePair | LeftOut:
+        """The row as a preference, or why it holds none.
+
+        Args:
+            row: with the values of all columns.
+            base: folder that relative image paths start from.
+        """
+        chosen = self.chosen(row)
+        if isinstance(chosen, LeftOut):
+            return chosen
+        return ImagePair(
+            sample_id=self.sample_id(row),
+            prompt=self.caption(row),
+            chosen=_image(row.values[self.images[chosen]], base),
+            rejected=_image(row.values[self.images[1 - chosen]], base),
+        )
+
+
+PICKAPIC = PairColumns(
+    prompt="caption",
+    images=("jpg_0", "jpg_1"),
+    scores=("label_0", "label_1"),
+    allowed_scores=(0.0, 0.5, 1.0),
+)
+"""Pick-a-Pic v1 and v2: yuvalkirstain/pickapic_v1, yuvalkirstain/pickapic_v2."""
+
+PICKAPIC_IDENTITY = ("ranking_id", "image_0_uid", "image_1_uid")
+"""One ranking compares several pairs of images, and an image takes part in several rankings."""
+
+_PATTERNS: tuple[dict[str, Any], ...] = (
+    {"images": ("chosen", "rejected")},
+    {"images": ("image1", "image2"), "scores": ("label1", "label2")},
+    {"images": ("image1", "image2"), "scores": ("score1", "score2")},
+    {"images": ("image1", "image2"), "scores": ("votes_image1", "votes_image2")},
+    {
+        "images": ("image1", "image2"),
+        "scores": ("weighted_results_image1_preference", "weighted_results_image2_preference"),
+    },
+    {"images": ("image1", "image2"), "preferred": "preferred"},
+    {"images": ("image_1", "image_2"), "scores": ("label_1", "label_2")},
+    {"images": ("image_1", "image_2"), "scores": ("score_1", "score_2")},
+    {"images": ("image_0", "image_1"), "scores": ("label_0", "label_1")},
+    {"images": ("image_0", "image_1"), "scores": ("score_0", "score_1")},
+)
+"""Further names in use; the `votes` and `weighted_results` are those of the Rapidata sets."""
+
+KNOWN_NAMES = tuple(
+    dict.fromkeys(
+        (
+            *PROMPT_NAMES,
+            *PICKAPIC.images,
+            *(PICKAPIC.scores or ()),
+            *(name for p in _PATTERNS for name in (*p["images"], *p.get("scores", ()))),
+        )
+    )
+)
+"""All names that a mapping can be recognised by, for hints at misspellings."""
+
+
+def pickapic_columns(names: Collection[str], *, lower_is_better: bool) -> PairColumns | None:
+    """Pick-a-Pic's mapping, where a data set has its columns."""
+    prompt = next((name for name in PROMPT_NAMES if name in names), None)
+    needed = {*PICKAPIC.images, *(PICKAPIC.scores or ())}
+    if prompt is None or not needed <= set(names):
+        return None
+    has_identity = set(PICKAPIC_IDENTITY) <= set(names)
+    return PairColumns(
+        prompt=prompt,
+        images=PICKAPIC.images,
+        scores=PICKAPIC.scores,
+        allowed_scores=PICKAPIC.allowed_scores,
+        has_label="has_label" if "has_label" in names else None,
+        identity=PICKAPIC_IDENTITY if has_identity else (),
+        lower_is_better=lower_is_better,
+    )
+
+
+def general_columns(
+    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
+) -> PairColumns | None:
+    """The mapping under `data.columns`, or else the first pattern in use that a data set fits.
+
+    Pick-a-Pic's names are not among the patterns.
+
+    Raises:
+        DataError: `data.columns` is incomplete or names a column that does not exist.
+    """
+    if configured:
+        return _configured_columns(configured, names, lower_is_better=lower_is_better)
+    prompt = next((name for name in PROMPT_NAMES if name in names), None)
+    for pattern in _PATTERNS:
+        preferred = pattern.get("preferred")
+        needed = {*pattern["images"], *pattern.get("scores", ()), *filter(None, [preferred])}
+        if prompt is not None and needed <= set(names):
+            return PairColumns(prompt=prompt, lower_is_better=lower_is_better, **pattern)
+    return None
+
+
+def _configured_columns(
+    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
+) -> PairColumns:
+    forms = (
+        {"prompt", "chosen", "rejected"},
+        {"prompt", "first", "second", "first_score", "second_score"},
+    )
+    if set(configured) not in forms:
+        allowed = ", or ".join(" ".join(sorted(form)) for form in forms)
+        raise DataError(
+            f"data.columns has {' '.join(sorted(configured))}; it needs exactly {allowed}"
+        )
+    for key, name in configured.items():
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f". Did you mean {nearest[0]}?" if nearest else ""
+            raise DataError(
+                f"data.columns.{key} is {name}, and the data set has {', '.join(names)}{hint}"
+            )
+    if "chosen" in configured:
+        return PairColumns(
+            prompt=configured["prompt"],
+            images=(configured["chosen"], configured["rejected"]),
+            lower_is_better=lower_is_better,
+        )
+    return PairColumns(
+        prompt=configured["prompt"],
+        images=(configured["first"], configured["second"]),
+        scores=(configured["first_score"], configured["second_score"]),
+        lower_is_better=lower_is_better,
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _image(value: Any, base: Path | None) -> EncodedImage:
+    """Bytes, a path, or the {bytes, path} that the datasets library stores."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, str):
+        return Path(value) if base is None else base / value
+    return value

@@ -1,0 +1,41 @@
+"""Pick-a-Pic v1 and v2: two JPEGs a row, and labels 0, 0.5 or 1 that people gave by a click.
+
+Columns are those of yuvalkirstain/pickapic_v1 and yuvalkirstain/pickapic_v2 on the hub, which have
+one schema: `jpg_0`, `jpg_1` (bytes), `label_0`, `label_1` (0, 0.5 or 1), `caption`, `has_label`,
+`ranking_id`, `image_0_uid`, `image_1_uid`, and more that is not read.
+
+Source: Kirstain et al. 2023, arXiv:2305.01569.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffalign.data.columns import PairColumns, pickapic_columns
+from diffalign.data.reading import AbstractReader, Form, Location
+from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.source import DataConfig
+from diffalign.data.tables import open_table, table_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickAPic(AbstractReader):
+    """Parquet files or a hub data set with Pick-a-Pic's columns."""
+
+    form: ClassVar[Form] = "table"
+    needs: ClassVar[str] = "caption, jpg_0, jpg_1, label_0, label_1"
+
+    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
+        return table_columns(location, config)
+
+    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
+        if config.columns:
+            return None
+        return pickapic_columns(names, lower_is_better=config.labels == "lower_is_better")
+
+    def open(
+        self, location: Location, columns: PairColumns, config: DataConfig
+    ) -> AbstractRows | AbstractRowStream:
+        return open_table(location, columns, config)

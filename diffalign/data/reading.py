@@ -1,0 +1,217 @@
+"""What lies at `data.path`, and which reader understands it."""
+
+from __future__ import annotations
+
+import abc
+import difflib
+import glob
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from diffalign import components
+from diffalign.data.columns import KNOWN_NAMES, PairColumns
+from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.source import DataConfig
+from diffalign.errors import ConfigError, DataError
+
+Form = Literal["table", "lines", "shards", "sides"]
+"""Parquet or a hub data set; JSON lines; tar shards; one folder a side."""
+
+_SUFFIXES: dict[str, Form] = {".parquet": "table", ".jsonl": "lines", ".tar": "shards"}
+_SIDES = (("win", "lose"), ("chosen", "rejected"))
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SHARD = re.compile(r"(?P<split>.+)-\d{5,}-of-\d{5,}(-[0-9a-f]+)?")
+_SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "test"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """What lies at a path, before a row of it is read."""
+
+    path: str
+    """As the config has it."""
+    form: Form
+    files: tuple[Path, ...] = ()
+    """In order; empty for a hub data set, the two folders for `sides`."""
+    root: Path | None = None
+    """Folder that sample ids and relative image paths start from; None on the hub."""
+
+    def describe(self) -> str:
+        """For example `pairs: 3 parquet files`."""
+        if self.root is None:
+            return f"{self.path} on the hub"
+        if self.form == "sides":
+            return f"{self.path}: folders {' and '.join(file.name for file in self.files)}"
+        count = len(self.files)
+        return f"{self.path}: {count} {self.files[0].suffix[1:]} file{'s' if count > 1 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedData:
+    """A data set that a reader has opened."""
+
+    rows: AbstractRows | AbstractRowStream
+    columns: PairColumns
+    base: Path | None
+    """Folder that relative image paths start from."""
+    summary: str
+    """What is read by what, and the mapping, as a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractReader(abc.ABC):
+    """One layout of preference pairs. Its module is its `kind`."""
+
+    form: ClassVar[Form]
+    """What it reads."""
+    needs: ClassVar[str]
+    """What it must find, for messages."""
+
+    @abc.abstractmethod
+    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
+        """The columns of a data set, from a schema or its first row."""
+
+    @abc.abstractmethod
+    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
+        """The mapping for a data set with these columns; None where it is another layout."""
+
+    @abc.abstractmethod
+    def open(
+        self, location: Location, columns: PairColumns, config: DataConfig
+    ) -> AbstractRows | AbstractRowStream:
+        """The rows, at random or streamed."""
+
+
+def locate(config: DataConfig) -> Location:
+    """Find files of one form at `config.path`, or take it for a hub id.
+
+    Raises:
+        DataError: nothing is there, or nothing that a reader knows.
+    """
+    path = Path(config.path)
+    if path.is_dir():
+        return _in_folder(path, config)
+    if path.is_file():
+        return _of_files([path], path.parent, config)
+    if glob.has_magic(config.path):
+        return _of_pattern(path, config)
+    if _HUB_ID.fullmatch(config.path) and path.suffix not in _SUFFIXES:
+        return Location(path=config.path, form="table")
+    raise DataError(
+        f"data.path {config.path} does not exist. Give a file, a folder, a glob pattern, "
+        "or the id of a hub data set (owner/name)"
+    )
+
+
+def _of_pattern(pattern: Path, config: DataConfig) -> Location:
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    root = Path(*fixed)
+    found = sorted(root.glob(str(pattern.relative_to(root))))
+    if not found:
+        raise DataError(f"data.path {config.path}: no file matches this pattern")
+    return _of_files(found, root, config)
+
+
+def _in_folder(folder: Path, config: DataConfig) -> Location:
+    for sides in _SIDES:
+        folders = tuple(folder / side for side in sides)
+        if all(side.is_dir() for side in folders):
+            return Location(path=config.path, form="sides", files=folders, root=folder)
+    for suffix in _SUFFIXES:
+        files = sorted(folder.rglob(f"*{suffix}"))
+        if files:
+            return _of_files(_of_split(files, folder, config), folder, config)
+    raise DataError(
+        f"data.path {config.path} is a folder without {', '.join(_SUFFIXES)} files, and without "
+        f"the folders {' or '.join('/ and '.join(sides) + '/' for sides in _SIDES)}"
+    )
+
+
+def _of_files(files: list[Path], root: Path, config: DataConfig) -> Location:
+    suffixes = {file.suffix for file in files}
+    if len(suffixes) != 1 or not suffixes <= set(_SUFFIXES):
+        raise DataError(
+            f"data.path {config.path} has files of type {', '.join(sorted(suffixes)) or 'none'}; "
+            f"they must all be of one of {', '.join(_SUFFIXES)}"
+        )
+    form = _SUFFIXES[suffixes.pop()]
+    return Location(path=config.path, form=form, files=tuple(files), root=root)
+
+
+def _of_split(files: list[Path], folder: Path, config: DataConfig) -> list[Path]:
+    """The files of `config.split`, where file or folder names carry splits; else all of them."""
+    splits = {file: _split_of(file.relative_to(folder)) for file in files}
+    named = {split for split in splits.values() if split is not None}
+    if not named:
+        return files
+    chosen = [file for file in files if splits[file] == config.split]
+    if not chosen:
+        raise DataError(
+            f"data.split {config.split}: the files under {config.path} belong to the splits "
+            f"{', '.join(sorted(named))}"
+        )
+    return chosen
+
+
+def _split_of(file: Path) -> str | None:
+    shard = _SHARD.fullmatch(file.stem)
+    if shard is not None:
+        return shard["split"]
+    return next((part for part in (file.stem, *file.parts[:-1]) if part in _SPLITS), None)
+
+
+def open_data(config: DataConfig) -> OpenedData:
+    """Find the data, choose its reader, and open it.
+
+    Raises:
+        DataError: nothing is there, or no reader understands it.
+        ConfigError: there is no such `data.kind`, or several would do.
+    """
+    location = locate(config)
+    kind, reader, columns = _choose(location, config)
+    rows = reader.open(location, columns, config)
+    streamed = ", streamed" if isinstance(rows, AbstractRowStream) else ""
+    return OpenedData(
+        rows=rows,
+        columns=columns,
+        base=location.root,
+        summary=f"{location.describe()}, read by {kind}{streamed}: {columns.describe()}",
+    )
+
+
+def _choose(location: Location, config: DataConfig) -> tuple[str, AbstractReader, PairColumns]:
+    kinds = components.kinds(AbstractReader) if config.kind == "auto" else [config.kind]
+    readers = {kind: components.find(AbstractReader, kind)() for kind in kinds}  # type: ignore[type-abstract]
+    suited = {kind: reader for kind, reader in readers.items() if reader.form == location.form}
+    if not suited:
+        needs = "; ".join(f"{kind} needs {reader.needs}" for kind, reader in readers.items())
+        raise DataError(f"data.kind {config.kind} cannot read {location.describe()}: {needs}")
+    names = next(iter(suited.values())).column_names(location, config)
+    matches = {kind: reader.match(names, config) for kind, reader in suited.items()}
+    found = [(kind, suited[kind], columns) for kind, columns in matches.items() if columns]
+    if len(found) > 1:
+        kinds_found = " or ".join(kind for kind, _, _ in found)
+        raise ConfigError(f"data.path {config.path} can be read by {kinds_found}: set data.kind")
+    if not found:
+        raise DataError(_unreadable(location, names, suited))
+    return found[0]
+
+
+def _unreadable(
+    location: Location, names: Sequence[str], readers: Mapping[str, AbstractReader]
+) -> str:
+    needs = "; ".join(f"{kind} needs {reader.needs}" for kind, reader in readers.items())
+    spelling = "".join(
+        f" {name} looks like {nearest[0]}."
+        for name in names
+        if name not in KNOWN_NAMES
+        and (nearest := difflib.get_close_matches(name, KNOWN_NAMES, n=1, cutoff=0.75))
+    )
+    return (
+        f"{location.describe()}: no preference in the columns {', '.join(names) or '(none)'}. "
+        f"{needs}.{spelling} Other names can be given under data.columns"
+    )

@@ -1,0 +1,52 @@
+"""A data set as rows of named values, read at random or in order."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row."""
+
+    name: str
+    """Its place in the data set, independent of where the data set lies."""
+    values: Mapping[str, Any]
+    """Column -> value; images are bytes, paths or {bytes, path}."""
+
+
+class AbstractRows(abc.ABC):
+    """Rows by number."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Row: ...
+
+    @abc.abstractmethod
+    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+        """All rows in order, with these columns only: the others are not read."""
+
+
+Cursor = Mapping[str, Any]
+"""A place in a stream, of plain JSON values."""
+
+
+class AbstractRowStream(abc.ABC):
+    """Rows in order only."""
+
+    @abc.abstractmethod
+    def blocks(self, size: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, list[Row]]]:
+        """Consecutive rows, `size` at a time, and once through the data set.
+
+        Args:
+            size: rows a block; the last one has fewer.
+            start: where to begin: a cursor that an earlier call gave; None for the first row.
+
+        Yields:
+            The cursor of the block's first row, and the block.
+        """

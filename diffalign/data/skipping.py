@@ -1,0 +1,88 @@
+"""skipped.jsonl: every sample that could not be used, once, whichever rank met it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from filelock import FileLock
+
+from diffalign.data.records import Skipped
+
+
+class SkipLog:
+    """Unusable samples by id, shared by all ranks through one file.
+
+    Ranks meet different samples in different epochs. Whoever adds one first reads what the others
+    have added, under a lock; so each sample has one line, and every rank counts all of them. A run
+    that resumes finds its earlier lines again.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Args:
+        path: the file; None keeps the list in memory.
+        """
+        self.path = path
+        self._reasons: dict[str, str] = {}
+        self._read_bytes = 0
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                self._read_new()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by reason."""
+        return dict(Counter(self._reasons.values()))
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def first(self, n: int) -> list[str]:
+        """For a message: the first samples and their reasons."""
+        return [f"{name} ({reason})" for name, reason in list(self._reasons.items())[:n]]
+
+    def add(self, skipped: Skipped) -> None:
+        """Count and list a sample, unless it is listed already."""
+        if skipped.sample_id in self._reasons:
+            return
+        if self.path is None:
+            self._reasons[skipped.sample_id] = skipped.reason.value
+            return
+        with self._lock():
+            self._read_new()
+            if skipped.sample_id not in self._reasons:
+                self._append(skipped)
+                self._read_new()
+
+    def _lock(self) -> FileLock:
+        assert self.path is not None
+        return FileLock(self.path.with_suffix(".lock"))
+
+    def _append(self, skipped: Skipped) -> None:
+        assert self.path is not None
+        line = {
+            "sample_id": skipped.sample_id,
+            "reason": skipped.reason.value,
+            "detail": skipped.detail,
+            "side": skipped.side,
+        }
+        with self.path.open("ab") as file:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def _read_new(self) -> None:
+        """Take in the lines added since the last look; a line cut off by a crash is dropped."""
+        assert self.path is not None
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            file.seek(self._read_bytes)
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                file.truncate(self._read_bytes + whole)
+        for line in content[:whole].splitlines():
+            known = json.loads(line)
+            self._reasons.setdefault(known["sample_id"], known["reason"])
+        self._read_bytes += whole

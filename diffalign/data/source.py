@@ -1,0 +1,120 @@
+"""Where batches come from: the contract of a source, and the `data:` section of a config."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+
+class AbstractSource(abc.ABC):
+    """Batches for ever. The loop cannot tell whether they were read or just sampled."""
+
+    batch_type: ClassVar[type]
+    """What iteration yields."""
+    views: frozenset[str]
+    """Names of the views in every batch."""
+
+    @abc.abstractmethod
+    def describe(self) -> list[str]:
+        """Lines for the start of a run: what is read, how, and what is left out."""
+
+    @abc.abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """This rank's batches from the current position on, without end."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batches handed out so far, of plain JSON values; batches that
+        workers hold ready do not count. It is the same on every rank."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken; iterate anew afterwards.
+
+        Raises:
+            DataError: the position belongs to another data set or another global batch.
+        """
+
+    @property
+    @abc.abstractmethod
+    def skipped_counts(self) -> dict[str, int]:
+        """Unusable samples met so far, by reason, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Preference pairs of images: where they lie, what they mean, how they are cut to size.
+
+    Defaults marked DPO are those of `train.py` of SalesforceAIResearch/DiffusionDPO.
+    """
+
+    path: str
+    """A file, a folder, a glob pattern, or the id of a data set on the Hugging Face hub."""
+    resolution: int
+    """Side of a square image after the crop, pixels; with `buckets`, the root of the area. DPO
+    takes 512 for SD 1.5 and 1024 for SDXL."""
+    kind: str = "auto"
+    """The reader: pickapic, parquet, webdataset, jsonl, folder or a module of your own; `auto`
+    recognises it by files and columns, and says what it chose."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of your columns where they are none that a reader knows. Keys: `prompt`, and either
+    `chosen` and `rejected`, or `first` and `second` with `first_score` and `second_score`."""
+    split: str = "train"
+    """Split of a hub data set, or of a folder whose file names carry one."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+    streaming: bool = False
+    """Read in order with little memory and no local copy, instead of at random. Shuffles within
+    blocks of `shuffle_block` rows only. Tar shards are always streamed."""
+    shuffle_block: int = 1024
+    """Rows that a stream holds and shuffles at once. Every rank holds them encoded: 1024 pairs of
+    Pick-a-Pic take about 350 MB."""
+    labels: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+    """Meaning of the numbers of the two sides; a data set of ranks or distances needs the
+    other one. Never guessed."""
+    limit: int | None = None
+    """Use only the first so many pairs."""
+    crop: Literal["center", "random"] = "center"
+    """Which part of an image stays when its shape does not fit (DPO: center). Both sides of a pair
+    are cut at the same relative place."""
+    flip: bool = True
+    """Mirror a pair with probability one half (DPO). Turn it off where captions say left, right,
+    or anything that a mirror makes wrong."""
+    buckets: bool = False
+    """Keep wide images wide: each batch has one of several shapes of about the same area, sides
+    between half and twice `resolution` (SDXL, arXiv:2307.01952, appendix I)."""
+    caption_dropout: float = 0.2
+    """Probability that a pair is seen without its caption (DPO), which keeps classifier-free
+    guidance trained. Both sides lose it together."""
+    max_bad_fraction: float = 0.01
+    """The run stops when more than this share of the pairs cannot be used. Streams, which do not
+    know how many they will have, compare with the pairs seen, at least 1000."""
+    max_pixels: int = 89_478_485
+    """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
+    its own refusal at twice this value stays)."""
+    workers: int = 2
+    """Processes that decode, on each rank; 0 decodes in the training process."""
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution % 8:
+            raise ValueError(
+                f"resolution must be a multiple of 8, the factor of the autoencoders, "
+                f"got {self.resolution}"
+            )
+        for name in ("caption_dropout", "max_bad_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        for name in ("shuffle_block", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
+        if self.buckets and self.streaming:
+            raise ValueError(
+                "buckets need every image's size in advance, which a stream does not have: "
+                "set streaming or buckets to false"
+            )

@@ -1,0 +1,115 @@
+"""Parquet files and hub data sets through the datasets library, memory-mapped or streamed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+
+from diffalign.data.columns import PairColumns
+from diffalign.data.reading import Location
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row
+from diffalign.data.source import DataConfig
+from diffalign.errors import DataError
+
+
+def _row_name(index: int) -> str:
+    return f"row-{index:08d}"
+
+
+def _without_decoding(dataset: Any, columns: Sequence[str]) -> Any:
+    """Only these columns, with images as the {bytes, path} they are stored as."""
+    dataset = dataset.select_columns(list(dict.fromkeys(columns)))
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
+class TableRows(AbstractRows):
+    """A memory-mapped Arrow table: a row is read when asked for."""
+
+    def __init__(self, dataset: datasets.Dataset, columns: Sequence[str]) -> None:
+        self._dataset = _without_decoding(dataset, columns)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(_row_name(index), self._dataset[index])
+
+    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+        light = self._dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+        index = 0
+        for table in light.iter(batch_size=10_000):
+            for values in table.to_pylist():
+                yield Row(_row_name(index), values)
+                index += 1
+
+
+class TableStream(AbstractRowStream):
+    """Parquet files one after another; a cursor is the library's own position."""
+
+    def __init__(self, dataset: datasets.IterableDataset, columns: Sequence[str]) -> None:
+        self._dataset = _without_decoding(dataset, columns)
+
+    def blocks(self, size: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, list[Row]]]:
+        dataset = copy.copy(self._dataset)
+        number = 0
+        if start is not None:
+            number = start["row"]
+            dataset.load_state_dict(copy.deepcopy(start["position"]))
+        rows = iter(dataset)
+        position = start["position"] if start is not None else None
+        while True:
+            block = [
+                Row(_row_name(number + offset), values)
+                for offset, values in enumerate(islice(rows, size))
+            ]
+            if not block:
+                return
+            yield {"row": number, "position": position}, block
+            number += len(block)
+            position = dataset.state_dict()
+
+
+def table_columns(location: Location, config: DataConfig) -> tuple[str, ...]:
+    """Column names from the schema of the first file, or of the hub's description."""
+    if location.files:
+        try:
+            return tuple(pyarrow.parquet.read_schema(location.files[0]).names)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{location.files[0]} is no readable parquet file: {error}") from error
+    dataset = _load(location, config, streaming=True)
+    return tuple(dataset.column_names or next(iter(dataset)))
+
+
+def open_table(
+    location: Location, columns: PairColumns, config: DataConfig
+) -> TableRows | TableStream:
+    """The rows of parquet files or of a hub data set, as `config.streaming` says.
+
+    Map-style parquet is converted once to the library's Arrow cache (HF_DATASETS_CACHE), which
+    takes the size of the data again.
+    """
+    dataset = _load(location, config, streaming=config.streaming)
+    rows_type = TableStream if config.streaming else TableRows
+    return rows_type(dataset, columns.all())
+
+
+def _load(location: Location, config: DataConfig, *, streaming: bool) -> Any:
+    if location.files:
+        files = [str(file) for file in location.files]
+        arguments: dict[str, Any] = {"path": "parquet", "data_files": files, "split": "train"}
+    else:
+        arguments = {"path": config.path, "split": config.split, "revision": config.revision}
+    try:
+        return datasets.load_dataset(**arguments, streaming=streaming)
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        where = "" if location.files else " (no file or folder here either)"
+        cause = error.__cause__ or error
+        raise DataError(f"data.path {config.path}{where}: {cause}") from error
