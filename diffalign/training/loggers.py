@@ -106,6 +106,7 @@ class TrainingProgress:
                 f"step {step}/{self._total}  {shown}  "
                 f"{self.samples_per_second:.1f} samples/s  {_clock(left)} left",
                 highlight=False,
+                soft_wrap=True,
             )
 
 

@@ -1,0 +1,150 @@
+"""The smallest honest model, source and likelihood: a linear score of vectors, without images."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from rich.console import Console
+from torch import nn
+
+from diffalign import world
+from diffalign.data.source import AbstractSource
+from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractTrainable
+from diffalign.objectives.dpo import DPO
+from diffalign.seeding import cpu_generator, derive_seed
+from diffalign.training.optimizers import OptimizerConfig
+from diffalign.training.trainer import Trainer, TrainingConfig
+
+
+@dataclass
+class ToyBatch:
+    sample_ids: tuple[str, ...]
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+
+
+class ToySource(AbstractSource):
+    """Random vectors by sample number; a rank takes its slice of each global micro-batch."""
+
+    batch_type = ToyBatch
+    views = frozenset({"chosen", "rejected"})
+
+    def __init__(self, per_device: int, poisoned: frozenset[int] = frozenset()) -> None:
+        self.per_device, self.poisoned, self.position = per_device, poisoned, 0
+
+    def describe(self):
+        return ["toy vectors"]
+
+    def __iter__(self):
+        while True:
+            start = self.position * self.per_device * world.size() + world.rank() * self.per_device
+            numbers = range(start, start + self.per_device)
+            self.position += 1
+            rows = torch.stack([self._row(number) for number in numbers])
+            yield ToyBatch(tuple(f"toy-{n}" for n in numbers), rows[:, 0], rows[:, 1])
+
+    def _row(self, number: int) -> torch.Tensor:
+        row = torch.randn(2, 6, generator=cpu_generator(derive_seed("toy", number)))
+        return row * float("nan") if number in self.poisoned else row
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+    @property
+    def skipped_counts(self):
+        return {}
+
+
+class ToyModel(AbstractTrainable):
+    def __init__(self, dropout: float = 0.0) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(
+            nn.Linear(6, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1)
+        )
+        self.inner = self.network
+        self.frozen = None
+
+    @contextmanager
+    def reference(self):
+        self.frozen = torch.zeros(())
+        try:
+            yield
+        finally:
+            self.frozen = None
+
+    def trained_parameters(self):
+        return iter(self.inner.named_parameters())
+
+    def fingerprint(self):
+        return "toy"
+
+    def export(self, folder: Path, state=None):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyLikelihood(AbstractLikelihood):
+    batch_type: ClassVar[type] = ToyBatch
+
+    def describe(self):
+        return "a linear score"
+
+    def prepare(self, model, batch):
+        return batch
+
+    def evaluate(self, model, prepared):
+        rows = torch.cat([prepared.chosen, prepared.rejected])
+        if model.frozen is not None:
+            scores = torch.zeros(len(rows))
+        else:
+            scores = model.network(rows).squeeze(-1)
+        chosen, rejected = scores.chunk(2)
+        return {"chosen": chosen, "rejected": rejected}
+
+
+def toy_trainer(
+    output: Path,
+    *,
+    per_device: int = 4,
+    poisoned: frozenset[int] = frozenset(),
+    dropout: float = 0.0,
+    lr: float = 1e-2,
+    identity: dict | None = None,
+    max_grad_norm: float | None = 1.0,
+    **training,
+) -> Trainer:
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {"optimizer_steps": 6, "log_every": 2, "checkpoint_every": 100, **training}
+    config = TrainingConfig(samples_per_device=per_device, **settings)
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.accumulation, sync_with_dataloader=False, adjust_scheduler=False
+        ),
+    )
+    return Trainer(
+        accelerator=accelerator,
+        model=ToyModel(dropout),
+        source=ToySource(per_device, poisoned),
+        likelihood=ToyLikelihood(),
+        objective=DPO(beta=1.0),
+        optimizer=OptimizerConfig(lr=lr, max_grad_norm=max_grad_norm),
+        training=config,
+        identity=identity or {"seed": 0},
+        output=output,
+        console=Console(quiet=not accelerator.is_main_process),
+    )
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.parameters])
