@@ -1,0 +1,226 @@
+"""The playground's tiny SDXL: the real architecture with every width cut down.
+
+Nothing here is special-cased elsewhere: the folder under `assets/playground/sdxl` is an ordinary
+diffusers folder that `StableDiffusionXLPipeline.from_pretrained` opens. Four departures in size
+matter to a reader: latents are 8x8x4, prompts are padded to 16 tokens instead of 77, the UNet has
+two levels instead of three, and pictures are 64x64.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers import EulerDiscreteScheduler
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
+
+PROMPT_TOKENS = 16
+"""Length that prompts are padded to: three objects joined by `and` take 13 tokens."""
+SCALING_FACTOR = 0.13025
+"""SDXL's own; `standardise_latents` gives the raw latents the matching spread."""
+
+_WIDTH_1, _WIDTH_2 = 32, 64
+"""Widths of the two text encoders; the UNet attends to both, side by side."""
+_TIME_ID_DIM = 8
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_WORDS = ("a", "and", *COLOURS, *SHAPES)
+
+
+def playground_model_path() -> Path:
+    """Folder of the shipped tiny SDXL.
+
+    Raises:
+        FileNotFoundError: the package runs outside a checkout that holds `assets/`.
+    """
+    folder = _assets() / "sdxl"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"the playground model is not at {folder}: run from a checkout of the repository "
+            "installed with `pip install -e .`, or make the model with "
+            f"`python scripts/pretrain_playground.py --out {folder}`"
+        )
+    return folder
+
+
+def playground_preferences_path() -> Path:
+    """Folder of the shipped preference pairs, Pick-a-Pic v2 parquet.
+
+    Raises:
+        FileNotFoundError: the package runs outside a checkout that holds `assets/`.
+    """
+    folder = _assets() / "preferences"
+    if not any(folder.glob("*.parquet")):
+        raise FileNotFoundError(
+            f"the playground preferences are not at {folder}: run from a checkout of the "
+            "repository installed with `pip install -e .`, or make them with "
+            f"`python scripts/make_playground_preferences.py --out {folder}`"
+        )
+    return folder
+
+
+def _assets() -> Path:
+    return Path(__file__).resolve().parents[2] / "assets" / "playground"
+
+
+def build_pipeline(seed: int) -> StableDiffusionXLPipeline:
+    """The whole tiny SDXL with random weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder_1, encoder_2 = build_text_encoders()
+        pipeline = StableDiffusionXLPipeline(
+            vae=build_vae(),
+            text_encoder=encoder_1,
+            text_encoder_2=encoder_2,
+            tokenizer=build_tokenizer(pad_token=_END),
+            tokenizer_2=build_tokenizer(pad_token="!"),
+            unet=build_unet(),
+            scheduler=build_scheduler(),
+            add_watermarker=False,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_unet() -> UNet2DConditionModel:
+    """2.6 M parameters on 8x8x4 latents, epsilon prediction, SDXL's `text_time` conditioning."""
+    return UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 8,
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=_WIDTH_1 + _WIDTH_2,
+        attention_head_dim=(2, 4),  # number of heads: diffusers kept the misnomer
+        use_linear_projection=True,
+        norm_num_groups=16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=_TIME_ID_DIM,
+        projection_class_embeddings_input_dim=6 * _TIME_ID_DIM + _WIDTH_2,
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    """0.65 M parameters, factor 8, four latent channels."""
+    return AutoencoderKL(
+        block_out_channels=(8, 16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=IMAGE_SIZE,
+        scaling_factor=SCALING_FACTOR,
+    )
+
+
+def build_text_encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Two CLIP text encoders; as in SDXL the UNet reads the last layer but one of each."""
+    vocabulary = _vocabulary()
+    config_1 = _text_config(_WIDTH_1, layers=2, vocabulary=vocabulary)
+    config_2 = _text_config(_WIDTH_2, layers=3, vocabulary=vocabulary)
+    return CLIPTextModel(config_1), CLIPTextModelWithProjection(config_2)
+
+
+def _text_config(width: int, *, layers: int, vocabulary: dict[str, int]) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 16,
+        max_position_embeddings=PROMPT_TOKENS,
+        bos_token_id=vocabulary[_START],
+        eos_token_id=vocabulary[_END],
+        pad_token_id=vocabulary[_END],
+    )
+
+
+def build_tokenizer(*, pad_token: str) -> CLIPTokenizer:
+    """A byte-pair tokenizer that spells any text and holds each word of a caption as one token."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        merges = [" ".join(pair) for pair in _merges()]
+        (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
+        (folder / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8"
+        )
+        return CLIPTokenizer.from_pretrained(
+            folder,
+            model_max_length=PROMPT_TOKENS,
+            bos_token=_START,
+            eos_token=_END,
+            unk_token=_END,
+            pad_token=pad_token,
+        )
+
+
+def _vocabulary() -> dict[str, int]:
+    """Printable characters inside and at the end of a word, merged pieces, two special tokens."""
+    characters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    pieces = [*characters, *(character + "</w>" for character in characters)]
+    pieces += [left + right for left, right in _merges()]
+    return {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, _START, _END]))}
+
+
+def _merges() -> list[tuple[str, str]]:
+    """Byte-pair merges that build every caption word from its letters, left to right.
+
+    Longer words come first, so that `an` inside `triangle` is not merged on behalf of `and`.
+    """
+    merges: dict[tuple[str, str], None] = {}
+    for word in sorted(_WORDS, key=len, reverse=True):
+        letters = [*word[:-1], word[-1] + "</w>"]
+        grown = letters[0]
+        for letter in letters[1:]:
+            merges[grown, letter] = None
+            grown += letter
+    return list(merges)
+
+
+def build_scheduler() -> EulerDiscreteScheduler:
+    """The scheduler of SDXL base: scaled-linear betas, epsilon, leading spacing, offset 1."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+@torch.no_grad()
+def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
+    """Shift and scale each latent channel so that it leaves `scaling_factor` with mean 0, std 1.
+
+    The change is folded into the two 1x1 convolutions around the latents, so reconstructions stay
+    what they were.
+
+    Args:
+        images: pictures to take the statistics from, shape [n, 3, H, W] in [-1, 1].
+    """
+    latents = vae.encode(images).latent_dist.mean
+    mean = latents.mean(dim=(0, 2, 3))
+    spread = latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor
+    channels = len(mean)
+    inner, outer = vae.quant_conv, vae.post_quant_conv
+    inner.bias[:channels] = (inner.bias[:channels] - mean) / spread
+    inner.weight[:channels] /= spread[:, None, None, None]
+    inner.bias[channels:] -= 2 * spread.log()  # the second half holds log-variances
+    outer.bias += outer.weight[:, :, 0, 0] @ mean
+    outer.weight *= spread[None, :, None, None]
