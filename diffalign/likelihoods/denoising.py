@@ -12,7 +12,7 @@ from torch import Tensor
 from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.conditioning import Framing
-from diffalign.models.diffusion import DiffusionModel
+from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.placement import send
 from diffalign.seeding import TimestepSampling, noise_from_seeds
 from diffalign.shapes import check_same_shape

@@ -1,4 +1,4 @@
-"""Latent diffusion models: what all backbones share.
+"""Settings of latent diffusion models, and how they become a model.
 
 A backbone is one file beside this one: a settings class derived from `AbstractDiffusion`, and the
 conditioner that it makes.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import abc
 import copy
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,149 +18,23 @@ from typing import Any, ClassVar, Literal
 import diffusers
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffalign import components
 from diffalign.errors import ModelError
 from diffalign.models import lora
-from diffalign.models.base import AbstractModel, AbstractTrainable, ReferenceKind
-from diffalign.models.conditioning import AbstractConditioner, Framing, PromptEmbeddings
+from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.conditioning import AbstractConditioner
+from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.export import with_weights, write_adapter, write_pipeline
 from diffalign.models.locate import AbstractLocation, locate
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
-from diffalign.models.placement import send
-from diffalign.models.reference import (
-    AbstractReference,
-    AdapterOff,
-    FrozenCopy,
-    NoReference,
-)
-from diffalign.seeding import noise_from_seeds
+from diffalign.models.preparation import freeze, remove_dropout, store_for_autocast
+from diffalign.models.reference import AbstractReference, AdapterOff, FrozenCopy, NoReference
 
 Attention = Literal["default", "sdpa", "xformers"]
-
-
-class DiffusionModel(AbstractTrainable):
-    """A denoiser in training, with the frozen encoders around it.
-
-    Only `network` trains. Autoencoder and text encoders are frozen, in evaluation mode, and never
-    autocast. Dropout of the base network is off in the policy as in the reference, whatever mode
-    the network is in; dropout of a LoRA adapter follows the mode.
-    """
-
-    def __init__(
-        self,
-        *,
-        settings: AbstractDiffusion,
-        network: Any,
-        reference: AbstractReference,
-        autoencoder: Any,
-        conditioner: AbstractConditioner,
-        noising: AbstractNoising,
-        compute_dtype: torch.dtype,
-    ) -> None:
-        self.network = network
-        self.noising = noising
-        self.conditioner = conditioner
-        self.autoencoder = autoencoder
-        self.device: torch.device = autoencoder.device
-        self._settings = settings
-        self._unwrapped = network  # `network` itself may be wrapped for several processes
-        self._trained = [name for name, p in network.named_parameters() if p.requires_grad]
-        self._reference = reference
-        self._called: nn.Module | None = None
-        self._compute_dtype = compute_dtype
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Sample the autoencoder's posterior.
-
-        Args:
-            images: shape [n, 3, H, W], float32 in [-1, 1], on any device.
-            seeds: n of them; a row's sample depends on its image and its seed alone.
-
-        Returns:
-            Scaled latents, shape [n, channels, H / factor, W / factor], float32.
-        """
-        config = self.autoencoder.config
-        with torch.autocast(self.device.type, enabled=False):
-            chunks = [
-                self.autoencoder.encode(part).latent_dist
-                for part in send(images, self.device)
-                .to(self.autoencoder.dtype)
-                .split(self._settings.images_per_encoding)
-            ]
-        mean = torch.cat([chunk.mean for chunk in chunks]).float()
-        std = torch.cat([chunk.std for chunk in chunks]).float()
-        noise = send(noise_from_seeds(seeds, tuple(mean.shape[1:])), self.device)
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return (mean + std * noise - shift) * config.scaling_factor
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Encode n prompts, equal ones once; the empty prompt stands for a dropped caption."""
-        distinct = list(dict.fromkeys(prompts))
-        index = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        with torch.autocast(self.device.type, enabled=False):
-            embeddings = self.conditioner.encode(distinct)
-        return embeddings.rows(send(index, self.device))
-
-    def condition(self, prompts: Sequence[str], framing: Framing) -> Mapping[str, Any]:
-        """What `predict` needs to know about n images beside latent and time."""
-        return self.conditioner.arguments(self.encode_prompts(prompts), framing)
-
-    def predict(self, noisy: Tensor, time: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
-        """Output of the policy, or within `reference()` of the reference.
-
-        Args:
-            noisy: from `noising.corrupt`, shape [n, channels, h, w], float32.
-            time: from `noising.network_time`, shape [n].
-            conditioning: from `condition`.
-
-        Returns:
-            A prediction of `noising.target`, same shape, in the dtype of the computation.
-        """
-        network = self.network if self._called is None else self._called
-        reduced = self._compute_dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=reduced):
-            prediction: Tensor = network(noisy, timestep=time, return_dict=False, **conditioning)[0]
-        return prediction
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        with self._reference.instead_of(self.network) as network:
-            self._called = network
-            try:
-                yield
-            finally:
-                self._called = None
-
-    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        parameters = dict(self._unwrapped.named_parameters())
-        return ((name, parameters[name]) for name in self._trained)
-
-    def fingerprint(self) -> str:
-        return self._settings.fingerprint()
-
-    def export(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write a LoRA file or a complete pipeline folder; the old content stays until then.
-
-        Args:
-            folder: replaced as a whole.
-            state: values for all trained parameters by name; the current ones if None.
-
-        Raises:
-            ValueError: `state` lacks a trained parameter or names another.
-        """
-        values = dict(self.trained_parameters()) if state is None else dict(state)
-        if values.keys() != set(self._trained):
-            different = sorted(values.keys() ^ set(self._trained))
-            raise ValueError(
-                f"state must name every trained parameter and no other; differing: "
-                f"{', '.join(different[:5])} ({len(different)} in all)"
-            )
-        self._settings.export(folder, self._unwrapped, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +121,11 @@ class AbstractDiffusion(AbstractModel):
         given = self._location.read_json("model_index.json").get("_class_name")
         if given == self.pipeline:
             return
-        fitting = [
-            kind
-            for kind in components.kinds(AbstractModel)
-            if getattr(components.find(AbstractModel, kind), "pipeline", None) == given
-        ]
-        advice = f"set kind to {fitting[0]}" if fitting else "no kind trains that"
+        advice = "no kind trains that"
+        for kind in components.kinds(AbstractModel):
+            other = components.find(AbstractModel, kind)  # type: ignore[type-abstract]
+            if getattr(other, "pipeline", None) == given:
+                advice = f"set kind to {kind}"
         raise ModelError(
             f"{self.path} holds a {given}, but kind {components.kind_of(self)} trains a "
             f"{self.pipeline}: {advice}"
@@ -289,42 +161,56 @@ class AbstractDiffusion(AbstractModel):
                 "give lora a rank"
             )
         parts = self._read(**dict.fromkeys(self.unused)).components
-        network = parts[self.component]
-        _silence_dropout(network)
-        self._set_attention(network)
-        copied = copy.deepcopy(network) if reference == "frozen_copy" else None
-        if copied is not None:
-            _store_for_autocast(copied.requires_grad_(False).eval(), compute_dtype)
-        if self.lora is not None:
-            _store_for_autocast(network, compute_dtype)
-            lora.attach(network, self.lora)
-        else:
-            network.requires_grad_(True)
-        if self.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        for module in (network.train(), copied):
-            if module is not None:
-                module.to(device)
-            if module is not None and self.compile:
-                module.compile()
         for name in self.text_encoders:
-            parts[name].requires_grad_(False).eval().to(device, compute_dtype)
-        autoencoder = parts["vae"].requires_grad_(False).eval().to(device, _DTYPES[self.vae_dtype])
+            freeze(parts[name], device, compute_dtype)
+        freeze(parts["vae"], device, _DTYPES[self.vae_dtype])
+        policy, stand_in = self._networks(parts[self.component], compute_dtype, reference)
+        for network in (policy, stand_in):
+            if network is not None:
+                network.to(device)
+            if network is not None and self.compile:
+                network.compile()
         return DiffusionModel(
-            settings=self,
-            network=network,
-            reference=_reference(reference, copied),
-            autoencoder=autoencoder,
+            network=policy,
+            reference=_reference(reference, stand_in),
+            autoencoder=parts["vae"],
             conditioner=self.conditioner(parts),
             noising=self.noising(),
             compute_dtype=compute_dtype,
+            images_per_encoding=self.images_per_encoding,
+            fingerprint=self._fingerprint(),
+            export=self._export,
         )
+
+    def _networks(
+        self, network: Any, compute_dtype: torch.dtype, reference: ReferenceKind
+    ) -> tuple[Any, Any | None]:
+        """The policy, and where the reference asks for one, its frozen copy."""
+        remove_dropout(network.requires_grad_(False))
+        self._set_attention(network)
+        stand_in = copy.deepcopy(network) if reference == "frozen_copy" else None
+        if stand_in is not None:
+            store_for_autocast(stand_in, compute_dtype)
+        if self.lora is None:
+            network.requires_grad_(True)
+        else:
+            store_for_autocast(network, compute_dtype)
+            lora.attach(network.float(), self.lora)  # DoRA reads lengths off the rounded weights
+            store_for_autocast(network, compute_dtype)
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        return network.train(), stand_in
 
     def _read(self, **components: Any) -> Any:
         """The backbone's pipeline, in float32 on the CPU, around components that are given."""
         if self.vae is not None:
             components["vae"] = self._read_autoencoder(self.vae)
-        pipeline = self._location.load(getattr(diffusers, self.pipeline), **components)
+        try:
+            pipeline = self._location.load(getattr(diffusers, self.pipeline), **components)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"{self.path}: cannot be read as a {self.pipeline}: {error}"
+            ) from error
         if self.prediction_type is not None:
             pipeline.scheduler.register_to_config(prediction_type=self.prediction_type)
         return pipeline
@@ -341,7 +227,7 @@ class AbstractDiffusion(AbstractModel):
         elif self.attention == "xformers":
             network.enable_xformers_memory_efficient_attention()
 
-    def fingerprint(self) -> str:
+    def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
         weights = [
             self._location.identity(name) for name in (self.component, "vae", *self.text_encoders)
@@ -349,7 +235,7 @@ class AbstractDiffusion(AbstractModel):
         shape = "full" if self.lora is None else repr(self.lora)
         return " ".join([self.pipeline, *weights, str(self.vae), str(self.prediction_type), shape])
 
-    def export(self, folder: Path, network: Any, values: Mapping[str, Tensor]) -> None:
+    def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
         """Write `values`, the trained parameters of `network`, for the backbone's pipeline."""
         if self.lora is not None:
             write_adapter(
@@ -371,25 +257,7 @@ class AbstractDiffusion(AbstractModel):
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _reference(kind: ReferenceKind, copied: nn.Module | None) -> AbstractReference:
-    if copied is not None:
-        return FrozenCopy(copied)
+def _reference(kind: ReferenceKind, stand_in: nn.Module | None) -> AbstractReference:
+    if stand_in is not None:
+        return FrozenCopy(stand_in)
     return AdapterOff() if kind == "adapter_off" else NoReference()
-
-
-def _silence_dropout(network: nn.Module) -> None:
-    """Turn dropout off for good, so that `train()` cannot bring it back."""
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-
-
-def _store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen weights of matrix products in `dtype`; the others stay in float32.
-
-    Autocast rounds those same weights to `dtype` at every call, so the output is bit for bit that
-    of a float32 network under autocast, for half the memory.
-    """
-    for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.to(dtype)

@@ -27,7 +27,7 @@ class LoraSettings:
 
     rank: int = 16
     """Inner dimension of every pair of factors."""
-    alpha: float | None = None
+    alpha: int | None = None
     """The update is scaled by alpha / rank; null means equal to `rank`, a scale of one."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that get an adapter: the last parts of their names in the network."""
@@ -46,8 +46,8 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha must be greater than 0, got {self.alpha}")
+        if self.alpha is not None and self.alpha < 1:
+            raise ValueError(f"alpha must be at least 1, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not self.targets:
@@ -87,11 +87,10 @@ def _ending(name: str) -> str:
 
 
 def attach(network: Any, settings: LoraSettings) -> None:
-    """Freeze a diffusers network and add a float32 adapter to it, on the CPU.
+    """Add an adapter to a frozen diffusers network, on its device and in its dtype.
 
     The initial values depend on `settings.seed` alone; the global generator is left as it was.
     """
-    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(settings.seed)
         network.add_adapter(
@@ -105,9 +104,6 @@ def attach(network: Any, settings: LoraSettings) -> None:
                 init_lora_weights="gaussian" if settings.init == "gaussian" else True,
             )
         )
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 @contextmanager

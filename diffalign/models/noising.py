@@ -161,7 +161,7 @@ def noising_from_scheduler(
             f"scheduler_config.json of {scheduler} has prediction_type {named!r} "
             f"(supported: {', '.join(kinds)})"
         )
-    schedule = DDPMScheduler(**{key: config[key] for key in _SCHEDULE_FIELDS if key in config})
+    schedule: Any = DDPMScheduler(**{key: config[key] for key in _SCHEDULE_FIELDS if key in config})
     return kinds[named](
         schedule_length=len(schedule.alphas_cumprod),
         timestep_spacing=spacing,

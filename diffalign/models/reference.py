@@ -33,14 +33,18 @@ class AdapterOff(AbstractReference):
 
 
 class FrozenCopy(AbstractReference):
-    """A second network that never changes, for training all weights."""
+    """A second network that never changes, for training all weights.
+
+    It follows the policy's mode. There is no dropout to switch off in it, but diffusers lays out
+    tensors differently while training, and sums then differ in the last bit.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     @contextmanager
     def instead_of(self, policy: nn.Module) -> Iterator[nn.Module]:
-        yield self.network
+        yield self.network.train(policy.training)
 
 
 class NoReference(AbstractReference):

@@ -1,0 +1,34 @@
+"""Making loaded modules ready: frozen, without dropout, in the right precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def freeze(module: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Place a diffusers or transformers model that will only ever be evaluated."""
+    module.requires_grad_(False).eval().to(device)
+    if module.dtype != dtype:  # diffusers warns about every cast, also about one to the same
+        module.to(dtype)
+
+
+def remove_dropout(network: nn.Module) -> None:
+    """Take dropout out for good: `train()` cannot bring it back."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
+
+
+def store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen weights of matrix products in `dtype`; all others stay in float32.
+
+    Autocast rounds those same weights to `dtype` at every call, so the output is bit for bit that
+    of a float32 network under autocast, for half the memory.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
+            module.to(dtype)
