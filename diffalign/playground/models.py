@@ -87,7 +87,7 @@ def build_pipeline(seed: int) -> StableDiffusionXLPipeline:
             tokenizer=build_tokenizer(pad_token=_END),
             tokenizer_2=build_tokenizer(pad_token="!"),
             unet=build_unet(),
-            scheduler=build_scheduler(),
+            scheduler=build_scheduler(),  # type: ignore[arg-type]  # annotated with an enum of names
             add_watermarker=False,
         )
     pipeline.set_progress_bar_config(disable=True)
@@ -206,7 +206,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
-    """Shift and scale each latent channel so that it leaves `scaling_factor` with mean 0, std 1.
+    """Shift and scale each latent channel so that it has mean 0 and std 1 once scaled.
 
     The change is folded into the two 1x1 convolutions around the latents, so reconstructions stay
     what they were.
@@ -216,11 +216,13 @@ def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
     """
     latents = vae.encode(images).latent_dist.mean
     mean = latents.mean(dim=(0, 2, 3))
-    spread = latents.std(dim=(0, 2, 3)) * vae.config.scaling_factor
+    spread = latents.std(dim=(0, 2, 3)) * SCALING_FACTOR
     channels = len(mean)
-    inner, outer = vae.quant_conv, vae.post_quant_conv
-    inner.bias[:channels] = (inner.bias[:channels] - mean) / spread
-    inner.weight[:channels] /= spread[:, None, None, None]
-    inner.bias[channels:] -= 2 * spread.log()  # the second half holds log-variances
-    outer.bias += outer.weight[:, :, 0, 0] @ mean
-    outer.weight *= spread[None, :, None, None]
+    weights = dict(vae.named_parameters())
+    into, into_bias = weights["quant_conv.weight"], weights["quant_conv.bias"]
+    out_of, out_of_bias = weights["post_quant_conv.weight"], weights["post_quant_conv.bias"]
+    into[:channels].div_(spread[:, None, None, None])
+    into_bias[:channels].sub_(mean).div_(spread)
+    into_bias[channels:].sub_(2 * spread.log())  # the second half holds log-variances
+    out_of_bias.add_(out_of[:, :, 0, 0] @ mean)
+    out_of.mul_(spread[None, :, None, None])
