@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from diffalign import config, world
 from diffalign.errors import ConfigError
@@ -30,8 +30,8 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     if dry_run:
         _print_plan(console, run_config)
         source = build.build_source(run_config, skipped=None)
-        for line in [*source.describe(), *source.preview(count=4)]:
-            console.print(line)
+        for line in [*source.describe(), *source.preview(4)]:
+            console.print(line, markup=False, soft_wrap=True)
         console.print("[green]All checks passed; nothing was trained.")
         console.print("Start it with the same command without --dry-run")
         return None
@@ -42,7 +42,7 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     _print_plan(console, run_config)
     source = build.build_source(run_config, skipped=run_config.output / "skipped.jsonl")
     for line in source.describe():
-        console.print(line)
+        console.print(line, markup=False, soft_wrap=True)
     if accelerator.is_main_process:
         run_config.output.mkdir(parents=True, exist_ok=True)
         checkpoint.discard_partial(run_config.output)
@@ -59,7 +59,8 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     if not complete:
         console.print(
             f"Stopped on request after step {trainer.step}, saved. Continue with\n"
-            f"  diffalign train {run_config.output / 'config.yaml'} --resume"
+            f"  diffalign train {run_config.output / 'config.yaml'} --resume",
+            soft_wrap=True,
         )
         return None
     return _finish(trainer, run_config, console)
@@ -77,7 +78,8 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
         f"[green]Trained {trainer.step} steps; the model is in {final}[/green]\n"
         f"Compare it with its base on your prompts:\n"
         f"  diffalign generate models.base={getattr(run_config.model, 'path', 'BASE')} "
-        f"models.aligned={run_config.output} prompts=PROMPTS.txt output=OUT --grid"
+        f"models.aligned={run_config.output} prompts=PROMPTS.txt output=OUT --grid",
+        soft_wrap=True,
     )
     return final
 
@@ -101,10 +103,8 @@ def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
 
 
 def _print_plan(console: Console, run_config: RunConfig) -> None:
-    table = Table.grid(padding=(0, 2))
     for heading, text in build.plan(run_config):
-        table.add_row(f"[bold]{heading}", text)
-    console.print(table)
+        console.print(f"[bold]{heading:<11}[/bold] {escape(text)}", soft_wrap=True)
 
 
 def _flat_scalars(run_config: RunConfig) -> dict[str, str | int | float | bool]:

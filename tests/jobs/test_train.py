@@ -1,0 +1,253 @@
+"""The train job whole: every reader and backbone; killed, resumed, in parallel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffalign import config
+from diffalign.errors import CheckpointError, ConfigError
+from diffalign.jobs import train
+from diffalign.training.build import RunConfig
+from tests import layouts
+
+LAYOUTS = {
+    "pickapic": layouts.write_pickapic,
+    "parquet": layouts.write_parquet,
+    "webdataset": layouts.write_webdataset,
+    "folder": layouts.write_folder,
+    "jsonl": layouts.write_jsonl,
+}
+SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Path]:
+    """Twelve pairs in every layout."""
+    root = tmp_path_factory.mktemp("data")
+    pairs = layouts.make_pairs(12)
+    folders = {name: root / name for name in LAYOUTS}
+    for name, write in LAYOUTS.items():
+        write(folders[name], pairs)
+    return folders
+
+
+def settings(model: Path, data: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"model.path={model}",
+        f"data.path={data}",
+        f"output={output}",
+        "data.resolution=32",
+        *more,
+    ]
+
+
+def load(*overrides: str) -> RunConfig:
+    return config.load(RunConfig, SMOKE, list(overrides))
+
+
+def figures(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(output: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(output / f"checkpoint-{step}" / "weights.safetensors")
+
+
+def picture(pipeline) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(
+        "a red thing", num_inference_steps=2, generator=generator, output_type="pt"
+    ).images[0]
+
+
+@pytest.mark.parametrize("shape", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [("sd15", "sd15"), ("sd15", "sd15_v"), ("sdxl", "sdxl"), ("sdxl", "sdxl_v")],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_steps_from_every_reader(request, tmp_path, data, layout, kind, folder, shape):
+    model = request.getfixturevalue(f"tiny_{folder}")
+    more = [f"model.kind={kind}", "optimizer.lr=1e-2"]
+    more += ["model.lora=null"] if shape == "full" else []
+    final = train.run(load(*settings(model, data[layout], tmp_path / "run", *more)))
+    assert [row["step"] for row in figures(tmp_path / "run")] == [1, 2]
+    assert figures(tmp_path / "run")[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+
+    if layout != "pickapic":
+        return  # what is exported does not depend on the reader
+    pipeline_class = getattr(
+        diffusers, {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[kind]
+    )
+    parts = {"safety_checker": None} if kind == "sd15" else {}
+    base = pipeline_class.from_pretrained(model, **parts)
+    before = picture(base)
+    if shape == "lora":
+        base.load_lora_weights(final)
+        after = picture(base)
+    else:
+        after = picture(pipeline_class.from_pretrained(final, **parts))
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_the_same_config_twice_gives_identical_numbers_and_weights(tmp_path, tiny_sdxl, data):
+    for name in ("a", "b"):
+        train.run(load(*settings(tiny_sdxl, data["pickapic"], tmp_path / name)))
+    assert figures(tmp_path / "a") == figures(tmp_path / "b")
+    first, second = trained(tmp_path / "a", 2), trained(tmp_path / "b", 2)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def command(*overrides: str, flags: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, "-m", "diffalign", "train", str(SMOKE), *overrides, *flags]
+
+
+LONG = (
+    "training.optimizer_steps=9",
+    "training.checkpoint_every=2",
+    "training.log_every=2",
+    "training.ema_decay=0.9",
+    "model.lora.dropout=0.1",
+    "data.workers=1",
+)
+
+
+def test_a_run_killed_at_three_steps_and_resumed_ends_bit_for_bit_alike(tmp_path, tiny_sdxl, data):
+    whole = settings(tiny_sdxl, data["pickapic"], tmp_path / "whole", *LONG)
+    train.run(load(*whole))
+    output = tmp_path / "killed"
+    overrides = settings(tiny_sdxl, data["pickapic"], output, *LONG)
+    for kill_after in (2, 4, 8):
+        resume = ("--resume",) if kill_after > 2 else ()
+        log = (tmp_path / "log").open("a")
+        process = subprocess.Popen(command(*overrides, flags=resume), stdout=log, stderr=log)
+        reached = output / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if reached.exists() and any(
+                json.loads(line)["step"] >= kill_after
+                for line in reached.read_text().splitlines()
+                if line.endswith("}")
+            ):
+                break
+            time.sleep(0.005)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        process.kill()
+        process.wait()
+    train.run(load(*overrides), resume=output)
+    assert figures(output) == figures(tmp_path / "whole")
+    for name in ("weights", "average", "optimizer"):
+        ours = load_file(output / "checkpoint-9" / f"{name}.safetensors")
+        theirs = load_file(tmp_path / "whole/checkpoint-9" / f"{name}.safetensors")
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.multiprocess
+def test_one_process_and_two_agree(tmp_path, tiny_sdxl, data):
+    more = ("training.optimizer_steps=3", "optimizer.lr=1e-3")
+    alone = settings(tiny_sdxl, data["pickapic"], tmp_path / "one", *more)
+    train.run(load(*alone))
+    both = settings(tiny_sdxl, data["pickapic"], tmp_path / "two", *more)
+    subprocess.run(
+        command(*both, "training.samples_per_device=2", flags=("--processes", "2")),
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for ours, theirs in zip(figures(tmp_path / "one"), figures(tmp_path / "two"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    first, second = trained(tmp_path / "one", 3), trained(tmp_path / "two", 3)
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_zero(tmp_path, tiny_sdxl, data):
+    output = tmp_path / "run"
+    overrides = settings(tiny_sdxl, data["pickapic"], output, "training.optimizer_steps=100000")
+    process = subprocess.Popen(
+        command(*overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+    assert f"diffalign train {output / 'config.yaml'} --resume" in text.replace("\n", "")
+    steps = [int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")]
+    assert steps == [figures(output)[-1]["step"]]
+
+
+def test_a_dry_run_shows_the_first_rows_and_writes_nothing(tmp_path, tiny_sdxl, data, capsys):
+    assert (
+        train.run(load(*settings(tiny_sdxl, data["pickapic"], tmp_path / "run")), dry_run=True)
+        is None
+    )
+    text = capsys.readouterr().out
+    assert "4 samples per step = 4 per device x 1 accumulated x 1 processes" in text
+    assert "a red thing, number" in text
+    assert "Salesforce beta_dpo 2000" in text
+    assert "All checks passed" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_resolved_config_of_a_run_repeats_it(tmp_path, tiny_sdxl, data):
+    output = tmp_path / "run"
+    train.run(load(*settings(tiny_sdxl, data["pickapic"], output)))
+    saved = config.load(RunConfig, output / "config.yaml")
+    assert saved == load(*settings(tiny_sdxl, data["pickapic"], output))
+    card = (output / "README.md").read_text()
+    assert "library_name: diffusers" in card and "beta 2000" in card
+
+
+def test_training_over_an_existing_run_is_refused(tmp_path, tiny_sdxl, data):
+    overrides = settings(tiny_sdxl, data["pickapic"], tmp_path / "run")
+    train.run(load(*overrides))
+    with pytest.raises(ConfigError, match=r"already holds a run with checkpoint-2.*--resume"):
+        train.run(load(*overrides))
+
+
+def test_resuming_from_another_runs_checkpoint_is_refused(tmp_path, tiny_sdxl, data):
+    overrides = settings(tiny_sdxl, data["pickapic"], tmp_path / "run")
+    train.run(load(*overrides))
+    other = load(*overrides, "objective.beta=500")
+    with pytest.raises(CheckpointError, match=r"another run: objective\.beta was 2000\.0"):
+        train.run(other, resume=tmp_path / "run/checkpoint-2")
+
+
+def test_resuming_another_models_checkpoint_is_refused(tmp_path, tiny_sdxl, tiny_sdxl_v, data):
+    train.run(load(*settings(tiny_sdxl, data["pickapic"], tmp_path / "run")))
+    other = load(*settings(tiny_sdxl_v, data["pickapic"], tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"another run: model\.fingerprint was"):
+        train.run(other, resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reference=none", "reference is none, but the objective dpo compares"),
+        ("model.lora=null reference=adapter_off", "reference is adapter_off, but model.lora is"),
+        ("optimizer.warmup_steps=2", "the peak learning rate would never be reached"),
+        ("tracking.trackers=[wandb]", r"pip install 'diffalign\[wandb\]'"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_loaded(
+    tmp_path, tiny_sdxl, data, override, message, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    overrides = settings(tiny_sdxl, data["pickapic"], tmp_path / "run", *override.split())
+    with pytest.raises(ConfigError, match=message):
+        train.run(load(*overrides))
+    assert not (tmp_path / "run").exists()
