@@ -10,7 +10,7 @@ from diffalign.data.decoding import BadImageError, upright_size
 from diffalign.data.indexed import Index
 from diffalign.data.reading import OpenedData
 from diffalign.data.records import ImagePair, Skipped
-from diffalign.data.rows import AbstractRows
+from diffalign.data.rows import AbstractRows, Row
 from diffalign.data.skipping import SkipLog
 from diffalign.data.source import DataConfig
 from diffalign.data.transforms import Size, bucket_sizes, nearest_bucket
@@ -35,9 +35,9 @@ def assign_buckets(
     sizes = bucket_sizes(config.resolution)
     members: dict[int, list[int]] = defaultdict(list)
     for member, row in enumerate(index.members):
-        pair = data.columns.pair(data.rows[int(row)], data.base)
-        assert isinstance(pair, ImagePair)
-        shapes = _shapes(pair, config.max_pixels)
+        shapes = _shapes(data, data.rows.start_of(int(row)), config.max_pixels)
+        if isinstance(shapes, Skipped):
+            shapes = _shapes(data, data.rows[int(row)], config.max_pixels)
         if isinstance(shapes, Skipped):
             skips.add(shapes)
         else:
@@ -47,7 +47,9 @@ def assign_buckets(
     return {sizes[bucket]: np.array(found) for bucket, found in sorted(members.items())}
 
 
-def _shapes(pair: ImagePair, max_pixels: int) -> tuple[Size, Size] | Skipped:
+def _shapes(data: OpenedData, row: Row, max_pixels: int) -> tuple[Size, Size] | Skipped:
+    pair = data.columns.pair(row, data.base)
+    assert isinstance(pair, ImagePair), "the index holds pairs only"
     shapes = []
     for side in ("chosen", "rejected"):
         try:

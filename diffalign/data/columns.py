@@ -91,7 +91,7 @@ class PairColumns:
         Raises:
             DataError: a label is none that this mapping allows.
         """
-        if self.has_label is not None and not row.values[self.has_label]:
+        if self.has_label is not None and not _truth(row.values[self.has_label]):
             return LeftOut.UNLABELLED
         if self.preferred is not None:
             return self._named(row)
@@ -234,6 +234,14 @@ def general_columns(
     return None
 
 
+def find_columns(
+    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
+) -> PairColumns | None:
+    """Whichever mapping fits, Pick-a-Pic's included: for layouts that have one reader."""
+    pickapic = None if configured else pickapic_columns(names, lower_is_better=lower_is_better)
+    return pickapic or general_columns(configured, names, lower_is_better=lower_is_better)
+
+
 def _configured_columns(
     configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
 ) -> PairColumns:
@@ -271,6 +279,11 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _truth(value: Any) -> bool:
+    """Tar members are text, in which `0` and `False` are not empty."""
+    return _text(value).strip().lower() not in ("", "0", "0.0", "false", "none")
 
 
 def _image(value: Any, base: Path | None) -> EncodedImage:

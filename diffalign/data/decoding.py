@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffalign.data.records import EncodedImage, SkipReason
+
+_ORIENTATION = 0x0112
+"""The EXIF tag."""
 
 
 class BadImageError(Exception):
@@ -26,13 +29,14 @@ def decode(encoded: EncodedImage, *, max_pixels: int) -> Image.Image:
     Raises:
         BadImageError: there is no image, it is damaged, or it has more than `max_pixels`.
     """
-    image = _open(encoded, max_pixels)
-    try:
-        return _rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's decoders raise what their code happens to raise
-        truncated = "truncated" in str(error).lower()
-        reason = SkipReason.TRUNCATED if truncated else SkipReason.CORRUPT
-        raise BadImageError(reason, f"{type(error).__name__}: {error}") from error
+    with _file(encoded) as file:
+        image = _open(file, max_pixels)
+        try:
+            return _rgb(ImageOps.exif_transpose(image))
+        except Exception as error:  # Pillow's decoders raise what their code happens to raise
+            truncated = "truncated" in str(error).lower()
+            reason = SkipReason.TRUNCATED if truncated else SkipReason.CORRUPT
+            raise BadImageError(reason, f"{type(error).__name__}: {error}") from error
 
 
 def upright_size(encoded: EncodedImage, *, max_pixels: int) -> tuple[int, int]:
@@ -41,21 +45,22 @@ def upright_size(encoded: EncodedImage, *, max_pixels: int) -> tuple[int, int]:
     Raises:
         BadImageError: the header already shows that the image cannot be used.
     """
-    image = _open(encoded, max_pixels)
-    turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the axes
+    with _file(encoded) as file:
+        image = _open(file, max_pixels)
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5  # 5 to 8 exchange the axes
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _open(encoded: EncodedImage, max_pixels: int) -> Image.Image:
-    content = _content(encoded)
+def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise BadImageError(SkipReason.TOO_LARGE, str(error)) from error
     except UnidentifiedImageError:
-        start = bytes(content[:8]).hex(" ")
+        file.seek(0)
+        start = file.read(8).hex(" ")
         raise BadImageError(
             SkipReason.CORRUPT, f"no known image format; it starts with {start}"
         ) from None
@@ -68,17 +73,17 @@ def _open(encoded: EncodedImage, max_pixels: int) -> Image.Image:
     return image
 
 
-def _content(encoded: EncodedImage) -> bytes:
+def _file(encoded: EncodedImage) -> BinaryIO:
+    """The content as a file, of which the caller reads what it needs."""
     if encoded is None:
         raise BadImageError(SkipReason.MISSING_IMAGE, "the data set has none in this row")
-    if isinstance(encoded, Path):
-        try:
-            encoded = encoded.read_bytes()
-        except OSError as error:
-            raise BadImageError(SkipReason.MISSING_IMAGE, str(error)) from error
-    if not encoded:
-        raise BadImageError(SkipReason.EMPTY_FILE, "0 bytes")
-    return encoded
+    try:
+        size = len(encoded) if isinstance(encoded, bytes) else encoded.stat().st_size
+        if size == 0:
+            raise BadImageError(SkipReason.EMPTY_FILE, "0 bytes")
+        return io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded.open("rb")
+    except OSError as error:
+        raise BadImageError(SkipReason.MISSING_IMAGE, str(error)) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

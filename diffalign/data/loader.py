@@ -123,10 +123,9 @@ class PairSource(AbstractSource):
             schedule_length=schedule_length,
         )
         plan = _plan(data, config, run_seed=run_seed, skips=skips)
-        source = cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
         if plan.known_pairs is not None:
-            source._check_bad(plan.known_pairs)
-        return source
+            skips.stop_above(config.max_bad_fraction, out_of=plan.known_pairs)
+        return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
 
     def describe(self) -> list[str]:
         return [self._data.summary, self._plan.describe()]
@@ -185,32 +184,15 @@ class PairSource(AbstractSource):
             if isinstance(result, Sample):
                 return result
             self._skips.add(result)
-            self._check_bad(planned.out_of)
+            self._skips.stop_above(self._config.max_bad_fraction, out_of=planned.out_of)
             result = self._decoder[planned.replacement(place, attempt)]
         raise DataError(f"{_ATTEMPTS} pairs in a row could not be used, the last one {result}")
-
-    def _check_bad(self, out_of: int) -> None:
-        bad, share = len(self._skips), self._config.max_bad_fraction
-        if bad <= share * out_of:
-            return
-        listed = f"; all are listed in {self._skips.path}" if self._skips.path else ""
-        first = "\n  ".join(self._skips.first(10))
-        raise DataError(
-            f"{bad:,} of {out_of:,} pairs of {self._config.path} cannot be used, more than "
-            f"data.max_bad_fraction = {share:g} allows. The first{listed}:\n  {first}\n"
-            "Repair or remove them, or raise data.max_bad_fraction"
-        )
 
 
 def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
     """The order in which the data is seen."""
     square = (config.resolution, config.resolution)
     if isinstance(data.rows, AbstractRowStream):
-        if config.buckets:
-            raise DataError(
-                "data.buckets needs every image's size in advance, and tar shards are streamed: "
-                "set data.buckets to false"
-            )
         return StreamPlan(
             data,
             run_seed=run_seed,

@@ -27,8 +27,7 @@ class Parquet(AbstractReader):
         return table_columns(location, config)
 
     def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
-        lower_is_better = config.labels == "lower_is_better"
-        return general_columns(config.columns, names, lower_is_better=lower_is_better)
+        return general_columns(config.columns, names, lower_is_better=config.lower_is_better)
 
     def open(
         self, location: Location, columns: PairColumns, config: DataConfig

@@ -33,7 +33,7 @@ class PickAPic(AbstractReader):
     def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
         if config.columns:
             return None
-        return pickapic_columns(names, lower_is_better=config.labels == "lower_is_better")
+        return pickapic_columns(names, lower_is_better=config.lower_is_better)
 
     def open(
         self, location: Location, columns: PairColumns, config: DataConfig

@@ -174,6 +174,11 @@ def open_data(config: DataConfig) -> OpenedData:
     location = locate(config)
     kind, reader, columns = _choose(location, config)
     rows = reader.open(location, columns, config)
+    if config.buckets and isinstance(rows, AbstractRowStream):
+        raise DataError(
+            f"data.buckets needs every image's size in advance, and {location.describe()} is "
+            "streamed: set data.buckets to false"
+        )
     streamed = ", streamed" if isinstance(rows, AbstractRowStream) else ""
     return OpenedData(
         rows=rows,

@@ -27,6 +27,10 @@ class AbstractRows(abc.ABC):
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Row: ...
 
+    def start_of(self, index: int) -> Row:
+        """A row whose images may be cut off after a while, where that is cheaper to read."""
+        return self[index]
+
     @abc.abstractmethod
     def scan(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows in order, with these columns only: the others are not read."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from diffalign.data.records import Skipped
+from diffalign.errors import DataError
 
 
 class SkipLog:
@@ -55,6 +56,18 @@ class SkipLog:
             if skipped.sample_id not in self._reasons:
                 self._append(skipped)
                 self._read_new()
+
+    def stop_above(self, share: float, *, out_of: int) -> None:
+        """Raise DataError, naming the first, if more than `share` of `out_of` pairs are here."""
+        if len(self) <= share * out_of:
+            return
+        listed = f"; all are listed in {self.path}" if self.path else ""
+        first = "\n  ".join(self.first(10))
+        raise DataError(
+            f"{len(self):,} of {out_of:,} pairs cannot be used, more than "
+            f"data.max_bad_fraction = {share:g} allows. The first{listed}:\n  {first}\n"
+            "Repair or remove them, or raise data.max_bad_fraction"
+        )
 
     def _lock(self) -> FileLock:
         assert self.path is not None

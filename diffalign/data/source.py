@@ -97,6 +97,11 @@ class DataConfig:
     workers: int = 2
     """Processes that decode, on each rank; 0 decodes in the training process."""
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether `labels` are reversed."""
+        return self.labels == "lower_is_better"
+
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution % 8:
             raise ValueError(

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet
 
 from diffalign.data.columns import PairColumns
@@ -15,6 +16,9 @@ from diffalign.data.reading import Location
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
+
+_HEADER_BYTES = 1 << 16
+"""Enough for the size of nearly every image; the others are read whole."""
 
 
 def _row_name(index: int) -> str:
@@ -35,6 +39,7 @@ class TableRows(AbstractRows):
 
     def __init__(self, dataset: datasets.Dataset, columns: Sequence[str]) -> None:
         self._dataset = _without_decoding(dataset, columns)
+        self._arrow = self._dataset.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -42,13 +47,28 @@ class TableRows(AbstractRows):
     def __getitem__(self, index: int) -> Row:
         return Row(_row_name(index), self._dataset[index])
 
+    def start_of(self, index: int) -> Row:
+        table = self._arrow[index]
+        values = {name: _start_of(table[name][0]) for name in table.column_names}
+        return Row(_row_name(index), values)
+
     def scan(self, columns: Sequence[str]) -> Iterator[Row]:
-        light = self._dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+        light = self._arrow.select_columns(list(dict.fromkeys(columns)))
         index = 0
         for table in light.iter(batch_size=10_000):
             for values in table.to_pylist():
                 yield Row(_row_name(index), values)
                 index += 1
+
+
+def _start_of(value: pa.Scalar) -> Any:
+    """A value of which only the first bytes, if it is an image, are brought in from disk."""
+    if isinstance(value, pa.StructScalar) and "bytes" in value:
+        start = _start_of(value["bytes"])
+        return start if start is not None else value.as_py()
+    if isinstance(value, (pa.BinaryScalar, pa.LargeBinaryScalar)) and value.is_valid:
+        return memoryview(value.as_buffer())[:_HEADER_BYTES].tobytes()
+    return value.as_py()
 
 
 class TableStream(AbstractRowStream):
