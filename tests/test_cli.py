@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffalign import cli
+
+SMOKE = Path(__file__).parents[1] / "configs/smoke/diffusion_dpo_sdxl.yaml"
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Exit status and what was said on both streams, in one line."""
+    monkeypatch.setattr(sys, "argv", ["diffalign", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    captured = capsys.readouterr()
+    return exit_info.value.code or 0, " ".join((captured.out + captured.err).split())
+
+
+def test_help_takes_less_than_two_seconds_and_names_every_job():
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        result = subprocess.run(
+            [sys.executable, "-m", "diffalign", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.monotonic() - started)
+    assert min(times) < 2.0
+    for job in ("train", "generate", "score", "compare", "demo", "env"):
+        assert f" {job} " in result.stdout
+
+
+@pytest.mark.parametrize("job", ["train", "generate", "score", "compare", "demo", "env"])
+def test_help_of_a_job_loads_no_library(job):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['diffalign', '{job}', '--help']\n"
+        "from diffalign.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip().endswith("[]")
+
+
+def changed(tmp_path: Path, **sections) -> str:
+    """The smoke config with keys changed, as a file."""
+    tree = yaml.safe_load(SMOKE.read_text())
+    for name, values in sections.items():
+        tree[name] = {**tree[name], **values} if isinstance(values, dict) else values
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_spelling(monkeypatch, capsys, tmp_path):
+    status, said = run(monkeypatch, capsys, "train", changed(tmp_path, objective={"betta": 1.0}))
+    assert status == 1
+    assert "run.yaml: objective.betta is not a field of DPO (fields: beta)" in said
+    assert "Did you mean objective.beta?" in said
+
+
+def test_a_beta_that_is_no_number_is_refused(monkeypatch, capsys, tmp_path):
+    status, said = run(monkeypatch, capsys, "train", changed(tmp_path, objective={"beta": "fast"}))
+    assert status == 1
+    assert "run.yaml: objective.beta must be a number, got 'fast'" in said
+
+
+def test_a_missing_config_is_said(monkeypatch, capsys, tmp_path):
+    status, said = run(monkeypatch, capsys, "train", str(tmp_path / "none.yaml"))
+    assert status == 1 and "there is no such config file" in said
+
+
+def test_a_model_folder_without_a_unet_is_refused(monkeypatch, capsys, tmp_path, tiny_sdxl):
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_sdxl, model)
+    shutil.rmtree(model / "unet")
+    config = changed(tmp_path, model={"path": str(model)})
+    status, said = run(monkeypatch, capsys, "train", config, "--dry-run")
+    assert status == 1
+    assert "ModelError" in said and "unet" in said and str(model) in said.replace(" ", "")
+
+
+def test_missing_data_is_refused(monkeypatch, capsys, tmp_path, tiny_sdxl):
+    config = changed(
+        tmp_path, model={"path": str(tiny_sdxl)}, data={"path": str(tmp_path / "pairs.parquet")}
+    )
+    status, said = run(monkeypatch, capsys, "train", config, "--dry-run")
+    assert status == 1
+    assert "DataError" in said and "pairs.parquet" in said
+
+
+def test_parquet_without_labels_is_refused_with_what_was_found(
+    monkeypatch, capsys, tmp_path, tiny_sdxl
+):
+    from tests.layouts import make_pairs, pickapic_rows, write_rows
+
+    rows = pickapic_rows(make_pairs(3))
+    for row in rows:
+        del row["label_0"], row["label_1"]
+    file = write_rows(tmp_path / "pairs.parquet", rows)
+    config = changed(tmp_path, model={"path": str(tiny_sdxl)}, data={"path": str(file)})
+    status, said = run(monkeypatch, capsys, "train", config, "--dry-run")
+    assert status == 1
+    assert "DataError" in said and "label_0" in said and "jpg_0" in said
+
+
+def test_train_without_a_config_says_where_to_find_one(monkeypatch, capsys):
+    status, said = run(monkeypatch, capsys, "train")
+    assert status == 1 and "train needs a config file, for example configs/smoke/" in said
+
+
+def test_the_processes_option_is_not_passed_to_the_processes():
+    given = ["train", "x.yaml", "--processes", "2", "a=b", "--processes=2", "--resume"]
+    assert cli._without_processes(given) == ["train", "x.yaml", "a=b", "--resume"]
+
+
+def test_env_names_versions_and_devices(monkeypatch, capsys):
+    status, said = run(monkeypatch, capsys, "env")
+    assert status == 0
+    assert "torch" in said and "devices" in said

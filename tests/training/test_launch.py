@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = (
+    "import sys\n"
+    "from diffalign.training import launch as module\n"
+    "popen = module.subprocess.Popen\n"
+    "def fake(command, env):\n"
+    "    return popen([sys.executable, '-c', sys.argv[1]], env=env)\n"
+    "module.subprocess.Popen = fake\n"
+    "sys.exit(module.launch([], processes=2))\n"
+)
+
+
+def launched(child: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, child], stdout=subprocess.PIPE)
+
+
+def test_each_process_knows_its_rank_and_the_world():
+    process = launched(
+        "import os; print(os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'],"
+        " os.environ['MASTER_ADDR'], flush=True)"
+    )
+    text, _ = process.communicate(timeout=60)
+    assert sorted(text.decode().split("\n")) == ["", "0 0 2 127.0.0.1", "1 1 2 127.0.0.1"]
+    assert process.returncode == 0
+
+
+def test_a_failing_process_ends_the_others_and_its_status_is_kept():
+    started = time.monotonic()
+    process = launched(
+        "import os, sys, time\nsys.exit(7) if os.environ['RANK'] == '1' else time.sleep(60)"
+    )
+    assert process.wait(timeout=50) == 7
+    assert time.monotonic() - started < 50
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_a_clean_end_is_waited_for(number):
+    process = launched(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+        "sys.exit(1)"
+    )
+    assert process.stdout.readline() == process.stdout.readline() == b"ready\n"
+    os.kill(process.pid, number)
+    assert process.wait(timeout=30) == 0
