@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import CacheError, DiffalignError
+from diffalign.evaluation.isolation import each_or_error
 from diffalign.evaluation.manifest import (
     MANIFEST,
     ItemKey,
@@ -166,20 +167,10 @@ def draw_batches(
 
 
 def _draw_each(artist: Artist, batch: Sequence[Item]) -> Iterator[tuple[Item, Tensor | Exception]]:
-    """A picture or what went wrong, item by item: a batch that fails is drawn in halves."""
-    outcome: Tensor | Exception
-    try:
-        outcome = artist.draw([item.prompt.text for item in batch], [item.seed for item in batch])
-    except Exception as error:  # whatever one prompt does, the others must not pay for it
-        outcome = error
-    if isinstance(outcome, Tensor):
-        yield from zip(batch, outcome, strict=True)
-    elif len(batch) == 1:
-        yield batch[0], outcome
-    else:
-        middle = len(batch) // 2
-        yield from _draw_each(artist, batch[:middle])
-        yield from _draw_each(artist, batch[middle:])
+    return each_or_error(
+        lambda items: artist.draw([item.prompt.text for item in items], [i.seed for i in items]),
+        batch,
+    )
 
 
 def _write(

@@ -155,7 +155,8 @@ def _announce(
     console.print(
         f"[bold]generate[/bold]  {prompt_count} prompts x {seeds} seeds x {len(pending)} models, "
         f"{sampler.steps} steps, guidance {sampler.guidance:g}, "
-        f"scheduler {sampler.scheduler or 'of each model'}, batches of {config.batch_size}, {place}"
+        f"scheduler {sampler.scheduler or 'of each model'}, batches of {config.batch_size}, {place}",
+        soft_wrap=True,
     )
     console.print("Safety checker and watermark are off; weights come from safetensors only.")
     for name, batches in pending.items():
@@ -182,7 +183,9 @@ def _draw(
     if cut:
         console.print(
             f"  {subject.name}: {len(cut)} prompts are longer than its text encoder reads, "
-            f"their ends are ignored, e.g. {cut[0][:60]!r}"
+            f"their ends are ignored, e.g. {cut[0][:60]!r}",
+            markup=False,
+            soft_wrap=True,
         )
     with progress(console, subject.name, sum(map(len, batches))) as advance:
         failures = draw_batches(config.output, subject, artist, batches, existing, advance)
@@ -210,7 +213,7 @@ def _conclude(
 ) -> None:
     out = config.output
     written = [f"pictures in {out / 'images'}", f"list {out / MANIFEST}", *_named(grid)]
-    console.print(f"[green]Done:[/green] {', '.join(written)}")
+    console.print(f"[green]Done:[/green] {', '.join(written)}", soft_wrap=True)
     lines = [
         f"  {name}: {failure.item.prompt.text[:60]!r}, seed {failure.item.seed}: {failure.reason}"
         for name, found in failures.items()
@@ -227,7 +230,9 @@ def _conclude(
                 ]
             )
         )
-    console.print(f"Next:\n  diffalign score images={out} scorer.kind=SCORER")
+    console.print(
+        f"Next:\n  diffalign score images={out} scorer.kind=SCORER", markup=False, soft_wrap=True
+    )
 
 
 def _named(grid: Path | None) -> Iterable[str]:

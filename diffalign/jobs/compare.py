@@ -1,0 +1,216 @@
+"""`diffalign compare`: win rates between models, paired by prompt and seed, and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from diffalign import config as configs
+from diffalign.errors import ConfigError, DataError
+from diffalign.evaluation.compare import Comparison, Place, compare_scores
+from diffalign.evaluation.grid import draw_grid
+from diffalign.evaluation.manifest import ItemKey, ManifestRow, read_manifest, write_atomically
+from diffalign.evaluation.pictures import grid_rows, spread_items
+from diffalign.evaluation.report import Section, command, facts, write_report
+from diffalign.evaluation.results import Result, as_json, as_markdown, console_table
+from diffalign.evaluation.results_page import gallery_sections, grid_section, numbers_section
+from diffalign.evaluation.scoring import SCORES, scores_by_item
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Which models of a folder are compared, by which scores."""
+
+    images: Path
+    """Folder that `generate` and `score` filled."""
+    baseline: str | None = None
+    """The model that the others are held against; null is the first of the manifest."""
+    models: tuple[str, ...] = ()
+    """The others; empty takes all."""
+    scorers: tuple[str, ...] = ()
+    """Names of the columns in `scores/`; empty takes all."""
+    tie_tolerance: float = 0.0
+    """Scores that differ by at most this much are a tie, in units of the score."""
+    confidence: float = 0.95
+    """Of the intervals."""
+    resamples: int = 10_000
+    """Of the bootstrap."""
+    seed: int = 0
+    """Of the bootstrap."""
+    grid_rows: int = 8
+    """Prompts in the grid."""
+    gallery: int = 6
+    """How many of the biggest wins, and of the biggest losses, the report shows."""
+    output: Path | None = None
+    """Folder for the results; null is the folder of the pictures."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
+        if self.tie_tolerance < 0:
+            raise ValueError(f"tie_tolerance must not be negative, got {self.tie_tolerance}")
+        if self.resamples < 100:
+            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
+        if self.grid_rows < 1 or self.gallery < 0:
+            raise ValueError("grid_rows must be at least 1 and gallery not negative")
+
+
+def run(config: CompareConfig) -> list[Result]:
+    """Compare, print, and write `compare.json`, `summary.md`, `comparison.png` and `report.html`.
+
+    Returns:
+        One result per scorer and model, in the order printed.
+    """
+    console = Console(highlight=False)
+    rows = {row.key: row for row in read_manifest(config.images)}
+    baseline, models = _choose_models(config, list(dict.fromkeys(model for model, _, _ in rows)))
+    scores = _read_scores(config)
+    console.print(
+        f"[bold]compare[/bold]  {', '.join(models)} against {baseline} by {', '.join(scores)}; "
+        f"pairs by prompt and seed, {config.resamples} resamples of whole prompts",
+        soft_wrap=True,
+    )
+    results = [
+        Result(
+            scorer=scorer,
+            baseline=baseline,
+            model=model,
+            comparison=_compare(config, rows, column, baseline, model),
+        )
+        for scorer, column in scores.items()
+        for model in models
+    ]
+    for result in results:
+        console.print(console_table(result))
+        for line in result.warnings:
+            console.print(f"  [yellow]{escape(line)}", soft_wrap=True)
+    written = _write(config, results, rows, next(iter(scores.values())))
+    console.print(f"[green]Done:[/green] {', '.join(map(str, written))}", soft_wrap=True)
+    console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)
+    return results
+
+
+def _choose_models(config: CompareConfig, known: list[str]) -> tuple[str, list[str]]:
+    baseline = config.baseline or known[0]
+    models = list(config.models) or [model for model in known if model != baseline]
+    for name in (baseline, *models):
+        if name not in known:
+            raise ConfigError(
+                f"{config.images} has no pictures of a model named {name!r} "
+                f"(models: {', '.join(known)})"
+            )
+    if not models or baseline in models:
+        raise ConfigError(
+            f"{config.images}: a comparison needs a baseline and at least one other model "
+            f"(models: {', '.join(known)})"
+        )
+    return baseline, models
+
+
+def _read_scores(config: CompareConfig) -> dict[str, dict[ItemKey, float]]:
+    """Columns by name: scores by model, prompt id and seed."""
+    folder = config.images / SCORES
+    known = sorted(path.stem for path in folder.glob("*.jsonl"))
+    if not known:
+        raise DataError(
+            f"{folder}: there are no scores yet; first run\n"
+            f"  diffalign score images={config.images} scorer.kind=SCORER"
+        )
+    for name in config.scorers:
+        if name not in known:
+            raise ConfigError(f"{folder} has no column {name!r} (columns: {', '.join(known)})")
+    return {
+        name: scores_by_item(config.images, folder / f"{name}.jsonl")[0]
+        for name in config.scorers or known
+    }
+
+
+def _compare(
+    config: CompareConfig,
+    rows: Mapping[ItemKey, ManifestRow],
+    scores: Mapping[ItemKey, float],
+    baseline: str,
+    model: str,
+) -> Comparison:
+    def of(name: str) -> dict[Place, float]:
+        return {(prompt, seed): s for (owner, prompt, seed), s in scores.items() if owner == name}
+
+    expected = [(prompt, seed) for owner, prompt, seed in rows if owner in (baseline, model)]
+    try:
+        return compare_scores(
+            of(baseline),
+            of(model),
+            expected=expected,
+            tie_tolerance=config.tie_tolerance,
+            confidence=config.confidence,
+            resamples=config.resamples,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise DataError(f"{config.images}: {model} against {baseline}: {error}") from error
+
+
+def _write(
+    config: CompareConfig,
+    results: Sequence[Result],
+    rows: Mapping[ItemKey, ManifestRow],
+    scores: Mapping[ItemKey, float],
+) -> list[Path]:
+    """Write everything; the report comes first in the answer."""
+    output = config.output or config.images
+    output.mkdir(parents=True, exist_ok=True)
+    page, grid = output / "report.html", output / "comparison.png"
+    summary, figures = output / "summary.md", output / "compare.json"
+    saved = output / "compare.yaml"
+    configs.save(config, saved)
+    first = results[0]
+    models = (first.baseline, *dict.fromkeys(result.model for result in results))
+    places = list(dict.fromkeys((prompt, seed) for _, prompt, seed in rows))
+    drawn = grid_rows(config.images, rows, models, spread_items(places, config.grid_rows), scores)
+    draw_grid(drawn, models).save(grid)
+    write_atomically(figures, as_json(results, configs.to_dict(config)).encode())
+    write_atomically(summary, as_markdown(results, grid.name).encode())
+    write_report(
+        page,
+        f"{', '.join(models[1:])} against {first.baseline}",
+        numbers_section(results),
+        grid_section(drawn, models),
+        *gallery_sections(
+            first,
+            config.images,
+            rows,
+            scores,
+            count=config.gallery,
+            tie_tolerance=config.tie_tolerance,
+        ),
+        Section("Settings", facts(_settings(config, rows))),
+        Section("How to repeat it", command(_commands(config, results, saved))),
+        lead="Both sides of every pair were drawn from the same prompt and the same noise.",
+    )
+    return [page, grid, summary, figures]
+
+
+def _settings(config: CompareConfig, rows: Mapping[ItemKey, ManifestRow]) -> dict[str, object]:
+    sampler = next(iter(rows.values())).sampler
+    fingerprints = {row.model: row.fingerprint for row in rows.values()}
+    return {
+        **{f"weights of {name}": value for name, value in fingerprints.items()},
+        **{name: "default" if value is None else value for name, value in sampler.items()},
+        "tie tolerance": config.tie_tolerance,
+        "resamples": config.resamples,
+    }
+
+
+def _commands(config: CompareConfig, results: Sequence[Result], saved: Path) -> str:
+    scorers = dict.fromkeys(result.scorer for result in results)
+    return "\n".join(
+        [
+            f"diffalign generate {config.images / 'generate.yaml'}",
+            *(f"diffalign score {config.images / SCORES / name}.yaml" for name in scorers),
+            f"diffalign compare {saved}",
+        ]
+    )

@@ -1,0 +1,110 @@
+"""`diffalign score`: judge generated pictures, one column file per scorer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from diffalign import components
+from diffalign import config as configs
+from diffalign.errors import DataError
+from diffalign.evaluation.manifest import MANIFEST
+from diffalign.evaluation.pipelines import choose_device
+from diffalign.evaluation.progress import progress
+from diffalign.evaluation.scoring import (
+    SCORES,
+    Problem,
+    find_pictures,
+    read_column,
+    score_pictures,
+    scores_by_item,
+)
+from diffalign.scorers.base import AbstractScorer
+
+_LISTED_PROBLEMS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which pictures are judged by whom."""
+
+    images: Path
+    """Folder that `generate` filled, or one of pictures with captions: `x.png` beside `x.txt`."""
+    scorer: AbstractScorer
+    """The judge."""
+    name: str | None = None
+    """Of the column: `scores/NAME.jsonl`; null takes the scorer's kind."""
+    batch_size: int = 32
+    """Pictures judged at once."""
+    device: str = "auto"
+    """A torch device; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def column(self) -> Path:
+        """The file that gets the scores."""
+        kind = components.kind_of(self.scorer).rpartition(".")[2]
+        return self.images / SCORES / f"{self.name or kind}.jsonl"
+
+
+def run(config: ScoreConfig) -> None:
+    """Judge what has no score yet.
+
+    Raises:
+        DataError: at the end, if pictures could not be judged; all others have their scores.
+    """
+    console = Console(highlight=False)
+    column = config.column()
+    pictures, problems = find_pictures(config.images)
+    known = len(read_column(column, config.scorer.fingerprint))
+    console.print(
+        f"[bold]score[/bold]  {len(pictures)} pictures of {escape(str(config.images))} with "
+        f"{column.stem}, {choose_device(config.device)}; {known} scores are already there",
+        soft_wrap=True,
+    )
+    scorer = config.scorer.to(choose_device(config.device))
+    with progress(console, column.stem, len(pictures)) as advance:
+        problems += score_pictures(
+            pictures, scorer, column, batch_size=config.batch_size, on_batch=advance
+        )
+    configs.save(config, column.with_suffix(".yaml"))
+    console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
+    if (config.images / MANIFEST).is_file():
+        _print_means(console, config.images, column)
+    _refuse(problems)
+    if (config.images / MANIFEST).is_file():
+        console.print(
+            f"Next:\n  diffalign compare images={config.images}", markup=False, soft_wrap=True
+        )
+
+
+def _print_means(console: Console, images: Path, column: Path) -> None:
+    scores, _ = scores_by_item(images, column)
+    by_model: dict[str, list[float]] = {}
+    for (model, _, _), score in scores.items():
+        by_model.setdefault(model, []).append(score)
+    table = Table("model", "pictures", "mean score", box=None)
+    for model, values in by_model.items():
+        table.add_row(model, str(len(values)), f"{sum(values) / len(values):.4f}")
+    console.print(table)
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        lines = [f"  {item.path}: {item.reason}" for item in problems[:_LISTED_PROBLEMS]]
+        more = len(problems) - _LISTED_PROBLEMS
+        raise DataError(
+            "\n".join(
+                [
+                    f"{len(problems)} pictures have no score; all others have theirs:",
+                    *lines,
+                    *([f"  and {more} more"] if more > 0 else []),
+                ]
+            )
+        )
