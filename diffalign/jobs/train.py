@@ -20,7 +20,8 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     Args:
         run_config: the run.
         dry_run: read the data set's first rows, print the plan, load no weights.
-        resume: a checkpoint folder, or the run folder for its newest checkpoint.
+        resume: a checkpoint folder, or the run folder for its newest checkpoint; a run that was
+            killed before its first one starts again.
 
     Returns:
         The folder of the exported model; None for a dry run or an interrupted one.
@@ -97,9 +98,9 @@ def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
     if (resume / "state.json").is_file():
         return resume
     found = checkpoint.checkpoints_in(resume)
-    if not found:
-        raise ConfigError(f"{resume}: there is no checkpoint to resume from")
-    return found[-1]
+    if not found and not (resume / "config.yaml").is_file():
+        raise ConfigError(f"{resume}: there is no run to resume")
+    return found[-1] if found else None
 
 
 def _print_plan(console: Console, run_config: RunConfig) -> None:

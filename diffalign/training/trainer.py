@@ -141,6 +141,9 @@ class Trainer:
             TrainingError: too many steps in a row were not finite.
             CheckpointError: the last checkpoint could not be written.
         """
+        if self.accelerator.is_main_process:
+            self.metrics_file.truncate_after(self.step)
+            self.timing_file.truncate_after(self.step)
         batches = iter(self.source)
         progress = TrainingProgress(
             self.console,
@@ -316,9 +319,6 @@ class Trainer:
             name.partition("/")[2]: t for name, t in mine.items() if name.startswith("metrics/")
         }
         self.metrics.load_state_dict(metrics, self.accelerator.device)
-        if self.accelerator.is_main_process:
-            self.metrics_file.truncate_after(self.step)
-            self.timing_file.truncate_after(self.step)
 
     def export(self, folder: Path) -> None:
         """Write the result for users: the weight average if there is one, else the weights."""

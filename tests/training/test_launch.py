@@ -25,8 +25,9 @@ def launched(child: str) -> subprocess.Popen:
 
 def test_each_process_knows_its_rank_and_the_world():
     process = launched(
-        "import os; print(os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'],"
-        " os.environ['MASTER_ADDR'], flush=True)"
+        "import os\n"
+        "names = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR'\n"
+        "os.write(1, (' '.join(os.environ[name] for name in names) + '\\n').encode())"
     )
     text, _ = process.communicate(timeout=60)
     assert sorted(text.decode().split("\n")) == ["", "0 0 2 127.0.0.1", "1 1 2 127.0.0.1"]
@@ -45,9 +46,9 @@ def test_a_failing_process_ends_the_others_and_its_status_is_kept():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_a_clean_end_is_waited_for(number):
     process = launched(
-        "import signal, sys, time\n"
+        "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
-        "print('ready', flush=True)\n"
+        "os.write(1, b'ready\\n')\n"
         "time.sleep(60)\n"
         "sys.exit(1)"
     )
