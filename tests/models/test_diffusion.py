@@ -1,0 +1,225 @@
+"""Settings of a diffusion model: what is refused before weights are read, and what is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from diffalign import components
+from diffalign.errors import ModelError
+from diffalign.models.base import AbstractModel
+from diffalign.models.lora import LoraSettings
+from diffalign.models.noising import Epsilon, Velocity
+from diffalign.models.sd15 import SD15
+from diffalign.models.sdxl import SDXL
+
+CPU = torch.device("cpu")
+
+
+def load(settings, *, dtype=torch.float32, reference="none"):
+    return settings.load(device=CPU, compute_dtype=dtype, reference=reference)
+
+
+@pytest.fixture
+def copied(tiny_sdxl, tmp_path):
+    """A model folder that a test may damage."""
+    return shutil.copytree(tiny_sdxl, tmp_path / "model")
+
+
+def test_both_backbones_are_kinds():
+    assert components.kinds(AbstractModel) == ["sd15", "sdxl"]
+    assert components.kind_of(SDXL(path="owner/name")) == "sdxl"
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_a_sound_folder_passes_all_checks(tiny_sdxl, tiny_sd15_v, lora):
+    SDXL(path=str(tiny_sdxl), lora=lora).check()
+    SD15(path=str(tiny_sd15_v), lora=lora).check()
+
+
+def test_a_folder_of_another_architecture_is_refused_naming_both(tiny_sdxl):
+    message = "holds a StableDiffusionXLPipeline, but kind sd15 trains a StableDiffusionPipeline"
+
+    with pytest.raises(ModelError, match=f"{message}: set kind to sdxl"):
+        SD15(path=str(tiny_sdxl)).check()
+
+
+def test_a_folder_without_a_unet_is_refused(copied):
+    shutil.rmtree(copied / "unet")
+
+    with pytest.raises(ModelError, match=r"has no unet/config\.json \(it holds: model_index"):
+        SDXL(path=str(copied)).check()
+
+
+def test_a_folder_without_weights_is_refused(copied):
+    (copied / "text_encoder_2" / "model.safetensors").unlink()
+
+    with pytest.raises(ModelError, match="text_encoder_2 has no weights"):
+        SDXL(path=str(copied)).check()
+
+
+def test_an_unknown_network_class_is_refused(copied):
+    (copied / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet9D"}))
+
+    with pytest.raises(ModelError, match="names the class 'UNet9D', which diffusers .* lacks"):
+        SDXL(path=str(copied)).check()
+
+
+def test_an_unknown_prediction_type_is_refused(copied):
+    (copied / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "DDIMScheduler", "prediction_type": "sample"})
+    )
+
+    with pytest.raises(ModelError, match="has prediction_type 'sample'"):
+        SDXL(path=str(copied)).check()
+
+
+def test_an_adapter_for_layers_that_do_not_exist_is_refused(tiny_sdxl):
+    with pytest.raises(ModelError, match=r"lora\.targets names 'qkv'"):
+        SDXL(path=str(tiny_sdxl), lora=LoraSettings(targets=("qkv",))).check()
+
+
+def test_a_missing_extra_is_refused_naming_it(tiny_sdxl, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(ModelError, match=r"pip install 'diffalign\[xformers\]'"):
+        SDXL(path=str(tiny_sdxl), attention="xformers").check()
+
+
+def test_an_adapter_that_is_not_there_cannot_be_switched_off(tiny_sdxl):
+    with pytest.raises(ModelError, match="adapter_off needs an adapter, and lora is null"):
+        load(SDXL(path=str(tiny_sdxl)), reference="adapter_off")
+
+
+def test_damaged_weights_become_a_sentence(copied):
+    (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+
+    with pytest.raises(ModelError, match="model: cannot be read as a StableDiffusionXLPipeline"):
+        load(SDXL(path=str(copied)))
+
+
+def test_noising_follows_the_models_own_schedule(tiny_sdxl, tiny_sdxl_v):
+    assert isinstance(SDXL(path=str(tiny_sdxl)).noising(), Epsilon)
+    velocity = SDXL(path=str(tiny_sdxl_v)).noising()
+    assert isinstance(velocity, Velocity)
+    assert velocity.alphas_cumprod[-1] == 0
+    assert SDXL(path=str(tiny_sdxl)).noising().alphas_cumprod[-1] > 0
+    override = SDXL(path=str(tiny_sdxl), prediction_type="v_prediction").noising()
+    assert isinstance(override, Velocity)
+
+
+def test_noising_and_checks_read_no_weights(copied):
+    for file in copied.rglob("*.safetensors"):
+        file.write_bytes(b"")
+
+    settings = SDXL(path=str(copied), lora=LoraSettings())
+    settings.check()
+
+    assert settings.noising().schedule_length == 1000
+
+
+def test_trained_weights_are_float32_and_the_frozen_ones_of_the_compute_dtype(tiny_sdxl):
+    adapter = load(SDXL(path=str(tiny_sdxl), lora=LoraSettings(rank=2)), dtype=torch.bfloat16)
+    full = load(SDXL(path=str(tiny_sdxl)), dtype=torch.bfloat16)
+
+    assert {p.dtype for _, p in adapter.trained_parameters()} == {torch.float32}
+    assert {p.dtype for _, p in full.trained_parameters()} == {torch.float32}
+    assert adapter.network.conv_in.weight.dtype == torch.bfloat16
+    assert adapter.network.conv_norm_out.weight.dtype == torch.float32
+    assert all(
+        p.dtype == torch.bfloat16 and not p.requires_grad
+        for encoder in adapter.conditioner.text_encoders
+        for p in encoder.parameters()
+    )
+    assert all(
+        p.dtype == torch.float32 and not p.requires_grad for p in adapter.autoencoder.parameters()
+    )
+
+
+def test_without_an_adapter_every_weight_of_the_network_trains(tiny_sd15):
+    model = load(SD15(path=str(tiny_sd15)))
+
+    assert [name for name, _ in model.trained_parameters()] == [
+        name for name, _ in model.network.named_parameters()
+    ]
+
+
+def test_another_autoencoder_takes_the_place_of_the_models_own(tiny_sdxl, tmp_path):
+    other = AutoencoderKL.from_pretrained(tiny_sdxl / "vae")
+    other.register_to_config(scaling_factor=0.25)
+    other.save_pretrained(tmp_path / "vae")
+
+    model = load(SDXL(path=str(tiny_sdxl), vae=str(tmp_path / "vae"), vae_dtype="bf16"))
+
+    assert model.autoencoder.config.scaling_factor == 0.25
+    assert model.autoencoder.dtype == torch.bfloat16
+    with pytest.raises(ModelError, match="vae: cannot read an autoencoder from .*nowhere"):
+        load(SDXL(path=str(tiny_sdxl), vae=str(tmp_path / "nowhere")))
+
+
+def test_the_fingerprint_tells_weights_and_shapes_of_training_apart(tiny_sdxl, tiny_sdxl_v, copied):
+    unet = UNet2DConditionModel.from_pretrained(copied / "unet")
+    unet.conv_in.bias.data += 1e-3
+    unet.save_pretrained(copied / "unet")
+    full, adapter = SDXL(path=str(tiny_sdxl)), LoraSettings(rank=2)
+
+    prints = [
+        load(settings).fingerprint()
+        for settings in (
+            full,
+            SDXL(path=str(tiny_sdxl), lora=adapter),
+            SDXL(path=str(tiny_sdxl), lora=LoraSettings(rank=3)),
+            SDXL(path=str(copied)),
+        )
+    ]
+
+    assert len(set(prints)) == 4
+    assert load(SDXL(path=f"{tiny_sdxl}/")).fingerprint() == prints[0]
+
+
+def test_a_single_file_is_read_around_its_configuration(tiny_sdxl, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "model.safetensors"
+    shutil.copy(tiny_sdxl / "unet" / "diffusion_pytorch_model.safetensors", checkpoint)
+    pipeline_class = diffusers.StableDiffusionXLPipeline
+    asked = {}
+
+    def from_single_file(path, **options):
+        asked.update(path=path, **options)
+        return pipeline_class.from_pretrained(tiny_sdxl)
+
+    monkeypatch.setattr(pipeline_class, "from_single_file", from_single_file)
+    settings = SDXL(path=str(checkpoint), config=str(tiny_sdxl), prediction_type="v_prediction")
+    settings.check()
+    model = load(settings)
+
+    assert asked["path"] == str(checkpoint)
+    assert asked["config"] == str(tiny_sdxl)
+    assert isinstance(model.noising, Velocity)
+
+
+def test_networks_are_compiled_in_place_so_that_names_stay(tiny_sd15, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled.append)
+
+    plain = load(SD15(path=str(tiny_sd15)), reference="frozen_copy")
+    assert compiled == []
+    model = load(SD15(path=str(tiny_sd15), compile=True), reference="frozen_copy")
+
+    assert compiled[0] is model.network
+    assert len(compiled) == 2  # or policy and reference would round differently
+    assert [n for n, _ in model.trained_parameters()] == [n for n, _ in plain.trained_parameters()]
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_the_line_at_the_start_of_a_run_says_what_trains(tiny_sd15, lora):
+    line = SD15(path=str(tiny_sd15), lora=lora).describe()
+
+    assert line == f"sd15 from {tiny_sd15}, training " + (
+        "all weights" if lora is None else "LoRA of rank 2"
+    )

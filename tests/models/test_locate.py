@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffalign.errors import ModelError
+from diffalign.models.locate import Folder, Hub, SingleFile, locate
+
+
+@pytest.fixture
+def copied(tiny_sdxl, tmp_path):
+    """A model folder that a test may damage."""
+    return shutil.copytree(tiny_sdxl, tmp_path / "model")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    return path
+
+
+def test_a_folder_a_file_and_a_hub_id_are_told_apart(tiny_sdxl, checkpoint):
+    hub = locate("stabilityai/stable-diffusion-xl-base-1.0", revision="abc", variant="fp16")
+
+    assert locate(str(tiny_sdxl)) == Folder(tiny_sdxl)
+    assert hub == Hub("stabilityai/stable-diffusion-xl-base-1.0", "abc", "fp16")
+    assert locate(str(checkpoint), config=str(tiny_sdxl)) == SingleFile(
+        checkpoint, Folder(tiny_sdxl)
+    )
+
+
+def test_a_missing_folder_is_refused_with_the_nearest_name(tiny_sdxl):
+    with pytest.raises(ModelError, match=r"there is no .*sdxll.* Did you mean .*sdxl\?"):
+        locate(str(tiny_sdxl) + "l")
+
+
+def test_a_relative_path_whose_parent_exists_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+
+    with pytest.raises(ModelError, match="there is no models/sdxl"):
+        locate("models/sdxl")
+
+
+def test_a_file_of_weights_that_is_missing_is_no_hub_id():
+    with pytest.raises(ModelError, match=r"there is no nowhere/model\.safetensors"):
+        locate("nowhere/model.safetensors")
+
+
+def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+
+    with pytest.raises(ModelError, match=r"has no model_index\.json \(it holds: notes\.txt\)"):
+        locate(str(tmp_path)).read_json("model_index.json")
+
+
+def test_a_damaged_configuration_is_named(copied):
+    (copied / "model_index.json").write_text("{")
+
+    with pytest.raises(ModelError, match=r"model_index\.json is not valid JSON"):
+        locate(str(copied)).read_json("model_index.json")
+
+
+def test_pickled_weights_are_refused_unless_allowed(copied):
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+
+    locate(str(copied), allow_pickle=True).check_weights("unet")
+    with pytest.raises(ModelError, match=r"holds diffusion_pytorch_model\.bin: a pickle.*Convert"):
+        locate(str(copied)).check_weights("unet")
+
+
+def test_a_missing_variant_is_refused_naming_the_files(copied):
+    with pytest.raises(ModelError, match=r"no \*\.fp16\.safetensors.*diffusion_pytorch_model"):
+        locate(str(copied), variant="fp16").check_weights("unet")
+
+
+def test_a_pickled_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"")
+
+    with pytest.raises(ModelError, match=r"model\.ckpt: a pickle, which can run any code"):
+        locate(str(path), config="owner/name")
+
+
+def test_a_single_file_needs_a_configuration(checkpoint):
+    with pytest.raises(ModelError, match="holds no configuration. Set config to a diffusers"):
+        locate(str(checkpoint))
+
+
+def test_settings_that_a_folder_has_no_use_for_are_refused(tiny_sdxl):
+    with pytest.raises(ModelError, match="revision is 'main', but .* is a local folder"):
+        locate(str(tiny_sdxl), revision="main")
+    with pytest.raises(ModelError, match="config is 'owner/name', but .* is no single checkpoint"):
+        locate(str(tiny_sdxl), config="owner/name")
+
+
+def test_what_the_hub_refuses_becomes_a_sentence(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("401 Client Error\nlong trace")
+
+    monkeypatch.setattr("diffalign.models.locate.hf_hub_download", refuse)
+
+    message = r"cannot get model_index\.json of owner/name at revision r1 from the hub: 401 Client"
+    with pytest.raises(ModelError, match=message):
+        locate("owner/name", revision="r1").read_json("model_index.json")
+
+
+def test_the_commit_identifies_a_model_of_the_hub(monkeypatch):
+    path = "hub/models--owner--name/snapshots/c0ffee/model_index.json"
+    monkeypatch.setattr("diffalign.models.locate.try_to_load_from_cache", lambda *_, **__: path)
+
+    assert locate("owner/name").identity("unet").startswith("owner/name@c0ffee/unet")
+
+
+def test_one_changed_weight_matrix_changes_the_identity(copied):
+    location = locate(str(copied))
+    before = location.identity("unet")
+    file = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+
+    save_file({name: value + 1e-3 for name, value in weights.items()}, file)
+
+    assert location.identity("unet") != before
+    assert location.identity("vae") == locate(str(copied)).identity("vae")
+
+
+def test_a_single_file_is_read_with_the_configuration_it_was_given(checkpoint, tiny_sdxl):
+    class Pipeline:
+        @staticmethod
+        def from_single_file(path, **options):
+            return path, options
+
+    location = locate(str(checkpoint), config=str(tiny_sdxl))
+    path, options = location.load(Pipeline, vae=None)
+
+    assert path == str(checkpoint)
+    assert options == {"config": str(tiny_sdxl), "local_files_only": True, "vae": None}
+    assert location.read_json("model_index.json") == json.loads(
+        (tiny_sdxl / "model_index.json").read_text()
+    )
