@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from diffalign.errors import CacheError, DataError
 from diffalign.evaluation.isolation import each_or_error
 from diffalign.evaluation.manifest import (
     MANIFEST,
+    ItemKey,
     append_json_lines,
     checked_row,
     file_digest,
@@ -228,19 +229,11 @@ def _judge(
         yield from each_or_error(score, list(group))
 
 
-def scores_by_item(
-    folder: Path, column: Path
-) -> tuple[dict[tuple[str, str, int], float], list[tuple[str, str, int]]]:
-    """A column seen through the manifest.
-
-    Returns:
-        Score by (model, prompt id, seed), and the items of the manifest that have none.
-    """
-    scores: Mapping[ScoreKey, float] = read_column(column)
-    rows = read_manifest(folder)
-    found = {
+def scores_by_item(folder: Path, column: Path) -> dict[ItemKey, float]:
+    """A column seen through the manifest; items without a score are absent."""
+    scores = read_column(column)
+    return {
         row.key: scores[row.sha256, row.prompt]
-        for row in rows
+        for row in read_manifest(folder)
         if (row.sha256, row.prompt) in scores
     }
-    return found, [row.key for row in rows if row.key not in found]

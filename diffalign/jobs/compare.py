@@ -124,7 +124,7 @@ def _read_scores(config: CompareConfig) -> dict[str, dict[ItemKey, float]]:
         if name not in known:
             raise ConfigError(f"{folder} has no column {name!r} (columns: {', '.join(known)})")
     return {
-        name: scores_by_item(config.images, folder / f"{name}.jsonl")[0]
+        name: scores_by_item(config.images, folder / f"{name}.jsonl")
         for name in config.scorers or known
     }
 

@@ -155,7 +155,7 @@ def _announce(
     console.print(
         f"[bold]generate[/bold]  {prompt_count} prompts x {seeds} seeds x {len(pending)} models, "
         f"{sampler.steps} steps, guidance {sampler.guidance:g}, "
-        f"scheduler {sampler.scheduler or 'of each model'}, batches of {config.batch_size}, {place}",
+        f"{sampler.scheduler or 'own'} scheduler, batches of {config.batch_size}, {place}",
         soft_wrap=True,
     )
     console.print("Safety checker and watermark are off; weights come from safetensors only.")

@@ -85,7 +85,7 @@ def run(config: ScoreConfig) -> None:
 
 
 def _print_means(console: Console, images: Path, column: Path) -> None:
-    scores, _ = scores_by_item(images, column)
+    scores = scores_by_item(images, column)
     by_model: dict[str, list[float]] = {}
     for (model, _, _), score in scores.items():
         by_model.setdefault(model, []).append(score)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffalign.evaluation.isolation import each_or_error
+
+
+def test_bad_items_cost_nothing_but_themselves():
+    def invert(items: Sequence[int]) -> list[float]:
+        return [1 / item for item in items]
+
+    outcomes = list(each_or_error(invert, [1, 2, 0, 4, 0]))
+
+    assert [item for item, _ in outcomes] == [1, 2, 0, 4, 0]
+    assert [result for _, result in outcomes if isinstance(result, float)] == [1.0, 0.5, 0.25]
+    assert isinstance(outcomes[2][1], ZeroDivisionError)
+
+
+def test_a_good_batch_is_called_once():
+    calls = []
+
+    def same(items: Sequence[int]) -> Sequence[int]:
+        calls.append(list(items))
+        return items
+
+    assert list(each_or_error(same, [1, 2, 3])) == [(1, 1), (2, 2), (3, 3)]
+    assert calls == [[1, 2, 3]]
