@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import hashlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -232,8 +233,9 @@ class AbstractDiffusion(AbstractModel):
         weights = [
             self._location.identity(name) for name in (self.component, "vae", *self.text_encoders)
         ]
-        shape = "full" if self.lora is None else repr(self.lora)
-        return " ".join([self.pipeline, *weights, str(self.vae), str(self.prediction_type), shape])
+        schedule = sorted(self._location.read_json("scheduler/scheduler_config.json").items())
+        parts = [self.pipeline, *weights, self.vae, schedule, self.prediction_type, self.lora]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
         """Write `values`, the trained parameters of `network`, for the backbone's pipeline."""

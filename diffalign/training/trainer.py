@@ -23,12 +23,12 @@ from diffalign.errors import CheckpointError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
-from diffalign.training import checkpoint as checkpoints
-from diffalign.training.checkpoint import Checkpoint
+from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.interruption import Interruption
 from diffalign.training.loggers import JsonLines, TrainingProgress
 from diffalign.training.metrics import Metrics
 from diffalign.training.optimizers import OptimizerConfig, build_optimizer, build_schedule
+from diffalign.training.run_state import capture, refuse_other_run, restore
 from diffalign.training.weight_average import WeightAverage
 
 
@@ -225,7 +225,7 @@ class Trainer:
             f"({self.bad_in_a_row} in a row, {self.bad_steps} in all)"
         )
         if self.bad_in_a_row >= self.config.max_bad_steps:
-            kept = checkpoints.checkpoints_in(self.output)
+            kept = checkpoints_in(self.output)
             good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
             raise TrainingError(
                 f"{self.bad_in_a_row} steps in a row had a loss or gradient that is not finite "
@@ -255,37 +255,14 @@ class Trainer:
 
     def _save(self, *, must_succeed: bool) -> None:
         """Save; a periodic checkpoint that fails is reported and the run goes on."""
-        mine = {**checkpoints.random_state(), **_prefixed("metrics", self.metrics.state_dict())}
-        ranks = gather_object([{name: tensor.cpu() for name, tensor in mine.items()}])
+        captured = capture(self)
         failure = ""
         if self.accelerator.is_main_process:
-            optimizer, optimizer_values = checkpoints.pack_optimizer(self.optimizer)
-            tensors: dict[str, Mapping[str, Tensor]] = {
-                "weights": self.named_parameters,
-                "optimizer": optimizer,
-            }
-            if self.average is not None:
-                tensors["average"] = self.average.state_dict()
-            tensors |= {f"rank-{number}": rank for number, rank in enumerate(ranks)}
-            scaler = self.accelerator.scaler
-            state = {
-                "identity": self.identity,
-                "bad_steps": self.bad_steps,
-                "bad_in_a_row": self.bad_in_a_row,
-                "source": self.source.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "optimizer": optimizer_values,
-                "loss_scaler": scaler.state_dict() if scaler is not None else None,
-            }
             try:
-                checkpoints.save_checkpoint(
-                    self.output,
-                    Checkpoint(step=self.step, tensors=tensors, state=state),
-                    keep=self.config.keep_checkpoints,
-                )
+                save_checkpoint(self.output, captured, keep=self.config.keep_checkpoints)
             except CheckpointError as error:
                 failure = str(error)
-        (failure,) = gather_object([failure])[:1]
+        failure = gather_object([failure])[0]
         if failure and must_succeed:
             raise CheckpointError(failure)
         if failure:
@@ -297,51 +274,12 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, or another run's; the first differing key is named.
         """
-        saved = checkpoints.load_checkpoint(path)
+        saved = load_checkpoint(path)
         refuse_other_run(path, saved.state["identity"], self.identity)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters.items():
-                parameter.copy_(saved.tensors["weights"][name])
-        checkpoints.unpack_optimizer(
-            self.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"]
-        )
-        if self.average is not None:
-            self.average.load_state_dict(saved.tensors["average"])
-        self.schedule.load_state_dict(saved.state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(saved.state["loss_scaler"])
-        self.source.load_state_dict(saved.state["source"])
-        self.step = saved.step
-        self.bad_steps, self.bad_in_a_row = saved.state["bad_steps"], saved.state["bad_in_a_row"]
-        mine = saved.tensors[f"rank-{world.rank()}"]
-        checkpoints.restore_random_state(mine)
-        metrics = {
-            name.partition("/")[2]: t for name, t in mine.items() if name.startswith("metrics/")
-        }
-        self.metrics.load_state_dict(metrics, self.accelerator.device)
+        restore(self, saved)
 
     def export(self, folder: Path) -> None:
         """Write the result for users: the weight average if there is one, else the weights."""
         if self.accelerator.is_main_process:
             self.model.export(folder, None if self.average is None else self.average.state_dict())
         self.accelerator.wait_for_everyone()
-
-
-def refuse_other_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming the first key in which two runs differ.
-
-    Args:
-        path: the checkpoint, for the message.
-        saved, ours: identities: flat mappings from dotted config keys to values.
-    """
-    for key in sorted({*saved, *ours}):
-        if saved.get(key) != ours.get(key):
-            raise CheckpointError(
-                f"{path}: this checkpoint belongs to another run: {key} was "
-                f"{saved.get(key)!r} there and is {ours.get(key)!r} here. Resume with that "
-                f"run's own config.yaml, or start afresh in another output folder"
-            )
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}

@@ -61,6 +61,10 @@ class ToySource(AbstractSource):
         self.position = state["position"]
 
     @property
+    def left_out_counts(self):
+        return {}
+
+    @property
     def skipped_counts(self):
         return {}
 
