@@ -1,0 +1,92 @@
+"""Everything of a run that a checkpoint holds: taken from a trainer, and given back to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from diffalign import world
+from diffalign.errors import CheckpointError
+from diffalign.training.checkpoint import (
+    Checkpoint,
+    pack_optimizer,
+    random_state,
+    restore_random_state,
+    unpack_optimizer,
+)
+
+if TYPE_CHECKING:
+    from diffalign.training.trainer import Trainer
+
+
+def capture(trainer: Trainer) -> Checkpoint:
+    """The state after the last step; every rank must call, the main one gets all ranks' parts."""
+    metrics = {f"metrics/{name}": sums for name, sums in trainer.metrics.state_dict().items()}
+    mine = {name: tensor.cpu() for name, tensor in {**random_state(), **metrics}.items()}
+    ranks = gather_object([mine])
+    optimizer, optimizer_values = pack_optimizer(trainer.optimizer)
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "weights": trainer.named_parameters,
+        "optimizer": optimizer,
+        **{f"rank-{number}": part for number, part in enumerate(ranks)},
+    }
+    if trainer.average is not None:
+        tensors["average"] = trainer.average.state_dict()
+    scaler = trainer.accelerator.scaler
+    state = {
+        "identity": trainer.identity,
+        "bad_steps": trainer.bad_steps,
+        "bad_in_a_row": trainer.bad_in_a_row,
+        "source": trainer.source.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "optimizer": optimizer_values,
+        "loss_scaler": None if scaler is None else scaler.state_dict(),
+    }
+    return Checkpoint(step=trainer.step, tensors=tensors, state=state)
+
+
+def restore(trainer: Trainer, saved: Checkpoint) -> None:
+    """Put a freshly assembled trainer where `saved` was captured."""
+    with torch.no_grad():
+        for name, parameter in trainer.named_parameters.items():
+            parameter.copy_(saved.tensors["weights"][name])
+    unpack_optimizer(
+        trainer.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"]
+    )
+    if trainer.average is not None:
+        trainer.average.load_state_dict(saved.tensors["average"])
+    trainer.schedule.load_state_dict(saved.state["schedule"])
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(saved.state["loss_scaler"])
+    trainer.source.load_state_dict(saved.state["source"])
+    trainer.step = saved.step
+    trainer.bad_steps, trainer.bad_in_a_row = saved.state["bad_steps"], saved.state["bad_in_a_row"]
+    mine = saved.tensors[f"rank-{world.rank()}"]
+    restore_random_state(mine)
+    sums = {
+        name.removeprefix("metrics/"): tensor
+        for name, tensor in mine.items()
+        if name.startswith("metrics/")
+    }
+    trainer.metrics.load_state_dict(sums, trainer.accelerator.device)
+
+
+def refuse_other_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming the first key in which two runs differ.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved, ours: identities: flat mappings from dotted config keys to values.
+    """
+    for key in sorted({*saved, *ours}):
+        if saved.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{path}: this checkpoint belongs to another run: {key} was "
+                f"{saved.get(key)!r} there and is {ours.get(key)!r} here. Resume with that "
+                f"run's own config.yaml, or start afresh in another output folder"
+            )
