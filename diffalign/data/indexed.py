@@ -92,6 +92,9 @@ class IndexPlan(AbstractPlan):
     def start(self) -> dict[str, Any]:
         return {"pairs": len(self.index.members), "micro_batches": 0}
 
+    def left_out(self, position: Mapping[str, Any]) -> dict[str, int]:
+        return {reason.value: count for reason, count in self.index.counts.left_out.items()}
+
     @property
     def known_pairs(self) -> int:
         return self.index.counts.pairs

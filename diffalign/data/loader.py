@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,6 +131,10 @@ class PairSource(AbstractSource):
         return [self._data.summary, self._plan.describe()]
 
     @property
+    def left_out_counts(self) -> dict[str, int]:
+        return self._plan.left_out(self._position)
+
+    @property
     def skipped_counts(self) -> dict[str, int]:
         return self._skips.counts
 
@@ -163,6 +167,7 @@ class PairSource(AbstractSource):
 
         for results in self._loader(works()):
             planned = in_flight.popleft()
+            self._skip(planned.skipped, planned)
             samples = [self._usable(result, place, planned) for place, result in enumerate(results)]
             self._position = planned.after
             yield collate(samples)
@@ -183,10 +188,14 @@ class PairSource(AbstractSource):
         for attempt in range(_ATTEMPTS):
             if isinstance(result, Sample):
                 return result
-            self._skips.add(result)
-            self._skips.stop_above(self._config.max_bad_fraction, out_of=planned.out_of)
+            self._skip([result], planned)
             result = self._decoder[planned.replacement(place, attempt)]
         raise DataError(f"{_ATTEMPTS} pairs in a row could not be used, the last one {result}")
+
+    def _skip(self, skipped: Sequence[Skipped], planned: PlannedBatch) -> None:
+        for pair in skipped:
+            self._skips.add(pair)
+        self._skips.stop_above(self._config.max_bad_fraction, out_of=planned.out_of)
 
 
 def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
@@ -199,7 +208,6 @@ def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog
             block_rows=config.shuffle_block,
             limit=config.limit,
             target=square,
-            skips=skips,
         )
     index = index_rows(data.rows, data.columns, limit=config.limit, skips=skips)
     if not config.buckets:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffalign import world
-from diffalign.data.records import ImagePair, LeftOut
+from diffalign.data.records import ImagePair, LeftOut, Skipped
 from diffalign.data.transforms import Size
 
 
@@ -36,6 +36,8 @@ class PlannedBatch:
     """Position of the plan behind this micro-batch; the same on every rank."""
     out_of: int
     """Pairs that the share of unusable ones is taken of."""
+    skipped: tuple[Skipped, ...] = ()
+    """Pairs that were found unusable on the way to this micro-batch, before decoding."""
 
 
 class AbstractPlan(abc.ABC):
@@ -48,6 +50,10 @@ class AbstractPlan(abc.ABC):
     @abc.abstractmethod
     def start(self) -> dict[str, Any]:
         """The position before the first micro-batch, of plain JSON values."""
+
+    @abc.abstractmethod
+    def left_out(self, position: Mapping[str, Any]) -> dict[str, int]:
+        """Rows without a preference by reason: of the data set, or of a stream up to a position."""
 
     @property
     @abc.abstractmethod

@@ -39,6 +39,11 @@ class AbstractSource(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def left_out_counts(self) -> dict[str, int]:
+        """Rows that hold nothing to learn from, by reason; of a stream, those read so far."""
+
+    @property
+    @abc.abstractmethod
     def skipped_counts(self) -> dict[str, int]:
         """Unusable samples met so far, by reason, over all ranks."""
 
@@ -68,9 +73,9 @@ class DataConfig:
     streaming: bool = False
     """Read in order with little memory and no local copy, instead of at random. Shuffles within
     blocks of `shuffle_block` rows only. Tar shards are always streamed."""
-    shuffle_block: int = 1024
-    """Rows that a stream holds and shuffles at once. Every rank holds them encoded: 1024 pairs of
-    Pick-a-Pic take about 350 MB."""
+    shuffle_block: int = 512
+    """Rows that a stream shuffles at once. Each rank holds up to three such blocks, encoded: 512
+    rows of Pick-a-Pic are about 180 MB."""
     labels: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
     """Meaning of the numbers of the two sides; a data set of ranks or distances needs the
     other one. Never guessed."""

@@ -13,18 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 
 from diffalign import world
-from diffalign.data.plans import AbstractPlan, Counts, PlannedBatch, Work, rank_part
+from diffalign.data.plans import AbstractPlan, PlannedBatch, Work, rank_part
 from diffalign.data.reading import OpenedData
-from diffalign.data.records import ImagePair, LeftOut
+from diffalign.data.records import ImagePair, LeftOut, Skipped
 from diffalign.data.rows import AbstractRowStream, Cursor, Row
 from diffalign.data.samples import empty_caption
-from diffalign.data.skipping import SkipLog
 from diffalign.data.transforms import Size
 from diffalign.errors import DataError
 from diffalign.seeding import cpu_generator, derive_seed
@@ -45,7 +43,23 @@ class _Block:
     pairs_before: int
     """Pairs of earlier blocks of the epoch, the unusable ones included."""
     pairs: Sequence[ImagePair]
-    """In the order in which they are seen."""
+    """Those with a caption, in the order in which they are seen."""
+    skipped: tuple[Skipped, ...]
+    """The others."""
+    left_out: Mapping[str, int]
+    """Rows without a preference, by reason."""
+
+    @property
+    def pairs_up_to_here(self) -> int:
+        """Pairs of the epoch to the end of this block, the unusable ones included."""
+        return self.pairs_before + len(self.pairs) + len(self.skipped)
+
+
+_Place = tuple[_Block, int]
+"""A pair: a block, and an index into its pairs."""
+
+_OPENED = -1
+"""In place of an index: the block has just been read."""
 
 
 class StreamPlan(AbstractPlan):
@@ -59,31 +73,19 @@ class StreamPlan(AbstractPlan):
         block_rows: int,
         limit: int | None,
         target: Size,
-        skips: SkipLog,
     ) -> None:
         assert isinstance(data.rows, AbstractRowStream)
         self._rows = data.rows
         self._columns = data.columns
         self._base = data.base
+        self._summary = data.summary
         self._run_seed = run_seed
         self._block_rows = block_rows
         self._limit = limit
         self._target = target
-        self._skips = skips
-        self._blocks_counted = 0
-        self._left_out: Counter[LeftOut] = Counter()
-        self._rows_counted = 0
-        self._pairs_counted = 0
-
-    @property
-    def counts(self) -> Counts:
-        """Of the rows read so far by this process, each counted once."""
-        return Counts(
-            rows=self._rows_counted, pairs=self._pairs_counted, left_out=dict(self._left_out)
-        )
 
     def describe(self) -> str:
-        return f"counted as it is read; shuffled within blocks of {self._block_rows:,} rows"
+        return f"rows are counted as they are read; shuffled in blocks of {self._block_rows:,}"
 
     def start(self) -> dict[str, Any]:
         return {
@@ -92,8 +94,12 @@ class StreamPlan(AbstractPlan):
             "cursor": None,
             "pairs_before": 0,
             "offset": 0,
-            "seen": 0,
+            "pairs_met": 0,
+            "left_out": {},
         }
+
+    def left_out(self, position: Mapping[str, Any]) -> dict[str, int]:
+        return dict(position["left_out"])
 
     @property
     def known_pairs(self) -> None:
@@ -108,25 +114,35 @@ class StreamPlan(AbstractPlan):
 
     def batches(self, position: Mapping[str, Any], pairs_per_device: int) -> Iterator[PlannedBatch]:
         size = pairs_per_device * world.size()
-        seen = position["seen"]
-        places = self._places(position)
-        while True:
-            taken = list(islice(places, size))
-            block, offset = taken[-1]
-            seen += size
-            yield self._batch(
-                taken[rank_part(pairs_per_device)],
-                after={
-                    "epoch": block.epoch,
-                    "block": block.number,
-                    "cursor": block.cursor,
-                    "pairs_before": block.pairs_before,
-                    "offset": offset + 1,
-                    "seen": seen,
-                },
-            )
+        pairs_met, left_out = position["pairs_met"], Counter(position["left_out"])
+        counted = position["block"] if position["offset"] else position["block"] - 1
+        taken: list[_Place] = []
+        skipped: list[Skipped] = []
+        for block, offset in self._places(position):
+            if offset == _OPENED:
+                skipped += block.skipped
+                pairs_met = max(pairs_met, block.pairs_up_to_here)
+                if block.epoch == 0 and block.number > counted:
+                    left_out.update(block.left_out)
+                continue
+            taken.append((block, offset))
+            if len(taken) < size:
+                continue
+            after = {
+                "epoch": block.epoch,
+                "block": block.number,
+                "cursor": block.cursor,
+                "pairs_before": block.pairs_before,
+                "offset": offset + 1,
+                "pairs_met": pairs_met,
+                "left_out": dict(left_out),
+            }
+            yield self._batch(taken[rank_part(pairs_per_device)], tuple(skipped), after)
+            taken, skipped = [], []
 
-    def _batch(self, places: list[tuple[_Block, int]], after: dict[str, Any]) -> PlannedBatch:
+    def _batch(
+        self, places: list[_Place], skipped: tuple[Skipped, ...], after: dict[str, Any]
+    ) -> PlannedBatch:
         def replacement(place: int, attempt: int) -> Work:
             block, offset = places[place]
             seed = derive_seed(
@@ -138,68 +154,65 @@ class StreamPlan(AbstractPlan):
             works=[self._work(block, offset) for block, offset in places],
             replacement=replacement,
             after=after,
-            out_of=max(after["seen"], _FLOOR),
+            out_of=max(after["pairs_met"], _FLOOR),
+            skipped=skipped,
         )
 
     def _work(self, block: _Block, offset: int) -> Work:
         return Work(block.pairs[offset], block.epoch, self._target)
 
-    def _places(self, position: Mapping[str, Any]) -> Iterator[tuple[_Block, int]]:
-        """Endless (block, index in it) from a position on."""
+    def _places(self, position: Mapping[str, Any]) -> Iterator[_Place]:
+        """Endless from a position on; before the pairs of a block, if any, a notice of it."""
         while True:
-            last = None
+            found_any = False
+            left_out: Counter[str] = Counter()
             for block in self._blocks(position):
-                last = block
+                left_out.update(block.left_out)
+                yield block, _OPENED
                 for offset in range(position["offset"], len(block.pairs)):
+                    found_any = True
                     yield block, offset
                 position = {**position, "offset": 0}
-            if last is None or not (last.pairs_before or last.pairs):
-                raise DataError(f"there is nothing to train on in {self.counts.describe()}")
+            if position["cursor"] is None and not found_any:
+                counts = ", ".join(f"{n:,} left out ({reason})" for reason, n in left_out.items())
+                raise DataError(
+                    f"there is nothing to train on in {self._summary}: {counts or 'no rows'}"
+                )
             position = {**self.start(), "epoch": position["epoch"] + 1}
 
     def _blocks(self, position: Mapping[str, Any]) -> Iterator[_Block]:
         """The blocks of one epoch from a position on."""
-        epoch, before = position["epoch"], position["pairs_before"]
+        before = position["pairs_before"]
         blocks = _without_short_end(
             self._rows.blocks(self._block_rows, position["cursor"]), self._block_rows
         )
         for number, (cursor, rows) in enumerate(blocks, start=position["block"]):
-            left = None if self._limit is None else self._limit - before
-            if left == 0:
+            if before == self._limit:
                 return
-            pairs, used = self._pairs(rows, number, epoch, left)
-            yield _Block(
-                epoch=epoch,
-                number=number,
-                cursor=cursor,
-                pairs_before=before,
-                pairs=self._shuffled(pairs, epoch, number),
-            )
-            before += used
+            block = self._block(rows, position["epoch"], number, cursor, before)
+            before = block.pairs_up_to_here
+            yield block
 
-    def _pairs(
-        self, rows: list[Row], number: int, epoch: int, limit: int | None
-    ) -> tuple[list[ImagePair], int]:
-        """The usable pairs of rows, and how many there are with the unusable ones."""
+    def _block(
+        self, rows: list[Row], epoch: int, number: int, cursor: Cursor, before: int
+    ) -> _Block:
         found = [self._columns.pair(row, self._base) for row in rows]
-        pairs = [pair for pair in found if isinstance(pair, ImagePair)][:limit]
-        if epoch == 0 and number == self._blocks_counted:
-            self._blocks_counted += 1
-            self._rows_counted += len(rows)
-            self._pairs_counted += len(pairs)
-            self._left_out.update(reason for reason in found if isinstance(reason, LeftOut))
-        usable = []
-        for pair in pairs:
-            skipped = empty_caption(pair.sample_id, pair.prompt)
-            if skipped is None:
-                usable.append(pair)
-            else:
-                self._skips.add(skipped)
-        return usable, len(pairs)
-
-    def _shuffled(self, pairs: list[ImagePair], epoch: int, number: int) -> list[ImagePair]:
+        pairs = [pair for pair in found if isinstance(pair, ImagePair)]
+        if self._limit is not None:
+            pairs = pairs[: self._limit - before]
+        skipped = [empty_caption(pair.sample_id, pair.prompt) for pair in pairs]
+        usable = [pair for pair, reason in zip(pairs, skipped, strict=True) if reason is None]
         generator = cpu_generator(derive_seed(self._run_seed, "block", epoch, number))
-        return [pairs[i] for i in torch.randperm(len(pairs), generator=generator).tolist()]
+        order = torch.randperm(len(usable), generator=generator).tolist()
+        return _Block(
+            epoch=epoch,
+            number=number,
+            cursor=cursor,
+            pairs_before=before,
+            pairs=[usable[i] for i in order],
+            skipped=tuple(reason for reason in skipped if reason is not None),
+            left_out=Counter(reason.value for reason in found if isinstance(reason, LeftOut)),
+        )
 
 
 def _without_short_end(

@@ -78,7 +78,7 @@ class TableStream(AbstractRowStream):
         self._dataset = _without_decoding(dataset, columns)
 
     def blocks(self, size: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, list[Row]]]:
-        dataset = copy.copy(self._dataset)
+        dataset = copy.deepcopy(self._dataset)  # iterating leaves its position in shared parts
         number = 0
         if start is not None:
             number = start["row"]

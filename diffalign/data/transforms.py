@@ -85,16 +85,18 @@ def bucket_sizes(resolution: int) -> tuple[Size, ...]:
     """Sizes of about resolution^2 pixels, sides from half to twice the resolution.
 
     Steps are a sixteenth of the resolution, at least 8: 64 pixels at 1024, as in SDXL
-    (arXiv:2307.01952, appendix I). Heights rise, widths are the largest that keep the area.
+    (arXiv:2307.01952, appendix I). The longer side takes every step, the shorter one is the
+    largest that keeps the area; each size comes upright and lying.
+
+    Returns:
+        (height, width), from the widest to the tallest.
     """
     step = max(8, resolution // 16 // 8 * 8)
-    heights = range(max(step, resolution // 2 // step * step), 2 * resolution + 1, step)
-    sizes = []
-    for height in heights:
-        width = resolution**2 // height // step * step
-        if width >= step:
-            sizes.append((height, min(width, 2 * resolution)))
-    return tuple(dict.fromkeys(sizes))
+    sizes = set()
+    for long in range(resolution, 2 * resolution + 1, step):
+        short = max(step, resolution**2 // long // step * step)
+        sizes |= {(short, long), (long, short)}
+    return tuple(sorted(sizes, key=lambda size: (size[0] / size[1], size[0])))
 
 
 def nearest_bucket(sizes: tuple[Size, ...], images: tuple[Size, ...]) -> int:

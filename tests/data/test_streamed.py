@@ -1,0 +1,114 @@
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffalign.data.columns import PairColumns
+from diffalign.data.reading import OpenedData, open_data
+from diffalign.data.rows import AbstractRowStream, Row
+from diffalign.data.source import DataConfig
+from diffalign.data.streamed import StreamPlan
+from tests.layouts import make_pairs, pickapic_rows, write_rows
+
+
+class CountedStream(AbstractRowStream):
+    """Rows 0 to n - 1 that say how many have been read."""
+
+    def __init__(self, count):
+        self.count = count
+        self.read = 0
+
+    def blocks(self, size, start=None):
+        first = start["row"] if start else 0
+        for number in range(first, self.count, size):
+            block = range(number, min(number + size, self.count))
+            self.read += len(block)
+            values = [{"p": "p", "a": b"a", "b": b"b"} for _ in block]
+            yield {"row": number}, [Row(f"{i}", v) for i, v in zip(block, values, strict=True)]
+
+
+def plan_over(stream, block_rows=4, run_seed=0, limit=None):
+    columns = PairColumns(prompt="p", images=("a", "b"))
+    data = OpenedData(rows=stream, columns=columns, base=None, summary="")
+    return StreamPlan(data, run_seed=run_seed, block_rows=block_rows, limit=limit, target=(8, 8))
+
+
+def names(batches):
+    return [int(work.pair.sample_id) for batch in batches for work in batch.works]
+
+
+def planned(plan, count, position=None):
+    return list(islice(plan.batches(position or plan.start(), 2), count))
+
+
+def test_a_block_is_shuffled_within_itself_and_the_short_end_with_its_neighbour():
+    found = names(planned(plan_over(CountedStream(14)), 14))
+    for epoch in (found[:14], found[14:]):
+        assert sorted(epoch[:4]) == [0, 1, 2, 3]
+        assert sorted(epoch[4:8]) == [4, 5, 6, 7]
+        assert sorted(epoch[8:]) == list(range(8, 14))
+    assert found[:14] != sorted(found[:14])
+    assert found[:14] != found[14:]
+
+
+def test_the_draw_is_the_epoch():
+    batches = planned(plan_over(CountedStream(6)), 6)
+    assert [work.draw for batch in batches for work in batch.works] == [0] * 6 + [1] * 6
+
+
+def test_another_seed_is_another_order():
+    orders = [names(planned(plan_over(CountedStream(14), run_seed=s), 7)) for s in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_any_position_resumes(stop):
+    plan = plan_over(CountedStream(10))
+    whole = planned(plan, 14)
+    rest = planned(plan_over(CountedStream(10)), 14 - stop, whole[stop - 1].after)
+    assert names(rest) == names(whole[stop:])
+    assert [batch.after for batch in rest] == [batch.after for batch in whole[stop:]]
+
+
+def test_resuming_reads_nothing_before_the_block():
+    position = planned(plan_over(CountedStream(100)), 40)[-1].after
+    stream = CountedStream(100)
+    planned(plan_over(stream), 1, position)
+    assert stream.read <= 3 * 4
+
+
+def test_no_more_than_a_few_blocks_are_read_ahead():
+    stream = CountedStream(10_000)
+    for used, _ in enumerate(islice(plan_over(stream).batches(plan_over(stream).start(), 2), 200)):
+        assert stream.read <= 2 * (used + 1) + 3 * 4
+
+
+def test_the_share_of_bad_pairs_is_taken_of_those_met_but_of_1000_at_least():
+    batches = planned(plan_over(CountedStream(3000), block_rows=500), 1600)
+    assert batches[0].out_of == 1000
+    assert batches[749].out_of == 1500
+    assert batches[-1].out_of == 3000  # in the second epoch there are not more
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_memory_stays_flat_over_a_long_stream(tmp_path):
+    """120 MB of images pass through; no more than 40 MB stay."""
+    rows = pickapic_rows(make_pairs(300))
+    random = np.random.default_rng(0)
+    for row in rows:
+        row.update(jpg_0=random.bytes(200_000), jpg_1=random.bytes(200_000))
+    write_rows(tmp_path / "x.parquet", rows, row_group_size=8)
+    del rows
+    data = open_data(DataConfig(path=str(tmp_path), resolution=16, streaming=True))
+    plan = StreamPlan(data, run_seed=0, block_rows=8, limit=None, target=(16, 16))
+    batches = plan.batches(plan.start(), 1)
+    next(batches)
+    before = peak = resident_bytes()
+    for _ in islice(batches, 299):
+        peak = max(peak, resident_bytes())
+    assert peak - before < 40_000_000
