@@ -244,7 +244,9 @@ class TextToImage:
         if model.lora is not None:
             _add_lora(pipeline, model.lora, dtype)
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.to(device, dtype), sampler)
+        if dtype != torch.float32:
+            pipeline.to(dtype)
+        return cls(pipeline.to(device), sampler)
 
     def truncated(self, texts: Iterable[str]) -> list[str]:
         """The prompts that are longer than the text encoder reads."""

@@ -1,0 +1,67 @@
+"""The score job whole: a folder, a scorer, a column."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from diffalign import config
+from diffalign.errors import CacheError, ConfigError, DataError
+from diffalign.evaluation.scoring import read_column
+from diffalign.jobs import score
+from tests.jobs.folders import fill
+
+KIND = "scorer.kind=tests.evaluation.brightness"
+
+
+def run(images, *more: str) -> None:
+    score.run(config.load(score.ScoreConfig, None, [f"images={images}", KIND, *more]))
+
+
+def test_a_generated_folder_gets_a_column_and_means(tmp_path, capsys):
+    fill(tmp_path, {("base", "a", 0): 0, ("base", "a", 1): 51, ("best", "a", 0): 255})
+    run(tmp_path)
+    assert sorted(read_column(tmp_path / "scores" / "brightness.jsonl").values()) == pytest.approx(
+        [0.0, 0.2, 1.0]
+    )
+    said = capsys.readouterr().out
+    assert "base" in said and "0.1000" in said
+    assert f"diffalign compare images={tmp_path}" in said
+
+
+def test_a_second_run_changes_nothing_and_the_written_config_repeats_it(tmp_path):
+    fill(tmp_path, {("base", "a", 0): 0})
+    run(tmp_path, "scorer.scale=2")
+    column = tmp_path / "scores" / "brightness.jsonl"
+    before = column.read_bytes()
+    score.run(config.load(score.ScoreConfig, column.with_suffix(".yaml")))
+    assert column.read_bytes() == before
+
+
+def test_another_scorer_needs_another_column(tmp_path):
+    fill(tmp_path, {("base", "a", 0): 255})
+    run(tmp_path)
+    with pytest.raises(CacheError, match="Choose another column with name=NAME"):
+        run(tmp_path, "scorer.scale=2")
+    run(tmp_path, "scorer.scale=2", "name=double")
+    assert list(read_column(tmp_path / "scores" / "double.jsonl").values()) == [2.0]
+
+
+def test_a_folder_of_captioned_pictures_is_enough(tmp_path, capsys):
+    Image.new("RGB", (8, 8), (255,) * 3).save(tmp_path / "x.png")
+    (tmp_path / "x.txt").write_text("a white square")
+    run(tmp_path)
+    assert list(read_column(tmp_path / "scores" / "brightness.jsonl").values()) == [1.0]
+    assert "diffalign compare" not in capsys.readouterr().out
+
+
+def test_what_has_no_score_is_named_at_the_end(tmp_path):
+    fill(tmp_path, {("base", "nan", 0): 0, ("base", "good", 0): 255})
+    with pytest.raises(DataError, match=r"(?s)1 pictures have no score.*nan-0\.png: its score is"):
+        run(tmp_path)
+    assert list(read_column(tmp_path / "scores" / "brightness.jsonl").values()) == [1.0]
+
+
+def test_a_batch_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+        run(tmp_path, "batch_size=0")
