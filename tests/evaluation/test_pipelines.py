@@ -275,3 +275,15 @@ def test_settings_say_the_precision_that_was_chosen():
     dtype = choose_dtype("auto", CPU)
     assert sampler_settings(SamplerConfig(), dtype)["dtype"] == "float32"
     assert choose_dtype("auto", torch.device("cuda")) == torch.float16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
+def test_a_gpu_in_half_precision_draws_the_same_pictures(request, family):
+    folder, cuda = request.getfixturevalue(family), torch.device("cuda")
+    sampler = SamplerConfig(steps=2, scheduler="DDIM", eta=1.0)
+    model = locate_model(ModelSpec(path=str(folder)))
+    drawn = TextToImage.open(model, sampler, device=cuda, dtype=torch.float16).draw(TEXTS, SEEDS)
+    expected = open_model(folder, scheduler="DDIM", eta=1.0).draw(TEXTS, SEEDS)
+    torch.testing.assert_close(drawn, expected, atol=0.05, rtol=0)

@@ -67,9 +67,10 @@ def test_the_written_config_repeats_the_run(settings, tmp_path):
     assert contents(out) == before
 
 
+@pytest.mark.multiprocess
 def test_killed_and_resumed_equals_uninterrupted(settings, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    slow = [*settings, "batch_size=1", "sampler.steps=8"]
+    slow = [*settings, "batch_size=1", "sampler.steps=2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "diffalign", "generate", *slow, f"output={killed}"],
         stdout=subprocess.DEVNULL,
