@@ -6,12 +6,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from diffalign import config, world
+from diffalign import config
+from diffalign.data.preview import Preview, preview
 from diffalign.errors import ConfigError
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
 from diffalign.training.card import write_model_card
+
+PREVIEWED_PAIRS = 4
+"""How many pairs a dry run decodes and shows."""
 
 
 def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = None) -> Path | None:
@@ -30,9 +35,7 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     build.check(run_config)
     if dry_run:
         _print_plan(console, run_config)
-        source = build.build_source(run_config, skipped=None)
-        for line in [*source.describe(), *source.preview(4)]:
-            console.print(line, markup=False, soft_wrap=True)
+        _print_preview(console, preview(run_config.data, PREVIEWED_PAIRS))
         console.print("[green]All checks passed; nothing was trained.")
         console.print("Start it with the same command without --dry-run")
         return None
@@ -56,6 +59,7 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
         trainer.resume(start)
         console.print(f"Resumed from {start} at step {trainer.step}")
     complete = trainer.fit()
+    final = _finish(trainer, run_config, console) if complete else None
     accelerator.end_training()
     if not complete:
         console.print(
@@ -63,8 +67,7 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
             f"  diffalign train {run_config.output / 'config.yaml'} --resume",
             soft_wrap=True,
         )
-        return None
-    return _finish(trainer, run_config, console)
+    return final
 
 
 def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> Path:
@@ -89,7 +92,7 @@ def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
     """The checkpoint to continue from; refuses to train over an existing run."""
     existing = checkpoint.checkpoints_in(run_config.output)
     if resume is None:
-        if existing and world.is_main():
+        if existing:
             raise ConfigError(
                 f"{run_config.output} already holds a run with {existing[-1].name}: continue it "
                 f"with --resume, or choose another folder with output=..."
@@ -101,6 +104,18 @@ def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
     if not found and not (resume / "config.yaml").is_file():
         raise ConfigError(f"{resume}: there is no run to resume")
     return found[-1] if found else None
+
+
+def _print_preview(console: Console, shown: Preview) -> None:
+    for line in shown.lines:
+        console.print(line, markup=False, soft_wrap=True)
+    table = Table("pair", "prompt", "chosen (h, w)", "rejected (h, w)", box=None)
+    for row in shown.rows:
+        sides = [
+            s if isinstance(s, str) else f"{s[0]} x {s[1]}" for s in (row.chosen, row.rejected)
+        ]
+        table.add_row(*map(escape, (row.sample_id[:24], row.prompt, *sides)))
+    console.print(table)
 
 
 def _print_plan(console: Console, run_config: RunConfig) -> None:

@@ -90,6 +90,7 @@ def resolve_reference(run: RunConfig) -> ReferenceKind:
 def check(run: RunConfig) -> None:
     """Raise ConfigError or ModelError for contradictions, before data or weights are opened."""
     resolve_reference(run)
+    _diffusion_parts(run)
     if run.training.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
             "training.precision fp16 needs a CUDA device and there is none: use bf16 or float32"
@@ -131,24 +132,25 @@ def build_accelerator(run: RunConfig) -> Accelerator:
 
 
 def build_source(run: RunConfig, *, skipped: Path | None) -> PairSource:
-    """The batches of a run on this rank; opening it reads no image.
-
-    Raises:
-        ConfigError: the likelihood cannot measure what the model makes.
-    """
-    if not isinstance(run.likelihood, Denoising) or not isinstance(run.model, AbstractDiffusion):
-        raise ConfigError(
-            f"likelihood {components.kind_of(run.likelihood)} does not measure what model "
-            f"{components.kind_of(run.model)} makes: a diffusion model goes with denoising"
-        )
+    """The batches of a run on this rank; opening it reads no image."""
+    model, likelihood = _diffusion_parts(run)
     return PairSource.open(
         run.data,
         views=run.objective.views,
         run_seed=run.seed,
         pairs_per_device=run.training.samples_per_device,
-        timesteps=run.likelihood.timesteps,
-        schedule_length=run.model.noising().schedule_length,
+        timesteps=likelihood.timesteps,
+        schedule_length=model.noising().schedule_length,
         skipped=skipped,
+    )
+
+
+def _diffusion_parts(run: RunConfig) -> tuple[AbstractDiffusion, Denoising]:
+    if isinstance(run.model, AbstractDiffusion) and isinstance(run.likelihood, Denoising):
+        return run.model, run.likelihood
+    raise ConfigError(
+        f"likelihood {components.kind_of(run.likelihood)} does not measure what model "
+        f"{components.kind_of(run.model)} makes: a diffusion model goes with denoising"
     )
 
 
