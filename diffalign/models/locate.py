@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from diffalign.errors import ModelError
@@ -176,9 +177,15 @@ class SingleFile(AbstractLocation):
         options: dict[str, Any] = {"local_files_only": isinstance(self.config, Folder)}
         if isinstance(self.config, Hub) and self.config.revision is not None:
             options["revision"] = self.config.revision
-        return pipeline.from_single_file(
-            str(self.path), config=str(config), **options, **components
-        )
+        try:
+            return pipeline.from_single_file(
+                str(self.path), config=str(config), **options, **components
+            )
+        except SingleFileComponentError as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"{self.path}: cannot be read as a {pipeline.__name__}: {reason}"
+            ) from error
 
     def identity(self, component: str) -> str:
         return _digest(self.path)

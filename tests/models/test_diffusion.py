@@ -13,13 +13,29 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from diffalign import components
 from diffalign.errors import ModelError
+from diffalign.models import lora
 from diffalign.models.base import AbstractModel
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import Epsilon, Velocity
 from diffalign.models.sd15 import SD15
 from diffalign.models.sdxl import SDXL
+from tests.original_layout import write_single_file
 
 CPU = torch.device("cpu")
+SDXL_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 
 def load(settings, *, dtype=torch.float32, reference="none"):
@@ -67,7 +83,7 @@ def test_a_folder_without_weights_is_refused(copied):
 def test_an_unknown_network_class_is_refused(copied):
     (copied / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet9D"}))
 
-    with pytest.raises(ModelError, match="names the class 'UNet9D', which diffusers .* lacks"):
+    with pytest.raises(ModelError, match=r"names the class 'UNet9D', which diffusers .* lacks"):
         SDXL(path=str(copied)).check()
 
 
@@ -159,7 +175,7 @@ def test_another_autoencoder_takes_the_place_of_the_models_own(tiny_sdxl, tmp_pa
 
     assert model.autoencoder.config.scaling_factor == 0.25
     assert model.autoencoder.dtype == torch.bfloat16
-    with pytest.raises(ModelError, match="vae: cannot read an autoencoder from .*nowhere"):
+    with pytest.raises(ModelError, match=r"vae: cannot read an autoencoder from .*nowhere"):
         load(SDXL(path=str(tiny_sdxl), vae=str(tmp_path / "nowhere")))
 
 
@@ -183,29 +199,52 @@ def test_the_fingerprint_tells_weights_and_shapes_of_training_apart(tiny_sdxl, t
     assert load(SDXL(path=f"{tiny_sdxl}/")).fingerprint() == prints[0]
 
 
-def test_a_single_file_is_read_around_its_configuration(tiny_sdxl, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "model.safetensors"
-    shutil.copy(tiny_sdxl / "unet" / "diffusion_pytorch_model.safetensors", checkpoint)
-    pipeline_class = diffusers.StableDiffusionXLPipeline
-    asked = {}
-
-    def from_single_file(path, **options):
-        asked.update(path=path, **options)
-        return pipeline_class.from_pretrained(tiny_sdxl)
-
-    monkeypatch.setattr(pipeline_class, "from_single_file", from_single_file)
-    settings = SDXL(path=str(checkpoint), config=str(tiny_sdxl), prediction_type="v_prediction")
+def test_a_single_file_holds_the_same_model_as_its_folder(tiny_sd15, tmp_path):
+    file = write_single_file(tiny_sd15, tmp_path / "model.safetensors")
+    settings = SD15(path=str(file), config=str(tiny_sd15), prediction_type="v_prediction")
     settings.check()
-    model = load(settings)
+    model, expected = load(settings), load(SD15(path=str(tiny_sd15)))
 
-    assert asked["path"] == str(checkpoint)
-    assert asked["config"] == str(tiny_sdxl)
     assert isinstance(model.noising, Velocity)
+    for ours, theirs in [
+        (model.network, expected.network),
+        (model.autoencoder, expected.autoencoder),
+        (model.conditioner.text_encoder, expected.conditioner.text_encoder),
+    ]:
+        weights = ours.state_dict()
+        assert all(torch.equal(weights[name], v) for name, v in theirs.state_dict().items())
+
+    model.export(tmp_path / "final")
+    exported = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "final")
+    assert exported.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_single_file_that_lacks_a_part_becomes_a_sentence(tiny_sd15, tmp_path):
+    file = tmp_path / "model.safetensors"
+    shutil.copy(tiny_sd15 / "unet" / "diffusion_pytorch_model.safetensors", file)
+
+    with pytest.raises(ModelError, match="cannot be read as a StableDiffusionPipeline"):
+        load(SD15(path=str(file), config=str(tiny_sd15)))
+
+
+def test_the_real_sdxl_is_questioned_without_its_weights(copied):
+    (copied / "unet" / "config.json").write_text(json.dumps(SDXL_UNET))
+
+    network = SDXL(path=str(copied))._blank_network()
+    lora.check_targets(network, LoraSettings())
+    lora.attach(network.requires_grad_(False), LoraSettings())
+
+    assert all(parameter.is_meta for parameter in network.parameters())
+    sizes = [p.numel() for p in network.parameters() if not p.requires_grad]
+    assert sum(sizes) == 2_567_463_684
+    blocks = 70  # transformer blocks: 2 x 2 + 2 x 10 down, 10 in the middle, 3 x 10 + 3 x 2 up
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
+    assert len(trained) == blocks * 2 * 4 * 2  # attentions, targets, factors
 
 
 def test_networks_are_compiled_in_place_so_that_names_stay(tiny_sd15, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", compiled.append)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(network))
 
     plain = load(SD15(path=str(tiny_sd15)), reference="frozen_copy")
     assert compiled == []

@@ -90,14 +90,14 @@ def test_a_pickled_checkpoint_is_refused(tmp_path):
 
 
 def test_a_single_file_needs_a_configuration(checkpoint):
-    with pytest.raises(ModelError, match="holds no configuration. Set config to a diffusers"):
+    with pytest.raises(ModelError, match=r"holds no configuration\. Set config to a diffusers"):
         locate(str(checkpoint))
 
 
 def test_settings_that_a_folder_has_no_use_for_are_refused(tiny_sdxl):
-    with pytest.raises(ModelError, match="revision is 'main', but .* is a local folder"):
+    with pytest.raises(ModelError, match=r"revision is 'main', but .* is a local folder"):
         locate(str(tiny_sdxl), revision="main")
-    with pytest.raises(ModelError, match="config is 'owner/name', but .* is no single checkpoint"):
+    with pytest.raises(ModelError, match=r"config is 'owner/name', but .* is no single checkpoint"):
         locate(str(tiny_sdxl), config="owner/name")
 
 

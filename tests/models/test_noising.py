@@ -157,7 +157,7 @@ def test_a_given_prediction_type_replaces_the_one_in_the_file():
 def test_an_unknown_prediction_type_is_refused_naming_the_known_ones():
     config = {**STABLE_DIFFUSION, "prediction_type": "sample"}
 
-    with pytest.raises(ModelError, match="'sample' .supported: epsilon, v_prediction."):
+    with pytest.raises(ModelError, match=r"'sample' \(supported: epsilon, v_prediction\)"):
         noising_from_scheduler(config)
 
 
