@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.indexed import index_rows
@@ -67,8 +67,7 @@ def preview(config: DataConfig, n: int) -> Preview:
 
 def _first_of_stream(data: OpenedData, n: int) -> list[ImagePair]:
     assert isinstance(data.rows, AbstractRowStream)
-    rows = chain.from_iterable(block for _, block in data.rows.blocks(16))
-    pairs = (data.columns.pair(row, data.base) for row in rows)
+    pairs = (data.columns.pair(row, data.base) for _, row in data.rows.rows())
     found = list(islice((pair for pair in pairs if isinstance(pair, ImagePair)), n))
     if n and not found:
         raise DataError(f"{data.summary}: no row holds a preference")

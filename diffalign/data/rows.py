@@ -44,13 +44,9 @@ class AbstractRowStream(abc.ABC):
     """Rows in order only."""
 
     @abc.abstractmethod
-    def blocks(self, size: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, list[Row]]]:
-        """Consecutive rows, `size` at a time, and once through the data set.
+    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+        """Every row from a place on, once, each with the cursor at which it is read again.
 
         Args:
-            size: rows a block; the last one has fewer.
-            start: where to begin: a cursor that an earlier call gave; None for the first row.
-
-        Yields:
-            The cursor of the block's first row, and the block.
+            start: a cursor that an earlier call gave; None for the first row.
         """

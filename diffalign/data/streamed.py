@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -183,9 +184,7 @@ class StreamPlan(AbstractPlan):
     def _blocks(self, position: Mapping[str, Any]) -> Iterator[_Block]:
         """The blocks of one epoch from a position on."""
         before = position["pairs_before"]
-        blocks = _without_short_end(
-            self._rows.blocks(self._block_rows, position["cursor"]), self._block_rows
-        )
+        blocks = _in_blocks(self._rows.rows(position["cursor"]), self._block_rows)
         for number, (cursor, rows) in enumerate(blocks, start=position["block"]):
             if before == self._limit:
                 return
@@ -215,19 +214,20 @@ class StreamPlan(AbstractPlan):
         )
 
 
-def _without_short_end(
-    blocks: Iterator[tuple[Cursor, list[Row]]], size: int
-) -> Iterator[tuple[Cursor, list[Row]]]:
-    """Join a last block of fewer rows to the one before: a block replaces its own bad pairs, and
-    should have some good ones to choose from."""
+def _in_blocks(rows: Iterator[tuple[Cursor, Row]], size: int) -> Iterator[tuple[Cursor, list[Row]]]:
+    """Blocks of `size` rows, with the cursor of the first.
+
+    The last one takes in what is left over: a block replaces its own bad pairs, and should have
+    some good ones to choose from.
+    """
     held: tuple[Cursor, list[Row]] | None = None
-    for cursor, rows in blocks:
-        if held is None:
-            held = cursor, rows
-        elif len(rows) < size:
-            held = held[0], held[1] + rows
-        else:
+    while taken := list(islice(rows, size)):
+        block = [row for _, row in taken]
+        if held is not None and len(block) < size:
+            held[1].extend(block)
+            break
+        if held is not None:
             yield held
-            held = cursor, rows
+        held = taken[0][0], block
     if held is not None:
         yield held

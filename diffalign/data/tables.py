@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,6 +20,10 @@ from diffalign.errors import DataError
 
 _HEADER_BYTES = 1 << 16
 """Enough for the size of nearly every image; the others are read whole."""
+
+
+_BATCH_ROWS = 16
+"""Rows that are turned into Python values at once."""
 
 
 def _row_name(index: int) -> str:
@@ -66,34 +71,68 @@ def _start_of(value: pa.Scalar) -> Any:
     if isinstance(value, pa.StructScalar) and "bytes" in value:
         start = _start_of(value["bytes"])
         return start if start is not None else value.as_py()
-    if isinstance(value, (pa.BinaryScalar, pa.LargeBinaryScalar)) and value.is_valid:
+    is_bytes = pa.types.is_binary(value.type) or pa.types.is_large_binary(value.type)
+    if is_bytes and value.is_valid:
         return memoryview(value.as_buffer())[:_HEADER_BYTES].tobytes()
     return value.as_py()
 
 
-class TableStream(AbstractRowStream):
-    """Parquet files one after another; a cursor is the library's own position."""
+class ParquetStream(AbstractRowStream):
+    """Local parquet files one after another; a cursor is a file and a number of rows in it.
+
+    Read with pyarrow itself, row group by row group: the datasets library has Arrow prefetch whole
+    files, and memory then grows with the size of a file.
+    """
+
+    def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
+        self._files = files
+        self._columns = list(dict.fromkeys(columns))
+
+    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+        cursor = dict(start or {"row": 0, "file": 0, "skip": 0})
+        for file in range(cursor["file"], len(self._files)):
+            skip = cursor["skip"]
+            for values in self._rows_of(self._files[file], skip):
+                cursor = {"row": cursor["row"], "file": file, "skip": skip}
+                yield cursor, Row(_row_name(cursor["row"]), values)
+                skip += 1
+                cursor = {**cursor, "row": cursor["row"] + 1}
+            cursor = {**cursor, "skip": 0}
+
+    def _rows_of(self, path: Path, skip: int) -> Iterator[dict[str, Any]]:
+        """Rows of a file without the first ones; row groups that are skipped whole are not read."""
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                missing = set(self._columns) - set(file.schema_arrow.names)
+                if missing:
+                    raise DataError(f"{path} lacks {', '.join(sorted(missing))}, unlike the first")
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    if skip < count:
+                        batches = file.iter_batches(_BATCH_ROWS, [group], self._columns)
+                        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+                        yield from islice(rows, skip, None)
+                    skip = max(0, skip - count)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read to its end: {error}") from error
+
+
+class HubStream(AbstractRowStream):
+    """A hub data set as it arrives; a cursor is the library's own position."""
 
     def __init__(self, dataset: datasets.IterableDataset, columns: Sequence[str]) -> None:
         self._dataset = _without_decoding(dataset, columns)
 
-    def blocks(self, size: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, list[Row]]]:
+    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         dataset = copy.deepcopy(self._dataset)  # iterating leaves its position in shared parts
-        number = 0
+        number, position = 0, None
         if start is not None:
-            number = start["row"]
-            dataset.load_state_dict(copy.deepcopy(start["position"]))
-        rows = iter(dataset)
-        position = start["position"] if start is not None else None
-        while True:
-            block = [
-                Row(_row_name(number + offset), values)
-                for offset, values in enumerate(islice(rows, size))
-            ]
-            if not block:
-                return
-            yield {"row": number, "position": position}, block
-            number += len(block)
+            number, position = start["row"], start["position"]
+        if position is not None:
+            dataset.load_state_dict(copy.deepcopy(position))
+        for values in dataset:
+            yield {"row": number, "position": position}, Row(_row_name(number), values)
+            number += 1
             position = dataset.state_dict()
 
 
@@ -110,15 +149,17 @@ def table_columns(location: Location, config: DataConfig) -> tuple[str, ...]:
 
 def open_table(
     location: Location, columns: PairColumns, config: DataConfig
-) -> TableRows | TableStream:
+) -> AbstractRows | AbstractRowStream:
     """The rows of parquet files or of a hub data set, as `config.streaming` says.
 
     Map-style parquet is converted once to the library's Arrow cache (HF_DATASETS_CACHE), which
     takes the size of the data again.
     """
-    dataset = _load(location, config, streaming=config.streaming)
-    rows_type = TableStream if config.streaming else TableRows
-    return rows_type(dataset, columns.all())
+    if not config.streaming:
+        return TableRows(_load(location, config, streaming=False), columns.all())
+    if location.files:
+        return ParquetStream(location.files, columns.all())
+    return HubStream(_load(location, config, streaming=True), columns.all())
 
 
 def _load(location: Location, config: DataConfig, *, streaming: bool) -> Any:

@@ -12,7 +12,6 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,12 +57,8 @@ class _ShardStream(AbstractRowStream):
         self._files = location.files
         self._names = columns.all()
 
-    def blocks(self, size: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, list[Row]]]:
-        rows = self._rows(start or {"shard": 0, "sample": 0})
-        while block := list(islice(rows, size)):
-            yield block[0][0], [row for _, row in block]
-
-    def _rows(self, start: Cursor) -> Iterator[tuple[Cursor, Row]]:
+    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+        start = start or {"shard": 0, "sample": 0}
         skip = start["sample"]
         for shard in range(start["shard"], len(self._files)):
             file = self._files[shard]

@@ -95,7 +95,7 @@ def test_a_resumed_source_goes_on_where_the_trainer_was(kind, workers, tmp_path)
     write = WRITERS["pickapic" if kind == "stream" else kind]
     write(tmp_path, make_pairs(8))
     whole = take(open_source(tmp_path, **settings), 11)
-    for stop in (1, 4, 6):
+    for stop in (1, 4, 6) if workers == 0 else (4,):
         source = open_source(tmp_path, **settings)
         take(source, stop)
         state = json.loads(json.dumps(source.state_dict()))

@@ -1,0 +1,66 @@
+import pytest
+
+from diffalign.data.reading import open_data
+from diffalign.data.source import DataConfig
+from diffalign.errors import DataError
+from tests.layouts import make_pairs, write_folder
+
+
+def pairs_in(folder, **settings):
+    data = open_data(DataConfig(path=str(folder), resolution=8, **settings))
+    return [data.columns.pair(data.rows[i], data.base) for i in range(len(data.rows))]
+
+
+def test_sides_and_caption_are_found_by_name(tmp_path):
+    first = pairs_in(write_folder(tmp_path, make_pairs(3)))[0]
+    assert first.sample_id == "0000"
+    assert first.prompt == "a red thing, number 0"
+    assert (first.chosen, first.rejected) == (tmp_path / "win/0000.png", tmp_path / "lose/0000.png")
+
+
+def test_the_folders_may_be_called_chosen_and_rejected(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / "win").rename(tmp_path / "chosen")
+    (tmp_path / "lose").rename(tmp_path / "rejected")
+    assert pairs_in(tmp_path)[0].chosen == tmp_path / "chosen" / "0000.png"
+
+
+@pytest.mark.parametrize("place", ["captions", "."])
+def test_captions_may_lie_in_a_folder_of_their_own_or_beside_the_two(place, tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / "win" / "0000.txt").rename(tmp_path / place / "0000.txt")
+    assert pairs_in(tmp_path)[0].prompt == "a red thing, number 0"
+
+
+def test_the_two_sides_may_be_of_different_types(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / "lose" / "0000.png").rename(tmp_path / "lose" / "0000.webp")
+    assert pairs_in(tmp_path)[0].rejected == tmp_path / "lose" / "0000.webp"
+
+
+def test_a_name_on_one_side_only_is_a_pair_without_an_image(tmp_path):
+    write_folder(tmp_path, make_pairs(2))
+    (tmp_path / "win" / "0000.png").unlink()
+    (tmp_path / "lose" / "0001.png").unlink()
+    assert [pair.chosen is None for pair in pairs_in(tmp_path)] == [True, False]
+    assert [pair.rejected is None for pair in pairs_in(tmp_path)] == [False, True]
+
+
+def test_a_missing_caption_file_is_an_empty_caption(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / "win" / "0000.txt").unlink()
+    assert pairs_in(tmp_path)[0].prompt == ""
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / "win" / "0000.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"holds 0000.jpg and 0000.png: a pair is known by"):
+        pairs_in(tmp_path)
+
+
+def test_folders_that_say_who_won_cannot_be_reversed(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    with pytest.raises(DataError, match="preferred is win in every row"):
+        pairs_in(tmp_path, labels="lower_is_better")
