@@ -2,8 +2,8 @@
 
     python scripts/bench_training.py configs/playground/diffusion_dpo.yaml [key.path=value ...]
 
-Prints a Markdown table for docs/performance.md. Stages are timed one by one, with the device waited
-for after each; a run does not wait, so its own rate (the last line of its timing.jsonl) is the one to
+Prints a Markdown table for docs/performance.md. Stages are timed one by one, waiting for the device
+after each; a run does not wait, so its own rate (the last line of its timing.jsonl) is the one to
 quote, and this the one that says where to look.
 """
 

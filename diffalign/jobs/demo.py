@@ -37,7 +37,7 @@ class DemoConfig:
     """For the training run, as `key.path=value`."""
     seeds: int = 9
     """Pictures of every held-out prompt, for each model."""
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=20, guidance=2.0))
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=12, guidance=2.0))
     """How they are drawn."""
     batch_size: int = 36
     """Pictures drawn at once."""
