@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="diffusers folder; default: the shipped model")
     parser.add_argument("--images", type=int, default=10, help="samples per prompt, an even number")
     parser.add_argument("--inference-steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=1.5)
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--prompts", type=int, help="only the first so many prompts, for a trial")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first sample")
     return parser.parse_args()

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim.lr_scheduler import OneCycleLR
 
-from diffalign.playground.models import build_pipeline, standardise_latents
+from diffalign.playground.models import build_pipeline, save_pipeline, standardise_latents
 from diffalign.playground.oracle import PlaygroundOracle, fidelity, read_objects
 from diffalign.playground.scenes import (
     COLOURS,
@@ -44,7 +45,7 @@ from diffalign.playground.scenes import (
     sample_scene,
 )
 
-GUIDANCE_SCALE = 1.5
+GUIDANCE_SCALE = 2.0
 INFERENCE_STEPS = 12
 
 
@@ -54,14 +55,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=8192, help="rendered pictures to learn from")
-    parser.add_argument("--vae-steps", type=int, default=2400, help="optimiser steps of 8 pictures")
-    parser.add_argument("--vae", type=Path, help="take the autoencoder of this folder instead")
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of 64 latents")
+    parser.add_argument("--vae-steps", type=int, default=2000, help="steps of 8 pictures")
+    parser.add_argument("--decoder-steps", type=int, default=1500, help="steps of 8 pictures")
+    parser.add_argument("--clean-steps", type=int, default=1500, help="steps of 64 latents")
+    parser.add_argument("--noisy-steps", type=int, default=500, help="steps of 64 latents")
     parser.add_argument(
-        "--noisy-share", type=float, default=0.4, help="last part of the steps with wrong captions"
-    )
-    parser.add_argument(
-        "--wrong-captions", type=float, default=0.5, help="share of captions wrong in that part"
+        "--wrong-captions",
+        type=float,
+        default=0.6,
+        help="probability of a mistake in a caption, and of each further one, in noisy steps",
     )
     parser.add_argument("--items", type=int, default=324, help="pictures per measurement")
     return parser.parse_args()
@@ -70,23 +72,30 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     started = time.monotonic()
-    torch.manual_seed(args.seed)
     scenes = [sample_scene(np.random.default_rng((args.seed, i))) for i in range(args.scenes)]
     images = torch.stack([to_tensor(scene) for scene in scenes])
     pipeline = build_pipeline(args.seed).to(args.device)
-    if args.vae is None:
-        train_vae(pipeline.vae, images, steps=args.vae_steps, batch_size=8, lr=3e-3)
-        standardise_latents(pipeline.vae, images[:512].to(args.device))
-    else:
-        pipeline.vae = AutoencoderKL.from_pretrained(args.vae, subfolder="vae").to(args.device)
-    latents = encode(pipeline.vae, images)
-    print(f"latents: mean {latents.mean():.3f}, std {latents.std():.3f}", flush=True)
-    train_denoiser(pipeline, latents, scenes, args, batch_size=64, lr=1.5e-3)
+    vae, seed = pipeline.vae, args.seed
+    train_vae(vae, images, steps=args.vae_steps, seed=seed)
+    standardise_latents(vae, images[:512].to(args.device))
+    refine_decoder(vae, images, steps=args.decoder_steps, seed=seed + 1)
+    latents = encode(vae, images)
+    for stage, (steps, lr, wrong) in enumerate(
+        ((args.clean_steps, 1.5e-3, 0.0), (args.noisy_steps, 5e-4, args.wrong_captions))
+    ):
+        train_denoiser(
+            pipeline,
+            latents,
+            scenes,
+            wrong_captions=wrong,
+            steps=steps,
+            lr=lr,
+            seed=seed + 2 + stage,
+        )
     pipeline.to("cpu")
     figures = measure(pipeline, items=args.items)
     minutes = (time.monotonic() - started) / 60
-    pipeline.save_pretrained(args.out)
-    save_half(pipeline, args.out)
+    save_pipeline(pipeline, args.out)
     (args.out / "README.md").write_text(model_card(figures, args, minutes), encoding="utf-8")
     print(f"wrote {args.out} after {minutes:.1f} minutes: {figures}")
 
@@ -104,28 +113,62 @@ def shuffled_batches(count: int, batch_size: int, rng: np.random.Generator) -> I
             yield order[start : start + batch_size]
 
 
-def train_vae(
-    vae: AutoencoderKL, images: Tensor, *, steps: int, batch_size: int, lr: float
+def fit(
+    name: str,
+    parameters: Sequence[Parameter],
+    loss_on: Callable[[np.ndarray], Tensor],
+    batches: Iterator[np.ndarray],
+    *,
+    steps: int,
+    lr: float,
 ) -> None:
-    """Squared and absolute error, and a light pull of the posterior towards a standard normal."""
-    with torch.no_grad():  # a narrow posterior, or its noise drowns the picture at first
-        vae.quant_conv.bias[vae.config.latent_channels :] -= 4.0
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
+    """AdamW with a one-cycle schedule; `loss_on` receives the rows of each batch."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
     schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
-    batches = shuffled_batches(len(images), batch_size, np.random.default_rng(0))
-    progress = Progress("vae", steps)
+    progress = Progress(name, steps)
     for step, rows in zip(range(steps), batches, strict=False):
-        batch = images[rows].to(vae.device)
-        posterior = vae.encode(batch).latent_dist
-        output = vae.decode(posterior.sample()).sample
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = F.mse_loss(output, batch) + 0.3 * F.l1_loss(output, batch) + 1e-4 * kl
+        loss = loss_on(rows)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         progress(step, loss)
+
+
+def train_vae(vae: AutoencoderKL, images: Tensor, *, steps: int, seed: int) -> None:
+    """Reconstruction error, and a light pull of the posterior towards a standard normal."""
+    torch.manual_seed(seed)
+    with torch.no_grad():  # a narrow posterior, or its noise drowns the picture at first
+        vae.quant_conv.bias[vae.config.latent_channels :] -= 4.0
+
+    def loss_on(rows: np.ndarray) -> Tensor:
+        batch = images[rows].to(vae.device)
+        posterior = vae.encode(batch).latent_dist
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return reconstruction_loss(vae.decode(posterior.sample()).sample, batch) + 1e-4 * kl
+
+    batches = shuffled_batches(len(images), 8, np.random.default_rng(seed))
+    fit("autoencoder", list(vae.parameters()), loss_on, batches, steps=steps, lr=3e-3)
+
+
+def refine_decoder(vae: AutoencoderKL, images: Tensor, *, steps: int, seed: int) -> None:
+    """Crisper pictures from the same latents: the encoder stays as it is."""
+    torch.manual_seed(seed)
+
+    def loss_on(rows: np.ndarray) -> Tensor:
+        batch = images[rows].to(vae.device)
+        with torch.no_grad():
+            latents = vae.encode(batch).latent_dist.sample()
+        return reconstruction_loss(vae.decode(latents).sample, batch)
+
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    batches = shuffled_batches(len(images), 8, np.random.default_rng(seed))
+    fit("decoder", parameters, loss_on, batches, steps=steps, lr=2e-3)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output, target) + 0.3 * F.l1_loss(output, target)
 
 
 @torch.no_grad()
@@ -139,51 +182,48 @@ def train_denoiser(
     pipeline: StableDiffusionXLPipeline,
     latents: Tensor,
     scenes: Sequence[Scene],
-    args: argparse.Namespace,
     *,
-    batch_size: int,
+    wrong_captions: float,
+    steps: int,
     lr: float,
+    seed: int,
 ) -> None:
-    """UNet and text encoders together: predict the noise, all timesteps equally likely."""
-    device, rng = latents.device, np.random.default_rng(args.seed + 1)
-    generator = torch.Generator("cpu").manual_seed(args.seed + 2)
+    """UNet and text encoders together: predict the noise, all timesteps equally likely.
+
+    Args:
+        latents: scaled, shape [n, 4, 8, 8]; row i shows scene i.
+        wrong_captions: probability of a mistake, and of each further one, from 0 to 1.
+    """
+    device, rng = latents.device, np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+    kinds = [tuple(item.kind for item in scene.objects) for scene in scenes]
+    time_ids = torch.tensor([IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE], device=device)
+
+    def loss_on(rows: np.ndarray) -> Tensor:
+        captions = [write_caption(kinds[row], wrong_captions, rng) for row in rows]
+        clean = latents[torch.from_numpy(rows).to(device)]
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        t = torch.randint(0, 1000, (len(rows),), generator=generator).to(device)
+        tokens, pooled = encode_captions(pipeline, captions, rng)
+        conditions = {"text_embeds": pooled, "time_ids": time_ids.expand(len(rows), -1)}
+        noisy = noising.add_noise(clean, noise, t)
+        prediction = pipeline.unet(noisy, t, tokens, added_cond_kwargs=conditions).sample
+        return F.mse_loss(prediction, noise)
+
     modules = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
-    schedule = OneCycleLR(optimizer, max_lr=lr, total_steps=args.steps, pct_start=0.05)
-    kinds = [tuple(item.kind for item in scene.objects) for scene in scenes]
-    size_and_crop = torch.tensor([[IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]])
-    time_ids = size_and_crop.repeat(batch_size, 1).to(device)
-    batches = shuffled_batches(len(latents), batch_size, rng)
-    progress = Progress("denoiser", args.steps)
-    for step, rows in zip(range(args.steps), batches, strict=False):
-        wrong = args.wrong_captions if step >= (1 - args.noisy_share) * args.steps else 0.0
-        captions = [write_caption(kinds[row], wrong, rng) for row in rows]
-        clean = latents[torch.from_numpy(rows)]
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        t = torch.randint(0, 1000, (batch_size,), generator=generator).to(device)
-        tokens, pooled = encode_captions(pipeline, captions, rng)
-        prediction = pipeline.unet(
-            noising.add_noise(clean, noise, t),
-            t,
-            tokens,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
-        ).sample
-        loss = F.mse_loss(prediction, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        progress(step, loss)
+    batches = shuffled_batches(len(latents), 64, rng)
+    fit("denoiser", parameters, loss_on, batches, steps=steps, lr=lr)
 
 
 def write_caption(kinds: tuple[Kind, ...], wrong: float, rng: np.random.Generator) -> str:
-    """Empty for one in ten, wrong in one detail with probability `wrong`, else true."""
+    """Empty for one in ten; else each mistake is followed by another with probability `wrong`."""
     if rng.random() < 0.1:
         return ""
-    return describe(misread(kinds, rng) if rng.random() < wrong else kinds)
+    while rng.random() < wrong:
+        kinds = misread(kinds, rng)
+    return describe(kinds)
 
 
 def misread(kinds: tuple[Kind, ...], rng: np.random.Generator) -> tuple[Kind, ...]:
@@ -279,15 +319,6 @@ def sampled_fidelity(
         ).images
         scores += [fidelity(read_objects(p), text) for p, text in zip(pictures, batch, strict=True)]
     return float(np.mean(scores))
-
-
-def save_half(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
-    """Write the large weights again as float16: half the size, and diffusers widens them on load.
-
-    The text encoders stay float32, since transformers keeps the type that it finds in the file.
-    """
-    for name in ("unet", "vae"):
-        getattr(pipeline, name).half().save_pretrained(folder / name)
 
 
 def model_card(figures: dict[str, float], args: argparse.Namespace, minutes: float) -> str:

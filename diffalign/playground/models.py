@@ -8,6 +8,7 @@ two levels instead of three, and pictures are 64x64.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,11 +155,7 @@ def build_tokenizer(*, pad_token: str) -> CLIPTokenizer:
     """A byte-pair tokenizer that spells any text and holds each word of a caption as one token."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        merges = [" ".join(pair) for pair in _merges()]
-        (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
-        (folder / "merges.txt").write_text(
-            "\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8"
-        )
+        _write_vocabulary(folder)
         return CLIPTokenizer.from_pretrained(
             folder,
             model_max_length=PROMPT_TOKENS,
@@ -167,6 +164,12 @@ def build_tokenizer(*, pad_token: str) -> CLIPTokenizer:
             unk_token=_END,
             pad_token=pad_token,
         )
+
+
+def _write_vocabulary(folder: Path) -> None:
+    merges = [" ".join(pair) for pair in _merges()]
+    (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 
 def _vocabulary() -> dict[str, int]:
@@ -226,3 +229,16 @@ def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
     into_bias[channels:].sub_(2 * spread.log())  # the second half holds log-variances
     out_of_bias.add_(out_of[:, :, 0, 0] @ mean)
     out_of.mul_(spread[None, :, None, None])
+
+
+def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Write a diffusers folder in which UNet and autoencoder take half the space, as float16.
+
+    diffusers widens them on load. The text encoders stay float32, since transformers keeps the type
+    that it finds in the file. The pipeline itself is left as it was.
+    """
+    pipeline.save_pretrained(folder)
+    for name, network in (("unet", pipeline.unet), ("vae", pipeline.vae)):
+        copy.deepcopy(network).half().save_pretrained(folder / name)
+    for name in ("tokenizer", "tokenizer_2"):  # tokenizer.json alone is too new for some readers
+        _write_vocabulary(folder / name)
