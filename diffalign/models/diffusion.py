@@ -44,8 +44,8 @@ class AbstractDiffusion(AbstractModel):
 
     pipeline: ClassVar[str]
     """Name of the diffusers pipeline class that the backbone's folders are made for."""
-    unused: ClassVar[tuple[str, ...]]
-    """Optional parts of that pipeline that training leaves unread."""
+    left_out: ClassVar[Mapping[str, Any]]
+    """Arguments that open that pipeline without the parts that training has no use for."""
     text_encoders: ClassVar[tuple[str, ...]]
     """Names of the text encoders within the pipeline."""
     component: ClassVar[str] = "unet"
@@ -161,7 +161,7 @@ class AbstractDiffusion(AbstractModel):
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
-        parts = self._read(**dict.fromkeys(self.unused)).components
+        parts = self._read(**self.left_out).components
         for name in self.text_encoders:
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, _DTYPES[self.vae_dtype])

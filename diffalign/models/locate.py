@@ -46,7 +46,7 @@ class AbstractLocation(abc.ABC):
 
         Args:
             pipeline: a diffusers pipeline class.
-            components: taken as they are instead of being read.
+            components: taken as they are instead of being read, or other pipeline arguments.
 
         Returns:
             The assembled pipeline.

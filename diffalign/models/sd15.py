@@ -35,7 +35,12 @@ class SD15(AbstractDiffusion):
     """Settings of a Stable Diffusion 1.x or 2.x model."""
 
     pipeline: ClassVar[str] = "StableDiffusionPipeline"
-    unused: ClassVar[tuple[str, ...]] = ("safety_checker", "feature_extractor", "image_encoder")
+    left_out: ClassVar[Mapping[str, Any]] = {
+        "safety_checker": None,
+        "requires_safety_checker": False,
+        "feature_extractor": None,
+        "image_encoder": None,
+    }
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
     def conditioner(self, components: Mapping[str, Any]) -> AbstractConditioner:

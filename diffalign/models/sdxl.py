@@ -78,7 +78,7 @@ class SDXL(AbstractDiffusion):
     """Settings of a Stable Diffusion XL model."""
 
     pipeline: ClassVar[str] = "StableDiffusionXLPipeline"
-    unused: ClassVar[tuple[str, ...]] = ("feature_extractor", "image_encoder")
+    left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
 
     size_conditioning: SizeConditioning = "per_sample"
