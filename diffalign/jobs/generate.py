@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from rich.console import Console
 
 from diffalign import config as configs
@@ -40,6 +38,7 @@ from diffalign.evaluation.pipelines import (
 )
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
+from diffalign.jobs.quiet import quieten_libraries
 
 _LISTED_FAILURES = 10
 
@@ -106,7 +105,7 @@ def run(config: GenerateConfig) -> None:
             tries the failed ones again.
     """
     console = Console(highlight=False)
-    _quieten_libraries()
+    quieten_libraries()
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     prompts = config.prompts
@@ -135,13 +134,6 @@ def run(config: GenerateConfig) -> None:
 
 def _spec(model: ModelSpec | str) -> ModelSpec:
     return ModelSpec(path=model) if isinstance(model, str) else model
-
-
-def _quieten_libraries() -> None:
-    """Their bars and repeated warnings would tear this job's own progress apart."""
-    for logging in (diffusers.utils.logging, transformers.utils.logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def _announce(

@@ -11,6 +11,7 @@ from rich.table import Table
 from diffalign import config
 from diffalign.data.preview import Preview, preview
 from diffalign.errors import ConfigError
+from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
 from diffalign.training.card import write_model_card
@@ -31,6 +32,7 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     Returns:
         The folder of the exported model; None for a dry run or an interrupted one.
     """
+    quieten_libraries()
     console = Console(highlight=False)
     build.check(run_config)
     if dry_run:
