@@ -183,6 +183,19 @@ def test_every_random_choice_of_the_batch_counts(model, make_pairs, change):
     assert all(before[view] != after[view] for view in VIEWS)
 
 
+def test_each_view_is_encoded_with_its_own_seeds(model, make_pairs):
+    batch = make_pairs("a")
+    seeds = {**batch.encoding_seeds, "rejected": (1,)}
+
+    before, after = (
+        rows(model, batch),
+        rows(model, dataclasses.replace(batch, encoding_seeds=seeds)),
+    )
+
+    torch.testing.assert_close(after["chosen"], before["chosen"], rtol=0, atol=1e-6)
+    assert after["rejected"] != before["rejected"]
+
+
 def test_framing_counts_for_sdxl(tiny_sdxl, make_pairs):
     settings = SDXL(path=str(tiny_sdxl))
     model = settings.load(device=CPU, compute_dtype=torch.float32, reference="none")
