@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from typing import BinaryIO
@@ -12,6 +13,10 @@ from diffalign.data.records import EncodedImage, SkipReason
 
 _ORIENTATION = 0x0112
 """The EXIF tag."""
+
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+"""Those that are tried. Pillow knows more, of which some call other programs on a stranger's file
+(PostScript)."""
 
 
 class BadImageError(Exception):
@@ -55,7 +60,7 @@ def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = Image.open(file, formats=_known_formats())
     except Image.DecompressionBombError as error:
         raise BadImageError(SkipReason.TOO_LARGE, str(error)) from error
     except UnidentifiedImageError:
@@ -84,6 +89,13 @@ def _file(encoded: EncodedImage) -> BinaryIO:
         return io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded.open("rb")
     except OSError as error:
         raise BadImageError(SkipReason.MISSING_IMAGE, str(error)) from error
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -132,6 +132,7 @@ class PairSource(AbstractSource):
 
     @property
     def left_out_counts(self) -> dict[str, int]:
+        """Rows without a preference, by reason; of a stream, those read so far."""
         return self._plan.left_out(self._position)
 
     @property

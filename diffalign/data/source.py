@@ -39,11 +39,6 @@ class AbstractSource(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def left_out_counts(self) -> dict[str, int]:
-        """Rows that hold nothing to learn from, by reason; of a stream, those read so far."""
-
-    @property
-    @abc.abstractmethod
     def skipped_counts(self) -> dict[str, int]:
         """Unusable samples met so far, by reason, over all ranks."""
 

@@ -126,3 +126,9 @@ def test_the_size_from_the_header_is_that_of_the_decoded_image(tmp_path):
         file.write_bytes(content)
         assert upright_size(content, max_pixels=LIMIT) == (image.height, image.width)
         assert upright_size(file, max_pixels=LIMIT) == (image.height, image.width)
+
+
+def test_a_format_that_runs_other_programs_is_not_tried():
+    buffer = io.BytesIO()
+    picture((9, 9, 9)).save(buffer, "EPS")
+    assert reason(buffer.getvalue()) is SkipReason.CORRUPT

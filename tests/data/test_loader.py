@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 
-import pyarrow as pa
 import pytest
 import torch
 
@@ -328,37 +327,6 @@ def test_resuming_a_stream_at_random_is_refused(tmp_path):
     for one, other in ((streamed, random), (random, streamed)):
         with pytest.raises(DataError, match=r"set data.streaming as it was"):
             one.load_state_dict(other.state_dict())
-
-
-def test_buckets_give_both_sides_one_shape_a_batch(tmp_path):
-    shapes = [(32, 32)] * 4 + [(52, 32)] * 3 + [(60, 34)] * 2
-    pairs = [pair for i, size in enumerate(shapes) for pair in make_pairs(i + 1, size=size)[i:]]
-    write_pickapic(tmp_path, pairs)
-    source = open_source(tmp_path, buckets=True, resolution=32, pairs_per_device=3)
-    batches = take(source, 9)
-    seen = set()
-    for batch in batches:
-        chosen, rejected = (batch.images[view].shape for view in ("chosen", "rejected"))
-        assert chosen == rejected
-        height, width = chosen[2:]
-        sizes = batch.original_sizes["chosen"]
-        assert ((sizes[:, 1] > sizes[:, 0]) == (width > height)).all()
-        seen.add((height, width))
-    assert seen == {(32, 32), (24, 40)}
-    assert "2 buckets of height x width 24x40, 32x32" in source.describe()[1]
-
-
-def test_indexing_reads_no_image(tmp_path):
-    """A table of 20 MB of images is indexed within 2 MB."""
-    blob = torch.randint(0, 255, (100_000,), dtype=torch.uint8).numpy().tobytes()
-    rows = [{**row, "jpg_0": blob, "jpg_1": blob} for row in pickapic_rows(make_pairs(100))]
-    write_rows(tmp_path / "x.parquet", rows, row_group_size=10)
-    open_source(tmp_path)  # converts to Arrow, once
-    pool = pa.default_memory_pool()
-    before = pool.bytes_allocated()
-    source = open_source(tmp_path)
-    assert pool.bytes_allocated() - before < 2_000_000
-    assert source.describe()[1] == "100 rows: 100 pairs"
 
 
 def test_a_stretch_of_a_stream_without_any_usable_pair_is_listed_too(tmp_path):

@@ -53,5 +53,5 @@ def test_wrong_labels_are_refused(streaming, tmp_path):
 def test_a_set_of_ties_is_refused(streaming, tmp_path):
     ties = [{**r, "label_0": 0.5, "label_1": 0.5} for r in pickapic_rows(make_pairs(2))]
     write_rows(tmp_path / "x.parquet", ties)
-    with pytest.raises(DataError, match="nothing to train on|no row holds a preference"):
+    with pytest.raises(DataError, match=r"nothing to train on|no row holds a preference"):
         preview(config(tmp_path, streaming=streaming), 1)

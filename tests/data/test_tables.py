@@ -114,9 +114,7 @@ def test_a_hub_id_that_leads_nowhere_is_a_sentence(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", nowhere)
     config = DataConfig(path="some/where", resolution=8)
-    with pytest.raises(
-        DataError, match="data.path some/where .no file or folder here either.: Data"
-    ):
+    with pytest.raises(DataError, match=r"some/where \(no file or folder here either\): Dataset"):
         table_columns(Location(path="some/where", form="table"), config)
 
 
