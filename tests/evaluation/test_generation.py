@@ -21,7 +21,7 @@ from diffalign.evaluation.generation import (
     missing_batches,
     plan_batches,
 )
-from diffalign.evaluation.manifest import read_manifest
+from diffalign.evaluation.manifest import MANIFEST, read_manifest
 from diffalign.evaluation.prompts import Prompt
 from diffalign.seeding import cpu_generator, derive_seed
 
@@ -126,10 +126,12 @@ def test_a_deleted_picture_is_drawn_again_as_it_was(tmp_path):
     assert contents(tmp_path / "images") == before
 
 
-def test_further_prompts_are_added_to_a_folder(tmp_path):
+def test_further_prompts_are_added_and_leave_what_is_there_alone(tmp_path):
     draw(tmp_path, Painter())
-    draw(tmp_path, Painter(), prompts=[*PROMPTS, Prompt("four")])
-    assert len(read_manifest(tmp_path)) == 12
+    before = contents(tmp_path / "images")
+    draw(tmp_path, Painter(), prompts=[Prompt("zero"), *PROMPTS])
+    assert before.items() <= contents(tmp_path / "images").items()
+    assert (tmp_path / MANIFEST).read_text().count("\n") == 12
 
 
 @pytest.mark.parametrize(
