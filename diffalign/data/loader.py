@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffalign import world
 from diffalign.data.batches import ImageBatch
 from diffalign.data.bucketing import assign_buckets
-from diffalign.data.collate import collate
+from diffalign.data.collate import stack, with_unit_range
 from diffalign.data.indexed import IndexPlan, index_rows
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.reading import OpenedData, open_data
@@ -166,18 +166,19 @@ class PairSource(AbstractSource):
                 in_flight.append(planned)
                 yield planned.works
 
-        for results in self._loader(works()):
+        for batch in self._loader(works()):
             planned = in_flight.popleft()
             self._skip(planned.skipped, planned)
-            samples = [self._usable(result, place, planned) for place, result in enumerate(results)]
+            if not isinstance(batch, ImageBatch):
+                batch = stack([self._usable(r, i, planned) for i, r in enumerate(batch)])
             self._position = planned.after
-            yield collate(samples)
+            yield with_unit_range(batch)
 
     def _loader(self, works: Iterator[list[Work]]) -> DataLoader:
         return DataLoader(
             self._decoder,
             batch_sampler=works,
-            collate_fn=list,
+            collate_fn=_stack_if_usable,
             num_workers=self._config.workers,
             worker_init_fn=_ignore_interrupts,
             # Its own generator: the loader draws from it, and must not shift the run's RNG.
@@ -216,6 +217,12 @@ def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog
     else:
         buckets = assign_buckets(data, index, config, skips)
     return IndexPlan(index, run_seed=run_seed, buckets=buckets)
+
+
+def _stack_if_usable(results: list[Sample | Skipped]) -> ImageBatch | list[Sample | Skipped]:
+    """In the worker: the batch, unless the training process has to replace some of it."""
+    samples = [result for result in results if isinstance(result, Sample)]
+    return stack(samples) if len(samples) == len(results) else results
 
 
 def _ignore_interrupts(worker: int) -> None:

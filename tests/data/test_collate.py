@@ -1,6 +1,6 @@
 import torch
 
-from diffalign.data.collate import collate
+from diffalign.data.collate import stack, with_unit_range
 from diffalign.data.samples import Sample
 from diffalign.data.transforms import CutImage
 
@@ -19,7 +19,8 @@ def sample(name, value):
 
 
 def test_fields_stack_in_the_order_of_the_samples():
-    batch = collate([sample("a", 0), sample("b", 255)])
+    batch = stack([sample("a", 0), sample("b", 255)])
+    assert batch.images["chosen"].dtype == torch.uint8
     assert batch.sample_ids == ("a", "b")
     assert batch.prompts == ("prompt of a", "prompt of b")
     assert batch.noise_seeds == (0, 255)
@@ -32,7 +33,7 @@ def test_fields_stack_in_the_order_of_the_samples():
 
 
 def test_images_run_from_minus_one_to_one():
-    images = collate([sample("a", 0), sample("b", 255)]).images["chosen"]
+    images = with_unit_range(stack([sample("a", 0), sample("b", 255)])).images["chosen"]
     assert images.shape == (2, 3, 8, 16)
     assert images.dtype == torch.float32
     assert images[0].unique().tolist() == [-1.0]
