@@ -19,6 +19,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 from diffusers.schedulers import EulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -240,5 +241,17 @@ def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     pipeline.save_pretrained(folder)
     for name, network in (("unet", pipeline.unet), ("vae", pipeline.vae)):
         copy.deepcopy(network).half().save_pretrained(folder / name)
-    for name in ("tokenizer", "tokenizer_2"):  # tokenizer.json alone is too new for some readers
+    _restore_prefix(folder / "text_encoder" / "model.safetensors")
+    for name in ("tokenizer", "tokenizer_2"):  # transformers 4 does not read tokenizer.json
         _write_vocabulary(folder / name)
+
+
+def _restore_prefix(weights: Path) -> None:
+    """Name the weights of a text encoder as SDXL does.
+
+    transformers 5 writes `CLIPTextModel` without the prefix that every version reads; transformers
+    4 would start such a file from random weights, with no more than a warning.
+    """
+    state = load_file(weights)
+    named = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in state.items()}
+    save_file(named, weights, metadata={"format": "pt"})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
 from diffalign.playground import models
 from diffalign.playground.models import (
@@ -16,6 +17,7 @@ from diffalign.playground.models import (
     build_vae,
     playground_model_path,
     playground_preferences_path,
+    save_pipeline,
     standardise_latents,
 )
 from diffalign.playground.oracle import PlaygroundOracle
@@ -44,6 +46,22 @@ def test_a_saved_pipeline_opens_again_and_samples(tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline("a red circle", num_inference_steps=2, guidance_scale=2.0).images
     assert [image.size for image in images] == [(64, 64)]
+
+
+def test_a_saved_pipeline_is_half_as_large_and_equal_after_reopening(tmp_path):
+    pipeline = build_pipeline(0)
+    save_pipeline(pipeline, tmp_path)
+    opened = StableDiffusionXLPipeline.from_pretrained(tmp_path)
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 6e6
+    for name in NETWORKS:
+        before, after = (getattr(each, name).state_dict() for each in (pipeline, opened))
+        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_shipped_text_encoders_carry_the_names_that_every_transformers_reads(name):
+    names = load_file(playground_model_path() / name / "model.safetensors")
+    assert {key.split(".")[0] for key in names} <= {"text_model", "text_projection"}
 
 
 def test_every_word_of_a_caption_is_one_token_and_three_objects_fit():
