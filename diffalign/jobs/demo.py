@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from diffalign import config as configs
-from diffalign.errors import TrainingError
 from diffalign.evaluation.pipelines import SamplerConfig
 from diffalign.evaluation.prompts import PromptsConfig
 from diffalign.jobs import compare, generate, score, train
@@ -51,7 +50,9 @@ def run(demo: DemoConfig) -> None:
     run_config = configs.load(RunConfig, demo.config, [*demo.overrides, f"output={demo.output}"])
 
     console.rule("1 of 4  Align the tiny SDXL with preferences")
-    _train(run_config, console)
+    if not _train(run_config, console):
+        console.print("The same command goes on from here")
+        return
 
     pictures = demo.output / "evaluation"
     console.rule("2 of 4  Draw prompts that the preferences never mentioned")
@@ -87,11 +88,11 @@ def run(demo: DemoConfig) -> None:
     )
 
 
-def _train(run_config: RunConfig, console: Console) -> None:
+def _train(run_config: RunConfig, console: Console) -> bool:
+    """Whether there is an aligned model; False if training was asked to stop."""
     final = run_config.output / "final"
     if final.is_dir():
         console.print(f"{final} is there already; delete {run_config.output} to start afresh")
-        return
+        return True
     begun = bool(checkpoints_in(run_config.output))
-    if train.run(run_config, resume=run_config.output if begun else None) is None:
-        raise TrainingError("stopped on request; the same command goes on from here")
+    return train.run(run_config, resume=run_config.output if begun else None) is not None
