@@ -131,6 +131,19 @@ def test_one_changed_weight_matrix_changes_the_identity(copied):
     assert location.identity("vae") == locate(str(copied)).identity("vae")
 
 
+@pytest.mark.parametrize("tensor", ["first", "middle", "last"])
+def test_every_part_of_a_large_file_counts_for_its_identity(tmp_path, tiny_sdxl, tensor):
+    weights = {name: torch.zeros(2**18) for name in ("first", "middle", "last")}
+    file = tmp_path / "model.safetensors"
+    save_file(weights, file)
+    location = locate(str(file), config=str(tiny_sdxl))
+    before = location.identity("unet")
+
+    save_file({**weights, tensor: torch.ones(2**18)}, file)
+
+    assert location.identity("unet") != before
+
+
 def test_a_single_file_is_read_with_the_configuration_it_was_given(checkpoint, tiny_sdxl):
     class Pipeline:
         @staticmethod
