@@ -16,6 +16,7 @@ from rich.console import Console
 from diffalign import config as configs
 from diffalign.evaluation.pipelines import SamplerConfig
 from diffalign.evaluation.prompts import PromptsConfig
+from diffalign.evaluation.results import percent, percent_interval
 from diffalign.jobs import compare, generate, score, train
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle
@@ -76,8 +77,8 @@ def run(demo: DemoConfig) -> None:
     console.rule(f"Done in {minutes}:{seconds:02} min")
     console.print(
         f"Prompt fidelity {c.baseline_mean:.0%} -> {c.model_mean:.0%} on {c.items} pictures of "
-        f"held-out prompts; the aligned model wins {compare.percent(c.win_rate)} of the decided "
-        f"pairs (95% interval {compare.percent_interval(c.win_rate_interval)}).\n\n"
+        f"held-out prompts; the aligned model wins {percent(c.win_rate)} of the decided "
+        f"pairs (95% interval {percent_interval(c.win_rate_interval)}).\n\n"
         f"  grid    {pictures / 'comparison.png'}\n"
         f"  report  {pictures / 'report.html'}\n"
         f"  model   {demo.output / 'final'}\n\n"
