@@ -300,6 +300,7 @@ tbody tr { border-top: 1px solid var(--line); }
 .share-0 { background: var(--gain); } .share-1 { background: var(--tie); }
 .share-2 { background: var(--loss); }
 .legend { display: flex; gap: 1.25rem; margin-top: .5rem; flex-wrap: wrap; }
+td .shares, td .legend { min-width: 15rem; }
 .key::before {
   content: ""; display: inline-block; width: .6rem; height: .6rem; border-radius: 2px;
   margin-right: .4rem; background: var(--gain);
