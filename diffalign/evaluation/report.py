@@ -299,8 +299,8 @@ tbody tr { border-top: 1px solid var(--line); }
 .shares { display: flex; gap: 2px; height: 12px; border-radius: 6px; overflow: hidden; }
 .share-0 { background: var(--gain); } .share-1 { background: var(--tie); }
 .share-2 { background: var(--loss); }
-.legend { display: flex; gap: 1.25rem; margin-top: .5rem; flex-wrap: wrap; }
-td .shares, td .legend { min-width: 15rem; }
+.legend { display: flex; gap: .2rem .9rem; margin-top: .5rem; flex-wrap: wrap; }
+td .shares, td .legend { min-width: 17rem; }
 .key::before {
   content: ""; display: inline-block; width: .6rem; height: .6rem; border-radius: 2px;
   margin-right: .4rem; background: var(--gain);
