@@ -69,3 +69,8 @@ def test_a_bad_side_is_named():
 def test_a_caption_of_nothing_but_space_is_empty(caption):
     assert empty_caption("s", caption).reason is SkipReason.EMPTY_CAPTION
     assert empty_caption("s", "x") is None
+
+
+def test_a_caption_is_dropped_in_some_visits_of_a_pair_and_not_in_others():
+    make = maker(caption_dropout=0.5).make
+    assert {make(pair(), draw, (16, 16)).prompt for draw in range(20)} == {"", "a prompt"}
