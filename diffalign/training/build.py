@@ -19,6 +19,7 @@ from diffalign.likelihoods.denoising import Denoising
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.objectives.base import AbstractObjective
+from diffalign.seeding import derive_seed
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
 from diffalign.training.trainer import Trainer, TrainingConfig
 
@@ -158,6 +159,8 @@ def build_trainer(
     run: RunConfig, accelerator: Accelerator, source: PairSource, console: Console
 ) -> Trainer:
     """Load the weights and assemble the trainer."""
+    # Draws are data; what the global generator is left with is LoRA dropout, one stream per rank.
+    torch.manual_seed(derive_seed(run.seed, "process", world.rank()))
     model = run.model.load(
         device=accelerator.device,
         compute_dtype=COMPUTE_DTYPE[run.training.precision],

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = (
+    "import sys\n"
+    "from diffalign.training import launch as module\n"
+    "popen = module.subprocess.Popen\n"
+    "def fake(command, env):\n"
+    "    return popen([sys.executable, '-m', 'tests.training.two_ranks', sys.argv[1]], env=env)\n"
+    "module.subprocess.Popen = fake\n"
+    "sys.exit(module.launch([], processes=2))\n"
+)
+
+
+@pytest.mark.multiprocess
+def test_ranks_train_on_different_samples_and_end_with_equal_weights(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "equal weights from different samples" in result.stdout
