@@ -339,16 +339,15 @@ to teach it. `StableDiffusionXLPipeline.from_pretrained` opens this folder.
 |---|---|
 {chr(10).join(lines)}
 
-Samples: {INFERENCE_STEPS} steps of the folder's scheduler, guidance {GUIDANCE_SCALE},
-{args.items} pictures each. Fidelity is the share of requested objects that are in their place.
+Samples: {INFERENCE_STEPS} steps of the folder's scheduler, guidance {GUIDANCE_SCALE}, {args.items} pictures
+each. Fidelity is what `docs/playground.md` defines, from 0 to 1.
 
-Made in {minutes:.0f} minutes on {machine} ({torch.get_num_threads()} threads, torch
-{torch.__version__}) by
+Made in {minutes:.0f} minutes on {machine} ({torch.get_num_threads()} threads, torch {torch.__version__}) by
 
     python {shlex.join(sys.argv)}
 
-Vocabulary: captions `a COLOUR SHAPE`, once or joined by `and`; colours {", ".join(COLOURS)};
-shapes {", ".join(SHAPES)}.
+Vocabulary: captions `a COLOUR SHAPE`, once or joined by `and`.
+Colours: {", ".join(COLOURS)}. Shapes: {", ".join(SHAPES)}.
 """
 
 
