@@ -3,7 +3,7 @@
     python scripts/pretrain_playground.py --out assets/playground/sdxl
 
 Three stages: the autoencoder on rendered scenes; the UNet and both text encoders together on its
-latents, with true captions; the same with a share of captions that are wrong in one detail. The
+latents, with true captions; the same with captions that are often wrong in a detail or two. The
 last stage turns the model into a mixture of right and wrong answers, each of them crisp: that is
 what preference pairs can shift. The script ends by measuring the result with the oracle and
 writing a diffusers folder with a model card. Same seed, same machine: same weights.
@@ -331,7 +331,7 @@ pipeline_tag: text-to-image
 ---
 # The playground's tiny SDXL
 
-SDXL's architecture at a hundredth of its widths, for 64x64 pictures of one or two coloured shapes.
+SDXL's architecture in 3.5 M parameters, for 64x64 pictures of one or two coloured shapes.
 It is pretrained on captions of which many are wrong on purpose, so that preferences have something
 to teach it. `StableDiffusionXLPipeline.from_pretrained` opens this folder.
 
@@ -339,10 +339,10 @@ to teach it. `StableDiffusionXLPipeline.from_pretrained` opens this folder.
 |---|---|
 {chr(10).join(lines)}
 
-Samples: {INFERENCE_STEPS} steps of the folder's scheduler, guidance {GUIDANCE_SCALE}, {args.items} pictures
-each. Fidelity is what `docs/playground.md` defines, from 0 to 1.
+Samples: {args.items} pictures each, {INFERENCE_STEPS} steps of the folder's scheduler, guidance
+{GUIDANCE_SCALE}. Fidelity is what `docs/playground.md` defines, from 0 to 1.
 
-Made in {minutes:.0f} minutes on {machine} ({torch.get_num_threads()} threads, torch {torch.__version__}) by
+Made in {minutes:.0f} minutes on {machine} with torch {torch.__version__} by
 
     python {shlex.join(sys.argv)}
 
