@@ -15,7 +15,7 @@ from diffalign.playground.scenes import HELD_OUT, parse_caption
 
 @pytest.fixture(scope="module")
 def rows():
-    return pq.read_table(playground_preferences_path()).to_pylist()
+    return pq.read_table(playground_preferences_path() / "train.parquet").to_pylist()
 
 
 def test_there_are_a_thousand_decided_pairs_and_some_ties(rows):
