@@ -92,7 +92,7 @@ def locate(config: DataConfig) -> Location:
     Raises:
         DataError: nothing is there, or nothing that a reader knows.
     """
-    path = Path(config.path)
+    path = Path(config.path).expanduser()
     if path.is_dir():
         return _in_folder(path, config)
     if path.is_file():

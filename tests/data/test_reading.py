@@ -33,6 +33,13 @@ def test_a_missing_path_is_refused(path, tmp_path, monkeypatch):
         locate(config(path))
 
 
+@pytest.mark.parametrize("path", ["~/pairs", "~/pairs/x.parquet", "~/pairs/*.parquet"])
+def test_a_tilde_is_the_home_folder(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = write_rows(tmp_path / "pairs" / "x.parquet", pickapic_rows(make_pairs(2)))
+    assert locate(config(path)).files == (file,)
+
+
 def test_two_words_with_a_slash_are_a_hub_id():
     location = locate(config("yuvalkirstain/pickapic_v2"))
     assert location.root is None
