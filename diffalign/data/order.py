@@ -47,6 +47,7 @@ class Order:
         self._run_seed = run_seed
         self._buckets = buckets
         self._permutation = lru_cache(maxsize=2 * len(buckets))(self._draw_permutation)
+        self._schedule = lru_cache(maxsize=1)(self._draw_schedule)
 
     def micro_batch(self, number: int, size: int) -> list[Turn]:
         """The pairs of one global micro-batch, all from one bucket.
@@ -79,11 +80,12 @@ class Order:
         before = int(np.count_nonzero(schedule[:place] == bucket))
         return bucket, cycle * len(self._buckets[bucket]) + before
 
-    def _schedule(self, cycle: int) -> np.ndarray:
+    def _draw_schedule(self, cycle: int) -> np.ndarray:
+        """The bucket of every micro-batch of a cycle."""
         turns = np.repeat(
             np.arange(len(self._buckets)), [len(members) for members in self._buckets]
         )
-        return turns[self._permutation(-1, cycle)]
+        return turns[self._draw_permutation(-1, cycle)]
 
     def _draw_permutation(self, bucket: int, epoch: int) -> np.ndarray:
         """Bucket -1 stands for the schedule."""

@@ -67,6 +67,18 @@ def test_over_a_cycle_every_pair_of_every_bucket_comes_equally_often():
         assert seen == dict.fromkeys(range(10), size)
 
 
+def test_the_schedule_is_drawn_once_a_cycle(monkeypatch):
+    cycles = []
+    draw = Order._draw_schedule
+    monkeypatch.setattr(
+        Order, "_draw_schedule", lambda self, cycle: cycles.append(cycle) or draw(self, cycle)
+    )
+    plan = buckets()
+    for number in range(20):
+        plan.micro_batch(number, 4)
+    assert cycles == [0, 1]
+
+
 def test_draws_within_a_bucket_count_its_own_epochs():
     plan = buckets()
     draws = Counter()
