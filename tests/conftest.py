@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
 from diffalign.data.batches import ImageBatch
 from diffalign.seeding import derive_seed
 from tests.tiny_models import write_sd15, write_sdxl
+
+
+@pytest.fixture(scope="session", autouse=True)
+def arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep converted tables out of the user's cache, in this process and those it starts."""
+    folder = str(tmp_path_factory.mktemp("arrow-cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

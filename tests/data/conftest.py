@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from diffalign import world
@@ -15,14 +14,6 @@ from diffalign.data.batches import ImageBatch
 from diffalign.data.loader import PairSource
 from diffalign.data.source import DataConfig
 from diffalign.seeding import TimestepSampling
-
-
-@pytest.fixture(autouse=True)
-def arrow_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep converted tables out of the user's cache."""
-    monkeypatch.setattr(
-        datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("arrow-cache"))
-    )
 
 
 @pytest.fixture
