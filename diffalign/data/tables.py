@@ -120,8 +120,11 @@ class ParquetStream(AbstractRowStream):
 class HubStream(AbstractRowStream):
     """A hub data set as it arrives; a cursor is the library's own position."""
 
-    def __init__(self, dataset: datasets.IterableDataset, columns: Sequence[str]) -> None:
+    def __init__(
+        self, dataset: datasets.IterableDataset, columns: Sequence[str], *, name: str
+    ) -> None:
         self._dataset = _without_decoding(dataset, columns)
+        self._name = name
 
     def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         dataset = copy.deepcopy(self._dataset)  # iterating leaves its position in shared parts
@@ -130,10 +133,21 @@ class HubStream(AbstractRowStream):
             number, position = start["row"], start["position"]
         if position is not None:
             dataset.load_state_dict(copy.deepcopy(position))
-        for values in dataset:
+        arriving = iter(dataset)
+        while (values := self._next(arriving, number)) is not None:
             yield {"row": number, "position": position}, Row(_row_name(number), values)
             number += 1
             position = dataset.state_dict()
+
+    def _next(self, arriving: Iterator[dict[str, Any]], number: int) -> dict[str, Any] | None:
+        try:
+            return next(arriving, None)
+        except Exception as error:  # the errors of its network libraries share no base class
+            raise DataError(
+                f"data.path {self._name}: the hub stopped at row {number:,} "
+                f"({type(error).__name__}: {error}). Once it can be reached again, continue the "
+                "run from its last checkpoint with --resume"
+            ) from error
 
 
 def table_columns(location: Location, config: DataConfig) -> tuple[str, ...]:
@@ -159,7 +173,7 @@ def open_table(
         return TableRows(_load(location, config, streaming=False), columns.all())
     if location.files:
         return ParquetStream(location.files, columns.all())
-    return HubStream(_load(location, config, streaming=True), columns.all())
+    return HubStream(_load(location, config, streaming=True), columns.all(), name=config.path)
 
 
 def _load(location: Location, config: DataConfig, *, streaming: bool) -> Any:

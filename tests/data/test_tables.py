@@ -23,7 +23,7 @@ def streams(folder):
     dataset = datasets.load_dataset(
         "parquet", data_files=[str(file) for file in files], split="train", streaming=True
     )
-    return {"local": ParquetStream(files, COLUMNS), "hub": HubStream(dataset, COLUMNS)}
+    return {"local": ParquetStream(files, COLUMNS), "hub": HubStream(dataset, COLUMNS, name="a/b")}
 
 
 @pytest.mark.parametrize("kind", ["local", "hub"])
@@ -79,7 +79,8 @@ def test_images_of_a_hub_data_set_stay_encoded(tmp_path):
     content = encoded(picture((200, 0, 0)))
     rows = TableRows(image_table({"bytes": content, "path": None}), ["p", "a"])
     assert rows[0].values["a"]["bytes"] == content
-    streamed = HubStream(image_table({"bytes": content, "path": None}).to_iterable_dataset(), ["a"])
+    table = image_table({"bytes": content, "path": None}).to_iterable_dataset()
+    streamed = HubStream(table, ["a"], name="a/b")
     assert next(streamed.rows())[1].values["a"]["bytes"] == content
 
 
@@ -116,6 +117,20 @@ def test_a_hub_id_that_leads_nowhere_is_a_sentence(monkeypatch):
     config = DataConfig(path="some/where", resolution=8)
     with pytest.raises(DataError, match=r"some/where \(no file or folder here either\): Dataset"):
         table_columns(Location(path="some/where", form="table"), config)
+
+
+def test_a_hub_that_falls_silent_is_a_sentence_that_says_how_to_go_on():
+    def rows():
+        yield {"a": 1}
+        raise ConnectionError("no route to host")
+
+    stream = HubStream(datasets.IterableDataset.from_generator(rows), ["a"], name="some/where")
+    arriving = stream.rows()
+    assert next(arriving)[1].values == {"a": 1}
+    with pytest.raises(
+        DataError, match=r"some/where: the hub stopped at row 1 .*route.*--resume"
+    ):
+        next(arriving)
 
 
 def test_split_and_revision_reach_the_hub(monkeypatch):
