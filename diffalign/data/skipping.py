@@ -12,6 +12,15 @@ from diffalign.data.records import Skipped
 from diffalign.errors import DataError
 
 
+def forget_skipped(path: Path) -> None:
+    """Empty the list of an earlier run; for one rank, before any opens it.
+
+    Args:
+        path: the file; it need not exist.
+    """
+    path.unlink(missing_ok=True)
+
+
 class SkipLog:
     """Unusable samples by id, shared by all ranks through one file.
 
@@ -34,7 +43,10 @@ class SkipLog:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Samples by reason."""
+        """Samples by reason, those included that other ranks have added since."""
+        if self.path is not None:
+            with self._lock():
+                self._read_new()
         return dict(Counter(self._reasons.values()))
 
     def __len__(self) -> int:
@@ -71,7 +83,7 @@ class SkipLog:
 
     def _lock(self) -> FileLock:
         assert self.path is not None
-        return FileLock(self.path.with_suffix(".lock"))
+        return FileLock(self.path.with_name(f".{self.path.stem}.lock"))
 
     def _append(self, skipped: Skipped) -> None:
         assert self.path is not None

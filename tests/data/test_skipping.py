@@ -3,7 +3,7 @@ import json
 import pytest
 
 from diffalign.data.records import Skipped, SkipReason
-from diffalign.data.skipping import SkipLog
+from diffalign.data.skipping import SkipLog, forget_skipped
 from diffalign.errors import DataError
 
 
@@ -41,11 +41,26 @@ def test_two_ranks_share_the_list(tmp_path):
     assert len(two) == 2
     one.add(bad("c"))
     assert len(one) == 3
+    assert two.counts == {"corrupt image": 3}
 
 
 def test_a_resumed_run_knows_its_earlier_list(tmp_path):
     SkipLog(tmp_path / "skipped.jsonl").add(bad("a"))
     assert SkipLog(tmp_path / "skipped.jsonl").counts == {"corrupt image": 1}
+
+
+def test_a_fresh_run_forgets_the_list_of_an_earlier_one(tmp_path):
+    path = tmp_path / "skipped.jsonl"
+    forget_skipped(path)
+    SkipLog(path).add(bad("a"))
+    forget_skipped(path)
+    assert SkipLog(path).counts == {}
+
+
+def test_the_lock_is_hidden(tmp_path):
+    SkipLog(tmp_path / "skipped.jsonl").add(bad("a"))
+    visible = [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")]
+    assert visible == ["skipped.jsonl"]
 
 
 def test_half_a_line_left_by_a_crash_is_dropped(tmp_path):
