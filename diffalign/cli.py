@@ -50,25 +50,27 @@ def train(
         Path | None, typer.Option(help="Continue from this checkpoint of the same run.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Start so many processes on this machine.")
-    ] = None,
+        int, typer.Option(min=1, help="Start so many processes on this machine.")
+    ] = 1,
 ) -> None:
     """Align a model with preferences; one YAML is one whole run."""
     path, overrides = _split(settings)
     if path is None:
-        raise ConfigError("train needs a config file, for example configs/smoke/")
-    if processes is not None and processes > 1 and not dry_run:
-        from diffalign.training.launch import launch
-
-        arguments = sys.argv[1:]
-        raise typer.Exit(launch(_without_processes(arguments), processes=processes))
-
+        raise ConfigError(
+            "train needs a config file, for example configs/smoke/diffusion_dpo_sdxl.yaml"
+        )
     from diffalign import config
     from diffalign.jobs import train as job
-    from diffalign.training.build import RunConfig
+    from diffalign.training.build import RunConfig, check
 
     run = config.load(RunConfig, path, overrides)
-    job.run(run, dry_run=dry_run, resume=resume_from or (run.output if resume else None))
+    if processes > 1 and not dry_run:
+        from diffalign.training.launch import launch
+
+        check(run)  # once here, rather than one error from every process
+        raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes=processes))
+    start = resume_from or (run.output if resume else None)
+    job.run(run, dry_run=dry_run, resume=start, processes=processes)
 
 
 @app.command()
@@ -156,5 +158,5 @@ def main() -> None:
     except DiffalignError as error:
         console = Console(stderr=True, highlight=False)
         console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
         sys.exit(1)

@@ -60,10 +60,8 @@ def find(abstract: type[T], kind: str) -> type[T]:
         allowed = kinds(abstract)
         nearest = difflib.get_close_matches(kind, allowed, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        raise ConfigError(
-            f"there is no {kind!r} in {folder} (kinds: {', '.join(allowed)}, "
-            f"or a dotted module path of your own).{hint}"
-        )
+        own = [*allowed, "or a dotted module path such as diffalign.playground.oracle"]
+        raise ConfigError(f"there is no {kind!r} in {folder} (kinds: {', '.join(own)}).{hint}")
     module_name = kind if "." in kind else f"{folder}.{kind}"
     try:
         found = _concrete_in(module_name, abstract)

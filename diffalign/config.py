@@ -11,6 +11,7 @@ import collections.abc
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,6 +65,19 @@ def _is_component(value: Any) -> bool:
     return any(inspect.isabstract(base) for base in type(value).__mro__)
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is refused; plain YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -72,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"Ready-made ones lie in configs/"
         )
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -162,6 +176,8 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         choices = [argument for argument in arguments if argument is not type(None)]
+        if isinstance(value, dict):  # keys can be meant for a dataclass alone: keep its own error
+            choices = [choice for choice in choices if dataclasses.is_dataclass(choice)] or choices
         errors = []
         for choice in choices:
             try:
@@ -202,9 +218,11 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
         # PyYAML reads 1e-8 as a string: YAML 1.1 wants a dot in a float.
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
-                return float(value)
+                number = float(value)
             except ValueError:
-                pass
+                number = math.nan
+            if math.isfinite(number):
+                return number
     elif hint is str:
         if isinstance(value, str):
             return value
@@ -221,7 +239,7 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
 _SPELLING: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "a string",
     Path: "a path",
     type(None): "null",

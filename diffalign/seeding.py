@@ -65,8 +65,19 @@ class TimestepSampling:
             )
         if self.strata < 1:
             raise ValueError(f"strata must be at least 1, got {self.strata}")
+        if any(value < 0 for value in self.values):
+            raise ValueError(f"values must not be negative, got {list(self.values)}")
         if self.values and (self.low != 0 or self.high is not None):
             raise ValueError("values and low/high exclude each other: give one of them")
+
+    def check(self, schedule_length: int) -> None:
+        """Raise ValueError for timesteps that a schedule of this length does not have."""
+        last = max(self.values, default=0 if self.high is None else self.high - 1)
+        if max(last, self.low) >= schedule_length:
+            raise ValueError(
+                f"timesteps reach {max(last, self.low)}, but the model's schedule has "
+                f"{schedule_length}: 0 to {schedule_length - 1}"
+            )
 
     def draw(self, run_seed: int, sample_id: str, draw: int, *, schedule_length: int) -> float:
         """The time of one draw, in [low, high) and in units of training timesteps.
@@ -79,6 +90,4 @@ class TimestepSampling:
         if self.values:
             return float(self.values[int(fraction * len(self.values))])
         high = schedule_length if self.high is None else self.high
-        if high > schedule_length:
-            raise ValueError(f"high is {high}, but the schedule has {schedule_length} timesteps")
         return self.low + fraction * (high - self.low)

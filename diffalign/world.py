@@ -31,8 +31,3 @@ def total(values: Tensor) -> Tensor:
     if _grouped():
         dist.all_reduce(result, op=dist.ReduceOp.SUM)
     return result
-
-
-def any_true(flag: Tensor) -> Tensor:
-    """A boolean scalar: whether `flag` holds on at least one rank."""
-    return total(flag.float()) > 0

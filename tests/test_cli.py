@@ -73,7 +73,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_spelling(monkeypatch, capsys
 def test_a_beta_that_is_no_number_is_refused(monkeypatch, capsys, tmp_path):
     status, said = run(monkeypatch, capsys, "train", changed(tmp_path, objective={"beta": "fast"}))
     assert status == 1
-    assert "run.yaml: objective.beta must be a number, got 'fast'" in said
+    assert "run.yaml: objective.beta must be a finite number, got 'fast'" in said
 
 
 def test_a_missing_config_is_said(monkeypatch, capsys, tmp_path):
@@ -119,7 +119,10 @@ def test_parquet_without_labels_is_refused_with_what_was_found(
 
 def test_train_without_a_config_says_where_to_find_one(monkeypatch, capsys):
     status, said = run(monkeypatch, capsys, "train")
-    assert status == 1 and "train needs a config file, for example configs/smoke/" in said
+    assert (
+        status == 1
+        and "train needs a config file, for example configs/smoke/diffusion_dpo_sdxl.yaml" in said
+    )
 
 
 def test_the_processes_option_is_not_passed_to_the_processes():

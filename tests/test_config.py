@@ -20,12 +20,18 @@ class Inner:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Named:
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outer:
     path: Path
     objective: AbstractObjective
     inner: Inner = field(default_factory=Inner)
     names: tuple[str, ...] = ()
     flag: bool = False
+    place: Named | str = ""
 
 
 GOOD = """
@@ -73,7 +79,10 @@ def test_what_is_saved_loads_back_equal(tmp_path):
     [
         ("inner.lrr=1", r"run\.yaml: inner\.lrr is not a field of Inner.*Did you mean inner\.lr\?"),
         ("objective.betta=1", r"objective\.betta is not a field of DPO \(fields: beta\)"),
-        ("objective.beta=fast", r"run\.yaml: objective\.beta must be a number, got 'fast'"),
+        ("objective.beta=fast", r"run\.yaml: objective\.beta must be a finite number, got 'fast'"),
+        ("objective.beta=.nan", r"objective\.beta must be a finite number, got nan"),
+        ("inner.lr=.inf", r"inner\.lr must be a finite number, got inf"),
+        ("place={nam: x}", r"place\.nam is not a field of Named.*Did you mean place\.name\?"),
         ("objective.kind=dop", r"objective\.kind: there is no 'dop'.*Did you mean dpo\?"),
         ("objective.beta=0", r"run\.yaml: objective: beta must be greater than 0, got 0"),
         (
@@ -96,6 +105,12 @@ def test_a_wrong_value_is_refused_with_file_key_and_what_is_allowed(tmp_path, ov
 def test_a_missing_key_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"objective\.beta must be given: DPO has no default"):
         config.load(Outer, written(tmp_path, "path: x\nobjective: {kind: dpo}\n"))
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = written(tmp_path, GOOD + "inner: {lr: 1}\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: not valid YAML.*'inner' is given twice"):
+        config.load(Outer, path)
 
 
 def test_a_missing_file_is_said_with_the_nearest_one(tmp_path):

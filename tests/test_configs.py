@@ -21,7 +21,7 @@ def test_there_are_configs():
 def test_a_config_loads_and_is_explained(path):
     run = config.load(RunConfig, path)
     assert resolve_reference(run) in ("adapter_off", "frozen_copy", "none")
-    assert {"model", "objective", "batch"} <= {heading for heading, _ in plan(run)}
+    assert {"model", "objective", "batch"} <= {heading for heading, _ in plan(run, 1)}
     head = path.read_text().split("output:")[0]
     assert f"diffalign train {path.relative_to(ROOT)}" in head or "scripts/demo.sh" in head
 

@@ -66,6 +66,7 @@ def test_listed_values_are_the_only_ones():
         ({"low": 5, "high": 5}, "0 <= low < high"),
         ({"strata": 0}, "strata must be at least 1"),
         ({"values": (1,), "high": 10}, "exclude each other"),
+        ({"values": (-1,)}, "must not be negative"),
     ],
 )
 def test_contradictions_are_refused(fields, message):
@@ -73,6 +74,8 @@ def test_contradictions_are_refused(fields, message):
         TimestepSampling(**fields)
 
 
-def test_a_range_beyond_the_schedule_is_refused():
-    with pytest.raises(ValueError, match="the schedule has 1000 timesteps"):
-        TimestepSampling(high=1001).draw(0, "s", 0, schedule_length=1000)
+@pytest.mark.parametrize("fields", [{"high": 1001}, {"values": (1000,)}, {"low": 1000}])
+def test_timesteps_beyond_the_schedule_are_refused(fields):
+    TimestepSampling(high=1000).check(1000)
+    with pytest.raises(ValueError, match="the model's schedule has 1000: 0 to 999"):
+        TimestepSampling(**fields).check(1000)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign import config
+from diffalign import config, world
 from diffalign.data.preview import Preview, preview
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
@@ -20,7 +21,13 @@ PREVIEWED_PAIRS = 4
 """How many pairs a dry run decodes and shows."""
 
 
-def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = None) -> Path | None:
+def run(
+    run_config: RunConfig,
+    *,
+    dry_run: bool = False,
+    resume: Path | None = None,
+    processes: int = 1,
+) -> Path | None:
     """Train, or with `dry_run` stop after all checks.
 
     Args:
@@ -28,6 +35,7 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
         dry_run: read the data set's first rows, print the plan, load no weights.
         resume: a checkpoint folder, or the run folder for its newest checkpoint; a run that was
             killed before its first one starts again.
+        processes: how many a dry run should reckon with; a real one counts them itself.
 
     Returns:
         The folder of the exported model; None for a dry run or an interrupted one.
@@ -35,32 +43,33 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
     quieten_libraries()
     console = Console(highlight=False)
     build.check(run_config)
+    start = _starting_point(run_config, resume)
     if dry_run:
-        _print_plan(console, run_config)
+        _print_plan(console, run_config, processes)
         _print_preview(console, preview(run_config.data, PREVIEWED_PAIRS))
         console.print("[green]All checks passed; nothing was trained.")
         console.print("Start it with the same command without --dry-run")
         return None
 
-    start = _starting_point(run_config, resume)
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
-    _print_plan(console, run_config)
+    _print_plan(console, run_config, world.size())
     source = build.build_source(run_config, skipped=run_config.output / "skipped.jsonl")
     for line in source.describe():
         console.print(line, markup=False, soft_wrap=True)
     if accelerator.is_main_process:
         run_config.output.mkdir(parents=True, exist_ok=True)
         checkpoint.discard_partial(run_config.output)
-        config.save(run_config, run_config.output / "config.yaml")
-        accelerator.init_trackers(run_config.tracking.project, _flat_scalars(run_config))
     accelerator.wait_for_everyone()
 
     trainer = build.build_trainer(run_config, accelerator, source, console)
     if start is not None:
         trainer.resume(start)
-        console.print(f"Resumed from {start} at step {trainer.step}")
-    complete = trainer.fit()
+        console.print(f"Resumed from {start} at step {trainer.step}", soft_wrap=True)
+    if accelerator.is_main_process:  # not earlier: a refused resume must leave the run as it was
+        config.save(run_config, run_config.output / "config.yaml")
+        accelerator.init_trackers(run_config.tracking.project, _flat_scalars(run_config))
+    complete = _fit(trainer)
     final = _finish(trainer, run_config, console) if complete else None
     accelerator.end_training()
     if not complete:
@@ -70,6 +79,17 @@ def run(run_config: RunConfig, *, dry_run: bool = False, resume: Path | None = N
             soft_wrap=True,
         )
     return final
+
+
+def _fit(trainer: build.Trainer) -> bool:
+    try:
+        return trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory at step {trainer.step}: lower "
+            f"training.samples_per_device (and raise training.accumulation as much), set "
+            f"model.gradient_checkpointing, or train a LoRA. What was saved can be resumed"
+        ) from error
 
 
 def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> Path:
@@ -120,8 +140,8 @@ def _print_preview(console: Console, shown: Preview) -> None:
     console.print(table)
 
 
-def _print_plan(console: Console, run_config: RunConfig) -> None:
-    for heading, text in build.plan(run_config):
+def _print_plan(console: Console, run_config: RunConfig, processes: int) -> None:
+    for heading, text in build.plan(run_config, processes):
         console.print(f"[bold]{heading:<11}[/bold] {escape(text)}", soft_wrap=True)
 
 

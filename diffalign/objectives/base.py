@@ -65,10 +65,6 @@ class AbstractObjective(abc.ABC):
     def __call__(self, views: Views) -> LossOutput:
         """One loss per example, and figures for the log."""
 
-    def describe(self) -> str:
-        """One line for the start of a run: the scale of the settings in published units."""
-        return ""
-
 
 def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:
     """The figures every pairwise objective reports, detached.

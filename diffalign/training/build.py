@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from rich.console import Console
 
 from diffalign import components, config, world
@@ -23,6 +23,8 @@ from diffalign.seeding import derive_seed
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
 from diffalign.training.trainer import Trainer, TrainingConfig
 
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""How processes may share the work: each holds the whole model."""
 COMPUTE_DTYPE = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,7 +93,6 @@ def resolve_reference(run: RunConfig) -> ReferenceKind:
 def check(run: RunConfig) -> None:
     """Raise ConfigError or ModelError for contradictions, before data or weights are opened."""
     resolve_reference(run)
-    _diffusion_parts(run)
     if run.training.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
             "training.precision fp16 needs a CUDA device and there is none: use bf16 or float32"
@@ -104,6 +105,11 @@ def check(run: RunConfig) -> None:
     check_optimizer(run.optimizer)
     _check_trackers(run.tracking)
     run.model.check()
+    model, likelihood = _diffusion_parts(run)
+    try:
+        likelihood.timesteps.check(model.noising().schedule_length)
+    except ValueError as error:
+        raise ConfigError(f"likelihood.timesteps: {error}") from error
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:
@@ -118,18 +124,29 @@ def _check_trackers(tracking: TrackingConfig) -> None:
 
 
 def build_accelerator(run: RunConfig) -> Accelerator:
-    """The accelerator of a run: its precision, its accumulation, its devices."""
+    """The accelerator of a run: its precision, its accumulation, its devices.
+
+    Raises:
+        ConfigError: a launcher asks for sharded training, which checkpoints do not know yet.
+    """
     # Counting by step and not by the end of a loader: sources have no end.
     accumulation = GradientAccumulationPlugin(
         num_steps=run.training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
     )
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision={"float32": "no"}.get(run.training.precision, run.training.precision),
         gradient_accumulation_plugin=accumulation,
         log_with=list(run.tracking.trackers) or None,
         project_dir=str(run.output),
     )
+    if accelerator.distributed_type not in REPLICATED:
+        raise ConfigError(
+            f"accelerate was launched for {accelerator.distributed_type.value}, and training is "
+            f"replicated on every device so far: launch it with --multi_gpu, or use "
+            f"diffalign train ... --processes N"
+        )
+    return accelerator
 
 
 def build_source(run: RunConfig, *, skipped: Path | None) -> PairSource:
@@ -184,8 +201,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     """What two runs must share for a checkpoint of one to serve the other, by dotted key."""
     flat = _flatten(config.to_dict(run))
     flat["reference"] = resolve_reference(run)
-    per_device = flat.pop("training.samples_per_device")
-    flat["samples per micro-batch over all devices"] = per_device * world.size()
+    flat["processes"] = world.size()
     free = {
         "output",
         "model.path",  # the fingerprint says what lies there
@@ -211,10 +227,10 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def plan(run: RunConfig) -> list[tuple[str, str]]:
-    """What the run is about to do, as pairs of heading and sentence."""
+def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
+    """What the run is about to do on so many processes, as pairs of heading and sentence."""
     training, optimizer = run.training, run.optimizer
-    batch = training.samples_per_device * training.accumulation * world.size()
+    batch = training.samples_per_device * training.accumulation * processes
     lines = [
         ("model", run.model.describe()),
         ("reference", resolve_reference(run)),
@@ -223,7 +239,7 @@ def plan(run: RunConfig) -> list[tuple[str, str]]:
         (
             "batch",
             f"{batch} samples per step = {training.samples_per_device} per device x "
-            f"{training.accumulation} accumulated x {world.size()} processes",
+            f"{training.accumulation} accumulated x {processes} processes",
         ),
         (
             "optimiser",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from diffalign import __version__, config
+from diffalign import __version__, config, world
 from diffalign.training.build import RunConfig, plan
 
 
@@ -26,7 +26,7 @@ def write_model_card(run: RunConfig, metrics: Path) -> Path:
     )
     tags = ["diffalign", "preference-optimization", *["lora"] * run.model.trains_adapter]
     head = {"library_name": "diffusers", "tags": tags}
-    settings = "\n".join(f"- **{heading}**: {text}" for heading, text in plan(run))
+    settings = "\n".join(f"- **{heading}**: {text}" for heading, text in plan(run, world.size()))
     figures = (
         "\n".join(f"| {name} | {value:.6g} |" for name, value in rows[-1].items()) if rows else ""
     )

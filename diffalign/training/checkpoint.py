@@ -44,7 +44,8 @@ def checkpoints_in(output: Path) -> list[Path]:
 
 
 def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint, then remove the oldest ones beyond `keep`.
+    """Write a checkpoint, then remove the oldest ones beyond `keep`, and later steps: they are
+    those of a run that was resumed from before them, and so given up.
 
     Raises:
         CheckpointError: it could not be written; older checkpoints are untouched.
@@ -73,7 +74,9 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"{final}: the checkpoint could not be written ({error}); {survivor}. "
             f"{free:.0f} MiB are free there: make room, or lower training.keep_checkpoints"
         ) from error
-    for old in checkpoints_in(output)[:-keep]:
+    existing = checkpoints_in(output)
+    current = existing.index(final)
+    for old in [*existing[: max(0, current + 1 - keep)], *existing[current + 1 :]]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -13,6 +13,10 @@ import subprocess
 import sys
 from types import FrameType
 
+import torch
+
+from diffalign.errors import ConfigError
+
 
 def launch(arguments: list[str], *, processes: int) -> int:
     """Run `python -m diffalign ARGUMENTS` in a process group of PyTorch.
@@ -21,9 +25,17 @@ def launch(arguments: list[str], *, processes: int) -> int:
         arguments: of the command line, without `--processes`.
         processes: how many; on a machine with GPUs, at most one per GPU.
 
+    Raises:
+        ConfigError: more processes than GPUs.
+
     Returns:
         0 if all processes ended well, else the first exit status that was not 0.
     """
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise ConfigError(
+            f"--processes {processes}: this machine has {gpus} GPUs, one process each"
+        )
     group = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffalign import world
 from diffalign.data.source import AbstractSource
-from diffalign.errors import CheckpointError, TrainingError
+from diffalign.errors import CheckpointError, ConfigError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
@@ -100,6 +100,12 @@ class Trainer:
             output: the run folder.
             console: silent on all ranks but the main one.
         """
+        if source.batch_type is not likelihood.batch_type or not objective.views <= source.views:
+            raise ConfigError(
+                f"the data gives {source.batch_type.__name__} with {sorted(source.views)}, the "
+                f"likelihood takes {likelihood.batch_type.__name__}, the objective needs "
+                f"{sorted(objective.views)}: they do not go together"
+            )
         self.accelerator, self.model, self.source = accelerator, model, source
         self.likelihood, self.objective = likelihood, objective
         self.config, self.identity, self.output = training, identity, output
@@ -120,6 +126,7 @@ class Trainer:
         model.network, self.optimizer = accelerator.prepare(model.network, raw_optimizer)
 
         self.step = 0
+        self.lr = 0.0
         self.bad_steps = 0
         self.bad_in_a_row = 0
         self.metrics = Metrics()
@@ -153,18 +160,19 @@ class Trainer:
         )
         with Interruption() as interruption, progress:
             while self.step < self.config.optimizer_steps:
-                stop = self._train_step(batches, stop_requested=interruption.requested)
+                stop = self._train_step(batches, interruption)
                 progress.advance(self.step)
-                if self.step % self.config.log_every == 0:
+                complete = self.step == self.config.optimizer_steps
+                if complete or self.step % self.config.log_every == 0:
                     self._log(progress)
-                last = stop or self.step == self.config.optimizer_steps
+                last = stop or complete
                 if last or self.step % self.config.checkpoint_every == 0:
                     self._save(must_succeed=last)
                 if stop:
                     break
         return self.step == self.config.optimizer_steps
 
-    def _train_step(self, batches: Iterator[Any], *, stop_requested: bool) -> bool:
+    def _train_step(self, batches: Iterator[Any], interruption: Interruption) -> bool:
         """One optimiser step; returns whether any rank was asked to stop."""
         sample_ids: list[str] = []
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
@@ -181,11 +189,12 @@ class Trainer:
         self.metrics.add({"grad_norm": torch.as_tensor(grad_norm)})
 
         # The one read-back of a step: an optimiser must not move on a gradient that is not finite.
-        requested = torch.full_like(finite, stop_requested)
+        requested = torch.full_like(finite, interruption.requested)
         bad, stop = world.total(torch.stack([~finite, requested]).float()).tolist()
         if not bad or self.accelerator.scaler is not None:
             self.optimizer.step()  # under fp16 the loss scaler skips by itself, and shrinks
         self.optimizer.zero_grad()
+        self.lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.step += 1
         if bad:
@@ -235,12 +244,11 @@ class Trainer:
 
     def _log(self, progress: TrainingProgress) -> None:
         means = self.metrics.reduce()
-        lr = self.schedule.get_last_lr()[0]
         row: dict[str, float] = {
             "step": self.step,
             "samples": self.step * self.samples_per_step,
             **means,
-            "lr": float(lr),
+            "lr": self.lr,
             "bad_steps": self.bad_steps,
         }
         if not self.accelerator.is_main_process:

@@ -22,6 +22,8 @@ def test_training_raises_the_margin(tmp_path):
     written = rows(tmp_path)
     assert [row["step"] for row in written] == [10, 20, 30, 40]
     assert written[0]["samples"] == 40
+    assert written[-1]["margin"] > written[0]["margin"]
+    assert written[-1]["loss"] < written[0]["loss"]
     assert {"loss", "accuracy", "margin", "grad_norm", "drift/chosen", "drift/rejected"} <= set(
         written[-1]
     )
@@ -133,6 +135,7 @@ def test_a_signal_finishes_the_step_saves_and_reports_an_incomplete_run(tmp_path
     trainer._evaluate = interrupted
     assert not trainer.fit()
     (saved,) = checkpoint.checkpoints_in(tmp_path)
+    assert saved.name == "checkpoint-4"  # the step that was under way, and no further one
     whole = toy_trainer(tmp_path / "whole", optimizer_steps=50)
     whole.fit()
     resumed = toy_trainer(tmp_path, optimizer_steps=50)
