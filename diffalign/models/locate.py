@@ -17,6 +17,7 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from torch import nn
 
 from diffalign.errors import ModelError
 
@@ -90,12 +91,14 @@ class Folder(AbstractLocation):
         )
 
     def load(self, pipeline: Any, **components: Any) -> Any:
-        return pipeline.from_pretrained(
-            self.path,
-            variant=self.variant,
-            use_safetensors=None if self.allow_pickle else True,
-            local_files_only=True,
-            **components,
+        return _widened(
+            pipeline.from_pretrained(
+                self.path,
+                variant=self.variant,
+                use_safetensors=None if self.allow_pickle else True,
+                local_files_only=True,
+                **components,
+            )
         )
 
     def identity(self, component: str) -> str:
@@ -132,12 +135,14 @@ class Hub(AbstractLocation):
 
     def load(self, pipeline: Any, **components: Any) -> Any:
         try:
-            return pipeline.from_pretrained(
-                self.name,
-                revision=self.revision,
-                variant=self.variant,
-                use_safetensors=None if self.allow_pickle else True,
-                **components,
+            return _widened(
+                pipeline.from_pretrained(
+                    self.name,
+                    revision=self.revision,
+                    variant=self.variant,
+                    use_safetensors=None if self.allow_pickle else True,
+                    **components,
+                )
             )
         except OSError as error:
             raise self._unreachable("safetensors weights", error) from error
@@ -178,8 +183,10 @@ class SingleFile(AbstractLocation):
         if isinstance(self.config, Hub) and self.config.revision is not None:
             options["revision"] = self.config.revision
         try:
-            return pipeline.from_single_file(
-                str(self.path), config=str(config), **options, **components
+            return _widened(
+                pipeline.from_single_file(
+                    str(self.path), config=str(config), **options, **components
+                )
             )
         except SingleFileComponentError as error:
             reason = str(error).splitlines()[0]
@@ -266,6 +273,17 @@ def _pickle_refusal(given: str) -> str:
         f"may be lost, with diffusers' save_pretrained(folder, safe_serialization=True), or, if "
         f"you trust where it comes from, set allow_pickle to true"
     )
+
+
+def _widened(pipeline: Any) -> Any:
+    """The pipeline with all networks in float32, in which transformers 5 leaves no float16 file.
+
+    Not by an argument of the load: its name depends on the version of diffusers.
+    """
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.float()
+    return pipeline
 
 
 def _parse(file: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from diffalign.errors import ModelError
@@ -144,17 +145,35 @@ def test_every_part_of_a_large_file_counts_for_its_identity(tmp_path, tiny_sdxl,
     assert location.identity("unet") != before
 
 
+def test_what_is_stored_in_half_precision_is_read_in_float32(copied):
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        (file,) = (copied / name).glob("*.safetensors")
+        half = {key: value.half() for key, value in load_file(file).items()}
+        save_file(half, file, metadata={"format": "pt"})
+        config = json.loads((copied / name / "config.json").read_text())
+        config |= {"dtype": "float16"} if "dtype" in config else {}
+        (copied / name / "config.json").write_text(json.dumps(config))
+
+    pipeline = locate(str(copied)).load(StableDiffusionXLPipeline)
+
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    assert [network.dtype for network in networks] == [torch.float32] * 4
+
+
 def test_a_single_file_is_read_with_the_configuration_it_was_given(checkpoint, tiny_sdxl):
     class Pipeline:
-        @staticmethod
-        def from_single_file(path, **options):
-            return path, options
+        def __init__(self, path, options):
+            self.path, self.options, self.components = path, options, {}
+
+        @classmethod
+        def from_single_file(cls, path, **options):
+            return cls(path, options)
 
     location = locate(str(checkpoint), config=str(tiny_sdxl))
-    path, options = location.load(Pipeline, vae=None)
+    pipeline = location.load(Pipeline, vae=None)
 
-    assert path == str(checkpoint)
-    assert options == {"config": str(tiny_sdxl), "local_files_only": True, "vae": None}
+    assert pipeline.path == str(checkpoint)
+    assert pipeline.options == {"config": str(tiny_sdxl), "local_files_only": True, "vae": None}
     assert location.read_json("model_index.json") == json.loads(
         (tiny_sdxl / "model_index.json").read_text()
     )
