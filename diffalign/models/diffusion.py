@@ -161,7 +161,7 @@ class AbstractDiffusion(AbstractModel):
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
-        parts = self._read(**self.left_out).components
+        parts = self._read().components
         for name in self.text_encoders:
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, _DTYPES[self.vae_dtype])
@@ -203,11 +203,16 @@ class AbstractDiffusion(AbstractModel):
         return network.train(), stand_in
 
     def _read(self, **components: Any) -> Any:
-        """The backbone's pipeline, in float32 on the CPU, around components that are given."""
+        """The backbone's pipeline, in float32 on the CPU, around components that are given.
+
+        An export reads no more than training did: what was left out may not be within reach.
+        """
         if self.vae is not None:
             components["vae"] = self._read_autoencoder(self.vae)
         try:
-            pipeline = self._location.load(getattr(diffusers, self.pipeline), **components)
+            pipeline = self._location.load(
+                getattr(diffusers, self.pipeline), **self.left_out, **components
+            )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"{self.path}: cannot be read as a {self.pipeline}: {error}"

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save_file
 from torch import Tensor
+from transformers import CLIPTextModel
 
 
 @contextmanager
@@ -66,3 +68,24 @@ def write_pipeline(folder: Path, pipeline: Any) -> None:
     """Write a complete pipeline folder, which `from_pretrained(folder)` opens."""
     with replacing(folder) as partial:
         pipeline.save_pretrained(partial, safe_serialization=True)
+        restore_prefix(partial, pipeline)
+
+
+def restore_prefix(folder: Path, pipeline: Any) -> None:
+    """Name the weights of the written CLIP text encoders as every version of transformers does.
+
+    transformers 5 writes `CLIPTextModel` without the prefix that all versions read; transformers 4
+    would start such a file from random weights, with no more than a warning.
+
+    Args:
+        folder: what `pipeline.save_pretrained` wrote.
+        pipeline: tells which of its parts are such encoders.
+    """
+    for component, part in pipeline.components.items():
+        if isinstance(part, CLIPTextModel):
+            file = folder / component / "model.safetensors"
+            named = {
+                f"text_model.{key.removeprefix('text_model.')}": value
+                for key, value in load(file.read_bytes()).items()  # not mapped: it is overwritten
+            }
+            save_file(named, file, metadata={"format": "pt"})

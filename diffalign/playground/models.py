@@ -19,7 +19,6 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 from diffusers.schedulers import EulerDiscreteScheduler
-from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -27,6 +26,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from diffalign.models.export import restore_prefix
 from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
 PROMPT_TOKENS = 16
@@ -241,17 +241,6 @@ def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     pipeline.save_pretrained(folder)
     for name, network in (("unet", pipeline.unet), ("vae", pipeline.vae)):
         copy.deepcopy(network).half().save_pretrained(folder / name)
-    _restore_prefix(folder / "text_encoder" / "model.safetensors")
+    restore_prefix(folder, pipeline)
     for name in ("tokenizer", "tokenizer_2"):  # transformers 4 does not read tokenizer.json
         _write_vocabulary(folder / name)
-
-
-def _restore_prefix(weights: Path) -> None:
-    """Name the weights of a text encoder as SDXL does.
-
-    transformers 5 writes `CLIPTextModel` without the prefix that every version reads; transformers
-    4 would start such a file from random weights, with no more than a warning.
-    """
-    state = load_file(weights)
-    named = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in state.items()}
-    save_file(named, weights, metadata={"format": "pt"})

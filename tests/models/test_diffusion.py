@@ -10,11 +10,13 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from diffalign import components
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.base import AbstractModel
+from diffalign.models.locate import Folder
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import Epsilon, Velocity
 from diffalign.models.sd15 import SD15
@@ -215,8 +217,30 @@ def test_a_single_file_holds_the_same_model_as_its_folder(tiny_sd15, tmp_path):
         assert all(torch.equal(weights[name], v) for name, v in theirs.state_dict().items())
 
     model.export(tmp_path / "final")
+    names = load_file(tmp_path / "final" / "text_encoder" / "model.safetensors")
+    assert all(name.startswith("text_model.") for name in names)
     exported = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "final")
     assert exported.scheduler.config.prediction_type == "v_prediction"
+    weights = exported.text_encoder.state_dict()
+    assert all(
+        torch.equal(weights[name], value)
+        for name, value in expected.conditioner.text_encoder.state_dict().items()
+    )
+
+
+def test_an_export_asks_for_no_part_that_was_left_out_at_load(tiny_sd15, tmp_path, monkeypatch):
+    model = load(SD15(path=str(tiny_sd15)))
+    asked = []
+    read = Folder.load
+
+    def spy(location, pipeline, **components):
+        asked.append(components)
+        return read(location, pipeline, **components)
+
+    monkeypatch.setattr(Folder, "load", spy)
+    model.export(tmp_path / "final")
+
+    assert asked[0].items() >= SD15.left_out.items()
 
 
 def test_a_single_file_that_lacks_a_part_becomes_a_sentence(tiny_sd15, tmp_path):
