@@ -29,9 +29,10 @@ from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.conditioning import AbstractConditioner
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.export import with_weights, write_adapter, write_pipeline
-from diffalign.models.locate import AbstractLocation, locate
+from diffalign.models.locate import ITSELF, AbstractLocation, locate
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
+from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.preparation import freeze, remove_dropout, store_for_autocast
 from diffalign.models.reference import AbstractReference, AdapterOff, FrozenCopy, NoReference
 
@@ -66,7 +67,9 @@ class AbstractDiffusion(AbstractModel):
     """Train a low-rank adapter; null trains all weights of the network."""
     vae: str | None = None
     """Folder or hub id of another autoencoder, such as `madebyollin/sdxl-vae-fp16-fix`."""
-    vae_dtype: Literal["float32", "bf16", "fp16"] = "float32"
+    vae_revision: str | None = None
+    """Branch, tag or commit of that autoencoder's hub id; null is its default branch."""
+    vae_dtype: Precision = "float32"
     """Of the autoencoder. SDXL's own overflows in fp16; the fp16-fix weights do not."""
     images_per_encoding: int = 4
     """Images that the autoencoder encodes at once, which bounds its memory."""
@@ -83,6 +86,10 @@ class AbstractDiffusion(AbstractModel):
         if self.images_per_encoding < 1:
             raise ValueError(
                 f"images_per_encoding must be at least 1, got {self.images_per_encoding}"
+            )
+        if self.vae_revision is not None and self.vae is None:
+            raise ValueError(
+                f"vae_revision is {self.vae_revision!r}, but vae is null: name the autoencoder"
             )
 
     @abc.abstractmethod
@@ -104,19 +111,21 @@ class AbstractDiffusion(AbstractModel):
             allow_pickle=self.allow_pickle,
         )
 
+    @cached_property
+    def _autoencoder_location(self) -> AbstractLocation | None:
+        return None if self.vae is None else locate(self.vae, revision=self.vae_revision)
+
     def check(self) -> None:
         self._check_pipeline()
+        self._check_autoencoder()
         self.noising()
         network = self._blank_network()
         for name in (self.component, "vae", *self.text_encoders):
             self._location.check_weights(name)
         if self.lora is not None:
             lora.check_targets(network, self.lora)
-        if self.attention == "xformers" and importlib.util.find_spec("xformers") is None:
-            raise ModelError(
-                "attention is xformers, which is not installed: "
-                "pip install 'diffalign[xformers]', or use sdpa"
-            )
+        if self.attention == "xformers":
+            _check_xformers()
 
     def _check_pipeline(self) -> None:
         given = self._location.read_json("model_index.json").get("_class_name")
@@ -131,6 +140,14 @@ class AbstractDiffusion(AbstractModel):
             f"{self.path} holds a {given}, but kind {components.kind_of(self)} trains a "
             f"{self.pipeline}: {advice}"
         )
+
+    def _check_autoencoder(self) -> None:
+        try:
+            if self._autoencoder_location is not None:
+                self._autoencoder_location.read_json(f"{ITSELF}/config.json")
+                self._autoencoder_location.check_weights(ITSELF)
+        except ModelError as error:
+            raise ModelError(f"vae: {error}") from error
 
     def _blank_network(self) -> Any:
         """The network without weights, for questions about its layers."""
@@ -164,7 +181,7 @@ class AbstractDiffusion(AbstractModel):
         parts = self._read().components
         for name in self.text_encoders:
             freeze(parts[name], device, compute_dtype)
-        freeze(parts["vae"], device, _DTYPES[self.vae_dtype])
+        freeze(parts["vae"], device, DTYPES[self.vae_dtype])
         policy, stand_in = self._networks(parts[self.component], compute_dtype, reference)
         for network in (policy, stand_in):
             if network is not None:
@@ -207,8 +224,8 @@ class AbstractDiffusion(AbstractModel):
 
         An export reads no more than training did: what was left out may not be within reach.
         """
-        if self.vae is not None:
-            components["vae"] = self._read_autoencoder(self.vae)
+        if self._autoencoder_location is not None:
+            components["vae"] = self._read_autoencoder(self._autoencoder_location)
         try:
             pipeline = self._location.load(
                 getattr(diffusers, self.pipeline), **self.left_out, **components
@@ -221,11 +238,11 @@ class AbstractDiffusion(AbstractModel):
             pipeline.scheduler.register_to_config(prediction_type=self.prediction_type)
         return pipeline
 
-    def _read_autoencoder(self, path: str) -> Any:
+    def _read_autoencoder(self, location: AbstractLocation) -> Any:
         try:
-            return diffusers.AutoencoderKL.from_pretrained(path, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"vae: cannot read an autoencoder from {path}: {error}") from error
+            return location.load(diffusers.AutoencoderKL)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"vae: cannot read an autoencoder from {self.vae}: {error}") from error
 
     def _set_attention(self, network: Any) -> None:
         if self.attention == "sdpa":
@@ -238,8 +255,9 @@ class AbstractDiffusion(AbstractModel):
         weights = [
             self._location.identity(name) for name in (self.component, "vae", *self.text_encoders)
         ]
+        autoencoder = self._autoencoder_location and self._autoencoder_location.identity(ITSELF)
         schedule = sorted(self._location.read_json("scheduler/scheduler_config.json").items())
-        parts = [self.pipeline, *weights, self.vae, schedule, self.prediction_type, self.lora]
+        parts = [self.pipeline, *weights, autoencoder, schedule, self.prediction_type, self.lora]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -261,7 +279,16 @@ class AbstractDiffusion(AbstractModel):
         return f"{components.kind_of(self)} from {self.path}, training {shape}"
 
 
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+def _check_xformers() -> None:
+    if importlib.util.find_spec("xformers") is None:
+        raise ModelError(
+            "attention is xformers, which is not installed: "
+            "pip install 'diffalign[xformers]', or use sdpa"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "attention is xformers, which needs a CUDA device, and this machine has none: use sdpa"
+        )
 
 
 def _reference(kind: ReferenceKind, stand_in: nn.Module | None) -> AbstractReference:

@@ -21,6 +21,9 @@ from torch import nn
 
 from diffalign.errors import ModelError
 
+ITSELF = "."
+"""Names, as a component, the one network of a location that holds no pipeline around it."""
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _BLOCK, _BLOCKS = 4096, 64
@@ -46,11 +49,11 @@ class AbstractLocation(abc.ABC):
         """Read weights in float32, on the CPU.
 
         Args:
-            pipeline: a diffusers pipeline class.
+            pipeline: a diffusers pipeline class, or that of the one network.
             components: taken as they are instead of being read, or other pipeline arguments.
 
         Returns:
-            The assembled pipeline.
+            The assembled pipeline, or the network.
         """
 
     @abc.abstractmethod
@@ -81,13 +84,14 @@ class Folder(AbstractLocation):
         if self._weights(component) or self.allow_pickle:
             return
         folder = self.path / component
-        files = sorted(file.name for file in folder.iterdir() if file.is_file())
+        files = sorted(file.name for file in folder.glob("*") if file.is_file())
         pickles = [name for name in files if name.endswith(_PICKLES)]
         if pickles:
             raise ModelError(_pickle_refusal(f"{folder} holds {', '.join(pickles)}"))
         wanted = f"*.{self.variant}.safetensors" if self.variant else "*.safetensors"
         raise ModelError(
-            f"{folder} has no weights: there is no {wanted} in it (it holds: {', '.join(files)})"
+            f"{folder} has no weights: there is no {wanted} in it "
+            f"(it holds: {', '.join(files) or 'nothing'})"
         )
 
     def load(self, pipeline: Any, **components: Any) -> Any:
@@ -126,7 +130,8 @@ class Hub(AbstractLocation):
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
-            return _parse(Path(hf_hub_download(self.name, name, revision=self.revision)))
+            file = Path(name).as_posix()
+            return _parse(Path(hf_hub_download(self.name, file, revision=self.revision)))
         except (OSError, ValueError) as error:
             raise self._unreachable(name, error) from error
 
@@ -149,7 +154,8 @@ class Hub(AbstractLocation):
 
     def identity(self, component: str) -> str:
         """The commit, where the cache knows it: a branch name may mean other weights tomorrow."""
-        cached = try_to_load_from_cache(self.name, "model_index.json", revision=self.revision)
+        index = "config.json" if component == ITSELF else "model_index.json"
+        cached = try_to_load_from_cache(self.name, index, revision=self.revision)
         commit = Path(cached).parent.name if isinstance(cached, str) else self.revision
         return f"{self.name}@{commit}/{component}/{self.variant}"
 
@@ -275,15 +281,16 @@ def _pickle_refusal(given: str) -> str:
     )
 
 
-def _widened(pipeline: Any) -> Any:
-    """The pipeline with all networks in float32, in which transformers 5 leaves no float16 file.
+def _widened(loaded: Any) -> Any:
+    """A pipeline with all its networks in float32: transformers 5 keeps what type the file has.
 
-    Not by an argument of the load: its name depends on the version of diffusers.
+    Not by an argument of the load: its name depends on the version of diffusers. (A lone network of
+    diffusers is always read in float32.)
     """
-    for part in pipeline.components.values():
+    for part in getattr(loaded, "components", {}).values():
         if isinstance(part, nn.Module):
             part.float()
-    return pipeline
+    return loaded
 
 
 def _parse(file: Path) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from diffalign.shapes import check_same_shape, expand_like
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AbstractNoising(abc.ABC):
-    """How a clean latent is corrupted at time t, and what the network then has to predict."""
+    """How a clean latent is corrupted at time t, and what the network then has to predict.
+
+    Of training alone: samplers take their steps and spacing from the model's own scheduler.
+    """
 
     schedule_length: int
     """Number of training timesteps; times lie in [0, schedule_length)."""
-    timestep_spacing: str
-    """How samplers of this model pick their steps: `leading`, `trailing` or `linspace`."""
 
     @abc.abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
@@ -145,10 +146,9 @@ def noising_from_scheduler(
         ModelError: a schedule or prediction type that is none of ours.
     """
     scheduler = str(config.get("_class_name", "a scheduler without _class_name"))
-    spacing = str(config.get("timestep_spacing", "leading"))
     if scheduler.startswith("FlowMatch"):
         length = int(config.get("num_train_timesteps", 1000))
-        return StraightPath(schedule_length=length, timestep_spacing=spacing)
+        return StraightPath(schedule_length=length)
     if scheduler.startswith("EDM"):
         raise ModelError(
             f"scheduler_config.json is of {scheduler}, whose preconditioning is not supported "
@@ -164,6 +164,5 @@ def noising_from_scheduler(
     schedule: Any = DDPMScheduler(**{key: config[key] for key in _SCHEDULE_FIELDS if key in config})
     return kinds[named](
         schedule_length=len(schedule.alphas_cumprod),
-        timestep_spacing=spacing,
         alphas_cumprod=schedule.alphas_cumprod.double(),
     )

@@ -110,6 +110,14 @@ def test_a_missing_extra_is_refused_naming_it(tiny_sdxl, monkeypatch):
         SDXL(path=str(tiny_sdxl), attention="xformers").check()
 
 
+def test_xformers_without_a_cuda_device_is_refused(tiny_sdxl, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(ModelError, match="needs a CUDA device, and this machine has none"):
+        SDXL(path=str(tiny_sdxl), attention="xformers").check()
+
+
 def test_an_adapter_that_is_not_there_cannot_be_switched_off(tiny_sdxl):
     with pytest.raises(ModelError, match="adapter_off needs an adapter, and lora is null"):
         load(SDXL(path=str(tiny_sdxl)), reference="adapter_off")
@@ -177,8 +185,47 @@ def test_another_autoencoder_takes_the_place_of_the_models_own(tiny_sdxl, tmp_pa
 
     assert model.autoencoder.config.scaling_factor == 0.25
     assert model.autoencoder.dtype == torch.bfloat16
-    with pytest.raises(ModelError, match=r"vae: cannot read an autoencoder from .*nowhere"):
-        load(SDXL(path=str(tiny_sdxl), vae=str(tmp_path / "nowhere")))
+
+
+@pytest.fixture
+def autoencoder(tiny_sdxl, tmp_path):
+    """The folder of an autoencoder that a test may damage."""
+    return shutil.copytree(tiny_sdxl / "vae", tmp_path / "vae")
+
+
+def test_another_autoencoder_is_checked_before_weights_are_read(tiny_sdxl, autoencoder):
+    settings = SDXL(path=str(tiny_sdxl), vae=str(autoencoder))
+    settings.check()
+
+    with pytest.raises(ModelError, match=r"vae: there is no .*vaee.* Did you mean .*vae\?"):
+        SDXL(path=str(tiny_sdxl), vae=f"{autoencoder}e").check()
+    with pytest.raises(ModelError, match=r"vae: revision is 'main', but .* is a local folder"):
+        SDXL(path=str(tiny_sdxl), vae=str(autoencoder), vae_revision="main").check()
+    with pytest.raises(ValueError, match="vae_revision is 'main', but vae is null"):
+        SDXL(path=str(tiny_sdxl), vae_revision="main")
+    (autoencoder / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"vae: .* has no weights"):
+        settings.check()
+
+
+def test_a_damaged_autoencoder_becomes_a_sentence(tiny_sdxl, autoencoder):
+    (autoencoder / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+
+    with pytest.raises(ModelError, match="vae: cannot read an autoencoder from"):
+        load(SDXL(path=str(tiny_sdxl), vae=str(autoencoder)))
+
+
+def test_the_fingerprint_follows_the_content_of_another_autoencoder(
+    tiny_sdxl, autoencoder, tmp_path
+):
+    moved = shutil.copytree(autoencoder, tmp_path / "moved")
+    before = SDXL(path=str(tiny_sdxl), vae=str(autoencoder))._fingerprint()
+
+    assert SDXL(path=str(tiny_sdxl), vae=str(moved))._fingerprint() == before
+    network = AutoencoderKL.from_pretrained(moved)
+    network.encoder.conv_in.bias.data += 1e-3
+    network.save_pretrained(moved)
+    assert SDXL(path=str(tiny_sdxl), vae=str(moved))._fingerprint() != before
 
 
 def test_the_fingerprint_tells_weights_and_shapes_of_training_apart(tiny_sdxl, tiny_sdxl_v, copied):

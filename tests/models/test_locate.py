@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from diffalign.errors import ModelError
-from diffalign.models.locate import Folder, Hub, SingleFile, locate
+from diffalign.models.locate import ITSELF, Folder, Hub, SingleFile, locate
 
 
 @pytest.fixture
@@ -118,6 +118,23 @@ def test_the_commit_identifies_a_model_of_the_hub(monkeypatch):
     monkeypatch.setattr("diffalign.models.locate.try_to_load_from_cache", lambda *_, **__: path)
 
     assert locate("owner/name").identity("unet").startswith("owner/name@c0ffee/unet")
+
+
+def test_a_lone_network_of_the_hub_is_asked_for_its_own_configuration(monkeypatch, tmp_path):
+    asked = []
+    (tmp_path / "config.json").write_text("{}")
+
+    def answer(name, file, *, revision):
+        asked.append((name, file, revision))
+        return str(tmp_path / file)
+
+    for function in ("hf_hub_download", "try_to_load_from_cache"):
+        monkeypatch.setattr(f"diffalign.models.locate.{function}", answer)
+    network = locate("owner/vae", revision="r1")
+    network.read_json(f"{ITSELF}/config.json")
+    network.identity(ITSELF)
+
+    assert asked == [("owner/vae", "config.json", "r1")] * 2
 
 
 def test_one_changed_weight_matrix_changes_the_identity(copied):

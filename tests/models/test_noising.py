@@ -97,7 +97,7 @@ def test_the_straight_path_is_that_of_diffusers():
 
 
 def test_straight_path_worked_by_hand():
-    noising = StraightPath(schedule_length=1000, timestep_spacing="linspace")
+    noising = StraightPath(schedule_length=1000)
     clean, noise = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     quarter = torch.tensor([250.0], dtype=torch.float64)
 
@@ -140,11 +140,9 @@ def test_noise_that_would_broadcast_is_refused():
         noising.corrupt(clean, noise[:1], ALL_TIMES[:2])
 
 
-def test_spacing_and_length_are_read_from_the_models_own_config():
-    config = {**STABLE_DIFFUSION, "timestep_spacing": "trailing", "num_train_timesteps": 500}
-    noising = noising_from_scheduler(config)
+def test_the_length_is_read_from_the_models_own_config():
+    noising = noising_from_scheduler({**STABLE_DIFFUSION, "num_train_timesteps": 500})
 
-    assert noising.timestep_spacing == "trailing"
     assert noising.schedule_length == 500
 
 
