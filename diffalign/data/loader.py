@@ -18,6 +18,7 @@ from diffalign.data.bucketing import assign_buckets
 from diffalign.data.collate import stack, with_unit_range
 from diffalign.data.indexed import IndexPlan, index_rows
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
+from diffalign.data.preview import Preview, first_rows
 from diffalign.data.reading import OpenedData, open_data
 from diffalign.data.records import ImagePair, Skipped
 from diffalign.data.rows import AbstractRows, AbstractRowStream
@@ -128,7 +129,25 @@ class PairSource(AbstractSource):
         return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
 
     def describe(self) -> list[str]:
-        return [self._data.summary, self._plan.describe()]
+        return [self._data.summary, self._plan.describe(), *self._describe_skipped()]
+
+    def describe_end(self) -> list[str]:
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in self.left_out_counts.items())
+        lines = [f"rows left out, without a preference: {left_out}"] if left_out else []
+        return [*lines, *self._describe_skipped()]
+
+    def _describe_skipped(self) -> list[str]:
+        skipped = ", ".join(f"{n:,} {reason}" for reason, n in self.skipped_counts.items())
+        listed = f", listed in {self._skips.path}" if self._skips.path else ""
+        return [f"pairs skipped as unusable: {skipped}{listed}"] if skipped else []
+
+    def preview(self, n: int) -> Preview:
+        """What a dry run shows: the lines of `describe`, and the first `n` pairs.
+
+        Raises:
+            DataError: a label is not allowed, or no row is a pair.
+        """
+        return Preview(lines=self.describe(), rows=first_rows(self._data, n, self._config))
 
     @property
     def left_out_counts(self) -> dict[str, int]:

@@ -7,13 +7,14 @@ import difflib
 import glob
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from diffalign import components
 from diffalign.data.columns import KNOWN_NAMES, PairColumns
+from diffalign.data.records import ImagePair
 from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.source import DataConfig
 from diffalign.errors import ConfigError, DataError
@@ -60,6 +61,16 @@ class OpenedData:
     """Folder that relative image paths start from."""
     summary: str
     """What is read by what, and the mapping, as a sentence."""
+
+    def pairs(self) -> Iterator[ImagePair]:
+        """Every row that holds a preference, once and in order."""
+        rows = self.rows
+        if isinstance(rows, AbstractRowStream):
+            in_order = (row for _, row in rows.rows())
+        else:
+            in_order = (rows[number] for number in range(len(rows)))
+        found = (self.columns.pair(row, self.base) for row in in_order)
+        return (pair for pair in found if isinstance(pair, ImagePair))
 
 
 @dataclass(frozen=True, kw_only=True)

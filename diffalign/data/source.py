@@ -21,6 +21,10 @@ class AbstractSource(abc.ABC):
         """Lines for the start of a run: what is read, how, and what is left out."""
 
     @abc.abstractmethod
+    def describe_end(self) -> list[str]:
+        """Lines for the end of a run: what was left out and what was skipped; none if nothing."""
+
+    @abc.abstractmethod
     def __iter__(self) -> Iterator[Any]:
         """This rank's batches from the current position on, without end."""
 

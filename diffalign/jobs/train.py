@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign import config, world
-from diffalign.data.preview import Preview, preview
+from diffalign.data.preview import Preview, without_download
 from diffalign.errors import ConfigError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
@@ -46,7 +47,9 @@ def run(
     start = _starting_point(run_config, resume)
     if dry_run:
         _print_plan(console, run_config, processes)
-        _print_preview(console, preview(run_config.data, PREVIEWED_PAIRS))
+        looked_at = dataclasses.replace(run_config, data=without_download(run_config.data))
+        source = build.build_source(looked_at, skipped=None)
+        _print_preview(console, source.preview(PREVIEWED_PAIRS))
         console.print("[green]All checks passed; nothing was trained.")
         console.print("Start it with the same command without --dry-run")
         return None

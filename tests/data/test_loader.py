@@ -278,6 +278,22 @@ def test_ties_and_unlabelled_rows_are_counted_and_left_out(tmp_path):
     assert source.left_out_counts == {"tie": 1, "no label": 1}
 
 
+def test_the_end_of_a_run_says_what_was_left_out_and_what_was_skipped(tmp_path):
+    rows = pickapic_rows(make_pairs(6))
+    rows[0].update(label_0=0.5, label_1=0.5)
+    rows[2]["jpg_0"] = b"garbage"
+    write_rows(tmp_path / "set" / "x.parquet", rows)
+    path = tmp_path / "skipped.jsonl"
+    settings = {"streaming": True, "max_bad_fraction": 0.5, "skipped": path}
+    source = open_source(tmp_path / "set", **settings)
+    assert source.describe_end() == []
+    take(source, 6)
+    assert source.describe_end() == [
+        "rows left out, without a preference: 1 tie",
+        f"pairs skipped as unusable: 1 corrupt image, listed in {path}",
+    ]
+
+
 def test_ties_of_a_stream_are_counted_as_they_pass_and_once(tmp_path):
     settings = {"streaming": True, "shuffle_block": 3, "pairs_per_device": 1}
     source = open_source(with_ties(tmp_path), **settings)

@@ -42,6 +42,9 @@ class ToySource(AbstractSource):
     def describe(self):
         return ["toy vectors"]
 
+    def describe_end(self):
+        return []
+
     def __iter__(self):
         while True:
             start = self.position * self.per_device * world.size() + world.rank() * self.per_device
