@@ -141,6 +141,13 @@ class PairSource(AbstractSource):
         listed = f", listed in {self._skips.path}" if self._skips.path else ""
         return [f"pairs skipped as unusable: {skipped}{listed}"] if skipped else []
 
+    def fingerprint(self) -> str:
+        """What is read, wherever it lies: by names and sizes of files and the number of pairs, or
+        for the hub by id and revision. No image is read for it, and the same on every rank."""
+        pairs = self._plan.known_pairs
+        counted = "" if pairs is None else f", {pairs:,} pairs"
+        return f"{self._data.fingerprint}{counted}"
+
     def preview(self, n: int) -> Preview:
         """What a dry run shows: the lines of `describe`, and the first `n` pairs.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 import difflib
 import glob
+import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,8 @@ class OpenedData:
     """Folder that relative image paths start from."""
     summary: str
     """What is read by what, and the mapping, as a sentence."""
+    fingerprint: str
+    """Another one for other data; the same wherever the data lies."""
 
     def pairs(self) -> Iterator[ImagePair]:
         """Every row that holds a preference, once and in order."""
@@ -196,7 +200,21 @@ def open_data(config: DataConfig) -> OpenedData:
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {columns.describe()}",
+        fingerprint=_fingerprint(location, config),
     )
+
+
+def _fingerprint(location: Location, config: DataConfig) -> str:
+    """Names and sizes of the files that are not hidden; of a hub data set, id and revision."""
+    if location.root is None:
+        return f"{config.path}@{config.revision or 'main'}"
+    folders = [place.iterdir() if place.is_dir() else [place] for place in location.files]
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(itertools.chain.from_iterable(folders)):
+        if not file.name.startswith("."):
+            name = file.relative_to(location.root).as_posix()
+            digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0"))
+    return digest.hexdigest()
 
 
 def _choose(location: Location, config: DataConfig) -> tuple[str, AbstractReader, PairColumns]:

@@ -329,6 +329,24 @@ def test_resuming_with_another_global_batch_is_refused(tmp_path):
         open_source(tmp_path, pairs_per_device=3).load_state_dict(state)
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_moved_data_has_the_same_fingerprint_and_other_data_another(kind, tmp_path):
+    for folder, count in (("here", 3), ("there", 3), ("other", 4)):
+        WRITERS[kind](tmp_path / folder, make_pairs(count))
+    here, there, other = (
+        open_source(tmp_path / folder).fingerprint() for folder in ("here", "there", "other")
+    )
+    assert here == there != other
+
+
+def test_a_file_of_another_size_changes_the_fingerprint(tmp_path):
+    WRITERS["folder"](tmp_path, make_pairs(2))
+    before = open_source(tmp_path).fingerprint()
+    image = next((tmp_path / "win").glob("*.png"))
+    image.write_bytes(image.read_bytes() + b"x")
+    assert open_source(tmp_path).fingerprint() != before
+
+
 def test_resuming_with_other_data_is_refused(tmp_path):
     for count in (4, 5):
         write_pickapic(tmp_path / str(count), make_pairs(count))

@@ -75,6 +75,7 @@ def test_of_the_hub_nothing_is_downloaded(monkeypatch):
     config = without_download(DataConfig(path="some/where", resolution=16, buckets=True))
     source = open_source(config.path, streaming=config.streaming, buckets=config.buckets)
     assert len(source.preview(2).rows) == 2
+    assert source.fingerprint() == "some/where@main"
     assert asked and all(asked)
 
 

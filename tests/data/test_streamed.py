@@ -27,7 +27,7 @@ class CountedStream(AbstractRowStream):
 
 def plan_over(stream, block_rows=4, run_seed=0, limit=None):
     columns = PairColumns(prompt="p", images=("a", "b"))
-    data = OpenedData(rows=stream, columns=columns, base=None, summary="")
+    data = OpenedData(rows=stream, columns=columns, base=None, summary="", fingerprint="")
     return StreamPlan(data, run_seed=run_seed, block_rows=block_rows, limit=limit, target=(8, 8))
 
 
