@@ -54,8 +54,9 @@ class TrainingProgress:
     def __init__(self, console: Console, *, total: int, start: int, unit_per_step: int) -> None:
         self._console = console
         self._unit_per_step = unit_per_step
-        self._start, self._total = start, total
-        self._began = time.monotonic()
+        self._total = total
+        self._step = start
+        self._timed_from: tuple[int, float] | None = None
         self._bar = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=24),
@@ -84,12 +85,17 @@ class TrainingProgress:
 
     @property
     def samples_per_second(self) -> float:
-        """Mean rate since the start of this process, in samples over all ranks."""
-        done = self._bar.tasks[0].completed - self._start
-        return done * self._unit_per_step / max(time.monotonic() - self._began, 1e-9)
+        """Mean rate of this process after its first step, in samples over all ranks."""
+        if self._timed_from is None or self._timed_from[0] == self._step:
+            return 0.0
+        start, began = self._timed_from
+        return (self._step - start) * self._unit_per_step / (time.monotonic() - began)
 
     def advance(self, step: int) -> None:
         """One more optimiser step is done."""
+        self._step = step
+        if self._timed_from is None:  # the first step starts workers and warms up: not a rate
+            self._timed_from = (step, time.monotonic())
         rate = f"{self.samples_per_second:.1f} samples/s"
         self._bar.update(self._task, completed=step, rate=rate)
 
@@ -100,11 +106,11 @@ class TrainingProgress:
         )
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:
-            elapsed = time.monotonic() - self._began
-            left = (self._total - step) * elapsed / max(step - self._start, 1)
+            rate = self.samples_per_second
+            left = (self._total - step) * self._unit_per_step / rate if rate else 0.0
+            timing = f"{rate:.1f} samples/s  {_clock(left)} left" if rate else ""
             self._console.print(
-                f"step {step}/{self._total}  {shown}  "
-                f"{self.samples_per_second:.1f} samples/s  {_clock(left)} left",
+                f"step {step}/{self._total}  {shown}  {timing}",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from diffalign import config
@@ -30,6 +31,12 @@ LAYOUTS = {
     "jsonl": layouts.write_jsonl,
 }
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> None:
+    """Forget the precision of the last run: accelerate keeps one per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +117,44 @@ def test_the_same_config_twice_gives_identical_numbers_and_weights(tmp_path, tin
     first, second = trained(tmp_path / "a", 2), trained(tmp_path / "b", 2)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("model.lora=null",),
+        ("data.streaming=true", "data.shuffle_block=5"),
+        ("training.accumulation=2", "training.samples_per_device=2"),
+        ("training.precision=bf16",),
+        ("optimizer.kind=adafactor", "optimizer.schedule=cosine"),
+    ],
+    ids=lambda more: more[0],
+)
+def test_a_run_resumed_from_its_middle_ends_bit_for_bit_alike(tmp_path, tiny_sdxl, data, more):
+    steps = ("training.optimizer_steps=4", "training.checkpoint_every=2")
+    keep = ("training.keep_checkpoints=9", "optimizer.lr=1e-3")
+    overrides = settings(tiny_sdxl, data["pickapic"], tmp_path / "run", *steps, *keep, *more)
+    train.run(load(*overrides))
+    before, rows = trained(tmp_path / "run", 4), figures(tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert rows[-1]["loss"] != rows[0]["loss"]
+    train.run(load(*overrides), resume=tmp_path / "run/checkpoint-2")
+    after = trained(tmp_path / "run", 4)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert figures(tmp_path / "run") == rows
+
+
+def test_figures_reach_tensorboard(tmp_path, tiny_sdxl, data):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = settings(tiny_sdxl, data["pickapic"], tmp_path / "run")
+    train.run(load(*overrides, "tracking.trackers=[tensorboard]"))
+    losses = []
+    for events in (tmp_path / "run").rglob("events.out.tfevents.*"):
+        read = EventAccumulator(str(events)).Reload()
+        if "loss" in read.Tags()["scalars"]:
+            losses = [event.value for event in read.Scalars("loss")]
+    assert losses == pytest.approx([row["loss"] for row in figures(tmp_path / "run")])
 
 
 def command(*overrides: str, flags: tuple[str, ...] = ()) -> list[str]:
@@ -225,9 +270,11 @@ def test_training_over_an_existing_run_is_refused(tmp_path, tiny_sdxl, data):
 def test_resuming_from_another_runs_checkpoint_is_refused(tmp_path, tiny_sdxl, data):
     overrides = settings(tiny_sdxl, data["pickapic"], tmp_path / "run")
     train.run(load(*overrides))
+    config_before = (tmp_path / "run/config.yaml").read_bytes()
     other = load(*overrides, "objective.beta=500")
     with pytest.raises(CheckpointError, match=r"another run: objective\.beta was 2000\.0"):
         train.run(other, resume=tmp_path / "run/checkpoint-2")
+    assert (tmp_path / "run/config.yaml").read_bytes() == config_before
 
 
 def test_resuming_another_models_checkpoint_is_refused(tmp_path, tiny_sdxl, tiny_sdxl_v, data):

@@ -21,6 +21,8 @@ def test_rows_after_a_step_and_a_torn_last_line_are_forgotten(tmp_path):
 def test_without_a_terminal_figures_are_plain_lines():
     text = io.StringIO()
     with TrainingProgress(Console(file=text), total=10, start=0, unit_per_step=4) as progress:
+        progress.advance(4)
+        assert progress.samples_per_second == 0.0  # the first step is no rate to go by
         progress.advance(5)
         progress.figures(5, {"loss": 0.69, "accuracy": 0.75, "drift/chosen": -0.001})
     line = text.getvalue()

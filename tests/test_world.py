@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import torch
+
+from diffalign import world
+
+
+def test_without_a_process_group_there_is_a_world_of_one():
+    assert (world.rank(), world.size(), world.is_main()) == (0, 1, True)
+
+
+def test_the_total_of_one_rank_is_a_copy_of_its_own_values():
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    total = world.total(values)
+    assert total.tolist() == [1.0, 2.0] and not total.requires_grad
+    total += 1
+    assert values.tolist() == [1.0, 2.0]
