@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import torch
+
+from diffalign.errors import DiffalignError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,9 +25,18 @@ def each_or_error(
     Yields:
         Every item, in order, with its result, or with the exception that it raises when it is
         alone.
+
+    Raises:
+        DiffalignError: the GPU's memory is too small for a batch, which is no item's fault.
     """
     try:
         results = list(function(items))
+    except torch.OutOfMemoryError as error:
+        raise DiffalignError(
+            f"the memory of the GPU does not hold {len(items)} pictures at once: set a smaller "
+            f"batch_size, or where it is 1, make the pictures smaller. What is done stays, and the "
+            f"same command goes on from there"
+        ) from error
     except Exception as error:  # whatever one item does, the others must not pay for it
         if len(items) == 1:
             yield items[0], error

@@ -18,13 +18,15 @@ from typing import Any, Literal
 import diffusers
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError
 from diffalign.models.locate import AbstractLocation, locate
+from diffalign.models.precision import DTYPES, Precision, precision_of
 from diffalign.seeding import cpu_generator, derive_seed
 
-DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+DtypeName = Literal["auto", Precision]
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"
 _INDEX = "model_index.json"
@@ -44,6 +46,8 @@ class ModelSpec:
     """Which weight files to take where a folder has several, such as fp16."""
     config: str | None = None
     """For a single checkpoint, a folder or hub id of the same architecture."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """Replaces what the scheduler's configuration says; for single files that differ from it."""
     lora: Path | None = None
     """An adapter for the model at `path`: a `.safetensors` file, or a folder that holds one."""
 
@@ -85,11 +89,15 @@ class LocatedModel:
     location: AbstractLocation
     lora: Path | None
     """One `.safetensors` file."""
+    prediction_type: str | None = None
+    """In place of the scheduler's own."""
 
     def fingerprint(self) -> str:
         """Identifies the weights and their schedule: 16 hexadecimal digits."""
         parts = [self.location.identity(name) for name in self._networks()]
         parts.append(str(sorted(self.location.read_json(_SCHEDULE).items())))
+        if self.prediction_type is not None:
+            parts.append(self.prediction_type)
         if self.lora is not None:
             parts.append(hashlib.blake2b(self.lora.read_bytes()).hexdigest())
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
@@ -113,7 +121,10 @@ class LocatedModel:
             options |= {"safety_checker": None, "requires_safety_checker": False}
         if "add_watermarker" in inspect.signature(pipeline.__init__).parameters:
             options["add_watermarker"] = False
-        return self.location.load(pipeline, **options)
+        opened = self.location.load(pipeline, **options)
+        if self.prediction_type is not None:
+            opened.scheduler.register_to_config(prediction_type=self.prediction_type)
+        return opened
 
     def _networks(self) -> list[str]:
         """Names of the components that have weights, those that are not used left out."""
@@ -151,7 +162,7 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
     elif (run / _LORA_FILE).is_file():
         raise ModelError(f"{run} is an adapter: give it as lora, and its base as path")
     location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
-    model = LocatedModel(location, lora)
+    model = LocatedModel(location, lora, spec.prediction_type)
     model.check()
     return model
 
@@ -166,7 +177,7 @@ def _base_of_run(run: Path) -> ModelSpec:
     model = (yaml.safe_load(file.read_text()) or {}).get("model") or {}
     if not model.get("path"):
         raise ModelError(f"{file}: names no model.path, so the adapter's base is unknown")
-    rest = {key: model.get(key) for key in ("revision", "variant", "config")}
+    rest = {key: model.get(key) for key in ("revision", "variant", "config", "prediction_type")}
     return ModelSpec(path=str(model["path"]), **rest)
 
 
@@ -188,24 +199,36 @@ def _lora_file(path: Path) -> Path:
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device, or for `auto` the best that this machine has."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The named device, or for `auto` the best that this machine has.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device("cuda" if gpus else [*mps, "cpu"][0])
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a GPU
+        here = ", ".join(["auto", "cpu", *gpus, *mps])
+        raise ConfigError(
+            f"device is {name!r}, which is not here (this machine has: {here})"
+        ) from error
+    return device
 
 
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     """The named type, or for `auto` half precision where the device is a GPU."""
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
+    return DTYPES[name]
 
 
 def sampler_settings(sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Everything beside model, prompt and seed that shapes a picture, as a manifest keeps it."""
-    return {**asdict(sampler), "dtype": str(dtype).removeprefix("torch.")}
+    return {**asdict(sampler), "dtype": precision_of(dtype)}
 
 
 class TextToImage:
@@ -234,7 +257,7 @@ class TextToImage:
         """
         try:
             pipeline = model.read()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{model.location}: cannot be opened as a pipeline: {error}"
             ) from error

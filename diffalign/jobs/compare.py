@@ -19,6 +19,7 @@ from diffalign.evaluation.report import Section, command, facts, write_report
 from diffalign.evaluation.results import Result, as_json, as_markdown, console_table
 from diffalign.evaluation.results_page import gallery_sections, grid_section, numbers_section
 from diffalign.evaluation.scoring import SCORES, scores_by_item
+from diffalign.jobs import score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,7 @@ def _read_scores(config: CompareConfig) -> dict[str, dict[ItemKey, float]]:
     known = sorted(path.stem for path in folder.glob("*.jsonl"))
     if not known:
         raise DataError(
-            f"{folder}: there are no scores yet; first run\n"
-            f"  diffalign score images={config.images} scorer.kind=SCORER"
+            f"{folder}: there are no scores yet; first run\n{score.command(config.images)}"
         )
     for name in config.scorers:
         if name not in known:

@@ -38,6 +38,7 @@ from diffalign.evaluation.pipelines import (
 )
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
+from diffalign.jobs import score
 from diffalign.jobs.quiet import quieten_libraries
 
 _LISTED_FAILURES = 10
@@ -61,7 +62,7 @@ class GenerateConfig:
     batch_size: int = 4
     """Pictures drawn at once; changes nothing but speed, memory and float rounding."""
     dtype: DtypeName = "auto"
-    """Of the weights; auto is float16 on a GPU and float32 elsewhere."""
+    """Of the weights; auto is fp16 on a GPU and float32 elsewhere."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
     grid: bool = False
@@ -222,9 +223,7 @@ def _conclude(
                 ]
             )
         )
-    console.print(
-        f"Next:\n  diffalign score images={out} scorer.kind=SCORER", markup=False, soft_wrap=True
-    )
+    console.print(f"Next:\n{score.command(out)}", markup=False, soft_wrap=True)
 
 
 def _named(grid: Path | None) -> Iterable[str]:

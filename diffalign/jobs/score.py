@@ -53,6 +53,15 @@ class ScoreConfig:
         return self.images / SCORES / f"{self.name or kind}.jsonl"
 
 
+def command(images: Path) -> str:
+    """How to call this job on a folder that has no scores yet, and whose judge is the user's."""
+    return (
+        f"  diffalign score images={images} scorer.kind=diffalign.playground.oracle\n"
+        f"(the oracle knows the playground's pictures alone; for others name a scorer of your own, "
+        f"scorer.kind=my_package.my_module)"
+    )
+
+
 def run(config: ScoreConfig) -> None:
     """Judge what has no score yet.
 

@@ -18,6 +18,7 @@ from diffalign.evaluation.pipelines import (
     ModelSpec,
     SamplerConfig,
     TextToImage,
+    choose_device,
     choose_dtype,
     locate_model,
     sampler_settings,
@@ -197,6 +198,30 @@ def test_an_adapter_is_found_wherever_it_lies(tiny_sdxl, adapter, tmp_path, form
     torch.testing.assert_close(drawn, plain.draw(TEXTS, SEEDS), atol=1e-3, rtol=0)
 
 
+def test_an_adapter_is_drawn_with_the_prediction_type_that_its_run_trained(
+    tiny_sdxl, adapter, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(adapter, run / "final")
+    model = {"kind": "sdxl", "path": str(tiny_sdxl), "prediction_type": "v_prediction"}
+    (run / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    spec, plain = (
+        ModelSpec(path=str(run)),
+        ModelSpec(path=str(tiny_sdxl), lora=adapter),
+    )
+
+    pipeline = open_model(spec, scheduler="DDIM").pipeline
+
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert locate_model(spec).fingerprint() != locate_model(plain).fingerprint()
+
+
+def test_damaged_weights_become_a_sentence(moved_sdxl):
+    (moved_sdxl / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="cannot be opened as a pipeline"):
+        open_model(moved_sdxl)
+
+
 def test_in_half_precision_an_adapter_stays_separate(tiny_sdxl, adapter):
     model = locate_model(ModelSpec(path=str(tiny_sdxl), lora=adapter))
     artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.bfloat16)
@@ -275,6 +300,13 @@ def test_settings_say_the_precision_that_was_chosen():
     dtype = choose_dtype("auto", CPU)
     assert sampler_settings(SamplerConfig(), dtype)["dtype"] == "float32"
     assert choose_dtype("auto", torch.device("cuda")) == torch.float16
+    assert sampler_settings(SamplerConfig(), choose_dtype("bf16", CPU))["dtype"] == "bf16"
+
+
+@pytest.mark.parametrize("name", ["cudaa", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused_naming_those_that_are(name):
+    with pytest.raises(ConfigError, match=f"device is '{name}', which is not here .*auto, cpu"):
+        choose_device(name)
 
 
 @pytest.mark.gpu

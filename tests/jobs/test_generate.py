@@ -55,7 +55,7 @@ def test_pictures_manifest_grid_and_next_command(settings, tmp_path, capsys):
         assert grid.width > 2 * 320
     said = capsys.readouterr().out
     assert "4 prompts x 2 seeds x 2 models" in said
-    assert f"diffalign score images={out} scorer.kind=" in said
+    assert f"diffalign score images={out} scorer.kind=diffalign.playground.oracle\n" in said
 
 
 def test_the_written_config_repeats_the_run(settings, tmp_path):
@@ -134,6 +134,7 @@ def test_failed_pictures_are_named_at_the_end_and_the_others_stay(settings, tmp_
         ("models.a/b=x", "the name 'a/b' becomes a folder"),
         ("seeds=0", "seeds must be at least 1"),
         ("seeds=[1,1]", "seeds repeat a seed"),
+        ("dtype=float16", "auto, float32, bf16, fp16"),
         ("batch_size=0", "must be at least 1"),
         ("grid_columns=[nobody]", "'nobody', which is none of the models"),
         ("sampler.step=3", "Did you mean sampler.steps"),
