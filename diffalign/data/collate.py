@@ -35,12 +35,11 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
 
 
 def with_unit_range(batch: ImageBatch) -> ImageBatch:
-    """The stacked batch with images as float32 in [-1, 1], pinned where there is a GPU."""
+    """The stacked batch with images as float32 in [-1, 1]."""
     return dataclasses.replace(
         batch, images={view: _unit_range(pixels) for view, pixels in batch.images.items()}
     )
 
 
 def _unit_range(pixels: Tensor) -> Tensor:
-    images = torch.sub(pixels, 127.5).div_(127.5)
-    return images.pin_memory() if torch.cuda.is_available() else images
+    return torch.sub(pixels, 127.5).div_(127.5)

@@ -18,6 +18,7 @@ from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.denoising import Denoising
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.precision import DTYPES
 from diffalign.objectives.base import AbstractObjective
 from diffalign.seeding import derive_seed
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
@@ -25,7 +26,6 @@ from diffalign.training.trainer import Trainer, TrainingConfig
 
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """How processes may share the work: each holds the whole model."""
-COMPUTE_DTYPE = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def build_trainer(
     torch.manual_seed(derive_seed(run.seed, "process", world.rank()))
     model = run.model.load(
         device=accelerator.device,
-        compute_dtype=COMPUTE_DTYPE[run.training.precision],
+        compute_dtype=DTYPES[run.training.precision],
         reference=resolve_reference(run),
     )
     return Trainer(
