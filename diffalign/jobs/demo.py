@@ -93,7 +93,9 @@ def _train(run_config: RunConfig, console: Console) -> bool:
     """Whether there is an aligned model; False if training was asked to stop."""
     final = run_config.output / "final"
     if final.is_dir():
-        console.print(f"{final} is there already; delete {run_config.output} to start afresh")
+        console.print(
+            f"{final} is there already; delete {run_config.output} to start afresh", soft_wrap=True
+        )
         return True
     begun = bool(checkpoints_in(run_config.output))
     return train.run(run_config, resume=run_config.output if begun else None) is not None
