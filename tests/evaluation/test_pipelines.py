@@ -305,7 +305,7 @@ def test_settings_say_the_precision_that_was_chosen():
 
 @pytest.mark.parametrize("name", ["cudaa", "cuda:99"])
 def test_a_device_that_is_not_here_is_refused_naming_those_that_are(name):
-    with pytest.raises(ConfigError, match=f"device is '{name}', which is not here .*auto, cpu"):
+    with pytest.raises(ConfigError, match=rf"device is '{name}', which is not here .*auto, cpu"):
         choose_device(name)
 
 
