@@ -12,6 +12,7 @@ from rich.table import Table
 
 from diffalign import config, world
 from diffalign.data.preview import Preview, without_download
+from diffalign.data.skipping import forget_skipped
 from diffalign.errors import ConfigError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
@@ -57,14 +58,15 @@ def run(
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
     _print_plan(console, run_config, world.size())
-    source = build.build_source(run_config, skipped=run_config.output / "skipped.jsonl")
-    for line in source.describe():
-        console.print(line, markup=False, soft_wrap=True)
+    skipped = run_config.output / "skipped.jsonl"
     if accelerator.is_main_process:
         run_config.output.mkdir(parents=True, exist_ok=True)
         checkpoint.discard_partial(run_config.output)
+        if start is None:
+            forget_skipped(skipped)
     accelerator.wait_for_everyone()
-
+    source = build.build_source(run_config, skipped=skipped)
+    _print_lines(console, source.describe())
     trainer = build.build_trainer(run_config, accelerator, source, console)
     if start is not None:
         trainer.resume(start)
@@ -73,6 +75,7 @@ def run(
         config.save(run_config, run_config.output / "config.yaml")
         accelerator.init_trackers(run_config.tracking.project, _flat_scalars(run_config))
     complete = _fit(trainer)
+    _print_lines(console, source.describe_end())
     final = _finish(trainer, run_config, console) if complete else None
     accelerator.end_training()
     if not complete:
@@ -100,9 +103,6 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
     trainer.export(final)
     if trainer.accelerator.is_main_process:
         write_model_card(run_config, trainer.metrics_file.path)
-    skipped = sum(trainer.source.skipped_counts.values())
-    if skipped:
-        console.print(f"{skipped} samples were skipped: {run_config.output / 'skipped.jsonl'}")
     console.print(
         f"[green]Trained {trainer.step} steps; the model is in {final}[/green]\n"
         f"Compare it with its base on your prompts:\n"
@@ -131,9 +131,13 @@ def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
     return found[-1] if found else None
 
 
-def _print_preview(console: Console, shown: Preview) -> None:
-    for line in shown.lines:
+def _print_lines(console: Console, lines: list[str]) -> None:
+    for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _print_preview(console: Console, shown: Preview) -> None:
+    _print_lines(console, shown.lines)
     table = Table("pair", "prompt", "chosen (h, w)", "rejected (h, w)", box=None)
     for row in shown.rows:
         sides = [

@@ -191,7 +191,11 @@ def build_trainer(
         objective=run.objective,
         optimizer=run.optimizer,
         training=run.training,
-        identity={**identity(run), "model.fingerprint": model.fingerprint()},
+        identity={
+            **identity(run),
+            "model.fingerprint": model.fingerprint(),
+            "data.fingerprint": source.fingerprint(),
+        },
         output=run.output,
         console=console,
     )
@@ -204,7 +208,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
     flat["processes"] = world.size()
     free = {
         "output",
-        "model.path",  # the fingerprint says what lies there
+        "model.path",  # the fingerprints say what lies there
+        "data.path",
         "data.workers",
         "data.max_bad_fraction",
         "training.checkpoint_every",

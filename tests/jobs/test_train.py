@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from diffalign import config
-from diffalign.errors import CheckpointError, ConfigError
+from diffalign.errors import CheckpointError, ConfigError, DataError
 from diffalign.jobs import train
 from diffalign.playground.models import playground_model_path, playground_preferences_path
 from diffalign.training.build import RunConfig
@@ -275,6 +277,36 @@ def test_resuming_from_another_runs_checkpoint_is_refused(tmp_path, tiny_sdxl, d
     with pytest.raises(CheckpointError, match=r"another run: objective\.beta was 2000\.0"):
         train.run(other, resume=tmp_path / "run/checkpoint-2")
     assert (tmp_path / "run/config.yaml").read_bytes() == config_before
+
+
+def test_moved_data_resumes_and_other_data_is_refused(tmp_path, tiny_sdxl, data):
+    moved = tmp_path / "moved"
+    shutil.copytree(data["pickapic"], moved)
+    keep = ("training.checkpoint_every=1", "training.keep_checkpoints=9")
+    train.run(load(*settings(tiny_sdxl, data["pickapic"], tmp_path / "run", *keep)))
+    before = trained(tmp_path / "run", 2)
+    start = tmp_path / "run/checkpoint-1"
+    train.run(load(*settings(tiny_sdxl, moved, tmp_path / "run", *keep)), resume=start)
+    assert all(
+        torch.equal(before[name], value) for name, value in trained(tmp_path / "run", 2).items()
+    )
+    other = layouts.write_pickapic(tmp_path / "other", layouts.make_pairs(9))
+    with pytest.raises(CheckpointError, match=r"another run: data\.fingerprint was"):
+        train.run(load(*settings(tiny_sdxl, other, tmp_path / "run", *keep)), resume=start)
+
+
+def test_a_repaired_data_set_trains_into_the_same_folder(tmp_path, tiny_sdxl):
+    pairs = layouts.make_pairs(6)
+    broken = [dataclasses.replace(pair, chosen=b"rubbish") for pair in pairs[:3]]
+    layouts.write_pickapic(tmp_path / "data", [*broken, *pairs[3:]])
+    overrides = settings(tiny_sdxl, tmp_path / "data", tmp_path / "run")
+    with pytest.raises(DataError, match=r"cannot be used, more than data\.max_bad_fraction"):
+        train.run(load(*overrides))
+    assert (tmp_path / "run/skipped.jsonl").exists()
+    shutil.rmtree(tmp_path / "data")
+    layouts.write_pickapic(tmp_path / "data", pairs)
+    train.run(load(*overrides))
+    assert len(figures(tmp_path / "run")) == 2
 
 
 def test_resuming_another_models_checkpoint_is_refused(tmp_path, tiny_sdxl, tiny_sdxl_v, data):
