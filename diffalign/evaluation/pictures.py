@@ -77,6 +77,46 @@ def grid_rows(
     return result
 
 
+MOST_COLUMNS = 6
+"""As many as a grid is comfortably read with."""
+
+
+def seeds_side_by_side(
+    folder: Path,
+    rows: Mapping[ItemKey, ManifestRow],
+    models: Sequence[str],
+    places: Sequence[Place],
+    *,
+    prompts: int,
+    scores: Mapping[ItemKey, float] | None = None,
+) -> tuple[list[GridRow], list[str]]:
+    """Rows and column titles of a grid with several pictures of each model in a prompt's row.
+
+    One picture says little about a model. With two models a row has three of each, from the same
+    three noises; with more models fewer fit.
+
+    Args:
+        folder, rows, models, scores: as for `grid_rows`.
+        places: of the manifest, in its order.
+        prompts: at most so many rows, evenly spaced.
+    """
+    chosen = [prompt for prompt, _ in spread_items(places, prompts)]
+    seeds_of = {name: [seed for prompt, seed in places if prompt == name] for name in chosen}
+    fewest = min(map(len, seeds_of.values()))
+    count = max(1, min(MOST_COLUMNS // len(models), fewest))
+    merged = []
+    for prompt, seeds in seeds_of.items():
+        same_noise = grid_rows(folder, rows, models, [(prompt, s) for s in seeds[:count]], scores)
+        cells = [row.cells[i] for i in range(len(models)) for row in same_noise]
+        merged.append(GridRow(caption=same_noise[0].caption, cells=cells))
+    titles = [
+        f"{model}, {number + 1}" if count > 1 else model
+        for model in models
+        for number in range(count)
+    ]
+    return merged, titles
+
+
 def _only_best(values: Sequence[float | None]) -> int | None:
     """Position of the highest score, if all are there and no other reaches it."""
     known = [value for value in values if value is not None]

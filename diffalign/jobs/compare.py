@@ -14,7 +14,7 @@ from diffalign.errors import ConfigError, DataError
 from diffalign.evaluation.compare import Comparison, Place, compare_scores
 from diffalign.evaluation.grid import draw_grid
 from diffalign.evaluation.manifest import ItemKey, ManifestRow, read_manifest, write_atomically
-from diffalign.evaluation.pictures import grid_rows, spread_items
+from diffalign.evaluation.pictures import seeds_side_by_side
 from diffalign.evaluation.report import Section, command, facts, write_report
 from diffalign.evaluation.results import Result, as_json, as_markdown, console_table
 from diffalign.evaluation.results_page import gallery_sections, grid_section, numbers_section
@@ -170,15 +170,17 @@ def _write(
     first = results[0]
     models = (first.baseline, *dict.fromkeys(result.model for result in results))
     places = list(dict.fromkeys((prompt, seed) for _, prompt, seed in rows))
-    drawn = grid_rows(config.images, rows, models, spread_items(places, config.grid_rows), scores)
-    draw_grid(drawn, models).save(grid)
+    drawn, columns = seeds_side_by_side(
+        config.images, rows, models, places, prompts=config.grid_rows, scores=scores
+    )
+    draw_grid(drawn, columns).save(grid)
     write_atomically(figures, as_json(results, configs.to_dict(config)).encode())
     write_atomically(summary, as_markdown(results, grid.name).encode())
     write_report(
         page,
         f"{', '.join(models[1:])} against {first.baseline}",
         numbers_section(results),
-        grid_section(drawn, models),
+        grid_section(drawn, columns),
         *gallery_sections(
             first,
             config.images,

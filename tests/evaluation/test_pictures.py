@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from PIL import Image
 
 from diffalign.evaluation.manifest import ManifestRow
-from diffalign.evaluation.pictures import grid_rows, spread_items
+from diffalign.evaluation.pictures import grid_rows, seeds_side_by_side, spread_items
 
 
 def test_different_prompts_come_before_further_seeds():
@@ -56,3 +58,23 @@ def test_a_damaged_picture_is_an_empty_cell(folder):
     rows = {row(model).key: row(model) for model in "ab"}
     (grid_row,) = grid_rows(folder, rows, "ab", [("p", 0)])
     assert [cell is None for cell in grid_row.cells] == [False, True]
+
+
+def test_a_row_shows_the_same_noises_for_each_model(folder):
+    rows = {}
+    for model in "ab":
+        for seed in range(4):
+            entry = dataclasses.replace(row(model), seed=seed)
+            rows[entry.key] = entry
+    scores = {("a", "p", 1): 1.0, ("b", "p", 1): 0.0, ("a", "p", 2): 0.0, ("b", "p", 2): 1.0}
+    places = [("p", seed) for seed in range(4)]
+    (drawn,), titles = seeds_side_by_side(folder, rows, "ab", places, prompts=5, scores=scores)
+    assert titles == ["a, 1", "a, 2", "a, 3", "b, 1", "b, 2", "b, 3"]
+    assert [cell.score for cell in drawn.cells] == [None, 1.0, 0.0, None, 0.0, 1.0]
+    assert [cell.winner for cell in drawn.cells] == [False, True, False, False, False, True]
+
+
+def test_one_picture_of_each_model_keeps_its_plain_title(folder):
+    rows = {row(model).key: row(model) for model in "ab"}
+    (drawn,), titles = seeds_side_by_side(folder, rows, "ab", [("p", 0)], prompts=1)
+    assert titles == ["a", "b"] and len(drawn.cells) == 2
