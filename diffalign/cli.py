@@ -155,7 +155,9 @@ def main() -> None:
     """Run the command line; errors meant for the user are printed alone and exit with 1."""
     try:
         app()
-    except DiffalignError as error:
+    except (DiffalignError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # a library's, not the disk's or a path's
         console = Console(stderr=True, highlight=False)
         console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
         console.print(str(error), markup=False, soft_wrap=True)

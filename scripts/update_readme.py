@@ -34,7 +34,8 @@ def table(run: Path) -> str:
     (c,) = json.loads((run / "evaluation/compare.json").read_text())["comparisons"]
     training = config.load(RunConfig, run / "config.yaml")
     timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
-    steps, batch = training.training.optimizer_steps, training.training.samples_per_device
+    steps = training.training.optimizer_steps
+    batch = training.training.samples_per_device * training.training.accumulation
     seconds = steps * batch / timing[-1]["samples_per_second"]
     rate, gain = c["win_rate_interval"], c["mean_difference_interval"]
     return (

@@ -26,6 +26,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from diffalign.errors import DataError, ModelError
 from diffalign.models.export import restore_prefix
 from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
@@ -45,11 +46,11 @@ def playground_model_path() -> Path:
     """Folder of the shipped tiny SDXL.
 
     Raises:
-        FileNotFoundError: the package runs outside a checkout that holds `assets/`.
+        ModelError: the package runs outside a checkout that holds `assets/`.
     """
     folder = _assets() / "sdxl"
     if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
+        raise ModelError(
             f"the playground model is not at {folder}: run from a checkout of the repository "
             "installed with `pip install -e .`, or make the model with "
             f"`python scripts/pretrain_playground.py --out {folder}`"
@@ -61,11 +62,11 @@ def playground_preferences_path() -> Path:
     """Folder of the shipped preference pairs, Pick-a-Pic v2 parquet.
 
     Raises:
-        FileNotFoundError: the package runs outside a checkout that holds `assets/`.
+        DataError: the package runs outside a checkout that holds `assets/`.
     """
     folder = _assets() / "preferences"
     if not any(folder.glob("*.parquet")):
-        raise FileNotFoundError(
+        raise DataError(
             f"the playground preferences are not at {folder}: run from a checkout of the "
             "repository installed with `pip install -e .`, or make them with "
             f"`python scripts/make_playground_preferences.py --out {folder}`"

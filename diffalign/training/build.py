@@ -45,7 +45,7 @@ class RunConfig:
     output: Path
     """The run folder; everything the run writes lies below it."""
     seed: int = 0
-    """Every random choice derives from it and from the sample it is made for."""
+    """Every draw derives from it and from its sample; an adapter starts from `model.lora.seed`."""
     model: AbstractModel
     """What is trained, and where its weights come from."""
     reference: Literal["auto", "adapter_off", "frozen_copy", "none"] = "auto"

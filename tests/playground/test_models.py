@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+from diffalign.errors import DataError, ModelError
 from diffalign.playground import models
 from diffalign.playground.models import (
     PROMPT_TOKENS,
@@ -102,9 +103,9 @@ def test_standardising_gives_unit_latents_and_keeps_reconstructions():
 
 def test_missing_assets_are_named_with_the_command_that_makes_them(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "_assets", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"scripts/pretrain_playground\.py --out"):
+    with pytest.raises(ModelError, match=r"scripts/pretrain_playground\.py --out"):
         playground_model_path()
-    with pytest.raises(FileNotFoundError, match=r"scripts/make_playground_preferences\.py --out"):
+    with pytest.raises(DataError, match=r"scripts/make_playground_preferences\.py --out"):
         playground_preferences_path()
 
 
