@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import typing
 from typing import Any, TypeVar
 
 from diffalign.errors import ConfigError
@@ -33,7 +34,8 @@ def _concrete_in(module_name: str, abstract: type[T]) -> list[type[T]]:
     return [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, abstract)
+        if typing.get_origin(member) is None  # on Python 3.10, list[int] passes for a class
+        and issubclass(member, abstract)
         and member.__module__ == module_name
         and not inspect.isabstract(member)
     ]

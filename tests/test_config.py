@@ -147,3 +147,20 @@ def test_a_kind_from_outside_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
 def test_a_module_without_a_component_is_refused():
     with pytest.raises(ConfigError, match="must hold exactly one concrete AbstractObjective"):
         components.find(AbstractObjective, "diffalign.seeding")
+
+
+def test_an_alias_of_a_type_beside_a_component_is_no_component(tmp_path, monkeypatch):
+    (tmp_path / "aliased_loss.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from diffalign.objectives.base import AbstractObjective\n"
+        "Rows = list[int]\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(AbstractObjective):\n"
+        "    def __call__(self, views): ...\n"
+    )
+    package = tmp_path / "aliased"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (tmp_path / "aliased_loss.py").rename(package / "loss.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert components.find(AbstractObjective, "aliased.loss").__name__ == "Mine"
