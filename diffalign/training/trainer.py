@@ -274,7 +274,7 @@ class Trainer:
         if failure and must_succeed:
             raise CheckpointError(failure)
         if failure:
-            self.console.print(f"[red]{failure}. The run goes on", highlight=False)
+            self.console.print(f"[red]{failure}. The run goes on", highlight=False, soft_wrap=True)
 
     def resume(self, path: Path) -> None:
         """Continue exactly where a checkpoint of the same run was written.
