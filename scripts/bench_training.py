@@ -53,12 +53,11 @@ def main(path: Path, overrides: list[str]) -> None:
             with stage("encode pictures and prompts, add noise", counted):
                 prepared = run.likelihood.prepare(trainer.model, batch)
             reference = {}
-            with accelerator.autocast():
-                if run.objective.needs_reference:
-                    with stage("reference", counted), torch.no_grad(), trainer.model.reference():
-                        reference = run.likelihood.evaluate(trainer.model, prepared)
-                with stage("policy", counted):
-                    policy = run.likelihood.evaluate(trainer.model, prepared)
+            if run.objective.needs_reference:
+                with stage("reference", counted), torch.no_grad(), trainer.model.reference():
+                    reference = run.likelihood.evaluate(trainer.model, prepared)
+            with stage("policy", counted):
+                policy = run.likelihood.evaluate(trainer.model, prepared)
             views = {name: Likelihoods(policy[name], reference.get(name)) for name in policy}
             with stage("backward", counted):
                 accelerator.backward(run.objective(views).loss.mean())

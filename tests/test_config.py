@@ -125,42 +125,35 @@ def test_kinds_are_found_by_module_name_and_named_back():
     assert components.kind_of(DPO(beta=1.0)) == "dpo"
 
 
-def test_a_kind_from_outside_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
-    (tmp_path / "my_losses.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from diffalign.objectives.base import AbstractObjective\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Mine(AbstractObjective):\n"
-        "    weight: float = 1.0\n"
-        "    def __call__(self, views): ...\n"
-    )
-    package = tmp_path / "my_package"
+def package_with_a_loss(tmp_path: Path, monkeypatch, name: str, extra: str = "") -> str:
+    """An importable module outside diffalign that holds one objective; its dotted path."""
+    package = tmp_path / name
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (tmp_path / "my_losses.py").rename(package / "my_losses.py")
+    (package / "loss.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from diffalign.objectives.base import AbstractObjective\n"
+        f"{extra}\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(AbstractObjective):\n"
+        "    def __call__(self, views): ...\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = components.find(AbstractObjective, "my_package.my_losses")
+    return f"{name}.loss"
+
+
+def test_a_kind_from_outside_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
+    kind = package_with_a_loss(tmp_path, monkeypatch, "my_package")
+    found = components.find(AbstractObjective, kind)
     assert found.__name__ == "Mine"
-    assert components.kind_of(found()) == "my_package.my_losses"
+    assert components.kind_of(found()) == kind
+
+
+def test_an_alias_of_a_type_beside_a_component_is_no_component(tmp_path, monkeypatch):
+    kind = package_with_a_loss(tmp_path, monkeypatch, "aliased", "Rows = list[int]")
+    assert components.find(AbstractObjective, kind).__name__ == "Mine"
 
 
 def test_a_module_without_a_component_is_refused():
     with pytest.raises(ConfigError, match="must hold exactly one concrete AbstractObjective"):
         components.find(AbstractObjective, "diffalign.seeding")
-
-
-def test_an_alias_of_a_type_beside_a_component_is_no_component(tmp_path, monkeypatch):
-    (tmp_path / "aliased_loss.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from diffalign.objectives.base import AbstractObjective\n"
-        "Rows = list[int]\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Mine(AbstractObjective):\n"
-        "    def __call__(self, views): ...\n"
-    )
-    package = tmp_path / "aliased"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (tmp_path / "aliased_loss.py").rename(package / "loss.py")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert components.find(AbstractObjective, "aliased.loss").__name__ == "Mine"

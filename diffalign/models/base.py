@@ -70,6 +70,7 @@ class AbstractModel(abc.ABC):
 
         Args:
             device: where everything goes.
-            compute_dtype: of frozen parts; trained parameters stay in float32.
+            compute_dtype: in which the loaded model computes, autocasting by itself, for policy and
+                reference alike; trained parameters stay in float32.
             reference: what `AbstractTrainable.reference` switches to.
         """

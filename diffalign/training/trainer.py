@@ -210,11 +210,10 @@ class Trainer:
         """Reference first, then policy, on one prepared batch."""
         prepared = self.likelihood.prepare(self.model, batch)
         reference: Mapping[str, Tensor] = {}
-        with self.accelerator.autocast():
-            if self.objective.needs_reference:
-                with torch.no_grad(), self.model.reference():
-                    reference = self.likelihood.evaluate(self.model, prepared)
-            policy = self.likelihood.evaluate(self.model, prepared)
+        if self.objective.needs_reference:
+            with torch.no_grad(), self.model.reference():
+                reference = self.likelihood.evaluate(self.model, prepared)
+        policy = self.likelihood.evaluate(self.model, prepared)
         views = {name: Likelihoods(policy[name], reference.get(name)) for name in policy}
         output = self.objective(views)
         drift = {
