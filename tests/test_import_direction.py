@@ -17,12 +17,12 @@ ALLOWED = {
     "__init__": set(),
     "objectives": {"world", "shapes"},
     "scorers": BASE,
-    "models": BASE | {"data"},
+    "models": BASE | {"data", "scorers"},
     "data": BASE,
-    "likelihoods": BASE | {"objectives", "models", "data"},
+    "likelihoods": BASE | {"objectives", "models", "data", "scorers"},
     "cache": BASE | {"models", "data"},
-    "rollouts": BASE | {"models", "data", "scorers", "cache"},
     "evaluation": BASE | {"models", "data", "scorers"},
+    "rollouts": BASE | {"models", "data", "scorers", "cache", "likelihoods", "evaluation"},
     "playground": BASE | {"data", "scorers", "models"},
 }
 ALLOWED["training"] = set(ALLOWED) - {"playground", "__init__"} | {"objectives"}

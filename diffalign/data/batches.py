@@ -34,3 +34,30 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """B pairs of reverse steps, each from a noisy latent to a less noisy one, as a sampler took them.
+
+    The states that the steps leave from stand once each: where both sides of a pair leave from the
+    same latent, one forward of the network serves both.
+    """
+
+    sample_ids: tuple[str, ...]
+    """B of them."""
+    states: Tensor
+    """Latents that steps leave from, float32 [U, channels, h, w], with B <= U <= views * B."""
+    prompts: tuple[str, ...]
+    """U of them."""
+    t: Tensor
+    """Int64 [U], the training timestep of each state."""
+    t_next: Tensor
+    """Int64 [U], the timestep that is stepped to."""
+    state_rows: Mapping[str, Tensor]
+    """View -> int64 [B], the rows of `states` that its steps leave from."""
+    outcomes: Mapping[str, Tensor]
+    """View -> float32 [B, channels, h, w], where the steps arrived."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)

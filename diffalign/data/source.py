@@ -41,6 +41,14 @@ class AbstractSource(abc.ABC):
             DataError: the position belongs to another data set or another global batch.
         """
 
+    def bind(self, model: Any) -> None:
+        """Take the loaded model, once, before iteration; sources that sample from it keep it."""
+        return
+
+    def release(self, state: Mapping[str, Any]) -> None:
+        """No earlier position than `state` will be asked for again: its files may go."""
+        return
+
     @property
     @abc.abstractmethod
     def skipped_counts(self) -> dict[str, int]:

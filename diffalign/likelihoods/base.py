@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from diffalign.models.base import AbstractModel
+
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractLikelihood(abc.ABC):
@@ -16,6 +18,10 @@ class AbstractLikelihood(abc.ABC):
 
     batch_type: ClassVar[type]
     """What `prepare` takes."""
+
+    @abc.abstractmethod
+    def check(self, model: AbstractModel) -> None:
+        """Raise ValueError if this cannot measure what `model` makes, before any weight is read."""
 
     @abc.abstractmethod
     def prepare(self, model: Any, batch: Any) -> Any:
@@ -30,6 +36,11 @@ class AbstractLikelihood(abc.ABC):
 
         Nothing is sampled here: policy and reference see the same draw.
         """
+
+    def facts(self, prepared: Any) -> Mapping[str, Mapping[str, Tensor]]:
+        """What else is known of the rows of a view, the same for policy and reference: fields of
+        `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
+        return {}
 
     @abc.abstractmethod
     def describe(self) -> str:

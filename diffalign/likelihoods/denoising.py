@@ -11,8 +11,10 @@ from torch import Tensor
 
 from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractModel
 from diffalign.models.conditioning import Framing
 from diffalign.models.denoiser import DiffusionModel
+from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.placement import send
 from diffalign.seeding import TimestepSampling, noise_from_seeds
 from diffalign.shapes import check_same_shape
@@ -66,6 +68,11 @@ class Denoising(AbstractLikelihood):
 
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     """Which times the loader draws."""
+
+    def check(self, model: AbstractModel) -> None:
+        if not isinstance(model, AbstractDiffusion):
+            raise ValueError("denoising measures images under a diffusion model, such as sdxl")
+        self.timesteps.check(model.noising().schedule_length)
 
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: ImageBatch) -> NoisyViews:

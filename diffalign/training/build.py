@@ -105,11 +105,10 @@ def check(run: RunConfig) -> None:
     check_optimizer(run.optimizer)
     _check_trackers(run.tracking)
     run.model.check()
-    model, likelihood = _diffusion_parts(run)
     try:
-        likelihood.timesteps.check(model.noising().schedule_length)
+        run.likelihood.check(run.model)
     except ValueError as error:
-        raise ConfigError(f"likelihood.timesteps: {error}") from error
+        raise ConfigError(f"likelihood {components.kind_of(run.likelihood)}: {error}") from error
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:

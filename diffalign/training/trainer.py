@@ -214,7 +214,11 @@ class Trainer:
             with torch.no_grad(), self.model.reference():
                 reference = self.likelihood.evaluate(self.model, prepared)
         policy = self.likelihood.evaluate(self.model, prepared)
-        views = {name: Likelihoods(policy[name], reference.get(name)) for name in policy}
+        facts = self.likelihood.facts(prepared)
+        views = {
+            name: Likelihoods(policy[name], reference.get(name), **facts.get(name, {}))
+            for name in policy
+        }
         output = self.objective(views)
         drift = {
             f"drift/{name}": view.log_ratio.detach()

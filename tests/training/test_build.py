@@ -49,7 +49,7 @@ def test_a_longer_run_may_continue_a_constant_schedule_but_no_falling_one(tiny_s
 
 
 def test_timesteps_that_the_model_does_not_have_are_refused(tiny_sdxl):
-    with pytest.raises(ConfigError, match=r"likelihood\.timesteps: timesteps reach 1999"):
+    with pytest.raises(ConfigError, match=r"likelihood denoising: timesteps reach 1999"):
         build.check(run_of(tiny_sdxl, "likelihood.timesteps.high=2000"))
 
 

@@ -107,6 +107,9 @@ class ToyLikelihood(AbstractLikelihood):
     def describe(self):
         return "a linear score"
 
+    def check(self, model):
+        pass
+
     def prepare(self, model, batch):
         return batch
 
