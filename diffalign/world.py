@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -31,3 +33,17 @@ def total(values: Tensor) -> Tensor:
     if _grouped():
         dist.all_reduce(result, op=dist.ReduceOp.SUM)
     return result
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, picklable, in the order of ranks, on every rank."""
+    if not _grouped():
+        return [value]
+    everyone: list[Any] = [None] * size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def wait() -> None:
+    """Go on when every rank has come here."""
+    gather(None)

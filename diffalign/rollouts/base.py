@@ -1,0 +1,148 @@
+"""What an online source promises: sample a round with the model in training, then train on it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from rich.console import Console
+
+from diffalign.data.source import AbstractSource
+from diffalign.models.denoiser import DiffusionModel
+from diffalign.models.reverse import ReverseProcess
+
+ReferenceRule = Literal["initial", "latest", "uniform"]
+"""Which policy is the reference of a round: the one that the run began with, the one that the round
+began with, or one drawn uniformly from those that this round and all earlier ones began with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run tells its source."""
+
+    folder: Path
+    """Of all rounds; every process must see the same files there."""
+    run_seed: int
+    settings: str
+    """Everything in the config that shapes a round, in any form that equal settings share."""
+    samples_per_device: int
+    """Rows of a micro-batch on one rank."""
+    accumulation: int
+    """Micro-batches of an optimiser step."""
+    process: ReverseProcess | None
+    """How the likelihood's reverse steps are taken; None where the likelihood takes none."""
+    console: Console
+    """Silent on all ranks but the main one."""
+    open_data: Callable[[frozenset[str]], AbstractSource]
+    """Opens the `data:` section for some views; raises ConfigError where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractRollouts(abc.ABC):
+    """How the batches of an online run come about; its fields are the settings of a config."""
+
+    batch_type: ClassVar[type]
+    """What the source yields."""
+    views: ClassVar[frozenset[str]]
+    """Names of the views in every batch."""
+    needs_data: ClassVar[bool] = False
+    """Whether the `data:` section is read."""
+
+    reference: ReferenceRule = "initial"
+    """The policy that this round's is compared with: `initial` is the run's first, `latest` the one
+    that the round began with, `uniform` one of all that rounds began with."""
+
+    @abc.abstractmethod
+    def open(self, run: RunFacts) -> AbstractSource:
+        """The source of a run; whatever can be refused before weights load is refused here."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line for the start of a run."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One file of a round that is still to be made; the same on every rank."""
+
+    file: str
+    """Its name in the round's folder; where it exists, the work is done."""
+    images: int
+    """How many the work samples or judges, for progress."""
+    what: Any
+    """Whatever the collector needs to know."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Works of one kind, which ranks share."""
+
+    title: str
+    """What is done: `sample`, `score`."""
+    works: Sequence[Work]
+    do: Callable[[DiffusionModel, Work, Path], None]
+    """Does one work: writes its file into the given folder, whole or not at all. A work's result
+    depends on nothing but the work, the round and the model."""
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What a round came to."""
+
+    micro_batches: int
+    """How many the round trains on; a multiple of the accumulation."""
+    summary: dict[str, float] = field(default_factory=dict)
+    """Figures for the log: counts, mean and spread of scores, shares."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Unusable samples, by reason."""
+    sentence: str = ""
+    """The figures in words."""
+
+
+class AbstractCollector(abc.ABC):
+    """What happens in a round; `rollouts.rounds.Rounds` decides when, and survives being killed.
+
+    Every method gives the same on every rank, and after being killed and started again.
+    """
+
+    @abc.abstractmethod
+    def phases(self, number: int) -> Iterator[Phase]:
+        """The phases of round `number`, in order; one is asked for when the one before is done."""
+
+    @abc.abstractmethod
+    def harvest(self, number: int, folder: Path) -> Harvest:
+        """Form the pairs of a round whose phases are done, and leave a grid of them.
+
+        Called on the main rank alone; what it writes into `folder` the others read.
+        """
+
+    @abc.abstractmethod
+    def batches(self, number: int, folder: Path, start: int) -> Iterator[Any]:
+        """This rank's micro-batches of a harvested round, from micro-batch `start` on."""
+
+    @abc.abstractmethod
+    def preview_prompts(self) -> list[str]:
+        """A few prompts that every round draws from the same noise, for the film strip."""
+
+    @abc.abstractmethod
+    def preview_process(self) -> ReverseProcess:
+        """How the film strip is drawn."""
+
+    @abc.abstractmethod
+    def describe(self) -> list[str]:
+        """Lines for the start of a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What else the position in a round is made of, of plain JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        return
+
+    def release(self, folder: Path) -> None:
+        """Delete what only training on the round in `folder` needed; pictures and scores stay."""
+        return

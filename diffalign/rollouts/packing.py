@@ -1,0 +1,77 @@
+"""The steps of a round, in whole optimiser steps of equal micro-batches.
+
+A global micro-batch is what all ranks together see at once; each takes its contiguous part. So one
+process with a batch of 2n and two with n train on the same steps in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+
+from diffalign.seeding import cpu_generator, derive_seed
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+    """The items in an order that depends on the seed alone."""
+    order = torch.randperm(len(items), generator=cpu_generator(seed))
+    return [items[i] for i in order.tolist()]
+
+
+def pack_pool(
+    items: Sequence[Item], *, rows: int, accumulation: int, seed: int
+) -> list[list[Item]]:
+    """Shuffle all steps together and cut them into micro-batches, as SPO trains.
+
+    Args:
+        items: what can be trained on.
+        rows: of a global micro-batch.
+        accumulation: micro-batches of an optimiser step.
+        seed: of the order.
+
+    Returns:
+        Micro-batches; steps that do not fill an optimiser step are left out.
+    """
+    return _whole_steps(_cut(shuffled(items, seed), rows), accumulation)
+
+
+def pack_pairs(
+    pairs: Sequence[Sequence[Item]], *, rows: int, accumulation: int, seed: int
+) -> list[list[Item]]:
+    """Keep the steps of a pair close: D3PO's order, whose gradients gather over a trajectory.
+
+    Micro-batch j of a group of `rows` pairs holds one step of each pair; every pair goes through
+    its steps in an order of its own.
+
+    Args:
+        pairs: the steps of each pair, equally many.
+        rows, accumulation, seed: as for `pack_pool`.
+    """
+    permuted = [
+        shuffled(steps, derive_seed(seed, "steps", number)) for number, steps in enumerate(pairs)
+    ]
+    groups = _cut(shuffled(range(len(pairs)), seed), rows)
+    batches = [
+        [permuted[number][place] for number in group]
+        for group in groups
+        for place in range(len(permuted[group[0]]))
+    ]
+    return _whole_steps(batches, accumulation)
+
+
+def _cut(items: Sequence[Item], rows: int) -> list[list[Item]]:
+    """Consecutive parts of equal length; what is left over is left out."""
+    return [list(items[i : i + rows]) for i in range(0, len(items) - rows + 1, rows)]
+
+
+def _whole_steps(batches: list[list[Item]], accumulation: int) -> list[list[Item]]:
+    return batches[: len(batches) // accumulation * accumulation]
+
+
+def count(batches: Iterable[Sequence[object]]) -> int:
+    """Rows of all micro-batches."""
+    return sum(len(batch) for batch in batches)

@@ -1,0 +1,238 @@
+"""Sample, score, train, repeat: rounds as a source of batches, kept on disk and resumable anywhere.
+
+A round is a folder. While it is collected, its files appear one by one, each whole; a run that was
+killed makes the missing ones. `round.json` is written last, and says with which policy the round
+was sampled: a run that was killed while it trained on a round goes back to its last checkpoint, and
+takes up every round that it finds again if the policy is the one that made it.
+
+    rounds/
+      round-0000/   round.json  grid.png  scores.jsonl  images/  ...
+      film_strip.png
+
+A round trains for a whole number of optimiser steps, so the policy never changes while it samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign import world
+from diffalign.data.source import AbstractSource
+from diffalign.errors import DataError
+from diffalign.evaluation.manifest import write_atomically
+from diffalign.evaluation.progress import progress
+from diffalign.models.denoiser import DiffusionModel
+from diffalign.rollouts.base import (
+    AbstractCollector,
+    AbstractRollouts,
+    Harvest,
+    Phase,
+    RunFacts,
+)
+from diffalign.rollouts.film import FilmStrip
+from diffalign.rollouts.policies import PastPolicies
+from diffalign.rollouts.store import writing
+
+_RECORD = "round.json"
+_BEGUN = "begun.json"
+_MOST_EMPTY_ROUNDS = 10
+"""Rounds without a pair to train on, in a row, after which a run stops."""
+
+
+class Rounds(AbstractSource):
+    """Batches of rounds that are sampled with the policy as it stands."""
+
+    def __init__(
+        self, rollouts: AbstractRollouts, collector: AbstractCollector, run: RunFacts
+    ) -> None:
+        """Assemble a source.
+
+        Args:
+            rollouts: the settings; they name batch type, views and the reference's rule.
+            collector: what happens in a round.
+            run: of which run.
+        """
+        self.batch_type = rollouts.batch_type  # type: ignore[misc]  # of this source, not of all
+        self.views = rollouts.views
+        self._collector = collector
+        self._run = run
+        self._policies = PastPolicies(run.folder, rule=rollouts.reference, run_seed=run.run_seed)
+        self._film = FilmStrip(run.folder, collector, run_seed=run.run_seed)
+        self._model: DiffusionModel | None = None
+        self._number = 0
+        self._batch = 0
+        self._empty_in_a_row = 0
+        self._skipped: dict[str, int] = {}
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The model in training."""
+        assert self._model is not None, "bind comes before iteration"
+        return self._model
+
+    def bind(self, model: DiffusionModel) -> None:
+        self._model = model
+
+    def describe(self) -> list[str]:
+        return self._collector.describe()
+
+    def describe_end(self) -> list[str]:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in self._skipped.items())
+        lines = [f"left out of the rounds: {skipped}"] if skipped else []
+        return [*lines, f"every round's pictures and scores are in {self._run.folder}"]
+
+    @property
+    def skipped_counts(self) -> dict[str, int]:
+        return dict(self._skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "round": self._number,
+            "batch": self._batch,
+            "skipped": self._skipped,
+            "rows_per_micro_batch": self._run.samples_per_device * world.size(),
+            **self._collector.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        position = dict(state)
+        saved = position.pop("rows_per_micro_batch")
+        ours = self._run.samples_per_device * world.size()
+        if saved != ours:
+            raise DataError(
+                f"the checkpoint's place in its round counts micro-batches of {saved} rows, and "
+                f"this run has {ours}: resume with the same samples_per_device times processes"
+            )
+        self._number, self._batch = position.pop("round"), position.pop("batch")
+        self._skipped = position.pop("skipped")
+        self._collector.load_state_dict(position)
+
+    def release(self, state: Mapping[str, Any]) -> None:
+        if not world.is_main():
+            return
+        for number in range(state["round"]):
+            self._collector.release(self._folder(number))
+        self._policies.release(before=state["round"])
+
+    def finish(self) -> None:
+        """Show the final policy as the last frame of the film strip."""
+        if world.is_main():
+            self._film.add(self._number + 1, self.model)
+        world.wait()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            folder = self._folder(self._number)
+            harvest = self._ready(folder) if self._batch == 0 else self._resumed(folder)
+            self._policies.refer(self.model, self._number)
+            for batch in self._collector.batches(self._number, folder, self._batch):
+                self._batch += 1
+                yield batch
+            self._count_empty(harvest)
+            self._number, self._batch = self._number + 1, 0
+
+    def _folder(self, number: int) -> Path:
+        return self._run.folder / f"round-{number:04d}"
+
+    def _ready(self, folder: Path) -> Harvest:
+        """The round, collected with the policy as it stands: now, or by a run that was killed."""
+        digest = world.gather(_digest(self.model, self._run.settings))[0]
+        record = _read(folder / _RECORD)
+        if record is None or record["policy"] != digest:
+            record = self._collect(folder, digest)
+        harvest = Harvest(**record["harvest"])
+        for reason, count in harvest.skipped.items():
+            self._skipped[reason] = self._skipped.get(reason, 0) + count
+        return harvest
+
+    def _resumed(self, folder: Path) -> Harvest:
+        """The round that a checkpoint stood in; the weights have moved on since it was sampled."""
+        record = _read(folder / _RECORD)
+        if record is None:
+            raise DataError(
+                f"{folder}: the checkpoint was written while training on this round, and its "
+                f"{_RECORD} is gone. Resume from another checkpoint, or start afresh"
+            )
+        return Harvest(**record["harvest"])
+
+    def _collect(self, folder: Path, digest: str) -> dict[str, Any]:
+        began = time.monotonic()
+        if world.is_main():
+            self._begin(folder, digest)
+        world.wait()
+        self._policies.keep(self.model, self._number)
+        self._policies.refer(self.model, self._number)
+        if world.is_main():
+            self._film.add(self._number, self.model)
+        images = 0
+        for phase in self._collector.phases(self._number):
+            self._work(phase, folder)
+            images += sum(work.images for work in phase.works)
+        if world.is_main():
+            harvest = self._collector.harvest(self._number, folder)
+            record = {"round": self._number, "policy": digest, "harvest": asdict(harvest)}
+            with writing(folder):
+                write_atomically(folder / _RECORD, json.dumps(record, indent=1).encode())
+            self._run.console.print(
+                f"[bold]round {self._number}[/bold]  {harvest.sentence}  "
+                f"({time.monotonic() - began:.0f} s)",
+                soft_wrap=True,
+            )
+        world.wait()
+        collected = _read(folder / _RECORD)
+        assert collected is not None
+        return collected
+
+    def _begin(self, folder: Path, digest: str) -> None:
+        """Keep what an interrupted run of the same policy has already collected, nothing else."""
+        begun = _read(folder / _BEGUN)
+        if begun is None or begun["policy"] != digest:
+            if folder.exists():
+                shutil.rmtree(folder)
+            with writing(folder):
+                write_atomically(folder / _BEGUN, json.dumps({"policy": digest}).encode())
+
+    def _work(self, phase: Phase, folder: Path) -> None:
+        mine = phase.works[world.rank() :: world.size()]
+        missing = [work for work in mine if not (folder / work.file).exists()]
+        title = f"round {self._number}, {phase.title}"
+        with progress(self._run.console, title, sum(work.images for work in missing)) as advance:
+            for work in missing:
+                phase.do(self.model, work, folder)
+                advance(work.images)
+        world.wait()
+
+    def _count_empty(self, harvest: Harvest) -> None:
+        self._empty_in_a_row = 0 if harvest.micro_batches else self._empty_in_a_row + 1
+        if self._empty_in_a_row >= _MOST_EMPTY_ROUNDS:
+            raise DataError(
+                f"{self._empty_in_a_row} rounds in a row had fewer pairs than one optimiser step "
+                f"takes, the last one: {harvest.sentence}. Sample more prompts a round, lower "
+                f"training.samples_per_device or training.accumulation, or ask less of a pair"
+            )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _digest(model: DiffusionModel, settings: str) -> str:
+    """Tells a policy, and what is done with it, from every other one."""
+    digest = hashlib.blake2b(f"{model.fingerprint()}\0{settings}".encode(), digest_size=16)
+    for name, parameter in model.trained_parameters():
+        digest.update(name.encode())
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
