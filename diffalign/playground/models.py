@@ -20,10 +20,13 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 from diffusers.schedulers import EulerDiscreteScheduler
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
 )
 
 from diffalign.errors import DataError, ModelError
@@ -70,6 +73,22 @@ def playground_preferences_path() -> Path:
             f"the playground preferences are not at {folder}: run from a checkout of the "
             "repository installed with `pip install -e .`, or make them with "
             f"`python scripts/make_playground_preferences.py --out {folder}`"
+        )
+    return folder
+
+
+def playground_clip_path() -> Path:
+    """Folder of the shipped tiny CLIP, a plain preference scorer of clean playground pictures.
+
+    Raises:
+        ModelError: the package runs outside a checkout that holds `assets/`.
+    """
+    folder = _assets() / "clip"
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(
+            f"the playground's CLIP is not at {folder}: run from a checkout of the repository "
+            "installed with `pip install -e .`, or make it with "
+            f"`python scripts/pretrain_playground.py --clip-out {folder}`"
         )
     return folder
 
@@ -151,6 +170,25 @@ def _text_config(width: int, *, layers: int, vocabulary: dict[str, int]) -> CLIP
         eos_token_id=vocabulary[_END],
         pad_token_id=vocabulary[_END],
     )
+
+
+def build_clip(seed: int) -> CLIPModel:
+    """A CLIP of 0.6 M parameters for whole playground pictures, with random weights."""
+    text = _text_config(64, layers=2, vocabulary=_vocabulary())
+    vision = CLIPVisionConfig(
+        hidden_size=96,
+        intermediate_size=4 * 96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+    )
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPModel(config)
 
 
 def build_tokenizer(*, pad_token: str) -> CLIPTokenizer:
@@ -245,3 +283,10 @@ def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     restore_prefix(folder, pipeline)
     for name in ("tokenizer", "tokenizer_2"):  # transformers 4 does not read tokenizer.json
         _write_vocabulary(folder / name)
+
+
+def save_clip(clip: CLIPModel, folder: Path) -> None:
+    """Write weights as float16, configuration and tokenizer; the model is left as it was."""
+    copy.deepcopy(clip).half().save_pretrained(folder)
+    build_tokenizer(pad_token=_END).save_pretrained(folder)
+    _write_vocabulary(folder)  # transformers 4 does not read tokenizer.json
