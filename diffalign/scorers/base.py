@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ class AbstractScorer(abc.ABC):
     Weights, where a scorer has any, are loaded on first use, never at construction: building a
     config must stay cheap.
     """
+
+    takes_time: ClassVar[bool] = False
+    """Whether it judges what is still noisy, and has to be told the timestep: `score(..., t)`."""
 
     @property
     @abc.abstractmethod
