@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-ReferenceKind = Literal["adapter_off", "frozen_copy", "none"]
+ReferenceKind = Literal["adapter_off", "frozen_copy", "past_policy", "none"]
 
 
 class AbstractTrainable(abc.ABC):
@@ -21,6 +21,8 @@ class AbstractTrainable(abc.ABC):
     network: nn.Module
     """The one module given to `accelerator.prepare`; the trainer stores what came back here, and
     this is what every policy forward calls. Otherwise gradients are not averaged over ranks."""
+    evaluations: int = 0
+    """Rows that this process has sent through a network so far, policy and reference alike."""
 
     @abc.abstractmethod
     def reference(self) -> AbstractContextManager[None]:

@@ -53,8 +53,21 @@ class AbstractConditioner(abc.ABC):
         """
 
     @abc.abstractmethod
+    def unconditional(self) -> PromptEmbeddings:
+        """The one row that guidance steers away from, as in the backbone's own pipeline."""
+
+    @abc.abstractmethod
     def arguments(self, embeddings: PromptEmbeddings, framing: Framing) -> Mapping[str, Any]:
         """Keyword arguments of the network's forward beside latent and time; rows match."""
+
+
+def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
+    """Several encodings below one another, in the given order; they are of one backbone."""
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    return PromptEmbeddings(
+        hidden_states=torch.cat([row.hidden_states for row in rows]),
+        pooled=torch.cat(pooled) if pooled else None,
+    )
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:

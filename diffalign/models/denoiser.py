@@ -11,11 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.base import AbstractTrainable
-from diffalign.models.conditioning import AbstractConditioner, Framing, PromptEmbeddings
+from diffalign.models.conditioning import (
+    AbstractConditioner,
+    Framing,
+    PromptEmbeddings,
+    stack_embeddings,
+)
 from diffalign.models.noising import AbstractNoising
 from diffalign.models.placement import send
-from diffalign.models.reference import AbstractReference
+from diffalign.models.preparation import evaluation_mode
+from diffalign.models.prompts import PromptCache
+from diffalign.models.reference import AbstractReference, PastPolicy
 from diffalign.seeding import noise_from_seeds
+
+_KEPT_PROMPTS = 256
 
 Export = Callable[[Path, nn.Module, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
@@ -51,7 +60,7 @@ class DiffusionModel(AbstractTrainable):
             conditioner: around the frozen text encoders.
             noising: how the network was trained to be fed.
             compute_dtype: in which the network runs, by autocast unless it is float32.
-            images_per_encoding: how many the autoencoder takes at once.
+            images_per_encoding: how many the autoencoder takes at once, encoding or decoding.
             fingerprint: see `AbstractTrainable`.
             export: how trained values are written.
         """
@@ -60,10 +69,13 @@ class DiffusionModel(AbstractTrainable):
         self.conditioner = conditioner
         self.autoencoder = autoencoder
         self.device: torch.device = autoencoder.device
+        self.evaluations = 0
+        """Rows that entered the network so far, policy and reference alike; guidance is two."""
         self._unwrapped = network  # `network` itself may be wrapped for several processes
         self._trained = [name for name, p in network.named_parameters() if p.requires_grad]
         self._reference = reference
         self._called: nn.Module | None = None
+        self._prompts = PromptCache(conditioner, capacity=_KEPT_PROMPTS)
         self._compute_dtype = compute_dtype
         self._images_per_encoding = images_per_encoding
         self._fingerprint = fingerprint
@@ -95,6 +107,63 @@ class DiffusionModel(AbstractTrainable):
         return (mean + std * noise - shift) * config.scaling_factor
 
     @torch.no_grad()
+    def decode_images(self, latents: Tensor) -> Tensor:
+        """The images behind scaled latents.
+
+        Args:
+            latents: shape [n, channels, h, w], on any device.
+
+        Returns:
+            Shape [n, 3, h * factor, w * factor], float32, cut off at [-1, 1].
+        """
+        config = self.autoencoder.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        unscaled = send(latents, self.device).float() / config.scaling_factor + shift
+        with torch.autocast(self.device.type, enabled=False):
+            chunks = [
+                self.autoencoder.decode(part).sample
+                for part in unscaled.to(self.autoencoder.dtype).split(self._images_per_encoding)
+            ]
+        return torch.cat(chunks).float().clamp(-1.0, 1.0)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The network's own (height, width), in pixels."""
+        config: Any = self._unwrapped.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.pixels_of(height, width)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of an image of the network's own size."""
+        return self.latent_shape_at(self.image_size)
+
+    def latent_shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of an image of (height, width) pixels.
+
+        Raises:
+            ValueError: the autoencoder cannot divide that size.
+        """
+        height, width = size
+        if height % self._factor or width % self._factor:
+            raise ValueError(
+                f"images of {height}x{width} pixels do not fit the autoencoder: height and width "
+                f"must be multiples of {self._factor}"
+            )
+        config: Any = self._unwrapped.config
+        return config.in_channels, height // self._factor, width // self._factor
+
+    def pixels_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image, from those of its latent."""
+        return height * self._factor, width * self._factor
+
+    @property
+    def _factor(self) -> int:
+        """Pixels per latent, along either side."""
+        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Encode n prompts, equal ones once; the empty prompt stands for a dropped caption."""
         distinct = list(dict.fromkeys(prompts))
@@ -107,6 +176,48 @@ class DiffusionModel(AbstractTrainable):
         """What `predict` needs to know about n images beside latent and time."""
         return self.conditioner.arguments(self.encode_prompts(prompts), framing)
 
+    @torch.no_grad()
+    def guidance_conditioning(
+        self, prompts: Sequence[str], *, guidance: float, size: tuple[int, int] | None = None
+    ) -> Mapping[str, Any]:
+        """What `guided` needs to know about n images beside latent and time.
+
+        Args:
+            prompts: n of them. Each is encoded alone: a row does not depend on its company.
+            guidance: the one that `guided` will be given; above 1 there are 2 n rows, the first n
+                of them unconditional, as in the backbone's own pipeline.
+            size: (height, width) of the images in pixels, told as that of the uncropped file; None
+                is the network's own.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            rows = [self._prompts.encode(prompt) for prompt in prompts]
+            if guidance != 1:
+                rows = [self._prompts.unconditional()] * len(prompts) + rows
+        size = self.image_size if size is None else size
+        framing = Framing(
+            original_sizes=torch.tensor([size] * len(rows)),
+            crop_corners=torch.zeros((len(rows), 2), dtype=torch.int64),
+            target_size=size,
+        )
+        return self.conditioner.arguments(stack_embeddings(rows), framing)
+
+    def guided(
+        self, noisy: Tensor, time: Tensor, conditioning: Mapping[str, Any], *, guidance: float
+    ) -> Tensor:
+        """Prediction under classifier-free guidance, float32; one forward for both branches.
+
+        Args:
+            noisy: shape [n, channels, h, w], float32.
+            time: from `noising.network_time`, shape [n].
+            conditioning: from `guidance_conditioning`, with the same guidance.
+            guidance: 1 is the conditional prediction itself.
+        """
+        if guidance == 1:
+            return self.predict(noisy, time, conditioning).float()
+        stacked = self.predict(torch.cat([noisy, noisy]), torch.cat([time, time]), conditioning)
+        unconditional, conditional = stacked.float().chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
     def predict(self, noisy: Tensor, time: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
         """Output of the policy, or within `reference()` of the reference.
 
@@ -118,20 +229,59 @@ class DiffusionModel(AbstractTrainable):
         Returns:
             A prediction of `noising.target`, same shape, in the dtype of the computation.
         """
-        network = self.network if self._called is None else self._called
+        network = self._current()
+        self.evaluations += len(noisy)
         reduced = self._compute_dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=reduced):
             prediction: Tensor = network(noisy, timestep=time, return_dict=False, **conditioning)[0]
         return prediction
 
+    def _current(self) -> nn.Module:
+        return self.network if self._called is None else self._called
+
+    @contextmanager
+    def _calling(self, network: nn.Module) -> Iterator[None]:
+        before, self._called = self._called, network
+        try:
+            yield
+        finally:
+            self._called = before
+
     @contextmanager
     def reference(self) -> Iterator[None]:
-        with self._reference.instead_of(self.network) as network:
-            self._called = network
-            try:
-                yield
-            finally:
-                self._called = None
+        with self._reference.instead_of(self._current()) as network, self._calling(network):
+            yield
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within this context the model only predicts: no gradient, no dropout of an adapter.
+
+        The network is called bare, without its wrapper for several processes, so that ranks need
+        not call equally often. Within `reference()` it is the reference that is sampled from.
+        """
+        network = self._current()
+        network = self._unwrapped if network is self.network else network
+        with torch.no_grad(), evaluation_mode(network), self._calling(network):
+            yield
+
+    def refer_to(self, values: Mapping[str, Tensor]) -> None:
+        """Be the policy that had these trained parameters, within `reference()`, from now on.
+
+        Args:
+            values: one for every trained parameter, by name, such as an earlier `snapshot`.
+
+        Raises:
+            ValueError: names or shapes do not fit, or the model was loaded with another reference.
+        """
+        if not isinstance(self._reference, PastPolicy):
+            raise ValueError(
+                "this model's reference is fixed: load it with reference past_policy to choose it"
+            )
+        self._reference.refer_to(values)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The trained parameters as they are now, copied to the CPU, by name."""
+        return {name: p.detach().cpu().clone() for name, p in self.trained_parameters()}
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         parameters = dict(self._unwrapped.named_parameters())

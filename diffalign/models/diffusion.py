@@ -34,7 +34,13 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.preparation import freeze, remove_dropout, store_for_autocast
-from diffalign.models.reference import AbstractReference, AdapterOff, FrozenCopy, NoReference
+from diffalign.models.reference import (
+    AbstractReference,
+    AdapterOff,
+    FrozenCopy,
+    NoReference,
+    PastPolicy,
+)
 
 Attention = Literal["default", "sdpa", "xformers"]
 
@@ -93,8 +99,8 @@ class AbstractDiffusion(AbstractModel):
             )
 
     @abc.abstractmethod
-    def conditioner(self, components: Mapping[str, Any]) -> AbstractConditioner:
-        """What tells the network of prompt and framing, from the loaded pipeline's components."""
+    def conditioner(self, pipeline: Any) -> AbstractConditioner:
+        """What tells the network of prompt and framing, made of the loaded pipeline's parts."""
 
     @property
     def trains_adapter(self) -> bool:
@@ -178,7 +184,8 @@ class AbstractDiffusion(AbstractModel):
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
-        parts = self._read().components
+        pipeline = self._read()
+        parts = pipeline.components
         for name in self.text_encoders:
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, DTYPES[self.vae_dtype])
@@ -190,9 +197,9 @@ class AbstractDiffusion(AbstractModel):
                 network.compile()
         return DiffusionModel(
             network=policy,
-            reference=_reference(reference, stand_in),
+            reference=_reference(reference, policy, stand_in),
             autoencoder=parts["vae"],
-            conditioner=self.conditioner(parts),
+            conditioner=self.conditioner(pipeline),
             noising=self.noising(),
             compute_dtype=compute_dtype,
             images_per_encoding=self.images_per_encoding,
@@ -291,7 +298,11 @@ def _check_xformers() -> None:
         )
 
 
-def _reference(kind: ReferenceKind, stand_in: nn.Module | None) -> AbstractReference:
+def _reference(
+    kind: ReferenceKind, policy: nn.Module, stand_in: nn.Module | None
+) -> AbstractReference:
     if stand_in is not None:
         return FrozenCopy(stand_in)
+    if kind == "past_policy":
+        return PastPolicy(policy)
     return AdapterOff() if kind == "adapter_off" else NoReference()

@@ -1,11 +1,12 @@
-"""How a clean latent is corrupted at time t, and what the network then has to predict.
+"""How a clean latent is corrupted at time t, what the network then predicts, and the way back.
 
 Times come in units of training timesteps, float64 of shape [B] in [0, schedule_length), as
 `ImageBatch.timesteps` holds them. Discrete schedules take the integer part, the straight path
 divides by the length.
 
 Sources: Ho et al. 2020, arXiv:2006.11239, eq. 4 (epsilon); Salimans and Ho 2022, arXiv:2202.00512,
-appendix D (velocity); Liu et al. 2022, arXiv:2209.03003, eq. 1 (straight path).
+appendix D (velocity); Liu et al. 2022, arXiv:2209.03003, eq. 1 (straight path); Song et al. 2020,
+arXiv:2010.02502, eqs. 12 and 16 (reverse step).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import DDPMScheduler
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from diffalign.errors import ModelError
@@ -25,10 +27,7 @@ from diffalign.shapes import check_same_shape, expand_like
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AbstractNoising(abc.ABC):
-    """How a clean latent is corrupted at time t, and what the network then has to predict.
-
-    Of training alone: samplers take their steps and spacing from the model's own scheduler.
-    """
+    """How a clean latent is corrupted at time t, and what the network then has to predict."""
 
     schedule_length: int
     """Number of training timesteps; times lie in [0, schedule_length)."""
@@ -57,10 +56,18 @@ class AbstractNoising(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AbstractVariancePreserving(AbstractNoising):
-    """A discrete schedule: the squared shares of image and noise sum to one."""
+    """A discrete schedule: the squared shares of image and noise sum to one.
+
+    Its way back from noise to an image is a chain of Gaussian steps.
+    """
 
     alphas_cumprod: Tensor
     """Squared share of the image at each timestep, shape [schedule_length], float64."""
+    timestep_spacing: str = "leading"
+    """How few reverse steps are spread over the schedule, in the words of diffusers: `leading`,
+    `trailing` or `linspace`."""
+    steps_offset: int = 0
+    """Added to every time of `leading` spacing."""
 
     def _shares(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of image and noise, each of shape [B, 1, ..., 1] and as `like` otherwise."""
@@ -78,6 +85,73 @@ class AbstractVariancePreserving(AbstractNoising):
         alpha, sigma = self._shares(t, clean)
         return alpha * clean + sigma * noise
 
+    @abc.abstractmethod
+    def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The image and the noise of which, by the prediction, the noisy latent is made.
+
+        Args:
+            noisy: latents at `t`, shape [B, ...].
+            prediction: of `target`, same shape; the result has the wider dtype of the two, and
+                at least float32.
+            t: times, shape [B], on any device.
+        """
+
+    def denoised(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that the network expects behind a noisy one: see `separate`."""
+        return self.separate(noisy, prediction, t)[0]
+
+    def reverse_times(self, steps: int) -> list[tuple[int, int]]:
+        """Where each of `steps` reverse steps leaves from and arrives, from noise to image.
+
+        Times are those of diffusers' DDIMScheduler. Each step arrives where the next one leaves
+        from, and the last one at 0.
+        """
+        scheduler: Any = DDIMScheduler(
+            num_train_timesteps=self.schedule_length,
+            timestep_spacing=self.timestep_spacing,
+            steps_offset=self.steps_offset,
+        )
+        scheduler.set_timesteps(steps)
+        times = scheduler.timesteps.tolist()
+        return list(zip(times, [*times[1:], 0], strict=True))
+
+    def reverse_std(self, t: Tensor, t_next: Tensor, *, eta: float) -> Tensor:
+        """Standard deviation of a reverse step, shape [B], float64 on the CPU.
+
+        Args:
+            t: times that steps leave from, int64 [B].
+            t_next: times that they arrive at, int64 [B]; where equal to `t`, the result is 0.
+            eta: share of the noise of DDPM's posterior, in [0, 1].
+        """
+        here, there = self._alphas_cumprod_at(t), self._alphas_cumprod_at(t_next)
+        variance = (1.0 - there) / (1.0 - here) * (1.0 - here / there)
+        return eta * variance.sqrt()
+
+    def transition(
+        self, noisy: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor, *, eta: float
+    ) -> tuple[Tensor, Tensor]:
+        """The Gaussian from which a reverse step draws the next, less noisy latent.
+
+        Args:
+            noisy: latents at `t`, shape [B, ...].
+            prediction: of `target`, same shape.
+            t: times that steps leave from, int64 [B]; on the CPU, or the device is waited for.
+            t_next: times that they arrive at, int64 [B].
+            eta: share of the noise of DDPM's posterior, in [0, 1]; 0 is deterministic.
+
+        Returns:
+            Mean, shape [B, ...], and standard deviation, shape [B], both in the wider dtype of
+            `noisy` and `prediction`, and at least float32.
+        """
+        image, noise = self.separate(noisy, prediction, t)
+        there, std = self._alphas_cumprod_at(t_next), self.reverse_std(t, t_next, eta=eta)
+        kept_noise = (1.0 - there - std.square()).clamp(min=0.0)  # rounding may fall below 0
+        mean = _factor(there.sqrt(), image) * image + _factor(kept_noise.sqrt(), image) * noise
+        return mean, send(std.to(image.dtype), image.device)
+
+    def _alphas_cumprod_at(self, t: Tensor) -> Tensor:
+        return self.alphas_cumprod[t.cpu().long()]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Epsilon(AbstractVariancePreserving):
@@ -86,6 +160,11 @@ class Epsilon(AbstractVariancePreserving):
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         check_same_shape(clean=clean, noise=noise)
         return noise
+
+    def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        noisy, noise = _widened(noisy, prediction)
+        alpha, sigma = self._shares(t, noisy)
+        return (noisy - sigma * noise) / alpha, noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,6 +179,11 @@ class Velocity(AbstractVariancePreserving):
         check_same_shape(clean=clean, noise=noise)
         alpha, sigma = self._shares(t, clean)
         return alpha * noise - sigma * clean
+
+    def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        noisy, velocity = _widened(noisy, prediction)
+        alpha, sigma = self._shares(t, noisy)
+        return alpha * noisy - sigma * velocity, sigma * noisy + alpha * velocity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,6 +207,12 @@ def _factor(values: Tensor, like: Tensor) -> Tensor:
     return expand_like(send(values.to(like.dtype), like.device), like)
 
 
+def _widened(noisy: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    check_same_shape(noisy=noisy, prediction=prediction)
+    dtype = torch.promote_types(torch.promote_types(noisy.dtype, prediction.dtype), torch.float32)
+    return noisy.to(dtype), prediction.to(dtype)
+
+
 _SCHEDULE_FIELDS = (
     "num_train_timesteps",
     "beta_start",
@@ -131,6 +221,7 @@ _SCHEDULE_FIELDS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+_SPACING_FIELDS = ("timestep_spacing", "steps_offset")
 
 
 def noising_from_scheduler(
@@ -165,4 +256,5 @@ def noising_from_scheduler(
     return kinds[named](
         schedule_length=len(schedule.alphas_cumprod),
         alphas_cumprod=schedule.alphas_cumprod.double(),
+        **{key: config[key] for key in _SPACING_FIELDS if key in config},
     )

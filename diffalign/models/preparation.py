@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,3 +34,15 @@ def store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
             module.to(dtype)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put all modules in evaluation mode, and each of them back into its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,12 +1,12 @@
-"""The fixed reference that a policy is compared with, run through the policy's own code path."""
+"""The reference that a policy is compared with, run through the policy's own code path."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffalign.models.lora import disabled
 
@@ -47,6 +47,58 @@ class FrozenCopy(AbstractReference):
         yield self.network.train(policy.training)
 
 
+class PastPolicy(AbstractReference):
+    """The policy's own network with the values that its trained parameters had at another time.
+
+    At first these are the starting weights. The parameters stay the same objects, so optimiser and
+    wrappers notice nothing; what is exchanged is the storage that they point to. It costs one copy
+    of the trained parameters on the device, which for an adapter is little.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        self._parameters = {
+            name: parameter
+            for name, parameter in policy.named_parameters()
+            if parameter.requires_grad
+        }
+        self._values = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    def refer_to(self, values: Mapping[str, Tensor]) -> None:
+        """Be the policy with these values from now on.
+
+        Args:
+            values: one for every trained parameter, by name, on any device; they are copied.
+
+        Raises:
+            ValueError: names or shapes are not those of the trained parameters.
+        """
+        if values.keys() != self._values.keys():
+            different = sorted(values.keys() ^ self._values.keys())
+            raise ValueError(
+                f"a past policy must name every trained parameter and no other; differing: "
+                f"{', '.join(different[:5])} ({len(different)} in all)"
+            )
+        for name, value in values.items():
+            if value.shape != self._values[name].shape:
+                raise ValueError(
+                    f"a past policy has {name} of shape {tuple(value.shape)}, and the trained "
+                    f"parameter is of shape {tuple(self._values[name].shape)}"
+                )
+        for name, value in values.items():
+            self._values[name].copy_(value.detach())
+
+    @contextmanager
+    def instead_of(self, policy: nn.Module) -> Iterator[nn.Module]:
+        current = {name: parameter.data for name, parameter in self._parameters.items()}
+        try:
+            for name, parameter in self._parameters.items():
+                parameter.data = self._values[name]
+            yield policy
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = current[name]
+
+
 class NoReference(AbstractReference):
     """For objectives that need none; entering it is a mistake of the caller."""
 
@@ -54,6 +106,6 @@ class NoReference(AbstractReference):
     def instead_of(self, policy: nn.Module) -> Iterator[nn.Module]:
         raise ValueError(
             "this model was loaded with reference 'none' and has nothing to compare with: "
-            "set reference to adapter_off (LoRA) or frozen_copy"
+            "set reference to adapter_off (LoRA), frozen_copy or past_policy"
         )
         yield policy

@@ -26,6 +26,9 @@ class SD15Conditioner(AbstractConditioner):
         ids = token_ids(self.tokenizer, prompts, self.text_encoder.device)
         return PromptEmbeddings(hidden_states=self.text_encoder(ids)[0])
 
+    def unconditional(self) -> PromptEmbeddings:
+        return self.encode([""])
+
     def arguments(self, embeddings: PromptEmbeddings, framing: Framing) -> Mapping[str, Any]:
         return {"encoder_hidden_states": embeddings.hidden_states}
 
@@ -43,5 +46,5 @@ class SD15(AbstractDiffusion):
     }
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
-    def conditioner(self, components: Mapping[str, Any]) -> AbstractConditioner:
-        return SD15Conditioner(components["tokenizer"], components["text_encoder"])
+    def conditioner(self, pipeline: Any) -> AbstractConditioner:
+        return SD15Conditioner(pipeline.tokenizer, pipeline.text_encoder)

@@ -45,12 +45,14 @@ class SDXLConditioner(AbstractConditioner):
     the framing of the image.
 
     A dropped caption is the encoded empty prompt, as in diffusers' and the Salesforce training
-    scripts. `force_zeros_for_empty_prompt` of the pipeline concerns negative prompts alone.
+    scripts. `force_zeros_for_empty_prompt` of the pipeline concerns guidance alone.
     """
 
     tokenizers: tuple[Any, Any]
     text_encoders: tuple[Any, Any]
     size_conditioning: SizeConditioning
+    zeros_when_unconditional: bool
+    """Guidance steers away from zeros rather than from the encoded empty prompt."""
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         outputs = [
@@ -60,6 +62,15 @@ class SDXLConditioner(AbstractConditioner):
         return PromptEmbeddings(
             hidden_states=torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
             pooled=outputs[1].text_embeds,
+        )
+
+    def unconditional(self) -> PromptEmbeddings:
+        empty = self.encode([""])
+        if not self.zeros_when_unconditional or empty.pooled is None:
+            return empty
+        return PromptEmbeddings(
+            hidden_states=torch.zeros_like(empty.hidden_states),
+            pooled=torch.zeros_like(empty.pooled),
         )
 
     def arguments(self, embeddings: PromptEmbeddings, framing: Framing) -> Mapping[str, Any]:
@@ -85,9 +96,10 @@ class SDXL(AbstractDiffusion):
     """Tell the network each image's true size and crop, or `fixed`: as if every file had the size
     of training and nothing were cut off, as the DiffusionDPO launchers do."""
 
-    def conditioner(self, components: Mapping[str, Any]) -> AbstractConditioner:
+    def conditioner(self, pipeline: Any) -> AbstractConditioner:
         return SDXLConditioner(
-            (components["tokenizer"], components["tokenizer_2"]),
-            (components["text_encoder"], components["text_encoder_2"]),
+            (pipeline.tokenizer, pipeline.tokenizer_2),
+            (pipeline.text_encoder, pipeline.text_encoder_2),
             self.size_conditioning,
+            zeros_when_unconditional=pipeline.config.force_zeros_for_empty_prompt,
         )

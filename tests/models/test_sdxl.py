@@ -24,7 +24,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(tiny_sdxl):
         prompts, do_classifier_free_guidance=False
     )
 
-    embeddings = SDXL(path=str(tiny_sdxl)).conditioner(pipeline.components).encode(prompts)
+    embeddings = SDXL(path=str(tiny_sdxl)).conditioner(pipeline).encode(prompts)
 
     assert embeddings.hidden_states.shape == (3, 16, 16)
     assert torch.equal(embeddings.hidden_states, expected)
