@@ -5,14 +5,19 @@ Works with transformers 4 and 5, whose `get_image_features` return different thi
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from diffalign.errors import ModelError
 
@@ -20,6 +25,10 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training images in [0, 1], per RGB channel: OpenAI's, which LAION's models share."""
 
+WEIGHTS = "model.safetensors"
+"""Name of the weights in a folder."""
+
+_HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?")
 _SHOWN = 3
 """How many names of misfitting weights an error lists."""
 
@@ -36,26 +45,51 @@ def read_clip(source: str, *, revision: str | None = None, field: str = "clip") 
         ModelError: it cannot be read, or does not hold all weights of its own configuration.
     """
     try:
-        clip, report = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             source, revision=revision or "main", use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{field}: cannot read a CLIP from {source}: {error}") from error
+    clip, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{field}: {source} lacks weights of a CLIP: {_names(missing)}")
-    return clip.float().eval()
+    model: CLIPModel = clip.float().eval()
+    return model
 
 
-def read_tokenizer(
-    source: str, *, revision: str | None = None, field: str = "clip"
-) -> CLIPTokenizer:
+def read_config(source: str, *, revision: str | None = None, field: str = "clip") -> CLIPConfig:
+    """The architecture of a CLIP, without its weights.
+
+    Raises:
+        ModelError: there is none, or it is another model's.
+    """
+    try:
+        return CLIPConfig.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{field}: cannot read a CLIP's config.json at {source}: {error}"
+        ) from error
+
+
+def blank_clip(source: str, *, revision: str | None = None, field: str = "clip") -> CLIPModel:
+    """A CLIP of the same architecture, with random weights; no other random number is disturbed.
+
+    Raises:
+        ModelError: see `read_config`.
+    """
+    config = read_config(source, revision=revision, field=field)
+    with torch.random.fork_rng(devices=[]):
+        return CLIPModel(config)
+
+
+def read_tokenizer(source: str, *, revision: str | None = None, field: str = "clip") -> Any:
     """The tokenizer beside a CLIP.
 
     Raises:
         ModelError: there is none.
     """
     try:
-        return CLIPTokenizer.from_pretrained(source, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{field}: cannot read a CLIP tokenizer from {source}: {error}") from error
 
@@ -98,6 +132,64 @@ def pixel_values(images: Tensor) -> Tensor:
     mean = images.new_tensor(PIXEL_MEAN)[:, None, None]
     std = images.new_tensor(PIXEL_STD)[:, None, None]
     return ((images + 1) / 2 - mean) / std
+
+
+def find_weights(path: str, *, revision: str | None, allow_pickle: bool) -> Path:
+    """The one file of weights that a setting names, fetched if it lies on the hub.
+
+    Args:
+        path: a folder, a file, or `owner/name` on the hub, with or without `/file` behind it. Of a
+            folder and of a bare hub id, `model.safetensors` is taken.
+        revision: branch, tag or commit of a hub id.
+        allow_pickle: whether the file may be other than safetensors.
+
+    Raises:
+        ModelError: there is nothing of the kind, or it is a pickle and those are not allowed.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / WEIGHTS
+    elif not file.exists():
+        file = _fetch(path, revision)
+    if not file.is_file():
+        raise ModelError(f"{path} holds no {WEIGHTS}")
+    if file.suffix != ".safetensors" and not allow_pickle:
+        raise ModelError(
+            f"{path} is not a .safetensors file but perhaps a pickle, which can run code when "
+            "read: if you trust its source, set allow_pickle, which reads tensors and nothing else"
+        )
+    return file
+
+
+def _fetch(path: str, revision: str | None) -> Path:
+    match = _HUB_FILE.fullmatch(path)
+    if match is None:
+        raise ModelError(f"there is no file or folder {path}, and it is no hub id (owner/name)")
+    try:
+        if match[2]:
+            return Path(hf_hub_download(match[1], match[2], revision=revision))
+        patterns = [WEIGHTS, "*.json", "*.txt"]
+        folder = snapshot_download(match[1], revision=revision, allow_patterns=patterns)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"there is no file or folder {path}, and the hub says: {error}") from error
+    return Path(folder) / WEIGHTS
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Tensors by name: of a safetensors file, or of a pickle that holds nothing but tensors.
+
+    Raises:
+        ModelError: the file is damaged, or holds something else.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise ModelError(f"{file} cannot be read as weights: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{file} holds something other than tensors by name")
+    return dict(state)
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], *, source: Path | str) -> None:

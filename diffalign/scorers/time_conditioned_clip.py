@@ -79,8 +79,8 @@ class TimeConditionedCLIP(nn.Module):
         seed: of the time embedding's initial weights; they do not matter until training.
         """
         super().__init__()
-        width = clip.config.vision_config.hidden_size
         vision: Any = clip.vision_model
+        width = vision.config.hidden_size
         clip.t_embedder = TimeEmbedding(width, seed=seed)
         for layer in vision.encoder.layers:
             layer.adaLN_modulation = _modulation(width, _SHIFT_SCALE_GATE, gates=(2, 5))
@@ -90,12 +90,14 @@ class TimeConditionedCLIP(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the square pictures that the tower takes, pixels."""
-        return int(self.model.config.vision_config.image_size)
+        vision: Any = self.model.vision_model
+        return int(vision.config.image_size)
 
     @property
     def text_length(self) -> int:
         """Tokens that the text tower takes."""
-        return int(self.model.config.text_config.max_position_embeddings)
+        text: Any = self.model.text_model
+        return int(text.config.max_position_embeddings)
 
     def forward(self, pixels: Tensor, t: Tensor, tokens: Tensor, text_rows: Tensor) -> Tensor:
         """Scores of pictures against texts.
