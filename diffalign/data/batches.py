@@ -38,7 +38,7 @@ class ImageBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """B pairs of reverse steps, each from a noisy latent to a less noisy one, as a sampler took them.
+    """B pairs of reverse steps as a sampler took them, each from a noisy latent to a less noisy one.
 
     The states that the steps leave from stand once each: where both sides of a pair leave from the
     same latent, one forward of the network serves both.

@@ -41,12 +41,20 @@ class AbstractSource(abc.ABC):
             DataError: the position belongs to another data set or another global batch.
         """
 
+    def fingerprint(self) -> str:
+        """What is read, wherever it lies; the same on every rank."""
+        return ""
+
     def bind(self, model: Any) -> None:
         """Take the loaded model, once, before iteration; sources that sample from it keep it."""
         return
 
     def release(self, state: Mapping[str, Any]) -> None:
         """No earlier position than `state` will be asked for again: its files may go."""
+        return
+
+    def finish(self) -> None:
+        """The last step is done, and its model is final."""
         return
 
     @property

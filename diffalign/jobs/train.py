@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign import config, world
+from diffalign.data.loader import PairSource
 from diffalign.data.preview import Preview, without_download
 from diffalign.data.skipping import forget_skipped
 from diffalign.errors import ConfigError, TrainingError
@@ -48,9 +49,7 @@ def run(
     start = _starting_point(run_config, resume)
     if dry_run:
         _print_plan(console, run_config, processes)
-        looked_at = dataclasses.replace(run_config, data=without_download(run_config.data))
-        source = build.build_source(looked_at, skipped=None)
-        _print_preview(console, source.preview(PREVIEWED_PAIRS))
+        _print_source(console, run_config)
         console.print("[green]All checks passed; nothing was trained.")
         console.print("Start it with the same command without --dry-run")
         return None
@@ -65,7 +64,7 @@ def run(
         if start is None:
             forget_skipped(skipped)
     accelerator.wait_for_everyone()
-    source = build.build_source(run_config, skipped=skipped)
+    source = build.build_source(run_config, console, skipped=skipped)
     _print_lines(console, source.describe())
     trainer = build.build_trainer(run_config, accelerator, source, console)
     if start is not None:
@@ -134,6 +133,17 @@ def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
 def _print_lines(console: Console, lines: list[str]) -> None:
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _print_source(console: Console, run_config: RunConfig) -> None:
+    """What a dry run can say of the batches to come."""
+    data = run_config.data
+    looked_at = dataclasses.replace(run_config, data=data and without_download(data))
+    source = build.build_source(looked_at, console, skipped=None)
+    if isinstance(source, PairSource):
+        _print_preview(console, source.preview(PREVIEWED_PAIRS))
+    else:
+        _print_lines(console, source.describe())
 
 
 def _print_preview(console: Console, shown: Preview) -> None:

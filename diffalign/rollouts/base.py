@@ -12,6 +12,7 @@ from rich.console import Console
 
 from diffalign.data.source import AbstractSource
 from diffalign.models.denoiser import DiffusionModel
+from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.reverse import ReverseProcess
 
 ReferenceRule = Literal["initial", "latest", "uniform"]
@@ -26,6 +27,8 @@ class RunFacts:
     folder: Path
     """Of all rounds; every process must see the same files there."""
     run_seed: int
+    model: AbstractDiffusion
+    """What is trained, before its weights are read."""
     settings: str
     """Everything in the config that shapes a round, in any form that equal settings share."""
     samples_per_device: int
@@ -134,6 +137,10 @@ class AbstractCollector(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> list[str]:
         """Lines for the start of a run."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """What is read (prompts, files), wherever it lies; the same on every rank."""
 
     def state_dict(self) -> dict[str, Any]:
         """What else the position in a round is made of, of plain JSON values."""

@@ -90,6 +90,9 @@ class Rounds(AbstractSource):
         lines = [f"left out of the rounds: {skipped}"] if skipped else []
         return [*lines, f"every round's pictures and scores are in {self._run.folder}"]
 
+    def fingerprint(self) -> str:
+        return self._collector.fingerprint()
+
     @property
     def skipped_counts(self) -> dict[str, int]:
         return dict(self._skipped)

@@ -12,14 +12,15 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from rich.console import Console
 
 from diffalign import components, config, world
-from diffalign.data.loader import DataConfig, PairSource
+from diffalign.data.loader import PairSource
+from diffalign.data.source import AbstractSource, DataConfig
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
-from diffalign.likelihoods.denoising import Denoising
+from diffalign.likelihoods.transition import Transition
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.precision import DTYPES
 from diffalign.objectives.base import AbstractObjective
+from diffalign.rollouts.base import AbstractRollouts, RunFacts
 from diffalign.seeding import derive_seed
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
 from diffalign.training.trainer import Trainer, TrainingConfig
@@ -48,11 +49,14 @@ class RunConfig:
     """Every draw derives from it and from its sample; an adapter starts from `model.lora.seed`."""
     model: AbstractModel
     """What is trained, and where its weights come from."""
-    reference: Literal["auto", "adapter_off", "frozen_copy", "none"] = "auto"
+    reference: Literal["auto", "adapter_off", "frozen_copy", "past_policy", "none"] = "auto"
     """What the policy is compared with: the same network with its adapter off (LoRA), a frozen
-    copy (full fine-tuning), or nothing. `auto` takes the cheapest that the objective allows."""
-    data: DataConfig
-    """The preference data."""
+    copy (full fine-tuning), an earlier policy of the same run (which one, `rollouts.reference`
+    says), or nothing. `auto` takes the cheapest that objective and rollouts allow."""
+    data: DataConfig | None = None
+    """The preference data; null where all of it is sampled."""
+    rollouts: AbstractRollouts | None = None
+    """How samples of the policy itself become batches; null trains on the data alone."""
     likelihood: AbstractLikelihood
     """How probable the model finds a sample."""
     objective: AbstractObjective
@@ -73,9 +77,12 @@ def resolve_reference(run: RunConfig) -> ReferenceKind:
     """
     adapter = run.model.trains_adapter
     objective = components.kind_of(run.objective)
+    rule = "initial" if run.rollouts is None else run.rollouts.reference
     if run.reference == "auto":
         if not run.objective.needs_reference:
             return "none"
+        if rule != "initial":
+            return "past_policy"
         return "adapter_off" if adapter else "frozen_copy"
     if run.reference == "none" and run.objective.needs_reference:
         raise ConfigError(
@@ -87,12 +94,19 @@ def resolve_reference(run: RunConfig) -> ReferenceKind:
             "reference is adapter_off, but model.lora is null: full fine-tuning changes the "
             "network itself. Use reference: frozen_copy, or give model.lora a rank"
         )
+    if (run.reference == "past_policy") != (rule != "initial"):
+        raise ConfigError(
+            f"reference is {run.reference}, and rollouts.reference is {rule}: an earlier policy is "
+            f"the reference where rollouts.reference is latest or uniform, and only there. Leave "
+            f"reference at auto"
+        )
     return run.reference
 
 
 def check(run: RunConfig) -> None:
     """Raise ConfigError or ModelError for contradictions, before data or weights are opened."""
     resolve_reference(run)
+    _check_source(run)
     if run.training.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
             "training.precision fp16 needs a CUDA device and there is none: use bf16 or float32"
@@ -109,6 +123,20 @@ def check(run: RunConfig) -> None:
         run.likelihood.check(run.model)
     except ValueError as error:
         raise ConfigError(f"likelihood {components.kind_of(run.likelihood)}: {error}") from error
+
+
+def _check_source(run: RunConfig) -> None:
+    needs_data = run.rollouts is None or run.rollouts.needs_data
+    if needs_data and run.data is None:
+        raise ConfigError(
+            "data is null, and so there is nothing to train on: give data.path, or rollouts that "
+            "sample everything (whole_image, stepwise)"
+        )
+    if run.data is not None and not needs_data:
+        raise ConfigError(
+            f"data names {run.data.path}, but rollouts {components.kind_of(run.rollouts)} samples "
+            f"all that it trains on: remove the data section, or the rollouts section"
+        )
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:
@@ -148,31 +176,47 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     return accelerator
 
 
-def build_source(run: RunConfig, *, skipped: Path | None) -> PairSource:
-    """The batches of a run on this rank; opening it reads no image."""
-    model, likelihood = _diffusion_parts(run)
-    return PairSource.open(
-        run.data,
-        views=run.objective.views,
-        run_seed=run.seed,
-        pairs_per_device=run.training.samples_per_device,
-        timesteps=likelihood.timesteps,
-        schedule_length=model.noising().schedule_length,
-        skipped=skipped,
-    )
+def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> AbstractSource:
+    """The batches of a run on this rank; opening it reads no image.
 
+    Args:
+        run: the config.
+        console: for the progress of rounds; silent on all ranks but the main one.
+        skipped: where unusable samples of the data are listed; None keeps them in memory.
+    """
 
-def _diffusion_parts(run: RunConfig) -> tuple[AbstractDiffusion, Denoising]:
-    if isinstance(run.model, AbstractDiffusion) and isinstance(run.likelihood, Denoising):
-        return run.model, run.likelihood
-    raise ConfigError(
-        f"likelihood {components.kind_of(run.likelihood)} does not measure what model "
-        f"{components.kind_of(run.model)} makes: a diffusion model goes with denoising"
+    def open_data(views: frozenset[str]) -> PairSource:
+        assert run.data is not None, "check() was called"
+        return PairSource.open(
+            run.data,
+            views=views,
+            run_seed=run.seed,
+            pairs_per_device=run.training.samples_per_device,
+            timesteps=run.likelihood.timesteps,  # type: ignore[attr-defined]
+            schedule_length=run.model.noising().schedule_length,  # type: ignore[attr-defined]
+            skipped=skipped,
+        )
+
+    if run.rollouts is None:
+        return open_data(run.objective.views)
+    likelihood = run.likelihood
+    return run.rollouts.open(
+        RunFacts(
+            folder=run.output / "rounds",
+            run_seed=run.seed,
+            model=run.model,
+            settings=repr(identity(run)),
+            samples_per_device=run.training.samples_per_device,
+            accumulation=run.training.accumulation,
+            process=likelihood.process if isinstance(likelihood, Transition) else None,
+            console=console,
+            open_data=open_data,
+        )
     )
 
 
 def build_trainer(
-    run: RunConfig, accelerator: Accelerator, source: PairSource, console: Console
+    run: RunConfig, accelerator: Accelerator, source: AbstractSource, console: Console
 ) -> Trainer:
     """Load the weights and assemble the trainer."""
     # Draws are data; what the global generator is left with is LoRA dropout, one stream per rank.
@@ -238,8 +282,10 @@ def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
     lines = [
         ("model", run.model.describe()),
         ("reference", resolve_reference(run)),
+        ("rollouts", "" if run.rollouts is None else run.rollouts.describe()),
         ("likelihood", run.likelihood.describe()),
         ("objective", f"{components.kind_of(run.objective)}{_scale(run)}"),
+        ("loss", run.objective.note()),
         (
             "batch",
             f"{batch} samples per step = {training.samples_per_device} per device x "

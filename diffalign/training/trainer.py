@@ -6,6 +6,8 @@ the reference without gradient and by the policy with it, through the same code.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +126,10 @@ class Trainer:
         )
         self.named_parameters = dict(model.trained_parameters())
         model.network, self.optimizer = accelerator.prepare(model.network, raw_optimizer)
+        source.bind(model)
+        self.positions: deque[Mapping[str, Any]] = deque(maxlen=training.keep_checkpoints)
 
+        self.began = time.monotonic()
         self.step = 0
         self.lr = 0.0
         self.bad_steps = 0
@@ -170,7 +175,10 @@ class Trainer:
                     self._save(must_succeed=last)
                 if stop:
                     break
-        return self.step == self.config.optimizer_steps
+        complete = self.step == self.config.optimizer_steps
+        if complete:
+            self.source.finish()
+        return complete
 
     def _train_step(self, batches: Iterator[Any], interruption: Interruption) -> bool:
         """One optimiser step; returns whether any rank was asked to stop."""
@@ -257,7 +265,12 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         self.metrics_file.write(row)
-        timing = {"step": self.step, "samples_per_second": progress.samples_per_second}
+        timing = {
+            "step": self.step,
+            "seconds": time.monotonic() - self.began,
+            "samples_per_second": progress.samples_per_second,
+            "network_rows": self.model.evaluations,
+        }
         if torch.cuda.is_available():
             timing["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.timing_file.write(timing)
@@ -278,6 +291,10 @@ class Trainer:
             raise CheckpointError(failure)
         if failure:
             self.console.print(f"[red]{failure}. The run goes on", highlight=False, soft_wrap=True)
+            return
+        self.positions.append(captured.state["source"])
+        if len(self.positions) == self.config.keep_checkpoints:
+            self.source.release(self.positions[0])  # no kept checkpoint stands before it
 
     def resume(self, path: Path) -> None:
         """Continue exactly where a checkpoint of the same run was written.
