@@ -38,7 +38,7 @@ class ImageBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """B pairs of reverse steps as a sampler took them, each from a noisy latent to a less noisy one.
+    """B pairs of reverse steps of a sampler, each from a noisy latent to a less noisy one.
 
     The states that the steps leave from stand once each: where both sides of a pair leave from the
     same latent, one forward of the network serves both.
