@@ -92,6 +92,7 @@ class Transition(AbstractLikelihood):
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: StepBatch) -> PreparedSteps:
         """Encode the prompts and move the batch."""
+        factor = model.autoencoder.factor
         height, width = batch.states.shape[-2:]
         return PreparedSteps(
             states=send(batch.states, model.device),
@@ -102,7 +103,7 @@ class Transition(AbstractLikelihood):
             conditioning=model.guidance_conditioning(
                 batch.prompts,
                 guidance=self.process.guidance,
-                size=model.pixels_of(height, width),
+                size=(height * factor, width * factor),
             ),
         )
 

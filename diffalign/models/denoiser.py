@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffalign.models.autoencoder import Autoencoder
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.conditioning import (
     AbstractConditioner,
@@ -22,7 +23,6 @@ from diffalign.models.placement import send
 from diffalign.models.preparation import evaluation_mode
 from diffalign.models.prompts import PromptCache
 from diffalign.models.reference import AbstractReference, PastPolicy
-from diffalign.seeding import noise_from_seeds
 
 _KEPT_PROMPTS = 256
 
@@ -43,11 +43,10 @@ class DiffusionModel(AbstractTrainable):
         *,
         network: nn.Module,
         reference: AbstractReference,
-        autoencoder: Any,
+        autoencoder: Autoencoder,
         conditioner: AbstractConditioner,
         noising: AbstractNoising,
         compute_dtype: torch.dtype,
-        images_per_encoding: int,
         fingerprint: str,
         export: Export,
     ) -> None:
@@ -56,11 +55,10 @@ class DiffusionModel(AbstractTrainable):
         Args:
             network: the denoiser; what requires grad in it is what trains.
             reference: what stands in for it within `reference()`.
-            autoencoder: a frozen `AutoencoderKL`.
+            autoencoder: around the frozen network between images and latents.
             conditioner: around the frozen text encoders.
             noising: how the network was trained to be fed.
             compute_dtype: in which the network runs, by autocast unless it is float32.
-            images_per_encoding: how many the autoencoder takes at once, encoding or decoding.
             fingerprint: see `AbstractTrainable`.
             export: how trained values are written.
         """
@@ -68,7 +66,7 @@ class DiffusionModel(AbstractTrainable):
         self.noising = noising
         self.conditioner = conditioner
         self.autoencoder = autoencoder
-        self.device: torch.device = autoencoder.device
+        self.device = autoencoder.device
         self.evaluations = 0
         """Rows that entered the network so far, policy and reference alike; guidance is two."""
         self._unwrapped = network  # `network` itself may be wrapped for several processes
@@ -77,13 +75,11 @@ class DiffusionModel(AbstractTrainable):
         self._called: nn.Module | None = None
         self._prompts = PromptCache(conditioner, capacity=_KEPT_PROMPTS)
         self._compute_dtype = compute_dtype
-        self._images_per_encoding = images_per_encoding
         self._fingerprint = fingerprint
         self._export = export
 
-    @torch.no_grad()
     def encode_images(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Sample the autoencoder's posterior.
+        """Sample the autoencoder's posterior; no gradient.
 
         Args:
             images: shape [n, 3, H, W], float32 in [-1, 1], on any device.
@@ -92,47 +88,26 @@ class DiffusionModel(AbstractTrainable):
         Returns:
             Scaled latents, shape [n, channels, H / factor, W / factor], float32.
         """
-        config = self.autoencoder.config
-        with torch.autocast(self.device.type, enabled=False):
-            chunks = [
-                self.autoencoder.encode(part).latent_dist
-                for part in send(images, self.device)
-                .to(self.autoencoder.dtype)
-                .split(self._images_per_encoding)
-            ]
-        mean = torch.cat([chunk.mean for chunk in chunks]).float()
-        std = torch.cat([chunk.std for chunk in chunks]).float()
-        noise = send(noise_from_seeds(seeds, tuple(mean.shape[1:])), self.device)
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return (mean + std * noise - shift) * config.scaling_factor
+        return self.autoencoder.encode(images, seeds)
 
-    @torch.no_grad()
     def decode_images(self, latents: Tensor) -> Tensor:
-        """The images behind scaled latents.
+        """Draw the images behind scaled latents; no gradient.
 
         Args:
             latents: shape [n, channels, h, w], on any device.
 
         Returns:
-            Shape [n, 3, h * factor, w * factor], float32, cut off at [-1, 1].
+            Shape [n, 3, h * factor, w * factor], float32, clamped to [-1, 1].
         """
-        config = self.autoencoder.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        unscaled = send(latents, self.device).float() / config.scaling_factor + shift
-        with torch.autocast(self.device.type, enabled=False):
-            chunks = [
-                self.autoencoder.decode(part).sample
-                for part in unscaled.to(self.autoencoder.dtype).split(self._images_per_encoding)
-            ]
-        return torch.cat(chunks).float().clamp(-1.0, 1.0)
+        return self.autoencoder.decode(latents)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """The network's own (height, width), in pixels."""
         config: Any = self._unwrapped.config
-        size = config.sample_size
+        size, factor = config.sample_size, self.autoencoder.factor
         height, width = (size, size) if isinstance(size, int) else size
-        return self.pixels_of(height, width)
+        return height * factor, width * factor
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -145,23 +120,14 @@ class DiffusionModel(AbstractTrainable):
         Raises:
             ValueError: the autoencoder cannot divide that size.
         """
-        height, width = size
-        if height % self._factor or width % self._factor:
+        (height, width), factor = size, self.autoencoder.factor
+        if height % factor or width % factor:
             raise ValueError(
                 f"images of {height}x{width} pixels do not fit the autoencoder: height and width "
-                f"must be multiples of {self._factor}"
+                f"must be multiples of {factor}"
             )
         config: Any = self._unwrapped.config
-        return config.in_channels, height // self._factor, width // self._factor
-
-    def pixels_of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of an image, from those of its latent."""
-        return height * self._factor, width * self._factor
-
-    @property
-    def _factor(self) -> int:
-        """Pixels per latent, along either side."""
-        return 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        return config.in_channels, height // factor, width // factor
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from diffalign import components
 from diffalign.errors import ModelError
 from diffalign.models import lora
+from diffalign.models.autoencoder import Autoencoder
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.conditioning import AbstractConditioner
 from diffalign.models.denoiser import DiffusionModel
@@ -78,7 +79,7 @@ class AbstractDiffusion(AbstractModel):
     vae_dtype: Precision = "float32"
     """Of the autoencoder. SDXL's own overflows in fp16; the fp16-fix weights do not."""
     images_per_encoding: int = 4
-    """Images that the autoencoder encodes at once, which bounds its memory."""
+    """Images that the autoencoder encodes or decodes at once, which bounds its memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     attention: Attention = "default"
@@ -198,11 +199,10 @@ class AbstractDiffusion(AbstractModel):
         return DiffusionModel(
             network=policy,
             reference=_reference(reference, policy, stand_in),
-            autoencoder=parts["vae"],
+            autoencoder=Autoencoder(parts["vae"], images_at_once=self.images_per_encoding),
             conditioner=self.conditioner(pipeline),
             noising=self.noising(),
             compute_dtype=compute_dtype,
-            images_per_encoding=self.images_per_encoding,
             fingerprint=self._fingerprint(),
             export=self._export,
         )

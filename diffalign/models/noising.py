@@ -112,7 +112,7 @@ class AbstractVariancePreserving(AbstractNoising):
             steps_offset=self.steps_offset,
         )
         scheduler.set_timesteps(steps)
-        times = scheduler.timesteps.tolist()
+        times = scheduler.timesteps.tolist()[:steps]  # rounding may add -1 to trailing spacing
         return list(zip(times, [*times[1:], 0], strict=True))
 
     def reverse_std(self, t: Tensor, t_next: Tensor, *, eta: float) -> Tensor:

@@ -85,7 +85,7 @@ def reference_weights(model):
 
 def test_latents_are_a_scaled_sample_of_the_autoencoders_posterior(model, make_pairs):
     images = make_pairs("a", "b", "c").images["chosen"]
-    posterior = model.autoencoder.encode(images).latent_dist
+    posterior = model.autoencoder.network.encode(images).latent_dist
     noise = torch.stack(
         [torch.randn((4, 4, 4), generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)]
     )

@@ -164,7 +164,8 @@ def test_trained_weights_are_float32_and_the_frozen_ones_of_the_compute_dtype(ti
         for p in encoder.parameters()
     )
     assert all(
-        p.dtype == torch.float32 and not p.requires_grad for p in adapter.autoencoder.parameters()
+        p.dtype == torch.float32 and not p.requires_grad
+        for p in adapter.autoencoder.network.parameters()
     )
 
 
@@ -183,8 +184,8 @@ def test_another_autoencoder_takes_the_place_of_the_models_own(tiny_sdxl, tmp_pa
 
     model = load(SDXL(path=str(tiny_sdxl), vae=str(tmp_path / "vae"), vae_dtype="bf16"))
 
-    assert model.autoencoder.config.scaling_factor == 0.25
-    assert model.autoencoder.dtype == torch.bfloat16
+    assert model.autoencoder.network.config.scaling_factor == 0.25
+    assert model.autoencoder.network.dtype == torch.bfloat16
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_a_single_file_holds_the_same_model_as_its_folder(tiny_sd15, tmp_path):
     assert isinstance(model.noising, Velocity)
     for ours, theirs in [
         (model.network, expected.network),
-        (model.autoencoder, expected.autoencoder),
+        (model.autoencoder.network, expected.autoencoder.network),
         (model.conditioner.text_encoder, expected.conditioner.text_encoder),
     ]:
         weights = ours.state_dict()
