@@ -1,0 +1,279 @@
+"""Rounds with the smallest collector there is: files that say which policy made them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from rich.console import Console
+
+from diffalign.errors import DataError
+from diffalign.models.reverse import ReverseProcess
+from diffalign.rollouts.base import (
+    AbstractCollector,
+    AbstractRollouts,
+    Harvest,
+    Phase,
+    RunFacts,
+    Work,
+)
+from diffalign.rollouts.rounds import Rounds
+
+
+class Policy:
+    """One number in training; what `Rounds` asks of a model."""
+
+    def __init__(self) -> None:
+        self.value = torch.nn.Parameter(torch.zeros(1))
+        self.referred: list[float] = []
+
+    def fingerprint(self):
+        return "policy"
+
+    def trained_parameters(self):
+        return iter([("value", self.value)])
+
+    def snapshot(self):
+        return {"value": self.value.detach().clone()}
+
+    def refer_to(self, values):
+        self.referred.append(values["value"].item())
+
+    def train(self):
+        """What an optimiser does between two batches."""
+        self.value.data += 1
+
+
+class Killed(Exception):
+    pass
+
+
+class Numbers(AbstractCollector):
+    """Two phases of three works; a round has so many batches of (policy, round, batch)."""
+
+    def __init__(self, batches_of_round=lambda number: 2) -> None:
+        self.batches_of_round = batches_of_round
+        self.done: list[str] = []
+        self.killed_at: str | None = None
+
+    def phases(self, number):
+        for title in ("sample", "score"):
+            works = [Work(f"{title}-{i}.json", 5, i) for i in range(3)]
+            yield Phase(title, works, self._do)
+
+    def _do(self, model, work, folder):
+        if work.file == self.killed_at:
+            self.killed_at = None
+            raise Killed
+        self.done.append(f"{folder.name}/{work.file}")
+        (folder / work.file).write_text(json.dumps(model.value.item()))
+
+    def harvest(self, number, folder):
+        if self.killed_at == "harvest":
+            self.killed_at = None
+            raise Killed
+        made_by = {json.loads(path.read_text()) for path in folder.glob("s*-*.json")}
+        assert len(made_by) == 1, "files of two policies in one round"
+        return Harvest(
+            micro_batches=self.batches_of_round(number),
+            skipped={"tied": 1},
+            sentence="nothing to see",
+        )
+
+    def batches(self, number, folder, start):
+        policy = json.loads((folder / "sample-0.json").read_text())
+        for batch in range(start, self.batches_of_round(number)):
+            yield policy, number, batch
+
+    def release(self, folder):
+        (folder / "sample-0.json").unlink(missing_ok=True)
+
+    def preview_prompts(self):
+        return []
+
+    def preview_process(self):
+        return ReverseProcess()
+
+    def describe(self):
+        return ["numbers"]
+
+    def fingerprint(self):
+        return "numbers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberRollouts(AbstractRollouts):
+    batch_type: ClassVar[type] = tuple
+    views: ClassVar[frozenset[str]] = frozenset({"chosen"})
+
+    def open(self, run):
+        raise NotImplementedError
+
+    def describe(self):
+        return "numbers"
+
+
+def facts(folder: Path, **changes: Any) -> RunFacts:
+    run = RunFacts(
+        folder=folder,
+        run_seed=0,
+        model=None,
+        settings="",
+        samples_per_device=1,
+        accumulation=1,
+        process=None,
+        console=Console(quiet=True),
+        open_data=lambda views: pytest.fail("no data is needed"),
+    )
+    return replace(run, **changes)
+
+
+def rounds(folder, collector=None, model=None, reference="initial", **changes):
+    source = Rounds(
+        NumberRollouts(reference=reference), collector or Numbers(), facts(folder, **changes)
+    )
+    source.bind(model or Policy())
+    return source
+
+
+def train(source, steps):
+    """The batches of some steps, each followed by an update."""
+    seen = []
+    batches = iter(source)
+    for _ in range(steps):
+        seen.append(next(batches))
+        source.model.train()
+    return seen
+
+
+def test_a_round_is_sampled_by_the_policy_that_it_begins_with(tmp_path):
+    assert train(rounds(tmp_path), 5) == [(0, 0, 0), (0, 0, 1), (2, 1, 0), (2, 1, 1), (4, 2, 0)]
+
+
+@pytest.mark.parametrize("file", ["sample-1.json", "score-2.json", "harvest"])
+def test_a_killed_round_makes_only_what_is_missing(tmp_path, file):
+    killed = Numbers()
+    killed.killed_at = file
+    with pytest.raises(Killed):
+        train(rounds(tmp_path, killed), 1)
+    resumed = Numbers()
+    assert train(rounds(tmp_path, resumed), 3) == train(rounds(tmp_path / "whole"), 3)
+    first_round = [name for name in killed.done + resumed.done if name.startswith("round-0000")]
+    assert sorted(first_round) == sorted(set(first_round))
+    assert len(first_round) == 6
+
+
+def test_a_run_goes_on_in_the_middle_of_a_round_and_takes_up_later_rounds(tmp_path):
+    model = Policy()
+    source = rounds(tmp_path, model=model)
+    train(source, 1)
+    state, weights = source.state_dict(), model.value.item()
+    whole = train(rounds(tmp_path / "whole"), 5)
+
+    train(source, 3)  # on to round 1, then killed and back to the checkpoint
+    again = Numbers()
+    model = Policy()
+    model.value.data += weights
+    resumed = rounds(tmp_path, again, model)
+    resumed.load_state_dict(state)
+    assert train(resumed, 4) == whole[1:]
+    assert {name.split("/")[0] for name in again.done} == {"round-0002"}
+
+
+def test_files_of_another_policy_are_not_taken_up(tmp_path):
+    train(rounds(tmp_path), 1)
+    other = Policy()
+    other.train()
+    assert train(rounds(tmp_path, model=other), 1) == [(1, 0, 0)]
+
+
+def test_files_of_other_settings_are_not_taken_up(tmp_path):
+    train(rounds(tmp_path), 1)
+    again = Numbers()
+    train(rounds(tmp_path, again, settings="guidance 9"), 1)
+    assert len(again.done) == 6
+
+
+def test_a_round_whose_record_is_gone_cannot_be_resumed(tmp_path):
+    source = rounds(tmp_path)
+    train(source, 1)
+    (tmp_path / "round-0000/round.json").unlink()
+    resumed = rounds(tmp_path)
+    resumed.load_state_dict(source.state_dict())
+    with pytest.raises(DataError, match=r"round-0000: .*round\.json is gone.*another checkpoint"):
+        train(resumed, 1)
+
+
+def test_another_global_micro_batch_is_refused(tmp_path):
+    source = rounds(tmp_path, samples_per_device=2)
+    train(source, 1)
+    with pytest.raises(DataError, match="micro-batches of 2 rows, and this run has 1"):
+        rounds(tmp_path).load_state_dict(source.state_dict())
+
+
+def test_rounds_without_a_batch_are_passed_over_and_then_refused(tmp_path):
+    source = rounds(tmp_path / "some", Numbers(lambda number: int(number == 2)))
+    assert train(source, 1) == [(0, 2, 0)]
+    with pytest.raises(DataError, match="10 rounds in a row .*nothing to see"):
+        train(rounds(tmp_path / "none", Numbers(lambda number: 0)), 1)
+
+
+def test_what_was_left_out_is_counted_once_though_a_run_is_resumed(tmp_path):
+    source = rounds(tmp_path)
+    train(source, 3)
+    state = source.state_dict()
+    assert source.skipped_counts == {"tied": 2}
+    resumed = rounds(tmp_path, model=source.model)
+    resumed.load_state_dict(state)
+    train(resumed, 1)
+    assert resumed.skipped_counts == {"tied": 2}
+
+
+def test_files_that_no_checkpoint_asks_for_are_released(tmp_path):
+    source = rounds(tmp_path)
+    train(source, 5)
+    source.release({"round": 1})
+    kept = {path.parent.name for path in tmp_path.glob("*/sample-0.json")}
+    assert kept == {"round-0001", "round-0002"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        ("latest", [{0.0}, {2.0}, {4.0}]),
+        ("uniform", [{0.0}, {0.0, 2.0}, {0.0, 2.0, 4.0}]),
+    ],
+)
+def test_the_reference_of_a_round_is_an_earlier_policy(tmp_path, rule, allowed):
+    model = Policy()
+    train(rounds(tmp_path, model=model, reference=rule), 6)
+    for number, policies in enumerate(allowed):
+        during = model.referred[2 * number : 2 * number + 2]  # to collect, then to train
+        assert during[0] == during[1] and during[0] in policies
+
+
+def test_an_initial_reference_keeps_no_policies(tmp_path):
+    model = Policy()
+    train(rounds(tmp_path, model=model), 3)
+    assert model.referred == []
+    assert not list(tmp_path.rglob("policy.safetensors"))
+
+
+def test_a_uniform_reference_visits_old_and_new_policies(tmp_path):
+    model = Policy()
+    train(rounds(tmp_path, Numbers(lambda number: 1), model, reference="uniform"), 30)
+    ages = [number - value for number, value in enumerate(model.referred[::2])]
+    assert 0.0 in ages and max(ages) > 10
+    assert len(set(model.referred)) > 8
+
+
+def test_only_a_latest_reference_releases_policies(tmp_path):
+    for rule, kept in (("latest", 2), ("uniform", 3)):
+        source = rounds(tmp_path / rule, reference=rule)
+        train(source, 6)
+        source.release({"round": 1})
+        assert len(list((tmp_path / rule).rglob("policy.safetensors"))) == kept
