@@ -34,7 +34,7 @@ from diffalign.models.locate import ITSELF, AbstractLocation, locate
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.precision import DTYPES, Precision
-from diffalign.models.preparation import freeze, remove_dropout, store_for_autocast
+from diffalign.models.preparation import align, freeze, remove_dropout, store_for_autocast
 from diffalign.models.reference import (
     AbstractReference,
     AdapterOff,
@@ -212,6 +212,7 @@ class AbstractDiffusion(AbstractModel):
     ) -> tuple[Any, Any | None]:
         """The policy, and where the reference asks for one, its frozen copy."""
         remove_dropout(network.requires_grad_(False))
+        align(network)
         self._set_attention(network)
         stand_in = copy.deepcopy(network) if reference == "frozen_copy" else None
         if stand_in is not None:

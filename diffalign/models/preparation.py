@@ -25,6 +25,16 @@ def remove_dropout(network: nn.Module) -> None:
                 setattr(module, name, nn.Identity())
 
 
+def align(network: nn.Module) -> None:
+    """Move weights out of the file that they may be mapped from, into memory of their own.
+
+    In a file they lie at any offset, and on the CPU kernels round differently where storage is not
+    aligned: a policy and a copy of it would already differ before the first step.
+    """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+
+
 def store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
     """Keep frozen weights of matrix products in `dtype`; all others stay in float32.
 
