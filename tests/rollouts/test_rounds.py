@@ -218,7 +218,7 @@ def test_another_global_micro_batch_is_refused(tmp_path):
 def test_rounds_without_a_batch_are_passed_over_and_then_refused(tmp_path):
     source = rounds(tmp_path / "some", Numbers(lambda number: int(number == 2)))
     assert train(source, 1) == [(0, 2, 0)]
-    with pytest.raises(DataError, match="10 rounds in a row .*nothing to see"):
+    with pytest.raises(DataError, match=r"10 rounds in a row .*nothing to see"):
         train(rounds(tmp_path / "none", Numbers(lambda number: 0)), 1)
 
 

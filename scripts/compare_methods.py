@@ -1,0 +1,235 @@
+"""Every method on the playground: same base, same held-out prompts, one table in docs/results.md.
+
+    .venv/bin/python scripts/compare_methods.py                    # all, two side by side
+    .venv/bin/python scripts/compare_methods.py --only mapo spo    # some; others stay as they are
+
+Each row is a config under configs/playground, trained by `diffalign train` with one thread; what it
+needs first (a preference model, an annotator's file) is made by the commands of `preparations`. A
+run that is there already is taken as it is: delete its folder to do it again. At the end all models
+draw the held-out prompts from the same noise, the oracle reads the pictures, and what stands
+between the two markers of docs/results.md is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffalign.evaluation.diversity import diversity
+from diffalign.evaluation.manifest import read_manifest
+from diffalign.evaluation.pipelines import SamplerConfig
+from diffalign.evaluation.prompts import PromptsConfig
+from diffalign.evaluation.results import Result, percent, percent_interval
+from diffalign.jobs import compare, generate, score
+from diffalign.playground.models import playground_model_path
+from diffalign.playground.oracle import PlaygroundOracle
+from diffalign.playground.scenes import held_out_prompts
+
+PAGE = Path("docs/results.md")
+BETWEEN = re.compile(r"(<!-- methods: [^\n]*-->\n).*?(<!-- end of methods -->)", re.DOTALL)
+CONFIGS = Path("configs/playground")
+SEEDS = 9
+SAMPLER = SamplerConfig(steps=12, guidance=2.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained model of the table."""
+
+    name: str
+    title: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    preparation: str | None = None
+
+
+ROWS = (
+    Row("dpo", "Diffusion-DPO", "diffusion_dpo.yaml"),
+    Row("mapo", "MaPO", "mapo.yaml"),
+    Row("d3po", "D3PO, the oracle scores", "d3po.yaml"),
+    Row("d3po_feedback", "D3PO, a simulated annotator", "d3po_feedback.yaml", (), "feedback"),
+    Row("spo", "SPO, its SPM trained here", "spo.yaml", (), "spm"),
+    Row("seppo", "SePPO, winners alone", "seppo.yaml"),
+    Row(
+        "spo_best",
+        "SPO going on from the best candidate",
+        "spo.yaml",
+        ("rollouts.continue_from=best",),
+        "spm",
+    ),
+    Row(
+        "spo_plain",
+        "SPO with the plain scorer",
+        "spo.yaml",
+        ("rollouts.scorer={kind: pickscore, path: assets/playground/clip}",),
+    ),
+    Row("seppo_no_anchor", "SePPO without its anchor", "seppo.yaml", ("objective.anchor=none",)),
+    Row("seppo_initial", "SePPO, initial reference", "seppo.yaml", ("rollouts.reference=initial",)),
+    Row("seppo_latest", "SePPO, latest reference", "seppo.yaml", ("rollouts.reference=latest",)),
+)
+
+
+def preparations(folder: Path) -> dict[str, list[list[str]]]:
+    """Commands by name, each list in order; run once for all rows that name it."""
+    groups = folder / "groups"
+    return {
+        "spm": [
+            ["-m", "diffalign", "train", str(CONFIGS / "spm.yaml"), f"output={folder / 'spm'}"],
+        ],
+        "feedback": [
+            ["-m", "diffalign", "generate", str(CONFIGS / "groups.yaml"), f"output={groups}"],
+            ["scripts/annotate_playground.py", str(groups)],
+        ],
+    }
+
+
+def made_by(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Overrides that point a row at what its preparation made."""
+    groups = folder / "groups"
+    return {
+        "spm": (f"rollouts.scorer.path={folder / 'spm/final'}",),
+        "feedback": (
+            f"rollouts.trajectories={groups}",
+            f"rollouts.preferences={groups / 'preferences.jsonl'}",
+        ),
+    }
+
+
+def call(arguments: Sequence[str], log: Path) -> float:
+    """Run Python on one thread; returns the seconds it took, and ends the program if it failed."""
+    began = time.monotonic()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed; see {log}")
+    return time.monotonic() - began
+
+
+def prepare(folder: Path, name: str) -> None:
+    """Make what some rows need, unless it is there."""
+    record = folder / f"{name}.json"
+    if not record.exists():
+        commands = preparations(folder)[name]
+        seconds = sum(call(command, folder / f"{name}.log") for command in commands)
+        record.write_text(json.dumps({"seconds": seconds}))
+
+
+def train(folder: Path, row: Row) -> None:
+    """Train one row, unless it is there."""
+    run = folder / row.name
+    if (run / "seconds.json").exists():
+        return
+    given = made_by(folder)[row.preparation] if row.preparation else ()
+    command = ["-m", "diffalign", "train", str(CONFIGS / row.config), f"output={run}"]
+    seconds = call([*command, *given, *row.overrides], folder / f"{row.name}.log")
+    (run / "seconds.json").write_text(json.dumps(seconds))
+    print(f"{row.title}: {seconds:.0f} s", flush=True)
+
+
+def evaluate(folder: Path, rows: Sequence[Row]) -> list[Result]:
+    """Draw, score and compare all rows with the base."""
+    pictures = folder / "evaluation"
+    generate.run(
+        generate.GenerateConfig(
+            models={
+                "base": str(playground_model_path()),
+                **{row.name: str(folder / row.name) for row in rows},
+            },
+            prompts=PromptsConfig(texts=tuple(held_out_prompts())),
+            seeds=SEEDS,
+            sampler=SAMPLER,
+            batch_size=36,
+            output=pictures,
+        )
+    )
+    score.run(score.ScoreConfig(images=pictures, scorer=PlaygroundOracle(), batch_size=256))
+    models = tuple(row.name for row in rows)
+    return compare.run(compare.CompareConfig(images=pictures, baseline="base", models=models))
+
+
+def costs(run: Path) -> tuple[int, int, float]:
+    """Network evaluations (rows), pictures scored, seconds of a run."""
+    timing = (run / "timing.jsonl").read_text().splitlines()
+    records = [json.loads(path.read_text()) for path in run.glob("rounds/*/round.json")]
+    scored = sum(record["harvest"]["summary"].get("scored", 0) for record in records)
+    seconds = json.loads((run / "seconds.json").read_text())
+    return json.loads(timing[-1])["network_rows"], int(scored), seconds
+
+
+def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
+    """The results as Markdown."""
+    spread = diversity(folder / "evaluation", read_manifest(folder / "evaluation"))
+    base = results[0].comparison
+    lines = [
+        "| method | win rate of decided pairs (95 % interval) | wins / ties / losses "
+        "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| base | | | {percent(base.baseline_mean)} | {spread['base']:.3f} | | | |",
+    ]
+    for row, result in zip(rows, results, strict=True):
+        c = result.comparison
+        evaluations, scored, seconds = costs(folder / row.name)
+        lines.append(
+            f"| {row.title} | {percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
+            f"| {c.wins} / {c.ties} / {c.losses} "
+            f"| {percent(c.model_mean)} ({percent(c.mean_difference)}, "
+            f"{percent_interval(c.mean_difference_interval)}) | {spread[row.name]:.3f} "
+            f"| {evaluations:,} | {scored:,} | {seconds:.0f} |"
+        )
+    prepared = {
+        name: json.loads((folder / f"{name}.json").read_text())["seconds"]
+        for name in sorted({row.preparation for row in rows if row.preparation})
+    }
+    first = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in prepared.items())
+    return (
+        "\n".join(lines)
+        + f"\n\n{base.items} pictures of {base.prompts} held-out prompts, {SEEDS} seeds, "
+        f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Diversity: root mean square "
+        f"distance between a prompt's pictures. Prepared once: {first}. One thread a run, two side "
+        f"by side, {os.cpu_count()} cores ({platform.machine()}, torch {torch.__version__}), by "
+        f"`python scripts/compare_methods.py`.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--only", nargs="+", default=[], choices=[row.name for row in ROWS])
+    parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    wanted = [row for row in ROWS if not arguments.only or row.name in arguments.only]
+    with ThreadPoolExecutor(arguments.side_by_side) as pool:
+        needed = sorted({row.preparation for row in wanted if row.preparation})
+        list(pool.map(lambda name: prepare(folder, name), needed))
+        list(pool.map(lambda row: train(folder, row), wanted))
+    trained = [row for row in ROWS if (folder / row.name / "seconds.json").exists()]
+    figures = table(folder, trained, evaluate(folder, trained))
+    text, count = BETWEEN.subn(rf"\g<1>{figures}\g<2>", PAGE.read_text())
+    if count != 1:
+        raise SystemExit(f"{PAGE}: expected the two markers of the methods once")
+    PAGE.write_text(text)
+    print(figures)
+
+
+if __name__ == "__main__":
+    main()
