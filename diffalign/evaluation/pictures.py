@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from diffalign.evaluation.grid import GridCell, GridRow
 from diffalign.evaluation.manifest import ItemKey, ManifestRow
@@ -27,6 +30,12 @@ def spread_items(places: Sequence[Place], count: int) -> list[Place]:
     in_turn = [seeds[i] for i in range(rounds) for seeds in prompts if i < len(seeds)]
     chosen = set(in_turn[:count])
     return [place for place in places if place in chosen]
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """A picture as scorers take it: shape [3, H, W], float32 in [-1, 1]."""
+    levels = np.array(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
 
 
 def open_picture(folder: Path, row: ManifestRow | None) -> Image.Image | None:

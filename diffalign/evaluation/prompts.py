@@ -54,12 +54,16 @@ class PromptsConfig:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
 
 
-def read_prompts(config: PromptsConfig) -> list[Prompt]:
+def read_prompts(config: PromptsConfig | Path) -> list[Prompt]:
     """Prompts in the order of their source; blank and repeated ones are left out.
+
+    Args:
+        config: which prompts, or just the file that holds them.
 
     Raises:
         DataError: the file is missing, of an unknown kind, has no prompt column, or no prompt.
     """
+    config = PromptsConfig(file=config) if isinstance(config, Path) else config
     source = config.file or "prompts.texts"
     texts = config.texts if config.file is None else _read(config.file)
     clean = (text.strip() for text in texts)

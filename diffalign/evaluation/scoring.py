@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,6 +28,7 @@ from diffalign.evaluation.manifest import (
     read_json_lines,
     read_manifest,
 )
+from diffalign.evaluation.pictures import pixels_of
 from diffalign.scorers.base import AbstractScorer
 
 SCORES = "scores"
@@ -197,13 +197,12 @@ def _open(picture: Picture) -> _Opened | Problem:
     try:
         content = picture.path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            levels = np.array(image.convert("RGB"), dtype=np.float32)
+            pixels = pixels_of(image)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return Problem(picture.path, f"cannot be read: {error}")
     digest = file_digest(content)
     if picture.sha256 not in (None, digest):
         return Problem(picture.path, "is not the picture that the manifest lists: draw it again")
-    pixels = torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
     return _Opened(picture, (digest, picture.prompt), pixels)
 
 

@@ -109,8 +109,7 @@ def run(config: GenerateConfig) -> None:
     quieten_libraries()
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    prompts = config.prompts
-    texts = read_prompts(PromptsConfig(file=prompts) if isinstance(prompts, Path) else prompts)
+    texts = read_prompts(config.prompts)
     batches = plan_batches(texts, config.seed_numbers(), config.batch_size)
     models = {name: locate_model(_spec(model)) for name, model in config.models.items()}
     settings = sampler_settings(config.sampler, dtype)

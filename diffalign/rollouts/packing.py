@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from diffalign import world
 from diffalign.seeding import cpu_generator, derive_seed
 
 Item = TypeVar("Item", bound=Hashable)
@@ -61,6 +62,12 @@ def pack_pairs(
         for place in range(len(permuted[group[0]]))
     ]
     return _whole_steps(batches, accumulation)
+
+
+def own_share(batch: Sequence[Item]) -> Sequence[Item]:
+    """The contiguous part of a global micro-batch that this rank trains on."""
+    rows = len(batch) // world.size()
+    return batch[world.rank() * rows : (world.rank() + 1) * rows]
 
 
 def _cut(items: Sequence[Item], rows: int) -> list[list[Item]]:

@@ -1,0 +1,69 @@
+"""Which of the images of one prompt are preferred to which others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+PairRule = Literal["all", "best_worst"]
+"""Which decided pairs of a prompt are trained on: all, or one, of the image that wins against most
+others and the one that loses against most."""
+
+Scores = Sequence[float]
+"""Of one image, under each scorer in the same order; finite, higher is better."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The verdict on all pairs of images of one prompt."""
+
+    decided: tuple[tuple[int, int], ...]
+    """Preferred image, other image."""
+    tied: int
+    """Pairs that are equal under every scorer."""
+    incomparable: int
+    """Pairs in which each side is better under some scorer."""
+
+
+def pair_up(scores: Mapping[int, Scores]) -> Pairing:
+    """Compare every image with every other.
+
+    A side wins if it is at least as good under every scorer and better under one.
+
+    Args:
+        scores: of the images, by their number.
+    """
+    decided, tied, incomparable = [], 0, 0
+    for first, second in combinations(sorted(scores), 2):
+        verdicts = {_sign(a - b) for a, b in zip(scores[first], scores[second], strict=True)} - {0}
+        if not verdicts:
+            tied += 1
+        elif len(verdicts) == 2:
+            incomparable += 1
+        else:
+            decided.append((first, second) if verdicts == {1} else (second, first))
+    return Pairing(tuple(decided), tied, incomparable)
+
+
+def from_best_to_worst(pairing: Pairing, images: Sequence[int]) -> list[int]:
+    """The images by how many pairs they win less those they lose; equal ones as they were."""
+    balance = dict.fromkeys(images, 0)
+    for winner, loser in pairing.decided:
+        balance[winner] += 1
+        balance[loser] -= 1
+    return sorted(images, key=lambda image: -balance[image])
+
+
+def chosen_pairs(pairing: Pairing, rule: PairRule) -> tuple[tuple[int, int], ...]:
+    """The decided pairs that are trained on; with `best_worst`, one or none."""
+    if rule == "all" or not pairing.decided:
+        return pairing.decided
+    ranked = from_best_to_worst(pairing, sorted({i for pair in pairing.decided for i in pair}))
+    extremes = (ranked[0], ranked[-1])
+    return tuple(pair for pair in pairing.decided if pair == extremes)
+
+
+def _sign(difference: float) -> int:
+    return (difference > 0) - (difference < 0)
