@@ -65,6 +65,10 @@ class AbstractObjective(abc.ABC):
     def __call__(self, views: Views) -> LossOutput:
         """One loss per example, and figures for the log."""
 
+    def note(self) -> str:
+        """What a user should know of the loss before a run, in one line; may be empty."""
+        return ""
+
 
 def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:
     """The figures every pairwise objective reports, detached.

@@ -2,33 +2,20 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from diffalign.likelihoods.denoising import denoising_log_likelihood
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.dpo import DPO, dpo_loss
+from tests.objectives.fixtures import denoised_pairs, denoised_views
 
 PUBLISHED = {
-    # Values of the DiffusionDPO authors' own loss lines, run in float64 on the fixture F1:
+    # Values of the DiffusionDPO authors' own loss lines, run in float64 on `denoised_pairs`:
     # beta -> loss, norm of its gradient by the prediction.
     2000.0: (0.477227831922, 4.158770909),
     5000.0: (0.487534320130, 11.502399122),
 }
-
-
-def fixture_f1(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Predictions of policy and reference and their target; rows 0-2 chosen, 3-5 rejected."""
-
-    def normal(seed: int, *shape: int) -> torch.Tensor:
-        return torch.tensor(np.random.RandomState(seed).standard_normal(shape))
-
-    noise = normal(0, 3, 4, 8, 8)
-    target = torch.cat([noise, noise])
-    policy = target + 0.1 * normal(1, 6, 4, 8, 8)
-    reference = target + 0.1 * normal(2, 6, 4, 8, 8)
-    return policy.to(dtype), reference.to(dtype), target.to(dtype)
 
 
 def margin_of(policy, reference, target) -> torch.Tensor:
@@ -46,7 +33,7 @@ def margin_of(policy, reference, target) -> torch.Tensor:
 def test_value_and_gradient_published_by_the_authors_code(
     beta, dtype, value_within, gradient_within
 ):
-    policy, reference, target = fixture_f1(dtype)
+    policy, reference, target = denoised_pairs(dtype)
     policy.requires_grad_()
     loss = dpo_loss(margin_of(policy, reference, target), beta=beta).mean()
     loss.backward()
@@ -56,12 +43,7 @@ def test_value_and_gradient_published_by_the_authors_code(
 
 
 def test_logits_and_accuracy_published_by_the_authors_code():
-    policy, reference, target = fixture_f1(torch.float64)
-    likelihood = [denoising_log_likelihood(p, target) for p in (policy, reference)]
-    views = {
-        "chosen": Likelihoods(likelihood[0][:3], likelihood[1][:3]),
-        "rejected": Likelihoods(likelihood[0][3:], likelihood[1][3:]),
-    }
+    views = denoised_views(*denoised_pairs(torch.float64), ("chosen", "rejected"))
     metrics = DPO(beta=5000.0)(views).metrics
     expected = [3.995399647201, 2.450013824548, -1.065548642669]
     assert metrics["margin"].tolist() == pytest.approx(expected, abs=1e-9)
@@ -70,7 +52,7 @@ def test_logits_and_accuracy_published_by_the_authors_code():
 
 def test_the_mean_is_taken_after_the_logsigmoid():
     # An early release of diffusers took logsigmoid(mean(s)), which gives 0.1539 here.
-    policy, reference, target = fixture_f1(torch.float64)
+    policy, reference, target = denoised_pairs(torch.float64)
     margin = margin_of(policy, reference, target)
     assert dpo_loss(margin, beta=5000.0).mean().item() != pytest.approx(0.153932421853, abs=1e-3)
     assert dpo_loss(margin.mean(), beta=5000.0).item() == pytest.approx(0.153932421853, abs=1e-10)
