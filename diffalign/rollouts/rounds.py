@@ -148,7 +148,8 @@ class Rounds(AbstractSource):
 
     def _ready(self, folder: Path) -> Harvest:
         """The round, collected with the policy as it stands: now, or by a run that was killed."""
-        digest = world.gather(_digest(self.model, self._run.settings))[0]
+        settings = f"{self._run.settings}\0{self._collector.fingerprint()}"
+        digest = world.gather(_digest(self.model, settings))[0]
         record = _read(folder / _RECORD)
         if record is None or record["policy"] != digest:
             record = self._collect(folder, digest)

@@ -18,6 +18,7 @@ from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.transition import Transition
 from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.precision import DTYPES
 from diffalign.objectives.base import AbstractObjective
 from diffalign.rollouts.base import AbstractRollouts, RunFacts
@@ -199,12 +200,13 @@ def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> A
 
     if run.rollouts is None:
         return open_data(run.objective.views)
-    likelihood = run.likelihood
+    model, likelihood = run.model, run.likelihood
+    assert isinstance(model, AbstractDiffusion), "the likelihood was checked"
     return run.rollouts.open(
         RunFacts(
             folder=run.output / "rounds",
             run_seed=run.seed,
-            model=run.model,
+            model=model,
             settings=repr(identity(run)),
             samples_per_device=run.training.samples_per_device,
             accumulation=run.training.accumulation,
@@ -253,6 +255,10 @@ def identity(run: RunConfig) -> dict[str, Any]:
         "output",
         "model.path",  # the fingerprints say what lies there
         "data.path",
+        "rollouts.prompts",
+        "rollouts.prompts.file",
+        "rollouts.trajectories",
+        "rollouts.preferences",
         "data.workers",
         "data.max_bad_fraction",
         "training.checkpoint_every",
