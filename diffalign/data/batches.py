@@ -19,6 +19,8 @@ class ImageBatch:
     """B of them."""
     prompts: tuple[str, ...]
     """B of them, after caption dropout: decided once per sample, `""` where dropped."""
+    captions: tuple[str, ...]
+    """B of them, before it: what an image that is sampled for this row is asked to show."""
     images: Mapping[str, Tensor]
     """View -> float32 [B, 3, H, W] in [-1, 1]."""
     original_sizes: Mapping[str, Tensor]
@@ -31,6 +33,11 @@ class ImageBatch:
     """B of them; the seed of a row's diffusion noise, shared by its views."""
     encoding_seeds: Mapping[str, tuple[int, ...]]
     """View -> B seeds of the noise with which the autoencoder's posterior is sampled."""
+    preference: Tensor | None = None
+    """Float32 [B], probability that the chosen view is the preferred one; None where it always is.
+    One half is a tie."""
+    importance: Tensor | None = None
+    """Float32 [B], how much each sample counts relative to the others; None where all are alike."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -13,6 +13,9 @@ from diffalign.data.records import EncodedImage, ImagePair, LeftOut
 from diffalign.data.rows import Row
 from diffalign.errors import DataError
 
+PAIR_VIEWS = ("chosen", "rejected")
+"""The views that a pair offers, in the order of every batch."""
+
 PROMPT_NAMES = ("caption", "prompt", "original_prompt", "text")
 """Columns that are taken for the prompt, first match first."""
 
@@ -21,11 +24,13 @@ PROMPT_NAMES = ("caption", "prompt", "original_prompt", "text")
 class PairColumns:
     """A mapping from the columns of a data set to a preference.
 
-    Without `scores` and `preferred`, the first image is the preferred one in every row.
+    Without `scores` and `preferred`, the first image is the preferred one in every row; it may be
+    the only one.
     """
 
     prompt: str
-    images: tuple[str, str]
+    images: tuple[str, ...]
+    """Two of them, or one."""
     scores: tuple[str, str] | None = None
     """A number for each image."""
     preferred: str | None = None
@@ -38,6 +43,11 @@ class PairColumns:
     """Columns that together identify a row; empty for its place in the data set."""
     lower_is_better: bool = False
     """Whether the smaller score wins."""
+    keep_ties: bool = False
+    """Whether a tie is a pair of which neither side is preferred, instead of being left out."""
+    pairs_per_prompt: str | None = None
+    """A column that says how many pairs there are of a row's prompt; each then counts as much less
+    as there are more."""
 
     def __post_init__(self) -> None:
         if self.lower_is_better and self.scores is None:
@@ -46,12 +56,17 @@ class PairColumns:
                 f"data set has none: {self.describe_preference()}. Remove data.labels"
             )
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The views that a row offers."""
+        return PAIR_VIEWS[: len(self.images)]
+
     def light(self) -> list[str]:
         """The columns that decide about a row without its images."""
         return [
             self.prompt,
             *(self.scores or ()),
-            *(name for name in (self.preferred, self.has_label) if name),
+            *(n for n in (self.preferred, self.has_label, self.pairs_per_prompt) if n),
             *self.identity,
         ]
 
@@ -66,13 +81,17 @@ class PairColumns:
             return f"preferred is the image with the {which} of {' and '.join(self.scores)}"
         if self.preferred is not None:
             return f"preferred is the image that {self.preferred} names"
+        if len(self.images) == 1:
+            return "every image is a preferred one, with nothing to compare it with"
         return f"preferred is {self.images[0]} in every row"
 
     def describe(self) -> str:
         """The whole mapping as a sentence for the user."""
+        ties = ", ties are kept" if self.keep_ties else ""
+        weights = f", weighted by 1 / {self.pairs_per_prompt}" if self.pairs_per_prompt else ""
         return (
             f"prompt from {self.prompt}, images from {' and '.join(self.images)}, "
-            f"{self.describe_preference()}"
+            f"{self.describe_preference()}{ties}{weights}"
         )
 
     def sample_id(self, row: Row) -> str:
@@ -86,11 +105,15 @@ class PairColumns:
         return _text(row.values[self.prompt])
 
     def chosen(self, row: Row) -> int | LeftOut:
-        """Which of the two images is preferred, 0 or 1.
+        """Which of the two images is preferred, 0 or 1; of a tie that is kept, the first.
 
         Raises:
             DataError: a label is none that this mapping allows.
         """
+        verdict = self._verdict(row)
+        return 0 if verdict is LeftOut.TIE and self.keep_ties else verdict
+
+    def _verdict(self, row: Row) -> int | LeftOut:
         if self.has_label is not None and not _truth(row.values[self.has_label]):
             return LeftOut.UNLABELLED
         if self.preferred is not None:
@@ -146,12 +169,27 @@ class PairColumns:
         chosen = self.chosen(row)
         if isinstance(chosen, LeftOut):
             return chosen
+        images = [_image(row.values[name], base) for name in self.images]
+        preferred = images.pop(chosen)
         return ImagePair(
             sample_id=self.sample_id(row),
             prompt=self.caption(row),
-            chosen=_image(row.values[self.images[chosen]], base),
-            rejected=_image(row.values[self.images[1 - chosen]], base),
+            chosen=preferred,
+            rejected=images[0] if images else None,
+            preference=0.5 if self._verdict(row) is LeftOut.TIE else 1.0,
+            importance=self._importance(row),
         )
+
+    def _importance(self, row: Row) -> float:
+        if self.pairs_per_prompt is None:
+            return 1.0
+        count = _text(row.values[self.pairs_per_prompt])
+        if not count.isdecimal() or int(count) < 1:
+            raise DataError(
+                f"{row.name}: {self.pairs_per_prompt} is {count!r}, expected a count of at least 1 "
+                "(data.weighting per_prompt divides by it; uniform does not)"
+            )
+        return 1.0 / int(count)
 
 
 PICKAPIC = PairColumns(
@@ -161,6 +199,9 @@ PICKAPIC = PairColumns(
     allowed_scores=(0.0, 0.5, 1.0),
 )
 """Pick-a-Pic v1 and v2: yuvalkirstain/pickapic_v1, yuvalkirstain/pickapic_v2."""
+
+PICKAPIC_PAIRS_PER_PROMPT = "num_example_per_prompt"
+"""How often Pick-a-Pic asked about a prompt."""
 
 PICKAPIC_IDENTITY = ("ranking_id", "image_0_uid", "image_1_uid")
 """One ranking compares several pairs of images, and an image takes part in several rankings."""
@@ -179,8 +220,11 @@ _PATTERNS: tuple[dict[str, Any], ...] = (
     {"images": ("image_1", "image_2"), "scores": ("score_1", "score_2")},
     {"images": ("image_0", "image_1"), "scores": ("label_0", "label_1")},
     {"images": ("image_0", "image_1"), "scores": ("score_0", "score_1")},
+    {"images": ("chosen",)},
+    {"images": ("image",)},
 )
-"""Further names in use; the `votes` and `weighted_results` are those of the Rapidata sets."""
+"""Further names in use; the `votes` and `weighted_results` are those of the Rapidata sets. The last
+two are preferred images alone, the very last as sets for fine-tuning name them."""
 
 KNOWN_NAMES = tuple(
     dict.fromkeys(
@@ -209,6 +253,7 @@ def pickapic_columns(names: Collection[str], *, lower_is_better: bool) -> PairCo
         allowed_scores=PICKAPIC.allowed_scores,
         has_label="has_label" if "has_label" in names else None,
         identity=PICKAPIC_IDENTITY if has_identity else (),
+        pairs_per_prompt=PICKAPIC_PAIRS_PER_PROMPT if PICKAPIC_PAIRS_PER_PROMPT in names else None,
         lower_is_better=lower_is_better,
     )
 
@@ -248,6 +293,7 @@ def _configured_columns(
     forms = (
         {"prompt", "chosen", "rejected"},
         {"prompt", "first", "second", "first_score", "second_score"},
+        {"prompt", "chosen"},
     )
     if set(configured) not in forms:
         allowed = ", or ".join(" ".join(sorted(form)) for form in forms)
@@ -264,7 +310,7 @@ def _configured_columns(
     if "chosen" in configured:
         return PairColumns(
             prompt=configured["prompt"],
-            images=(configured["chosen"], configured["rejected"]),
+            images=tuple(configured[side] for side in PAIR_VIEWS if side in configured),
             lower_is_better=lower_is_better,
         )
     return PairColumns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import difflib
 import glob
 import hashlib
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from diffalign import components
-from diffalign.data.columns import KNOWN_NAMES, PairColumns
+from diffalign.data.columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT, PairColumns
 from diffalign.data.records import ImagePair
 from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.source import DataConfig
@@ -25,7 +26,8 @@ Form = Literal["table", "lines", "shards", "sides"]
 """Parquet or a hub data set; JSON lines; tar shards; one folder a side."""
 
 _SUFFIXES: dict[str, Form] = {".parquet": "table", ".jsonl": "lines", ".tar": "shards"}
-_SIDES = (("win", "lose"), ("chosen", "rejected"))
+_SIDES = (("win", "lose"), ("chosen", "rejected"), ("win",), ("chosen",))
+"""Folders of images, the preferred ones first; they may be alone."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SHARD = re.compile(r"(?P<split>.+)-\d{5,}-of-\d{5,}(-[0-9a-f]+)?")
 _SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "test"})
@@ -39,7 +41,7 @@ class Location:
     """As the config has it."""
     form: Form
     files: tuple[Path, ...] = ()
-    """In order; empty for a hub data set, the two folders for `sides`."""
+    """In order; empty for a hub data set, one folder a side for `sides`."""
     root: Path | None = None
     """Folder that sample ids and relative image paths start from; None on the hub."""
 
@@ -48,7 +50,8 @@ class Location:
         if self.root is None:
             return f"{self.path} on the hub"
         if self.form == "sides":
-            return f"{self.path}: folders {' and '.join(file.name for file in self.files)}"
+            s = "s" if len(self.files) > 1 else ""
+            return f"{self.path}: folder{s} {' and '.join(file.name for file in self.files)}"
         count = len(self.files)
         return f"{self.path}: {count} {self.files[0].suffix[1:]} file{'s' if count > 1 else ''}"
 
@@ -188,6 +191,7 @@ def open_data(config: DataConfig) -> OpenedData:
     """
     location = locate(config)
     kind, reader, columns = _choose(location, config)
+    columns = _as_configured(columns, config)
     rows = reader.open(location, columns, config)
     if config.buckets and isinstance(rows, AbstractRowStream):
         raise DataError(
@@ -202,6 +206,17 @@ def open_data(config: DataConfig) -> OpenedData:
         summary=f"{location.describe()}, read by {kind}{streamed}: {columns.describe()}",
         fingerprint=_fingerprint(location, config),
     )
+
+
+def _as_configured(columns: PairColumns, config: DataConfig) -> PairColumns:
+    """The mapping with the config's wishes for ties and weights."""
+    if config.weighting == "per_prompt" and columns.pairs_per_prompt is None:
+        raise DataError(
+            f"data.weighting per_prompt needs the column {PICKAPIC_PAIRS_PER_PROMPT}, which "
+            f"{config.path} has not: set it to uniform"
+        )
+    counted = columns.pairs_per_prompt if config.weighting == "per_prompt" else None
+    return dataclasses.replace(columns, keep_ties=config.ties == "keep", pairs_per_prompt=counted)
 
 
 def _fingerprint(location: Location, config: DataConfig) -> str:

@@ -13,7 +13,7 @@ loader's workers, where a bad image can be skipped and listed."""
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePair:
-    """Two images for one prompt, one of them preferred."""
+    """Two images for one prompt, one of them preferred; or the preferred one alone."""
 
     sample_id: str
     """Unique within the data set and stable between runs: randomness derives from it."""
@@ -22,7 +22,11 @@ class ImagePair:
     chosen: EncodedImage
     """The preferred side."""
     rejected: EncodedImage
-    """The other side."""
+    """The other side; None where the data set has preferred images alone."""
+    preference: float = 1.0
+    """Probability that the chosen side is the preferred one; one half for a tie that is kept."""
+    importance: float = 1.0
+    """How much the pair counts, relative to others."""
 
 
 class LeftOut(enum.Enum):

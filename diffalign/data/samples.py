@@ -19,12 +19,18 @@ class Sample:
     sample_id: str
     prompt: str
     """After caption dropout."""
+    caption: str
+    """Before it."""
     images: Mapping[str, CutImage]
     """View -> the image, cut to size."""
     timestep: float
     noise_seed: int
     encoding_seeds: Mapping[str, int]
     """View -> seed."""
+    preference: float = 1.0
+    """See `ImagePair`."""
+    importance: float = 1.0
+    """See `ImagePair`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,7 @@ class SampleMaker:
         return Sample(
             sample_id=sample_id,
             prompt="" if self._drops_caption(sample_id, draw) else pair.prompt,
+            caption=pair.prompt,
             images=images,
             timestep=self.timesteps.draw(
                 self.run_seed, sample_id, draw, schedule_length=self.schedule_length
@@ -70,6 +77,8 @@ class SampleMaker:
                 view: derive_seed(self.run_seed, sample_id, draw, "encoding", view)
                 for view in self.views
             },
+            preference=pair.preference,
+            importance=pair.importance,
         )
 
     def _drops_caption(self, sample_id: str, draw: int) -> bool:

@@ -65,7 +65,8 @@ class AbstractSource(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Preference pairs of images: where they lie, what they mean, how they are cut to size.
+    """Preference pairs of images, or preferred images alone: where they lie, what they mean, how
+    they are cut to size.
 
     Defaults marked DPO are those of `train.py` of SalesforceAIResearch/DiffusionDPO.
     """
@@ -80,7 +81,8 @@ class DataConfig:
     recognises it by files and columns, and says what it chose."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names of your columns where they are none that a reader knows. Keys: `prompt`, and either
-    `chosen` and `rejected`, or `first` and `second` with `first_score` and `second_score`."""
+    `chosen` and `rejected`, or `first` and `second` with `first_score` and `second_score`, or
+    `chosen` alone."""
     split: str = "train"
     """Split of a hub data set, or of a folder whose file names carry one."""
     revision: str | None = None
@@ -94,6 +96,12 @@ class DataConfig:
     labels: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
     """Meaning of the numbers of the two sides; a data set of ranks or distances needs the
     other one. Never guessed."""
+    ties: Literal["drop", "keep"] = "drop"
+    """Pairs of which neither side is preferred: left out, or seen as half a preference for each
+    side by objectives that can use that (bradley_terry)."""
+    weighting: Literal["uniform", "per_prompt"] = "uniform"
+    """`per_prompt` lets each prompt count as much as any other, by the number of its pairs that
+    Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs (bradley_terry)."""
     limit: int | None = None
     """Use only the first so many pairs."""
     crop: Literal["center", "random"] = "center"
