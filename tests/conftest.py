@@ -74,6 +74,7 @@ def make_pairs() -> Callable[..., ImageBatch]:
         return ImageBatch(
             sample_ids=sample_ids,
             prompts=tuple(f"a {sample_id}" for sample_id in sample_ids),
+            captions=tuple(f"a {sample_id}" for sample_id in sample_ids),
             images={view: images(view) for view in views},
             original_sizes={view: 512 + small_ints(view, "size", 512) for view in views},
             crop_corners={view: small_ints(view, "crop", 8) for view in views},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,3 +171,48 @@ WRITERS = {
     "jsonl": write_jsonl,
 }
 """`kind` -> writer(folder, pairs)."""
+
+
+def write_winning_rows(folder: Path, pairs: Sequence[Pair]) -> Path:
+    """Parquet with `text` and `image`, as sets for fine-tuning have them."""
+    rows = [{"text": pair.caption, "image": {"bytes": pair.chosen}} for pair in pairs]
+    write_rows(folder / "images.parquet", rows)
+    return folder
+
+
+def write_winning_shard(folder: Path, pairs: Sequence[Pair]) -> Path:
+    """A tar shard of `000000.png` and `000000.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(folder / "train-00000.tar", "w") as tar:
+        for i, pair in enumerate(pairs):
+            for suffix, content in (("png", pair.chosen), ("txt", pair.caption.encode())):
+                info = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def write_winning_folder(folder: Path, pairs: Sequence[Pair]) -> Path:
+    """`win/0000.png` beside `win/0000.txt`, and no other folder."""
+    write_folder(folder, pairs)
+    shutil.rmtree(folder / "lose")
+    return folder
+
+
+def write_winning_lines(folder: Path, pairs: Sequence[Pair]) -> Path:
+    """`pairs.jsonl` with `prompt` and `chosen`."""
+    file = write_jsonl(folder, pairs) / "pairs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        del row["rejected"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+WINNER_WRITERS = {
+    "parquet": write_winning_rows,
+    "webdataset": write_winning_shard,
+    "folder": write_winning_folder,
+    "jsonl": write_winning_lines,
+}
+"""`kind` -> writer(folder, pairs) of the chosen sides alone."""

@@ -20,7 +20,7 @@ from diffalign.errors import DataError
 def assign_buckets(
     data: OpenedData, index: Index, config: DataConfig, skips: SkipLog
 ) -> dict[Size, np.ndarray]:
-    """Both sides of a pair share the bucket that is nearest to both.
+    """The sides of a pair share the bucket that is nearest to all of them.
 
     Args:
         data: read at random.
@@ -43,19 +43,19 @@ def assign_buckets(
         else:
             members[nearest_bucket(sizes, shapes)].append(member)
     if not members:
-        raise DataError(f"no pair of {config.path} has two images whose size can be read")
+        raise DataError(f"no pair of {config.path} has images whose size can be read")
     return {sizes[bucket]: np.array(found) for bucket, found in sorted(members.items())}
 
 
-def _shapes(data: OpenedData, row: Row, max_pixels: int) -> tuple[Size, Size] | Skipped:
+def _shapes(data: OpenedData, row: Row, max_pixels: int) -> tuple[Size, ...] | Skipped:
     pair = data.columns.pair(row, data.base)
     assert isinstance(pair, ImagePair), "the index holds pairs only"
     shapes = []
-    for side in ("chosen", "rejected"):
+    for side in data.columns.sides:
         try:
             shapes.append(upright_size(getattr(pair, side), max_pixels=max_pixels))
         except BadImageError as error:
             return Skipped(
                 sample_id=pair.sample_id, reason=error.reason, detail=error.detail, side=side
             )
-    return shapes[0], shapes[1]
+    return tuple(shapes)

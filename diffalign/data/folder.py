@@ -1,7 +1,8 @@
 """Two folders, `win/` and `lose/` (or `chosen/` and `rejected/`), with one caption file a pair.
 
 Images of a pair have one name, whatever their type: `win/0001.png` and `lose/0001.jpg`. The caption
-is `0001.txt`, beside the preferred image, in `captions/`, or beside the two folders.
+is `0001.txt`, beside the preferred image, in `captions/`, or beside the two folders. The folder of
+preferred images may be alone.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ _CAPTION = "caption file"
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(AbstractReader):
-    """Two folders of images."""
+    """A folder of images for each side."""
 
     form: ClassVar[Form] = "sides"
-    needs: ClassVar[str] = "the folders win/ and lose/ (or chosen/ and rejected/)"
+    needs: ClassVar[str] = (
+        "the folders win/ and lose/ (or chosen/ and rejected/), or the first alone"
+    )
 
     def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
         return (_CAPTION, *(folder.name for folder in location.files))
 
     def match(self, names: Sequence[str], config: DataConfig) -> PairColumns:
-        caption, chosen, rejected = names
+        caption, *images = names
         return PairColumns(
-            prompt=caption, images=(chosen, rejected), lower_is_better=config.lower_is_better
+            prompt=caption, images=tuple(images), lower_is_better=config.lower_is_better
         )
 
     def open(self, location: Location, columns: PairColumns, config: DataConfig) -> AbstractRows:
@@ -41,13 +44,12 @@ class Folder(AbstractReader):
 
 
 class _FolderRows(AbstractRows):
-    """One row for each name that stands in at least one of the two folders."""
+    """One row for each name that stands in at least one of the folders."""
 
     def __init__(self, location: Location) -> None:
         assert location.root is not None
-        chosen, rejected = location.files
-        self._captions = (chosen, location.root / "captions", location.root)
-        self._sides = {folder.name: _images_by_name(folder) for folder in (chosen, rejected)}
+        self._captions = (location.files[0], location.root / "captions", location.root)
+        self._sides = {folder.name: _images_by_name(folder) for folder in location.files}
         self._names = sorted(set().union(*self._sides.values()))
 
     def __len__(self) -> int:

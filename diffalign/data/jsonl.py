@@ -1,7 +1,8 @@
 """JSON lines: one object a pair, with a prompt and the paths of two images.
 
 Relative paths start from the folder of the file. Names of the fields are those that other readers
-know: `chosen` and `rejected`, or `image1` and `image2` with a number for each, and Pick-a-Pic's.
+know: `chosen` and `rejected`, or `image1` and `image2` with a number for each, and Pick-a-Pic's; or
+`chosen` alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class JsonLines(AbstractReader):
     form: ClassVar[Form] = "lines"
     needs: ClassVar[str] = (
         "prompt (or caption) with paths under chosen and rejected, or under image1, image2 and one "
-        "number for each (label1 and label2, score1 and score2)"
+        "number for each (label1 and label2, score1 and score2), or under chosen alone"
     )
 
     def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from diffalign import world
 from diffalign.data.batches import ImageBatch
 from diffalign.data.bucketing import assign_buckets
 from diffalign.data.collate import stack, with_unit_range
+from diffalign.data.columns import PAIR_VIEWS
 from diffalign.data.indexed import IndexPlan, index_rows
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.preview import Preview, first_rows
@@ -28,9 +29,6 @@ from diffalign.data.source import AbstractSource, DataConfig
 from diffalign.data.streamed import StreamPlan
 from diffalign.errors import DataError
 from diffalign.seeding import TimestepSampling, cpu_generator, derive_seed
-
-PAIR_VIEWS = ("chosen", "rejected")
-"""The views that a pair offers, in the order of every batch."""
 
 _ATTEMPTS = 100
 """Replacements tried in turn for one unusable pair; at most a share of `max_bad_fraction` fail."""
@@ -115,6 +113,11 @@ class PairSource(AbstractSource):
                 f"{', '.join(sorted(views))}: it wants another kind of data"
             )
         data = open_data(config)
+        if not views <= set(data.columns.sides):
+            raise DataError(
+                f"{data.summary}. Preferred images alone do for objectives such as seppo, and this "
+                f"one needs {' and '.join(sorted(views))}: give data with both"
+            )
         skips = SkipLog(skipped)
         maker = SampleMaker(
             config=config,

@@ -1,4 +1,7 @@
-"""Parquet and hub data sets with other names: `chosen` and `rejected`, or `image1` and `image2`."""
+"""Parquet and hub data sets with other names: `chosen` and `rejected`, or `image1` and `image2`.
+
+Preferred images may be alone, as `chosen` or `image`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class Parquet(AbstractReader):
     form: ClassVar[Form] = "table"
     needs: ClassVar[str] = (
         "prompt (or caption) with chosen and rejected, or with image1, image2 and one number for "
-        "each (label1 and label2, score1 and score2, votes_image1 and votes_image2)"
+        "each (label1 and label2, score1 and score2, votes_image1 and votes_image2), or with "
+        "chosen alone"
     )
 
     def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:

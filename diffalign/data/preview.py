@@ -22,7 +22,8 @@ class PreviewRow:
     prompt: str
     chosen: Size | str
     """(height, width), or why the image cannot be used."""
-    rejected: Size | str
+    rejected: Size | str | None
+    """None where the data set has preferred images alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ def first_rows(data: OpenedData, n: int, config: DataConfig) -> list[PreviewRow]
             sample_id=pair.sample_id,
             prompt=pair.prompt,
             chosen=_size(pair.chosen, config),
-            rejected=_size(pair.rejected, config),
+            rejected=_size(pair.rejected, config) if "rejected" in data.columns.sides else None,
         )
         for pair in islice(data.pairs(), count)
     ]

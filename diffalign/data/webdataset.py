@@ -2,8 +2,9 @@
 
 Members are named like the columns of the other readers, with or without a further ending:
 `000017.jpg_0.jpg`, `000017.jpg_1.jpg`, `000017.label_0.txt`, `000017.label_1.txt` and
-`000017.caption.txt`; or `.chosen.png`, `.rejected.png` and `.txt`. The fields of a `.json` member
-count as members. Needs the extra `webdataset`.
+`000017.caption.txt`; or `.chosen.png`, `.rejected.png` and `.txt`. Preferred images alone may be
+`000017.jpg` beside `000017.txt`, too. The fields of a `.json` member count as members. Needs the
+extra `webdataset`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from diffalign.data.rows import AbstractRowStream, Cursor, Row
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".txt", ".cls")
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_ENDINGS = (*_PICTURES, ".txt", ".cls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class WebDataset(AbstractReader):
     form: ClassVar[Form] = "shards"
     needs: ClassVar[str] = (
         "members jpg_0, jpg_1, label_0, label_1 and caption, or chosen, rejected and caption "
-        "(each with or without an ending such as .jpg or .txt)"
+        "(each with or without an ending such as .jpg or .txt), or preferred images alone as chosen"
     )
 
     def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
@@ -94,6 +96,8 @@ def _members(sample: Mapping[str, Any]) -> dict[str, Any]:
             members.update(json.loads(content))
         elif name == "txt":
             members["caption"] = content
+        elif f".{name}" in _PICTURES:
+            members["image"] = content
         elif not name.startswith("__"):
             ending = next((e for e in _ENDINGS if name.endswith(e)), "")
             members[name.removesuffix(ending)] = content

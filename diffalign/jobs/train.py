@@ -14,6 +14,7 @@ from diffalign import config, world
 from diffalign.data.loader import PairSource
 from diffalign.data.preview import Preview, without_download
 from diffalign.data.skipping import forget_skipped
+from diffalign.data.transforms import Size
 from diffalign.errors import ConfigError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
@@ -150,11 +151,15 @@ def _print_preview(console: Console, shown: Preview) -> None:
     _print_lines(console, shown.lines)
     table = Table("pair", "prompt", "chosen (h, w)", "rejected (h, w)", box=None)
     for row in shown.rows:
-        sides = [
-            s if isinstance(s, str) else f"{s[0]} x {s[1]}" for s in (row.chosen, row.rejected)
-        ]
+        sides = [_described(row.chosen), _described(row.rejected)]
         table.add_row(*map(escape, (row.sample_id[:24], row.prompt, *sides)))
     console.print(table)
+
+
+def _described(side: Size | str | None) -> str:
+    if isinstance(side, tuple):
+        return f"{side[0]} x {side[1]}"
+    return side or "none"
 
 
 def _print_plan(console: Console, run_config: RunConfig, processes: int) -> None:

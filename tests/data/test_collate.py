@@ -10,11 +10,14 @@ def sample(name, value):
     image = CutImage(pixels=pixels, original_size=(20, 30), corner=(1, 2))
     return Sample(
         sample_id=name,
-        prompt=f"prompt of {name}",
+        prompt="",
+        caption=f"caption of {name}",
         images={"chosen": image, "rejected": image},
         timestep=12.5,
         noise_seed=value,
         encoding_seeds={"chosen": value + 1, "rejected": value + 2},
+        preference=1.0,
+        importance=1.0,
     )
 
 
@@ -22,7 +25,8 @@ def test_fields_stack_in_the_order_of_the_samples():
     batch = stack([sample("a", 0), sample("b", 255)])
     assert batch.images["chosen"].dtype == torch.uint8
     assert batch.sample_ids == ("a", "b")
-    assert batch.prompts == ("prompt of a", "prompt of b")
+    assert batch.prompts == ("", "")
+    assert batch.captions == ("caption of a", "caption of b")
     assert batch.noise_seeds == (0, 255)
     assert batch.encoding_seeds == {"chosen": (1, 256), "rejected": (2, 257)}
     assert batch.timesteps.tolist() == [12.5, 12.5]

@@ -118,8 +118,29 @@ def test_a_misspelt_column_of_your_own_is_refused_with_the_nearest():
 
 
 def test_incomplete_columns_of_your_own_are_refused():
-    with pytest.raises(DataError, match=r"data.columns has chosen prompt; it needs exactly"):
-        general_columns({"prompt": "t", "chosen": "a"}, ["t", "a"], lower_is_better=False)
+    with pytest.raises(DataError, match=r"data.columns has prompt rejected; it needs exactly"):
+        general_columns({"prompt": "t", "rejected": "a"}, ["t", "a"], lower_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("configured", "names", "chosen"),
+    [
+        ({}, ["prompt", "chosen"], "chosen"),
+        ({}, ["text", "image"], "image"),
+        ({"prompt": "t", "chosen": "a"}, ["t", "a", "b"], "a"),
+    ],
+)
+def test_preferred_images_may_be_alone(configured, names, chosen):
+    mapping = general_columns(configured, names, lower_is_better=False)
+    pair = mapping.pair(Row("r", {**dict.fromkeys(names, "p"), chosen: b"+"}), None)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("p", b"+", None)
+    assert mapping.sides == ("chosen",)
+    assert "every image is a preferred one" in mapping.describe()
+
+
+def test_an_image_beside_a_pair_does_not_hide_the_pair():
+    names = ["prompt", "image", "chosen", "rejected"]
+    assert general_columns({}, names, lower_is_better=False).images == ("chosen", "rejected")
 
 
 def test_reversing_is_refused_where_there_are_no_numbers():

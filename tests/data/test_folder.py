@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from diffalign.data.reading import open_data
@@ -23,6 +25,16 @@ def test_the_folders_may_be_called_chosen_and_rejected(tmp_path):
     (tmp_path / "win").rename(tmp_path / "chosen")
     (tmp_path / "lose").rename(tmp_path / "rejected")
     assert pairs_in(tmp_path)[0].chosen == tmp_path / "chosen" / "0000.png"
+
+
+@pytest.mark.parametrize("name", ["win", "chosen"])
+def test_preferred_images_may_be_alone(name, tmp_path):
+    write_folder(tmp_path, make_pairs(2))
+    shutil.rmtree(tmp_path / "lose")
+    (tmp_path / "win").rename(tmp_path / name)
+    pair = pairs_in(tmp_path)[1]
+    assert (pair.chosen, pair.rejected) == (tmp_path / name / "0001.png", None)
+    assert pair.prompt == "a red thing, number 1"
 
 
 @pytest.mark.parametrize("place", ["captions", "."])

@@ -11,6 +11,7 @@ from diffalign.errors import DataError
 from diffalign.seeding import TimestepSampling, derive_seed
 from tests.data.conftest import ids, open_source, take
 from tests.layouts import (
+    WINNER_WRITERS,
     WRITERS,
     encoded,
     make_pairs,
@@ -18,6 +19,7 @@ from tests.layouts import (
     picture,
     write_pickapic,
     write_rows,
+    write_winning_rows,
 )
 
 RED, BLUE = 0, 2
@@ -174,6 +176,39 @@ def test_one_view_is_enough_where_one_is_asked_for(tmp_path):
     (batch,) = take(source, 1)
     assert source.views == {"chosen"}
     assert set(batch.images) == set(batch.encoding_seeds) == {"chosen"}
+
+
+@pytest.mark.parametrize("kind", WINNER_WRITERS)
+def test_preferred_images_alone_are_read_from_every_layout(kind, tmp_path):
+    WINNER_WRITERS[kind](tmp_path, make_pairs(4))
+    source = open_source(tmp_path, pairs_per_device=4, views=frozenset({"chosen"}))
+    (batch,) = take(source, 1)
+    assert sorted(batch.captions) == [f"a red thing, number {i}" for i in range(4)]
+    assert batch.images["chosen"][:, RED].mean() > -0.8
+    assert set(batch.images) == {"chosen"}
+    assert f"read by {kind}" in source.describe()[0]
+    (row,) = source.preview(1).rows
+    assert (row.chosen, row.rejected) == ((32, 32), None)
+
+
+def test_preferred_images_alone_may_go_into_buckets(tmp_path):
+    write_winning_rows(tmp_path, make_pairs(4, size=(64, 32)))
+    source = open_source(tmp_path, views=frozenset({"chosen"}), buckets=True)
+    assert take(source, 1)[0].images["chosen"].shape == (2, 3, 8, 24)
+
+
+@pytest.mark.parametrize("kind", WINNER_WRITERS)
+def test_preferred_images_alone_make_no_pairs(kind, tmp_path):
+    WINNER_WRITERS[kind](tmp_path, make_pairs(2))
+    with pytest.raises(DataError, match=r"every image is a preferred one.*needs chosen and rej"):
+        open_source(tmp_path)
+
+
+def test_a_dropped_caption_is_still_known(tmp_path):
+    write_pickapic(tmp_path, make_pairs(4))
+    (batch,) = take(open_source(tmp_path, pairs_per_device=4, caption_dropout=1.0), 1)
+    assert batch.prompts == ("",) * 4
+    assert sorted(batch.captions) == [f"a red thing, number {i}" for i in range(4)]
 
 
 def test_a_view_that_pairs_do_not_have_is_refused(tmp_path):

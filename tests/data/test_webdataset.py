@@ -82,6 +82,12 @@ def test_a_shard_that_breaks_off_is_refused_by_name(tmp_path):
 
 
 def test_members_without_a_preference_are_refused(tmp_path):
-    write_tar(tmp_path / "x.tar", ("k.jpg", b"0"), ("k.txt", b"c"))
-    with pytest.raises(DataError, match=r"no preference in the columns jpg, caption. webdataset n"):
+    write_tar(tmp_path / "x.tar", ("k.gif", b"0"), ("k.txt", b"c"))
+    with pytest.raises(DataError, match=r"no preference in the columns gif, caption. webdataset n"):
         pairs_in(tmp_path)
+
+
+def test_a_picture_with_a_caption_is_a_preferred_image_alone(tmp_path):
+    write_tar(tmp_path / "x.tar", ("k.jpg", b"+"), ("k.txt", b"c"))
+    (pair,) = pairs_in(tmp_path)
+    assert (pair.chosen, pair.rejected, pair.prompt) == (b"+", None, "c")
