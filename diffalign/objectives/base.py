@@ -60,6 +60,9 @@ class AbstractObjective(abc.ABC):
     """Names of the views that a batch must offer."""
     needs_reference: ClassVar[bool]
     """Whether `Likelihoods.reference` is read."""
+    takes_ties: ClassVar[bool] = False
+    """Whether `Likelihoods.weight` is read, so that a tie can be half a preference for either side
+    and pairs can count differently."""
 
     @abc.abstractmethod
     def __call__(self, views: Views) -> LossOutput:

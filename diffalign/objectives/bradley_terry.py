@@ -53,6 +53,7 @@ class BradleyTerry(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
+    takes_ties: ClassVar[bool] = True
 
     def __call__(self, views: Views) -> LossOutput:
         """One loss per pair; its mean over all pairs of all ranks is the importance-weighted mean.

@@ -138,6 +138,20 @@ def _check_source(run: RunConfig) -> None:
             f"data names {run.data.path}, but rollouts {components.kind_of(run.rollouts)} samples "
             f"all that it trains on: remove the data section, or the rollouts section"
         )
+    if run.data is not None and not run.objective.takes_ties:
+        _check_plain_pairs(run.data, components.kind_of(run.objective))
+
+
+def _check_plain_pairs(data: DataConfig, objective: str) -> None:
+    for name, value, plain in (
+        ("ties", data.ties, "drop"),
+        ("weighting", data.weighting, "uniform"),
+    ):
+        if value != plain:
+            raise ConfigError(
+                f"data.{name} is {value}, and the objective {objective} takes every pair as "
+                f"decided and alike: use {plain}, or an objective such as bradley_terry"
+            )
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:
@@ -254,6 +268,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     free = {
         "output",
         "model.path",  # the fingerprints say what lies there
+        "model.base.path",
         "data.path",
         "rollouts.prompts",
         "rollouts.prompts.file",
