@@ -10,19 +10,17 @@ see `rollouts.resampling`.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from diffalign import components, world
+from diffalign import world
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError, DataError
@@ -40,12 +38,15 @@ from diffalign.rollouts.base import (
     RunFacts,
     Work,
 )
-from diffalign.rollouts.packing import pack_pool
+from diffalign.rollouts.comparisons import Comparison, Ledger, in_words, summarise
+from diffalign.rollouts.judging import judge, scorer_name
+from diffalign.rollouts.packing import own_share, pack_pool
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.schedule import Visit, in_batches, visits_of_round
 from diffalign.rollouts.store import (
     LATENTS,
+    STEPS,
     StepPair,
     read_steps,
     step_batch,
@@ -57,8 +58,11 @@ from diffalign.rollouts.store import (
 from diffalign.scorers.base import AbstractScorer
 from diffalign.seeding import derive_seed
 
-_GRID_ROWS = 12
-_THIRDS = ("early", "middle", "late")
+SCORES = "scores.jsonl"
+GRID = "grid.png"
+
+_GRID_ROWS = 8
+_GRID_COMPARISONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,8 @@ class Stepwise(AbstractRollouts):
     batch_type: ClassVar[type] = StepBatch
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
 
-    prompts: PromptsConfig
-    """All prompts; rounds walk through them in random order."""
+    prompts: PromptsConfig | Path
+    """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
     prompts_per_round: int
     """Sampled before the policy is trained on them. SPO: all 4000."""
     scorer: AbstractScorer
@@ -93,9 +97,10 @@ class Stepwise(AbstractRollouts):
     prompts_per_batch: int = 8
     """Prompts sampled side by side on a device; what is drawn depends on it by float rounding."""
     pictured_prompts: int = 64
-    """Prompts of a round whose finished candidates are kept as pictures; scores are kept of all."""
-    previews: int = 4
-    """Prompts that every round draws from the same noise, for the film strip."""
+    """Prompts of a round of which pictures are kept, of the best and the worst candidate at three
+    noise levels; scores are kept of all."""
+    previewed_prompts: int = 4
+    """How many prompts every round draws from the same noise, for `film_strip.png`."""
 
     def __post_init__(self) -> None:
         least = {
@@ -105,7 +110,7 @@ class Stepwise(AbstractRollouts):
             "steps_per_segment": 1,
             "prompts_per_batch": 1,
             "pictured_prompts": 0,
-            "previews": 0,
+            "previewed_prompts": 0,
         }
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -119,11 +124,13 @@ class Stepwise(AbstractRollouts):
             raise ValueError(f"size must be [height, width] in pixels, got {list(self.size)}")
 
     def describe(self) -> str:
-        kind = components.kind_of(self.scorer)
+        way = "step" if self.steps_per_segment == 1 else f"{self.steps_per_segment} steps"
+        article = "a" if self.continue_from == "random" else "the"
         return (
-            f"step-wise: {self.prompts_per_round} prompts a round, {self.candidates} candidates "
-            f"every {self.steps_per_segment} steps after {self.first_step}, judged by {kind}, "
-            f"counting above {self.threshold:g}, going on from the {self.continue_from} one"
+            f"rounds of {self.prompts_per_round} prompts; after step {self.first_step}, every "
+            f"{way} {self.candidates} candidates, compared by {scorer_name(self.scorer)}, going on "
+            f"from {article} {self.continue_from} one; best and worst count if they differ by more "
+            f"than {self.threshold:g}"
         )
 
     def open(self, run: RunFacts) -> AbstractSource:
@@ -136,29 +143,29 @@ class Stepwise(AbstractRollouts):
                 f"rollouts.first_step is {self.first_step}, and likelihood.process.steps is "
                 f"{run.process.steps}: no step is left to compare"
             )
-        prompts = [prompt.text for prompt in read_prompts(self.prompts)]
-        return Rounds(self, StepwiseCollector(self, run, run.process, prompts), run)
+        return Rounds(self, _Collector(self, run, run.process), run)
 
 
-class StepwiseCollector(AbstractCollector):
-    """Samples batches of prompts, one after another or on several ranks, and pools their steps."""
+@dataclass(frozen=True)
+class _Batch:
+    """Consecutive visits of a round, sampled side by side."""
 
-    def __init__(
-        self, settings: Stepwise, run: RunFacts, process: ReverseProcess, prompts: Sequence[str]
-    ) -> None:
-        """Args:
-        settings: of the rounds.
-        run: of which run.
-        process: how it samples.
-        prompts: all of them, at least one.
-        """
+    round_number: int
+    first: int
+    """Number of its first visit in the round."""
+    visits: Sequence[Visit]
+
+
+class _Collector(AbstractCollector):
+    def __init__(self, settings: Stepwise, run: RunFacts, process: ReverseProcess) -> None:
         self._settings = settings
         self._run = run
         self._process = process
-        self._prompts = prompts
+        self._prompts = [prompt.text for prompt in read_prompts(settings.prompts)]
+        self._branches = range(settings.first_step, process.steps, settings.steps_per_segment)
         self._resampler = Resampler(
             process=process,
-            judge=self._judge,
+            judge=partial(judge, settings.scorer),
             candidates=settings.candidates,
             first_step=settings.first_step,
             steps_per_segment=settings.steps_per_segment,
@@ -168,292 +175,152 @@ class StepwiseCollector(AbstractCollector):
         )
 
     def describe(self) -> list[str]:
-        compared = math.ceil(self._trained_steps / self._settings.steps_per_segment)
-        per_round = self._settings.prompts_per_round * self._trained_steps
+        settings = self._settings
+        trained = self._process.steps - settings.first_step
         return [
-            f"rounds of {self._settings.prompts_per_round} of {len(self._prompts):,} prompts; each "
-            f"is compared {compared} times, which makes {per_round:,} pairs of steps a round if "
-            f"every comparison counts"
+            f"{len(self._prompts):,} prompts; each visit makes {len(self._branches)} comparisons "
+            f"that label {trained} pairs of steps, {settings.prompts_per_round * trained:,} a "
+            f"round if all of them count"
         ]
 
     def fingerprint(self) -> str:
-        parts = (self._settings.scorer.fingerprint, *self._prompts)
-        return f"{derive_seed(*parts):016x}"
+        parts = [*self._prompts, self._settings.scorer.fingerprint]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
     def preview_prompts(self) -> list[str]:
-        return list(self._prompts[: self._settings.previews])
+        count = min(self._settings.previewed_prompts, len(self._prompts))
+        return [self._prompts[i * len(self._prompts) // count] for i in range(count)]
 
     def preview_process(self) -> ReverseProcess:
         return self._process
 
     def phases(self, number: int) -> Iterator[Phase]:
+        settings = self._settings
         visits = visits_of_round(
-            self._prompts,
-            number,
-            count=self._settings.prompts_per_round,
-            run_seed=self._run.run_seed,
+            self._prompts, number, count=settings.prompts_per_round, run_seed=self._run.run_seed
         )
-        compared = math.ceil(self._trained_steps / self._settings.steps_per_segment)
-        works, start = [], 0
-        for i, batch in enumerate(in_batches(visits, self._settings.prompts_per_batch)):
-            images = len(batch) * self._settings.candidates * compared
-            works.append(Work(f"batch-{i:05d}.json", images, _Batch(number, start, tuple(batch))))
-            start += len(batch)
+        works = []
+        for i, part in enumerate(in_batches(visits, settings.prompts_per_batch)):
+            batch = _Batch(number, i * settings.prompts_per_batch, part)
+            images = len(part) * settings.candidates * len(self._branches)
+            works.append(Work(f"batches/{batch.first:05d}.json", images, batch))
         yield Phase("sample and compare", works, self._sample)
 
-    @property
-    def _trained_steps(self) -> int:
-        return self._process.steps - self._settings.first_step
-
-    def _judge(self, pictures: Tensor, prompts: Sequence[str], t: int) -> Tensor:
-        scorer = self._settings.scorer
-        scorer.to(pictures.device)
-        if scorer.takes_time:
-            return scorer.score(pictures, prompts, torch.full((len(prompts),), t))
-        return scorer.score(pictures, prompts)
-
     def _sample(self, model: DiffusionModel, work: Work, folder: Path) -> None:
+        """Write pictures, then latents, then the pairs, which say that the work is done."""
         batch: _Batch = work.what
-        kept = _Kept(batch, latents_file=f"{Path(work.file).stem}.safetensors")
+        ledger = Ledger(
+            batch.visits,
+            round_number=batch.round_number,
+            first_visit=batch.first,
+            file=f"latents/{batch.first:05d}.safetensors",
+        )
         with model.sampling():
             for segment in self._resampler.segments(model, batch.visits):
-                kept.add(segment)
-                pictures = segment.pictures  # of the last one: finished
-        for number, candidates in enumerate(pictures.cpu(), start=batch.start):
-            if number < self._settings.pictured_prompts:
-                for candidate, picture in enumerate(candidates):
-                    file = folder / _picture(number, candidate)
-                    with writing(file):
-                        write_atomically(file, encode_png(picture))
-        if kept.steps:
-            write_tensors(folder / kept.latents_file, {LATENTS: kept.latents()})
+                ledger.add(segment)
+                if segment.first in self._shown_branches():
+                    self._write_pictures(folder, batch, segment)
+        if ledger.pairs:
+            write_tensors(folder / ledger.file, {LATENTS: ledger.latents()})
         record = {
-            "steps": [asdict(step) for step in kept.steps],
-            "comparisons": [asdict(comparison) for comparison in kept.comparisons],
+            "pairs": [asdict(pair) for pair in ledger.pairs],
+            "comparisons": [asdict(comparison) for comparison in ledger.comparisons],
         }
-        with writing(folder / work.file):
-            write_atomically(folder / work.file, json.dumps(record, ensure_ascii=False).encode())
+        path = folder / work.file
+        with writing(path):
+            write_atomically(path, json.dumps(record, ensure_ascii=False).encode())
+
+    def _shown_branches(self) -> list[int]:
+        """Steps whose comparisons are kept as pictures: the first, one halfway, the last."""
+        last = len(self._branches) - 1
+        places = {round(i * last / (_GRID_COMPARISONS - 1)) for i in range(_GRID_COMPARISONS)}
+        return [self._branches[place] for place in sorted(places)]
+
+    def _write_pictures(self, folder: Path, batch: _Batch, segment: Segment) -> None:
+        selection = segment.selection
+        for i in range(min(len(batch.visits), self._settings.pictured_prompts - batch.first)):
+            for candidate in {int(selection.best[i]), int(selection.worst[i])}:
+                file = folder / _picture_file(batch.first + i, segment.t, candidate)
+                with writing(file):
+                    write_atomically(file, encode_png(segment.pictures[i, candidate].cpu()))
 
     def harvest(self, number: int, folder: Path) -> Harvest:
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in _records(folder)]
-        steps = [StepPair(**step) for record in records for step in record["steps"]]
+        files = sorted((folder / "batches").glob("*.json"))
+        records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        pairs = [StepPair(**row) for record in records for row in record["pairs"]]
         comparisons = [Comparison(**row) for record in records for row in record["comparisons"]]
-        finished = [comparison for comparison in comparisons if comparison.t == 0]
         if all(score is None for row in comparisons for score in row.scores):
             raise DataError(
-                f"{components.kind_of(self._settings.scorer)}: every score of round {number} is "
-                f"infinite or not a number, so nothing can be compared. Look at the pictures in "
-                f"{folder}: either they are broken, or the scorer's weights are"
+                f"{folder}: the scorer {scorer_name(self._settings.scorer)} gave none of the "
+                f"round's candidates a finite score. Look at the pictures there; where they are as "
+                f"they should be, the scorer is at fault, else the model: go back to an earlier "
+                f"checkpoint with a lower optimizer.lr"
             )
-        write_steps(folder, steps)
-        write_lines(folder / "comparisons.jsonl", map(asdict, comparisons))
-        write_lines(folder / "scores.jsonl", self._finished_scores(finished))
-        self._draw_grid(folder, finished)
-        summary = _summary(comparisons, finished)
-        micro_batches = len(self._packed(number, len(steps)))
-        unknown = sum(comparison.difference is None for comparison in comparisons)
+        write_steps(folder, pairs)
+        write_lines(folder / SCORES, map(asdict, comparisons))
+        self._draw_grid(number, folder, comparisons)
+        summary = summarise(comparisons)
+        micro_batches = len(self._pack(number, len(pairs)))
+        trained = micro_batches * self._run.samples_per_device * world.size()
+        unknown = sum(row.difference is None for row in comparisons)
         return Harvest(
             micro_batches=micro_batches,
-            summary=summary,
-            skipped={"comparisons with a score that is not finite": unknown} if unknown else {},
-            sentence=self._sentence(summary, len(comparisons), len(steps), micro_batches),
+            summary={**summary, "pairs": len(pairs), "trained_pairs": trained},
+            skipped={"comparisons without finite scores": unknown} if unknown else {},
+            sentence=f"{in_words(summary)}; {trained:,} of {len(pairs):,} pairs of steps fill "
+            f"optimiser steps",
         )
 
-    def _finished_scores(self, finished: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
-        for comparison in finished:
-            pictured = comparison.visit < self._settings.pictured_prompts
-            for candidate, score in enumerate(comparison.scores):
-                yield {
-                    "file": _picture(comparison.visit, candidate) if pictured else None,
-                    "prompt": comparison.prompt,
-                    "score": score,
-                }
-
-    def _draw_grid(self, folder: Path, finished: Sequence[Comparison]) -> None:
+    def _draw_grid(self, number: int, folder: Path, comparisons: Sequence[Comparison]) -> None:
+        """What was compared: for a few prompts the best and the worst, from noisy to finished."""
+        by_branch = {
+            branch: {row.visit: row for row in comparisons if row.step == branch}
+            for branch in self._shown_branches()
+        }
+        shown = min(_GRID_ROWS, self._settings.pictured_prompts, self._settings.prompts_per_round)
         rows = []
-        for comparison in finished[: min(_GRID_ROWS, self._settings.pictured_prompts)]:
-            cells = []
-            for candidate, score in enumerate(comparison.scores):
-                with Image.open(folder / _picture(comparison.visit, candidate)) as image:
-                    image.load()
-                best = comparison.valid and candidate == comparison.best
-                cells.append(GridCell(image=image, score=score, winner=best))
-            rows.append(GridRow(caption=comparison.prompt, cells=cells))
-        if rows:
-            titles = [f"candidate {i + 1}" for i in range(self._settings.candidates)]
-            with writing(folder):
-                draw_grid(rows, titles).save(folder / "grid.png")
-
-    def _sentence(
-        self, summary: dict[str, float], comparisons: int, steps: int, micro_batches: int
-    ) -> str:
-        thirds = ", ".join(
-            f"{summary[f'valid_{third}']:.0%} {third}"
-            for third in _THIRDS
-            if f"valid_{third}" in summary
-        )
-        trained = micro_batches * self._rows
-        return (
-            f"scores of finished candidates {summary['score_mean']:.4g} +- "
-            f"{summary['score_std']:.2g}; {summary['valid']:.0%} of {comparisons:,} comparisons "
-            f"count ({thirds}); {trained:,} of {steps:,} pairs of steps trained in "
-            f"{micro_batches // self._run.accumulation:,} optimiser steps"
-        )
+        for visit in range(shown):
+            beside = [by_visit[visit] for by_visit in by_branch.values()]
+            cells = [cell for row in beside for cell in _cells(folder, row)]
+            rows.append(GridRow(caption=beside[0].prompt, cells=cells))
+        if not rows:
+            return
+        times = [by_visit[0].t for by_visit in by_branch.values()]
+        titles = [f"{side}, t {t}" for t in times for side in ("best", "worst")]
+        judge_name = scorer_name(self._settings.scorer)
+        with writing(folder / GRID):
+            title = f"round {number}, compared by {judge_name}; framed where the comparison counts"
+            draw_grid(rows, titles, title=title).save(folder / GRID)
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
-        steps = read_steps(folder)
-        mine = world.rank() * self._run.samples_per_device
-        for rows in self._packed(number, len(steps))[start:]:
-            part = rows[mine : mine + self._run.samples_per_device]
-            yield step_batch(folder, [steps[row] for row in part])
+        pairs = read_steps(folder)
+        for batch in self._pack(number, len(pairs))[start:]:
+            yield step_batch(folder, [pairs[row] for row in own_share(batch)])
 
-    def _packed(self, number: int, steps: int) -> list[list[int]]:
+    def _pack(self, number: int, pairs: int) -> list[list[int]]:
+        """Global micro-batches of rows of the round's pairs."""
         return pack_pool(
-            range(steps),
-            rows=self._rows,
+            range(pairs),
+            rows=self._run.samples_per_device * world.size(),
             accumulation=self._run.accumulation,
-            seed=derive_seed(self._run.run_seed, "pack", number),
+            seed=derive_seed(self._run.run_seed, "packing", number),
         )
-
-    @property
-    def _rows(self) -> int:
-        """Of a global micro-batch."""
-        return self._run.samples_per_device * world.size()
 
     def release(self, folder: Path) -> None:
-        for path in (*folder.glob("batch-*.safetensors"), *_records(folder)):
-            path.unlink(missing_ok=True)
+        for file in (*folder.glob("latents/*"), *folder.glob("batches/*"), folder / STEPS):
+            file.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Visits that are sampled side by side."""
-
-    round: int
-    start: int
-    """Number of the first of them in its round."""
-    visits: tuple[Visit, ...]
+def _picture_file(visit: int, t: int, candidate: int) -> str:
+    return f"images/{visit:05d}-t{t:03d}-{candidate}.png"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How the candidates of a prompt fared at the end of a segment: a line of a round's file."""
-
-    visit: int
-    """Number of the prompt in its round."""
-    prompt: str
-    step: int
-    """Index of the sampler's step that branched."""
-    t: int
-    """Timestep at which the candidates were judged; 0 where they were finished."""
-    scores: list[float | None]
-    """Of the candidates; None where not finite."""
-    best: int
-    worst: int
-    difference: float | None
-    """See `resampling.Selection`; None where a score is not finite."""
-    valid: bool
-    """Whether the segment's steps are trained on."""
-    continued: int
-    """The candidate from which the sampler went on."""
-
-
-class _Kept:
-    """What is kept of a batch: all comparisons, and the latents that the steps of valid ones need,
-    each once."""
-
-    def __init__(self, batch: _Batch, *, latents_file: str) -> None:
-        self.latents_file = latents_file
-        self.steps: list[StepPair] = []
-        self.comparisons: list[Comparison] = []
-        self._batch = batch
-        self._origins = [0] * len(batch.visits)  # the candidates from which the segment leaves
-        self._latents: list[Tensor] = []
-        self._rows: dict[tuple[int, int, int], int] = {}  # visit, steps taken, candidate -> row
-
-    def latents(self) -> Tensor:
-        """The rows of the file, float32 [rows, channels, h, w]."""
-        return torch.stack(self._latents)
-
-    def add(self, segment: Segment) -> None:
-        """Take what the next segment came to."""
-        for i in range(len(self._batch.visits)):
-            self.comparisons.append(self._comparison(segment, i))
-            if segment.selection.valid[i]:
-                self._add_steps(segment, i)
-        self._origins = segment.continued.tolist()
-
-    def _comparison(self, segment: Segment, i: int) -> Comparison:
-        selection = segment.selection
-        return Comparison(
-            visit=self._batch.start + i,
-            prompt=self._batch.visits[i].prompt,
-            step=segment.first,
-            t=segment.t,
-            scores=[_finite(score) for score in segment.scores[i].tolist()],
-            best=int(selection.best[i]),
-            worst=int(selection.worst[i]),
-            difference=_finite(float(selection.difference[i])),
-            valid=bool(selection.valid[i]),
-            continued=int(segment.continued[i]),
-        )
-
-    def _add_steps(self, segment: Segment, i: int) -> None:
-        sides = {"chosen": segment.selection.best, "rejected": segment.selection.worst}
-        candidates = {view: int(side[i]) for view, side in sides.items()}
-        origin = self._row((i, segment.first, self._origins[i]), segment.origin[i])
-        states = dict.fromkeys(candidates, origin)
-        visit = self._batch.start + i
-        for taken, (t, t_next) in enumerate(segment.times):
-            index = segment.first + taken
-            outcomes = {
-                view: self._row((i, index + 1, candidate), segment.paths[taken, i, candidate])
-                for view, candidate in candidates.items()
-            }
-            self.steps.append(
-                StepPair(
-                    sample_id=f"round-{self._batch.round:04d}/prompt-{visit}/step-{index}",
-                    prompt=self._batch.visits[i].prompt,
-                    file=self.latents_file,
-                    t=t,
-                    t_next=t_next,
-                    states=states,
-                    outcomes=outcomes,
-                )
-            )
-            states = outcomes
-
-    def _row(self, place: tuple[int, int, int], latent: Tensor) -> int:
-        if place not in self._rows:
-            self._rows[place] = len(self._latents)
-            self._latents.append(latent)
-        return self._rows[place]
-
-
-def _summary(comparisons: Sequence[Comparison], finished: Sequence[Comparison]) -> dict[str, float]:
-    """Figures of a round: the score of what was finished, and how many comparisons count."""
-    scores = [score for row in finished for score in row.scores if score is not None]
-    figures = {
-        "score_mean": statistics.fmean(scores) if scores else math.nan,
-        "score_std": statistics.pstdev(scores) if scores else math.nan,
-        "valid": statistics.fmean(comparison.valid for comparison in comparisons),
-    }
-    branches = sorted({comparison.step for comparison in comparisons})
-    for third, name in enumerate(_THIRDS):
-        steps = {step for i, step in enumerate(branches) if 3 * i // len(branches) == third}
-        valid = [comparison.valid for comparison in comparisons if comparison.step in steps]
-        if valid:
-            figures[f"valid_{name}"] = statistics.fmean(valid)
-    return figures
-
-
-def _records(folder: Path) -> list[Path]:
-    return sorted(folder.glob("batch-*.json"))
-
-
-def _picture(visit: int, candidate: int) -> str:
-    return f"images/{visit:05d}-{candidate}.png"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _cells(folder: Path, row: Comparison) -> list[GridCell]:
+    """The best and the worst candidate of a comparison."""
+    cells = []
+    for candidate in (row.best, row.worst):
+        with Image.open(folder / _picture_file(row.visit, row.t, candidate)) as image:
+            picture = image.convert("RGB")
+        best = row.valid and candidate == row.best
+        cells.append(GridCell(image=picture, score=row.scores[candidate], winner=best))
+    return cells
