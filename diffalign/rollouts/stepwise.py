@@ -30,6 +30,7 @@ from diffalign.evaluation.manifest import write_atomically
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.reverse import ReverseProcess
+from diffalign.rollouts.asking import ask, scorer_name
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
@@ -39,7 +40,6 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.comparisons import Comparison, Ledger, in_words, summarise
-from diffalign.rollouts.judging import judge, scorer_name
 from diffalign.rollouts.packing import own_share, pack_pool
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.rounds import Rounds
@@ -165,7 +165,7 @@ class _Collector(AbstractCollector):
         self._branches = range(settings.first_step, process.steps, settings.steps_per_segment)
         self._resampler = Resampler(
             process=process,
-            judge=partial(judge, settings.scorer),
+            judge=partial(ask, settings.scorer),
             candidates=settings.candidates,
             first_step=settings.first_step,
             steps_per_segment=settings.steps_per_segment,
