@@ -31,21 +31,19 @@ class ReverseProcess:
     """How far each prediction is carried from the unconditional through the conditional one; 1 is
     the conditional one itself, at half the cost."""
     eta: float = 1.0
-    """Share of the noise of DDPM's posterior that each step adds, in (0, 1]."""
+    """Share of the noise of DDPM's posterior that each step adds, in [0, 1]. At 0 steps are
+    deterministic: good for images, but then they have no density to learn from."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.guidance < 1:
             raise ValueError(f"guidance must be at least 1, which is none, got {self.guidance}")
-        if not 0 < self.eta <= 1:
-            raise ValueError(
-                f"eta must be in (0, 1], got {self.eta}: a step without noise has no density "
-                f"that a preference could raise; 1 is what is published"
-            )
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
 
-    def check(self, noising: AbstractNoising) -> None:
-        """Raise ValueError unless every step of a model with this noising has a density."""
+    def check_steps(self, noising: AbstractNoising) -> None:
+        """Raise ValueError unless a model with this noising can take every step."""
         if not isinstance(noising, AbstractVariancePreserving):
             raise ValueError(
                 "the reverse steps of a straight path are deterministic and have no density: "
@@ -70,6 +68,18 @@ class ReverseProcess:
                 f"and a prediction of epsilon says nothing about it: is prediction_type "
                 f"v_prediction, or timestep_spacing leading?"
             )
+
+    def check(self, noising: AbstractNoising) -> None:
+        """Raise ValueError unless every step of a model with this noising has a density."""
+        self.check_steps(noising)
+        assert isinstance(noising, AbstractVariancePreserving), "the steps were checked"
+        if self.eta == 0:
+            raise ValueError(
+                "eta must be above 0, got 0.0: a step without noise has no density that a "
+                "preference could raise; 1 is what is published"
+            )
+        pairs = noising.reverse_times(self.steps)
+        t, t_next = torch.tensor(pairs).unbind(dim=1)
         still = (noising.reverse_std(t, t_next, eta=self.eta) == 0).nonzero()
         if len(still):
             step = int(still[0])

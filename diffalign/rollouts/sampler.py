@@ -26,7 +26,8 @@ class Trajectories:
     latents: Tensor
     """Float32 [S + 1, n, channels, h, w]: the start noise, then where each step arrived."""
     log_likelihoods: Tensor
-    """Of each step under the model that took it, float32 [S, n]: mean over a latent's numbers."""
+    """Of each step under the model that took it, float32 [S, n]: mean over a latent's numbers; NaN
+    for steps without noise."""
     times: tuple[tuple[int, int], ...]
     """S pairs of timesteps: where each step leaves from and arrives."""
 
