@@ -1,51 +1,109 @@
-"""Asking a scorer about what was just sampled: every answer is a number for each image, or NaN."""
+"""Scores of a round's pictures, by every judge that a config names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from diffalign import components
 from diffalign.errors import DataError
+from diffalign.evaluation.pictures import pixels_of
+from diffalign.rollouts.asking import ask, scorer_name
 from diffalign.scorers.base import AbstractScorer
 
 
-def scorer_name(scorer: AbstractScorer) -> str:
-    """The last part of its kind."""
-    return components.kind_of(scorer).rpartition(".")[2]
+@dataclass(frozen=True)
+class JudgedImage:
+    """One image of a round, as a line of `scores.jsonl`."""
+
+    visit: int
+    """Number of its prompt's visit in the round."""
+    prompt: str
+    image: int
+    """Its number among the images of the visit."""
+    file: str
+    """Relative to the round's folder; it is absent where the image was not finite."""
+    scores: Mapping[str, float | None]
+    """By judge; None where one gave no finite score. Empty where there is no image."""
+
+    def vector(self) -> list[float] | None:
+        """All scores, in the order of the judges; None unless each of them is there."""
+        scores = [score for score in self.scores.values() if score is not None]
+        return scores if scores and len(scores) == len(self.scores) else None
 
 
-def judge(scorer: AbstractScorer, images: Tensor, prompts: Sequence[str], t: int) -> Tensor:
-    """Score images that were all predicted at one timestep.
+class Judges:
+    """The scorers of a config, by name: the last part of the kind, numbered where shared."""
 
-    Args:
-        scorer: is told the timestep if it takes one, and otherwise left to believe that the images
-            are finished.
-        images: shape [n, 3, H, W], nominally in [-1, 1]; the scorer is moved to their device.
-        prompts: n of them.
-        t: the timestep; 0 for finished images.
+    def __init__(self, scorers: Sequence[AbstractScorer]) -> None:
+        """Args:
+        scorers: at least one.
+        """
+        self._scorers: dict[str, AbstractScorer] = {}
+        for scorer in scorers:
+            kind = scorer_name(scorer)
+            names = [kind, *(f"{kind}_{i}" for i in range(2, len(scorers) + 1))]
+            self._scorers[next(name for name in names if name not in self._scorers)] = scorer
 
-    Returns:
-        Shape [n], float32, on the CPU; NaN where an image or its score is not finite.
+    @property
+    def names(self) -> list[str]:
+        """In the order of the config."""
+        return list(self._scorers)
 
-    Raises:
-        DataError: the scorer refuses the images, or returns something else than n scores.
-    """
-    broken = ~images.isfinite().flatten(start_dim=1).all(dim=1).cpu()
-    times = torch.full((len(images),), t) if scorer.takes_time else None
-    try:
-        with torch.no_grad():
-            scores = scorer.to(images.device).score(images.nan_to_num(), prompts, times)
-    except ValueError as error:
-        raise DataError(
-            f"the scorer {scorer_name(scorer)} refuses the round's images: {error}"
-        ) from error
-    if scores.shape != (len(images),):
-        raise DataError(
-            f"the scorer {scorer_name(scorer)} must give {len(images)} images as many scores, and "
-            f"returned the shape {tuple(scores.shape)}"
-        )
-    scores = scores.float().cpu()
-    return scores.masked_fill(broken | ~scores.isfinite(), torch.nan)
+    def fingerprints(self) -> list[str]:
+        """Of the judgements."""
+        return [scorer.fingerprint for scorer in self._scorers.values()]
+
+    def judge(
+        self, files: Sequence[Path], prompts: Sequence[str], device: torch.device
+    ) -> list[dict[str, float | None]]:
+        """Judge what the files hold, 8 bits a channel, as whoever looks at them sees it.
+
+        Args:
+            files: pictures of one size; some may be absent.
+            prompts: one a file.
+            device: where scorers with weights run.
+
+        Returns:
+            For each file `JudgedImage.scores`.
+
+        Raises:
+            DataError: a scorer refuses the pictures, or returns something else than one score each.
+        """
+        there = [i for i, file in enumerate(files) if file.exists()]
+        scores: list[dict[str, float | None]] = [{} for _ in files]
+        if there:
+            images = torch.stack([_read(files[i]) for i in there]).to(device)
+            asked = [prompts[i] for i in there]
+            for name, scorer in self._scorers.items():
+                verdicts = ask(scorer, images, asked, 0).tolist()
+                for i, score in zip(there, verdicts, strict=True):
+                    scores[i][name] = score if math.isfinite(score) else None
+        return scores
+
+    def refuse_silence(self, images: Sequence[JudgedImage], folder: Path) -> None:
+        """Raise DataError where no image of a round in `folder` has a score by some judge."""
+        drawn = [image for image in images if image.scores]
+        if not drawn:
+            raise DataError(
+                f"{folder}: the policy drew no image that holds finite values alone, so there is "
+                f"nothing to compare. Begin again with a lower optimizer.lr, or with precision "
+                f"bf16 or float32"
+            )
+        for name in self._scorers:
+            if all(image.scores[name] is None for image in drawn):
+                raise DataError(
+                    f"{folder}: the scorer {name} gave none of the round's {len(drawn)} images a "
+                    f"finite score. Look at the pictures there; if they are as they should be, the "
+                    f"scorer is at fault: try it on them with diffalign score"
+                )
+
+
+def _read(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        return pixels_of(image)

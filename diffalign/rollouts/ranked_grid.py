@@ -1,0 +1,63 @@
+"""The picture that a round leaves behind: a few prompts, their images from best to worst."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
+from diffalign.rollouts.store import writing
+
+_MOST_ROWS = 6
+_MOST_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class RankedGroup:
+    """The images of one prompt, from best to worst."""
+
+    prompt: str
+    files: Sequence[Path]
+    """Pictures; absent ones are shown as missing."""
+    scores: Sequence[float | None]
+    """Written under them."""
+
+
+def draw_ranked_grid(path: Path, groups: Sequence[RankedGroup], *, title: str) -> None:
+    """Draw evenly spaced ones of the groups.
+
+    Args:
+        path: of the PNG to write.
+        groups: at least one, each with the same number of images.
+        title: above everything.
+    """
+    count = len(groups[0].files)
+    ranks = _spread(count, _MOST_COLUMNS)
+    rows = [
+        GridRow(
+            caption=group.prompt,
+            cells=[_cell(group.files[rank], group.scores[rank]) for rank in ranks],
+        )
+        for group in (groups[i] for i in _spread(len(groups), _MOST_ROWS))
+    ]
+    titles = [{0: "best", count - 1: "worst"}.get(rank, str(rank + 1)) for rank in ranks]
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_grid(rows, titles, title=title).save(path)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, evenly spaced, with the first and the last."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def _cell(file: Path, score: float | None) -> GridCell | None:
+    if not file.exists():
+        return None
+    with Image.open(file) as image:
+        return GridCell(image=image.convert("RGB"), score=score)

@@ -1,0 +1,108 @@
+"""Pairs of trajectories of which one is preferred, and the batches of steps that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffalign import world
+from diffalign.data.batches import StepBatch
+from diffalign.models.noising import AbstractVariancePreserving
+from diffalign.rollouts.base import RunFacts
+from diffalign.rollouts.packing import own_share, pack_pairs
+from diffalign.rollouts.store import StepPair, step_batch
+from diffalign.seeding import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryPair:
+    """Two trajectories of a file, of which one is preferred."""
+
+    pair_id: str
+    prompt: str
+    file: str
+    """Of latents, relative to the folder that its readers know."""
+    trajectories: int
+    """How many the file holds."""
+    chosen: int
+    rejected: int
+
+    def step(self, index: int, times: tuple[int, int]) -> StepPair:
+        """The pair at one of its steps, to which the preference applies unchanged.
+
+        Args:
+            index: of the step, from 0.
+            times: where it leaves from and arrives.
+        """
+        sides = {"chosen": self.chosen, "rejected": self.rejected}
+        before, after = index * self.trajectories, (index + 1) * self.trajectories
+        t, t_next = times
+        return StepPair(
+            sample_id=f"{self.pair_id}/step-{index}",
+            prompt=self.prompt,
+            file=self.file,
+            t=t,
+            t_next=t_next,
+            states={view: before + number for view, number in sides.items()},
+            outcomes={view: after + number for view, number in sides.items()},
+        )
+
+
+class PairedSteps:
+    """Every step of every pair, in D3PO's order: see `pack_pairs`."""
+
+    def __init__(self, run: RunFacts) -> None:
+        """Args:
+        run: of which run; its likelihood takes reverse steps.
+        """
+        noising = run.model.noising()
+        assert isinstance(noising, AbstractVariancePreserving), "the likelihood was checked"
+        assert run.process is not None
+        self._times = noising.reverse_times(run.process.steps)
+        self._rows = run.samples_per_device * world.size()
+        self._accumulation = run.accumulation
+        self._run_seed = run.run_seed
+
+    def steps(self, pairs: int) -> int:
+        """How many steps so many pairs have."""
+        return pairs * len(self._times)
+
+    def micro_batches(self, number: int, pairs: int) -> int:
+        """How many a round trains on."""
+        return len(self._pack(number, pairs))
+
+    def trained(self, micro_batches: int) -> int:
+        """How many steps so many micro-batches hold."""
+        return micro_batches * self._rows
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        return (
+            f"each pair of images gives {len(self._times)} pairs of steps, and an optimiser step "
+            f"takes {self._rows * self._accumulation} of them"
+        )
+
+    def batches(
+        self, number: int, pairs: Sequence[TrajectoryPair], folder: Path, start: int
+    ) -> Iterator[StepBatch]:
+        """This rank's micro-batches of a round.
+
+        Args:
+            number: of the round; every round has an order of its own.
+            pairs: the same on every rank.
+            folder: in which their files lie.
+            start: micro-batch to begin with.
+        """
+        for batch in self._pack(number, len(pairs))[start:]:
+            steps = [pairs[pair].step(step, self._times[step]) for pair, step in own_share(batch)]
+            yield step_batch(folder, steps)
+
+    def _pack(self, number: int, pairs: int) -> list[list[tuple[int, int]]]:
+        """Global micro-batches of (pair, step)."""
+        return pack_pairs(
+            [[(pair, step) for step in range(len(self._times))] for pair in range(pairs)],
+            rows=self._rows,
+            accumulation=self._accumulation,
+            seed=derive_seed(self._run_seed, "packing", number),
+        )
