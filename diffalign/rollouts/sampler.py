@@ -12,11 +12,9 @@ from diffalign.likelihoods.transition import transition_log_likelihood
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.noising import AbstractVariancePreserving
 from diffalign.models.placement import send
-from diffalign.models.reverse import ReverseProcess, ReverseStep, reverse_step
+from diffalign.models.reverse import ReverseProcess, reverse_step
 from diffalign.seeding import noise_from_seeds
 from diffalign.shapes import expand_like
-
-__all__ = ["ReverseStep", "Trajectories", "reverse_step", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True)

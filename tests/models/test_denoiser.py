@@ -83,20 +83,6 @@ def reference_weights(model):
 # --- encoding -----------------------------------------------------------------------------------
 
 
-def test_latents_are_a_scaled_sample_of_the_autoencoders_posterior(model, make_pairs):
-    images = make_pairs("a", "b", "c").images["chosen"]
-    posterior = model.autoencoder.network.encode(images).latent_dist
-    noise = torch.stack(
-        [torch.randn((4, 4, 4), generator=torch.Generator().manual_seed(s)) for s in (1, 2, 3)]
-    )
-
-    latents = model.encode_images(images, [1, 2, 3])
-
-    assert latents.shape == (3, 4, 4, 4)
-    assert not latents.requires_grad
-    torch.testing.assert_close(latents, 0.5 * (posterior.mean + posterior.std * noise))
-
-
 def test_a_rows_latents_do_not_depend_on_its_batch(model, make_pairs):
     images = make_pairs("a", "b", "c").images["chosen"]
 
