@@ -138,6 +138,10 @@ class AbstractCollector(abc.ABC):
     def describe(self) -> list[str]:
         """Lines for the start of a run."""
 
+    def describe_end(self) -> list[str]:
+        """Lines for the end of a run, of what only the collector knows."""
+        return []
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """What is read (prompts, files), wherever it lies; the same on every rank."""

@@ -88,7 +88,11 @@ class Rounds(AbstractSource):
     def describe_end(self) -> list[str]:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in self._skipped.items())
         lines = [f"left out of the rounds: {skipped}"] if skipped else []
-        return [*lines, f"every round's pictures and scores are in {self._run.folder}"]
+        return [
+            *lines,
+            *self._collector.describe_end(),
+            f"every round's pictures and scores are in {self._run.folder}",
+        ]
 
     def fingerprint(self) -> str:
         return self._collector.fingerprint()

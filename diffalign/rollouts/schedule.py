@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from diffalign.data.order import Order
 from diffalign.seeding import derive_seed
+
+AnyVisit = TypeVar("AnyVisit")
+"""What a collector knows of one image, or of one prompt, that it samples."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,6 @@ def visits_of_round(
     ]
 
 
-def in_batches(visits: Sequence[Visit], size: int) -> list[list[Visit]]:
+def in_batches(visits: Sequence[AnyVisit], size: int) -> list[list[AnyVisit]]:
     """Consecutive parts of at most `size` visits, sampled together whatever the number of ranks."""
     return [list(visits[i : i + size]) for i in range(0, len(visits), size)]
