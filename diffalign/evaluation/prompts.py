@@ -41,7 +41,7 @@ class PromptsConfig:
 
     file: Path | None = None
     """`.txt` with one prompt a line, `.tsv` or `.csv` with a column named prompt, caption or text,
-    or `.jsonl` with such a key."""
+    or `.jsonl` or a `.json` list of objects with such a key."""
     texts: tuple[str, ...] = ()
     """The prompts themselves."""
     limit: int | None = None
@@ -74,7 +74,13 @@ def read_prompts(config: PromptsConfig | Path) -> list[Prompt]:
 
 
 def _read(path: Path) -> Iterable[str]:
-    readers = {".txt": _lines, ".tsv": _table, ".csv": _table, ".jsonl": _json_lines}
+    readers = {
+        ".txt": _lines,
+        ".tsv": _table,
+        ".csv": _table,
+        ".jsonl": _json_lines,
+        ".json": _json_list,
+    }
     if path.suffix not in readers:
         raise DataError(
             f"{path}: prompts are read from {', '.join(readers)}, not from "
@@ -113,6 +119,16 @@ def _json_lines(path: Path) -> Iterator[str]:
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} must be an object with a key named prompt")
         yield str(row[_prompt_column(row, path)])
+
+
+def _json_list(path: Path) -> Iterator[str]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: must be a list of objects with a key named prompt")
+    return (str(row[_prompt_column(row, path)]) for row in rows)
 
 
 def _prompt_column(names: Iterable[str], path: Path) -> str:

@@ -135,16 +135,17 @@ def _finite(value: float) -> float | None:
 def summarise(comparisons: Sequence[Comparison]) -> dict[str, float]:
     """Figures of a round with at least one finite score.
 
-    `score_mean` and `score_std` are of finished candidates; `valid` is the share of comparisons
-    that are trained on, `valid_early` and so on of those in each third of the way from noise to
-    image.
+    `score_mean` and `score_std` are of finished candidates, `candidate_score_mean` and `_std` of
+    all of them, which is what the authors watch; `valid` is the share of comparisons that are
+    trained on, `valid_early` and so on of those in each third of the way from noise to image.
     """
-    finished = [row.scores for row in comparisons if row.t == 0]
-    scores = [score for row in finished for score in row if score is not None]
     figures = {"valid": statistics.fmean(row.valid for row in comparisons)}
-    if scores:
-        figures["score_mean"] = statistics.fmean(scores)
-        figures["score_std"] = statistics.pstdev(scores)
+    finished = [row for row in comparisons if row.t == 0]
+    for name, rows in (("score", finished), ("candidate_score", comparisons)):
+        scores = [score for row in rows for score in row.scores if score is not None]
+        if scores:
+            figures[f"{name}_mean"] = statistics.fmean(scores)
+            figures[f"{name}_std"] = statistics.pstdev(scores)
     branches = sorted({row.step for row in comparisons})
     for third, name in enumerate(_THIRDS):
         steps = {step for i, step in enumerate(branches) if 3 * i // len(branches) == third}

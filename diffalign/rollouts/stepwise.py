@@ -61,8 +61,8 @@ from diffalign.seeding import derive_seed
 SCORES = "scores.jsonl"
 GRID = "grid.png"
 
-_GRID_ROWS = 8
-_GRID_COMPARISONS = 3
+_MOST_GRID_ROWS = 8
+_SHOWN_COMPARISONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,8 @@ class Stepwise(AbstractRollouts):
     prompts: PromptsConfig | Path
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
     prompts_per_round: int
-    """Sampled before the policy is trained on them. SPO: all 4000."""
+    """Prompts that a round draws, over all processes, before the policy is trained on them. SPO: 40
+    for SD 1.5 and 8 for SDXL, of 4000."""
     scorer: AbstractScorer
     """Who compares candidates. One that takes the timestep judges them as noisy as they are; any
     other one is shown the same predictions and takes them for finished images."""
@@ -96,9 +97,9 @@ class Stepwise(AbstractRollouts):
     """(height, width) of the images in pixels; null is the network's own."""
     prompts_per_batch: int = 8
     """Prompts sampled side by side on a device; what is drawn depends on it by float rounding."""
-    pictured_prompts: int = 64
+    pictured_prompts: int = 8
     """Prompts of a round of which pictures are kept, of the best and the worst candidate at three
-    noise levels; scores are kept of all."""
+    noise levels, for `grid.png`; scores are kept of all."""
     previewed_prompts: int = 4
     """How many prompts every round draws from the same noise, for `film_strip.png`."""
 
@@ -233,7 +234,7 @@ class _Collector(AbstractCollector):
     def _shown_branches(self) -> list[int]:
         """Steps whose comparisons are kept as pictures: the first, one halfway, the last."""
         last = len(self._branches) - 1
-        places = {round(i * last / (_GRID_COMPARISONS - 1)) for i in range(_GRID_COMPARISONS)}
+        places = {round(i * last / (_SHOWN_COMPARISONS - 1)) for i in range(_SHOWN_COMPARISONS)}
         return [self._branches[place] for place in sorted(places)]
 
     def _write_pictures(self, folder: Path, batch: _Batch, segment: Segment) -> None:
@@ -277,7 +278,9 @@ class _Collector(AbstractCollector):
             branch: {row.visit: row for row in comparisons if row.step == branch}
             for branch in self._shown_branches()
         }
-        shown = min(_GRID_ROWS, self._settings.pictured_prompts, self._settings.prompts_per_round)
+        shown = min(
+            _MOST_GRID_ROWS, self._settings.pictured_prompts, self._settings.prompts_per_round
+        )
         rows = []
         for visit in range(shown):
             beside = [by_visit[visit] for by_visit in by_branch.values()]

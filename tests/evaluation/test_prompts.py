@@ -11,6 +11,8 @@ FILES = {
     "p.csv": 'id,caption\n0,a red circle\n1,"a ""blue"" square"\n2,a green cross\n',
     "p.jsonl": '{"tag": 1, "prompt": "a red circle"}\n{"prompt": "a \\"blue\\" square"}\n'
     '\n{"prompt": "a green cross"}\n',
+    "p.json": '[{"caption": "a red circle", "index": 7}, {"caption": "a \\"blue\\" square"},\n'
+    '{"caption": "a green cross"}]',
 }
 
 
@@ -40,10 +42,12 @@ def test_an_id_is_readable_and_belongs_to_the_whole_text():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.yaml", "x", "are read from .txt, .tsv, .csv, .jsonl, not from .yaml"),
+        ("p.yaml", "x", "are read from .txt, .tsv, .csv, .jsonl, .json, not from .yaml"),
         ("p.tsv", "text_id\tlength\n1\t2\n", "no column named prompt, caption, text"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt":\n', "line 2 is not JSON"),
         ("p.jsonl", '["a"]\n', "line 1 must be an object"),
+        ("p.json", '[{"prompt": "a"}', "not JSON"),
+        ("p.json", '["a"]', "must be a list of objects with a key named prompt"),
         ("p.txt", "\n \n", "holds no prompt"),
     ],
 )
