@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from diffalign import world
+from diffalign.errors import DataError
 from diffalign.evaluation.manifest import write_atomically
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.rollouts.base import ReferenceRule
@@ -43,9 +45,22 @@ class PastPolicies:
         world.wait()
 
     def refer(self, model: DiffusionModel, number: int) -> None:
-        """Make the model compare itself with the reference of round `number`."""
-        if self._rule != "initial":
-            model.refer_to(load_file(self._file(self.reference_of(number))))
+        """Make the model compare itself with the reference of round `number`.
+
+        Raises:
+            DataError: the file of that policy is gone or damaged.
+        """
+        if self._rule == "initial":
+            return
+        path = self._file(self.reference_of(number))
+        try:
+            values = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path}: round {number} is compared with this policy, and it cannot be read "
+                f"({error}). Put the file back, or start afresh"
+            ) from error
+        model.refer_to(values)
 
     def release(self, *, before: int) -> None:
         """Delete the policies of rounds before `before`, unless a later round may ask for them."""

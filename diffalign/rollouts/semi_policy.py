@@ -311,7 +311,7 @@ class _Collector(AbstractCollector):
         drew = self._policies.reference_of(number)
         if drew == 0:
             return "the run's first policy"
-        return f"the policy that {'this round' if drew == number else f'round {drew}'} began with"
+        return f"the policy that {'it' if drew == number else f'round {drew}'} began with"
 
     def _draw_grid(
         self,
@@ -329,7 +329,7 @@ class _Collector(AbstractCollector):
                 GridCell(image=_open(folder, visits[place]), score=score),
             ]
             rows.append(GridRow(caption=visits[place].prompt, cells=cells))
-        title = f"round {number}, beside images by {self._reference_of(number)}"
+        title = f"round {number}, sampled by {self._reference_of(number)}"
         with writing(folder / GRID):
             draw_grid(rows, ["chosen", "sampled"], title=title).save(folder / GRID)
 
