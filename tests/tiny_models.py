@@ -34,7 +34,7 @@ SCHEDULE = {
 }
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
     """Letters, digits and punctuation; every word is spelled out."""
     folder.mkdir(parents=True, exist_ok=True)
     characters = string.ascii_lowercase + string.digits + string.punctuation
@@ -91,7 +91,7 @@ def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     """Write a Stable Diffusion 1.5 pipeline; its schedule is the real one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = _tokenizer(folder / "tokenizer")
+        tokenizer = write_tokenizer(folder / "tokenizer")
         pipeline = StableDiffusionPipeline(
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(_text_config(tokenizer)),
@@ -115,7 +115,7 @@ def write_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     """Write a Stable Diffusion XL pipeline; velocity comes with zero terminal SNR."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = _tokenizer(folder / "tokenizer")
+        tokenizer = write_tokenizer(folder / "tokenizer")
         pipeline = StableDiffusionXLPipeline(
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(_text_config(tokenizer)),

@@ -9,7 +9,6 @@ spo/preference_models, which differs from that of their training in what is clam
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from diffalign.errors import ModelError
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.clip_loading import (
     blank_clip,
+    digest_of,
     fill,
     find_weights,
     pixel_values,
@@ -86,13 +86,9 @@ class StepAware(AbstractScorer):
         if self.images_per_batch < 1:
             raise ValueError(f"images_per_batch must be at least 1, got {self.images_per_batch}")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=8)
-        with self._weights.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-        return f"step-aware-{digest.hexdigest()}"
+        return f"step-aware-{digest_of(self._weights)}"
 
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Judge one-step predictions of noisy images against their prompts.
@@ -121,7 +117,8 @@ class StepAware(AbstractScorer):
             )
         distinct = list(dict.fromkeys(prompts))
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        tokens = tokenize(self._tokenizer, distinct, length=self._network.text_length)
+        length = self._network.text_length
+        tokens = tokenize(self._tokenizer, distinct, length=length)
         with torch.no_grad():
             parts = [
                 self._score_part(images[part], t[part], tokens, rows[part])
@@ -148,8 +145,9 @@ class StepAware(AbstractScorer):
 
     @cached_property
     def _network(self) -> TimeConditionedCLIP:
+        state = _own_names(read_state(self._weights))
         network = TimeConditionedCLIP(blank_clip(self._clip, revision=self.clip_revision))
-        fill(network, _own_names(read_state(self._weights)), source=self.path)
+        fill(network, state, source=self.path)
         return network.requires_grad_(False).eval()
 
     @cached_property

@@ -81,10 +81,11 @@ class TimeConditionedCLIP(nn.Module):
         super().__init__()
         vision: Any = clip.vision_model
         width = vision.config.hidden_size
-        clip.t_embedder = TimeEmbedding(width, seed=seed)
-        for layer in vision.encoder.layers:
-            layer.adaLN_modulation = _modulation(width, _SHIFT_SCALE_GATE, gates=(2, 5))
-        vision.adaLN_modulation = _modulation(width, 2)
+        with torch.random.fork_rng(devices=[]):  # layers draw weights that are then replaced
+            clip.t_embedder = TimeEmbedding(width, seed=seed)
+            for layer in vision.encoder.layers:
+                layer.adaLN_modulation = _modulation(width, _SHIFT_SCALE_GATE, gates=(2, 5))
+            vision.adaLN_modulation = _modulation(width, 2)
         self.model = clip
 
     @property

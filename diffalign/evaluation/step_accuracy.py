@@ -1,0 +1,125 @@
+"""How often a scorer agrees with known preferences, by the noise level it has to see through.
+
+A preference model for trajectories is asked about half-denoised pictures. Pairs with known labels
+are noised at a timestep, both sides with the same noise, and predicted clean in one step of the
+diffusion model; the scorer is right where it prefers the prediction of the preferred side.
+
+Source: the validation of RockeyCoss/SPO, trainer/tasks/spm_task.py, with its timesteps; there the
+pictures of timestep 0 are the clean ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from diffalign.data.batches import ImageBatch
+from diffalign.data.collate import stack, with_unit_range
+from diffalign.data.columns import PAIR_VIEWS
+from diffalign.data.reading import open_data
+from diffalign.data.samples import Sample, SampleMaker
+from diffalign.data.source import DataConfig
+from diffalign.models.denoiser import DiffusionModel
+from diffalign.models.one_step import through_one_step
+from diffalign.scorers.base import AbstractScorer
+from diffalign.seeding import TimestepSampling
+
+AUTHORS_TIMESTEPS = (1, 251, 501, 701, 951)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How often a scorer agreed with the labels."""
+
+    right: float
+    """Pairs in which the preferred side scored higher; equal scores count one half."""
+    pairs: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; one half is guessing."""
+        return self.right / self.pairs
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(right=self.right + other.right, pairs=self.pairs + other.pairs)
+
+
+def accuracy_by_timestep(
+    scorers: Mapping[str, AbstractScorer],
+    model: DiffusionModel,
+    batches: Iterable[ImageBatch],
+    *,
+    guidance: float,
+    timesteps: Sequence[int] = AUTHORS_TIMESTEPS,
+) -> dict[str, dict[int, Agreement]]:
+    """Ask every scorer about the same half-denoised pairs.
+
+    Args:
+        scorers: by any name; those that take a timestep are told it, the others are not.
+        model: whose one-step predictions are judged.
+        batches: decided pairs, such as `decided_pairs` gives; at least one.
+        guidance: of the predictions.
+        timesteps: noise levels; timestep 0 means the clean pictures themselves.
+
+    Returns:
+        {name: {timestep: agreement over all pairs}}.
+    """
+    found = {name: dict.fromkeys(timesteps, Agreement(right=0, pairs=0)) for name in scorers}
+    for batch in batches:
+        for timestep in timesteps:
+            t = torch.full((2 * len(batch),), float(timestep))
+            images = _half_denoised(model, batch, t, guidance=guidance)
+            for name, scorer in scorers.items():
+                time = t.to(images.device) if scorer.takes_time else None
+                scores = scorer.score(images, batch.prompts * 2, time)
+                found[name][timestep] += _agreement(*scores.chunk(2))
+    return found
+
+
+def _half_denoised(
+    model: DiffusionModel, batch: ImageBatch, t: Tensor, *, guidance: float
+) -> Tensor:
+    """The chosen sides, then the rejected ones."""
+    images = torch.cat([batch.images[view] for view in PAIR_VIEWS])
+    if not t.any():
+        return images
+    return through_one_step(
+        model,
+        images,
+        batch.prompts * 2,
+        t,
+        noise_seeds=batch.noise_seeds * 2,
+        encoding_seeds=[seed for view in PAIR_VIEWS for seed in batch.encoding_seeds[view]],
+        guidance=guidance,
+    )
+
+
+def _agreement(chosen: Tensor, rejected: Tensor) -> Agreement:
+    right = ((chosen - rejected).sign() + 1).sum().item() / 2
+    return Agreement(right=right, pairs=len(chosen))
+
+
+def decided_pairs(config: DataConfig, *, batch_size: int, seed: int = 0) -> Iterator[ImageBatch]:
+    """Every usable pair of a data set once, in order; ties and unusable images are left out.
+
+    Args:
+        config: where the pairs lie; its `limit` counts pairs, and its `ties` must be `drop`.
+        batch_size: pairs in a batch; the last one may be smaller.
+        seed: of the noise with which they are seen.
+    """
+    maker = SampleMaker(
+        config=config,
+        views=PAIR_VIEWS,
+        run_seed=seed,
+        timesteps=TimestepSampling(),
+        schedule_length=1,  # the draw of a timestep is not used
+    )
+    size = (config.resolution, config.resolution)
+    made = (maker.make(pair, 0, size) for pair in islice(open_data(config).pairs(), config.limit))
+    samples = (sample for sample in made if isinstance(sample, Sample))
+    while part := list(islice(samples, batch_size)):
+        yield with_unit_range(stack(part))
