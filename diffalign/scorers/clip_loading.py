@@ -5,6 +5,7 @@ Works with transformers 4 and 5, whose `get_image_features` return different thi
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,10 @@ def read_config(source: str, *, revision: str | None = None, field: str = "clip"
     Raises:
         ModelError: there is none, or it is another model's.
     """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        # transformers 5 would take the default configuration, of a CLIP that this is not
+        raise ModelError(f"{field}: {source} holds no config.json of a CLIP")
     try:
         return CLIPConfig.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError) as error:
@@ -72,14 +77,22 @@ def read_config(source: str, *, revision: str | None = None, field: str = "clip"
 
 
 def blank_clip(source: str, *, revision: str | None = None, field: str = "clip") -> CLIPModel:
-    """A CLIP of the same architecture, with random weights; no other random number is disturbed.
+    """A CLIP of the same architecture on the CPU, whose weights are still to be filled in.
+
+    They are not even drawn: for a ViT-H that would take a minute, and it would disturb the global
+    generator.
 
     Raises:
         ModelError: see `read_config`.
     """
     config = read_config(source, revision=revision, field=field)
-    with torch.random.fork_rng(devices=[]):
-        return CLIPModel(config)
+    with torch.device("meta"):
+        clip = CLIPModel(config)
+    clip.to_empty(device="cpu")
+    for name, buffer in clip.named_buffers():
+        assert _is_position(name), name  # the one kind of tensor that no checkpoint brings
+        buffer.copy_(torch.arange(buffer.shape[-1]))
+    return clip
 
 
 def read_tokenizer(source: str, *, revision: str | None = None, field: str = "clip") -> Any:
@@ -89,9 +102,13 @@ def read_tokenizer(source: str, *, revision: str | None = None, field: str = "cl
         ModelError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{field}: cannot read a CLIP tokenizer from {source}: {error}") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        # transformers 5 makes one that knows no word where config.json lies alone
+        raise ModelError(f"{field}: cannot read a CLIP tokenizer from {source}: it holds no words")
+    return tokenizer
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], *, length: int) -> Tensor:
@@ -134,25 +151,29 @@ def pixel_values(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / std
 
 
-def find_weights(path: str, *, revision: str | None, allow_pickle: bool) -> Path:
+def find_weights(
+    path: str, *, revision: str | None, allow_pickle: bool, name: str = WEIGHTS
+) -> Path:
     """The one file of weights that a setting names, fetched if it lies on the hub.
 
     Args:
         path: a folder, a file, or `owner/name` on the hub, with or without `/file` behind it. Of a
-            folder and of a bare hub id, `model.safetensors` is taken.
+            folder and of a bare hub id, `name` is taken.
         revision: branch, tag or commit of a hub id.
         allow_pickle: whether the file may be other than safetensors.
+        name: of the file of weights; from the hub its configurations come along.
 
     Raises:
         ModelError: there is nothing of the kind, or it is a pickle and those are not allowed.
     """
     file = Path(path)
     if file.is_dir():
-        file = file / WEIGHTS
+        file = file / name
     elif not file.exists():
-        file = _fetch(path, revision)
+        file = _fetch(path, revision, name)
     if not file.is_file():
-        raise ModelError(f"{path} holds no {WEIGHTS}")
+        found = ", ".join(sorted(entry.name for entry in file.parent.glob("*"))) or "nothing"
+        raise ModelError(f"{path} holds no {name} (it holds: {found})")
     if file.suffix != ".safetensors" and not allow_pickle:
         raise ModelError(
             f"{path} is not a .safetensors file but perhaps a pickle, which can run code when "
@@ -161,18 +182,35 @@ def find_weights(path: str, *, revision: str | None, allow_pickle: bool) -> Path
     return file
 
 
-def _fetch(path: str, revision: str | None) -> Path:
+def _fetch(path: str, revision: str | None, name: str) -> Path:
     match = _HUB_FILE.fullmatch(path)
     if match is None:
         raise ModelError(f"there is no file or folder {path}, and it is no hub id (owner/name)")
     try:
         if match[2]:
             return Path(hf_hub_download(match[1], match[2], revision=revision))
-        patterns = [WEIGHTS, "*.json", "*.txt"]
+        patterns = [name, "*.json", "*.txt"]
         folder = snapshot_download(match[1], revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:
         raise ModelError(f"there is no file or folder {path}, and the hub says: {error}") from error
-    return Path(folder) / WEIGHTS
+    return Path(folder) / name
+
+
+def digest_of(*files: Path) -> str:
+    """Tells the content of files from any other; reads them whole.
+
+    Raises:
+        ModelError: one cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 24):
+                    digest.update(block)
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def read_state(file: Path) -> dict[str, Tensor]:

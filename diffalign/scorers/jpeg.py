@@ -1,0 +1,48 @@
+"""How small a picture gets as a JPEG file: a judge that needs no weights and cannot be argued with.
+
+Compressible pictures are smooth and plain, incompressible ones full of detail. It is the standard
+first test of methods that learn from a score, since whether it worked is seen at a glance.
+
+Source: Black et al. 2023, arXiv:2305.13301 (DDPO); rewards.py of kvablack/ddpo-pytorch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign.scorers.pictures import AbstractPictureScorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class JPEG(AbstractPictureScorer):
+    """Size of the JPEG file, in kilobytes of 1000 bytes; prompts do not matter."""
+
+    goal: Literal["compressible", "incompressible"] = "compressible"
+    """`compressible` prefers small files and scores minus the size, `incompressible` large ones."""
+    quality: int = 95
+    """Of the JPEG encoder, from 1 to 100; 95 in DDPO."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must lie between 1 and 100, got {self.quality}")
+
+    @property
+    def fingerprint(self) -> str:
+        return f"jpeg-{self.goal}-{self.quality}"
+
+    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        sizes = torch.tensor([_file_size(picture, self.quality) for picture in pictures])
+        return sizes / (1000 if self.goal == "incompressible" else -1000)
+
+
+def _file_size(picture: Image.Image, quality: int) -> int:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality)
+    return buffer.tell()

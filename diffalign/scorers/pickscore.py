@@ -1,0 +1,121 @@
+"""PickScore: which of two pictures people preferred for a prompt, as a CLIP learnt it.
+
+A difference of scores is a log-odds: two pictures that differ by d are preferred in a ratio of
+exp(d). Scores of one prompt compare; those of different prompts hardly do.
+
+Source: Kirstain et al. 2023, arXiv:2305.01569, and the example in the README of
+yuvalkirstain/PickScore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign.scorers.clip_loading import (
+    blank_clip,
+    digest_of,
+    fill,
+    find_weights,
+    image_features,
+    pixel_values,
+    read_state,
+    read_tokenizer,
+    text_features,
+    tokenize,
+)
+from diffalign.scorers.pictures import AbstractPictureScorer, cosines
+
+
+def tower_input(picture: Image.Image, size: int) -> Tensor:
+    """A picture as the processor of the authors' transformers (4.27) hands it to CLIP.
+
+    That one resizes with PIL. The processors that later versions choose resize tensors, and their
+    pixels differ by a level here and there.
+
+    Args:
+        picture: RGB, any shape.
+        size: side of the vision tower's pictures, pixels.
+
+    Returns:
+        Normalised pixel values of the middle, float32 [3, size, size].
+    """
+    short, long = min(picture.size), max(picture.size)
+    longer = int(size * long / short)
+    width, height = (size, longer) if picture.width <= picture.height else (longer, size)
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    levels = np.array(resized.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return pixel_values(torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickScore(AbstractPictureScorer):
+    """exp(logit_scale) times the cosine between picture and prompt; some 20 in practice."""
+
+    path: str = "yuvalkirstain/PickScore_v1"
+    """Folder or hub id of a CLIP in the layout of transformers, or its file of weights."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; null is its default branch."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, where it does not lie beside the weights."""
+    allow_pickle: bool = False
+    """Read a pickled file of weights, as tensors alone."""
+    images_per_batch: int = 32
+    """Pictures in one pass of the network, which bounds its memory."""
+
+    def __post_init__(self) -> None:
+        if self.images_per_batch < 1:
+            raise ValueError(f"images_per_batch must be at least 1, got {self.images_per_batch}")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = digest_of(self._weights, self._weights.parent / "config.json")
+        return "-".join(["pickscore", digest, *([self.tokenizer] if self.tokenizer else [])])
+
+    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        return self._clip.logit_scale.exp() * cosines(
+            pictures,
+            prompts,
+            embed_pictures=self._embed_pictures,
+            embed_prompts=self._embed_prompts,
+            pictures_per_batch=self.images_per_batch,
+        )
+
+    def to(self, device: torch.device | str) -> PickScore:
+        self._clip.to(device)
+        return self
+
+    def _embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        size = self._clip.config.vision_config.image_size
+        pixels = torch.stack([tower_input(picture, size) for picture in pictures])
+        return image_features(self._clip, pixels.to(self._clip.device))
+
+    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        length = self._clip.config.text_config.max_position_embeddings
+        tokens = tokenize(self._tokenizer, prompts, length=length)
+        return text_features(self._clip, tokens.to(self._clip.device))
+
+    @cached_property
+    def _weights(self) -> Path:
+        return find_weights(self.path, revision=self.revision, allow_pickle=self.allow_pickle)
+
+    @cached_property
+    def _clip(self) -> Any:
+        clip = blank_clip(str(self._weights.parent), field="path")
+        fill(clip, read_state(self._weights), source=self.path)
+        return clip.requires_grad_(False).eval()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is not None:
+            return read_tokenizer(self.tokenizer, field="tokenizer")
+        return read_tokenizer(str(self._weights.parent), field="path")
