@@ -1,0 +1,67 @@
+"""Collects a round; `test_stepwise.py` runs it in each of two processes, and once by itself."""
+
+import json
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+
+from diffalign import world
+from diffalign.data.source import AbstractSource
+from diffalign.evaluation.prompts import PromptsConfig
+from diffalign.models.lora import LoraSettings
+from diffalign.models.reverse import ReverseProcess
+from diffalign.models.sd15 import SD15
+from diffalign.rollouts.base import RunFacts
+from diffalign.rollouts.stepwise import Stepwise
+from tests.rollouts.noisy_brightness import NoisyBrightness
+
+
+def collect(model_folder: str, output: Path) -> list[list[str]]:
+    """Sample ids of this rank's micro-batches of one round; four rows over all ranks."""
+    settings = SD15(path=model_folder, lora=LoraSettings(rank=2))
+    rollouts = Stepwise(
+        prompts=PromptsConfig(texts=("a cat", "a dog", "an owl", "a bat", "fog")),
+        scorer=NoisyBrightness(),
+        prompts_per_round=5,
+        prompts_per_batch=2,
+        candidates=3,
+        first_step=1,
+        threshold=0.03,
+        previewed_prompts=1,
+    )
+    source = rollouts.open(
+        RunFacts(
+            folder=output / "rounds",
+            run_seed=0,
+            model=settings,
+            settings="",
+            samples_per_device=4 // world.size(),
+            accumulation=1,
+            process=ReverseProcess(steps=4, guidance=2.0),
+            console=Console(quiet=True),
+            open_data=_no_data,
+        )
+    )
+    model = settings.load(
+        device=torch.device("cpu"), compute_dtype=torch.float32, reference="adapter_off"
+    )
+    source.bind(model)
+    ids = (list(batch.sample_ids) for batch in source)
+    return list(takewhile(lambda batch: batch[0].startswith("round-0/"), ids))
+
+
+def _no_data(views: frozenset[str]) -> AbstractSource:
+    raise AssertionError("no data is needed")
+
+
+if __name__ == "__main__":
+    state = PartialState(cpu=True)
+    folder = Path(sys.argv[2])
+    seen = collect(sys.argv[1], folder)
+    (folder / f"rank-{world.rank()}.json").write_text(json.dumps(seen))
+    state.wait_for_everyone()
+    state.destroy_process_group()
