@@ -376,7 +376,7 @@ def steps_of(trajectories, prompts):
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize(
     ("lora", "reference"),
-    [(LoraSettings(rank=2, dropout=0.5), "adapter_off"), (None, "past_policy")],
+    [(LoraSettings(rank=2), "adapter_off"), (None, "past_policy")],
     ids=["lora", "full"],
 )
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -396,14 +396,39 @@ def test_at_the_sampling_weights_the_samplers_own_value_comes_back(
     )
     batch = steps_of(trajectories, prompts)
 
-    with model.sampling():  # dropout of the adapter is off, as it was
-        policy = evaluate(model, batch, process=process)["chosen"]
+    policy = evaluate(model, batch, process=process)["chosen"]
     with torch.no_grad(), model.reference():
         start = evaluate(model, batch, process=process)["chosen"]
 
     stored = trajectories.log_likelihoods.flatten()
     torch.testing.assert_close(policy, stored, rtol=0, atol=1e-5)
     assert (start - stored).abs().max() > 1e-3  # of other weights it would not be
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("lora", "reference"), TRAININGS)
+def test_on_cuda_every_ratio_starts_at_one_and_nothing_waits_for_the_device(
+    tiny_sdxl, lora, reference, dtype
+):
+    model = SDXL(path=str(tiny_sdxl), lora=lora).load(
+        device=torch.device("cuda"), compute_dtype=dtype, reference=reference
+    )
+    likelihood, batch = Transition(), shared_states()
+    likelihood.evaluate(model, likelihood.prepare(model, batch))  # warm up
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        prepared = likelihood.prepare(model, batch)
+        with torch.no_grad(), model.reference():
+            reference_rows = likelihood.evaluate(model, prepared)
+        policy_rows = likelihood.evaluate(model, prepared)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    for view in VIEWS:
+        assert torch.equal(policy_rows[view], reference_rows[view])
 
 
 # --- words --------------------------------------------------------------------------------------

@@ -338,3 +338,14 @@ def test_a_prediction_that_would_broadcast_is_refused():
 
     with pytest.raises(ValueError, match=r"noisy \(2, 4, 2, 2\), prediction \(1, 4, 2, 2\)"):
         spaced("leading").transition(noisy, prediction[:1], t, t - 50, eta=1.0)
+
+
+def test_rounding_makes_no_mean_of_a_first_step_undefined():
+    config = {**STABLE_DIFFUSION, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    noising = noising_from_scheduler(config, prediction_type="v_prediction")
+    firsts = torch.tensor([noising.reverse_times(steps)[0] for steps in range(1, 200)])
+    noisy, prediction = latents(len(firsts))
+
+    mean, _ = noising.transition(noisy, prediction, *firsts.unbind(dim=1), eta=1.0)
+
+    assert torch.isfinite(mean).all()
