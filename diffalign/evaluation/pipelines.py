@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError
+from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.locate import AbstractLocation, locate
 from diffalign.models.precision import DTYPES, Precision, precision_of
 from diffalign.seeding import cpu_generator, derive_seed
 
 DtypeName = Literal["auto", Precision]
 
-_LORA_FILE = "pytorch_lora_weights.safetensors"
 _INDEX = "model_index.json"
 _SCHEDULE = "scheduler/scheduler_config.json"
 
@@ -145,7 +145,7 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
         ModelError: nothing of the kind is there, a part is missing, or it is a pickle.
     """
     run = Path(spec.path).expanduser()
-    lora = _lora_file(spec.lora) if spec.lora is not None else None
+    lora = locate_adapter(spec.lora) if spec.lora is not None else None
     if _is_run(run):
         final = run / "final"
         if not final.is_dir():
@@ -158,8 +158,8 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
         elif lora is not None:
             raise ModelError(f"{run} is itself a run that trained an adapter: leave lora out")
         else:
-            spec, lora = _base_of_run(run), _lora_file(final)
-    elif (run / _LORA_FILE).is_file():
+            spec, lora = _base_of_run(run), locate_adapter(final)
+    elif (run / ADAPTER_FILE).is_file():
         raise ModelError(f"{run} is an adapter: give it as lora, and its base as path")
     location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
     model = LocatedModel(location, lora, spec.prediction_type)
@@ -179,23 +179,6 @@ def _base_of_run(run: Path) -> ModelSpec:
         raise ModelError(f"{file}: names no model.path, so the adapter's base is unknown")
     rest = {key: model.get(key) for key in ("revision", "variant", "config", "prediction_type")}
     return ModelSpec(path=str(model["path"]), **rest)
-
-
-def _lora_file(path: Path) -> Path:
-    if path.is_dir():
-        candidates = sorted(path.glob("*.safetensors"))
-        named = [file for file in candidates if file.name == _LORA_FILE] or candidates
-        if len(named) != 1:
-            found = ", ".join(file.name for file in candidates) or "none"
-            raise ModelError(
-                f"{path}: expected {_LORA_FILE} or one .safetensors file, found {found}"
-            )
-        return named[0]
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such adapter")
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path}: adapters are read from .safetensors only, never from pickles")
-    return path
 
 
 def choose_device(name: str) -> torch.device:

@@ -56,6 +56,12 @@ class AbstractModel(abc.ABC):
     def trains_adapter(self) -> bool:
         """Whether an adapter is trained (and can be turned off), rather than the network itself."""
 
+    @property
+    def continues_adapter(self) -> bool:
+        """Whether that adapter begins with values of an earlier run, so that the network without
+        it is another policy than the one that training begins with."""
+        return False
+
     @abc.abstractmethod
     def describe(self) -> str:
         """One line for the start of a run: what is trained, and where its weights come from."""

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from diffalign import components
 from diffalign.errors import ModelError
 from diffalign.models import lora
+from diffalign.models.adapter_files import locate_adapter
 from diffalign.models.autoencoder import Autoencoder
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.conditioning import AbstractConditioner
@@ -108,6 +109,26 @@ class AbstractDiffusion(AbstractModel):
         """Whether an adapter is trained, so that the network without it is the reference."""
         return self.lora is not None
 
+    @property
+    def continues_adapter(self) -> bool:
+        return self.lora is not None and self.lora.start is not None
+
+    def policy_fingerprint(self) -> str:
+        """Identifies the policy that training begins with: network, adapter, text encoders.
+
+        How it is trained makes no difference: a new adapter is the base, a continued one is the
+        policy of the run that it comes from.
+        """
+        names = (self.component, *self.text_encoders)
+        parts = [self.pipeline, *map(self._location.identity, names), self._start()]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _start(self) -> str | None:
+        """Identifies the adapter that is continued, wherever it lies."""
+        if self.lora is None or self.lora.start is None:
+            return None
+        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
+
     @cached_property
     def _location(self) -> AbstractLocation:
         return locate(
@@ -131,6 +152,7 @@ class AbstractDiffusion(AbstractModel):
             self._location.check_weights(name)
         if self.lora is not None:
             lora.check_targets(network, self.lora)
+            lora.check_start(network, self.lora, component=self.component)
         if self.attention == "xformers":
             _check_xformers()
 
@@ -221,7 +243,8 @@ class AbstractDiffusion(AbstractModel):
             network.requires_grad_(True)
         else:
             store_for_autocast(network, compute_dtype)
-            lora.attach(network.float(), self.lora)  # DoRA reads lengths off the rounded weights
+            network.float()  # DoRA reads lengths off the rounded weights
+            lora.attach(network, self.lora, component=self.component)
             store_for_autocast(network, compute_dtype)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -265,7 +288,9 @@ class AbstractDiffusion(AbstractModel):
         ]
         autoencoder = self._autoencoder_location and self._autoencoder_location.identity(ITSELF)
         schedule = sorted(self._location.read_json("scheduler/scheduler_config.json").items())
-        parts = [self.pipeline, *weights, autoencoder, schedule, self.prediction_type, self.lora]
+        shape = self.lora and replace(self.lora, start=None)
+        parts = [self.pipeline, *weights, autoencoder, schedule, self.prediction_type, shape]
+        parts += [self._start()] if self.continues_adapter else []
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -284,7 +309,8 @@ class AbstractDiffusion(AbstractModel):
     def describe(self) -> str:
         """One line for the start of a run."""
         shape = "all weights" if self.lora is None else f"LoRA of rank {self.lora.rank}"
-        return f"{components.kind_of(self)} from {self.path}, training {shape}"
+        start = f" from {self.lora.start}" if self.lora and self.lora.start else ""
+        return f"{components.kind_of(self)} from {self.path}, training {shape}{start}"
 
 
 def _check_xformers() -> None:

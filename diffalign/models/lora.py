@@ -11,14 +11,19 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from diffalign.errors import ModelError
+from diffalign.models.adapter_files import AdapterFile, locate_adapter, read_adapter
+
+_FIRST_FACTOR = ".lora_A.weight"
+"""How the names of first factors end; they are of shape [rank, ...]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +44,14 @@ class LoraSettings:
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead, which keeps large ranks learning."""
     init: Literal["gaussian", "kaiming"] = "gaussian"
-    """Distribution of the first factor; the second is zero, so training starts at the base."""
+    """Distribution of the first factor; the second is zero, so training starts at the base. It
+    does not matter where `start` is given."""
     seed: int = 0
     """Of the first factor."""
+    start: Path | None = None
+    """An adapter to go on from, of the same rank and targets: its file, or the folder of the run
+    that trained it. The policy that it makes of the base is then the reference as well, unless
+    `reference` says otherwise. Null starts at the base."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -86,11 +96,40 @@ def _ending(name: str) -> str:
     return ".".join(parts[first:])
 
 
-def attach(network: Any, settings: LoraSettings) -> None:
+def check_start(network: Any, settings: LoraSettings, *, component: str) -> None:
+    """Raise ModelError if the adapter at `settings.start` has another shape than these settings.
+
+    Args:
+        network: on the meta device; it gets an adapter.
+        settings: of the adapter.
+        component: name of the network within its pipeline.
+    """
+    if settings.start is not None:
+        _add(network, settings)
+        _starting_values(network, settings, settings.start, component)
+
+
+def attach(network: Any, settings: LoraSettings, *, component: str = "unet") -> None:
     """Add an adapter to a frozen diffusers network, on its device and in its dtype.
 
-    The initial values depend on `settings.seed` alone; the global generator is left as it was.
+    The initial values depend on `settings.seed`, or on the file at `settings.start`, alone; the
+    global generator is left as it was.
+
+    Args:
+        network: gets the adapter.
+        settings: of the adapter.
+        component: name of the network within its pipeline, as such a file names it.
+
+    Raises:
+        ModelError: there is no such file, or its adapter has another shape.
     """
+    _add(network, settings)
+    if settings.start is not None:
+        values = _starting_values(network, settings, settings.start, component)
+        set_peft_model_state_dict(network, values)
+
+
+def _add(network: Any, settings: LoraSettings) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(settings.seed)
         network.add_adapter(
@@ -104,6 +143,67 @@ def attach(network: Any, settings: LoraSettings) -> None:
                 init_lora_weights="gaussian" if settings.init == "gaussian" else True,
             )
         )
+
+
+def _starting_values(
+    network: nn.Module, settings: LoraSettings, start: Path, component: str
+) -> dict[str, Tensor]:
+    """The adapter at `start` by peft's names, divided by this run's scale."""
+    file = locate_adapter(start)
+    adapter = read_adapter(file, component=component)
+    _refuse_misfit(get_peft_model_state_dict(network), adapter, settings, file)
+    ratio = adapter.scale / settings.scale
+    return {
+        name: value * ratio if ".lora_B." in name else value
+        for name, value in adapter.tensors.items()
+    }
+
+
+def _refuse_misfit(
+    expected: Mapping[str, Tensor], adapter: AdapterFile, settings: LoraSettings, file: Path
+) -> None:
+    ranks = {v.shape[0] for name, v in adapter.tensors.items() if name.endswith(_FIRST_FACTOR)}
+    if ranks != {settings.rank}:
+        raise ModelError(
+            f"lora.start: the adapter in {file} has rank {', '.join(map(str, sorted(ranks)))}, and "
+            f"lora.rank is {settings.rank}: set lora.rank to that of the file"
+        )
+    if different := sorted(expected.keys() ^ adapter.tensors.keys()):
+        where = "the file" if different[0] in adapter.tensors else "this run"
+        raise ModelError(
+            f"lora.start: the adapter in {file} and this run's change different layers: only "
+            f"{where} has {different[0]} ({len(different)} differ in all). Set lora.targets, and "
+            f"lora.dora, to those that it was trained with"
+        )
+    for name, value in adapter.tensors.items():
+        if value.shape != expected[name].shape:
+            raise ModelError(
+                f"lora.start: {name} is of shape {list(value.shape)} in {file}, and of shape "
+                f"{list(expected[name].shape)} in this model: the adapter is of another base"
+            )
+
+
+def settings_of(file: Path, *, component: str = "unet") -> LoraSettings:
+    """Settings under which `attach` makes a network the policy that an adapter file describes.
+
+    Raises:
+        ModelError: the file holds no adapter, or one of several ranks.
+    """
+    tensors = read_adapter(file, component=component).tensors
+    ranks = {v.shape[0] for name, v in tensors.items() if name.endswith(_FIRST_FACTOR)}
+    if len(ranks) > 1:
+        raise ModelError(
+            f"{file}: its layers have ranks {', '.join(map(str, sorted(ranks)))}, and an adapter "
+            f"in training has one rank"
+        )
+    return LoraSettings(
+        rank=ranks.pop(),
+        targets=tuple(
+            name.removesuffix(_FIRST_FACTOR) for name in tensors if name.endswith(_FIRST_FACTOR)
+        ),
+        dora=any(name.endswith(".lora_magnitude_vector") for name in tensors),
+        start=file,
+    )
 
 
 @contextmanager

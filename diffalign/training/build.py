@@ -52,8 +52,9 @@ class RunConfig:
     """What is trained, and where its weights come from."""
     reference: Literal["auto", "adapter_off", "frozen_copy", "past_policy", "none"] = "auto"
     """What the policy is compared with: the same network with its adapter off (LoRA), a frozen
-    copy (full fine-tuning), an earlier policy of the same run (which one, `rollouts.reference`
-    says), or nothing. `auto` takes the cheapest that objective and rollouts allow."""
+    copy (full fine-tuning), an earlier policy (which one, `rollouts.reference` says; without
+    rollouts the one that `model.lora.start` makes), or nothing. `auto` takes the cheapest that
+    objective, rollouts and model allow."""
     data: DataConfig | None = None
     """The preference data; null where all of it is sampled."""
     rollouts: AbstractRollouts | None = None
@@ -79,10 +80,11 @@ def resolve_reference(run: RunConfig) -> ReferenceKind:
     adapter = run.model.trains_adapter
     objective = components.kind_of(run.objective)
     rule = "initial" if run.rollouts is None else run.rollouts.reference
+    continues = run.model.continues_adapter
     if run.reference == "auto":
         if not run.objective.needs_reference:
             return "none"
-        if rule != "initial":
+        if rule != "initial" or continues:
             return "past_policy"
         return "adapter_off" if adapter else "frozen_copy"
     if run.reference == "none" and run.objective.needs_reference:
@@ -95,11 +97,12 @@ def resolve_reference(run: RunConfig) -> ReferenceKind:
             "reference is adapter_off, but model.lora is null: full fine-tuning changes the "
             "network itself. Use reference: frozen_copy, or give model.lora a rank"
         )
-    if (run.reference == "past_policy") != (rule != "initial"):
+    may_stay = rule == "initial" and continues  # what is continued is an earlier policy itself
+    if (run.reference == "past_policy") != (rule != "initial") and not may_stay:
         raise ConfigError(
             f"reference is {run.reference}, and rollouts.reference is {rule}: an earlier policy is "
-            f"the reference where rollouts.reference is latest or uniform, and only there. Leave "
-            f"reference at auto"
+            f"the reference where rollouts.reference is latest or uniform, or model.lora.start is "
+            f"given, and only there. Leave reference at auto"
         )
     return run.reference
 
@@ -268,6 +271,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     free = {
         "output",
         "model.path",  # the fingerprints say what lies there
+        "model.lora.start",
         "model.base.path",
         "data.path",
         "rollouts.prompts",

@@ -1,0 +1,95 @@
+"""Adapters on disk: where the file is, and what it holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffalign.errors import ModelError
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls a LoRA that it writes."""
+
+_METADATA = "lora_adapter_metadata"
+"""Under which diffusers keeps the settings of an adapter in the file's header."""
+
+
+def locate_adapter(path: Path) -> Path:
+    """The adapter's file.
+
+    Args:
+        path: the file, a folder that holds one, or the folder of a run that trained one.
+
+    Raises:
+        ModelError: there is none, there are several, or it is a pickle.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        folder = path / "final" if (path / "final").is_dir() else path
+        candidates = sorted(folder.glob("*.safetensors"))
+        named = [file for file in candidates if file.name == ADAPTER_FILE] or candidates
+        if len(named) != 1:
+            found = ", ".join(file.name for file in candidates) or "none"
+            raise ModelError(
+                f"{folder}: expected {ADAPTER_FILE} or one .safetensors file, found {found}"
+            )
+        return named[0]
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such adapter")
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: adapters are read from .safetensors only, never from pickles")
+    return path
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The part of an adapter that changes one network."""
+
+    tensors: dict[str, Tensor]
+    """By peft's names, in float32 or as they were stored."""
+    scale: float
+    """By which the product of the factors is multiplied."""
+
+
+def read_adapter(file: Path, *, component: str) -> AdapterFile:
+    """Read an adapter in the layout that diffusers writes.
+
+    Args:
+        file: from `locate_adapter`.
+        component: the network within the pipeline, such as `unet`.
+
+    Raises:
+        ModelError: it is damaged, of another layout, or changes another network.
+    """
+    prefix = f"{component}."
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            header = (opened.metadata() or {}).get(_METADATA, "{}")
+            tensors = {
+                name.removeprefix(prefix): opened.get_tensor(name)
+                for name in names
+                if name.startswith(prefix)
+            }
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read as an adapter: {error}") from error
+    if not any(name.endswith(".lora_A.weight") for name in tensors):
+        raise ModelError(
+            f"{file}: holds no tensor named {prefix}....lora_A.weight (its first is "
+            f"{names[0] if names else 'none'}). Adapters are continued in the layout that "
+            f"diffusers writes: open it with load_lora_weights of a pipeline, and save it with "
+            f"save_lora_weights"
+        )
+    return AdapterFile(tensors, _scale(json.loads(header), prefix))
+
+
+def _scale(settings: dict[str, object], prefix: str) -> float:
+    rank, alpha = settings.get(f"{prefix}r"), settings.get(f"{prefix}lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
+        return 1.0
+    return alpha / (math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else rank)
