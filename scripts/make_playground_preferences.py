@@ -4,7 +4,8 @@
 
 Every prompt without a held-out combination gets `--images` samples. The oracle ranks them, the best
 meets the worst, the second best the second worst, and so on; equal scores make a tie. The rows have
-the columns of Pick-a-Pic v2, so the ordinary reader opens them.
+the columns of Pick-a-Pic v2, so the ordinary reader opens them. `--held-out` takes the other
+prompts instead: pairs to measure on, never to train on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from PIL import Image
 
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import fidelity, read_objects
-from diffalign.playground.scenes import preference_prompts
+from diffalign.playground.scenes import held_out_prompts, preference_prompts
 
 MODEL_NAME = "playground-sdxl"
 
@@ -62,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=10, help="samples per prompt, an even number")
     parser.add_argument("--inference-steps", type=int, default=12)
     parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--held-out", action="store_true", help="the held-out prompts instead")
     parser.add_argument("--prompts", type=int, help="only the first so many prompts, for a trial")
     parser.add_argument("--seed", type=int, default=1_000_000, help="seed of the first sample")
     return parser.parse_args()
@@ -71,7 +73,7 @@ def main() -> None:
     args = parse_arguments()
     pipeline = StableDiffusionXLPipeline.from_pretrained(args.model or playground_model_path())
     pipeline.set_progress_bar_config(disable=True)
-    prompts = preference_prompts()[: args.prompts]
+    prompts = (held_out_prompts() if args.held_out else preference_prompts())[: args.prompts]
     rows = []
     for i, prompt in enumerate(prompts):
         pictures = as_stored(sample(pipeline, prompt, args.seed + i * args.images, args))

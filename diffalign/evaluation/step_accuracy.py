@@ -75,7 +75,7 @@ def accuracy_by_timestep(
             images = _half_denoised(model, batch, t, guidance=guidance)
             for name, scorer in scorers.items():
                 time = t.to(images.device) if scorer.takes_time else None
-                scores = scorer.score(images, batch.prompts * 2, time)
+                scores = scorer.score(images, batch.captions * 2, time)
                 found[name][timestep] += _agreement(*scores.chunk(2))
     return found
 
@@ -90,7 +90,7 @@ def _half_denoised(
     return through_one_step(
         model,
         images,
-        batch.prompts * 2,
+        batch.captions * 2,
         t,
         noise_seeds=batch.noise_seeds * 2,
         encoding_seeds=[seed for view in PAIR_VIEWS for seed in batch.encoding_seeds[view]],

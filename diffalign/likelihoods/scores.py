@@ -83,7 +83,10 @@ class Scores(AbstractLikelihood):
 
     @torch.no_grad()
     def prepare(self, model: StepAwareModel, batch: ImageBatch) -> HalfwayViews:
-        """See all views through one step of the base; they share time, noise and prompt."""
+        """See all views through one step of the base; they share time, noise and prompt.
+
+        The prompt is the caption, dropped or not: a picture cannot be judged without.
+        """
         views = tuple(batch.images)
         count = len(views)
         images = torch.cat([batch.images[view] for view in views])
@@ -91,7 +94,7 @@ class Scores(AbstractLikelihood):
         halfway = through_one_step(
             model.base,
             images,
-            batch.prompts * count,
+            batch.captions * count,
             t,
             noise_seeds=batch.noise_seeds * count,
             encoding_seeds=[seed for view in views for seed in batch.encoding_seeds[view]],
@@ -101,7 +104,7 @@ class Scores(AbstractLikelihood):
             views=views,
             pixels=tower_pixels(halfway, model.image_size),
             t=send(model.base.noising.network_time(t), model.device),
-            tokens=model.tokens(batch.prompts),
+            tokens=model.tokens(batch.captions),
             text_rows=send(torch.arange(len(batch)).repeat(count), model.device),
             weights=self._weights(model, batch),
         )
@@ -127,7 +130,7 @@ class Scores(AbstractLikelihood):
     def _judged(self, judge: AbstractScorer, model: StepAwareModel, batch: ImageBatch) -> Tensor:
         judge.to(model.device)
         sides: list[Any] = [
-            judge.score(send(batch.images[view], model.device), batch.prompts).cpu()
+            judge.score(send(batch.images[view], model.device), batch.captions).cpu()
             for view in ("chosen", "rejected")
         ]
         return preference_from_scores(*sides, tie_below=self.tie_below)

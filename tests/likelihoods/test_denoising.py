@@ -38,6 +38,8 @@ def reordered(batch, order):
             return value[order]
         if isinstance(value, dict):
             return {key: pick(part) for key, part in value.items()}
+        if value is None:
+            return None
         return tuple(value[i] for i in order)
 
     return dataclasses.replace(
