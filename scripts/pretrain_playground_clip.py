@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=8192, help="rendered pictures to learn from")
     parser.add_argument("--contrastive-steps", type=int, default=2500, help="steps of 64 scenes")
-    parser.add_argument("--preference-steps", type=int, default=300, help="steps of 32 pairs")
+    parser.add_argument("--preference-steps", type=int, default=200, help="steps of 32 pairs")
     parser.add_argument("--preferences", type=Path, help="default: the shipped pairs")
     parser.add_argument("--measure", type=Path, help="folder of unseen pairs to measure on")
     return parser.parse_args()
@@ -168,8 +168,8 @@ def model_card(
     args: argparse.Namespace, minutes: float, *, before: float | None, after: float | None
 ) -> str:
     figures = (
-        f"Agreement with the oracle on decided pairs of held-out prompts: {100 * after:.1f} %, and "
-        f"{100 * before:.1f} % before the preferences were fitted.\n"
+        f"It agrees with the oracle in {100 * after:.1f} % of decided pairs of held-out prompts, in "
+        f"{100 * before:.1f} %\nbefore preferences were fitted.\n"
         if before is not None and after is not None
         else ""
     )

@@ -88,7 +88,7 @@ def playground_clip_path() -> Path:
         raise ModelError(
             f"the playground's CLIP is not at {folder}: run from a checkout of the repository "
             "installed with `pip install -e .`, or make it with "
-            f"`python scripts/pretrain_playground.py --clip-out {folder}`"
+            f"`python scripts/pretrain_playground_clip.py --out {folder}`"
         )
     return folder
 
