@@ -167,12 +167,12 @@ def agreement(clip: CLIPModel, pairs: Pairs) -> float:
 def model_card(
     args: argparse.Namespace, minutes: float, *, before: float | None, after: float | None
 ) -> str:
-    figures = (
-        f"It agrees with the oracle in {100 * after:.1f} % of decided pairs of held-out prompts, in "
-        f"{100 * before:.1f} %\nbefore preferences were fitted.\n"
-        if before is not None and after is not None
-        else ""
-    )
+    figures = ""
+    if before is not None and after is not None:
+        figures = (
+            f"It agrees with the oracle in {100 * after:.1f} % of decided pairs of held-out\n"
+            f"prompts, in {100 * before:.1f} % before preferences were fitted.\n"
+        )
     return f"""---
 license: apache-2.0
 library_name: transformers
