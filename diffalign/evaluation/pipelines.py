@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +144,19 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
     Raises:
         ModelError: nothing of the kind is there, a part is missing, or it is a pickle.
     """
+    spec = without_run(spec)
+    location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
+    model = LocatedModel(location, spec.lora, spec.prediction_type)
+    model.check()
+    return model
+
+
+def without_run(spec: ModelSpec) -> ModelSpec:
+    """The same model in terms of what lies there: a base, and the file of an adapter if any.
+
+    Raises:
+        ModelError: a run that has not finished, or an adapter where a base belongs.
+    """
     run = Path(spec.path).expanduser()
     lora = locate_adapter(spec.lora) if spec.lora is not None else None
     if _is_run(run):
@@ -154,17 +167,13 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
                 f"Continue it with: diffalign train {run / 'config.yaml'} --resume"
             )
         if (final / _INDEX).is_file():
-            spec = ModelSpec(path=str(final))
-        elif lora is not None:
+            return ModelSpec(path=str(final), lora=lora)
+        if lora is not None:
             raise ModelError(f"{run} is itself a run that trained an adapter: leave lora out")
-        else:
-            spec, lora = _base_of_run(run), locate_adapter(final)
-    elif (run / ADAPTER_FILE).is_file():
+        return replace(_base_of_run(run), lora=locate_adapter(final))
+    if (run / ADAPTER_FILE).is_file():
         raise ModelError(f"{run} is an adapter: give it as lora, and its base as path")
-    location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
-    model = LocatedModel(location, lora, spec.prediction_type)
-    model.check()
-    return model
+    return replace(spec, lora=lora)
 
 
 def _is_run(folder: Path) -> bool:

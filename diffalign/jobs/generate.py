@@ -38,8 +38,9 @@ from diffalign.evaluation.pipelines import (
 )
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
-from diffalign.jobs import score
+from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
+from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
 _LISTED_FAILURES = 10
 
@@ -71,6 +72,9 @@ class GenerateConfig:
     """How many prompts the grid shows."""
     grid_columns: tuple[str, ...] = ()
     """Which models the grid shows, in this order; empty shows all."""
+    trajectories: GroupsConfig | None = None
+    """Draw groups of images for people to rank, with the trajectories that training on their
+    ranking needs, in place of single pictures; of one model, a group for each prompt and seed."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -92,6 +96,16 @@ class GenerateConfig:
                 f"grid_columns names {unknown[0]!r}, which is none of the models "
                 f"({', '.join(self.models)})"
             )
+        if self.trajectories is not None and len(self.models) != 1:
+            raise ValueError(
+                f"trajectories are drawn by the one model that training goes on from, and models "
+                f"names {len(self.models)}: {', '.join(self.models)}"
+            )
+        if self.trajectories is not None and self.sampler != SamplerConfig():
+            raise ValueError(
+                "sampler and trajectories exclude each other: steps, guidance and eta of "
+                "trajectories are those of trajectories.process"
+            )
 
     def seed_numbers(self) -> tuple[int, ...]:
         """The seeds, whichever way they were given."""
@@ -107,6 +121,9 @@ def run(config: GenerateConfig) -> None:
     """
     console = Console(highlight=False)
     quieten_libraries()
+    if config.trajectories is not None:
+        _run_groups(console, config, config.trajectories)
+        return
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     texts = read_prompts(config.prompts)
@@ -206,23 +223,52 @@ def _conclude(
     out = config.output
     written = [f"pictures in {out / 'images'}", f"list {out / MANIFEST}", *_named(grid)]
     console.print(f"[green]Done:[/green] {', '.join(written)}", soft_wrap=True)
-    lines = [
-        f"  {name}: {failure.item.prompt.text[:60]!r}, seed {failure.item.seed}: {failure.reason}"
-        for name, found in failures.items()
-        for failure in found
-    ]
+    _raise_failures(
+        "pictures",
+        [f"{n}: {_in_words(failure)}" for n, found in failures.items() for failure in found],
+    )
+    console.print(f"Next:\n{score.command(out)}", markup=False, soft_wrap=True)
+
+
+def _run_groups(console: Console, config: GenerateConfig, settings: GroupsConfig) -> None:
+    """Draw groups in place of single pictures."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    prompts = read_prompts(config.prompts)
+    items = [Item(prompt, seed) for prompt in prompts for seed in config.seed_numbers()]
+    plan = generate_groups.plan(
+        _spec(next(iter(config.models.values()))),
+        settings,
+        items,
+        output=config.output,
+        batch_size=config.batch_size,
+        dtype=dtype,
+    )
+    config.output.mkdir(parents=True, exist_ok=True)
+    configs.save(config, config.output / "generate.yaml")
+    failures = generate_groups.draw(console, plan, output=config.output, device=device, dtype=dtype)
+    grid = None
+    if config.grid:
+        grid = generate_groups.draw_groups_grid(config.output, items, rows=config.grid_rows)
+    out = config.output
+    written = [f"groups {out / GROUPS}", f"pictures in {out / 'images'}", *_named(grid)]
+    console.print(f"[green]Done:[/green] {', '.join(written)}", soft_wrap=True)
+    _raise_failures("groups", [_in_words(failure) for failure in failures])
+    console.print(generate_groups.next_step(out), markup=False, soft_wrap=True)
+
+
+def _in_words(failure: Failure) -> str:
+    item = failure.item
+    return f"{item.prompt.text[:60]!r}, seed {item.seed}: {failure.reason}"
+
+
+def _raise_failures(what: str, lines: Sequence[str]) -> None:
+    """Raise with the first few, if there are any."""
     if lines:
         more = len(lines) - _LISTED_FAILURES
-        raise DiffalignError(
-            "\n".join(
-                [
-                    f"{len(lines)} pictures failed; run the same command again to retry them:",
-                    *lines[:_LISTED_FAILURES],
-                    *([f"  and {more} more"] if more > 0 else []),
-                ]
-            )
-        )
-    console.print(f"Next:\n{score.command(out)}", markup=False, soft_wrap=True)
+        shown = [*lines[:_LISTED_FAILURES], *([f"and {more} more"] if more > 0 else [])]
+        first = f"{len(lines)} {what} failed; run the same command again to retry them:"
+        raise DiffalignError("\n  ".join([first, *shown]))
 
 
 def _named(grid: Path | None) -> Iterable[str]:

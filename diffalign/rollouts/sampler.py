@@ -29,6 +29,14 @@ class Trajectories:
     times: tuple[tuple[int, int], ...]
     """S pairs of timesteps: where each step leaves from and arrives."""
 
+    def part(self, start: int, stop: int) -> Trajectories:
+        """Trajectories `start` to `stop`, the latter excluded."""
+        return Trajectories(
+            latents=self.latents[:, start:stop],
+            log_likelihoods=self.log_likelihoods[:, start:stop],
+            times=self.times,
+        )
+
 
 def sample(
     model: DiffusionModel,

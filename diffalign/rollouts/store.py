@@ -52,8 +52,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error}). What was collected stays; make room, and "
-            f"continue the run with --resume"
+            f"{path}: cannot be written ({error}). What was written before stays; make room, and "
+            f"start the same command again, a training run with --resume"
         ) from error
 
 

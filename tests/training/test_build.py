@@ -23,6 +23,8 @@ def run_of(model: Path, *overrides: str) -> RunConfig:
         ((), "adapter_off"),
         (("model.lora=null",), "frozen_copy"),
         (("reference=frozen_copy",), "frozen_copy"),
+        (("model.lora.start=runs/x",), "past_policy"),
+        (("model.lora.start=runs/x", "reference=adapter_off"), "adapter_off"),
     ],
 )
 def test_the_reference_is_the_cheapest_that_the_training_allows(tiny_sdxl, overrides, expected):

@@ -1,0 +1,164 @@
+"""The part of `diffalign generate` that draws groups of images for people to rank."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from diffalign.errors import ConfigError
+from diffalign.evaluation.generation import Failure, Item
+from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
+from diffalign.evaluation.opening import diffusion_settings
+from diffalign.evaluation.pipelines import ModelSpec
+from diffalign.evaluation.progress import progress
+from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.precision import precision_of
+from diffalign.rollouts.groups import (
+    GROUPS,
+    Group,
+    GroupArtist,
+    GroupsConfig,
+    Origin,
+    group_id,
+    read_groups,
+)
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What is to be drawn, and by what."""
+
+    model: AbstractDiffusion
+    artist: GroupArtist
+    existing: Mapping[str, Group]
+    """Groups that are there, by id."""
+    missing: Sequence[Sequence[Item]]
+    """The batches of which at least one group is not there."""
+
+
+def plan(
+    spec: ModelSpec,
+    settings: GroupsConfig,
+    items: Sequence[Item],
+    *,
+    output: Path,
+    batch_size: int,
+    dtype: torch.dtype,
+) -> GroupPlan:
+    """Find the model and what it has already drawn; no weights are read.
+
+    Args:
+        spec: the model.
+        settings: of groups.
+        items: a group each.
+        output: their folder.
+        batch_size: images drawn at once; a group is never divided.
+        dtype: in which the model computes, as `training.precision` will.
+
+    Raises:
+        ConfigError: the model's steps under these settings have no density to learn from.
+        CacheError: the folder was drawn in another way.
+    """
+    model = diffusion_settings(spec)
+    try:
+        settings.process.check(model.noising())
+    except ValueError as error:
+        raise ConfigError(f"trajectories.process: {error}") from error
+    artist = GroupArtist(settings, Origin.of(model, settings.process), precision_of(dtype))
+    existing = artist.existing(output)
+    size = max(1, batch_size // settings.images_per_group)
+    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    missing = [b for b in batches if any(group_id(item) not in existing for item in b)]
+    return GroupPlan(model, artist, existing, missing)
+
+
+def draw(
+    console: Console,
+    plan: GroupPlan,
+    *,
+    output: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Failure]:
+    """Draw the groups that are missing; returns those that could not be drawn."""
+    settings = plan.artist.settings
+    process, images = settings.process, settings.images_per_group
+    groups = sum(map(len, plan.missing))
+    console.print(
+        f"[bold]generate[/bold]  {groups} groups of {images} images ({len(plan.existing)} already "
+        f"there), {process.steps} steps, guidance {process.guidance:g}, eta {process.eta:g}, "
+        f"{device}, {plan.artist.dtype}",
+        soft_wrap=True,
+    )
+    if not plan.missing:
+        return []
+    model = plan.model.load(device=device, compute_dtype=dtype, reference="none")
+    with progress(console, "groups", groups * images) as advance:
+        failures = plan.artist.draw(output, model, plan.missing, plan.existing, advance)
+    del model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return failures
+
+
+def draw_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path | None:
+    """Write `grid.png`: groups down, images across under their indices.
+
+    Args:
+        folder: of the groups.
+        items: all of them; evenly spaced ones are shown.
+        rows: how many.
+
+    Returns:
+        The file; None if there is no group.
+    """
+    if not (folder / GROUPS).exists():
+        return None
+    groups = {group.group: group for group in read_groups(folder)}
+    there = [groups[name] for name in map(group_id, items) if name in groups]
+    if not there:
+        return None
+    count = min(rows, len(there))
+    shown = [there[i * len(there) // count] for i in range(count)]
+    cells = [
+        GridRow(
+            caption=group.prompt,
+            note=group.group,
+            cells=[_cell(folder / file) for file in group.images],
+        )
+        for group in shown
+    ]
+    path = folder / "grid.png"
+    draw_grid(cells, [str(i) for i in range(len(shown[0].images))]).save(path)
+    return path
+
+
+def _cell(file: Path) -> GridCell:
+    with Image.open(file) as image:
+        return GridCell(image=image.convert("RGB"))
+
+
+def next_step(folder: Path) -> str:
+    """What to do with the groups: an example of a preferences file, and the command."""
+    groups = read_groups(folder)
+    name = groups[0].group if groups else "GROUP"
+    ranking = json.dumps({"group": name, "ranking": [3, 0, [1, 2]]})
+    labels = json.dumps({"group": name, "good": [0, 3], "bad": [1]})
+    return (
+        f"Next: look at the images of each group of {folder / GROUPS}, and write a line of JSON on "
+        f"each into a file, best first, ties in a list of their own, undecided ones left out\n"
+        f"  {ranking}\n"
+        f"or which are good and which are bad\n"
+        f"  {labels}\n"
+        f"Then train on it:\n"
+        f"  diffalign train configs/d3po/sd15_feedback.yaml rollouts.trajectories={folder} "
+        f"rollouts.preferences=PREFERENCES.jsonl"
+    )

@@ -1,0 +1,281 @@
+"""Groups of images for people to rank, with the trajectories that training on their word needs.
+
+    groups.jsonl                     one line a group
+    images/GROUP-0.png ...           what people see; the number is the image's index
+    trajectories/GROUP.safetensors   how each of them came about, see `rollouts.trajectories`
+
+A group's images start from the same noise. Its trajectories name what drew them, since the density
+of their steps means nothing under another model, schedule or guidance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from diffalign.errors import CacheError, DataError
+from diffalign.evaluation.generation import Failure, Item, encode_png
+from diffalign.evaluation.manifest import (
+    append_json_lines,
+    checked_row,
+    read_json_lines,
+    write_atomically,
+)
+from diffalign.models.denoiser import DiffusionModel
+from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.noising import AbstractVariancePreserving
+from diffalign.models.reverse import ReverseProcess
+from diffalign.rollouts.sampler import Trajectories
+from diffalign.rollouts.schedule import Visit
+from diffalign.rollouts.store import writing
+from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
+from diffalign.seeding import derive_seed
+
+GROUPS = "groups.jsonl"
+"""The list of groups, in their folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsConfig:
+    """Groups of images from one start noise each, and how they are drawn."""
+
+    images_per_group: int = 7
+    """How many a person compares; 7 in D3PO's scripts/sample.py."""
+    process: ReverseProcess = field(default_factory=ReverseProcess)
+    """Must be `likelihood.process` of the training."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images in pixels; null is the network's own."""
+
+    def __post_init__(self) -> None:
+        if self.images_per_group < 2:
+            raise ValueError(
+                f"images_per_group must be at least 2, got {self.images_per_group}: one image has "
+                f"none to be compared with"
+            )
+        if self.size is not None and (
+            len(self.size) != 2 or any(length < 8 or length % 8 for length in self.size)
+        ):
+            raise ValueError(
+                f"size is a height and a width, multiples of 8 pixels, got {list(self.size)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What gives the steps of a trajectory their density."""
+
+    policy: str
+    """Fingerprint of network, adapter and text encoders."""
+    prediction: str
+    """`epsilon` or `velocity`."""
+    schedule: str
+    """Digest of the noise schedule."""
+    timestep_spacing: str
+    steps_offset: int
+    steps: int
+    guidance: float
+    eta: float
+
+    @classmethod
+    def of(cls, model: AbstractDiffusion, process: ReverseProcess) -> Origin:
+        """That of trajectories which this model begins with, before its weights are read."""
+        noising = model.noising()
+        assert isinstance(noising, AbstractVariancePreserving), "the process was checked"
+        schedule = noising.alphas_cumprod.numpy().tobytes()
+        return cls(
+            policy=model.policy_fingerprint(),
+            prediction=type(noising).__name__.lower(),
+            schedule=hashlib.blake2b(schedule, digest_size=8).hexdigest(),
+            timestep_spacing=noising.timestep_spacing,
+            steps_offset=noising.steps_offset,
+            **asdict(process),
+        )
+
+    def first_difference(self, other: Origin) -> str | None:
+        """Name of a field in which two origins differ."""
+        names = (f.name for f in fields(self))
+        return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One line of the list."""
+
+    group: str
+    """Its id: that of the prompt, and the seed."""
+    prompt: str
+    prompt_id: str
+    seed: int
+    images: Sequence[str]
+    """Files by index, relative to the list's folder."""
+    trajectories: str
+    """File, likewise; trajectory i drew image i."""
+
+
+def group_id(item: Item) -> str:
+    """The id of the group of a prompt and a seed."""
+    return f"{item.prompt.prompt_id}-{item.seed}"
+
+
+def read_groups(folder: Path) -> list[Group]:
+    """All groups, in the order of drawing.
+
+    Raises:
+        DataError: there is no list, or a line of it is not one of ours.
+    """
+    path = folder / GROUPS
+    if not path.is_file():
+        raise DataError(
+            f"{folder}: there is no {GROUPS} in this folder; diffalign generate writes one where "
+            f"its config has a trajectories section"
+        )
+    names = {f.name for f in fields(Group)}
+    rows = [
+        Group(**checked_row(row, names, path, number))
+        for number, row in enumerate(read_json_lines(path), start=1)
+    ]
+    return list({row.group: row for row in rows}.values())
+
+
+def read_origin(folder: Path, group: Group) -> Origin:
+    """What drew the trajectories of a group.
+
+    Raises:
+        DataError: the file is gone, damaged, or not one of ours.
+    """
+    return _read_header(folder / group.trajectories)[0]
+
+
+def _read_header(path: Path) -> tuple[Origin, str]:
+    """What drew a file of trajectories, and in which precision."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+        return Origin(**json.loads(header["origin"])), header["dtype"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: is no file of trajectories of this version ({type(error).__name__}: "
+            f"{error}). Delete it, and draw it again with the command that drew the folder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class GroupArtist:
+    """One model with one way of drawing groups."""
+
+    settings: GroupsConfig
+    origin: Origin
+    dtype: str
+
+    def existing(self, folder: Path) -> dict[str, Group]:
+        """The groups that a folder already holds, by id, if they were drawn in this way.
+
+        Raises:
+            CacheError: naming the setting that differs.
+        """
+        if not (folder / GROUPS).exists():
+            return {}
+        found = {}
+        for group in read_groups(folder):
+            if all((folder / file).is_file() for file in (*group.images, group.trajectories)):
+                self._refuse_other(folder, group)
+                found[group.group] = group
+        return found
+
+    def _refuse_other(self, folder: Path, group: Group) -> None:
+        origin, dtype = _read_header(folder / group.trajectories)
+        before: Mapping[str, object] = {
+            **asdict(origin),
+            "dtype": dtype,
+            "images_per_group": len(group.images),
+        }
+        now: Mapping[str, object] = {
+            **asdict(self.origin),
+            "dtype": self.dtype,
+            "images_per_group": self.settings.images_per_group,
+        }
+        for name, value in now.items():
+            if before[name] != value:
+                raise CacheError(
+                    f"{folder / GROUPS} was written with {name} {before[name]!r}, and this run "
+                    f"asks for {value!r}. Groups drawn differently do not train together: choose "
+                    f"another output folder, or delete this one"
+                )
+
+    def draw(
+        self,
+        folder: Path,
+        model: DiffusionModel,
+        batches: Iterable[Sequence[Item]],
+        existing: Mapping[str, Group],
+        on_batch: Callable[[int], None],
+    ) -> list[Failure]:
+        """Draw, write and list groups.
+
+        Args:
+            folder: gets pictures, trajectories and lines of the list.
+            model: of `origin`.
+            batches: of groups, drawn whole, so that a group's company never changes.
+            existing: groups that are there and stay as they are.
+            on_batch: told how many images a finished batch held.
+
+        Returns:
+            The groups that the model could not draw.
+        """
+        failures = []
+        images = self.settings.images_per_group
+        for batch in batches:
+            drawn = sample_groups(
+                model,
+                self.settings.process,
+                [_visit(item) for item in batch],
+                images=images,
+                size=self.settings.size,
+            )
+            for place, item in enumerate(batch):
+                if group_id(item) not in existing:
+                    own = drawn.part(place * images, (place + 1) * images)
+                    failures += self._write(folder, model, item, own)
+            on_batch(len(batch) * images)
+        return failures
+
+    def _write(
+        self, folder: Path, model: DiffusionModel, item: Item, drawn: Trajectories
+    ) -> list[Failure]:
+        pictures = model.decode_images(drawn.latents[-1]).cpu()
+        if not all(finite(drawn)) or not torch.isfinite(pictures).all():
+            return [Failure(item, "the model drew values that are not finite")]
+        name = group_id(item)
+        group = Group(
+            group=name,
+            prompt=item.prompt.text,
+            prompt_id=item.prompt.prompt_id,
+            seed=item.seed,
+            images=[f"images/{name}-{i}.png" for i in range(len(pictures))],
+            trajectories=f"trajectories/{name}.safetensors",
+        )
+        with writing(folder):
+            for file, picture in zip(group.images, pictures, strict=True):
+                write_atomically(folder / file, encode_png(picture))
+        write_trajectories(
+            folder / group.trajectories,
+            drawn,
+            origin=json.dumps(asdict(self.origin)),
+            dtype=self.dtype,
+            group=name,
+            prompt=item.prompt.text,
+            seed=str(item.seed),
+        )
+        with writing(folder):
+            append_json_lines(folder / GROUPS, [asdict(group)])
+        return []
+
+
+def _visit(item: Item) -> Visit:
+    return Visit(item.prompt.text, derive_seed("group", item.prompt.text, item.seed))
