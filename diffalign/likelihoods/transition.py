@@ -89,9 +89,8 @@ class Transition(AbstractLikelihood):
             raise ValueError("transition measures the steps of a diffusion model, such as sdxl")
         self.process.check(model.noising())
 
-    @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: StepBatch) -> PreparedSteps:
-        """Encode the prompts and move the batch."""
+        """Encode the prompts, of which no gradient is kept, and move the batch."""
         factor = model.autoencoder.factor
         height, width = batch.states.shape[-2:]
         return PreparedSteps(
@@ -116,14 +115,12 @@ class Transition(AbstractLikelihood):
             prepared.t_next,
             prepared.conditioning,
         )
+        rows = prepared.state_rows
         return {
             view: transition_log_likelihood(
-                outcome, step.mean[rows], step.std[rows], reduction=self.reduction
+                outcome, step.mean[rows[view]], step.std[rows[view]], reduction=self.reduction
             )
-            for view, rows, outcome in (
-                (view, prepared.state_rows[view], outcome)
-                for view, outcome in prepared.outcomes.items()
-            )
+            for view, outcome in prepared.outcomes.items()
         }
 
     def describe(self) -> str:

@@ -27,7 +27,6 @@ TRAININGS = [
     pytest.param(None, "frozen_copy", id="full"),
     pytest.param(None, "past_policy", id="full_and_past"),
 ]
-STEPS = 4
 
 
 def load(request, backbone, *, lora=None, reference="none", dtype=torch.float32):
@@ -340,9 +339,11 @@ def test_preparation_carries_no_gradient_and_is_made_once(request, model):
 # --- policy, reference and sampler --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("backbone", "dtype"),
+    [("sd15", torch.float32), ("sdxl_v", torch.float32), ("sdxl", torch.bfloat16)],
+)
 @pytest.mark.parametrize(("lora", "reference"), TRAININGS)
-@pytest.mark.parametrize("backbone", ["sd15", "sdxl_v"])
 def test_before_the_first_step_every_ratio_is_exactly_one(
     request, backbone, lora, reference, dtype
 ):
@@ -373,7 +374,6 @@ def steps_of(trajectories, prompts):
     )
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize(
     ("lora", "reference"),
     [(LoraSettings(rank=2), "adapter_off"), (None, "past_policy")],
@@ -381,28 +381,29 @@ def steps_of(trajectories, prompts):
 )
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_at_the_sampling_weights_the_samplers_own_value_comes_back(
-    request, backbone, lora, reference, guidance
+    request, backbone, lora, reference
 ):
     model = load(request, backbone, lora=lora, reference=reference)
     change(model)
-    process = ReverseProcess(steps=STEPS, guidance=guidance)
     prompts = ["a red circle", "two cats"]
-    trajectories = sample(
-        model,
-        process,
-        prompts,
-        start_seeds=[1, 2],
-        step_seeds=lambda step: [10 * step + 3, 10 * step + 4],
-    )
-    batch = steps_of(trajectories, prompts)
+    for guidance in (1.0, 5.0):
+        process = ReverseProcess(steps=4, guidance=guidance)
+        trajectories = sample(
+            model,
+            process,
+            prompts,
+            start_seeds=[1, 2],
+            step_seeds=lambda step: [10 * step + 3, 10 * step + 4],
+        )
+        batch = steps_of(trajectories, prompts)
 
-    policy = evaluate(model, batch, process=process)["chosen"]
-    with torch.no_grad(), model.reference():
-        start = evaluate(model, batch, process=process)["chosen"]
+        policy = evaluate(model, batch, process=process)["chosen"]
+        with torch.no_grad(), model.reference():
+            start = evaluate(model, batch, process=process)["chosen"]
 
-    stored = trajectories.log_likelihoods.flatten()
-    torch.testing.assert_close(policy, stored, rtol=0, atol=1e-5)
-    assert (start - stored).abs().max() > 1e-3  # of other weights it would not be
+        stored = trajectories.log_likelihoods.flatten()
+        torch.testing.assert_close(policy, stored, rtol=0, atol=1e-5)
+        assert (start - stored).abs().max() > 1e-3  # of other weights it would not be
 
 
 @pytest.mark.gpu

@@ -179,6 +179,19 @@ def test_another_size_than_the_networks_own(model):
         draw(model, size=(20, 32))
 
 
+def test_sdxl_is_told_the_size_that_is_sampled(tiny_sdxl):
+    model = load(tiny_sdxl, SDXL)
+    told = []
+    model.network.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append(kwargs["added_cond_kwargs"]["time_ids"]),
+        with_kwargs=True,
+    )
+
+    draw(model, [0], size=(16, 64))
+
+    assert [rows.tolist() for rows in told] == [[[16, 64, 0, 0, 16, 64]] * 2] * 3
+
+
 def test_under_reduced_precision_latents_stay_float32(tiny_sd15):
     model = load(tiny_sd15, dtype=torch.bfloat16)
     trajectories = draw(model)
