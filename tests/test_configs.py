@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from diffalign import config
+from diffalign.models.base import ReferenceKind
 from diffalign.training.build import RunConfig, plan, resolve_reference
 
 ROOT = Path(__file__).parents[1]
@@ -14,13 +16,13 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def test_there_are_configs():
-    assert len(FILES) >= 4
+    assert len(FILES) >= 6
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_config_loads_and_is_explained(path):
     run = config.load(RunConfig, path)
-    assert resolve_reference(run) in ("adapter_off", "frozen_copy", "none")
+    assert resolve_reference(run) in get_args(ReferenceKind)
     assert {"model", "objective", "batch"} <= {heading for heading, _ in plan(run, 1)}
     head = path.read_text().split("output:")[0]
     assert f"diffalign train {path.relative_to(ROOT)}" in head or "scripts/demo.sh" in head
@@ -30,3 +32,12 @@ def test_a_config_loads_and_is_explained(path):
 def test_the_launchers_batch_is_reached_with_eight_devices(name, pairs):
     training = config.load(RunConfig, ROOT / f"configs/diffusion_dpo/{name}.yaml").training
     assert training.samples_per_device * training.accumulation * 8 == pairs
+
+
+@pytest.mark.parametrize("backbone", ["sdxl", "sd15"])
+def test_the_beta_of_mapo_is_not_called_one_of_dpo(backbone):
+    lines = dict(plan(config.load(RunConfig, ROOT / f"configs/mapo/{backbone}.yaml"), 8))
+    assert lines["objective"] == "mapo, beta 0.1"
+    assert "Salesforce beta_dpo 500" in lines["loss"]
+    assert lines["reference"] == "none"
+    assert lines["batch"].startswith("128 samples per step")

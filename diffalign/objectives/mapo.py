@@ -87,3 +87,10 @@ class MaPO(AbstractObjective):
             "preference_term": preference.detach(),
         }
         return LossOutput(chosen_error + self.beta * preference, metrics)
+
+    def note(self) -> str:
+        """What its beta is not."""
+        return (
+            "error of the chosen side plus beta times a preference term, which is that of DPO "
+            f"at Salesforce beta_dpo {SCORE_SCALE * ERROR_SCALE:g} without a reference"
+        )

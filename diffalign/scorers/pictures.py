@@ -53,7 +53,7 @@ class AbstractPictureScorer(AbstractScorer):
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
     """RGB pictures of [n, 3, H, W] in [-1, 1], rounded as when they are written to files."""
-    levels = (images.detach().float().nan_to_num().clamp(-1, 1) + 1) * 127.5
+    levels = (images.detach().float().clamp(-1, 1) + 1) * 127.5
     arrays = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in arrays]
 

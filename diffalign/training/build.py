@@ -328,4 +328,8 @@ def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
 
 def _scale(run: RunConfig) -> str:
     beta = getattr(run.objective, "beta", None)
-    return "" if beta is None else f", beta {beta:g}{run.likelihood.published_scale(beta)}"
+    if beta is None:
+        return ""
+    # Published units are those of a beta that multiplies log-ratios; MaPO's weighs a term.
+    published = run.likelihood.published_scale(beta) if run.objective.needs_reference else ""
+    return f", beta {beta:g}{published}"
