@@ -29,6 +29,7 @@ from diffalign.rollouts.groups import (
     group_id,
     read_groups,
 )
+from diffalign.rollouts.schedule import evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,7 @@ def draw_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path 
     there = [groups[name] for name in map(group_id, items) if name in groups]
     if not there:
         return None
-    count = min(rows, len(there))
-    shown = [there[i * len(there) // count] for i in range(count)]
+    shown = evenly_spaced(there, rows)
     cells = [
         GridRow(
             caption=group.prompt,

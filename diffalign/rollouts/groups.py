@@ -152,12 +152,12 @@ def read_origin(folder: Path, group: Group) -> Origin:
     return _read_header(folder / group.trajectories)[0]
 
 
-def _read_header(path: Path) -> tuple[Origin, str]:
-    """What drew a file of trajectories, and in which precision."""
+def _read_header(path: Path) -> tuple[Origin, dict[str, str]]:
+    """What drew a file of trajectories, and all that its header says."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
-        return Origin(**json.loads(header["origin"])), header["dtype"]
+        return Origin(**json.loads(header["origin"])), header
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: is no file of trajectories of this version ({type(error).__name__}: "
@@ -189,15 +189,18 @@ class GroupArtist:
         return found
 
     def _refuse_other(self, folder: Path, group: Group) -> None:
-        origin, dtype = _read_header(folder / group.trajectories)
-        before: Mapping[str, object] = {
+        origin, header = _read_header(folder / group.trajectories)
+        size = None if self.settings.size is None else list(self.settings.size)
+        before = {
             **asdict(origin),
-            "dtype": dtype,
+            "dtype": header.get("dtype"),
+            "size": json.loads(header.get("size", "null")),
             "images_per_group": len(group.images),
         }
-        now: Mapping[str, object] = {
+        now = {
             **asdict(self.origin),
             "dtype": self.dtype,
+            "size": size,
             "images_per_group": self.settings.images_per_group,
         }
         for name, value in now.items():
@@ -268,6 +271,7 @@ class GroupArtist:
             drawn,
             origin=json.dumps(asdict(self.origin)),
             dtype=self.dtype,
+            size=json.dumps(self.settings.size),
             group=name,
             prompt=item.prompt.text,
             seed=str(item.seed),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffalign import world
 from diffalign.data.batches import StepBatch
+from diffalign.errors import ConfigError
 from diffalign.models.noising import AbstractVariancePreserving
 from diffalign.rollouts.base import RunFacts
 from diffalign.rollouts.packing import own_share, pack_pairs
@@ -53,12 +54,23 @@ class PairedSteps:
     """Every step of every pair, in D3PO's order: see `pack_pairs`."""
 
     def __init__(self, run: RunFacts) -> None:
-        """Args:
-        run: of which run; its likelihood takes reverse steps.
+        """Assemble the order of a run.
+
+        Args:
+            run: whose likelihood measures the steps.
+
+        Raises:
+            ConfigError: it measures something else.
         """
+        if run.process is None:
+            raise ConfigError(
+                "these rollouts yield the steps of a sampler, which the likelihood does not "
+                "measure: set likelihood.kind to transition"
+            )
         noising = run.model.noising()
         assert isinstance(noising, AbstractVariancePreserving), "the likelihood was checked"
-        assert run.process is not None
+        self.process = run.process
+        """How the steps were taken."""
         self._times = noising.reverse_times(run.process.steps)
         self._rows = run.samples_per_device * world.size()
         self._accumulation = run.accumulation

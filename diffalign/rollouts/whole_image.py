@@ -22,7 +22,6 @@ import torch
 from diffalign import components
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
-from diffalign.errors import ConfigError
 from diffalign.evaluation.generation import encode_png
 from diffalign.evaluation.manifest import read_json_lines, write_atomically
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
@@ -46,7 +45,7 @@ from diffalign.rollouts.pairing import (
 )
 from diffalign.rollouts.ranked_grid import RankedGroup, draw_ranked_grid
 from diffalign.rollouts.rounds import Rounds
-from diffalign.rollouts.schedule import Visit, in_batches, visits_of_round
+from diffalign.rollouts.schedule import Visit, evenly_spaced, in_batches, visits_of_round
 from diffalign.rollouts.store import write_lines, writing
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
 from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
@@ -156,14 +155,8 @@ class _Batch:
 
 class _Collector(AbstractCollector):
     def __init__(self, rollouts: WholeImage, run: RunFacts) -> None:
-        if run.process is None:
-            raise ConfigError(
-                "rollouts whole_image learns from the steps of a sampler, which the likelihood "
-                "does not measure: set likelihood.kind to transition"
-            )
         self._settings = rollouts
         self._run = run
-        self._process = run.process
         self._steps = PairedSteps(run)
         self._judges = Judges(rollouts.scorers)
         self._prompts = [prompt.text for prompt in read_prompts(rollouts.prompts)]
@@ -176,11 +169,10 @@ class _Collector(AbstractCollector):
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     def preview_prompts(self) -> list[str]:
-        count = min(self._settings.previewed_prompts, len(self._prompts))
-        return [self._prompts[i * len(self._prompts) // count] for i in range(count)]
+        return evenly_spaced(self._prompts, self._settings.previewed_prompts)
 
     def preview_process(self) -> ReverseProcess:
-        return self._process
+        return self._steps.process
 
     def phases(self, number: int) -> Iterator[Phase]:
         batches = self._batches(number)
@@ -207,7 +199,7 @@ class _Collector(AbstractCollector):
         batch: _Batch = work.what
         drawn = sample_groups(
             model,
-            self._process,
+            self._steps.process,
             batch.visits,
             images=batch.images,
             size=self._settings.size,
