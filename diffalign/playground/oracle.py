@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from diffalign.playground.scenes import COLOURS, PALETTE, SIDES, Kind, parse_caption
-from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.pictures import AbstractPictureScorer
 
 _BACKGROUND_DISTANCE = 60.0
 """A pixel closer than this to the picture's median colour is background (RGB, 0 to 255)."""
@@ -129,28 +129,22 @@ def fidelity(objects: Sequence[SeenObject], prompt: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaygroundOracle(AbstractScorer):
+class PlaygroundOracle(AbstractPictureScorer):
     """Fidelity of playground pictures to their captions, in [0, 1]."""
 
     @property
     def fingerprint(self) -> str:
         return "playground-oracle-1"
 
-    def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Fidelity of each image to its prompt, shape [n], float32 in [0, 1].
+    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Fidelity of each picture to its prompt, shape [n].
 
         Raises:
-            ValueError: counts differ, `t` is given (noisy pictures cannot be read), or a prompt
-                is not a playground caption.
+            ValueError: a prompt is not a playground caption.
         """
-        if t is not None:
-            raise ValueError("the playground oracle reads clean pictures only: leave out t")
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images cannot answer {len(prompts)} prompts: one each")
-        pixels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
-        arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        scores = [
-            fidelity(read_objects(array), prompt)
-            for array, prompt in zip(arrays, prompts, strict=True)
-        ]
-        return torch.tensor(scores, dtype=torch.float32)
+        return torch.tensor(
+            [
+                fidelity(read_objects(picture), prompt)
+                for picture, prompt in zip(pictures, prompts, strict=True)
+            ]
+        )

@@ -98,7 +98,7 @@ def test_values_outside_the_range_are_clamped_before_reading():
 
 def test_noise_levels_and_uneven_counts_are_refused():
     oracle, images = PlaygroundOracle(), torch.zeros(2, 3, 64, 64)
-    with pytest.raises(ValueError, match="clean pictures only"):
+    with pytest.raises(ValueError, match="finished pictures"):
         oracle.score(images, [PAIR, PAIR], t=torch.zeros(2))
     with pytest.raises(ValueError, match="2 images cannot answer 1 prompts"):
         oracle.score(images, [PAIR])
