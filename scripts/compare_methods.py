@@ -89,7 +89,11 @@ def preparations(folder: Path) -> dict[str, list[list[str]]]:
             ["-m", "diffalign", "train", str(CONFIGS / "spm.yaml"), f"output={folder / 'spm'}"],
         ],
         "feedback": [
-            ["-m", "diffalign", "generate", str(CONFIGS / "groups.yaml"), f"output={groups}"],
+            [
+                *("-m", "diffalign", "generate", f"models.base={playground_model_path()}"),
+                *("prompts=assets/playground/prompts.txt", "batch_size=56", f"output={groups}"),
+                *("trajectories.process.steps=10", "trajectories.process.guidance=2"),
+            ],
             ["scripts/annotate_playground.py", str(groups)],
         ],
     }
