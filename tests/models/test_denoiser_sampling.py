@@ -116,6 +116,8 @@ def test_sampling_calls_the_network_without_its_wrapper(make_model):
         guided(model)
     with model.reference(), model.sampling():
         guided(model)
+    with model.sampling(), model.reference():
+        guided(model)
     assert wrapper.calls == 0
     guided(model)
     with model.reference():
