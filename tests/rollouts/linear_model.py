@@ -33,6 +33,7 @@ class LinearModel:
 
     def __init__(self) -> None:
         self.evaluations = 0
+        self.told_sizes: set[tuple[int, int] | None] = set()
 
     def latent_shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
         return (3, *size)
@@ -40,6 +41,7 @@ class LinearModel:
     def guidance_conditioning(
         self, prompts: Sequence[str], *, guidance: float, size: tuple[int, int] | None = None
     ) -> Mapping[str, Any]:
+        self.told_sizes.add(size)
         return {"slope": torch.tensor([slope_of(prompt) for prompt in prompts])}
 
     def guided(

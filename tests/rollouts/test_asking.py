@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import DataError
+from diffalign.playground.oracle import PlaygroundOracle
 from diffalign.rollouts.asking import ask, scorer_name
 from diffalign.scorers.base import AbstractScorer
 from tests.evaluation.brightness import Brightness
@@ -39,6 +40,7 @@ def test_a_scorer_that_takes_the_time_is_told_it():
 
 def test_a_plain_scorer_is_not():
     assert ask(Brightness(), PICTURES, PROMPTS, 501).tolist() == [0, 0.5, 1]
+    assert ask(PlaygroundOracle(), PICTURES, ["a red circle"] * 3, 501).tolist() == [0, 0, 0]
 
 
 def test_an_answer_that_is_not_finite_is_not_a_number():

@@ -254,6 +254,13 @@ def test_a_score_that_is_not_a_number_stops_no_sampling():
             assert segment.paths.isfinite().all()
 
 
+def test_the_network_is_told_the_size_that_is_drawn():
+    model = LinearModel()
+    segments = walk(resampler(size=(2, 4)), model=model)
+    assert model.told_sizes == {(2, 4)}
+    assert segments[0].pictures.shape == (3, 4, 3, 2, 4)
+
+
 @pytest.mark.parametrize("kind", ["sd15_v", "sdxl", "sdxl_v"])
 def test_real_networks_are_walked_in_the_size_that_is_asked_for(request, kind):
     settings = (SDXL if "sdxl" in kind else SD15)(

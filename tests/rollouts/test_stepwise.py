@@ -181,6 +181,19 @@ def test_a_plain_scorer_judges_the_same_predictions(settings, model, tmp_path):
     assert record(tmp_path)["micro_batches"] == 6
 
 
+@pytest.mark.parametrize("continue_from", ["best", "worst"])
+def test_the_ablations_go_on_from_an_extreme(settings, model, tmp_path, continue_from):
+    next(iter(start(rollouts(continue_from=continue_from), settings, model, tmp_path)))
+    assert all(row["continued"] == row[continue_from] for row in scores(tmp_path))
+
+
+def test_pictures_are_of_the_size_that_is_asked_for(settings, model, tmp_path):
+    batch = next(iter(start(rollouts(size=(16, 24)), settings, model, tmp_path)))
+    assert batch.states.shape == (2, 4, 2, 3)
+    picture = next((tmp_path / "round-0000/images").iterdir())
+    assert Image.open(picture).size == (24, 16)
+
+
 def test_the_threshold_decides_which_comparisons_are_trained_on(settings, model, tmp_path):
     next(iter(start(rollouts(), settings, model, tmp_path / "all")))
     differences = sorted(row["difference"] for row in scores(tmp_path / "all"))
