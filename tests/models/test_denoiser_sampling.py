@@ -116,7 +116,11 @@ def test_sampling_calls_the_network_without_its_wrapper(make_model):
         guided(model)
     with model.reference(), model.sampling():
         guided(model)
-    with model.sampling(), model.reference():
+    with model.sampling():
+        with model.reference():
+            guided(model)
+        with model.sampling():
+            guided(model)
         guided(model)
     assert wrapper.calls == 0
     guided(model)
