@@ -82,6 +82,12 @@ def test_a_score_depends_neither_on_its_company_nor_on_the_batch(folder):
     assert together.tolist() == pytest.approx(swapped.tolist(), abs=1e-5)
 
 
+def test_dropout_is_off(tmp_path):
+    write_clip(tmp_path, attention_dropout=0.5)
+    scorer = PickScore(path=str(tmp_path))
+    assert torch.equal(scorer.score(images(), PROMPTS), scorer.score(images(), PROMPTS))
+
+
 def test_a_prompt_that_is_too_long_is_cut(folder):
     scorer = PickScore(path=str(folder))
     long = "a red circle " * 40
