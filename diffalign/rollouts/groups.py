@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +40,11 @@ from diffalign.seeding import derive_seed
 
 GROUPS = "groups.jsonl"
 """The list of groups, in their folder."""
+
+_HEADER = "diffalign"
+"""Key of the header of a file of trajectories. It is the only one: safetensors writes several in
+any order, and files of equal content would differ."""
+_HEADER_KEYS = {"origin", "dtype", "size", "prompt", "seed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,9 @@ class Origin:
         return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
 
 
+_ORIGIN_KEYS = {f.name for f in fields(Origin)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """One line of the list."""
@@ -149,20 +158,22 @@ def read_origin(folder: Path, group: Group) -> Origin:
     Raises:
         DataError: the file is gone, damaged, or not one of ours.
     """
-    return _read_header(folder / group.trajectories)[0]
+    return Origin(**_read_header(folder / group.trajectories)["origin"])
 
 
-def _read_header(path: Path) -> tuple[Origin, dict[str, str]]:
-    """What drew a file of trajectories, and all that its header says."""
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a file of trajectories says of itself."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-        return Origin(**json.loads(header["origin"])), header
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            header: dict[str, Any] = json.loads(file.metadata()[_HEADER])
+        if header.keys() != _HEADER_KEYS or header["origin"].keys() != _ORIGIN_KEYS:
+            raise KeyError("its header has other keys")
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{path}: is no file of trajectories of this version ({type(error).__name__}: "
             f"{error}). Delete it, and draw it again with the command that drew the folder"
         ) from error
+    return header
 
 
 @dataclass(frozen=True)
@@ -189,12 +200,12 @@ class GroupArtist:
         return found
 
     def _refuse_other(self, folder: Path, group: Group) -> None:
-        origin, header = _read_header(folder / group.trajectories)
+        header = _read_header(folder / group.trajectories)
         size = None if self.settings.size is None else list(self.settings.size)
         before = {
-            **asdict(origin),
-            "dtype": header.get("dtype"),
-            "size": json.loads(header.get("size", "null")),
+            **header["origin"],
+            "dtype": header["dtype"],
+            "size": header["size"],
             "images_per_group": len(group.images),
         }
         now = {
@@ -266,16 +277,14 @@ class GroupArtist:
         with writing(folder):
             for file, picture in zip(group.images, pictures, strict=True):
                 write_atomically(folder / file, encode_png(picture))
-        write_trajectories(
-            folder / group.trajectories,
-            drawn,
-            origin=json.dumps(asdict(self.origin)),
-            dtype=self.dtype,
-            size=json.dumps(self.settings.size),
-            group=name,
-            prompt=item.prompt.text,
-            seed=str(item.seed),
-        )
+        header = {
+            "origin": asdict(self.origin),
+            "dtype": self.dtype,
+            "size": self.settings.size,
+            "prompt": item.prompt.text,
+            "seed": item.seed,
+        }
+        write_trajectories(folder / group.trajectories, drawn, **{_HEADER: json.dumps(header)})
         with writing(folder):
             append_json_lines(folder / GROUPS, [asdict(group)])
         return []
