@@ -56,9 +56,9 @@ class ScoreConfig:
 def command(images: Path) -> str:
     """How to call this job on a folder that has no scores yet, and whose judge is the user's."""
     return (
-        f"  diffalign score images={images} scorer.kind=diffalign.playground.oracle\n"
-        f"(the oracle knows the playground's pictures alone; for others name a scorer of your own, "
-        f"scorer.kind=my_package.my_module)"
+        f"  diffalign score images={images} scorer.kind=pickscore\n"
+        f"(or clip, jpeg, one of your own such as my_package.my_module; and for the playground's "
+        f"pictures diffalign.playground.oracle)"
     )
 
 
