@@ -77,7 +77,7 @@ def read_config(source: str, *, revision: str | None = None, field: str = "clip"
 
 
 def blank_clip(source: str, *, revision: str | None = None, field: str = "clip") -> CLIPModel:
-    """A CLIP of the same architecture on the CPU, whose weights are still to be filled in.
+    """A float32 CLIP of the same architecture on the CPU, whose weights are still to be filled in.
 
     They are not even drawn: for a ViT-H that would take a minute, and it would disturb the global
     generator.
@@ -87,7 +87,7 @@ def blank_clip(source: str, *, revision: str | None = None, field: str = "clip")
     """
     config = read_config(source, revision=revision, field=field)
     with torch.device("meta"):
-        clip = CLIPModel(config)
+        clip = CLIPModel(config).float()  # the configuration tells what it was stored in
     clip.to_empty(device="cpu")
     for name, buffer in clip.named_buffers():
         assert _is_position(name), name  # the one kind of tensor that no checkpoint brings

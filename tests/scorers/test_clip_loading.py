@@ -35,6 +35,11 @@ def test_half_precision_files_are_read_in_float32(tmp_path):
     assert not clip.training
 
 
+def test_a_blank_clip_is_of_float32_though_its_folder_is_not(tmp_path):
+    build_clip().half().save_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in blank_clip(str(tmp_path)).parameters()} == {torch.float32}
+
+
 def test_features_are_those_that_transformers_compares(folder):
     clip = read_clip(str(folder))
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
