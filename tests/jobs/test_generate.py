@@ -55,7 +55,7 @@ def test_pictures_manifest_grid_and_next_command(settings, tmp_path, capsys):
         assert grid.width > 2 * 320
     said = capsys.readouterr().out
     assert "4 prompts x 2 seeds x 2 models" in said
-    assert f"diffalign score images={out} scorer.kind=diffalign.playground.oracle\n" in said
+    assert f"diffalign score images={out} scorer.kind=pickscore\n" in said
 
 
 def test_the_written_config_repeats_the_run(settings, tmp_path):
