@@ -61,7 +61,7 @@ class ReverseProcess:
                 f"{first}, but the model's schedule ends at {noising.schedule_length - 1}: "
                 f"take fewer steps"
             )
-        t, t_next = torch.tensor(pairs).unbind(dim=1)
+        t = torch.tensor([leaving for leaving, _ in pairs])
         if not torch.isfinite(noising.denoised(torch.ones(len(t)), torch.ones(len(t)), t)).all():
             raise ValueError(
                 f"timestep {first} holds no image at all (zero terminal signal-to-noise ratio), "
