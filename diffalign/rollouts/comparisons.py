@@ -139,7 +139,10 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, float]:
     all of them, which is what the authors watch; `valid` is the share of comparisons that are
     trained on, `valid_early` and so on of those in each third of the way from noise to image.
     """
-    figures = {"valid": statistics.fmean(row.valid for row in comparisons)}
+    figures = {
+        "valid": statistics.fmean(row.valid for row in comparisons),
+        "scored": float(sum(len(row.scores) for row in comparisons)),
+    }
     finished = [row for row in comparisons if row.t == 0]
     for name, rows in (("score", finished), ("candidate_score", comparisons)):
         scores = [score for row in rows for score in row.scores if score is not None]

@@ -279,6 +279,7 @@ class _Collector(AbstractCollector):
         skipped["images that were not finite"] = sum(not image.scores for image in images)
         summary: dict[str, float] = {
             "images": len(images),
+            "scored": sum(len(image.scores) for image in images),
             "pairs": pairs,
             "decided_share": decided / max(compared, 1),
             "tied_share": tied / max(compared, 1),
