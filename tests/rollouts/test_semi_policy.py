@@ -459,26 +459,42 @@ def test_the_reference_of_a_round_is_what_its_rule_says(tmp_path, tiny_sd15, win
     assert drifts[3] != 0
 
 
+THREE_ROUNDS = (
+    "model.kind=sd15",
+    "model.lora={rank: 2, dropout: 0.1}",
+    "rollouts.images_per_batch=2",
+    "rollouts.scorers=[{kind: tests.evaluation.brightness}]",
+    "training.optimizer_steps=6",
+    "training.checkpoint_every=1",
+)
+
+
+@pytest.fixture(scope="module")
+def three_rounds(tmp_path_factory, tiny_sd15, winners) -> Path:
+    """A run that nobody killed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    output = tmp_path_factory.mktemp("three") / "rounds"
+    train.run(load(tiny_sd15, winners, output, *THREE_ROUNDS))
+    return output
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("sample", 3), ("encode_png", 9), ("draw_grid", 1), ("_beside", 5)],
-    ids=["sampling", "writing", "harvesting", "training"],
+    [("sample", 3), ("encode_png", 9), ("JudgedImage", 9), ("draw_grid", 1), ("_beside", 5)],
+    ids=["sampling", "writing", "scoring", "harvesting", "training"],
 )
 def test_a_run_killed_anywhere_ends_bit_for_bit_alike(
-    tmp_path, tiny_sd15, winners, monkeypatch, name, count
+    tmp_path, tiny_sd15, winners, three_rounds, monkeypatch, name, count
 ):
-    more = ["model.kind=sd15", "training.optimizer_steps=6", "training.checkpoint_every=1"]
-    more += ["rollouts.images_per_batch=2", "model.lora={rank: 2, dropout: 0.1}"]
-    train.run(load(tiny_sd15, winners, tmp_path / "whole", *more))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    killed = load(tiny_sd15, winners, tmp_path / "killed", *more)
+    killed = load(tiny_sd15, winners, tmp_path / "run", *THREE_ROUNDS)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         fail_after(patch, count, name)
         train.run(killed)
+    assert not (tmp_path / "run/final").exists()
     AcceleratorState._reset_state(reset_partial_state=True)
-    train.run(killed, resume=tmp_path / "killed")
-    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
-    ours, theirs = trained(tmp_path / "killed", 6), trained(tmp_path / "whole", 6)
+    train.run(killed, resume=tmp_path / "run")
+    assert figures(tmp_path / "run") == figures(three_rounds)
+    ours, theirs = trained(tmp_path / "run", 6), trained(three_rounds, 6)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
