@@ -19,6 +19,7 @@ from torch import Tensor
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.noising import AbstractNoising, AbstractVariancePreserving
 from diffalign.models.placement import send
+from diffalign.shapes import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,16 @@ class ReverseStep:
     """Float32 [n]."""
     denoised: Tensor
     """The clean latents that the network expects, float32 [n, channels, h, w]."""
+
+    def arrive(self, noise: Tensor) -> Tensor:
+        """Where the steps end with this standard normal noise, of the shape of `mean`."""
+        return self.mean + expand_like(self.std, noise) * noise
+
+    def rows(self, index: Tensor) -> ReverseStep:
+        """The steps at `index`, an int64 tensor [m] on the same device; repeats are fine."""
+        return ReverseStep(
+            mean=self.mean[index], std=self.std[index], denoised=self.denoised[index]
+        )
 
 
 def reverse_step(

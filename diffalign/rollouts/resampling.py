@@ -25,7 +25,6 @@ from diffalign.models.placement import send
 from diffalign.models.reverse import ReverseProcess, ReverseStep, reverse_step
 from diffalign.rollouts.schedule import Visit
 from diffalign.seeding import derive_seed, noise_from_seeds
-from diffalign.shapes import expand_like
 
 Continuation = Literal["random", "best", "worst"]
 """From which candidate a sampler goes on."""
@@ -118,7 +117,7 @@ class Resampler:
         ahead = trunk.look(state, self.first_step)
         for first in range(self.first_step, self.process.steps, self.steps_per_segment):
             end = min(first + self.steps_per_segment, self.process.steps)
-            paths = [crown.draw(_rows(ahead, of_visit.repeat_interleave(self.candidates)), first)]
+            paths = [crown.draw(ahead.rows(of_visit.repeat_interleave(self.candidates)), first)]
             for index in range(first + 1, end):
                 paths.append(crown.draw(crown.look(paths[-1], index), index))
             finished = end == self.process.steps
@@ -142,7 +141,7 @@ class Resampler:
             )
             if not finished:
                 kept = of_visit * self.candidates + send(continued, model.device)
-                state, ahead = paths[-1][kept], _rows(ahead, kept)
+                state, ahead = paths[-1][kept], ahead.rows(kept)
 
     def _continued(self, selection: Selection, visits: Sequence[Visit], index: int) -> Tensor:
         """The candidate of each visit from which the step of this index will leave."""
@@ -189,8 +188,8 @@ class _Trajectories:
     def draw(self, step: ReverseStep, index: int) -> Tensor:
         """Where it does lead; copies part here, if they have not before."""
         copies = range(self._copies)
-        noise = self._noise([derive_seed(seed, index, i) for seed in self._seeds for i in copies])
-        return step.mean + expand_like(step.std, noise) * noise
+        seeds = [derive_seed(seed, index, copy) for seed in self._seeds for copy in copies]
+        return step.arrive(self._noise(seeds))
 
     def unflatten(self, rows: Tensor) -> Tensor:
         """[n * copies, ...] as [n, copies, ...]."""
@@ -198,7 +197,3 @@ class _Trajectories:
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         return send(noise_from_seeds(seeds, self._shape), self._model.device)
-
-
-def _rows(step: ReverseStep, index: Tensor) -> ReverseStep:
-    return ReverseStep(mean=step.mean[index], std=step.std[index], denoised=step.denoised[index])

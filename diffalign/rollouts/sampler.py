@@ -14,7 +14,6 @@ from diffalign.models.noising import AbstractVariancePreserving
 from diffalign.models.placement import send
 from diffalign.models.reverse import ReverseProcess, reverse_step
 from diffalign.seeding import noise_from_seeds
-from diffalign.shapes import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +67,7 @@ def sample(
         conditioning = model.guidance_conditioning(prompts, guidance=process.guidance, size=size)
         for index, (t, t_next) in enumerate(times):
             step = reverse_step(model, process, latents[-1], t, t_next, conditioning)
-            noise = send(noise_from_seeds(step_seeds(index), shape), model.device)
-            outcome = step.mean + expand_like(step.std, noise) * noise
+            outcome = step.arrive(send(noise_from_seeds(step_seeds(index), shape), model.device))
             log_likelihoods.append(transition_log_likelihood(outcome, step.mean, step.std))
             latents.append(outcome)
     return Trajectories(
