@@ -3,7 +3,7 @@
     .venv/bin/python scripts/compare_methods.py                    # all, two side by side
     .venv/bin/python scripts/compare_methods.py --only mapo spo    # some; others stay as they are
 
-Each row is a config under configs/playground, trained by `diffalign train` with one thread; what it
+Each row is a config under configs/playground, trained by `diffalign train` on one thread; what it
 needs first (a preference model, an annotator's file) is made by the commands of `preparations`. A
 run that is there already is taken as it is: delete its folder to do it again. At the end all models
 draw the held-out prompts from the same noise, the oracle reads the pictures, and what stands
@@ -19,7 +19,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,20 +111,24 @@ def made_by(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def call(arguments: Sequence[str], log: Path) -> float:
-    """Run Python on one thread; returns the seconds it took, and ends the program if it failed."""
-    began = time.monotonic()
+    """Run Python on one thread.
+
+    Returns:
+        The seconds of processor time that it and its children took: what it takes on a core of its
+        own, whatever else the machine is doing.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
         )
-    if done.returncode:
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
         raise SystemExit(f"{' '.join(arguments)} failed; see {log}")
-    return time.monotonic() - began
+    return used.ru_utime + used.ru_stime
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -171,7 +174,7 @@ def evaluate(folder: Path, rows: Sequence[Row]) -> list[Result]:
 
 
 def costs(run: Path) -> tuple[int, int, float]:
-    """Network evaluations (rows), pictures scored, seconds of a run."""
+    """Network evaluations (rows), pictures scored, CPU seconds of a run."""
     timing = (run / "timing.jsonl").read_text().splitlines()
     records = [json.loads(path.read_text()) for path in run.glob("rounds/*/round.json")]
     scored = sum(record["harvest"]["summary"].get("scored", 0) for record in records)
@@ -185,7 +188,7 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
     base = results[0].comparison
     lines = [
         "| method | win rate of decided pairs (95 % interval) | wins / ties / losses "
-        "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored | seconds |",
+        "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored | CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
         f"| base | | | {percent(base.baseline_mean)} | {spread['base']:.3f} | | | |",
     ]
@@ -208,8 +211,8 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
         "\n".join(lines)
         + f"\n\n{base.items} pictures of {base.prompts} held-out prompts, {SEEDS} seeds, "
         f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Diversity: root mean square "
-        f"distance between a prompt's pictures. Prepared once: {first}. One thread a run, two side "
-        f"by side, {os.cpu_count()} cores ({platform.machine()}, torch {torch.__version__}), by "
+        f"distance between a prompt's pictures. CPU seconds: of the whole run, one thread. Prepared "
+        f"once: {first}. {os.cpu_count()} cores ({platform.machine()}, torch {torch.__version__}), by "
         f"`python scripts/compare_methods.py`.\n"
     )
 
