@@ -188,7 +188,8 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
     base = results[0].comparison
     lines = [
         "| method | win rate of decided pairs (95 % interval) | wins / ties / losses "
-        "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored | CPU seconds |",
+        "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored "
+        "| CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
         f"| base | | | {percent(base.baseline_mean)} | {spread['base']:.3f} | | | |",
     ]
@@ -211,8 +212,9 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
         "\n".join(lines)
         + f"\n\n{base.items} pictures of {base.prompts} held-out prompts, {SEEDS} seeds, "
         f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Diversity: root mean square "
-        f"distance between a prompt's pictures. CPU seconds: of the whole run, one thread. Prepared "
-        f"once: {first}. {os.cpu_count()} cores ({platform.machine()}, torch {torch.__version__}), by "
+        f"distance between a prompt's pictures. CPU seconds: of the whole run, one thread. "
+        f"Prepared once: {first}. {os.cpu_count()} cores ({platform.machine()}, "
+        f"torch {torch.__version__}), by "
         f"`python scripts/compare_methods.py`.\n"
     )
 
