@@ -29,7 +29,7 @@ from diffalign.models.sd15 import SD15
 from diffalign.rollouts import semi_policy
 from diffalign.rollouts.base import RunFacts
 from diffalign.rollouts.semi_policy import SemiPolicy
-from diffalign.training.build import RunConfig
+from diffalign.training.build import RunConfig, resolve_reference
 from tests.data.conftest import open_source
 from tests.evaluation.brightness import Brightness
 from tests.layouts import (
@@ -118,10 +118,12 @@ def drawn(batches) -> torch.Tensor:
 # --- what a round draws -------------------------------------------------------------------------
 
 
-def test_a_batch_is_that_of_the_data_with_a_further_view(tmp_path, model, winners):
-    batches = take(open_rounds(tmp_path, winners, model), 5)  # of three rounds
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])  # at random, and streamed
+def test_a_batch_is_that_of_the_data_with_a_further_view(tmp_path, model, kind):
+    data = WINNER_WRITERS[kind](tmp_path / "data", make_pairs(8))
+    batches = take(open_rounds(tmp_path / "rounds", data, model), 5)  # of three rounds
     alone = open_source(
-        winners,
+        data,
         pairs_per_device=2,
         views=frozenset({"chosen"}),
         resolution=32,
@@ -448,15 +450,23 @@ def test_every_layout_of_preferred_images_alone_trains(tmp_path, tiny_sdxl, kind
 
 
 @pytest.mark.parametrize(
-    ("rule", "moved"), [("latest", False), ("initial", True)], ids=["latest", "initial"]
+    ("rule", "lora", "kind"),
+    [
+        ("latest", "null", "past_policy"),
+        ("initial", "null", "frozen_copy"),
+        ("initial", "{rank: 2}", "adapter_off"),
+    ],
+    ids=["latest", "initial", "initial-lora"],
 )
-def test_the_reference_of_a_round_is_what_its_rule_says(tmp_path, tiny_sd15, winners, rule, moved):
-    more = ("model.kind=sd15", "training.optimizer_steps=4", f"rollouts.reference={rule}")
-    train.run(load(tiny_sd15, winners, tmp_path, *more))
+def test_the_reference_of_a_round_is_what_its_rule_says(
+    tmp_path, tiny_sd15, winners, rule, lora, kind
+):
+    more = ("training.optimizer_steps=4", f"rollouts.reference={rule}", f"model.lora={lora}")
+    run = load(tiny_sd15, winners, tmp_path, "model.kind=sd15", *more)
+    assert resolve_reference(run) == kind
+    train.run(run)
     drifts = [row["drift/chosen"] for row in figures(tmp_path)]
-    assert drifts[0] == 0 and drifts[1] != 0
-    assert (drifts[2] != 0) == moved  # the first step of round 1
-    assert drifts[3] != 0
+    assert [drift != 0 for drift in drifts] == [False, True, rule == "initial", True]
 
 
 THREE_ROUNDS = (
