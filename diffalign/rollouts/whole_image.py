@@ -3,7 +3,8 @@
 A round draws prompts; of each it samples several images that start from the same noise, and judges
 them. A pair of which one side is preferred gives one training pair per step of the sampler.
 
-    round-0000/   pairs.jsonl  scores.jsonl  grid.png  images/  latents/ (until it is trained on)
+    round-0000/   grid.png  images/  scores.jsonl  pairs.jsonl
+                  latents/  scores/   of each batch, until the round is trained on
 
 Source: Yang et al. 2023, arXiv:2311.13231, as in scripts/rm/train_d3po.py of yk7333/d3po.
 """
@@ -230,8 +231,8 @@ class _Collector(AbstractCollector):
             for batch in batches
             for row in read_json_lines(folder / batch.scores)
         ]
-        self._judges.refuse_silence(images, folder)
         write_lines(folder / _SCORES, map(asdict, images))
+        self._judges.refuse_silence(images, folder)
         by_visit: dict[int, list[JudgedImage]] = {}
         for image in images:
             by_visit.setdefault(image.visit, []).append(image)
@@ -306,7 +307,7 @@ class _Collector(AbstractCollector):
         )
 
     def release(self, folder: Path) -> None:
-        for file in (folder / "latents").glob("*"):
+        for file in (*folder.glob("latents/*"), *folder.glob("scores/*")):
             file.unlink(missing_ok=True)
 
 
