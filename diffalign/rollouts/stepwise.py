@@ -121,8 +121,13 @@ class Stepwise(AbstractRollouts):
                 f"threshold must be in [0, 1), got {self.threshold}: it is compared with a "
                 f"difference of two probabilities"
             )
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise ValueError(f"size must be [height, width] in pixels, got {list(self.size)}")
+        if self.size is not None and (
+            len(self.size) != 2 or any(side < 8 or side % 8 for side in self.size)
+        ):
+            raise ValueError(
+                f"size must be [height, width] in pixels, multiples of 8, the factor of the "
+                f"autoencoders; got {list(self.size)}"
+            )
 
     def describe(self) -> str:
         way = "step" if self.steps_per_segment == 1 else f"{self.steps_per_segment} steps"
