@@ -16,8 +16,9 @@ from diffalign.rollouts.sampler import sample
 from diffalign.rollouts.store import writing
 from diffalign.seeding import derive_seed
 
-_MOST_FRAMES = 8
-"""Columns of the strip; of more rounds, evenly spaced ones are shown."""
+_EVERY_ROUND = 8
+"""Up to here every round is drawn; later ones where their number is a power of two, so that a run
+of thousands of rounds costs no more to watch than one of twenty."""
 
 
 class FilmStrip:
@@ -34,26 +35,34 @@ class FilmStrip:
         self._collector = collector
         self._run_seed = run_seed
 
-    def add(self, number: int, model: DiffusionModel) -> None:
-        """Draw what the policy at the start of round `number` makes of the prompts."""
+    def add(self, number: int, model: DiffusionModel, *, last: bool = False) -> None:
+        """Draw what the policy at the start of round `number` makes of the prompts.
+
+        Args:
+            number: of the round; of the one that would follow, when the run is over.
+            model: with that policy.
+            last: draw it whatever its number.
+        """
+        if not last and number > _EVERY_ROUND and number & (number - 1):
+            return
         prompts = self._prompts()
-        frames = self._frames(number, len(prompts))
-        if prompts and not all(frame.exists() for frame in frames):
-            process = self._collector.preview_process()
-            seeds = [derive_seed(self._run_seed, "film", i) for i in range(len(prompts))]
-            with model.sampling():
-                drawn = sample(
-                    model,
-                    process,
-                    prompts,
-                    start_seeds=seeds,
-                    step_seeds=lambda step: [derive_seed(seed, step) for seed in seeds],
-                )
-                pictures = model.decode_images(drawn.latents[-1]).cpu()
-            with writing(self._folder):
-                for frame, picture in zip(frames, pictures, strict=True):
-                    write_atomically(frame, encode_png(picture))
-        self._draw(prompts, number)
+        if prompts:
+            self._shoot(number, prompts, model)
+            self._draw(number, prompts)
+
+    def _shoot(self, number: int, prompts: list[str], model: DiffusionModel) -> None:
+        seeds = [derive_seed(self._run_seed, "film", i) for i in range(len(prompts))]
+        drawn = sample(
+            model,
+            self._collector.preview_process(),
+            prompts,
+            start_seeds=seeds,
+            step_seeds=lambda step: [derive_seed(seed, step) for seed in seeds],
+        )
+        pictures = model.decode_images(drawn.latents[-1]).cpu()
+        with writing(self._folder):
+            for frame, picture in zip(self._frames(number, len(prompts)), pictures, strict=True):
+                write_atomically(frame, encode_png(picture))
 
     def _prompts(self) -> list[str]:
         """Decided once a run: those of the first call."""
@@ -68,18 +77,14 @@ class FilmStrip:
     def _frames(self, number: int, prompts: int) -> list[Path]:
         return [self._folder / f"round-{number:04d}-{i}.png" for i in range(prompts)]
 
-    def _draw(self, prompts: list[str], last: int) -> None:
-        if not prompts:
-            return
-        shown = sorted({round(i * last / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)})
+    def _draw(self, last: int, prompts: list[str]) -> None:
+        numbers = sorted({int(frame.stem.split("-")[1]) for frame in self._folder.glob("*.png")})
+        shown = [number for number in numbers if number <= last]
         rows = []
         for i, prompt in enumerate(prompts):
             frames = [self._frames(number, len(prompts))[i] for number in shown]
-            cells = [
-                GridCell(image=Image.open(frame)) if frame.exists() else None for frame in frames
-            ]
+            cells = [GridCell(image=Image.open(frame)) for frame in frames]
             rows.append(GridRow(caption=prompt, cells=cells))
         titles = [f"round {number}" if number else "start" for number in shown]
         with writing(self._strip):
-            self._strip.parent.mkdir(parents=True, exist_ok=True)
             draw_grid(rows, titles).save(self._strip)

@@ -133,7 +133,7 @@ class Rounds(AbstractSource):
     def finish(self) -> None:
         """Show the final policy as the last frame of the film strip."""
         if world.is_main():
-            self._film.add(self._number + 1, self.model)
+            self._film.add(self._number + 1, self.model, last=True)
         world.wait()
 
     def __iter__(self) -> Iterator[Any]:
