@@ -147,6 +147,7 @@ class StepAwarePreference(AbstractModel):
 
     def check(self) -> None:
         read_config(self.path, revision=self.revision, field="path")
+        self._read_tokenizer()
         self.base.check()
         if not isinstance(self.noising(), AbstractVariancePreserving):
             raise ModelError(

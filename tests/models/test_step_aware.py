@@ -130,6 +130,14 @@ def test_a_missing_clip_is_refused_before_weights(settings, tmp_path):
         settings(path=str(tmp_path)).check()
 
 
+def test_a_missing_tokenizer_is_refused_before_weights(settings, clip, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((clip / name).read_bytes())
+    with pytest.raises(ModelError, match="path: cannot read a CLIP tokenizer"):
+        settings(path=str(tmp_path)).check()
+    settings(path=str(tmp_path), tokenizer=str(clip)).check()
+
+
 def test_an_adapter_of_the_base_is_refused(settings, tiny_sdxl):
     with pytest.raises(ValueError, match=r"base\.lora adapts a model that is not trained here"):
         settings(base=SDXL(path=str(tiny_sdxl), lora=LoraSettings(rank=2)))
