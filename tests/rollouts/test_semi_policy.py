@@ -217,6 +217,7 @@ def test_a_round_can_be_looked_at(tmp_path, model, winners):
     folder = tmp_path / "round-0000"
     rows = [json.loads(line) for line in (folder / "sampled.jsonl").read_text().splitlines()]
     assert [row["sample_id"] for row in rows] == [n for b in batches for n in b.sample_ids]
+    assert [row["prompt"] for row in rows] == [c for b in batches for c in b.captions]
     scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     for place, (row, image) in enumerate(zip(scores, drawn(batches), strict=True)):
         assert row["visit"] == place
@@ -295,7 +296,10 @@ def test_a_round_goes_on_in_its_middle_without_drawing(tmp_path, model, winners,
     resumed = open_rounds(tmp_path, winners, model, updates_per_round=4)
     resumed.load_state_dict(state)
     fail_after(monkeypatch, 0)
-    (batch,) = take(resumed, 1)
+    batches = iter(resumed)
+    batch = next(batches)
+    with pytest.raises(Killed):  # the next round has to draw
+        next(batches)
     assert batch.sample_ids == whole[0].sample_ids
     assert batch.noise_seeds == whole[0].noise_seeds
     assert torch.equal(drawn([batch]), drawn(whole[:1]))
