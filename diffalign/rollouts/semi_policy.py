@@ -83,7 +83,7 @@ class SemiPolicy(AbstractRollouts):
     process: ReverseProcess = field(
         default_factory=lambda: ReverseProcess(steps=50, guidance=7.5, eta=0.0)
     )
-    """How images are drawn. The paper does not say; these are the settings of its evaluation."""
+    """How images are drawn. The paper does not say; steps and guidance are its evaluation's."""
     images_per_batch: int = 8
     """Images drawn at once on a device; what is drawn depends on it by float rounding."""
     scorers: tuple[AbstractScorer, ...] = ()
