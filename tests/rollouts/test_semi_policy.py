@@ -138,7 +138,8 @@ def test_a_batch_is_that_of_the_data_with_a_further_view(tmp_path, model, kind):
         assert batch.images["sampled"].shape == batch.images["chosen"].shape
         assert batch.original_sizes["sampled"].tolist() == [[32, 32]] * 2
         assert batch.crop_corners["sampled"].tolist() == [[0, 0]] * 2
-        assert not set(batch.encoding_seeds["sampled"]) & set(batch.encoding_seeds["chosen"])
+        others = {*batch.encoding_seeds["chosen"], *batch.noise_seeds}
+        assert not set(batch.encoding_seeds["sampled"]) & others
     seeds = [seed for batch in batches for seed in batch.encoding_seeds["sampled"]]
     assert len(set(seeds)) == len(seeds)
 
