@@ -33,6 +33,7 @@ from diffalign.evaluation.saved_answers import (
     read_objects,
     text_of,
 )
+from diffalign.files import numbered_lines
 
 Dimension = Literal["existence", "state", "number", "action", "relation"]
 
@@ -418,12 +419,11 @@ def read_relations(path: Path, annotations: Annotations) -> Relations:
 def read_safe_words(path: Path) -> frozenset[str]:
     """`safe_words.txt`: a word a line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return frozenset(line.strip() for _, line in numbered_lines(path))
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: there is no such file; it is data/safe_words.txt of AMBER"
         ) from error
-    return frozenset(filter(None, (line.strip() for line in lines)))
 
 
 def read_responses(path: Path, annotations: Annotations) -> dict[int, str]:

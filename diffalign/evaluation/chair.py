@@ -28,6 +28,7 @@ from diffalign.evaluation.saved_answers import (
     text_of,
 )
 from diffalign.evaluation.words import Singulariser, Tokeniser, rule_singular, rule_tokens
+from diffalign.files import numbered_lines
 
 _THEMSELVES = (
     "motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light, "
@@ -74,7 +75,7 @@ def read_synonyms(path: Path, *, refined: bool = False) -> Synonyms:
         DataError: there is no such file, or it holds no table.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line for _, line in numbered_lines(path)]
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: there is no such file; it is data/synonyms.txt of LisaAnne/Hallucination"
@@ -250,6 +251,8 @@ def read_image_objects(path: Path, synonyms: Synonyms) -> dict[str, frozenset[st
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise DataError(f"{path}: must be one object of lists, {{image_id: [class, ...]}}")
+    if not content:
+        raise DataError(f"{path}: holds no picture")
     unknown = sorted({str(n) for names in content.values() for n in names} - synonyms.classes)
     if unknown:
         raise DataError(

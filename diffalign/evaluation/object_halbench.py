@@ -58,8 +58,7 @@ def parse_objects(reply: str) -> list[str]:
 
     Source: `parse_object_list` of the released code.
     """
-    lines = reply.strip().splitlines() or [""]
-    for text in (reply, lines[-1]):
+    for text in (reply, reply.strip().rpartition("\n")[2]):
         try:
             content = json.loads(text)
         except json.JSONDecodeError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.console import Console
 from rich.markup import escape
 
 from diffalign import components
 from diffalign.evaluation.answer_report import LISTED, Report, as_json, as_table, counts_line
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
-from diffalign.files import write_atomically
+from diffalign.files import write_json_lines
 
 
 def run(benchmark: AbstractBenchmark, *, json_only: bool = False) -> Report:
@@ -25,8 +23,7 @@ def run(benchmark: AbstractBenchmark, *, json_only: bool = False) -> Report:
     console.print(f"[bold]evaluate {kind}[/bold]  {escape(benchmark.plan())}", soft_wrap=True)
     report = benchmark.report()
     if benchmark.saves is not None:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in report.details)
-        write_atomically(benchmark.saves, "".join(lines).encode())
+        write_json_lines(benchmark.saves, report.details)
     if json_only:
         print(as_json(report))
     else:

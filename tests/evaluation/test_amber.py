@@ -204,6 +204,12 @@ def test_spacy_gives_lemmas_and_similarity_above_the_threshold(monkeypatch):
     assert similar("a", "c")
 
 
+def test_a_line_of_the_safe_words_ends_where_files_end_lines(tmp_path):
+    path = tmp_path / "safe_words.txt"
+    path.write_bytes("orange\r\n\nli\u2028ne".encode())
+    assert read_safe_words(path) == {"orange", "li\u2028ne"}
+
+
 def annotation_file(tmp_path, *rows):
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(rows))

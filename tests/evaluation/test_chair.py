@@ -187,6 +187,21 @@ def test_captions_are_read_from_lines_and_from_lists(tmp_path):
     assert read_captions(path) == expected
 
 
+def test_a_line_of_the_table_ends_where_files_end_lines(table):
+    table.write_bytes("dog, pup\u2028py\r\n\ncat\r\n".encode())
+    assert read_synonyms(table).class_of == {"dog": "dog", "pup\u2028py": "dog", "cat": "cat"}
+    table.write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_synonyms(table)
+
+
+def test_a_file_of_objects_without_pictures_is_refused(tmp_path, table):
+    path = tmp_path / "objects.json"
+    path.write_text("{}")
+    with pytest.raises(DataError, match="holds no picture"):
+        read_image_objects(path, read_synonyms(table))
+
+
 def test_objects_that_are_no_class_are_refused(tmp_path, table):
     path = tmp_path / "objects.json"
     path.write_text('{"1": ["dog", "puppy", "unicorn"]}')

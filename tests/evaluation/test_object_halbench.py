@@ -41,6 +41,7 @@ DOUBLES = double_words(SYNONYMS)
         ("[]", []),
         ('Here they are:\n["dog"]\n', ["dog"]),
         ('\n["a",\n "b"]\n', ["a", "b"]),
+        ('So:\n["a\u2028b"]', ["a\u2028b"]),
     ],
 )
 def test_lists_are_read(reply, objects):
