@@ -52,6 +52,8 @@ class Row:
     name: str
     title: str
     config: str
+    after: str | None = None
+    """Name of the row whose adapter this one starts from."""
     shuffled: bool = False
     """Train beside the pictures of other rows: what is learnt then needs no picture."""
 
@@ -60,7 +62,8 @@ ROWS = (
     Row("dpo", "DPO", "dpo.yaml"),
     Row("mdpo", "mDPO", "mdpo.yaml"),
     Row("re_align", "Re-Align", "re_align.yaml"),
-    Row("opa_dpo", "OPA-DPO", "opa_dpo.yaml"),
+    Row("opa_dpo_stage1", "OPA-DPO, first stage", "opa_dpo_stage1.yaml"),
+    Row("opa_dpo", "OPA-DPO, both stages", "opa_dpo.yaml", after="opa_dpo_stage1"),
     Row("v_dpo", "V-DPO", "v_dpo.yaml"),
     Row("chip", "CHiP", "chip.yaml"),
     Row("povid", "POVID", "povid.yaml"),
@@ -96,8 +99,11 @@ def train(folder: Path, row: Row) -> None:
     if run.exists():
         raise SystemExit(f"{run} is unfinished, and half a run has no cost: delete it first")
     command = ["-m", "diffalign", "train", str(CONFIGS / row.config), f"output={run}"]
-    data = [f"responses.path={folder / 'shuffled'}"] if row.shuffled else []
-    seconds = call([*command, *data], folder / f"{row.name}.log")
+    if row.shuffled:
+        command.append(f"responses.path={folder / 'shuffled'}")
+    if row.after:
+        command.append(f"model.lora.start={folder / row.after}")
+    seconds = call(command, folder / f"{row.name}.log")
     (run / "seconds.json").write_text(json.dumps(seconds))
     print(f"{row.title}: {seconds:.0f} s", flush=True)
 
@@ -154,8 +160,9 @@ def main() -> None:
     folder: Path = arguments.folder
     wanted = [row for row in ROWS if not arguments.only or row.name in arguments.only]
     shuffle_pictures(folder)
-    with ThreadPoolExecutor(arguments.side_by_side) as pool:
-        list(pool.map(lambda row: train(folder, row), wanted))
+    for at_once in ([row for row in wanted if not row.after], [row for row in wanted if row.after]):
+        with ThreadPoolExecutor(arguments.side_by_side) as pool:
+            list(pool.map(lambda row: train(folder, row), at_once))
     trained = [row for row in ROWS if (folder / row.name / "seconds.json").exists()]
     figures = table(folder, trained)
     fill(PAGE, "answers", figures)
