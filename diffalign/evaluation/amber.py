@@ -160,7 +160,8 @@ def judge_description(
 
     Source: main loop of the released `inference.py`.
     """
-    kept = tuple(noun for noun in nouns if noun in relations.words)
+    known = relations.words
+    kept = tuple(noun for noun in nouns if noun in known)
     truth, absent = relations.meaning(scene.truth), relations.meaning(scene.hallucinations)
     hallucinated: list[str] = []
     covered: set[int] = set()

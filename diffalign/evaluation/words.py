@@ -126,20 +126,21 @@ def import_language_package(module: str, *, asked_by: str, instead: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{asked_by} needs the package {package}, which is not installed: "
-            f"pip install {package}; or do without it: {instead}"
+            f"pip install 'diffalign[language]'; or do without it: {instead}"
         ) from error
 
 
 def with_nltk_data(function: Callable[[str], T], *, data: str, instead: str) -> Callable[[str], T]:
-    """A function of nltk whose complaint about missing data files names the remedy."""
+    """A function of nltk, tried once: nltk looks for its data files when it is first called.
 
-    def checked(text: str) -> T:
-        try:
-            return function(text)
-        except LookupError as error:
-            raise ConfigError(
-                f"nltk lacks its data {data}: python -m nltk.downloader {data}; "
-                f"or do without it: {instead}"
-            ) from error
-
-    return checked
+    Raises:
+        ConfigError: they are missing; says how to get them.
+    """
+    try:
+        function("a dog")
+    except LookupError as error:
+        raise ConfigError(
+            f"nltk lacks its data {data}: python -m nltk.downloader {data}; "
+            f"or do without it: {instead}"
+        ) from error
+    return function

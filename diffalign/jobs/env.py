@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 CORE = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch")
-EXTRAS = ("xformers", "webdataset", "bitsandbytes", "wandb", "tensorboard", "trackio")
+EXTRAS = (
+    *("xformers", "webdataset", "bitsandbytes", "wandb", "tensorboard", "trackio"),
+    *("nltk", "spacy", "textblob", "sentence-transformers"),
+)
 
 
 def run() -> None:

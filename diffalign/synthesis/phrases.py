@@ -76,7 +76,7 @@ class PhraseConfig:
     def _missing(self) -> tuple[str, str] | None:
         """What of spaCy is not there, and how to get it."""
         if importlib.util.find_spec("spacy") is None:
-            return "spaCy", "pip install spacy"
+            return "spaCy", "pip install 'diffalign[language]'"
         if importlib.util.find_spec(self.model) is None:
             return f"its model {self.model}", f"python -m spacy download {self.model}"
         return None

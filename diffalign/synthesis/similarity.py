@@ -56,7 +56,7 @@ class SimilarityConfig:
         ):
             raise ConfigError(
                 "similarity.kind is sentence_transformers, and the package is not installed: "
-                "pip install sentence-transformers; or do without it: language_model, whose "
+                "pip install 'diffalign[language]'; or do without it: language_model, whose "
                 "cosines are on another scale than those of the papers"
             )
 

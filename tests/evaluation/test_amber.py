@@ -162,8 +162,32 @@ def test_stand_ins_need_nothing():
 @pytest.mark.parametrize("name", ["nltk", "spacy"])
 def test_an_absent_library_is_named_with_its_remedy(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"pip install {name}; .*nouns=relation"):
+    said = rf"package {name}, .*pip install 'diffalign\[language\]'; .*nouns=relation"
+    with pytest.raises(ConfigError, match=said):
         noun_extractor(name, ())
+
+
+def test_nltk_gives_the_lemmas_of_nouns_or_says_what_it_lacks(monkeypatch):
+    class Nltk:
+        word_tokenize = staticmethod(str.split)
+
+        @staticmethod
+        def pos_tag(words: list[str]):
+            return [(word, "NNS" if word.endswith("s") else "VBP") for word in words]
+
+        class stem:
+            class WordNetLemmatizer:
+                lemmatize = staticmethod(lambda word: word.removesuffix("s"))
+
+    monkeypatch.setitem(sys.modules, "nltk", Nltk)
+    assert noun_extractor("nltk", ())("Dogs chase cats dogs") == ["Dog", "cat", "dog"]
+
+    def without_data(words: list[str]):
+        raise LookupError("Resource averaged_perceptron_tagger_eng not found")
+
+    monkeypatch.setattr(Nltk, "pos_tag", staticmethod(without_data))
+    with pytest.raises(ConfigError, match=r"nltk.downloader punkt_tab averaged_.*nouns=relation"):
+        noun_extractor("nltk", ())
 
 
 def test_an_absent_model_of_spacy_is_named_with_its_remedy(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -130,7 +131,9 @@ def test_chair_of_a_model(folder, asked):
     assert asked == ["What is it?"]
 
 
-def test_amber_of_a_model(folder, asked):
+@pytest.fixture
+def amber(folder) -> list[str]:
+    """The files of AMBER with one picture to describe and one question."""
     (folder / "annotations.json").write_text(
         '[{"id": 1, "type": "generative", "truth": ["light"], "hallu": []},'
         ' {"id": 2, "type": "relation", "truth": "no"}]'
@@ -141,19 +144,26 @@ def test_amber_of_a_model(folder, asked):
         '[{"id": 1, "image": "bright.jpg", "query": "Describe this image."},'
         ' {"id": 2, "image": "dark.jpg", "query": "Is it lit?"}]'
     )
-    report = load(
-        Amber,
-        folder,
+    return [
         f"annotations={folder / 'annotations.json'}",
         f"relation={folder / 'relation.json'}",
         f"safe_words={folder / 'safe.txt'}",
         f"queries=[{folder / 'queries.json'}]",
-        "nouns=relation",
-        "similarity=equality",
-    ).report()
+    ]
+
+
+def test_amber_of_a_model(folder, amber, asked):
+    report = load(Amber, folder, *amber, "nouns=relation", "similarity=equality").report()
     assert asked == ["Describe this image.", "Is it lit? Please answer yes or no."]
     assert report.whole.figures["cover"].value == 99.9  # 1 of 1.001
     assert report.whole.counts["correct"] == 1  # "no light" was read as No
+
+
+def test_language_data_is_missed_before_the_model_is_asked(folder, amber, asked, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    with pytest.raises(ConfigError, match="nouns=nltk needs the package nltk"):
+        load(Amber, folder, *amber).report()
+    assert not asked
 
 
 def test_a_real_vision_language_model_answers(folder):

@@ -196,7 +196,7 @@ def test_yes_and_no_alone_ask_for_no_language_data(amber, tmp_path, monkeypatch)
 
 def test_descriptions_without_language_data_say_how_to_get_it(amber, monkeypatch):
     monkeypatch.setitem(sys.modules, "nltk", None)
-    with pytest.raises(ConfigError, match=r"pip install nltk; .*nouns=relation"):
+    with pytest.raises(ConfigError, match=r"pip install 'diffalign\[language\]'; .*nouns=relation"):
         evaluate(*amber)
 
 

@@ -28,7 +28,8 @@ def test_auto_says_what_it_took(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("there", "remedy"), [((), "pip install spacy"), (("spacy",), "spacy download en_core_web_sm")]
+    ("there", "remedy"),
+    [((), r"'diffalign\[language\]'"), (("spacy",), "spacy download en_core_web_sm")],
 )
 def test_spacy_that_is_asked_for_and_missing_is_refused(monkeypatch, there, remedy):
     monkeypatch.setattr(

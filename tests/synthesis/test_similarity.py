@@ -30,7 +30,7 @@ def test_auto_takes_what_is_installed(monkeypatch):
 
 def test_a_network_that_is_asked_for_and_missing_is_refused(monkeypatch):
     monkeypatch.setattr(similarity.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install sentence-transformers"):
+    with pytest.raises(ConfigError, match=r"pip install 'diffalign\[language\]'"):
         SimilarityConfig(kind="sentence_transformers").check()
 
 

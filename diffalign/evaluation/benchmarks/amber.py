@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -69,14 +69,21 @@ class Amber(AbstractBenchmark):
 
     def report(self) -> Report:
         annotations = amber.read_annotations(self.annotations)
-        responses = self._responses(annotations)
-        described = self._judge_descriptions(annotations, responses)
+        queries = amber.read_queries(self.queries)
+        saved = None
+        if self.responses is not None:
+            saved = amber.read_responses(self.responses, annotations)
+        ids = queries if saved is None else saved
+        scenes = [scene for i, scene in annotations.scenes.items() if i in ids]
+        # Language data is asked for only where it is needed, and then before the model is.
+        judge = self._description_judge(annotations) if scenes else None
+        responses = self._ask(annotations, queries) if saved is None else saved
+        described = [judge(scene, responses[scene.item_id]) for scene in scenes] if judge else []
         answered = [
             amber.JudgedAnswer(question=question, response=responses[item_id])
             for item_id, question in annotations.questions.items()
             if item_id in responses
         ]
-        queries = amber.read_queries(self.queries)
         cluster_of = {i: queries[i].image if i in queries else f"item {i}" for i in responses}
         clusters = list(dict.fromkeys(cluster_of.values()))
 
@@ -119,9 +126,9 @@ class Amber(AbstractBenchmark):
             details=[*(d.row() for d in described), *(a.row() for a in answered)],
         )
 
-    def _responses(self, annotations: amber.Annotations) -> dict[int, str]:
-        if self.responses is not None:
-            return amber.read_responses(self.responses, annotations)
+    def _ask(
+        self, annotations: amber.Annotations, queries: Mapping[int, amber.Query]
+    ) -> dict[int, str]:
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         questions = [
             PictureQuestion(
@@ -129,7 +136,7 @@ class Amber(AbstractBenchmark):
                 image=self.asking.images / query.image,
                 text=query.text + self.yes_no_suffix * (i in annotations.questions),
             )
-            for i, query in amber.read_queries(self.queries).items()
+            for i, query in queries.items()
         ]
         answers = ask(self.model, questions, self.asking)
         return {
@@ -137,27 +144,25 @@ class Amber(AbstractBenchmark):
             for i, text in answers.items()
         }
 
-    def _judge_descriptions(
-        self, annotations: amber.Annotations, responses: Mapping[int, str]
-    ) -> list[amber.JudgedDescription]:
-        scenes = [scene for i, scene in annotations.scenes.items() if i in responses]
-        if not scenes:
-            return []  # and no language data is asked for
+    def _description_judge(
+        self, annotations: amber.Annotations
+    ) -> Callable[[amber.Scene, str], amber.JudgedDescription]:
         relations = amber.read_relations(self.relation, annotations)
         safe_words = amber.read_safe_words(self.safe_words)
         nouns_of = noun_extractor(self.nouns, relations.words)
         similar = similarity(self.similarity)
-        return [
-            amber.judge_description(
+
+        def judge(scene: amber.Scene, response: str) -> amber.JudgedDescription:
+            return amber.judge_description(
                 scene,
-                responses[scene.item_id],
-                nouns_of(responses[scene.item_id]),
+                response,
+                nouns_of(response),
                 relations=relations,
                 safe_words=safe_words,
                 similar=similar,
             )
-            for scene in scenes
-        ]
+
+        return judge
 
     def _facts(self, described: bool) -> dict[str, str]:
         nouns = {
