@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from compare_methods import PAGE, call
-from pages import fill
+from pages import figure, fill
 
 from diffalign import config
+from diffalign.evaluation.answer_report import Figure
 from diffalign.jobs.demo_answers import opened
 from diffalign.models.vlm import VLM
 from diffalign.playground.answer_quality import evaluate_answers, held_out_crowds
@@ -108,7 +109,7 @@ def train(folder: Path, row: Row) -> None:
     print(f"{row.title}: {seconds:.0f} s", flush=True)
 
 
-def measure(folder: Path, run: Path | None) -> dict[str, dict[str, object]]:
+def measure(folder: Path, run: Path | None) -> dict[str, Figure]:
     """What a trained model, or the base, says of held-out scenes; kept beside the run."""
     record = (run or folder / "base") / "answers.json"
     if not record.exists():
@@ -118,8 +119,7 @@ def measure(folder: Path, run: Path | None) -> dict[str, dict[str, object]]:
         figures = evaluate_answers(model, held_out_crowds(SCENES))
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({name: asdict(f) for name, f in figures.items()}))
-    measured: dict[str, dict[str, object]] = json.loads(record.read_text())
-    return measured
+    return {name: figure(saved) for name, saved in json.loads(record.read_text()).items()}
 
 
 def table(folder: Path, rows: Sequence[Row]) -> str:
@@ -142,13 +142,8 @@ def table(folder: Path, rows: Sequence[Row]) -> str:
     )
 
 
-def _cells(figures: dict[str, dict[str, object]]) -> str:
-    return " | ".join(_cell(figures[name]) for name in COLUMNS)
-
-
-def _cell(figure: dict[str, object]) -> str:
-    low, high = figure["interval"]  # type: ignore[misc]
-    return f"{figure['value']:.1f} ({low:.1f} to {high:.1f})"
+def _cells(figures: Mapping[str, Figure]) -> str:
+    return " | ".join(figures[name].spelt for name in COLUMNS)
 
 
 def main() -> None:

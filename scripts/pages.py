@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from diffalign.evaluation.answer_report import Figure
+from diffalign.evaluation.intervals import Interval
 
 
 def fill(page: Path, name: str, figures: str) -> None:
@@ -13,3 +18,9 @@ def fill(page: Path, name: str, figures: str) -> None:
     if count != 1:
         raise SystemExit(f"{page}: expected the two markers of {name} once")
     page.write_text(text)
+
+
+def figure(saved: Mapping[str, Any]) -> Figure:
+    """A figure as JSON keeps it."""
+    interval = saved["interval"]
+    return Figure(**{**saved, "interval": interval and Interval(*interval)})

@@ -1,6 +1,8 @@
-"""Write the demo's figures into README.md and docs/results.md, and its grid into assets/demo.
+"""Write the demos' figures into README.md and docs/results.md, and their pictures into assets/demo.
 
-    bash scripts/demo.sh && .venv/bin/python scripts/update_readme.py
+    bash scripts/demo.sh
+    .venv/bin/diffalign demo --vlm
+    .venv/bin/python scripts/update_readme.py
 
 Only what stands between the two markers of a page is replaced.
 """
@@ -13,24 +15,20 @@ import platform
 from pathlib import Path
 
 import torch
-from pages import fill
+from pages import figure, fill
 from PIL import Image
 
 from diffalign import config
 from diffalign.evaluation.results import percent
+from diffalign.jobs.demo_answers import SHOWN
 from diffalign.training.build import RunConfig
 
 PAGES = ("README.md", "docs/results.md")
 
 
-def table(run: Path) -> str:
-    """What the demo measured, as Markdown."""
+def pictures_table(run: Path) -> str:
+    """What the demo of pictures measured, as Markdown."""
     (c,) = json.loads((run / "evaluation/compare.json").read_text())["comparisons"]
-    training = config.load(RunConfig, run / "config.yaml")
-    timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
-    steps = training.training.optimizer_steps
-    batch = training.training.samples_per_device * training.training.accumulation
-    seconds = steps * batch / timing[-1]["samples_per_second"]
     rate, gain = c["win_rate_interval"], c["mean_difference_interval"]
     return (
         f"| {c['items']} held-out pictures, {c['prompts']} prompts | base | aligned |\n"
@@ -42,24 +40,52 @@ def table(run: Path) -> str:
         f"| wins / ties / losses | | {c['wins']} / {c['ties']} / {c['losses']} |\n"
         f"| win rate of decided pairs, 95 % interval | | {percent(c['win_rate'])} "
         f"({percent(rate['low'])} to {percent(rate['high'])}) |\n\n"
-        f"Diffusion-DPO, {steps} steps of {batch} pairs in {seconds:.0f} s on "
-        f"{torch.get_num_threads()} cores ({platform.machine()}, torch {torch.__version__}), by "
-        f"`bash scripts/demo.sh`.\n"
+        f"Diffusion-DPO, {how_trained(run)}, by `bash scripts/demo.sh`.\n"
     )
+
+
+def answers_table(run: Path) -> str:
+    """What the demo of answers measured, as Markdown."""
+    models = json.loads((run / "evaluation/answers.json").read_text())
+    rows = []
+    for name in SHOWN:
+        figures = [figure(of[name]) for of in models.values()]
+        rows.append(f"| {figures[0].label} | {' | '.join(one.spelt for one in figures)} |")
+    header = f"| unseen scenes, 95 % intervals | {' | '.join(models)} |\n|---|---|---|\n"
+    method = f"mDPO, {how_trained(run)}, by `diffalign demo --vlm`.\n"
+    return header + "\n".join(rows) + "\n\n" + method
+
+
+def how_trained(run: Path) -> str:
+    """Steps, pairs, seconds and the machine."""
+    training = config.load(RunConfig, run / "config.yaml").training
+    timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    batch = training.samples_per_device * training.accumulation
+    seconds = training.optimizer_steps * batch / timing[-1]["samples_per_second"]
+    return (
+        f"{training.optimizer_steps} steps of {batch} pairs in {seconds:.0f} s on "
+        f"{torch.get_num_threads()} cores ({platform.machine()}, torch {torch.__version__})"
+    )
+
+
+def keep(picture: Path, name: str) -> None:
+    """Put a picture into assets/demo, in as few colours as show it well."""
+    target = Path("assets/demo") / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(picture).convert("RGB").quantize(128).save(target, optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    run = parser.parse_args().run
-    figures = table(run)
+    parser.add_argument("--pictures", type=Path, default=Path("runs/demo"), help="demo's run")
+    parser.add_argument("--answers", type=Path, default=Path("runs/demo_vlm"), help="demo --vlm's")
+    runs = parser.parse_args()
     for page in map(Path, PAGES):
-        fill(page, "demo figures", figures)
-    grid = Path("assets/demo/grid.png")
-    grid.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.open(run / "evaluation/comparison.png").convert("RGB")
-    picture.quantize(128).save(grid, optimize=True)
-    print(f"Wrote {', '.join(PAGES)} and {grid}")
+        fill(page, "demo figures", pictures_table(runs.pictures))
+    fill(Path("README.md"), "demo answers", answers_table(runs.answers))
+    keep(runs.pictures / "evaluation/comparison.png", "grid.png")
+    keep(runs.answers / "evaluation/descriptions.png", "descriptions.png")
+    print(f"Wrote {', '.join(PAGES)} and assets/demo")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,14 @@ class Figure:
     interval: Interval | None
     """None where there is nothing to resample."""
 
+    @property
+    def spelt(self) -> str:
+        """Value and interval with one decimal: `12.3 (10.1 to 14.8)`."""
+        if self.value is None:
+            return "undefined"
+        around = self.interval and f" ({self.interval.low:.1f} to {self.interval.high:.1f})"
+        return f"{self.value:.1f}{around or ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:

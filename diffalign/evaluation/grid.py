@@ -122,7 +122,7 @@ class _Layout:
         side = cell or _CELL_PIXELS.get(len(columns), _SMALLEST_CELL)
         width = side * (len(columns) + 1)
         text = max(17, round(width / 62))
-        titles = [_wrap(name, _font(name, text), side, lines=2) for name in columns]
+        titles = [_wrap(name, font_for(name, text), side, lines=2) for name in columns]
         header = round(text * (1.9 + 1.3 * max(map(len, titles))))
         given = [cell for row in rows for cell in row.cells if cell]
         scored = any(cell.score is not None for cell in given)
@@ -171,12 +171,12 @@ def _draw_header(
     text = layout.text
     if title:
         size = round(text * 1.4)
-        line = _wrap(title, _font(title, size), layout.size[0] - 2 * layout.margin, lines=1)[0]
+        line = _wrap(title, font_for(title, size), layout.size[0] - 2 * layout.margin, lines=1)[0]
         place = (layout.margin, layout.margin)
-        pen.text(place, line, fill=INK, font=_font(title, size), anchor="lt")
+        pen.text(place, line, fill=INK, font=font_for(title, size), anchor="lt")
     bottom = layout.header - round(text * 0.6)
     for i, name in enumerate(columns):
-        font = _font(name, text)
+        font = font_for(name, text)
         lines = _wrap(name, font, layout.cell, lines=2)
         middle = layout.left(i) + layout.cell / 2
         for j, line in enumerate(lines):
@@ -200,7 +200,7 @@ def _draw_row(
 
 def _draw_caption(pen: ImageDraw.ImageDraw, layout: _Layout, row: GridRow, top: int) -> None:
     """Caption and note, centred beside the pictures."""
-    font, small = _font(row.caption, layout.text), _font(row.note, round(layout.text * 0.82))
+    font, small = font_for(row.caption, layout.text), font_for(row.note, round(layout.text * 0.82))
     height = round(layout.text * 1.34)
     width = layout.gutter - layout.gap
     room = max(1, min(_CAPTION_LINES, layout.cell_height // height - (1 if row.note else 0)))
@@ -220,7 +220,7 @@ def _draw_missing(
     pen.rectangle(box, outline=LINE, width=2)
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     size = round(layout.text * 0.82)
-    pen.text(middle, "no picture", fill=MUTED, font=_font("", size), anchor="mm")
+    pen.text(middle, "no picture", fill=MUTED, font=font_for("", size), anchor="mm")
 
 
 def _draw_cell(
@@ -242,7 +242,7 @@ def _draw_cell(
     else:
         pen.rectangle(frame, outline=LINE, width=1)
     if cell.score is not None:
-        font = _font("", round(layout.text * 0.86))
+        font = font_for("", round(layout.text * 0.86))
         place = ((box[0] + box[2]) / 2, box[3] + round(layout.text * 0.45))
         colour = WINNER if cell.winner else MUTED
         pen.text(place, f"{cell.score:.3g}", fill=colour, font=font, anchor="ma")
@@ -265,7 +265,7 @@ def _scalable(name: str, size: int) -> Font:
     return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
 
 
-def _font(text: str, size: int) -> Font:
+def font_for(text: str, size: int) -> Font:
     """Pillow's own font, or one of the system's that reaches beyond Latin."""
     if any(ord(letter) > 0x24F and letter != _ELLIPSIS for letter in text):
         for name in _WIDE_FONTS:
@@ -288,13 +288,13 @@ def _wrap(text: str, font: Font, width: int, *, lines: int) -> list[str]:
                 last = last[:-1].rstrip()
             wrapped[-1] = last + _ELLIPSIS
             break
-        line = _first_line(rest, font, width)
+        line = first_line(rest, font, width)
         wrapped.append(line)
         rest = rest[len(line) :].lstrip()
     return wrapped or [""]
 
 
-def _first_line(text: str, font: Font, width: int) -> str:
+def first_line(text: str, font: Font, width: int) -> str:
     """The longest start of a text that fits, cut after a space, slash, hyphen or underscore where
     there is one."""
     if font.getlength(text) <= width:

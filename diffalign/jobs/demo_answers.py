@@ -18,20 +18,23 @@ from rich.console import Console
 from rich.table import Table
 
 from diffalign import config as configs
+from diffalign.evaluation.answer_grid import Answer, AnswerRow, Passage, draw_answers
 from diffalign.evaluation.answer_report import Figure
 from diffalign.evaluation.asking import WritesAnswers
-from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pipelines import choose_device
 from diffalign.files import write_atomically, writing
 from diffalign.jobs.demo import align
 from diffalign.models.vlm import VLM
 from diffalign.playground.answer_quality import describe, evaluate_answers, held_out_crowds
-from diffalign.playground.scenes import render
+from diffalign.playground.crowds import kind_named, kinds_in, sentences_of
+from diffalign.playground.scenes import Scene, render
 from diffalign.training.build import RunConfig
 
 SHOWN = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
 """Figures of the table, of those that are measured."""
-_PICTURED = 8
+_LOOKED_THROUGH = 64
+"""Scenes that the picture is chosen from."""
+_WRONG, _RIGHT = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,26 +107,36 @@ def _table(figures: Mapping[str, Mapping[str, Figure]]) -> Table:
     table = Table("", *figures, box=None)
     for name in SHOWN:
         cells = [of[name] for of in figures.values()]
-        table.add_row(cells[0].label, *map(_spelt, cells))
+        table.add_row(cells[0].label, *(cell.spelt for cell in cells))
     return table
 
 
-def _spelt(figure: Figure) -> str:
-    if figure.value is None:
-        return "undefined"
-    interval = figure.interval
-    return f"{figure.value:.1f}" + (
-        f" ({interval.low:.1f} to {interval.high:.1f})" if interval else ""
-    )
-
-
 def _draw(models: Mapping[str, WritesAnswers], path: Path) -> None:
-    """A few scenes with what each model says of them."""
-    scenes = held_out_crowds(_PICTURED)
-    before, after = (describe(model, scenes) for model in models.values())
+    """Scenes with what each model says of them, most of them such as the first model gets wrong."""
+    scenes = held_out_crowds(_LOOKED_THROUGH)
+    texts = [describe(model, scenes) for model in models.values()]
     rows = [
-        GridRow(caption=f"Before: {was} After: {now}", cells=[GridCell(image=render(scene))])
-        for scene, was, now in zip(scenes, before, after, strict=True)
+        AnswerRow(picture=render(scene), answers=[_judged(text, scene) for text in said])
+        for scene, *said in zip(scenes, *texts, strict=True)
     ]
+    wrong, right = [], []
+    for row in rows:
+        (wrong if any(passage.wrong for passage in row.answers[0].passages) else right).append(row)
+    title = f"The first {_WRONG} unseen scenes that the base gets wrong, the first {_RIGHT} others"
     with writing(path):
-        draw_grid(rows, ["scene"], title="descriptions of unseen scenes").save(path)
+        draw_answers(wrong[:_WRONG] + right[:_RIGHT], list(models), title=title).save(path)
+
+
+def _judged(answer: str, scene: Scene) -> Answer:
+    """Which sentences name what is not there, and what none names."""
+    sentences = sentences_of(answer)
+    kinds = [kind_named(text) for text in sentences]
+    shown = kinds_in(scene)
+    missed = [str(kind) for kind in shown if kind not in kinds]
+    return Answer(
+        passages=[
+            Passage(text=text, wrong=kind not in shown)
+            for text, kind in zip(sentences, kinds, strict=True)
+        ],
+        note=f"not mentioned: {', '.join(missed)}" if missed else "",
+    )

@@ -37,8 +37,8 @@ def test_a_cell_is_at_least_192_pixels_at_any_number_of_columns(columns, size):
 @pytest.mark.parametrize("columns", [2, 3, 4, 5, 6])
 def test_captions_are_readable_where_a_page_shows_the_whole_grid(columns, monkeypatch):
     sizes = []
-    real = grid._font
-    monkeypatch.setattr(grid, "_font", lambda text, size: sizes.append(size) or real(text, size))
+    real = grid.font_for
+    monkeypatch.setattr(grid, "font_for", lambda text, size: sizes.append(size) or real(text, size))
     picture = draw_grid(rows_of(columns), ["model"] * columns)
     caption = max(sizes)
     assert caption * PAGE_WIDTH / picture.width >= 11
@@ -100,7 +100,7 @@ LONG = "an astronaut riding a horse through tall sunflowers, " * 20
     ["short", LONG, "x" * 900, "stabilityai/stable-diffusion-xl-base-1.0", "一只红色的猫" * 9],
 )
 def test_a_wrapped_text_fits_and_says_when_it_is_cut(text):
-    font = grid._font(text, 20)
+    font = grid.font_for(text, 20)
     lines = grid._wrap(text, font, 200, lines=4)
     assert len(lines) <= 4
     assert all(font.getlength(line) <= 200 for line in lines)
@@ -109,7 +109,7 @@ def test_a_wrapped_text_fits_and_says_when_it_is_cut(text):
 
 
 def test_a_line_ends_between_words():
-    font = grid._font("", 20)
+    font = grid.font_for("", 20)
     lines = grid._wrap("a red circle and a blue square", font, 150, lines=4)
     assert " ".join(lines) == "a red circle and a blue square"
     assert len(lines) > 1
