@@ -7,14 +7,17 @@ to 4 and a kind of error. Departure: a judge reads the answer of the data set, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffalign.errors import DataError
 from diffalign.evaluation.templates import fill
 from diffalign.files import numbered_lines, parse_json_line
+
+Value = TypeVar("Value")
 
 _INSTRUCTION = """\
 Below are a question about an image, a reference answer that is true, and an answer by a model.
@@ -53,21 +56,19 @@ def read_corrections(path: Path) -> dict[tuple[str, int], Correction]:
     A line has `id`, `revised`, and perhaps `sample` (0 if it is left out) and `report`.
 
     Raises:
-        DataError: there is no such file, or a line lacks one of them.
+        DataError: there is no such file, or a line is none of these or repeats another.
     """
-    return {
-        key: Correction(revised=str(row["revised"]), report=row.get("report") or {})
-        for key, row in _rows(path, "revised").items()
-    }
+    needs = "id, revised (a text), and perhaps sample (a number) and report (an object)"
+    return _by_sample(path, _correction, needs=needs)
 
 
 def read_scores(path: Path) -> dict[tuple[str, int], float]:
     """Scores by question id and number of the sample, from JSON lines of `id`, `sample`, `score`.
 
     Raises:
-        DataError: there is no such file, or a line lacks one of them.
+        DataError: there is no such file, or a line is none of these or repeats another.
     """
-    return {key: float(row["score"]) for key, row in _rows(path, "score").items()}
+    return _by_sample(path, _score, needs="id, score (a finite number), and perhaps sample")
 
 
 def judge_prompt(question: str, reference: str, answer: str) -> str:
@@ -85,23 +86,45 @@ def parse_correction(reply: str) -> Correction:
     if not isinstance(report, dict):
         raise ValueError("the reply is no JSON object")
     numbers = sorted((key for key in report if key.isdecimal()), key=int)
-    parts = [report[number] for number in numbers]
-    if "Added" in report:
-        parts.append(report["Added"])
-    texts = [str(part.get("rewritten_content") or "").strip() for part in parts if part]
+    parts = [report[key] for key in (*numbers, "Added") if report.get(key)]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise ValueError("a sentence of the reply is no JSON object")
+    texts = [str(part.get("rewritten_content") or "").strip() for part in parts]
     revised = " ".join(text for text in texts if text)
     if not numbers or not revised:
         raise ValueError("the reply rewrites no sentence")
     return Correction(revised=revised, report=report)
 
 
-def _rows(path: Path, needed: str) -> dict[tuple[str, int], Mapping[str, Any]]:
+def _by_sample(
+    path: Path, parse: Callable[[Mapping[str, Any]], Value], *, needs: str
+) -> dict[tuple[str, int], Value]:
+    """What the lines of a file say, by id and number of the sample."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; it should hold one JSON object a line")
-    found: dict[tuple[str, int], Mapping[str, Any]] = {}
+    found: dict[tuple[str, int], Value] = {}
     for number, line in numbered_lines(path):
         row = parse_json_line(line, path, number)
-        if not isinstance(row, Mapping) or "id" not in row or needed not in row:
-            raise DataError(f"{path}: line {number} must have id and {needed}, and perhaps sample")
-        found[str(row["id"]), int(row.get("sample", 0))] = row
+        try:
+            key = (str(row["id"]), int(row.get("sample", 0)))
+            value = parse(row)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: line {number} must have {needs}") from error
+        if key in found:
+            raise DataError(f"{path}: line {number} is the second about {key[0]}, sample {key[1]}")
+        found[key] = value
     return found
+
+
+def _correction(row: Mapping[str, Any]) -> Correction:
+    found = Correction(revised=row["revised"].strip(), report=row.get("report") or {})
+    if not found.revised or not isinstance(found.report, Mapping):
+        raise ValueError
+    return found
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    score = float(row["score"])
+    if not math.isfinite(score):
+        raise ValueError
+    return score

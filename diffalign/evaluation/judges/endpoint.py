@@ -101,7 +101,7 @@ class Endpoint(AbstractJudge):
 
     def _send(self, body: dict[str, Any]) -> str:
         headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.key_variable)
+        key = self._key()
         if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
@@ -117,6 +117,16 @@ class Endpoint(AbstractJudge):
             return str(content["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError("the reply is no chat completion") from error
+
+    def _key(self) -> str:
+        """The key; empty where there is none."""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):  # http.client would quote it in its error
+            raise ConfigError(
+                f"the key in the environment variable {self.key_variable} has a line break or "
+                f"another character that no key has; set it anew"
+            )
+        return key
 
     def _pause(self, attempt: int, asked_to_wait: str | None) -> float:
         if asked_to_wait is not None and asked_to_wait.isdigit():

@@ -38,6 +38,16 @@ def test_the_key_comes_from_the_environment_alone(server, monkeypatch):
     assert server.keys == [None, "Bearer secret", "Bearer other secret"]
 
 
+def test_a_damaged_key_is_mended_or_refused_and_never_shown(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\r\n")
+    list(endpoint(server).replies(["a"]))
+    assert server.keys == ["Bearer secret"]
+    monkeypatch.setenv("OPENAI_API_KEY", "sec\nret")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY has a line break") as e:
+        list(endpoint(server).replies(["a"]))
+    assert "ret" not in str(e.value)
+
+
 def test_passing_failures_are_tried_again(server):
     server.failures = [429, 503]
     assert dict(endpoint(server).replies(["a"])) == {0: "reply to a"}
