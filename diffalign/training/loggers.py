@@ -96,9 +96,12 @@ class TrainingProgress:
 
     def figures(self, step: int, row: Mapping[str, float]) -> None:
         """Show the means of a logging interval."""
-        shown = "  ".join(
-            f"{label} {row[name]:{spec}}" for name, label, spec in SHOWN if name in row
-        )
+        parts = [f"{label} {row[name]:{spec}}" for name, label, spec in SHOWN if name in row]
+        of_terms = {
+            name.removesuffix("/accuracy"): row[name] for name in row if name.endswith("/accuracy")
+        }
+        parts += [f"{term} accuracy {value:.0%}" for term, value in of_terms.items()]
+        shown = "  ".join(parts)
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:
             rate = self.samples_per_second
@@ -120,7 +123,8 @@ SHOWN = (
     ("abs_log_ratio", "|log-ratio|", ".1e"),
     ("flipped", "flipped", ".0%"),
 )
-"""Metric, label and format of what the progress line shows; the file has all of them."""
+"""Metric, label and format of what the progress line shows, besides the accuracy of each term of a
+sum; the file has all of them."""
 
 
 def _clock(seconds: float) -> str:

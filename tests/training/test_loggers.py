@@ -28,3 +28,10 @@ def test_without_a_terminal_figures_are_plain_lines():
     line = text.getvalue()
     assert "step 5/10  loss 0.6900  accuracy 75%  chosen -1.0e-03" in line
     assert "samples/s" in line and "left" in line
+
+
+def test_each_term_of_a_sum_shows_how_often_it_is_right():
+    text = io.StringIO()
+    with TrainingProgress(Console(file=text), total=10, start=0, unit_per_step=4) as progress:
+        progress.figures(5, {"loss": 0.69, "dpo/accuracy": 0.75, "image/accuracy": 0.5})
+    assert "loss 0.6900  dpo accuracy 75%  image accuracy 50%" in text.getvalue()
