@@ -141,6 +141,12 @@ class TokenSampleMaker:
         weights = torch.zeros(len(own.input_ids))
         maker = self.config.weights[view.weights]
         weights[own.start :] = maker.weigh(view.response, encoded, pair.spans)
+        if not weights.sum() > 0:  # also where they were divided by their sum
+            raise UnusableRowError(
+                SkipReason.NOTHING_COUNTS,
+                f"all tokens of it count nothing under the weights {view.weights}",
+                view.response,
+            )
         return weights
 
     def _seen(

@@ -187,6 +187,15 @@ def test_a_row_that_cannot_be_used_says_why(view, changes, reason, side):
     assert skipped(maker(view).make(pair(**changes), 0)) == (reason, side)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_response_of_which_no_token_counts_is_skipped(normalised):
+    weights = {"same": Changed(gamma=0, normalised=normalised)}
+    made = maker("chosen:same", weights=weights).make(
+        pair(responses={"chosen": "a b c", "rejected": "x y z"}), 0
+    )
+    assert skipped(made) == (SkipReason.NOTHING_COUNTS, "chosen")
+
+
 def test_a_row_that_is_too_long_is_skipped_and_not_cut():
     result = TokenSampleMaker(
         config=ResponseConfig(path="x"),

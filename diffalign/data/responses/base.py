@@ -120,7 +120,9 @@ class AbstractMapping(abc.ABC):
         """
         column = self.image_column(values)
         found = values[column] if column is not None else None
-        without_any = not found and column in (None, "images")
+        without_any = not found and (
+            column == "images" or (column is None and self.images_optional)
+        )
         images = () if without_any else images_of(found or None, folder)
         pair = ResponsePair(
             sample_id=sample_id,

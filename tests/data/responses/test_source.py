@@ -152,6 +152,14 @@ def test_a_row_of_a_set_of_pictures_is_not_seen_without_its_own(value, processor
     assert source.skipped_counts == {"missing image": 1}
 
 
+def test_a_row_that_lacks_the_column_of_pictures_is_not_seen_as_text(processor, tmp_path):
+    bare = {name: value for name, value in OTHER.items() if name != "image"}
+    write_lines(tmp_path, [forms.rlaif_v(0), bare])
+    source = open_source(tmp_path, processor, max_bad_fraction=0.5)
+    assert set(ids(take(source, 2))) == {"pairs.jsonl:1"}
+    assert source.skipped_counts == {"missing image": 1}
+
+
 def test_a_marker_without_images_is_a_bad_row(processor, tmp_path):
     rejected = changed(forms.trl(1), images=[])
     write_lines(
