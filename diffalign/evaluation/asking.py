@@ -170,7 +170,9 @@ def _load(model: AbstractModel, asking: Asking) -> WritesAnswers:
     usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"
     dtype = usual if asking.dtype == "auto" else asking.dtype
     model.check()
-    loaded = model.load(device=device, compute_dtype=DTYPES[dtype], reference="none")
+    loaded = model.load(
+        device=device, compute_dtype=DTYPES[dtype], reference="none", trainable=False
+    )
     if not hasattr(loaded, "generate"):
         raise ModelError(f"{model.describe()}: writes no text, so it cannot answer; use kind vlm")
     return cast(WritesAnswers, loaded)

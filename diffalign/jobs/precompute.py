@@ -62,7 +62,9 @@ def run(
     )
     if missing:
         device, dtype = accelerator.device, DTYPES[run_config.training.precision]
-        model = run_config.model.load(device=device, compute_dtype=dtype, reference="none")
+        model = run_config.model.load(
+            device=device, compute_dtype=dtype, reference="none", trainable=False
+        )
         model.network.eval()  # the policy that training begins with is the reference
         shares = missing[world.rank() :: world.size()]
         total = sum(shard.stop - shard.start for shard in shares)

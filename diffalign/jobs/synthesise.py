@@ -21,7 +21,6 @@ from diffalign.files import writing
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.base import AbstractModel
 from diffalign.models.precision import DTYPES, Precision
-from diffalign.models.preparation import store_for_autocast
 from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vlm import VLM
 from diffalign.synthesis.base import AbstractSynthesis, Made, Maker, Question, Unmade, Workbench
@@ -139,11 +138,12 @@ def _make(maker: Maker, batch: Sequence[Question | Unmade]) -> tuple[list[Made |
 def _bench(config: SynthesiseConfig, questions: Questions, dtype: Precision) -> Workbench:
     compute_dtype = DTYPES[dtype]
     model = config.model.load(
-        device=choose_device(config.device), compute_dtype=compute_dtype, reference="none"
+        device=choose_device(config.device),
+        compute_dtype=compute_dtype,
+        reference="none",
+        trainable=False,
     )
     assert isinstance(model, VisionLanguageModel)
-    model.network.requires_grad_(False)
-    store_for_autocast(model.network, compute_dtype)
     return Workbench(
         writer=Writer(model, compute_dtype=compute_dtype, batch_size=config.batch_size),
         questions=questions,

@@ -66,6 +66,11 @@ class AbstractModel(abc.ABC):
         it is another policy than the one that training begins with."""
         return False
 
+    @property
+    def leaves_weights_idle(self) -> bool:
+        """Whether some of what trains has no part in the output, and so never a gradient."""
+        return False
+
     @abc.abstractmethod
     def describe(self) -> str:
         """One line for the start of a run: what is trained, and where its weights come from."""
@@ -89,7 +94,12 @@ class AbstractModel(abc.ABC):
 
     @abc.abstractmethod
     def load(
-        self, *, device: torch.device, compute_dtype: torch.dtype, reference: ReferenceKind
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
     ) -> AbstractTrainable:
         """Read the weights.
 
@@ -98,4 +108,6 @@ class AbstractModel(abc.ABC):
             compute_dtype: in which the loaded model computes, autocasting by itself, for policy and
                 reference alike; trained parameters stay in float32.
             reference: what `AbstractTrainable.reference` switches to.
+            trainable: False for a model that is only evaluated. Nothing requires grad then, and
+                what would train is kept like all that is frozen; it says the same, bit for bit.
         """

@@ -223,7 +223,12 @@ class AbstractDiffusion(AbstractModel):
         return noising_from_scheduler(config, prediction_type=self.prediction_type)
 
     def load(
-        self, *, device: torch.device, compute_dtype: torch.dtype, reference: ReferenceKind
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
     ) -> DiffusionModel:
         if reference == "adapter_off" and self.lora is None:
             raise ModelError(
@@ -236,6 +241,10 @@ class AbstractDiffusion(AbstractModel):
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, DTYPES[self.vae_dtype])
         policy, stand_in = self._networks(parts[self.component], compute_dtype, reference)
+        if not trainable:
+            policy.requires_grad_(False)
+            if self.lora is None:  # an adapter is small, and DoRA reads lengths off it
+                store_for_autocast(policy, compute_dtype)
         for network in (policy, stand_in):
             if network is not None:
                 network.to(device)

@@ -27,7 +27,6 @@ from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.export import replacing
 from diffalign.models.noising import AbstractNoising, AbstractVariancePreserving
 from diffalign.models.placement import send
-from diffalign.models.preparation import store_for_autocast
 from diffalign.scorers.clip_loading import (
     WEIGHTS,
     read_clip,
@@ -182,7 +181,12 @@ class StepAwarePreference(AbstractModel):
         return self.base.noising()
 
     def load(
-        self, *, device: torch.device, compute_dtype: torch.dtype, reference: ReferenceKind
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
     ) -> StepAwareModel:
         if reference != "none":
             raise ModelError(
@@ -191,12 +195,13 @@ class StepAwarePreference(AbstractModel):
         clip = read_clip(self.path, revision=self.revision, field="path")
         start = _digest(clip)
         network = TimeConditionedCLIP(clip, seed=self.seed)
-        network.requires_grad_(self.towers == "all")
+        network.requires_grad_(trainable and self.towers == "all")
         for part in (clip.vision_model, clip.visual_projection, clip.t_embedder):
-            part.requires_grad_(True)
-        base = self.base.load(device=device, compute_dtype=compute_dtype, reference="none")
-        base.network.requires_grad_(False).eval()
-        store_for_autocast(base.network, compute_dtype)
+            part.requires_grad_(trainable)
+        base = self.base.load(
+            device=device, compute_dtype=compute_dtype, reference="none", trainable=False
+        )
+        base.network.eval()
         parts = [start, base.fingerprint(), self.towers]
         return StepAwareModel(
             network=network.to(device).train(),

@@ -160,6 +160,7 @@ class VisionLanguageModel(AbstractTrainable):
                 max_new_tokens=max_new_tokens,
                 suppress_tokens=self._placeholders(),
                 pad_token_id=self.pad_token_id,
+                repetition_penalty=1.0,  # Qwen2.5-VL's own settings have another one
                 **(sampled if temperature > 0 else greedy),
             )
         written = answers[:, inputs["input_ids"].shape[1] :]

@@ -113,6 +113,10 @@ class VLM(AbstractModel):
     def continues_adapter(self) -> bool:
         return self.lora is not None and self.lora.start is not None
 
+    @property
+    def leaves_weights_idle(self) -> bool:
+        return self.tower == "trained"  # LLaVA's projector takes the output of an inner layer
+
     def describe(self) -> str:
         if self.lora is None:
             parts = ["all weights of the language model"]
@@ -196,8 +200,7 @@ class VLM(AbstractModel):
         return read_processor(self.path, self.config, revision=self.revision)
 
     def check(self) -> None:
-        with torch.device("meta"):
-            blank = AutoModelForImageTextToText.from_config(self.config)
+        blank = self._blank()
         anatomy = dissect(blank, where=self.path)
         self._location.check_weights(ITSELF)
         self.processor()
@@ -208,18 +211,29 @@ class VLM(AbstractModel):
             lora.check_targets(blank, self.lora, scope=scope)
             lora.check_start(blank, self.lora, component=PEFT_PREFIX, scope=scope)
 
+    def _blank(self) -> Any:
+        """The model without values."""
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(self.config)
+
     def load(
-        self, *, device: torch.device, compute_dtype: torch.dtype, reference: ReferenceKind
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
     ) -> VisionLanguageModel:
         if reference == "adapter_off" and self.lora is None:
             raise ModelError(
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
-        model = self._read(device)
+        model = self._read(**self._quantized(device, compute_dtype))
         anatomy = dissect(model, where=self.path)
-        self._choose_trained(model, anatomy, compute_dtype)
-        model.to(device)
+        self._choose_trained(model, anatomy, compute_dtype, trainable)
+        if self.quantization is None:  # else it is there, and 8 bits cannot be moved
+            model.to(device)
         network = TokenScorer(model, anatomy, positions_at_once=self.positions_at_once)
         reduced = compute_dtype != torch.float32
         with torch.autocast(device.type, dtype=compute_dtype, enabled=reduced):
@@ -228,7 +242,7 @@ class VLM(AbstractModel):
                     f"{self.path}: {type(model).__name__} bounds or scales its logits after its "
                     f"head, and log-probabilities are computed from the head alone"
                 )
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing and trainable:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         return VisionLanguageModel(
@@ -243,42 +257,54 @@ class VLM(AbstractModel):
             export=self._export,
         )
 
-    def _read(self, device: torch.device | None = None) -> Any:
-        """The model as its file has it; quantised on a device, else on the CPU."""
-        options: dict[str, Any] = {}
-        if self.quantization is not None and device is not None:
-            _check_quantization(self.quantization)
-            options = {
-                "quantization_config": BitsAndBytesConfig(
-                    load_in_4bit=self.quantization == "4bit",
-                    load_in_8bit=self.quantization == "8bit",
-                    bnb_4bit_quant_type="nf4",
-                    bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=torch.bfloat16,
-                    llm_int8_skip_modules=["vision_tower", "visual", "lm_head"],
-                ),
-                "device_map": {"": device},
-            }
+    def _quantized(self, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
+        """What `_read` takes for a language model of few bits on a device."""
+        if self.quantization is None:
+            return {}
+        _check_quantization(self.quantization)
+        anatomy = dissect(self._blank(), where=self.path)
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=self.quantization == "4bit",
+                load_in_8bit=self.quantization == "8bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=compute_dtype,
+                # Whole names: transformers 5 matches them from their beginning.
+                llm_int8_skip_modules=[anatomy.tower, anatomy.projector, anatomy.head],
+            ),
+            "device_map": {"": device},
+        }
+
+    def _read(self, **options: Any) -> Any:
+        """The model as its file has it, on the CPU unless options say otherwise."""
         try:
             return self._location.load(AutoModelForImageTextToText, **options)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"{self.path}: cannot be read as a model: {error}") from error
 
-    def _choose_trained(self, model: Any, anatomy: Anatomy, compute_dtype: torch.dtype) -> None:
+    def _choose_trained(
+        self, model: Any, anatomy: Anatomy, compute_dtype: torch.dtype, trainable: bool
+    ) -> None:
         """Frozen weights in the precision of the computation, trained ones in float32."""
         model.requires_grad_(False)
         _silence(model)
         if self.quantization is None:
             align(model)
+        projector = model.get_submodule(anatomy.projector)
         if self.lora is None:
-            model.requires_grad_(True)
-            model.get_submodule(anatomy.tower).requires_grad_(self.tower == "trained")
+            model.requires_grad_(trainable)
+            tower = model.get_submodule(anatomy.tower)
+            tower.requires_grad_(trainable and self.tower == "trained")
         else:  # which freezes all else
+            projector.float()  # before values of a start are put into it
             scope = anatomy.language_scope
             lora.attach(model, self.lora, component=PEFT_PREFIX, scope=scope)
-        model.get_submodule(anatomy.projector).requires_grad_(self.projector == "trained")
+        projector.requires_grad_(trainable and self.projector == "trained")
         widen(model)
         store_for_autocast(model, compute_dtype)
+        if not trainable:
+            model.requires_grad_(False)
 
     def _shares_vision(self, anatomy: Anatomy) -> bool:
         returned_is_trained = anatomy.projector_in_tower and self.projector == "trained"
@@ -343,7 +369,7 @@ class VLM(AbstractModel):
         named = {name.removeprefix("model."): value for name, value in values.items()}
         processor = self.processor()
         if self.lora is None:
-            write_model(folder, model=network.model, values=named, processor=processor)
+            write_model(folder, base=self._read(), values=named, processor=processor)
             return
         whole = (network.anatomy.projector,) if self.projector == "trained" else ()
         write_adapter(

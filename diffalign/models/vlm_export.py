@@ -18,19 +18,21 @@ MERGED = "merged"
 """Folder of the merged model, within that of its adapter."""
 
 
-def write_model(folder: Path, *, model: Any, values: Mapping[str, Tensor], processor: Any) -> None:
-    """Write a folder that `from_pretrained` opens.
+def write_model(folder: Path, *, base: Any, values: Mapping[str, Tensor], processor: Any) -> None:
+    """Write a folder that `from_pretrained` opens, in float32.
 
     Args:
         folder: replaced as a whole.
-        model: gives configuration and frozen weights; it is not touched.
-        values: of its trained parameters, by name.
+        base: the model that training began with, read anew: in the one in training, what is frozen
+            was rounded to the precision of the run. It becomes the trained one.
+        values: of the trained parameters, by name.
         processor: written beside it.
     """
+    base.float()
+    for name, value in values.items():
+        base.get_parameter(name).data = value.detach().float().cpu()
     with replacing(folder) as partial:
-        model.save_pretrained(
-            partial, state_dict={**model.state_dict(), **values}, safe_serialization=True
-        )
+        base.save_pretrained(partial, safe_serialization=True)
         processor.save_pretrained(partial)
 
 

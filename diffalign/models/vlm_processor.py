@@ -6,6 +6,7 @@ what the vision tower returns. Old checkpoints lack the settings that it is comp
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, PretrainedConfig
@@ -28,7 +29,8 @@ def read_processor(path: str, config: PretrainedConfig, *, revision: str | None 
         ModelError: it cannot be read, or would count other image tokens than the model returns.
     """
     try:
-        processor = AutoProcessor.from_pretrained(path, revision=revision or "main")
+        where = str(Path(path).expanduser())
+        processor = AutoProcessor.from_pretrained(where, revision=revision or "main")
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{path}: its processor cannot be read: {error}") from error
     if hasattr(processor, "vision_feature_select_strategy"):

@@ -238,6 +238,7 @@ class Writer:
                 top_p=None,
                 suppress_tokens=self.placeholders,
                 pad_token_id=self.model.pad_token_id,
+                repetition_penalty=1.0,  # Qwen2.5-VL's own settings have another one
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=StoppingCriteriaList([] if stops is None else [_Stops(stops)]),
             )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -281,7 +282,10 @@ def build_accelerator(run: RunConfig) -> Accelerator:
         gradient_accumulation_plugin=accumulation,
         log_with=list(run.tracking.trackers) or None,
         project_dir=str(run.output),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            DistributedDataParallelKwargs(find_unused_parameters=run.model.leaves_weights_idle),
+        ],
     )
     if accelerator.distributed_type not in REPLICATED:
         raise ConfigError(

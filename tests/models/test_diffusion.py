@@ -40,8 +40,8 @@ SDXL_UNET = {
 }
 
 
-def load(settings, *, dtype=torch.float32, reference="none"):
-    return settings.load(device=CPU, compute_dtype=dtype, reference=reference)
+def load(settings, *, dtype=torch.float32, reference="none", **further):
+    return settings.load(device=CPU, compute_dtype=dtype, reference=reference, **further)
 
 
 @pytest.fixture
@@ -167,6 +167,15 @@ def test_trained_weights_are_float32_and_the_frozen_ones_of_the_compute_dtype(ti
         p.dtype == torch.float32 and not p.requires_grad
         for p in adapter.autoencoder.network.parameters()
     )
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_what_is_only_evaluated_takes_the_memory_of_what_is_frozen(tiny_sdxl, lora):
+    settings = SDXL(path=str(tiny_sdxl), lora=lora)
+    network = load(settings, dtype=torch.bfloat16, trainable=False).network
+
+    assert not any(p.requires_grad for p in network.parameters())
+    assert network.conv_in.weight.dtype == torch.bfloat16
 
 
 def test_without_an_adapter_every_weight_of_the_network_trains(tiny_sd15):

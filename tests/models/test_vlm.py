@@ -43,9 +43,14 @@ def vlm(family: str = "llava", **settings: Any) -> VLM:
     return VLM(path=str(folder(family)), **{"lora": LORA, **settings})
 
 
-def load(settings: VLM, reference: Any = "adapter_off") -> Any:
+def load(
+    settings: VLM,
+    reference: Any = "adapter_off",
+    dtype: torch.dtype = torch.float32,
+    **further: Any,
+) -> Any:
     return settings.load(
-        device=torch.device("cpu"), compute_dtype=torch.float32, reference=reference
+        device=torch.device("cpu"), compute_dtype=dtype, reference=reference, **further
     )
 
 
@@ -187,6 +192,48 @@ def test_all_weights_open_in_transformers(family, tmp_path):
     assert torch.allclose(plain_scores(opened, tmp_path / "final"), scores(model), atol=1e-4)
 
 
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_what_is_only_evaluated_takes_the_memory_of_what_is_frozen_and_says_the_same(lora):
+    settings = vlm(lora=lora, projector="trained")
+    trained = load(settings, "none", torch.bfloat16)
+    evaluated = load(settings, "none", torch.bfloat16, trainable=False)
+    assert not any(p.requires_grad for p in evaluated.network.parameters())
+    layers = {
+        name: module.weight.dtype
+        for name, module in evaluated.network.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
+    }
+    assert layers and set(layers.values()) == {torch.bfloat16}
+    assert torch.equal(scores(evaluated), scores(trained))
+
+
+def test_what_stayed_frozen_is_exported_as_the_base_has_it(tmp_path):
+    model = load(vlm(lora=None), "none", torch.bfloat16)
+    take_steps(model)
+    model.export(tmp_path / "final")
+    base = AutoModelForImageTextToText.from_pretrained(folder("llava"))
+    opened = AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
+    trained = dict(model.trained_parameters())
+    for name, parameter in opened.named_parameters():
+        source = trained.get(f"model.{name}", base.get_parameter(name))
+        assert torch.equal(parameter, source), name
+
+
+def test_a_projector_that_is_continued_keeps_its_float32_over_a_smaller_base(tmp_path):
+    small = tmp_path / "small"
+    shutil.copytree(folder("llava"), small)
+    AutoModelForImageTextToText.from_pretrained(small).to(torch.bfloat16).save_pretrained(small)
+    earlier = load(VLM(path=str(small), lora=LORA, projector="trained"))
+    take_steps(earlier)
+    earlier.export(tmp_path / "final")
+    lora = LoraSettings(rank=2, alpha=3, start=tmp_path / "final")
+    model = load(VLM(path=str(small), lora=lora, projector="trained"), "past_policy")
+    for ours, theirs in zip(
+        model.network.projector.parameters(), earlier.network.projector.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("projector", ["frozen", "trained"])
 def test_an_adapter_is_continued_and_is_its_own_reference(projector, tmp_path):
     earlier = load(vlm(projector="trained"))
@@ -265,6 +312,14 @@ def test_answers_are_drawn_from_a_seed_and_never_hold_a_picture():
     assert not any("<image>" in answer for answers in drawn for answer in answers)
 
 
+def test_answers_are_the_most_probable_ones_whatever_the_checkpoint_asks_for():
+    model = load(vlm())
+    prompt = ["USER: What? ASSISTANT:"]
+    plain = model.generate(prompt, [[]], max_new_tokens=8)
+    model.network.model.generation_config.repetition_penalty = 100.0
+    assert model.generate(prompt, [[]], max_new_tokens=8) == plain
+
+
 def test_within_the_reference_it_is_the_reference_that_answers():
     model = load(vlm())
     prompt = ["USER: What? ASSISTANT:"]
@@ -287,6 +342,12 @@ def test_what_old_processors_lack_is_filled_in_from_the_model(tmp_path, lacking)
         text="<image>", images=[random_picture(0, size=(9, 9))], return_tensors="pt"
     ).input_ids[0]
     assert ids.tolist().count(processor.image_token_id) == 4
+
+
+def test_a_path_may_start_from_the_home_folder(tmp_path, monkeypatch):
+    altered(tmp_path, "config.json")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    VLM(path="~/copy").check()
 
 
 def test_a_processor_that_counts_otherwise_is_refused(tmp_path):
@@ -365,6 +426,21 @@ def test_few_bits_without_their_package_or_a_gpu_are_refused_before_weights(monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="quantization is 8bit, which needs a CUDA device"):
         vlm(quantization="8bit").check()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_bits_are_for_the_language_model_alone(family, monkeypatch):
+    rule = pytest.importorskip("transformers.quantizers.quantizers_utils").should_convert_module
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = vlm(family, quantization="4bit")
+    options = settings._quantized(torch.device("cuda", 0), torch.float16)
+    bits = options["quantization_config"]
+    assert bits.bnb_4bit_compute_dtype == torch.float16
+    model = load(vlm(family), "none").network.model
+    layers = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear]
+    converted = {n for n in layers if rule(n, bits.llm_int8_skip_modules)}
+    assert converted == {n for n in layers if n.startswith("model.language_model.")}
 
 
 def test_logits_that_are_bounded_after_the_head_are_refused(monkeypatch):

@@ -114,3 +114,10 @@ def test_where_the_answers_lie_and_how_many_workers_read_them_is_no_part_of_the_
     ours = build.identity(run_of(folder))
     assert build.identity(run_of(folder, "responses.workers=1", "responses.path=moved")) == ours
     assert build.identity(run_of(folder, "responses.max_length=99")) != ours
+
+
+@pytest.mark.parametrize("tower", ["frozen", "trained"])
+def test_processes_wait_for_no_gradient_of_a_towers_last_layer_which_nothing_reads(folder, tower):
+    run = run_of(folder, "model.lora=null", f"model.tower={tower}")
+    waits = build.build_accelerator(run).ddp_handler
+    assert waits.find_unused_parameters == (tower == "trained")
