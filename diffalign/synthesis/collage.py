@@ -300,13 +300,13 @@ def _companions(
         other = bench.questions[drawn % len(bench.questions)]
         if not isinstance(other, Question) or len(other.images) != 1:
             continue
-        name = bench.pictures.name(other.images[0])
-        if name == own or name in pictures:
-            continue
         try:
-            pictures[name] = bench.picture(other.images[0])
+            picture = bench.picture(other.images[0])
         except UnusableRowError:
             continue  # its own question will say so
+        name = bench.pictures.name(other.images[0])
+        if name != own:
+            pictures[name] = picture
     if len(pictures) < count:
         raise UnsuitedError("too few other pictures", f"{len(pictures)} of {count}")
     return tuple(pictures.values()), tuple(pictures)

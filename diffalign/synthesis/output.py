@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +32,19 @@ def write_pairs(
         DataError: the disk refuses.
     """
     path = folder / f"pairs.{format}"
-    rows = ({"id": row.sample_id, **row.values} for row in made)
+    rows = [{"id": row.sample_id, **row.values} for row in made]
     if format == "jsonl":
         write_json_lines(path, rows)
         return path
+
+    def read(name: str) -> dict[str, Any]:
+        return {"bytes": (folder / name).read_bytes(), "path": Path(name).name}
+
+    blank = [_with_pictures(r, picture_columns, lambda _: {"bytes": b"", "path": ""}) for r in rows]
+    schema = pa.Table.from_pylist(blank).schema  # of all rows: the first may have no picture
     draft = path.with_name(path.name + ".part")
     with writing(path):
-        _write_table(draft, (_with_pictures(row, picture_columns, folder) for row in rows))
+        _write_table(draft, (_with_pictures(r, picture_columns, read) for r in rows), schema)
         draft.replace(path)
     return path
 
@@ -53,18 +59,16 @@ def write_skipped(folder: Path, unmade: Sequence[Unmade]) -> Path:
     return path
 
 
-def _write_table(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
-    table = pa.Table.from_pylist(list(islice(rows, _ROWS_AT_ONCE)))
-    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
-        while len(table):
-            writer.write_table(table)
-            some = list(islice(rows, _ROWS_AT_ONCE))
-            table = pa.Table.from_pylist(some, schema=table.schema)
+def _write_table(path: Path, rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> None:
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while some := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
 
 
-def _with_pictures(row: Mapping[str, Any], columns: Sequence[str], folder: Path) -> dict[str, Any]:
-    def picture(name: str) -> dict[str, Any]:
-        return {"bytes": (folder / name).read_bytes(), "path": Path(name).name}
+def _with_pictures(
+    row: Mapping[str, Any], columns: Sequence[str], picture: Callable[[str], dict[str, Any]]
+) -> dict[str, Any]:
+    """A row with pictures in place of their names."""
 
     def pictures(value: Any) -> Any:
         return [picture(name) for name in value] if isinstance(value, list) else picture(value)

@@ -12,7 +12,7 @@ afterwards, without the model, so that corrections and scores can be given when 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +47,7 @@ EMPTY = "the model wrote nothing"
 UNCORRECTED = "no correction"
 UNSCORED = "fewer than two scored answers"
 NO_GAP = "no two scores differ enough"
+NO_SUCH_ANSWER = "corrected or scored, but not made"
 TOO_LONG = "rejected side too long"
 
 
@@ -170,7 +171,7 @@ class OwnAnswers(AbstractSynthesis):
         self, made: Sequence[Made], scores: Mapping[tuple[str, int], float]
     ) -> list[Made | Unmade]:
         found: list[tuple[Made, list[tuple[str, str]]]] = []
-        results: list[Made | Unmade] = []
+        results = _of_no_answer(scores, made)
         for some in made:
             samples = some.values["samples"]
             judged = [n for n in range(len(samples)) if (some.sample_id, n) in scores]
@@ -216,7 +217,7 @@ class OwnAnswers(AbstractSynthesis):
     def _corrected(
         self, made: Sequence[Made], corrections: Mapping[tuple[str, int], Correction]
     ) -> list[Made | Unmade]:
-        results: list[Made | Unmade] = []
+        results = _of_no_answer(corrections, made)
         for some in made:
             samples = some.values["samples"]
             numbers = [n for n in range(len(samples)) if (some.sample_id, n) in corrections]
@@ -254,6 +255,16 @@ def _kept(question: Question, texts: Sequence[str], bench: Workbench) -> Made | 
     )
 
 
+def _of_no_answer(keys: Iterable[tuple[str, int]], made: Sequence[Made]) -> list[Made | Unmade]:
+    """What files name by id and number, and what is no answer."""
+    known = {(some.sample_id, n) for some in made for n in range(len(some.values["samples"]))}
+    return [
+        Unmade(sample_id=name, reason=NO_SUCH_ANSWER, detail=f"sample {number}")
+        for name, number in keys
+        if (name, number) not in known
+    ]
+
+
 def _preferences(some: Made, pairs: Sequence[tuple[str, str]]) -> list[Made | Unmade]:
     return [
         Made(
@@ -270,11 +281,10 @@ def _preferences(some: Made, pairs: Sequence[tuple[str, str]]) -> list[Made | Un
 
 
 def _three_answers(some: Made, own: str, correction: Correction, *, name: str) -> Made:
-    images = some.values["images"]
     return Made(
         sample_id=name,
         values={
-            "image": images[0] if len(images) == 1 else images,
+            "image": some.values["images"],
             "queries": _template(some.values["prompt"]),
             "standard_response": some.values["answer"],
             "original_generate_response": own,

@@ -106,6 +106,14 @@ def test_too_few_pictures_for_a_collage_are_named(tmp_path):
     assert (some.reason, some.detail) == ("too few other pictures", "2 of 3")
 
 
+def test_a_damaged_picture_of_a_table_is_no_companion_and_costs_nobody_else(tmp_path):
+    questions = [question(n, tmp_path) for n in range(4)]
+    questions[3] = replace(questions[3], images=(b"damaged",))
+    method = keeping("sequence", 3)
+    made = method.open(bench(tmp_path, questions))(questions[:3])
+    assert all(isinstance(some, Made) for some in made)
+
+
 def test_every_form_is_drawn_and_batches_change_nothing(tmp_path):
     method = Collage(
         keep_below={"sequence": {"2": 1.0}, "pic_in_pic": {"2": 1.0}},

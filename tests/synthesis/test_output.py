@@ -42,6 +42,15 @@ def test_rows_are_read_back_with_their_pictures(tmp_path, form):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_rows_without_a_picture_may_come_first(tmp_path):
+    *without, one = rows(tmp_path, 301)
+    for row in without:
+        row.values.update(images=[], prompt=[{"role": "user", "content": "Why?"}])
+    path = write_pairs(tmp_path, [*without, one], format="parquet", picture_columns=("images",))
+    data = open_responses(ResponseConfig(path=str(path)))
+    assert [len(data.pair(number, 0).images) for number in (0, 300)] == [0, 1]
+
+
 def test_what_is_skipped_is_listed(tmp_path):
     path = write_skipped(tmp_path, [Unmade(sample_id="a", reason="no", detail="why")])
     assert json.loads(path.read_text()) == {"id": "a", "reason": "no", "detail": "why"}

@@ -70,7 +70,7 @@ def test_corrections_give_three_answers(tmp_path):
     row, left_out = method.pairs([sampled("lie"), sampled("x", sample_id="b")], tmp_path)
     assert method.form == "opa_dpo"
     assert row.values == {
-        "image": "a.png",
+        "image": ["a.png"],
         "queries": "<image>\nWhy?",
         "standard_response": "truth",
         "original_generate_response": "lie",
@@ -86,6 +86,22 @@ def test_a_judge_is_asked_once(tmp_path, monkeypatch):
     assert first[0].values["AI_pseudo_response"] == "True."
     monkeypatch.setattr(Corrector, "replies", lambda *_: pytest.fail("asked again"))
     assert method.pairs([sampled("lie")], tmp_path) == first
+
+
+@pytest.mark.parametrize("kind", ["corrections", "scores"])
+def test_what_is_said_of_answers_that_are_not_there_is_listed(tmp_path, kind):
+    rows = [
+        {"id": name, "sample": n, "revised": "x", "score": n}
+        for name, n in (("a", 0), ("a", 1), ("a", 2), ("b", 0))
+    ]
+    method = OwnAnswers(**{kind: lines(tmp_path / "f.jsonl", *rows)})
+    *unknown, pair = method.pairs([sampled("one", "two")], tmp_path)
+    assert isinstance(pair, Made)
+    assert [(some.sample_id, some.detail) for some in unknown] == [
+        ("a", "sample 2"),
+        ("b", "sample 0"),
+    ]
+    assert {some.reason for some in unknown} == {"corrected or scored, but not made"}
 
 
 def test_scores_make_pairs_of_own_answers(tmp_path):
