@@ -96,7 +96,7 @@ def ask(
         DataError: a picture is missing, or cannot be read.
         ModelError: the model cannot be loaded, writes no text, or has no chat template.
     """
-    maker = _digest(configs.to_dict(model), asking.max_new_tokens, asking.dtype)
+    maker = _digest(_identity(model), asking.max_new_tokens, asking.dtype)
     kept = _kept(asking.saves, maker)
     known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
     answers = {i: row["answer"] for i, row in kept.items() if row["asked"] == known.get(i)}
@@ -139,6 +139,13 @@ def _ask_missing(
             answers |= {str(row["question_id"]): str(row["answer"]) for row in rows}
             advance(len(batch))
     return answers
+
+
+def _identity(model: AbstractModel) -> Any:
+    """Tells a model from others, also from one that lay in the same folder before."""
+    from diffalign.models.vlm import VLM
+
+    return model.policy_fingerprint() if isinstance(model, VLM) else configs.to_dict(model)
 
 
 def _kept(path: Path, maker: str) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vlm import VLM
 from diffalign.synthesis.base import AbstractSynthesis, Made, Maker, Question, Unmade, Workbench
-from diffalign.synthesis.journal import Journal
+from diffalign.synthesis.journal import FAILED, Journal
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
 from diffalign.synthesis.pictures import PictureStore
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
@@ -79,7 +79,7 @@ def run(config: SynthesiseConfig) -> None:
     questions = open_questions(config.questions)
     _print_plan(config, questions, console)
     dtype = _dtype_name(config)
-    journal = Journal(config.output, _what_decides(config, questions, dtype))
+    journal = Journal(config.output, _what_decides(config, config.model, questions, dtype))
     with writing(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         configs.save(config, config.output / "synthesise.yaml")
@@ -130,7 +130,7 @@ def _make(maker: Maker, batch: Sequence[Question | Unmade]) -> tuple[list[Made |
         if isinstance(result, Exception):
             failed += 1
             detail = f"{type(result).__name__}: {result}"
-            result = Unmade(sample_id=question.sample_id, reason="failed", detail=detail)
+            result = Unmade(sample_id=question.sample_id, reason=FAILED, detail=detail)
         results[question.sample_id] = result
     return [results[item.sample_id] for item in batch], failed
 
@@ -203,7 +203,7 @@ def _dtype_name(config: SynthesiseConfig) -> Precision:
 
 
 def _what_decides(
-    config: SynthesiseConfig, questions: Questions, dtype: Precision
+    config: SynthesiseConfig, model: VLM, questions: Questions, dtype: Precision
 ) -> dict[str, Any]:
     """All that a line of the journal depends on, but for float rounding."""
     synthesis = configs.to_dict(config.synthesis)
@@ -212,7 +212,7 @@ def _what_decides(
     return {
         "synthesis": {k: v for k, v in synthesis.items() if k not in config.synthesis.later},
         "tools": dict(config.synthesis.tools()),
-        "model": configs.to_dict(config.model),
+        "model": model.policy_fingerprint(),
         "questions": asked,
         "fingerprint": questions.fingerprint,
         "seed": config.seed,

@@ -17,6 +17,8 @@ from diffalign.files import append_json_lines, read_json_lines
 from diffalign.synthesis.base import Made, Unmade
 
 NAME = "made.jsonl"
+FAILED = "failed"
+"""The reason of a question at which something broke that nobody foresaw."""
 
 
 class Journal:
@@ -50,12 +52,16 @@ class Journal:
         return self._lines[sample_id]
 
     def add(self, lines: Sequence[Made | Unmade]) -> None:
-        """Write what is not there yet, and wait until the disk has it."""
+        """Write what is not there yet, and wait until the disk has it.
+
+        What failed is known to this run alone: the next one tries it again.
+        """
         new = [line for line in lines if line.sample_id not in self._lines]
-        if new:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            append_json_lines(self._path, [self._row(line) for line in new])
         self._lines |= {line.sample_id: line for line in new}
+        lasting = [line for line in new if isinstance(line, Made) or line.reason != FAILED]
+        if lasting:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            append_json_lines(self._path, [self._row(line) for line in lasting])
 
     def _row(self, line: Made | Unmade) -> dict[str, Any]:
         row: dict[str, Any] = {"id": line.sample_id, "made_by": self._made_by}

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffalign import config
 from diffalign.errors import ConfigError, DataError, ModelError
@@ -84,6 +85,16 @@ def test_answers_of_another_model_are_not_mixed_in(folder, model, changes):
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
     with pytest.raises(ConfigError, match=r"answers of another model.*another file"):
         ask(model, questions(folder, "dark"), asking(folder, **changes))
+
+
+def test_a_model_that_was_trained_again_in_its_folder_is_another(folder):
+    model = VLM(path=str(tiny_llava(folder / "model")))
+    settings = asking(folder, max_new_tokens=1, device="cpu")
+    ask(model, questions(folder, "dark"), settings)
+    (weights,) = (folder / "model").glob("*.safetensors")
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="answers of another model"):
+        ask(VLM(path=model.path), questions(folder, "dark"), settings)
 
 
 def test_missing_pictures_are_counted_before_the_model_is_loaded(folder):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from diffalign import components, config
@@ -134,6 +136,17 @@ def test_other_settings_need_another_folder(questions, tmp_path, change):
     make("own_answers", questions, tmp_path)
     with pytest.raises(ConfigError, match="give output another folder"):
         make("own_answers", questions, tmp_path, change)
+
+
+def test_a_model_that_was_trained_again_in_its_folder_needs_another(questions, tmp_path):
+    model = shutil.copytree(folder("llava"), tmp_path / "model")
+    make("own_answers", questions, tmp_path / "out", f"model.path={model}")
+    moved = model.rename(tmp_path / "moved")
+    make("own_answers", questions, tmp_path / "out", f"model.path={moved}")
+    (weights,) = moved.glob("*.safetensors")
+    save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="give output another folder"):
+        make("own_answers", questions, tmp_path / "out", f"model.path={moved}")
 
 
 def test_parquet_holds_its_pictures(questions, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from diffalign.errors import ConfigError
 from diffalign.synthesis.base import Made, Unmade
-from diffalign.synthesis.journal import NAME, Journal
+from diffalign.synthesis.journal import FAILED, NAME, Journal
 
 LINES = [
     Made(sample_id="a", values={"x": 1}),
@@ -34,6 +34,15 @@ def test_half_a_line_does_not_count(tmp_path):
     assert "c" not in journal
     journal.add([Made(sample_id="c", values={})])
     assert Journal(tmp_path, {})["c"] == Made(sample_id="c", values={})
+
+
+def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
+    journal = Journal(tmp_path, {})
+    journal.add([*LINES, Unmade(sample_id="c", reason=FAILED, detail="strange")])
+    assert journal["c"].detail == "strange"
+    again = Journal(tmp_path, {})
+    assert "b" in again
+    assert "c" not in again
 
 
 def test_other_settings_are_refused(tmp_path):
