@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # settings are read where nothing is loaded, and torch takes a second
+    import torch
+    from torch import Tensor, nn
 
 ReferenceKind = Literal["adapter_off", "frozen_copy", "past_policy", "none"]
 

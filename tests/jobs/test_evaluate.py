@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -198,6 +199,18 @@ def test_descriptions_without_language_data_say_how_to_get_it(amber, monkeypatch
     monkeypatch.setitem(sys.modules, "nltk", None)
     with pytest.raises(ConfigError, match=r"pip install 'diffalign\[language\]'; .*nouns=relation"):
         evaluate(*amber)
+
+
+def test_saved_answers_are_judged_without_torch(chair):
+    code = (
+        "import sys; from diffalign.cli import app; app(standalone_mode=False)\n"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "evaluate", *chair, FEW, "--json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    report, loaded = printed.splitlines()
+    assert json.loads(report)["chair_i"] > 0
+    assert loaded == "[]"
 
 
 @pytest.mark.parametrize(
