@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, cast
 from rich.console import Console
 
 from diffalign import config as configs
-from diffalign.errors import ConfigError, DataError, ModelError
+from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.evaluation.progress import progress
 from diffalign.files import append_json_lines, read_json_lines
 from diffalign.models.base import AbstractModel
@@ -42,6 +42,11 @@ class Asking:
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it shapes answers, for a report."""
+        return {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +124,7 @@ def _ask_missing(
     with progress(Console(stderr=True), "answer", len(missing), unit="questions") as advance:
         for start in range(0, len(missing), asking.batch_size):
             batch = missing[start : start + asking.batch_size]
-            texts = model.generate(
-                [_prompt(model.processor, question.text) for question in batch],
-                [[_picture(question.image)] for question in batch],
-                max_new_tokens=asking.max_new_tokens,
-            )
+            texts = _generate(model, batch, asking.max_new_tokens)
             rows = [
                 {
                     "question_id": q.question_id,
@@ -139,6 +140,25 @@ def _ask_missing(
             answers |= {str(row["question_id"]): str(row["answer"]) for row in rows}
             advance(len(batch))
     return answers
+
+
+def _generate(
+    model: WritesAnswers, questions: Sequence[PictureQuestion], max_new_tokens: int
+) -> list[str]:
+    import torch
+
+    try:
+        return model.generate(
+            [_prompt(model.processor, question.text) for question in questions],
+            [[_picture(question.image)] for question in questions],
+            max_new_tokens=max_new_tokens,
+        )
+    except torch.OutOfMemoryError as error:
+        raise DiffalignError(
+            f"the memory of the GPU does not hold {len(questions)} questions at once: set a "
+            f"smaller asking.batch_size. What was answered stays, and the same command goes on from "
+            f"there"
+        ) from error
 
 
 def _identity(model: AbstractModel) -> Any:

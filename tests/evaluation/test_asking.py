@@ -6,11 +6,12 @@ import json
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffalign import config
-from diffalign.errors import ConfigError, DataError, ModelError
+from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.evaluation.asking import Asking, PictureQuestion, ask
 from diffalign.evaluation.benchmarks.amber import Amber
 from diffalign.evaluation.benchmarks.chair import Chair
@@ -103,6 +104,15 @@ def test_missing_pictures_are_counted_before_the_model_is_loaded(folder):
     assert not (folder / "answers.jsonl").exists()
 
 
+def test_a_gpu_that_is_too_small_is_told_in_words(folder, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(BrightnessTeller, "_generate", full)
+    with pytest.raises(DiffalignError, match=r"hold 1 questions at once: set a smaller asking.ba"):
+        ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
+
+
 def test_a_model_that_writes_no_text_is_refused(folder):
     with pytest.raises(ModelError, match="writes no text"):
         ask(BrightnessTeller(mute=True), questions(folder, "dark"), asking(folder))
@@ -140,6 +150,8 @@ def test_chair_of_a_model(folder, asked):
     ).report()
     assert report.whole.figures["recall"].value == 100
     assert asked == ["What is it?"]
+    assert report.facts["prompt"] == "What is it?"
+    assert report.facts["max_new_tokens"] == 512
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -164,14 +165,14 @@ class Amber(AbstractBenchmark):
 
         return judge
 
-    def _facts(self, described: bool) -> dict[str, str]:
+    def _facts(self, described: bool) -> dict[str, Any]:
         nouns = {
             "nltk": "nltk, tagged and lemmatised",
             "spacy": SPACY_MODEL,
             "relation": "words of relation.json (stand-in)",
         }
         alike = {"spacy": SPACY_MODEL, "equality": "equality (stand-in)"}
-        facts = {"positive": "no"}
+        facts = {"positive": "no", **(self.asking.facts if self.asking else {})}
         if described:
             facts |= {"nouns": nouns[self.nouns], "similarity": alike[self.similarity]}
         return facts

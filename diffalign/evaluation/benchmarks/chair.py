@@ -95,6 +95,7 @@ class Chair(AbstractBenchmark):
                 "tokeniser": self.tokeniser,
                 "singulariser": self.singulariser,
                 "synonyms": "refined" if self.refined else "published",
+                **({"prompt": self.prompt, **self.asking.facts} if self.asking else {}),
             },
             left_out={
                 "captions of pictures without objects": [

@@ -68,7 +68,11 @@ class Pope(AbstractBenchmark):
             parts={s: panel(t, pope.MEASURES, self.bootstrap) for s, t in tallies.items()}
             if len(tallies) > 1
             else {},
-            facts={"positive": "yes", "splits": ", ".join(tallies)},
+            facts={
+                "positive": "yes",
+                "splits": ", ".join(tallies),
+                **(self.asking.facts if self.asking else {}),
+            },
             left_out={
                 f"questions of {split} without an answer": _unanswered(
                     questions[split], judged[split]
