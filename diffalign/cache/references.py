@@ -181,7 +181,8 @@ class CachedReference:
                     f"{path} is damaged ({error}): remove it, and have it computed again with "
                     f"diffalign precompute CONFIG.yaml reference_cache={folder}"
                 ) from error
-            places = torch.tensor([rows.setdefault(name, len(rows)) for name in ids])
+            numbers = [rows.setdefault(name, len(rows)) for name in ids]
+            places = torch.tensor(numbers, dtype=torch.int64)  # there may be none
             for view, column in found.items():
                 values[view][places, shard.draw] = column
         return cls(folder, rows=rows, values=values)

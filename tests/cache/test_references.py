@@ -115,6 +115,11 @@ def test_a_sample_without_a_value_is_named(tmp_path):
         cached(["pair-4", "pair-3"], [1, 0])
 
 
+def test_a_file_may_be_of_unusable_pairs_alone(tmp_path):
+    fill(tmp_path, unusable=frozenset({3, 4}))
+    assert opened(tmp_path)(["pair-2"], [1])["chosen"].tolist() == [value(2, "chosen", 0)]
+
+
 def test_what_is_absent_or_damaged_is_told_apart(tmp_path):
     with pytest.raises(CacheError, match="holds no reference values: compute them"):
         opened(tmp_path)
