@@ -155,8 +155,8 @@ def _generate(
         )
     except torch.OutOfMemoryError as error:
         raise DiffalignError(
-            f"the memory of the GPU does not hold {len(questions)} questions at once: set a smaller "
-            f"asking.batch_size. What was answered stays, and the same command goes on from there"
+            f"the memory of the GPU does not hold {len(questions)} questions at once: set "
+            f"asking.batch_size lower. What was answered stays, and the same command goes on"
         ) from error
 
 

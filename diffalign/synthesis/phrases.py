@@ -1,8 +1,8 @@
-"""The parts of an answer that say what is to be seen: objects, attributes, relations.
+"""The parts of an answer that say what is to be seen: objects and attributes.
 
-spaCy's parser tells noun phrases, adjectives and adpositions. Where it is missing there is a
-stand-in without language data, which is named in every row: all words but those of a closed list of
-function words.
+spaCy's parser tells noun phrases, numbers and adjectives. Where it is missing there is a stand-in
+without language data, which is named in every row: all words but those of a closed list of function
+words.
 """
 
 from __future__ import annotations

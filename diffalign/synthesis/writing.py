@@ -165,7 +165,6 @@ class Writer:
             )
         return written
 
-    @torch.no_grad()
     def hidden_states(self, texts: Sequence[str]) -> Tensor:
         """Mean of the last hidden states over the tokens of texts without pictures: [n, width]."""
         tokenizer = self.model.processor.tokenizer

@@ -109,7 +109,9 @@ def test_a_gpu_that_is_too_small_is_told_in_words(folder, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(BrightnessTeller, "_generate", full)
-    with pytest.raises(DiffalignError, match=r"hold 1 questions at once: set a smaller asking.ba"):
+    with pytest.raises(
+        DiffalignError, match=r"hold 1 questions at once: set asking.batch_size lower"
+    ):
         ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
 
 
