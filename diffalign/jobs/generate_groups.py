@@ -100,9 +100,7 @@ def draw(
     )
     if not plan.missing:
         return []
-    model = plan.model.load(
-        device=device, compute_dtype=dtype, reference="none", trainable=False
-    )
+    model = plan.model.load(device=device, compute_dtype=dtype, reference="none", trainable=False)
     with progress(console, "groups", groups * images) as advance:
         failures = plan.artist.draw(output, model, plan.missing, plan.existing, advance)
     del model
