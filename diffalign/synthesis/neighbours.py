@@ -21,26 +21,21 @@ from diffalign.models.vision_language import VisionLanguageModel
 Pooling = Literal["mean", "cls"]
 
 
-def nearest(features: Tensor, queries: Tensor, *, k: int, rows_at_once: int = 1024) -> Tensor:
-    """The most similar other rows of a table, by cosine; exact.
+def nearest(directions: Tensor, number: int, *, k: int) -> list[int]:
+    """The pictures most similar to one of them, by cosine; exact.
 
     Args:
-        features: [m, width], one a picture.
-        queries: int64 [n], rows that are asked about; a row is no neighbour of its own.
-        k: how many neighbours each gets; all of them, where there are fewer.
-        rows_at_once: queries whose similarities with all m pictures exist at the same time.
+        directions: [m, width], one a picture, each of length 1.
+        number: of the picture that is asked about; it is no neighbour of its own.
+        k: how many neighbours are wanted; all of them, where there are fewer.
 
     Returns:
-        Int64 [n, k], the nearest first; of equally near ones the earlier first.
+        Numbers of pictures, the nearest first; of equally near ones the earlier first.
     """
-    unit = torch.nn.functional.normalize(features.float(), dim=1)
-    found = []
-    for some in queries.split(rows_at_once):
-        cosines = unit[some] @ unit.T
-        cosines[torch.arange(len(some)), some] = -torch.inf
-        order = cosines.sort(dim=1, descending=True, stable=True).indices
-        found.append(order[:, : min(k, len(unit) - 1)])
-    return torch.cat(found)
+    cosines = directions @ directions[number]
+    cosines[number] = -torch.inf
+    order: list[int] = cosines.sort(descending=True, stable=True).indices.tolist()
+    return order[: min(k, len(order) - 1)]
 
 
 def embed(

@@ -51,8 +51,8 @@ class _Gallery:
     """All distinct pictures of the questions."""
 
     images: Sequence[EncodedImage]
-    features: Tensor
-    """[m, width]."""
+    directions: Tensor
+    """Float32 [m, width], each of length 1: what the tower makes of them."""
     number: dict[str, int]
     """Digest -> number of the picture."""
 
@@ -173,8 +173,8 @@ class _Filler:
         ]
         if not spans:
             raise UnsuitedError(NOTHING_TO_MASK, repr(answer)[:60])
-        own = torch.tensor([self.gallery.number[digest(question.images[0])]])
-        near = nearest(self.gallery.features, own, k=self.settings.neighbours)[0].tolist()
+        own = self.gallery.number[digest(question.images[0])]
+        near = nearest(self.gallery.directions, own, k=self.settings.neighbours)
         return _Blanks(text=blanked(answer, spans, MASK), neighbours=near)
 
     def _fill(
@@ -243,7 +243,7 @@ def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
     digests = list(found)
     return _Gallery(
         images=[found[digests[number]] for number in numbers],
-        features=seen["features"],
+        directions=torch.nn.functional.normalize(seen["features"].float(), dim=1),
         number={digests[number]: place for place, number in enumerate(numbers)},
     )
 
