@@ -33,7 +33,7 @@ def read_processor(path: str, config: PretrainedConfig, *, revision: str | None 
         processor = AutoProcessor.from_pretrained(where, revision=revision or "main")
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{path}: its processor cannot be read: {error}") from error
-    if hasattr(processor, "vision_feature_select_strategy"):
+    if hasattr(processor, "num_additional_image_tokens"):  # LLaVA-OneVision counts otherwise
         _complete(processor, config, path)
     return processor
 

@@ -9,6 +9,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -342,6 +343,13 @@ def test_what_old_processors_lack_is_filled_in_from_the_model(tmp_path, lacking)
         text="<image>", images=[random_picture(0, size=(9, 9))], return_tensors="pt"
     ).input_ids[0]
     assert ids.tolist().count(processor.image_token_id) == 4
+
+
+def test_a_processor_that_counts_by_other_settings_is_left_alone(monkeypatch):
+    settings = vlm()
+    other = SimpleNamespace(vision_feature_select_strategy="full", num_image_tokens=729)
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: other)
+    assert settings.processor() is other
 
 
 def test_a_path_may_start_from_the_home_folder(tmp_path, monkeypatch):
