@@ -119,7 +119,8 @@ def _draw(models: Mapping[str, WritesAnswers], path: Path) -> None:
         AnswerRow(picture=render(scene), answers=[_judged(text, scene) for text in said])
         for scene, *said in zip(scenes, *texts, strict=True)
     ]
-    wrong, right = [], []
+    wrong: list[AnswerRow] = []
+    right: list[AnswerRow] = []
     for row in rows:
         (wrong if any(passage.wrong for passage in row.answers[0].passages) else right).append(row)
     title = f"The first {_WRONG} unseen scenes that the base gets wrong, the first {_RIGHT} others"
