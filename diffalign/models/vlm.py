@@ -184,6 +184,11 @@ class VLM(AbstractModel):
             )
         return config
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest row that the language model has positions for; None for any."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
     @cached_property
     def _location(self) -> AbstractLocation:
         location = locate(self.path, revision=self.revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -307,8 +307,10 @@ def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> A
 
     if run.responses is not None:
         assert isinstance(run.model, VLM), "check() was called"
+        longest = run.responses.max_length
+        longest = min(longest, run.model.context or longest)
         return ResponseSource.open(
-            run.responses,
+            replace(run.responses, max_length=longest),
             views=run.likelihood.data_views(run.objective.views),
             served=run.objective.views,
             run_seed=run.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,16 @@ def test_processes_wait_for_no_gradient_of_a_towers_last_layer_which_nothing_rea
     run = run_of(folder, "model.lora=null", f"model.tower={tower}")
     waits = build.build_accelerator(run).ddp_handler
     assert waits.find_unused_parameters == (tower == "trained")
+
+
+def test_a_pair_beyond_the_context_of_the_model_is_skipped(folder, tmp_path):
+    short = tmp_path / "llava"
+    shutil.copytree(folder / "llava", short)
+    content = json.loads((short / "config.json").read_text())
+    content["text_config"]["max_position_embeddings"] = 20
+    (short / "config.json").write_text(json.dumps(content))
+    run = run_of(folder, f"model.path={short}")
+    source = build.build_source(run, Console(quiet=True), skipped=tmp_path / "skipped.jsonl")
+    with pytest.raises(DataError, match="row above max_length"):
+        next(iter(source))
+    assert "allowed are 20" in (tmp_path / "skipped.jsonl").read_text()
