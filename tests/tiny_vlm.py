@@ -87,7 +87,7 @@ def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -
         vocabulary: rows of the embedding; those that its tokenizer has, if None.
         **changes: to the processor, such as `patch_size=None` for what old checkpoints lack.
     """
-    tokenizer = _llama_tokenizer()
+    tokenizer = tiny_language_tokenizer()
     config = LlavaConfig(
         vision_config=_clip_config(),
         text_config=_llama_config(tokenizer, vocabulary),
@@ -109,7 +109,7 @@ def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -
 
 def tiny_llava_next(folder: Path) -> Path:
     """Write a LLaVA-NeXT that cuts pictures into tiles of 8 by 8 pixels."""
-    tokenizer = _llama_tokenizer()
+    tokenizer = tiny_language_tokenizer()
     grid = [[8, 16], [16, 8], [16, 16]]
     config = LlavaNextConfig(
         vision_config=_clip_config(),
@@ -193,7 +193,7 @@ def _tokenizer(specials: list[str], *, begins: str | None) -> Tokenizer:
     return tokenizer
 
 
-def _llama_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_language_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(["<unk>", "<s>", "</s>", "<pad>", "<image>"], begins="<s>"),
         unk_token="<unk>",

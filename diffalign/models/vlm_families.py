@@ -89,7 +89,7 @@ def dissect(model: Any, *, where: str) -> Anatomy:
 
 
 _SUPPORTED = (
-    f"known families are {', '.join(TESTED)}, and others with these parts, in transformers 4.52 or "
+    f"known families are {', '.join(TESTED)}, and others with these parts, in transformers 4.57 or "
     f"later"
 )
 

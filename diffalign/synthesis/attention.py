@@ -35,17 +35,11 @@ def layers_of(writer: Writer) -> Any:
 
 
 def check_layer(writer: Writer, layer: int) -> None:
-    """Raise ModelError unless the language model has that layer, and gives its attention."""
+    """Raise ModelError unless the language model has that layer."""
     layers = layers_of(writer)
     if layer >= len(layers):
         raise ModelError(
             f"layer is {layer}, and the language model has {len(layers)}, 0 to {len(layers) - 1}"
-        )
-    language = writer.network.model.get_submodule(writer.network.anatomy.language)
-    if not hasattr(language, "set_attn_implementation"):
-        raise ModelError(
-            f"{type(language).__name__} cannot be told to compute attention openly in this version "
-            f"of transformers; install 4.55 or later"
         )
 
 

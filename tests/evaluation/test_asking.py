@@ -125,7 +125,7 @@ def load(cls, folder, *overrides: str):
     return config.load(cls, None, [*common, *overrides, "bootstrap.resamples=100"])
 
 
-def test_pope_of_a_model(folder):
+def test_pope_of_a_model(folder, asked):
     path = folder / "questions.json"
     path.write_text(
         "".join(
@@ -134,7 +134,10 @@ def test_pope_of_a_model(folder):
             for n, label in (("dark", "no"),)
         )
     )
-    report = load(Pope, folder, f"questions.a={path}", f"questions.b={path}").report()
+    suffix = "suffix=Answer with a single word."
+    report = load(Pope, folder, f"questions.a={path}", f"questions.b={path}", suffix).report()
+    assert all(text.endswith("Light?Answer with a single word.") for text in asked)
+    assert report.facts["suffix"] == "Answer with a single word."
     assert report.whole.figures["accuracy"].value == 100
     assert report.whole.counts["questions"] == 2
 

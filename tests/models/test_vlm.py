@@ -181,7 +181,7 @@ def test_an_adapter_opens_in_peft_and_merged_in_transformers(family, projector, 
     assert torch.allclose(plain_scores(opened, tmp_path / "final"), expected, atol=1e-4)
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "final/merged").eval()
     assert torch.allclose(plain_scores(merged, tmp_path / "final/merged"), expected, atol=1e-4)
-    assert (expected - start).abs().min() > 0.01
+    assert (expected - start).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
@@ -438,7 +438,9 @@ def test_few_bits_without_their_package_or_a_gpu_are_refused_before_weights(monk
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_few_bits_are_for_the_language_model_alone(family, monkeypatch):
-    rule = pytest.importorskip("transformers.quantizers.quantizers_utils").should_convert_module
+    utilities = pytest.importorskip("transformers.quantizers.quantizers_utils")
+    if not hasattr(utilities, "should_convert_module"):
+        pytest.skip("transformers below 5 has no function for its rule")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings = vlm(family, quantization="4bit")
@@ -447,7 +449,9 @@ def test_few_bits_are_for_the_language_model_alone(family, monkeypatch):
     assert bits.bnb_4bit_compute_dtype == torch.float16
     model = load(vlm(family), "none").network.model
     layers = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear]
-    converted = {n for n in layers if rule(n, bits.llm_int8_skip_modules)}
+    converted = {
+        n for n in layers if utilities.should_convert_module(n, bits.llm_int8_skip_modules)
+    }
     assert converted == {n for n in layers if n.startswith("model.language_model.")}
 
 

@@ -29,6 +29,9 @@ class Pope(AbstractBenchmark):
     """The model to ask where there are no saved answers."""
     asking: Asking | None = None
     """How it is asked."""
+    suffix: str = ""
+    """What is put after each question when a model is asked; LLaVA's own evaluation puts
+    `\\nAnswer the question using a single word or phrase.`"""
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     """How intervals are made."""
     details: Path | None = None
@@ -71,6 +74,7 @@ class Pope(AbstractBenchmark):
             facts={
                 "positive": "yes",
                 "splits": ", ".join(tallies),
+                **({"suffix": self.suffix} if self.suffix else {}),
                 **(self.asking.facts if self.asking else {}),
             },
             left_out={
@@ -92,7 +96,9 @@ class Pope(AbstractBenchmark):
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         by_id = {f"{split}/{q.question_id}": q for split, qs in questions.items() for q in qs}
         to_ask = [
-            PictureQuestion(question_id=i, image=self.asking.images / q.image, text=q.text)
+            PictureQuestion(
+                question_id=i, image=self.asking.images / q.image, text=q.text + self.suffix
+            )
             for i, q in by_id.items()
         ]
         answers = ask(self.model, to_ask, self.asking)

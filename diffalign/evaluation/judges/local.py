@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from diffalign.errors import ConfigError
@@ -28,38 +29,41 @@ class Local(AbstractJudge):
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
 
     def replies(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        for place, prompt in enumerate(prompts):
+            yield place, self._reply(prompt)
 
-        tokenizer: Any
-        model: Any
+    def _reply(self, prompt: str) -> str:
+        import torch
+
+        tokenizer, model = self._loaded
+        try:
+            inputs = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(model.device)
+        except ValueError as error:
+            raise ConfigError(f"judge.path={self.path} has no chat template: {error}") from error
+        with torch.no_grad():
+            written = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        reply = written[0, inputs["input_ids"].shape[1] :]
+        return str(tokenizer.decode(reply, skip_special_tokens=True))
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model, in the precision that its file has."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from diffalign.evaluation.pipelines import choose_device
 
         device = choose_device(self.device)
+        revision = self.revision or "main"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision or "main")
+            tokenizer = AutoTokenizer.from_pretrained(self.path, revision=revision)
             model = AutoModelForCausalLM.from_pretrained(
-                self.path, revision=self.revision or "main", use_safetensors=True
+                self.path, revision=revision, dtype="auto", use_safetensors=True
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"judge.path={self.path} cannot be loaded: {error}") from error
-        model.to(device).eval()
-        for place, prompt in enumerate(prompts):
-            try:
-                inputs = tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    add_generation_prompt=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                ).to(device)
-            except ValueError as error:
-                raise ConfigError(
-                    f"judge.path={self.path} has no chat template: {error}"
-                ) from error
-            with torch.no_grad():
-                written = model.generate(
-                    **inputs, max_new_tokens=self.max_new_tokens, do_sample=False
-                )
-            reply = written[0, inputs["input_ids"].shape[1] :]
-            yield place, tokenizer.decode(reply, skip_special_tokens=True)
+        return tokenizer, model.to(device).eval()
