@@ -145,7 +145,7 @@ def _bench(config: SynthesiseConfig, questions: Questions, dtype: Precision) -> 
     )
     assert isinstance(model, VisionLanguageModel)
     return Workbench(
-        writer=Writer(model, compute_dtype=compute_dtype, batch_size=config.batch_size),
+        writer=Writer(model, batch_size=config.batch_size),
         questions=questions,
         pictures=PictureStore(config.output),
         folder=config.output,

@@ -193,9 +193,10 @@ class Tokens(AbstractLikelihood):
         targets = [bench.tokens(cell).ids[:, None] for cell in cells]
         if any(view.response == OWN for view in parsed.values()):
             own = bench.choices((_CHOSEN, self.own_condition))
+            given = [send(ids, bench.device) for ids in targets]
             targets = [
-                torch.stack([ids[:, 0], own if response == _CHOSEN else ids[:, 0]], dim=1)
-                for (response, _), ids in zip(cells, targets, strict=True)
+                torch.cat([ids, own[:, None] if response == _CHOSEN else ids], dim=1)
+                for (response, _), ids in zip(cells, given, strict=True)
             ]
         return PreparedTokens(
             groups=bench.groups(cells, targets, together=self.together),
@@ -312,8 +313,8 @@ class _Bench:
         return self.model.log_probs(rows)[:, 0]
 
     def choices(self, cell: Cell) -> Tensor:
-        """The policy's most probable tokens in place of a cell's own, int64 [N], on the CPU."""
-        return self.model.choices(self._rows([cell], self.tokens(cell).ids[:, None])).cpu()
+        """The policy's most probable tokens in place of a cell's own, int64 [N], on the device."""
+        return self.model.choices(self._rows([cell], self.tokens(cell).ids[:, None]))
 
     def _rows(self, cells: Sequence[Cell], targets: Tensor) -> ResponseRows:
         parts = [self.batch.responses[response] for response, _ in cells]

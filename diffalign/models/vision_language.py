@@ -62,7 +62,7 @@ class VisionLanguageModel(AbstractTrainable):
         self._trained = [name for name, p in network.named_parameters() if p.requires_grad]
         self._reference = reference
         self._called: nn.Module | None = None
-        self._compute_dtype = compute_dtype
+        self.compute_dtype = compute_dtype
         self._shares_vision = shares_vision
         self._rates = rates
         self._fingerprint = fingerprint
@@ -101,27 +101,32 @@ class VisionLanguageModel(AbstractTrainable):
             )
         return scores
 
-    @torch.no_grad()
     def log_probs(self, rows: ResponseRows) -> Tensor:
-        """What the policy says of the wanted tokens, without gradient or dropout: [P, k]."""
+        """What `inference` says of the wanted tokens: [P, k]."""
         self.evaluations += len(rows)
-        with self._autocast(), evaluation_mode(self._unwrapped):
-            scores: list[TokenScores] = self._unwrapped([rows])
+        with self.inference() as network:
+            scores: list[TokenScores] = network([rows])
         return scores[0].log_probs
 
-    @torch.no_grad()
     def choices(self, rows: ResponseRows) -> Tensor:
-        """The policy's most probable token at each wanted position: int64 [P]; no gradient."""
+        """The most probable token of `inference` at each wanted position: int64 [P]."""
         self.evaluations += len(rows)
-        with self._autocast(), evaluation_mode(self._unwrapped):
-            return self._unwrapped.choices(rows)
+        with self.inference() as network:
+            return network.choices(rows)
 
     @property
     def is_reference(self) -> bool:
         """Whether it is the reference that answers at the moment."""
         return self._called is not None
 
-    @torch.no_grad()
+    @contextmanager
+    def inference(self) -> Iterator[TokenScorer]:
+        """Within this context the policy, or within `reference()` the reference, computes without
+        gradient or dropout, and without a wrapper for several processes."""
+        network = self._called if isinstance(self._called, TokenScorer) else self._unwrapped
+        with torch.no_grad(), evaluation_mode(network), self._autocast():
+            yield network
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -137,35 +142,50 @@ class VisionLanguageModel(AbstractTrainable):
             prompts: n conversations as the chat template writes them, up to where answers begin.
             pictures: n lists, one picture per image marker of the prompt.
             max_new_tokens: an answer ends there at the latest.
-            temperature: 0 always takes the most probable token; above 0 draws.
+            temperature: 0 always takes the most probable token; above 0 draws from all.
             seed: of those draws.
 
         Returns:
             n answers without special tokens and surrounding white space. An answer holds no image
             marker: its token is never chosen.
         """
-        inputs = self._prompt_inputs(prompts, pictures)
         sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        network = self._bare()
         devices = [self.device] if self.device.type == "cuda" else []
-        with (
-            evaluation_mode(network),
-            self._autocast(),
-            torch.random.fork_rng(devices=devices),
-        ):
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            answers = network.model.generate(
-                **inputs,
+            written = self.write(
+                self._prompt_inputs(prompts, pictures),
                 max_new_tokens=max_new_tokens,
-                suppress_tokens=self._placeholders(),
-                pad_token_id=self.pad_token_id,
-                repetition_penalty=1.0,  # Qwen2.5-VL's own settings have another one
-                **(sampled if temperature > 0 else greedy),
+                **(sampled if temperature > 0 else {}),
             )
-        written = answers[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    def write(
+        self, inputs: Mapping[str, Tensor], *, max_new_tokens: int, **options: object
+    ) -> Tensor:
+        """Go on with rows of tokens, greedily; what a checkpoint's own settings ask for besides,
+        such as Qwen2.5-VL's penalty of repetitions, does not count.
+
+        Args:
+            inputs: what the model takes, left-padded, on its device.
+            max_new_tokens: rows end there at the latest.
+            **options: of transformers' `generate`, for what is to be otherwise.
+
+        Returns:
+            New tokens alone, int64 [B, n]; no token that stands for pictures is among them.
+        """
+        greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        with self.inference() as network:
+            rows: Tensor = network.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                suppress_tokens=self.placeholders,
+                pad_token_id=self.pad_token_id,
+                repetition_penalty=1.0,
+                **{**greedy, **options},
+            )
+        return rows[:, inputs["input_ids"].shape[1] :]
 
     def _prompt_inputs(
         self, prompts: Sequence[str], pictures: Sequence[Sequence[Image]]
@@ -182,12 +202,6 @@ class VisionLanguageModel(AbstractTrainable):
         )
         return {key: send(value, self.device) for key, value in encoded.items()}
 
-    def _bare(self) -> TokenScorer:
-        """What is called at the moment, without its wrapper for several processes."""
-        if isinstance(self._called, TokenScorer):
-            return self._called
-        return self._unwrapped
-
     @property
     def pad_token_id(self) -> int:
         """What rows are padded with; hidden by the attention mask."""
@@ -195,17 +209,17 @@ class VisionLanguageModel(AbstractTrainable):
         own = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if own is None else own)
 
-    def _placeholders(self) -> list[int]:
-        """Tokens that stand for pictures: ordinary rows of the vocabulary, which must not be
-        written."""
+    @property
+    def placeholders(self) -> list[int]:
+        """Tokens that stand for pictures: ordinary rows of the vocabulary."""
         config = self._unwrapped.model.config
         names = ("image_token_id", "image_token_index", "video_token_id")
         ids = {getattr(config, name, None) for name in names}
         return sorted(token for token in ids if token is not None)
 
     def _autocast(self) -> torch.autocast:
-        reduced = self._compute_dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=reduced)
+        reduced = self.compute_dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=reduced)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

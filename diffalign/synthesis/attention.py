@@ -86,7 +86,7 @@ def attention_to_pictures(
 
     hook = layers_of(writer)[layer].self_attn.register_forward_hook(remember)
     try:
-        with writer.inference(), _eager(writer):
+        with writer.model.inference(), _eager(writer):
             writer.network.model.model(**writer.inputs([whole]), use_cache=False)
     finally:
         hook.remove()

@@ -231,7 +231,7 @@ def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
     def compute() -> dict[str, Tensor]:
         return _features(list(found.values()), bench, pooling)
 
-    key = repr((list(found), pooling, model.fingerprint(), bench.writer.compute_dtype))
+    key = repr((list(found), pooling, model.fingerprint(), model.compute_dtype))
     key = hashlib.blake2b(key.encode()).hexdigest()
     seen = remembered(bench.folder / "features.safetensors", key, compute)
     numbers = seen["numbers"].tolist()

@@ -23,7 +23,6 @@ from diffalign.data.records import SkipReason, UnusableRowError
 from diffalign.data.responses.records import Turn
 from diffalign.errors import ModelError
 from diffalign.models.placement import send
-from diffalign.models.preparation import evaluation_mode
 from diffalign.models.token_scores import TokenScorer
 from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vision_pass import Pictures
@@ -63,12 +62,9 @@ class Written:
 class Writer:
     """Writes for several requests at once."""
 
-    def __init__(
-        self, model: VisionLanguageModel, *, compute_dtype: torch.dtype, batch_size: int
-    ) -> None:
+    def __init__(self, model: VisionLanguageModel, *, batch_size: int) -> None:
         """Args:
         model: loaded; its policy writes.
-        compute_dtype: in which it was loaded to compute.
         batch_size: requests at once.
         """
         assert isinstance(model.network, TokenScorer)
@@ -76,12 +72,7 @@ class Writer:
         self.network = model.network
         self.encoder = ChatEncoder(model.processor)
         self.batch_size = batch_size
-        self.compute_dtype = compute_dtype
         config = self.network.model.config
-        names = ("image_token_id", "image_token_index", "video_token_id")
-        ids = {getattr(config, name, None) for name in names}
-        self.placeholders = sorted(token for token in ids if token is not None)
-        """Tokens that stand for pictures."""
         self._longest = getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedPrompt:
@@ -126,7 +117,7 @@ class Writer:
 
     def image_positions(self, request: Request) -> Tensor:
         """Where image tokens stand in a request: int64 [N], ascending."""
-        marked = torch.isin(request.input_ids, torch.tensor(self.placeholders))
+        marked = torch.isin(request.input_ids, torch.tensor(self.model.placeholders))
         return marked.nonzero()[:, 0]
 
     def check_length(self, request: Request, max_new_tokens: int) -> None:
@@ -176,22 +167,11 @@ class Writer:
                 name: send(encoded[name], self.model.device)
                 for name in ("input_ids", "attention_mask")
             }
-            with self.inference():
-                output = self.network.model.model(**inputs, use_cache=False)
+            with self.model.inference() as network:
+                output = network.model.model(**inputs, use_cache=False)
             mask = inputs["attention_mask"][..., None]
             means.append((output.last_hidden_state.float() * mask).sum(1) / mask.sum(1))
         return torch.cat(means).cpu()
-
-    @contextmanager
-    def inference(self) -> Iterator[None]:
-        """Within this context the model computes as it was loaded to, without training anything."""
-        reduced = self.compute_dtype != torch.float32
-        with (
-            torch.no_grad(),
-            evaluation_mode(self.network),
-            torch.autocast(self.model.device.type, dtype=self.compute_dtype, enabled=reduced),
-        ):
-            yield
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         """What the model takes for some requests: left-padded, on its device."""
@@ -227,21 +207,13 @@ class Writer:
         if temperature > 0:
             processors.append(_OwnDraws([request.seed for request in requests], temperature))
         stops = self._full_stops() if one_sentence else None
-        with self.inference(), self._restricted_sight(requests, inputs["input_ids"].shape[1]):
-            answers = self.network.model.generate(
-                **inputs,
+        with self._restricted_sight(requests, inputs["input_ids"].shape[1]):
+            new = self.model.write(
+                inputs,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,  # draws, if any, are made by `_OwnDraws`
-                temperature=None,
-                top_k=None,
-                top_p=None,
-                suppress_tokens=self.placeholders,
-                pad_token_id=self.model.pad_token_id,
-                repetition_penalty=1.0,  # Qwen2.5-VL's own settings have another one
                 logits_processor=LogitsProcessorList(processors),
                 stopping_criteria=StoppingCriteriaList([] if stops is None else [_Stops(stops)]),
-            )
-        new = answers[:, inputs["input_ids"].shape[1] :].cpu()
+            ).cpu()
         sure = torch.stack(confidence.values, dim=1).cpu()
         return [
             self._written(request, tokens, values, stops)

@@ -145,8 +145,8 @@ def test_all_weights_train_only_where_the_settings_say_so():
 
 def test_a_frozen_copy_shares_what_never_trains():
     model = load(vlm(lora=None), "frozen_copy")
-    with model.reference():
-        copied = model._bare()
+    with model.reference(), model.inference() as copied:
+        pass
     assert copied is not model.network
     tower, language = "model.model.vision_tower", "model.lm_head.weight"
     for name, parameter in copied.named_parameters():

@@ -44,7 +44,7 @@ def model(family: str = "llava") -> Any:
 
 
 def writer(family: str = "llava", *, batch_size: int = 4) -> Writer:
-    return Writer(model(family), compute_dtype=torch.float32, batch_size=batch_size)
+    return Writer(model(family), batch_size=batch_size)
 
 
 def question(number: int, root: Path, *, answer: str | None = None) -> Question:

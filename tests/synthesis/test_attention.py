@@ -35,7 +35,7 @@ def test_it_is_the_mean_over_heads_and_over_tokens_that_were_read(family):
             new = written.tokens[None, :read] if name == "input_ids" else new
             new = torch.ones_like(new) if name == "attention_mask" else new
             inputs[name] = torch.cat([inputs[name], new], dim=1)
-        with write.inference():
+        with write.model.inference():
             whole = network(**inputs, output_attentions=True)
         rows.append(whole.attentions[1][0, :, -1, : len(request.input_ids)].mean(dim=0))
     network.set_attn_implementation("sdpa")

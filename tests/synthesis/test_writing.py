@@ -103,9 +103,9 @@ def test_hidden_tokens_leave_all_others_where_they_are():
     hidden = torch.tensor([True, False, True, True])
     inputs = write.inputs([request])
     inputs["attention_mask"][0, positions[hidden]] = 0
-    with write.inference():
+    with write.model.inference():
         logits = write.network.model(**inputs).logits[:, -1]
-    logits[:, write.placeholders] = -torch.inf
+    logits[:, write.model.placeholders] = -torch.inf
     written = write.write([with_hidden(request, hidden)], max_new_tokens=1)[0]
     assert float(written.confidence[0]) == pytest.approx(float(most_probable(logits)), abs=1e-5)
     plain = write.write([request], max_new_tokens=1)[0]

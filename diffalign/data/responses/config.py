@@ -37,7 +37,8 @@ class ResponseConfig:
     """Use only the first so many pairs."""
     max_length: int = 2048
     """Tokens of a conversation with its answer, those of the pictures included. A longer pair, or
-    one beyond the model's context, is skipped and listed, never cut. 2048 is the setting of mDPO (arXiv:2406.11839, their scripts)."""
+    one beyond the model's context, is skipped and listed, never cut. 2048 is the setting of mDPO
+    (arXiv:2406.11839, their scripts)."""
     conditions: dict[str, AbstractCondition] = field(default_factory=dict)
     """What stands in place of the pictures in views such as `chosen@crop`, by name. Pictures that
     the data set itself gives are of kind `replaced`, under the name that its form gives them:

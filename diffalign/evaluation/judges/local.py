@@ -61,7 +61,7 @@ class Local(AbstractJudge):
         revision = self.revision or "main"
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 self.path, revision=revision, dtype="auto", use_safetensors=True
             )
         except (OSError, ValueError) as error:
