@@ -77,6 +77,10 @@ class VLM(AbstractModel):
     """Run a frozen vision tower once per picture, for all responses and for policy and reference.
     False runs it with every forward, which gives the same numbers. Without effect where the tower
     or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
+    picture_pixels: int | None = None
+    """Scale larger pictures down to so many pixels, where the family gives a token to every 28 by
+    28 of them (Qwen): 602112 are 768 tokens. Null leaves the model's own bound, which for
+    Qwen2.5-VL is 16,384 tokens, more than `responses.max_length`: such pairs are skipped."""
     positions_at_once: int = 256
     """Tokens of responses whose logits exist at the same time: at 152,000 words, 256 are 156 MB in
     float32."""
@@ -86,6 +90,8 @@ class VLM(AbstractModel):
     def __post_init__(self) -> None:
         if self.positions_at_once < 1:
             raise ValueError(f"positions_at_once must be at least 1, got {self.positions_at_once}")
+        if self.picture_pixels is not None and self.picture_pixels < 1:
+            raise ValueError(f"picture_pixels must be at least 1, got {self.picture_pixels}")
         if self.projector_lr is not None and self.projector == "frozen":
             raise ValueError(
                 f"projector_lr is {self.projector_lr:g}, but projector is frozen: set it to trained"
@@ -202,7 +208,9 @@ class VLM(AbstractModel):
         Raises:
             ModelError: it cannot be read, or would count other image tokens than the model returns.
         """
-        return read_processor(self.path, self.config, revision=self.revision)
+        return read_processor(
+            self.path, self.config, revision=self.revision, picture_pixels=self.picture_pixels
+        )
 
     def check(self) -> None:
         blank = self._blank()

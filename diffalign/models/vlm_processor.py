@@ -17,25 +17,52 @@ _WITH_CLASS_TOKEN = ("clip_vision_model",)
 """Towers that give one feature more than there are patches."""
 
 
-def read_processor(path: str, config: PretrainedConfig, *, revision: str | None = None) -> Any:
+def read_processor(
+    path: str,
+    config: PretrainedConfig,
+    *,
+    revision: str | None = None,
+    picture_pixels: int | None = None,
+) -> Any:
     """The processor of a model, complete.
 
     Args:
         path: folder or hub id of the model.
         config: of the model.
         revision: branch, tag or commit of a hub id.
+        picture_pixels: what larger pictures are scaled down to; None leaves its own bound.
 
     Raises:
-        ModelError: it cannot be read, or would count other image tokens than the model returns.
+        ModelError: it cannot be read, would count other image tokens than the model returns, or
+            has no bound of pixels.
     """
     try:
         where = str(Path(path).expanduser())
         processor = AutoProcessor.from_pretrained(where, revision=revision or "main")
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{path}: its processor cannot be read: {error}") from error
+    if picture_pixels is not None:
+        processor.image_processor = _bounded(processor.image_processor, picture_pixels, path)
     if hasattr(processor, "num_additional_image_tokens"):  # LLaVA-OneVision counts otherwise
         _complete(processor, config, path)
     return processor
+
+
+def _bounded(image_processor: Any, picture_pixels: int, path: str) -> Any:
+    """The same with another bound: sizes of Qwen's are numbers of pixels, whatever their names."""
+    least, bound = (dict(image_processor.size).get(f"{k}_edge") for k in ("shortest", "longest"))
+    if not hasattr(image_processor, "merge_size") or least is None or bound is None:
+        raise ModelError(
+            f"{path}: picture_pixels is {picture_pixels}, but its processor brings pictures to a "
+            f"size of its own and has no such bound; Qwen2-VL and its successors do. Leave it out"
+        )
+    if picture_pixels < least:
+        raise ModelError(
+            f"{path}: picture_pixels is {picture_pixels}, but its processor scales pictures up to "
+            f"{least} pixels at least"
+        )
+    settings = {**image_processor.to_dict(), "max_pixels": picture_pixels}
+    return type(image_processor).from_dict(settings)
 
 
 def _complete(processor: Any, config: PretrainedConfig, path: str) -> None:

@@ -284,7 +284,10 @@ def build_accelerator(run: RunConfig) -> Accelerator:
         project_dir=str(run.output),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-            DistributedDataParallelKwargs(find_unused_parameters=run.model.leaves_weights_idle),
+            DistributedDataParallelKwargs(
+                find_unused_parameters=run.model.leaves_weights_idle,
+                gradient_as_bucket_view=True,  # no second copy of every gradient
+            ),
         ],
     )
     if accelerator.distributed_type not in REPLICATED:

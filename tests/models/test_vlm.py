@@ -345,6 +345,30 @@ def test_what_old_processors_lack_is_filled_in_from_the_model(tmp_path, lacking)
     assert ids.tolist().count(processor.image_token_id) == 4
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_pictures_are_scaled_down_to_a_number_of_pixels(family, tmp_path):
+    def tokens(processor: Any) -> int:
+        pictures = [random_picture(0, size=(64, 64))]
+        text = f"{processor.image_token} What is it?"
+        ids = processor(text=text, images=pictures, return_tensors="pt")["input_ids"]
+        return ids.tolist()[0].count(processor.image_token_id)
+
+    plain, bounded = vlm(family), vlm(family, picture_pixels=128)
+    assert (tokens(plain.processor()), tokens(bounded.processor())) == (4, 1)
+    assert plain.policy_fingerprint() != bounded.policy_fingerprint()
+    load(bounded).export(tmp_path / "final")
+    assert tokens(AutoProcessor.from_pretrained(tmp_path / "final")) == 1
+
+
+def test_a_number_of_pixels_that_a_processor_cannot_keep_is_refused():
+    with pytest.raises(ModelError, match="picture_pixels is 128, but its processor brings"):
+        vlm("llava", picture_pixels=128).processor()
+    with pytest.raises(ModelError, match="scales pictures up to 64 pixels at least"):
+        vlm("qwen2_vl", picture_pixels=32).processor()
+    with pytest.raises(ValueError, match="picture_pixels must be at least 1"):
+        vlm("qwen2_vl", picture_pixels=0)
+
+
 def test_a_processor_that_counts_by_other_settings_is_left_alone(monkeypatch):
     settings = vlm()
     other = SimpleNamespace(vision_feature_select_strategy="full", num_image_tokens=729)
