@@ -242,6 +242,11 @@ class VLM(AbstractModel):
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
+        if reference == "adapter_off" and self.continues_adapter and self.projector == "trained":
+            raise ModelError(
+                "reference adapter_off is the model before its adapter, but the projector goes on "
+                "from the one beside that adapter: use past_policy, the model as this run finds it"
+            )
         model = self._read(**self._quantized(device, compute_dtype))
         anatomy = dissect(model, where=self.path)
         self._choose_trained(model, anatomy, compute_dtype, trainable)

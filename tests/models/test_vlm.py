@@ -497,3 +497,6 @@ def test_logits_that_are_bounded_after_the_head_are_refused(monkeypatch):
 def test_an_adapter_that_is_to_be_off_must_be_there():
     with pytest.raises(ModelError, match="reference adapter_off needs an adapter"):
         load(vlm(lora=None), "adapter_off")
+    going_on = LoraSettings(rank=4, start=Path("runs/first"))
+    with pytest.raises(ModelError, match="the projector goes on from the one beside that adapter"):
+        load(vlm(lora=going_on, projector="trained"), "adapter_off")
