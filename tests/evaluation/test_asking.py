@@ -136,7 +136,8 @@ def test_pope_of_a_model(folder, asked):
     )
     suffix = "suffix=Answer with a single word."
     report = load(Pope, folder, f"questions.a={path}", f"questions.b={path}", suffix).report()
-    assert all(text.endswith("Light?Answer with a single word.") for text in asked)
+    (text,) = asked  # both splits have the same question
+    assert "Light?Answer with a single word." in text
     assert report.facts["suffix"] == "Answer with a single word."
     assert report.whole.figures["accuracy"].value == 100
     assert report.whole.counts["questions"] == 2

@@ -94,20 +94,23 @@ class Pope(AbstractBenchmark):
             files = _by_split(self.answers)
             return {s: pope.read_answers(files[s], asked) for s, asked in questions.items()}
         assert self.model is not None and self.asking is not None  # __post_init__ checked
-        by_id = {f"{split}/{q.question_id}": q for split, qs in questions.items() for q in qs}
+        asked: dict[tuple[str, str], str] = {}  # splits share their questions about what is there
+        for split, of_split in questions.items():
+            for q in of_split:
+                asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
         to_ask = [
             PictureQuestion(
-                question_id=i, image=self.asking.images / q.image, text=q.text + self.suffix
+                question_id=i, image=self.asking.images / image, text=text + self.suffix
             )
-            for i, q in by_id.items()
+            for (image, text), i in asked.items()
         ]
         answers = ask(self.model, to_ask, self.asking)
         return {
             split: [
-                pope.JudgedAnswer(question=q, answer=answers[f"{split}/{q.question_id}"])
-                for q in qs
+                pope.JudgedAnswer(question=q, answer=answers[asked[q.image, q.text]])
+                for q in of_split
             ]
-            for split, qs in questions.items()
+            for split, of_split in questions.items()
         }
 
 
