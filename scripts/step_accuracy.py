@@ -23,7 +23,6 @@ import torch
 from diffalign import components
 from diffalign.data.source import DataConfig
 from diffalign.evaluation.compare import compare_scores
-from diffalign.evaluation.pipelines import choose_device
 from diffalign.evaluation.step_accuracy import (
     AUTHORS_TIMESTEPS,
     Agreement,
@@ -31,6 +30,7 @@ from diffalign.evaluation.step_accuracy import (
     decided_pairs,
 )
 from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.placement import choose_device
 from diffalign.playground.models import playground_clip_path, playground_model_path
 from diffalign.playground.scenes import IMAGE_SIZE
 from diffalign.scorers.base import AbstractScorer

@@ -189,7 +189,7 @@ def _check_pictures(questions: Sequence[PictureQuestion], folder: Path) -> None:
 
 
 def _load(model: AbstractModel, asking: Asking) -> WritesAnswers:
-    from diffalign.evaluation.pipelines import choose_device
+    from diffalign.models.placement import choose_device
     from diffalign.models.precision import DTYPES
 
     device = choose_device(asking.device)

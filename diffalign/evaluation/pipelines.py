@@ -189,27 +189,6 @@ def _base_of_run(run: Path) -> ModelSpec:
     return ModelSpec(path=str(model["path"]), **rest)
 
 
-def choose_device(name: str) -> torch.device:
-    """The named device, or for `auto` the best that this machine has.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    if name == "auto":
-        return torch.device("cuda" if gpus else [*mps, "cpu"][0])
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a GPU
-        here = ", ".join(["auto", "cpu", *gpus, *mps])
-        raise ConfigError(
-            f"device is {name!r}, which is not here (this machine has: {here})"
-        ) from error
-    return device
-
-
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     """The named type, or for `auto` half precision where the device is a GPU."""
     if name == "auto":

@@ -21,9 +21,9 @@ from diffalign import config as configs
 from diffalign.evaluation.answer_grid import Answer, AnswerRow, Passage, draw_answers
 from diffalign.evaluation.answer_report import Figure
 from diffalign.evaluation.asking import WritesAnswers
-from diffalign.evaluation.pipelines import choose_device
 from diffalign.files import write_atomically, writing
 from diffalign.jobs.demo import align
+from diffalign.models.placement import choose_device
 from diffalign.models.vlm import VLM
 from diffalign.playground.answer_quality import describe, evaluate_answers, held_out_crowds
 from diffalign.playground.crowds import kind_named, kinds_in, sentences_of

@@ -31,7 +31,6 @@ from diffalign.evaluation.pipelines import (
     ModelSpec,
     SamplerConfig,
     TextToImage,
-    choose_device,
     choose_dtype,
     locate_model,
     sampler_settings,
@@ -40,6 +39,7 @@ from diffalign.evaluation.progress import progress
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
+from diffalign.models.placement import choose_device
 from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
 _LISTED_FAILURES = 10

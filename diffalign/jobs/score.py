@@ -13,7 +13,6 @@ from diffalign import components
 from diffalign import config as configs
 from diffalign.errors import DataError
 from diffalign.evaluation.manifest import MANIFEST
-from diffalign.evaluation.pipelines import choose_device
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.scoring import (
     SCORES,
@@ -23,6 +22,7 @@ from diffalign.evaluation.scoring import (
     score_pictures,
     scores_by_item,
 )
+from diffalign.models.placement import choose_device
 from diffalign.scorers.base import AbstractScorer
 
 _LISTED_PROBLEMS = 10

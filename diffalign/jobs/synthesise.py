@@ -15,11 +15,11 @@ from diffalign import components
 from diffalign import config as configs
 from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.evaluation.isolation import each_or_error
-from diffalign.evaluation.pipelines import choose_device
 from diffalign.evaluation.progress import progress
 from diffalign.files import writing
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.base import AbstractModel
+from diffalign.models.placement import choose_device
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vlm import VLM

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import nn
 
@@ -183,6 +182,8 @@ class SingleFile(AbstractLocation):
         """A single file holds all components; what it lacks shows when it is read."""
 
     def load(self, pipeline: Any, **components: Any) -> Any:
+        from diffusers.loaders.single_file_utils import SingleFileComponentError
+
         config = self.config.path if isinstance(self.config, Folder) else self.config.name
         options: dict[str, Any] = {"local_files_only": isinstance(self.config, Folder)}
         if isinstance(self.config, Hub) and self.config.revision is not None:

@@ -55,7 +55,7 @@ class Local(AbstractJudge):
         """Tokenizer and model, in the precision that its file has."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from diffalign.evaluation.pipelines import choose_device
+        from diffalign.models.placement import choose_device
 
         device = choose_device(self.device)
         revision = self.revision or "main"
