@@ -11,6 +11,7 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
   echo "Installing diffalign$extra into .venv ..."
   python="${PYTHON:-python3}"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -c "import pip" 2>/dev/null || .venv/bin/python -m ensurepip >/dev/null # uv's
   .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
   .venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".$extra"
   touch "$stamp"
