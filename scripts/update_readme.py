@@ -51,7 +51,7 @@ def answers_table(run: Path) -> str:
     for name in SHOWN:
         figures = [figure(of[name]) for of in models.values()]
         rows.append(f"| {figures[0].label} | {' | '.join(one.spelt for one in figures)} |")
-    header = f"| unseen scenes, 95 % intervals | {' | '.join(models)} |\n|---|---|---|\n"
+    header = f"| unseen scenes; percent, and words; 95 % intervals | {' | '.join(models)} |\n|---|---|---|\n"
     method = f"mDPO, {how_trained(run)}, by `diffalign demo --vlm`.\n"
     return header + "\n".join(rows) + "\n\n" + method
 
