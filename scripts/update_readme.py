@@ -51,7 +51,8 @@ def answers_table(run: Path) -> str:
     for name in SHOWN:
         figures = [figure(of[name]) for of in models.values()]
         rows.append(f"| {figures[0].label} | {' | '.join(one.spelt for one in figures)} |")
-    header = f"| unseen scenes; percent, and words; 95 % intervals | {' | '.join(models)} |\n|---|---|---|\n"
+    what = "unseen scenes; percent, and words; 95 % intervals"
+    header = f"| {what} | {' | '.join(models)} |\n|---|---|---|\n"
     method = f"mDPO, {how_trained(run)}, by `diffalign demo --vlm`.\n"
     return header + "\n".join(rows) + "\n\n" + method
 
