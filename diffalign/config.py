@@ -98,8 +98,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"override {override!r}: write it as key.path=value")
     *parents, last = dotted.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         below = tree.get(parent)
+        if isinstance(below, list):
+            key = ".".join(parents[:depth])
+            raise ConfigError(
+                f"override {override!r}: {key} is a list, which is given as a whole: {key}='[...]'"
+            )
         tree[parent] = dict(below) if isinstance(below, dict) else {}
         tree = tree[parent]
     try:

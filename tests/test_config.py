@@ -95,6 +95,7 @@ def test_what_is_saved_loads_back_equal(tmp_path):
         ("names=a", r"names must be a list, got 'a'"),
         ("path=[1]", r"path must be a path, got \[1\]"),
         ("nonsense", r"override 'nonsense': write it as key\.path=value"),
+        ("names.0=b", r"override 'names\.0=b': names is a list.* as a whole: names='\[\.\.\.\]'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_file_key_and_what_is_allowed(tmp_path, override, message):

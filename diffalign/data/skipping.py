@@ -36,7 +36,7 @@ class SkipLog:
         """
         self.path = path
         self._section = section
-        self._reasons: dict[str, str] = {}
+        self._found: dict[str, tuple[str, str]] = {}  # id -> reason and detail
         self._read_bytes = 0
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,25 +49,26 @@ class SkipLog:
         if self.path is not None:
             with self._lock():
                 self._read_new()
-        return dict(Counter(self._reasons.values()))
+        return dict(Counter(reason for reason, _ in self._found.values()))
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        return len(self._found)
 
     def first(self, n: int) -> list[str]:
-        """For a message: the first samples and their reasons."""
-        return [f"{name} ({reason})" for name, reason in list(self._reasons.items())[:n]]
+        """For a message: the first samples, their reasons and what each was in its case."""
+        first = list(self._found.items())[:n]
+        return [f"{name} ({reason}: {detail})" for name, (reason, detail) in first]
 
     def add(self, skipped: Skipped) -> None:
         """Count and list a sample, unless it is listed already."""
-        if skipped.sample_id in self._reasons:
+        if skipped.sample_id in self._found:
             return
         if self.path is None:
-            self._reasons[skipped.sample_id] = skipped.reason.value
+            self._found[skipped.sample_id] = (skipped.reason.value, skipped.detail)
             return
         with self._lock():
             self._read_new()
-            if skipped.sample_id not in self._reasons:
+            if skipped.sample_id not in self._found:
                 self._append(skipped)
                 self._read_new()
 
@@ -111,5 +112,5 @@ class SkipLog:
                 file.truncate(self._read_bytes + whole)
         for line in content[:whole].splitlines():
             known = json.loads(line)
-            self._reasons.setdefault(known["sample_id"], known["reason"])
+            self._found.setdefault(known["sample_id"], (known["reason"], known["detail"]))
         self._read_bytes += whole

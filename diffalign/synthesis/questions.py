@@ -7,12 +7,11 @@ taken; or plain rows of pictures, a prompt and perhaps an answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from diffalign.data.records import UnusableRowError
 from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import malformed, turns_of, with_markers
 from diffalign.data.responses.images import images_of
 from diffalign.data.responses.reading import OpenedResponses, open_responses, renamed
@@ -24,6 +23,8 @@ from diffalign.synthesis.base import Question, Unmade
 @dataclass(frozen=True, kw_only=True)
 class QuestionConfig:
     """Where the questions lie."""
+
+    section: ClassVar[str] = "questions"
 
     path: str
     """A .parquet, .arrow, .jsonl or .json file, a folder or a glob pattern of them, or the id of a
@@ -113,7 +114,9 @@ class Questions(Sequence["Question | Unmade"]):
         turns = with_markers(found[0].turns, len(images))
         markers = sum(turn.text.count(IMAGE) for turn in turns)
         if markers != len(images) or None in images:
-            raise malformed(f"{markers} of {IMAGE} in the prompt for {len(images)} images")
+            raise malformed(
+                f"{markers} {IMAGE} in the prompt, and images in the row: {len(images)}"
+            )
         return Question(
             sample_id=name,
             images=images,
@@ -132,22 +135,9 @@ def open_questions(config: QuestionConfig) -> Questions:
     plain = Plain.__module__  # by which `kind` finds it, outside the folder of the others
     if config.kind == "auto":
         try:
-            return _open(config, plain)
+            data = open_responses(replace(config, kind=plain))
         except DataError:
-            return _open(config, "auto")
-    return _open(config, plain if config.kind == "plain" else config.kind)
-
-
-def _open(config: QuestionConfig, kind: str) -> Questions:
-    data = open_responses(
-        ResponseConfig(
-            path=config.path,
-            kind=kind,
-            columns=config.columns,
-            image_folder=config.image_folder,
-            split=config.split,
-            revision=config.revision,
-            max_pixels=config.max_pixels,
-        )
-    )
+            data = open_responses(config)
+    else:
+        data = open_responses(replace(config, kind=plain) if config.kind == "plain" else config)
     return Questions(data, limit=config.limit)

@@ -85,5 +85,6 @@ def test_the_run_stops_just_above_the_share(tmp_path):
     log.add(bad("a"))
     log.stop_above(0.01, out_of=100)
     log.add(bad("b"))
-    with pytest.raises(DataError, match=r"2 of 100 pairs cannot be used.*skipped.jsonl:\n  a \(co"):
+    message = r"2 of 100 pairs cannot be used.*skipped.jsonl:\n  a \(corrupt image: detail ü\)"
+    with pytest.raises(DataError, match=message):
         log.stop_above(0.01, out_of=100)

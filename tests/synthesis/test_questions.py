@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffalign.errors import DataError
+from diffalign.errors import ConfigError, DataError
 from diffalign.synthesis.base import Question, Unmade
 from diffalign.synthesis.questions import QuestionConfig, open_questions
 
@@ -58,7 +58,7 @@ def test_a_bad_row_is_kept_with_its_reason(tmp_path):
     bad = {"image": "a.png", "prompt": "<image> and <image>?", "answer": "So."}
     first, second = opened(tmp_path, good, bad)
     assert isinstance(first, Question)
-    assert isinstance(second, Unmade) and "2 of <image>" in second.detail
+    assert isinstance(second, Unmade) and "2 <image>" in second.detail
 
 
 def test_a_limit_leaves_out_the_rest(tmp_path):
@@ -69,5 +69,12 @@ def test_a_limit_leaves_out_the_rest(tmp_path):
 
 
 def test_columns_that_fit_nothing_are_named(tmp_path):
-    with pytest.raises(DataError, match="columns picture, caption fit no form"):
+    with pytest.raises(
+        DataError, match=r"columns picture, caption fit no form(.|\n)*questions\.col"
+    ):
         opened(tmp_path, {"picture": "a.png", "caption": "x"})
+
+
+def test_a_picture_under_another_name_is_not_passed_over(tmp_path):
+    with pytest.raises(ConfigError, match=r"questions\.columns='\{image: picture\}'"):
+        opened(tmp_path, {"picture": "a.png", "prompt": "Why?"})

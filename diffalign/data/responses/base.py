@@ -177,7 +177,8 @@ def _check_images(pair: ResponsePair) -> None:
     markers = sum(turn.text.count(IMAGE) for turn in pair.turns)
     if markers != len(pair.images):
         raise UnusableRowError(
-            SkipReason.MARKERS, f"{markers} of {IMAGE} in the prompt for {len(pair.images)} images"
+            SkipReason.MARKERS,
+            f"{markers} {IMAGE} in the prompt, and images in the row: {len(pair.images)}",
         )
     for condition, pictures in {"images": pair.images, **pair.pictures}.items():
         if len(pictures) != len(pair.images):

@@ -15,6 +15,7 @@ _BASE64 = re.compile(
     r"(?:data:image/[\w.+-]+;base64,)?((?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[\w+/\s]+=*)\s*"
 )
 """As JPEG, PNG, GIF, WebP and BMP begin. A file name has a dot, which base64 has not."""
+_FILE_NAME = re.compile(r".+\.(?:jpe?g|png|gif|webp|bmp|tiff?)", re.IGNORECASE)
 
 
 def images_of(value: Any, folder: Path | None) -> tuple[EncodedImage, ...]:
@@ -27,6 +28,14 @@ def images_of(value: Any, folder: Path | None) -> tuple[EncodedImage, ...]:
     """
     values = value if isinstance(value, (list, tuple)) else [value]
     return tuple(_image(image, folder) for image in values)
+
+
+def looks_like_images(value: Any) -> bool:
+    """Whether a column that begins with this value seems to be one of images."""
+    first = next(iter(value), None) if isinstance(value, (list, tuple)) else value
+    if isinstance(first, str):
+        return bool(_BASE64.fullmatch(first) or _FILE_NAME.fullmatch(first))
+    return isinstance(first, bytes) or (isinstance(first, Mapping) and "bytes" in first)
 
 
 def _image(value: Any, folder: Path | None) -> EncodedImage:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from diffalign import components
 from diffalign.data.json_rows import LineRows, ListRows
-from diffalign.data.reading import Form, Location, fingerprint, locate
+from diffalign.data.reading import Form, Location, Whereabouts, fingerprint, locate
 from diffalign.data.records import LeftOut, Skipped
 from diffalign.data.responses.base import AbstractMapping, Comparison, numbered
-from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.rows import AbstractRows, Row
 from diffalign.data.tables import TableRows, load_table
@@ -24,6 +24,22 @@ _SUFFIXES: Mapping[str, Form] = {
     ".jsonl": "lines",
     ".json": "list",
 }
+
+
+class RowsConfig(Whereabouts, Protocol):
+    """What a section of the config says about its rows."""
+
+    @property
+    def kind(self) -> str:
+        """Their form, or `auto`."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The form's name for a column -> the data set's."""
+
+    @property
+    def image_folder(self) -> str | None:
+        """Folder that relative names of images start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +101,12 @@ class OpenedResponses:
         return {**dict.fromkeys(self.mapping.needs), **renamed(row.values, self.names)}
 
 
-def open_responses(config: ResponseConfig) -> OpenedResponses:
+def open_responses(config: RowsConfig) -> OpenedResponses:
     """Find the data, recognise its form, and open it.
 
     Raises:
         DataError: nothing is there, or no mapping fits its columns.
-        ConfigError: there is no such `responses.kind`, or several would do.
+        ConfigError: there is no such `kind`, several would do, or its images would not be read.
     """
     location = locate(config, suffixes=_SUFFIXES, sides=())
     rows = _open(location, config)
@@ -100,6 +116,8 @@ def open_responses(config: ResponseConfig) -> OpenedResponses:
     names = _names(config, first)
     kind, mapping = _choose(renamed(first, names), config, location)
     column = mapping.image_column(renamed(first, names))
+    if column is None:
+        _check_text_alone(renamed(first, names), kind, mapping, config)
     images = f"images from {column}" if column else "no images"
     return OpenedResponses(
         rows=rows,
@@ -118,7 +136,7 @@ def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     return {names.get(name, name): value for name, value in values.items()}
 
 
-def _open(location: Location, config: ResponseConfig) -> AbstractRows:
+def _open(location: Location, config: RowsConfig) -> AbstractRows:
     if location.form == "table":
         dataset = load_table(location, config)
         return TableRows(dataset, dataset.column_names)
@@ -127,42 +145,65 @@ def _open(location: Location, config: ResponseConfig) -> AbstractRows:
     return reader(location.files, location.root)
 
 
-def _names(config: ResponseConfig, first: Mapping[str, Any]) -> dict[str, str]:
-    """`responses.columns` the other way round."""
+def _names(config: RowsConfig, first: Mapping[str, Any]) -> dict[str, str]:
+    """`columns` of the config the other way round."""
     for known, own in config.columns.items():
         if own not in first:
             raise DataError(
-                f"responses.columns.{known} is {own}, and the data set has {', '.join(first)}."
-                + did_you_mean(own, first)
+                f"{config.section}.columns.{known} is {own}, and the data set has "
+                f"{', '.join(first)}." + did_you_mean(own, first)
             )
     return {own: known for known, own in config.columns.items()}
 
 
+def _check_text_alone(
+    first: Mapping[str, Any], kind: str, mapping: AbstractMapping, config: RowsConfig
+) -> None:
+    """Raise ConfigError if a data set that is read without images has a column of them."""
+    unread = [name for name in first if name not in mapping.heavy_columns()]
+    found = next((name for name in unread if looks_like_images(first[name])), None)
+    if found is not None:
+        known = " or ".join(mapping.image_columns)
+        raise ConfigError(
+            f"{config.section}.path {config.path}: {kind} takes images from {known}, and there is "
+            f"no such column, but {found} looks like one of images ({first[found]!r:.60}). Give "
+            f"{config.section}.columns='{{{mapping.image_columns[-1]}: {found}}}', or take the "
+            f"column out if the images are not to be seen"
+        )
+
+
 def _choose(
-    first: Mapping[str, Any], config: ResponseConfig, location: Location
+    first: Mapping[str, Any], config: RowsConfig, location: Location
 ) -> tuple[str, AbstractMapping]:
     """The mapping that needs most of the columns, among those that fit."""
     kinds = components.kinds(AbstractMapping) if config.kind == "auto" else [config.kind]
-    mappings = {kind: components.find(AbstractMapping, kind)() for kind in kinds}  # type: ignore[type-abstract]
+    try:
+        mappings = {kind: components.find(AbstractMapping, kind)() for kind in kinds}  # type: ignore[type-abstract]
+    except ConfigError as error:
+        raise ConfigError(f"{config.section}.kind: {error}") from error
     fitting = [kind for kind, mapping in mappings.items() if mapping.fits(first)]
     if not fitting:
-        raise DataError(_unknown(first, mappings, location))
+        raise DataError(_unknown(first, mappings, location, config))
     most = max(len(mappings[kind].needs) for kind in fitting)
     best = [kind for kind in fitting if len(mappings[kind].needs) == most]
     if len(best) > 1:
         raise ConfigError(
-            f"responses.path {config.path} can be read as {' or '.join(best)}: set responses.kind"
+            f"{config.section}.path {config.path} can be read as {' or '.join(best)}: set "
+            f"{config.section}.kind"
         )
     return best[0], mappings[best[0]]
 
 
 def _unknown(
-    first: Mapping[str, Any], mappings: Mapping[str, AbstractMapping], location: Location
+    first: Mapping[str, Any],
+    mappings: Mapping[str, AbstractMapping],
+    location: Location,
+    config: RowsConfig,
 ) -> str:
     known: Sequence[str] = [f"{kind}: {m.describe_needs()}" for kind, m in mappings.items()]
     return (
         f"{location.describe()}: the columns {', '.join(first) or '(none)'} fit no form of "
         "preferences between answers. Known forms and the columns they need:\n  "
         + "\n  ".join(known)
-        + "\nOther names can be given under responses.columns (the form's name: yours)"
+        + f"\nOther names can be given: {config.section}.columns='{{FORM'S NAME: YOURS}}'"
     )

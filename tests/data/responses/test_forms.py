@@ -90,7 +90,7 @@ def test_trl_markers_must_be_as_many_as_images(images, tmp_path):
     found = opened(tmp_path, row).pair(0, 0)
     assert isinstance(found, Skipped)
     assert found.reason is SkipReason.MARKERS
-    assert found.detail == f"2 of <image> in the prompt for {len(images)} images"
+    assert found.detail == f"2 <image> in the prompt, and images in the row: {len(images)}"
 
 
 # VLFeedback

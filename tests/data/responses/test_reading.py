@@ -125,6 +125,23 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest(tmp_path):
         opened(file, columns={"chosen": "chosn"})
 
 
+@pytest.mark.parametrize(
+    "value", ["pictures/0.JPG", ["0.png"], {"bytes": None, "path": "0.png"}, "iVBORw0KGgoAAAA="]
+)
+def test_a_column_of_images_that_nobody_would_read_is_refused(value, tmp_path):
+    row = {"picture": value, "prompt": "What?", "chosen": "a", "rejected": "b"}
+    file = write_lines(tmp_path, [row])
+    message = r"trl takes images from images or image.*columns='\{image: picture\}'"
+    with pytest.raises(ConfigError, match=message):
+        opened(file)
+    assert opened(file, columns={"image": "picture"}).summary.endswith("images from image")
+
+
+def test_text_alone_may_have_other_columns(tmp_path):
+    row = {"source": "a.b", "prompt": "What is in a.png?", "chosen": "a", "rejected": "b"}
+    assert opened(write_lines(tmp_path, [row])).summary.endswith("no images")
+
+
 def test_images_start_from_the_image_folder_if_there_is_one(tmp_path):
     row = {**forms.povid(0), "image": "coco/0.png"}
     pair = first_pair(tmp_path, row, image_folder=str(tmp_path / "pictures"))
@@ -133,7 +150,7 @@ def test_images_start_from_the_image_folder_if_there_is_one(tmp_path):
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no 'povidd'.*Did you mean povid"):
+    with pytest.raises(ConfigError, match=r"responses\.kind: there is no 'povidd'.*mean povid"):
         opened(write_lines(tmp_path, [forms.povid(0)]), kind="povidd")
 
 
