@@ -48,10 +48,11 @@ def load(
     settings: VLM,
     reference: Any = "adapter_off",
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     **further: Any,
 ) -> Any:
     return settings.load(
-        device=torch.device("cpu"), compute_dtype=dtype, reference=reference, **further
+        device=torch.device(device), compute_dtype=dtype, reference=reference, **further
     )
 
 
@@ -427,7 +428,7 @@ def test_the_folder_of_an_adapter_is_told_from_that_of_a_model(tmp_path):
         ModelError, match=r"holds an adapter: set path to .*lora to \{rank: 2, start"
     ):
         VLM(path=str(tmp_path / "final")).check()
-    with pytest.raises(ModelError, match=r"has no config\.json \(it holds: final\)"):
+    with pytest.raises(ModelError, match=r"has no config\.json \(it holds: final\).*in .*final$"):
         VLM(path=str(tmp_path)).check()
 
 
@@ -500,3 +501,48 @@ def test_an_adapter_that_is_to_be_off_must_be_there():
     going_on = LoraSettings(rank=4, start=Path("runs/first"))
     with pytest.raises(ModelError, match="the projector goes on from the one beside that adapter"):
         load(vlm(lora=going_on, projector="trained"), "adapter_off")
+
+
+# --- on a GPU -----------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("lora", "reference"), [(LORA, "adapter_off"), (None, "frozen_copy")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_cuda_policy_and_reference_start_equal_and_the_policy_learns(
+    family, lora, reference, dtype
+):
+    model = load(vlm(family, lora=lora), reference, dtype, device="cuda")
+    likelihood = Tokens()
+    prepared = likelihood.prepare(model, answer_batch(model.processor))
+    with torch.no_grad(), model.reference():
+        before = likelihood.evaluate(model, prepared)
+    policy = likelihood.evaluate(model, prepared)
+    assert all(torch.equal(policy[view], before[view]) for view in before)
+    take_steps(model)
+    with torch.no_grad(), model.reference():
+        after = likelihood.evaluate(model, prepared)
+    assert all(torch.equal(after[view], before[view]) for view in before)
+    learnt = likelihood.evaluate(model, prepared)
+    assert all(torch.isfinite(learnt[view]).all() for view in learnt)
+    assert not torch.equal(learnt["chosen"], before["chosen"])
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_on_cuda_an_adapter_learns_over_few_bits(bits):
+    pytest.importorskip("bitsandbytes")
+    model = load(vlm(quantization=bits), dtype=torch.bfloat16, device="cuda")
+    layers = dict(model.network.model.named_modules())
+    adapted = layers["model.language_model.layers.0.mlp.up_proj"].base_layer
+    assert "bitsandbytes" in type(adapted).__module__
+    tower = (m for n, m in layers.items() if "vision_tower" in n and isinstance(m, torch.nn.Linear))
+    assert all(type(module) is torch.nn.Linear for module in tower)
+    start = scores(model)
+    take_steps(model)
+    assert torch.isfinite(scores(model)).all() and not torch.equal(scores(model), start)
