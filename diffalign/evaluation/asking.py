@@ -31,6 +31,9 @@ class Asking:
     """JSON lines of answers; a rerun goes on from there."""
     max_new_tokens: int = 512
     """An answer ends there at the latest."""
+    system: str = ""
+    """What a system turn says before each question; empty leaves it to the chat template. That of
+    `llava-1.5-7b-hf` has none, where LLaVA's own scripts begin with Vicuna's sentence."""
     batch_size: int = 8
     """Questions asked at once."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -46,7 +49,8 @@ class Asking:
     @property
     def facts(self) -> dict[str, Any]:
         """What of it shapes answers, for a report."""
-        return {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        facts = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        return {**facts, "system": self.system} if self.system else facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,7 @@ def ask(
         DataError: a picture is missing, or cannot be read.
         ModelError: the model cannot be loaded, writes no text, or has no chat template.
     """
-    maker = _digest(_identity(model), asking.max_new_tokens, asking.dtype)
+    maker = _digest(_identity(model), asking.max_new_tokens, asking.system, asking.dtype)
     kept = _kept(asking.saves, maker)
     known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
     answers = {i: row["answer"] for i, row in kept.items() if row["asked"] == known.get(i)}
@@ -124,7 +128,7 @@ def _ask_missing(
     with progress(Console(stderr=True), "answer", len(missing), unit="questions") as advance:
         for start in range(0, len(missing), asking.batch_size):
             batch = missing[start : start + asking.batch_size]
-            texts = _generate(model, batch, asking.max_new_tokens)
+            texts = _generate(model, batch, asking)
             rows = [
                 {
                     "question_id": q.question_id,
@@ -143,15 +147,15 @@ def _ask_missing(
 
 
 def _generate(
-    model: WritesAnswers, questions: Sequence[PictureQuestion], max_new_tokens: int
+    model: WritesAnswers, questions: Sequence[PictureQuestion], asking: Asking
 ) -> list[str]:
     import torch
 
     try:
         return model.generate(
-            [_prompt(model.processor, question.text) for question in questions],
+            [_prompt(model.processor, asking.system, question.text) for question in questions],
             [[_picture(question.image)] for question in questions],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=asking.max_new_tokens,
         )
     except torch.OutOfMemoryError as error:
         raise DiffalignError(
@@ -173,8 +177,8 @@ def _kept(path: Path, maker: str) -> dict[str, dict[str, Any]]:
     rows = read_json_lines(path)
     if any(not isinstance(row, dict) or row.get("made_by") != maker for row in rows):
         raise ConfigError(
-            f"{path}: holds answers of another model, or under another asking.max_new_tokens or "
-            "asking.dtype; give asking.saves another file"
+            f"{path}: holds answers of another model, or under another asking.max_new_tokens, "
+            "asking.system or asking.dtype; give asking.saves another file"
         )
     return {row["question_id"]: row for row in rows}
 
@@ -204,14 +208,12 @@ def _load(model: AbstractModel, asking: Asking) -> WritesAnswers:
     return cast(WritesAnswers, loaded)
 
 
-def _prompt(processor: Any, text: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": text}]
+def _prompt(processor: Any, system: str, text: str) -> str:
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    told = {"role": "system", "content": [{"type": "text", "text": system}]}
+    turns = [told, asked] if system else [asked]
     try:
-        return str(
-            processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-        )
+        return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
     except ValueError as error:
         raise ModelError(f"the model's processor has no usable chat template: {error}") from error
 

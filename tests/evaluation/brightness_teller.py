@@ -61,5 +61,6 @@ class BrightnessTeller(AbstractModel):
 
 
 def _render(messages: list[dict[str, Any]], **_: Any) -> str:
-    (message,) = messages
-    return str(message["content"][1]["text"])
+    *before, question = messages
+    system = [f"{message['role']}: {message['content'][0]['text']} " for message in before]
+    return "".join(system) + str(question["content"][1]["text"])

@@ -57,6 +57,15 @@ def test_every_question_is_asked_of_its_picture(folder):
     ]
 
 
+def test_a_system_turn_comes_first_and_makes_other_answers(folder, asked):
+    ask(BrightnessTeller(), questions(folder, "dark"), asking(folder, system="Be brief."))
+    assert asked == ["system: Be brief. ?"]
+    with pytest.raises(ConfigError, match=r"another asking.max_new_tokens, asking.system or"):
+        ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
+    assert asking(folder, system="Be brief.").facts["system"] == "Be brief."
+    assert "system" not in asking(folder).facts
+
+
 def test_a_rerun_asks_only_what_is_missing(folder, asked):
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
     answers = ask(BrightnessTeller(), questions(folder, "dark", "bright"), asking(folder))
