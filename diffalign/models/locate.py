@@ -159,7 +159,8 @@ class Hub(AbstractLocation):
 
     def _unreachable(self, what: str, error: Exception) -> ModelError:
         where = self.name + (f" at revision {self.revision}" if self.revision else "")
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error).strip().rstrip(".")
+        reason = said.splitlines()[0].rstrip(".") if said else type(error).__name__
         return ModelError(
             f"cannot get {what} of {where} from the hub: {reason}. If a local folder was meant, "
             f"there is no {Path(self.name).absolute()}; for a gated model log in with "
