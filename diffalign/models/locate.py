@@ -159,7 +159,7 @@ class Hub(AbstractLocation):
 
     def _unreachable(self, what: str, error: Exception) -> ModelError:
         where = self.name + (f" at revision {self.revision}" if self.revision else "")
-        said = str(error).strip().rstrip(".")
+        said = str(error).strip()
         reason = said.splitlines()[0].rstrip(".") if said else type(error).__name__
         return ModelError(
             f"cannot get {what} of {where} from the hub: {reason}. If a local folder was meant, "
