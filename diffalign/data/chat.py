@@ -289,7 +289,7 @@ class ChatEncoder:
         """
         pieces = text.split(IMAGE)
         between = sum(bool(piece.strip()) for piece in pieces) > 1
-        if between and not self._keeps_order and len(pieces) > 1:
+        if between and not self._keeps_order:
             return [_text(text.replace(IMAGE, self._marker))]
         parts = []
         for position, piece in enumerate(pieces):

@@ -81,47 +81,41 @@ class TokenSampleMaker:
         try:
             return self._sample(pair, draw if draws is None else draw % draws)
         except UnusableRowError as error:
-            return Skipped(
-                sample_id=pair.sample_id,
-                reason=error.reason,
-                detail=error.detail,
-                side=error.side,
-            )
+            return error.skipped(pair.sample_id)
 
     @cached_property
     def _parsed(self) -> tuple[View, ...]:
         return tuple(View.parse(name) for name in sorted(self.views))
 
     def _sample(self, pair: ResponsePair, draw: int) -> TokenSample:
-        encoded_by_name: dict[str, EncodedResponse] = {}
         images = [self._decoded(image) for image in pair.images]
         prompt = self.encoder.prompt(pair.turns, images)
-        for name in sorted(self._responses_read()):
-            encoded_by_name[name] = self._encoded(prompt, pair, name)
+        encoded = {name: self._encoded(prompt, pair, name) for name in sorted(self._responses_read)}
         return TokenSample(
             sample_id=pair.sample_id,
             draw=draw,
             views=self.views,
-            responses={view.response: encoded_by_name[view.response] for view in self._parsed},
+            responses={view.response: encoded[view.response] for view in self._parsed},
             pictures={
                 condition: self._seen(condition, prompt, images, pair, draw)
                 for condition in dict.fromkeys(view.condition for view in self._parsed)
             },
             picture_count=len(images),
             weights={
-                f"{view.response}:{view.weights}": self._weights(view, encoded_by_name, pair)
+                f"{view.response}:{view.weights}": self._weights(view, encoded, pair)
                 for view in self._parsed
                 if view.weights
             },
         )
 
-    def _responses_read(self) -> set[str]:
+    @cached_property
+    def _responses_read(self) -> frozenset[str]:
         """Responses of the views, and those that their weights are made from."""
         read = {view.response for view in self._parsed}
         for view in self._parsed:
             if view.weights:
                 read |= self.config.weights[view.weights].reads(view.response)
-        return read
+        return frozenset(read)
 
     def _encoded(self, prompt: EncodedPrompt, pair: ResponsePair, name: str) -> EncodedResponse:
         if name not in pair.responses:

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ class Relations:
 
     associated: Mapping[str, Sequence[str]]
 
-    @property
+    @cached_property
     def words(self) -> frozenset[str]:
         """Every word of the table; a noun counts only if it is one of them."""
         return frozenset(self.associated).union(*self.associated.values())
@@ -289,7 +290,7 @@ def published_percent(
     part: NDArray[np.float64], whole: NDArray[np.float64], *, start: float = _START
 ) -> NDArray[np.float64]:
     """Part of the whole in percent with one decimal, the whole starting a little above zero."""
-    return one_decimal(100 * (np.asarray(part) / (np.asarray(whole) + start)))
+    return one_decimal(100 * (part / (whole + start)))
 
 
 @np.vectorize

@@ -158,11 +158,13 @@ class VLM(AbstractModel):
             model = f"model.path={run / 'final'}"
         else:
             model = f"model.path={self.path} 'model.lora={self.lora.continuing(run)}'"
-        asked = f"model.kind=vlm {model} asking.images=PICTURES asking.saves=OUT/answers.jsonl"
+        asked = f"model.kind=vlm {model} asking.images=PICTURES asking.saves={run}"
         return (
             f"Count what it hallucinates, and the same of its base:\n"
-            f"  diffalign evaluate chair objects=OBJECTS.json synonyms=SYNONYMS.txt {asked}\n"
-            f"  diffalign evaluate pope questions=QUESTIONS.json {asked} asking.max_new_tokens=16"
+            f"  diffalign evaluate chair objects=OBJECTS.json synonyms=SYNONYMS.txt "
+            f"{asked}/chair.jsonl\n"
+            f"  diffalign evaluate pope questions=QUESTIONS.json {asked}/pope.jsonl "
+            f"asking.max_new_tokens=16"
         )
 
     @cached_property
@@ -350,17 +352,21 @@ class VLM(AbstractModel):
         policy of the run that it comes from.
         """
         processor = self.processor()
-        shape = None if self._start() is None else self.lora and replace(self.lora, start=None)
         parts = [
             self.config.model_type,
             self._location.identity(ITSELF),
             self.quantization,
             processor.chat_template,
             processor.image_processor.to_json_string(),
-            shape,
+            self._shape if self.continues_adapter else None,
             self._start(),
         ]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    @property
+    def _shape(self) -> LoraSettings | None:
+        """The settings of the adapter, wherever it starts."""
+        return self.lora and replace(self.lora, start=None)
 
     def _start(self) -> str | None:
         """Identifies the adapter that is continued, wherever it lies."""
@@ -370,11 +376,10 @@ class VLM(AbstractModel):
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
-        shape = self.lora and replace(self.lora, start=None)
         parts = [
             self.config.model_type,
             self._location.identity(ITSELF),
-            shape,
+            self._shape,
             self.projector,
             self.tower,
             self.quantization,
@@ -415,10 +420,13 @@ def _check_folder(folder: Path) -> None:
             f"{{rank: {adapter.get('r')}, start: {folder}}}"
         )
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-    raise ModelError(
-        f"{folder} has no config.json (it holds: {found}). A model folder is what transformers' "
-        f"save_pretrained writes: config.json, *.safetensors, and the files of a processor"
+    hint = (
+        f"What a run trained is in {folder / 'final'}"
+        if (folder / "final").is_dir()
+        else "A model folder is what transformers' save_pretrained writes: config.json, "
+        "*.safetensors, and the files of a processor"
     )
+    raise ModelError(f"{folder} has no config.json (it holds: {found}). {hint}")
 
 
 def _silence(model: nn.Module) -> None:

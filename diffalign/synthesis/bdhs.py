@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -36,7 +36,7 @@ from diffalign.synthesis.base import (
 )
 from diffalign.synthesis.sentences import sentence_spans
 from diffalign.synthesis.similarity import Similarity, SimilarityConfig
-from diffalign.synthesis.writing import Request, with_hidden
+from diffalign.synthesis.writing import Request
 
 _VERDICT = re.compile(r"^\s*(Yes|yes|No|no)\b")
 _OPPOSITE = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}
@@ -166,7 +166,7 @@ class _Guesser:
             self.settings.hide_probability,
             derive_seed(*path, "sight"),  # the same for all sentences of an answer
         )
-        return with_hidden(request, hidden)
+        return replace(request, hidden=hidden)
 
     def _result(self, question: Question, text: str, cosine: float, attempt: int) -> Made | Unmade:
         chosen = answer_to(question)

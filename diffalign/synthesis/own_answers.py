@@ -41,7 +41,7 @@ from diffalign.synthesis.corrections import (
     read_scores,
 )
 from diffalign.synthesis.pairing import length_bound, length_excess, scored_pairs
-from diffalign.synthesis.writing import Request, Writer
+from diffalign.synthesis.writing import Request
 
 EMPTY = "the model wrote nothing"
 UNCORRECTED = "no correction"
@@ -148,7 +148,7 @@ class OwnAnswers(AbstractSynthesis):
         return [results[question.sample_id] for question in questions]
 
     def _requests(self, question: Question, bench: Workbench) -> list[Request]:
-        writer: Writer = bench.writer
+        writer = bench.writer
         prompt = writer.prompt(question.turns, [bench.picture(i) for i in question.images])
         request = writer.ask(prompt)
         writer.check_length(request, self.max_new_tokens)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -198,10 +198,10 @@ class _Filler:
         told = self.settings.instruction.format(question=question.text, masked=blanks.text)
         picture = self.bench.picture(self.gallery.images[blanks.neighbours[rank]])
         turns = [Turn(role="user", text=f"{IMAGE}\n{told}")]
-        request = self.bench.writer.ask(self.bench.writer.prompt(turns, [picture]))
-        self.bench.writer.check_length(request, self.settings.max_new_tokens)
         seed = derive_seed(self.bench.seed, question.sample_id, "fill", rank)
-        return replace(request, seed=seed)
+        request = self.bench.writer.ask(self.bench.writer.prompt(turns, [picture]), seed=seed)
+        self.bench.writer.check_length(request, self.settings.max_new_tokens)
+        return request
 
     def _made(
         self, question: Question, blanks: _Blanks, rank: int, text: str, cosine: float
@@ -248,7 +248,7 @@ def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
     )
 
 
-def _distinct(questions: Sequence[object]) -> dict[str, EncodedImage]:
+def _distinct(questions: Sequence[Question | Unmade]) -> dict[str, EncodedImage]:
     """Every picture once, by its digest; those that are not there are left to their questions."""
     found: dict[str, EncodedImage] = {}
     for question in questions:

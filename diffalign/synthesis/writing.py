@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -293,11 +293,6 @@ class Writer:
             yield
         finally:
             hook.remove()
-
-
-def with_hidden(request: Request, hidden: Tensor) -> Request:
-    """The same request with some of its image tokens out of sight: bool, one an image token."""
-    return replace(request, hidden=hidden)
 
 
 def most_probable(logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -256,10 +257,8 @@ def _check_plain_pairs(data: DataConfig, objective: str) -> None:
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:
-    from importlib.util import find_spec
-
     for tracker in tracking.trackers:
-        if find_spec(tracker) is None:
+        if importlib.util.find_spec(tracker) is None:
             raise ConfigError(
                 f"tracking.trackers names {tracker}, which is not installed: "
                 f"pip install 'diffalign[{tracker}]', or remove it"
@@ -307,20 +306,8 @@ def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> A
         console: for the progress of rounds; silent on all ranks but the main one.
         skipped: where unusable samples of the data are listed; None keeps them in memory.
     """
-
     if run.responses is not None:
-        assert isinstance(run.model, VLM), "check() was called"
-        longest = run.responses.max_length
-        longest = min(longest, run.model.context or longest)
-        return ResponseSource.open(
-            replace(run.responses, max_length=longest),
-            views=run.likelihood.data_views(run.objective.views),
-            served=run.objective.views,
-            run_seed=run.seed,
-            samples_per_device=run.training.samples_per_device,
-            processor=run.model.processor(),
-            skipped=skipped,
-        )
+        return _open_responses(run, run.responses, skipped=skipped)
 
     def open_data(views: frozenset[str]) -> PairSource:
         assert run.data is not None, "check() was called"
@@ -351,6 +338,22 @@ def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> A
             console=console,
             open_data=open_data,
         )
+    )
+
+
+def _open_responses(
+    run: RunConfig, responses: ResponseConfig, *, skipped: Path | None
+) -> ResponseSource:
+    assert isinstance(run.model, VLM), "check() was called"
+    longest = min(responses.max_length, run.model.context or responses.max_length)
+    return ResponseSource.open(
+        replace(responses, max_length=longest),
+        views=run.likelihood.data_views(run.objective.views),
+        served=run.objective.views,
+        run_seed=run.seed,
+        samples_per_device=run.training.samples_per_device,
+        processor=run.model.processor(),
+        skipped=skipped,
     )
 
 

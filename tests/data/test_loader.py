@@ -285,7 +285,7 @@ def test_too_many_bad_rows_stop_the_run_with_the_list(tmp_path):
         take(source, 12)
     message = str(error.value)
     assert "3 of 8 pairs cannot be used, more than data.max_bad_fraction = 0.3 allows" in message
-    assert "(empty caption)" in message
+    assert "(empty caption: " in message
     assert str(path) in message
 
 

@@ -9,7 +9,7 @@ import torch
 
 from diffalign.data.records import UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
-from diffalign.synthesis.writing import _OwnDraws, most_probable, perplexity, with_hidden
+from diffalign.synthesis.writing import _OwnDraws, most_probable, perplexity
 from tests.answers import random_picture
 from tests.synthesis.benches import model, writer
 
@@ -88,7 +88,7 @@ def test_what_is_hidden_decides_nothing(family):
     requests = [write.ask(write.prompt(TURNS, [image])) for image in images]
     seen = write.write(requests, max_new_tokens=4)
     count = len(write.image_positions(requests[0]))
-    blind = [with_hidden(some, torch.ones(count, dtype=torch.bool)) for some in requests]
+    blind = [replace(some, hidden=torch.ones(count, dtype=torch.bool)) for some in requests]
     unseen = write.write(blind, max_new_tokens=4)
     assert not torch.allclose(seen[0].confidence, seen[1].confidence)
     assert torch.equal(unseen[0].tokens, unseen[1].tokens)
@@ -106,7 +106,7 @@ def test_hidden_tokens_leave_all_others_where_they_are():
     with write.model.inference():
         logits = write.network.model(**inputs).logits[:, -1]
     logits[:, write.model.placeholders] = -torch.inf
-    written = write.write([with_hidden(request, hidden)], max_new_tokens=1)[0]
+    written = write.write([replace(request, hidden=hidden)], max_new_tokens=1)[0]
     assert float(written.confidence[0]) == pytest.approx(float(most_probable(logits)), abs=1e-5)
     plain = write.write([request], max_new_tokens=1)[0]
     assert float(plain.confidence[0]) != pytest.approx(float(written.confidence[0]), abs=1e-4)
@@ -118,7 +118,7 @@ def test_padding_moves_no_hole(family):
     (prompt,) = prompts(write, 1)
     short, long = write.ask(prompt), write.go_on(prompt, "a red cat sits")
     hidden = torch.arange(len(write.image_positions(short))) % 2 == 0
-    both = [with_hidden(short, hidden), with_hidden(long, hidden)]
+    both = [replace(short, hidden=hidden), replace(long, hidden=hidden)]
     together = write.write(both, max_new_tokens=4)
     for request, some in zip(both, together, strict=True):
         (alone,) = write.write([request], max_new_tokens=4)
@@ -128,7 +128,7 @@ def test_padding_moves_no_hole(family):
 def test_hiding_nothing_changes_nothing():
     write = writer()
     requests = [write.ask(some) for some in prompts(write)]
-    shown = [with_hidden(some, torch.zeros(4, dtype=torch.bool)) for some in requests]
+    shown = [replace(some, hidden=torch.zeros(4, dtype=torch.bool)) for some in requests]
     plain = write.write(requests, max_new_tokens=4)
     assert [some.text for some in write.write(shown, max_new_tokens=4)] == [s.text for s in plain]
 
