@@ -18,7 +18,7 @@ from diffalign.data.responses.preview import ResponsePreview
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.skipping import forget_skipped
 from diffalign.data.transforms import Size
-from diffalign.errors import ConfigError, TrainingError
+from diffalign.errors import ConfigError, DataError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
@@ -186,7 +186,15 @@ def _print_answers(console: Console, shown: ResponsePreview) -> None:
         table.add_row("pictures", escape(f"{len(row.images)}: {sizes}" if sizes else "0"))
         for name, text in {"prompt": row.prompt, **row.responses}.items():
             table.add_row(name, escape(_shortened(text)))
+        if row.unusable is not None:
+            table.add_row("[yellow]skipped", escape(row.unusable))
         console.print(table)
+    if shown.rows and all(row.unusable for row in shown.rows):
+        raise DataError(
+            f"none of the first {len(shown.rows)} pairs can be used, for example "
+            f"{shown.rows[0].sample_id}: {shown.rows[0].unusable}. Mend the data, or the settings "
+            f"under responses that it depends on: image_folder, columns, max_length"
+        )
 
 
 def _shortened(text: str) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from diffalign import config
-from diffalign.errors import TrainingError
+from diffalign.errors import DataError, TrainingError
 from diffalign.jobs import train
 from diffalign.models.vlm import VLM
 from diffalign.training.build import RunConfig
@@ -213,6 +213,11 @@ def test_a_dry_run_shows_answers_and_how_many_pictures_they_are_about(load, caps
     for text in ("chosen", "rejected", "revised", "a red cat sits here", "1: 12 x 20", "16 x 16"):
         assert text in shown
     assert not run.output.exists()
+
+
+def test_a_dry_run_does_not_pass_where_no_pair_can_be_used(load):
+    with pytest.raises(DataError, match=r"none of the first 4 pairs.*row above max_length: .*Mend"):
+        train.run(load("responses.max_length=3"), dry_run=True)
 
 
 def test_a_run_on_answers_that_is_too_large_is_told_what_its_settings_save(load, monkeypatch):

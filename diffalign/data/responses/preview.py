@@ -10,6 +10,7 @@ from diffalign.data.records import Skipped
 from diffalign.data.responses.index import Comparisons
 from diffalign.data.responses.reading import OpenedResponses
 from diffalign.data.responses.records import ResponsePair
+from diffalign.data.token_samples import TokenSampleMaker
 from diffalign.data.transforms import Size
 
 
@@ -19,11 +20,13 @@ class ResponsePreviewRow:
 
     sample_id: str
     prompt: str
-    """The user's last turn, markers included; why the pair cannot be used, if it cannot."""
+    """The user's last turn, markers included; empty where the row cannot be read."""
     responses: Mapping[str, str]
-    """Name -> answer; empty where the pair cannot be used."""
+    """Name -> answer; empty likewise."""
     images: tuple[Size | str, ...]
     """(height, width) of each, or why it cannot be used."""
+    unusable: str | None
+    """Why training will skip the pair; None if it will not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +39,25 @@ class ResponsePreview:
 
 
 def first_responses(
-    data: OpenedResponses, comparisons: Comparisons, n: int, *, max_pixels: int
+    data: OpenedResponses, comparisons: Comparisons, maker: TokenSampleMaker, n: int
 ) -> list[ResponsePreviewRow]:
-    """The first `n` pairs in the order of the data set, their images decoded to learn the size."""
+    """The first `n` pairs in the order of the data set, made into samples as in training."""
     return [
-        _row(data.pair(int(number), int(place)), max_pixels)
-        for number, place in comparisons.places[:n]
+        _row(data.pair(int(number), int(place)), maker) for number, place in comparisons.places[:n]
     ]
 
 
-def _row(pair: ResponsePair | Skipped, max_pixels: int) -> ResponsePreviewRow:
+def _row(pair: ResponsePair | Skipped, maker: TokenSampleMaker) -> ResponsePreviewRow:
+    made = pair if isinstance(pair, Skipped) else maker.make(pair, 0)
+    unusable = f"{made.reason.value}: {made.detail}" if isinstance(made, Skipped) else None
     if isinstance(pair, Skipped):
-        reason = f"{pair.reason.value}: {pair.detail}"
-        return ResponsePreviewRow(sample_id=pair.sample_id, prompt=reason, responses={}, images=())
+        return ResponsePreviewRow(
+            sample_id=pair.sample_id, prompt="", responses={}, images=(), unusable=unusable
+        )
     return ResponsePreviewRow(
         sample_id=pair.sample_id,
         prompt=pair.turns[-1].text,
         responses=pair.responses,
-        images=tuple(size_or_reason(image, max_pixels) for image in pair.images),
+        images=tuple(size_or_reason(image, maker.config.max_pixels) for image in pair.images),
+        unusable=unusable,
     )

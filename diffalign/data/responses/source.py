@@ -85,7 +85,7 @@ class ResponseSource(AbstractSource):
         self.views = served
         self._data = data
         self._comparisons = comparisons
-        self._config = maker.config
+        self._maker = maker
         self._batches: PlannedBatches[TokenSample, TokenBatch] = PlannedBatches(
             IndexPlan(
                 comparisons.index,
@@ -164,8 +164,8 @@ class ResponseSource(AbstractSource):
         return f"{self._data.fingerprint}, {self._comparisons.index.counts.pairs:,} pairs"
 
     def preview(self, n: int) -> ResponsePreview:
-        """What a dry run shows: the lines of `describe`, and the first `n` usable pairs."""
-        rows = first_responses(self._data, self._comparisons, n, max_pixels=self._config.max_pixels)
+        """What a dry run shows: the lines of `describe`, and the first `n` pairs."""
+        rows = first_responses(self._data, self._comparisons, self._maker, n)
         return ResponsePreview(lines=self.describe(), rows=rows)
 
     def __len__(self) -> int:

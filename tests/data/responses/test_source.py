@@ -255,6 +255,13 @@ def test_the_first_pairs_are_shown(processor, tmp_path):
     assert shown.rows[0].responses == {"chosen": "It is 0.", "rejected": "It is not 0."}
     assert shown.rows[0].images == ((2, 4),)
     assert shown.rows[2].images[0].startswith("missing image: ")
+    assert [row.unusable is None for row in shown.rows] == [True, True, False]
+
+
+def test_a_pair_is_shown_with_why_training_will_skip_it(processor, tmp_path):
+    write_lines(tmp_path, rows(1))
+    (row,) = open_source(tmp_path, processor, max_length=5).preview(1).rows
+    assert row.unusable is not None and row.unusable.startswith("row above max_length: ")
 
 
 def test_a_response_that_the_form_lacks_is_refused(processor, tmp_path):
