@@ -158,30 +158,24 @@ class Collage(AbstractSynthesis):
         others, names = _companions(question, count - 1, bench)
         target = derive_seed(*path, "place") % count
         pictures = (*others[:target], own, *others[target:])
+        noise = derive_seed(*path, "noise")
+        kept: tuple[str, ...] | Image.Image
         if form == "sequence":
-            ordered = (*names[:target], bench.pictures.name(question.images[0]), *names[target:])
+            kept = (*names[:target], bench.pictures.name(question.images[0]), *names[target:])
             prompt = sequence_prompt(question.text, target=target, count=count)
-            request = self._request(prompt, pictures, bench)
-            return _Shown(form, target, count, ordered, prompt, request)
-        if form == "grid":
-            collage = layouts.grid(pictures)
+            seen = pictures
+        elif form == "grid":
+            kept = layouts.grid(pictures)
             prompt = f"{IMAGE}\nIn Image{target + 1}, {lowered(question.text)}"
-            noisy = layouts.noisy_cell(
-                collage,
-                layouts.GRIDS[count],
-                target,
-                sigma=self.grid_noise,
-                seed=derive_seed(*path, "noise"),
-            )
+            shape = layouts.GRIDS[count]
+            seen = (layouts.noisy_cell(kept, shape, target, sigma=self.grid_noise, seed=noise),)
         else:
-            collage = layouts.picture_in_picture(others[0], own)
+            kept = layouts.picture_in_picture(others[0], own)
             begin = self.centre_prompts[derive_seed(*path, "begin") % len(self.centre_prompts)]
             prompt = f"{IMAGE}\n{begin}{lowered(question.text)}"
-            noisy = layouts.noisy(
-                collage, sigma=self.pic_in_pic_noise, seed=derive_seed(*path, "noise")
-            )
-        request = self._request(prompt, (noisy,), bench)
-        return _Shown(form, target, count, collage, prompt, request)
+            seen = (layouts.noisy(kept, sigma=self.pic_in_pic_noise, seed=noise),)
+        request = self._request(prompt, seen, bench)
+        return _Shown(form, target, count, kept, prompt, request)
 
     def _request(self, prompt: str, pictures: Sequence[Image.Image], bench: Workbench) -> Request:
         encoded = bench.writer.prompt([Turn(role="user", text=prompt)], pictures)
