@@ -77,7 +77,7 @@ def run(config: SynthesiseConfig) -> None:
     config.model.check()
     config.synthesis.check()
     questions = open_questions(config.questions)
-    _print_plan(config, questions, console)
+    _print_plan(config, config.model, questions, console)
     dtype = _dtype_name(config)
     journal = Journal(config.output, _what_decides(config, config.model, questions, dtype))
     with writing(config.output):
@@ -185,13 +185,16 @@ def _finish(config: SynthesiseConfig, lines: Sequence[Made | Unmade], console: C
     )
 
 
-def _print_plan(config: SynthesiseConfig, questions: Questions, console: Console) -> None:
+def _print_plan(
+    config: SynthesiseConfig, model: VLM, questions: Questions, console: Console
+) -> None:
+    adapter = f" with {model.lora.start}" if model.lora and model.lora.start else ""
     kind = components.kind_of(config.synthesis)
     tools = "".join(f"; {part}: {tool}" for part, tool in config.synthesis.tools().items())
     for line in (
         f"[bold]synthesise {kind}[/bold]{escape(tools)}",
         f"questions: {len(questions)}, {escape(questions.summary)}",
-        f"model: {escape(config.model.describe())}; nothing of it trains here",
+        f"model: {escape(model.path + adapter)}",
     ):
         console.print(line, soft_wrap=True)
 

@@ -41,7 +41,8 @@ class Journal:
             if not isinstance(row, dict) or row.get("made_by") != self._made_by:
                 raise ConfigError(
                     f"{self._path} was made under other settings, from other questions or by other "
-                    f"tools, and cannot be gone on with; give output another folder"
+                    f"tools (synthesise.yaml beside it has them), and cannot be gone on with; give "
+                    f"output another folder"
                 )
             self._lines[row["id"]] = _parsed(row)
 

@@ -87,6 +87,7 @@ def test_what_a_method_makes_is_read_back_for_training(kind, questions, tmp_path
     (left_out,) = [json.loads(line) for line in (output / "skipped.jsonl").open()]
     assert (left_out["id"], left_out["reason"]) == ("questions.jsonl:4", "corrupt image")
     said = capsys.readouterr().out
+    assert "training" not in said  # nothing trains here
     assert "4 pairs of 5 questions; 1 skipped" in said
     assert f"responses.path={output / 'pairs.jsonl'} responses.kind={FORMS[kind]}" in said
     assert config.load(job.SynthesiseConfig, output / "synthesise.yaml").batch_size == 2
