@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -66,7 +68,8 @@ def test_adamw_takes_the_published_decay_and_is_fused():
 
 
 def test_eight_bit_without_its_package_is_refused_with_the_command(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # peft may have loaded it
     with pytest.raises(ConfigError, match=r"pip install 'diffalign\[bitsandbytes\]'"):
         check_optimizer(OptimizerConfig(kind="adamw_8bit", lr=1e-4))
 
