@@ -42,11 +42,11 @@ class Figure:
 
     @property
     def spelt(self) -> str:
-        """Value and interval with one decimal: `12.3 (10.1 to 14.8)`."""
+        """Value and interval without their unit: `12.3 (10.1 to 14.8)`."""
         if self.value is None:
             return "undefined"
-        around = self.interval and f" ({self.interval.low:.1f} to {self.interval.high:.1f})"
-        return f"{self.value:.1f}{around or ''}"
+        around = f" ({_interval(self)})" if self.interval else ""
+        return f"{self.value:.{_digits(self.unit)}f}{around}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,10 @@ def opened(settings: VLM, run: Path | None) -> WritesAnswers:
     else:
         settings = replace(settings, lora=replace(settings.lora, start=run))
     return settings.load(
-        device=choose_device("auto"), compute_dtype=torch.float32, reference="none"
+        device=choose_device("auto"),
+        compute_dtype=torch.float32,
+        reference="none",
+        trainable=False,
     )
 
 

@@ -97,10 +97,11 @@ class TrainingProgress:
     def figures(self, step: int, row: Mapping[str, float]) -> None:
         """Show the means of a logging interval."""
         parts = [f"{label} {row[name]:{spec}}" for name, label, spec in SHOWN if name in row]
-        of_terms = {
-            name.removesuffix("/accuracy"): row[name] for name in row if name.endswith("/accuracy")
-        }
-        parts += [f"{term} accuracy {value:.0%}" for term, value in of_terms.items()]
+        parts += [
+            f"{name.removesuffix('/accuracy')} accuracy {value:.0%}"
+            for name, value in row.items()
+            if name.endswith("/accuracy")
+        ]
         shown = "  ".join(parts)
         self._bar.update(self._task, figures=shown)
         if not self._console.is_terminal:

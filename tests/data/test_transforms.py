@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from diffalign.data.transforms import Cut, bucket_sizes, cut, nearest_bucket
 from tests.layouts import picture
@@ -67,13 +68,12 @@ def test_any_shape_covers_the_target(size):
 
 
 def test_resizing_agrees_with_torchvision():
-    torchvision = pytest.importorskip("torchvision.transforms")
     image = picture((200, 90, 30), size=(75, 50))
-    theirs = torchvision.Compose(
+    theirs = transforms.Compose(
         [
-            torchvision.Resize(16, interpolation=torchvision.InterpolationMode.BILINEAR),
-            torchvision.CenterCrop(16),
-            torchvision.PILToTensor(),
+            transforms.Resize(16, interpolation=transforms.InterpolationMode.BILINEAR),
+            transforms.CenterCrop(16),
+            transforms.PILToTensor(),
         ]
     )(image)
     assert torch.equal(cut(image, Cut(target=(16, 16))).pixels, theirs)

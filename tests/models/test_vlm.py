@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
+from transformers.quantizers import quantizers_utils
 
 from diffalign.errors import ModelError
 from diffalign.likelihoods.tokens import Tokens
@@ -463,19 +464,18 @@ def test_few_bits_without_their_package_or_a_gpu_are_refused_before_weights(monk
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_few_bits_are_for_the_language_model_alone(family, monkeypatch):
-    utilities = pytest.importorskip("transformers.quantizers.quantizers_utils")
-    if not hasattr(utilities, "should_convert_module"):
+    if not hasattr(quantizers_utils, "should_convert_module"):
         pytest.skip("transformers below 5 has no function for its rule")
+    model = load(vlm(family), "none").network.model  # peft looks for bitsandbytes the first time
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     settings = vlm(family, quantization="4bit")
     options = settings._quantized(torch.device("cuda", 0), torch.float16)
     bits = options["quantization_config"]
     assert bits.bnb_4bit_compute_dtype == torch.float16
-    model = load(vlm(family), "none").network.model
     layers = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear]
     converted = {
-        n for n in layers if utilities.should_convert_module(n, bits.llm_int8_skip_modules)
+        n for n in layers if quantizers_utils.should_convert_module(n, bits.llm_int8_skip_modules)
     }
     assert converted == {n for n in layers if n.startswith("model.language_model.")}
 
