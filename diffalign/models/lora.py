@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -178,17 +183,17 @@ def attach(
 def _add(network: Any, settings: LoraSettings, scope: Scope) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(settings.seed)
-        network.add_adapter(
-            LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
-                target_modules=scope.pattern(settings.targets),
-                lora_dropout=settings.dropout,
-                use_dora=settings.dora,
-                use_rslora=settings.rslora,
-                init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-            )
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+            target_modules=scope.pattern(settings.targets),
+            lora_dropout=settings.dropout,
+            use_dora=settings.dora,
+            use_rslora=settings.rslora,
+            init_lora_weights="gaussian" if settings.init == "gaussian" else True,
         )
+        # Not `network.add_adapter`: transformers 5.24 refuses there every peft that exists.
+        inject_adapter_in_model(config, network)
 
 
 def _starting_values(
