@@ -21,6 +21,7 @@ import yaml
 
 from diffalign import components
 from diffalign.errors import ConfigError, did_you_mean
+from diffalign.files import write_atomically
 
 T = TypeVar("T")
 
@@ -56,8 +57,9 @@ def to_dict(value: Any) -> Any:
 
 
 def save(value: Any, path: Path) -> None:
-    """Write a config so that `load` gives an equal one."""
-    path.write_text(yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True))
+    """Write a config, whole or not at all, so that `load` gives an equal one."""
+    text = yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True)
+    write_atomically(path, text)
 
 
 def _is_component(value: Any) -> bool:

@@ -11,9 +11,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from diffalign.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @contextmanager
@@ -28,16 +31,74 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is, whatever happens, either absent, old or complete."""
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; on success what is there takes the place of `path`.
+
+    Whoever reads `path` meanwhile, or after a crash or a loss of power, finds the old content or
+    the new, whole: the new file is on the disk before its name is, and so is the name on return.
+    Every file that a later command reads is written through this or what builds on it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     try:
-        draft.write_bytes(content)
+        yield draft
+        flush(draft)
         draft.replace(path)
-    except OSError:
+        flush(path.parent)
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file that is, whatever happens, either absent, old or complete.
+
+    Args:
+        path: its folder is made where there is none.
+        content: bytes, or text that is written as UTF-8.
+    """
+    with replacing_file(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value as a whole file, see `write_atomically`."""
+    write_atomically(path, to_json(value, indent=1) + "\n")
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image as a whole PNG file, see `write_atomically`."""
+    with replacing_file(path) as draft:
+        image.save(draft, format="png")
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until the disk has all that is in a folder."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that is valid UTF-8: half a surrogate pair, which JSON alone can spell, stays spelt."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -102,7 +163,7 @@ def parse_json_line(line: str, path: Path, number: int) -> Any:
 
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(to_json(row) + "\n" for row in rows).encode()
 
 
 def _cut_unfinished_line(file: BinaryIO) -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffalign.errors import DataError
 from diffalign.files import (
     append_json_lines,
     numbered_lines,
     read_json_lines,
+    to_json,
     write_atomically,
+    write_image,
+    write_json,
     write_json_lines,
     writing,
 )
@@ -32,6 +37,36 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in target.parent.iterdir()] == ["x.png"]
+
+
+def test_the_disk_has_a_file_before_its_name_and_the_name_on_return(tmp_path, monkeypatch):
+    done = []
+    replace = Path.replace
+
+    def noted(self: Path, target: Path) -> Path:
+        done.append("renamed")
+        return replace(self, target)
+
+    monkeypatch.setattr("diffalign.files.flush", lambda path: done.append(path.name))
+    monkeypatch.setattr(Path, "replace", noted)
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert done == ["x.json.part", "renamed", tmp_path.name]
+    assert (tmp_path / "x.json").read_text() == '{\n "a": 1\n}\n'
+
+
+def test_an_image_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    write_image(tmp_path / "grid.png", Image.new("RGB", (2, 2)))
+    before = (tmp_path / "grid.png").read_bytes()
+    with pytest.raises(OSError, match="cannot write mode"):
+        write_image(tmp_path / "grid.png", Image.new("HSV", (2, 2)))
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+    assert (tmp_path / "grid.png").read_bytes() == before
+
+
+def test_half_a_surrogate_pair_is_written_as_valid_utf8(tmp_path):
+    row = {"prompt": "\ud83d", "other": "K\u00e4fer"}
+    assert to_json(row) == json.dumps(row)
+    assert to_json({"other": "K\u00e4fer"}) == '{"other": "K\u00e4fer"}'
 
 
 def test_rows_come_back_as_they_were(tmp_path):

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffalign.errors import CacheError
-from diffalign.files import write_atomically, writing
+from diffalign.files import write_atomically, write_json, writing
 from diffalign.views import View
 
 INDEX = "index.json"
@@ -87,7 +87,7 @@ class ReferenceWriter:
             _refuse_others(folder, _read_index(folder), contents)
             return
         with writing(folder):
-            write_atomically(folder / INDEX, json.dumps(asdict(contents), indent=1).encode())
+            write_json(folder / INDEX, asdict(contents))
 
     def missing(self) -> list[Shard]:
         """What is still to be written."""

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from diffalign.data.records import Skipped
 from diffalign.errors import DataError
+from diffalign.files import to_json
 
 
 def forget_skipped(path: Path) -> None:
@@ -97,7 +98,7 @@ class SkipLog:
             "side": skipped.side,
         }
         with self.path.open("ab") as file:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(to_json(line).encode() + b"\n")
 
     def _read_new(self) -> None:
         """Take in the lines added since the last look; a line cut off by a crash is dropped."""

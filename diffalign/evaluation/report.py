@@ -68,7 +68,7 @@ def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> 
         style=_STYLE,
         body=body,
     )
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
 
 
 def paragraph(text: str | Html) -> Html:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from diffalign.evaluation.compare import Comparison, Interval, Place
+from diffalign.files import to_json
 
 _LISTED_MISSING = 5
 
@@ -110,7 +110,7 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         "interval": "percentile bootstrap over prompts (clusters) drawn with replacement",
         "comparisons": [plain(result) for result in results],
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return to_json(content, indent=2) + "\n"
 
 
 def as_markdown(results: Sequence[Result], grid: str) -> str:

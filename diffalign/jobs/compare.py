@@ -19,7 +19,7 @@ from diffalign.evaluation.report import Section, command, facts, write_report
 from diffalign.evaluation.results import Result, as_json, as_markdown, console_table
 from diffalign.evaluation.results_page import gallery_sections, grid_section, numbers_section
 from diffalign.evaluation.scoring import SCORES, scores_by_item
-from diffalign.files import write_atomically
+from diffalign.files import write_atomically, write_image
 from diffalign.jobs import score
 
 
@@ -174,9 +174,9 @@ def _write(
     drawn, columns = seeds_side_by_side(
         config.images, rows, models, places, prompts=config.grid_rows, scores=scores
     )
-    draw_grid(drawn, columns).save(grid)
-    write_atomically(figures, as_json(results, configs.to_dict(config)).encode())
-    write_atomically(summary, as_markdown(results, grid.name).encode())
+    write_image(grid, draw_grid(drawn, columns))
+    write_atomically(figures, as_json(results, configs.to_dict(config)))
+    write_atomically(summary, as_markdown(results, grid.name))
     write_report(
         page,
         f"{', '.join(models[1:])} against {first.baseline}",

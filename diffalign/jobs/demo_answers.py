@@ -7,7 +7,6 @@ Stopped anywhere, the same command goes on.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from diffalign import config as configs
 from diffalign.evaluation.answer_grid import Answer, AnswerRow, Passage, draw_answers
 from diffalign.evaluation.answer_report import Figure
 from diffalign.evaluation.asking import WritesAnswers
-from diffalign.files import write_atomically, writing
+from diffalign.files import write_image, write_json, writing
 from diffalign.jobs.demo import align
 from diffalign.models.placement import choose_device
 from diffalign.models.vlm import VLM
@@ -75,7 +74,7 @@ def run(demo: AnswersDemoConfig) -> None:
     folder = demo.output / "evaluation"
     with writing(folder):
         content = {name: {k: asdict(f) for k, f in of.items()} for name, of in figures.items()}
-        write_atomically(folder / "answers.json", json.dumps(content, indent=1).encode())
+        write_json(folder / "answers.json", content)
     _draw(models, folder / "descriptions.png")
     console.print(_table(figures))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
@@ -128,7 +127,8 @@ def _draw(models: Mapping[str, WritesAnswers], path: Path) -> None:
         (wrong if any(passage.wrong for passage in row.answers[0].passages) else right).append(row)
     title = f"The first {_WRONG} unseen scenes that the base gets wrong, the first {_RIGHT} others"
     with writing(path):
-        draw_answers(wrong[:_WRONG] + right[:_RIGHT], list(models), title=title).save(path)
+        rows = wrong[:_WRONG] + right[:_RIGHT]
+        write_image(path, draw_answers(rows, list(models), title=title))
 
 
 def _judged(answer: str, scene: Scene) -> Answer:

@@ -37,6 +37,7 @@ from diffalign.evaluation.pipelines import (
 )
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
+from diffalign.files import write_image
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.placement import choose_device
@@ -210,7 +211,7 @@ def _grid(config: GenerateConfig, items: Sequence[Item]) -> Path:
     rows = {row.key: row for row in read_manifest(config.output)}
     chosen = spread_items([(item.prompt.prompt_id, item.seed) for item in items], config.grid_rows)
     path = config.output / "grid.png"
-    draw_grid(grid_rows(config.output, rows, columns, chosen), columns).save(path)
+    write_image(path, draw_grid(grid_rows(config.output, rows, columns, chosen), columns))
     return path
 
 

@@ -19,6 +19,7 @@ from diffalign.evaluation.pictures import read_picture
 from diffalign.evaluation.pipelines import ModelSpec
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.spacing import evenly_spaced
+from diffalign.files import write_image
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.precision import precision_of
 from diffalign.rollouts.groups import (
@@ -137,7 +138,7 @@ def draw_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path 
         for group in shown
     ]
     path = folder / "grid.png"
-    draw_grid(cells, [str(i) for i in range(len(shown[0].images))]).save(path)
+    write_image(path, draw_grid(cells, [str(i) for i in range(len(shown[0].images))]))
     return path
 
 

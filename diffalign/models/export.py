@@ -13,6 +13,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from diffalign.files import flush, flush_tree
+
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
@@ -28,9 +30,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        flush_tree(partial)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
+        flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

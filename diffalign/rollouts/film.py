@@ -9,7 +9,7 @@ from pathlib import Path
 from diffalign.evaluation.generation import encode_png
 from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import read_picture
-from diffalign.files import write_atomically, writing
+from diffalign.files import write_atomically, write_image, write_json, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.rollouts.base import AbstractCollector
 from diffalign.rollouts.sampler import sample
@@ -73,8 +73,7 @@ class FilmStrip:
         path = self._folder / "prompts.json"
         if not path.exists():
             with writing(path):
-                content = json.dumps(self._collector.preview_prompts(), ensure_ascii=False)
-                write_atomically(path, content.encode())
+                write_json(path, self._collector.preview_prompts())
         prompts: list[str] = json.loads(path.read_text(encoding="utf-8"))
         return prompts
 
@@ -91,4 +90,4 @@ class FilmStrip:
             rows.append(GridRow(caption=prompt, cells=cells))
         titles = [f"round {number}" if number else "start" for number in shown]
         with writing(self._strip):
-            draw_grid(rows, titles).save(self._strip)
+            write_image(self._strip, draw_grid(rows, titles))

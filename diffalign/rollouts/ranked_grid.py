@@ -9,7 +9,7 @@ from pathlib import Path
 from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import read_picture
 from diffalign.evaluation.spacing import evenly_spaced_with_ends
-from diffalign.files import writing
+from diffalign.files import write_image, writing
 
 _MOST_ROWS = 6
 _MOST_COLUMNS = 6
@@ -45,8 +45,7 @@ def draw_ranked_grid(path: Path, groups: Sequence[RankedGroup], *, title: str) -
     ]
     titles = [{0: "best", count - 1: "worst"}.get(rank, str(rank + 1)) for rank in ranks]
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_grid(rows, titles, title=title).save(path)
+        write_image(path, draw_grid(rows, titles, title=title))
 
 
 def _cell(file: Path, score: float | None) -> GridCell | None:

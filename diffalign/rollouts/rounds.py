@@ -29,7 +29,7 @@ from diffalign import world
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.evaluation.progress import progress
-from diffalign.files import write_atomically, writing
+from diffalign.files import write_json, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.rollouts.base import (
     AbstractCollector,
@@ -204,7 +204,7 @@ class Rounds(AbstractSource):
             harvest = self._collector.harvest(self._number, folder)
             record = {"round": self._number, "policy": digest, "harvest": asdict(harvest)}
             with writing(folder):
-                write_atomically(folder / _RECORD, json.dumps(record, indent=1).encode())
+                write_json(folder / _RECORD, record)
             self._run.console.print(
                 f"[bold]round {self._number}[/bold]  {harvest.sentence}  "
                 f"({time.monotonic() - began:.0f} s)",
@@ -230,7 +230,7 @@ class Rounds(AbstractSource):
             if self._number == 0:
                 self._film.forget()
             with writing(folder):
-                write_atomically(folder / _BEGUN, json.dumps({"policy": digest}).encode())
+                write_json(folder / _BEGUN, {"policy": digest})
 
     def _work(self, phase: Phase, folder: Path) -> None:
         mine = phase.works[world.rank() :: world.size()]

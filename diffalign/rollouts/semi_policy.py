@@ -37,7 +37,13 @@ from diffalign.evaluation.generation import encode_png
 from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import pixels_of, read_picture
 from diffalign.evaluation.progress import progress
-from diffalign.files import read_json_lines, write_atomically, write_json_lines, writing
+from diffalign.files import (
+    read_json_lines,
+    write_atomically,
+    write_image,
+    write_json_lines,
+    writing,
+)
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.base import (
@@ -366,7 +372,7 @@ class _Collector(AbstractCollector):
             rows.append(GridRow(caption=visits[place].prompt, cells=cells))
         title = f"round {number}, sampled by {self._reference_of(number)}"
         with writing(folder / GRID):
-            draw_grid(rows, ["chosen", "sampled"], title=title).save(folder / GRID)
+            write_image(folder / GRID, draw_grid(rows, ["chosen", "sampled"], title=title))
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[ImageBatch]:
         visits = [_Visit(**row) for row in read_json_lines(folder / f"{SAMPLED}.jsonl")]

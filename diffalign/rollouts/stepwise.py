@@ -27,7 +27,7 @@ from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import read_picture
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
 from diffalign.evaluation.spacing import evenly_spaced, evenly_spaced_with_ends
-from diffalign.files import write_atomically, write_json_lines, writing
+from diffalign.files import write_atomically, write_image, write_json, write_json_lines, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.base import (
@@ -225,7 +225,7 @@ class _Collector(AbstractCollector):
         }
         path = folder / batch.record
         with writing(path):
-            write_atomically(path, json.dumps(record, ensure_ascii=False).encode())
+            write_json(path, record)
 
     def _shown_branches(self) -> list[int]:
         """Steps whose comparisons are kept as pictures: the first, one halfway, the last."""
@@ -287,7 +287,7 @@ class _Collector(AbstractCollector):
         judge_name = scorer_name(self._settings.scorer)
         with writing(folder / GRID):
             title = f"round {number}, compared by {judge_name}; framed where the comparison counts"
-            draw_grid(rows, titles, title=title).save(folder / GRID)
+            write_image(folder / GRID, draw_grid(rows, titles, title=title))
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
         pairs = read_steps(folder)

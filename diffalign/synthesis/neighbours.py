@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffalign.data.records import EncodedImage
 from diffalign.errors import ModelError
-from diffalign.files import writing
+from diffalign.files import replacing_file, writing
 from diffalign.models.vision_language import VisionLanguageModel
 
 Pooling = Literal["mean", "cls"]
@@ -89,9 +89,6 @@ def remembered(path: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -
             if (file.metadata() or {}).get("key") == key:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors = compute()
-    draft = path.with_name(path.name + ".part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), replacing_file(path) as draft:
         save_file(tensors, draft, metadata={"key": key})
-        draft.replace(path)
     return tensors

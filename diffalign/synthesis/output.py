@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet
 
-from diffalign.files import write_json_lines, writing
+from diffalign.files import replacing_file, write_json_lines, writing
 from diffalign.synthesis.base import Made, Unmade
 
 Format = Literal["jsonl", "parquet"]
@@ -42,10 +42,8 @@ def write_pairs(
 
     blank = [_with_pictures(r, picture_columns, lambda _: {"bytes": b"", "path": ""}) for r in rows]
     schema = pa.Table.from_pylist(blank).schema  # of all rows: the first may have no picture
-    draft = path.with_name(path.name + ".part")
-    with writing(path):
+    with writing(path), replacing_file(path) as draft:
         _write_table(draft, (_with_pictures(r, picture_columns, read) for r in rows), schema)
-        draft.replace(path)
     return path
 
 
