@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from diffalign import __version__
+from diffalign import __version__, foreign_flags
 from diffalign.errors import ConfigError, DiffalignError
 
 app = typer.Typer(
@@ -215,9 +215,27 @@ def _options(
     """Preference alignment of image generators and vision-language models."""
 
 
+def _refuse_foreign_flags(arguments: list[str]) -> None:
+    """Raise ConfigError where a job is given a flag that it does not have."""
+    command = typer.main.get_command(app)
+    job = getattr(command, "commands", {}).get(arguments[0]) if arguments else None
+    if job is None:
+        return
+    options = {
+        name
+        for parameter in job.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("-")
+    }
+    said = foreign_flags.translation(arguments[0], arguments[1:], {*options, "--help"})
+    if said is not None:
+        raise ConfigError(said)
+
+
 def main() -> None:
     """Run the command line; errors meant for the user are printed alone and exit with 1."""
     try:
+        _refuse_foreign_flags(sys.argv[1:])
         app()
     except (DiffalignError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:

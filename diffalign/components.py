@@ -11,7 +11,10 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
+import traceback
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from diffalign.errors import ConfigError, did_you_mean
@@ -49,20 +52,28 @@ def kinds(abstract: type) -> list[str]:
 def find(abstract: type[T], kind: str) -> type[T]:
     """The one concrete class of a kind.
 
+    A module from outside is imported, which runs the code that the config names. It is looked for
+    where Python looks, and in the working folder last.
+
     Args:
         abstract: the family, for example `AbstractObjective`.
         kind: a module of its folder, or a dotted module path from outside.
 
     Raises:
-        ConfigError: there is no such module, or it does not hold exactly one component.
+        ConfigError: there is no such module, it cannot be imported, or it does not hold exactly one
+            component.
     """
     folder = _folder(abstract)
     if "." not in kind and kind not in _module_names(abstract):
         allowed = kinds(abstract)
         hint = did_you_mean(kind, allowed)
+        if Path(f"{kind}.py").is_file():
+            hint = f" {kind}.py lies here: put it into a folder, and the kind is FOLDER.{kind}."
         own = [*allowed, "or a dotted module path such as diffalign.playground.oracle"]
         raise ConfigError(f"there is no {kind!r} in {folder} (kinds: {', '.join(own)}).{hint}")
     module_name = kind if "." in kind else f"{folder}.{kind}"
+    if "." in kind:
+        _look_in_working_folder()
     try:
         found = _concrete_in(module_name, abstract)
     except ModuleNotFoundError as error:
@@ -70,7 +81,14 @@ def find(abstract: type[T], kind: str) -> type[T]:
             raise ConfigError(
                 f"kind {kind!r} needs the package {error.name}, which is not installed"
             ) from error
-        raise ConfigError(f"kind {kind!r}: no module of that name can be imported") from error
+        raise ConfigError(
+            f"kind {kind!r}: no module of that name can be imported. It is looked for in "
+            f"{Path.cwd()} and where Python looks for packages"
+        ) from error
+    except Exception as error:
+        if "." not in kind:
+            raise
+        raise ConfigError(f"kind {kind!r} cannot be imported: {_import_failure(error)}") from error
     if len(found) != 1:
         names = ", ".join(cls.__name__ for cls in found) or "none"
         raise ConfigError(
@@ -78,6 +96,24 @@ def find(abstract: type[T], kind: str) -> type[T]:
             f"{abstract.__name__}, and holds {names}"
         )
     return found[0]
+
+
+def _look_in_working_folder() -> None:
+    """Let modules of the working folder be imported: `python -m` has it on its path, and the
+    installed command has not. Behind everything else, so that no package is shadowed."""
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)
+        importlib.invalidate_caches()
+
+
+def _import_failure(error: Exception) -> str:
+    """What went wrong in a module from outside, and where."""
+    said = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return said
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def kind_of(component: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from diffalign import components
+from diffalign import components, foreign_flags
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.files import write_atomically
 
@@ -128,7 +128,8 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in tree:
         if name not in fields:
-            hint = did_you_mean(str(name), fields, prefix=prefix)
+            hint = foreign_flags.hint(str(name), key, fields)
+            hint = hint or did_you_mean(str(name), fields, prefix=prefix)
             raise ConfigError(
                 f"{place}: {prefix}{name} is not a field of {cls.__name__} "
                 f"(fields: {', '.join(fields)}).{hint}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -150,6 +151,40 @@ def test_a_kind_from_outside_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
     found = components.find(AbstractObjective, kind)
     assert found.__name__ == "Mine"
     assert components.kind_of(found()) == kind
+
+
+def test_a_kind_from_the_working_folder_is_found_by_the_installed_command_too(
+    tmp_path, monkeypatch
+):
+    kind = package_with_a_loss(tmp_path, monkeypatch, "lies_here")
+    elsewhere = [entry for entry in sys.path if entry not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", list(elsewhere))  # as a console script finds it
+    with pytest.raises(ConfigError, match="no module of that name can be imported"):
+        components.find(AbstractObjective, kind)
+    monkeypatch.chdir(tmp_path)
+    assert components.find(AbstractObjective, kind).__name__ == "Mine"
+    assert sys.path == [*elsewhere, str(tmp_path)], "behind all others: it shadows no package"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def (:", "SyntaxError"),
+        ("raise RuntimeError('no GPU')", r"RuntimeError: no GPU \(.*loss.py, line 3\)"),
+        ("from diffalign.objectives.base import Abstract", "ImportError: cannot import name"),
+    ],
+)
+def test_a_module_from_outside_that_fails_says_how_and_where(tmp_path, monkeypatch, text, said):
+    kind = package_with_a_loss(tmp_path, monkeypatch, f"broken_{said[:3].lower()}", text)
+    with pytest.raises(ConfigError, match=f"cannot be imported: {said}"):
+        components.find(AbstractObjective, kind)
+
+
+def test_a_lone_file_in_the_working_folder_is_told_to_move_into_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "myloss.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"the kind is FOLDER\.myloss"):
+        components.find(AbstractObjective, "myloss")
 
 
 def test_an_alias_of_a_type_beside_a_component_is_no_component(tmp_path, monkeypatch):
