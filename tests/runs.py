@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
+import pytest
 from accelerate.state import AcceleratorState
 
 from diffalign.files import read_json_lines
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 class Killed(BaseException):
@@ -27,3 +32,11 @@ def files(folder: Path) -> dict[str, bytes]:
     """Everything below a folder, by its path from there."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def run_script(name: str, *arguments: object) -> None:
+    """Run a file of scripts/ as `python scripts/NAME ...` does, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPTS / name), *map(str, arguments)])
+        patch.syspath_prepend(SCRIPTS)
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")

@@ -138,7 +138,7 @@ class AbstractCollector(abc.ABC):
     def phases(self, number: int) -> Iterator[Phase]:
         """The phases of round `number`, in order; one is asked for when the one before is done."""
 
-    def rehearse(self, model: DiffusionModel) -> None:
+    def warm_up(self, model: DiffusionModel) -> None:
         """Raise an error for whatever would otherwise fail only when much has been sampled."""
         return
 

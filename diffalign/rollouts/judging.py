@@ -107,10 +107,15 @@ class Judges:
         """Of the judgements."""
         return [scorer.fingerprint for scorer in self._scorers.values()]
 
-    def rehearse(self, device: torch.device) -> None:
-        """Have every judge look at one blank image, so that all weights and tokens are there."""
+    def warm_up(self, prompt: str, device: torch.device) -> None:
+        """Have every scorer look at one grey image, so that all weights and tokens are there.
+
+        Args:
+            prompt: one of the run's own, since a scorer may refuse any other.
+            device: where scorers with weights run.
+        """
         for scorer in self._scorers.values():
-            ask(scorer, torch.zeros(1, 3, 64, 64, device=device), ["a blank image"], 0)
+            ask(scorer, torch.zeros(1, 3, 64, 64, device=device), [prompt], 0)
 
     def judge(
         self, files: Sequence[Path], prompts: Sequence[str], device: torch.device

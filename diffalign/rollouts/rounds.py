@@ -71,7 +71,7 @@ class Rounds(AbstractSource):
         self._batch = 0
         self._policy: str | None = None
         self._figures: dict[str, float] = {}
-        self._rehearsed = False
+        self._warm = False
         self._empty_in_a_row = 0
         self._skipped: dict[str, int] = {}
 
@@ -188,7 +188,7 @@ class Rounds(AbstractSource):
 
     def _collect(self, folder: Path, digest: str) -> dict[str, Any]:
         began = time.monotonic()
-        self._rehearse()
+        self._warm_up()
         if world.is_main():
             self._begin(folder, digest)
         world.wait()
@@ -215,11 +215,11 @@ class Rounds(AbstractSource):
         assert collected is not None
         return collected
 
-    def _rehearse(self) -> None:
+    def _warm_up(self) -> None:
         """Find out before hours of sampling whether what comes after it can work."""
-        if not self._rehearsed:
-            self._collector.rehearse(self.model)
-            self._rehearsed = True
+        if not self._warm:
+            self._collector.warm_up(self.model)
+            self._warm = True
 
     def _begin(self, folder: Path, digest: str) -> None:
         """Keep what an interrupted run of the same policy has already collected, nothing else."""

@@ -212,8 +212,10 @@ class _Collector(AbstractCollector):
     def preview_process(self) -> ReverseProcess:
         return self._settings.process
 
-    def rehearse(self, model: DiffusionModel) -> None:
-        self._judges.rehearse(model.device)
+    def warm_up(self, model: DiffusionModel) -> None:
+        if self._settings.scorers:
+            (batch,) = self._ahead(1)
+            self._judges.warm_up(batch.captions[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         visits = self._visits(number)

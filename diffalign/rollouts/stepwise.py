@@ -189,8 +189,8 @@ class _Collector(AbstractCollector):
     def preview_process(self) -> ReverseProcess:
         return self._process
 
-    def rehearse(self, model: DiffusionModel) -> None:
-        Judges([self._settings.scorer]).rehearse(model.device)
+    def warm_up(self, model: DiffusionModel) -> None:
+        Judges([self._settings.scorer]).warm_up(self._prompts[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         settings = self._settings

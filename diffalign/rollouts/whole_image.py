@@ -165,8 +165,8 @@ class _Collector(AbstractCollector):
     def preview_process(self) -> ReverseProcess:
         return self._steps.process
 
-    def rehearse(self, model: DiffusionModel) -> None:
-        self._judges.rehearse(model.device)
+    def warm_up(self, model: DiffusionModel) -> None:
+        self._judges.warm_up(self._prompts[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         batches = self._batches(number)

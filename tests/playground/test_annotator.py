@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from diffalign.playground.scenes import (
 )
 from diffalign.rollouts.groups import GROUPS, Group
 from diffalign.rollouts.preferences import read_preferences
+from tests.runs import run_script
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red square and a blue circle"
@@ -39,11 +38,7 @@ def test_groups_are_ranked_by_what_they_show_with_ties(tmp_path):
         trajectories="g.safetensors",
     )
     append_json_lines(tmp_path / GROUPS, [asdict(group)])
-    subprocess.run(
-        [sys.executable, ROOT / "scripts/annotate_playground.py", tmp_path],
-        check=True,
-        capture_output=True,
-    )
+    run_script("annotate_playground.py", tmp_path)
     path = tmp_path / "preferences.jsonl"
     assert json.loads(path.read_text()) == {"group": "g", "ranking": [[1], [0, 3], [2]]}
     assert len(read_preferences(path, {"g": 4})["g"].decided) == 5

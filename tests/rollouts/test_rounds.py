@@ -203,7 +203,7 @@ def test_a_round_that_was_sampled_anew_is_not_that_of_an_older_checkpoint(tmp_pa
 
 def test_what_cannot_work_is_found_out_before_anything_is_sampled_or_removed(tmp_path):
     class Mute(Numbers):
-        def rehearse(self, model):
+        def warm_up(self, model):
             raise DataError("the judge has no words")
 
     train(rounds(tmp_path), 1)

@@ -1,0 +1,110 @@
+"""Every config of the playground trains as it is shipped, two steps of few pairs.
+
+Only counts are lowered; what a config needs first (pairs of its own, groups that somebody ranked, a
+preference model, a first stage) is made by the commands that its head or docs/results.md names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffalign import config
+from diffalign.jobs import generate, train
+from diffalign.playground.scenes import preference_prompts
+from diffalign.training.build import RunConfig
+from tests.runs import figures, forget_accelerate, run_script
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs/playground"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+FEWER = (
+    "optimizer.warmup_steps=0",
+    "training.optimizer_steps=2",
+    "training.samples_per_device=2",
+    "training.checkpoint_every=2",
+    "training.log_every=1",
+)
+FEWER_BY_CONFIG = {
+    "d3po": ("rollouts.prompts_per_round=4",),
+    "d3po_jpeg": ("rollouts.prompts_per_round=4",),
+    "seppo": ("rollouts.updates_per_round=1",),
+    "spo": ("rollouts.prompts_per_round=4",),
+}
+
+
+def train_briefly(name: str, output: Path, *more: str) -> Path:
+    forget_accelerate()
+    path = CONFIGS / f"{name}.yaml"
+    fewer = (*FEWER, *FEWER_BY_CONFIG.get(name, ()), f"output={output}", *more)
+    train.run(config.load(RunConfig, path, list(fewer)))
+    return output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def from_the_repository() -> Iterator[None]:
+    """Where the paths of the configs begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+    forget_accelerate()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "pairs"
+    few = ("--images", 4, "--prompts", 4, "--inference-steps", 4)
+    run_script("make_playground_preferences.py", "--out", folder, *few)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory, pairs) -> Path:
+    return train_briefly("spm", tmp_path_factory.mktemp("made") / "spm", f"data.path={pairs}")
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "groups"
+    overrides = [
+        "models.base=assets/playground/sdxl",
+        f"prompts.texts={preference_prompts()[:2]}",
+        "trajectories.process.steps=10",
+        "trajectories.process.guidance=2",
+        f"output={folder}",
+    ]
+    generate.run(config.load(generate.GenerateConfig, None, overrides))
+    run_script("annotate_playground.py", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory) -> Path:
+    return train_briefly("answers/opa_dpo_stage1", tmp_path_factory.mktemp("made") / "stage1")
+
+
+NEEDS = {
+    "spm": ("pairs", "data.path={made}"),
+    "spo": ("spm", "rollouts.scorer.path={made}/final"),
+    "d3po_feedback": (
+        "groups",
+        "rollouts.trajectories={made}",
+        "rollouts.preferences={made}/preferences.jsonl",
+    ),
+    "answers/opa_dpo": ("stage1", "model.lora.start={made}"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [str(path.relative_to(CONFIGS).with_suffix("")) for path in FILES]
+)
+def test_a_playground_config_trains_two_steps(name, request, tmp_path):
+    fixture, *overrides = NEEDS.get(name, (None,))
+    made = request.getfixturevalue(fixture) if fixture else None
+    replaced = [override.format(made=made) for override in overrides]
+    rows = figures(train_briefly(name, tmp_path / "run", *replaced))
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
