@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/compare_answers.py                  # all, two side by side
     .venv/bin/python scripts/compare_answers.py --only dpo mdpo  # some; others stay as they are
+    .venv/bin/python scripts/compare_answers.py --only dpo --trial  # does it run? changes no page
 
 Each row is a config under configs/playground/answers, trained by `diffalign train` on one thread. A
 run that is there already is taken as it is: delete its folder to do it again. Each model then
@@ -23,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from compare_methods import PAGE, call
-from pages import figure, fill
+from compare_methods import PAGE, TRIAL, call, trial_page
+from pages import figure, fill, filled, merged
 
 from diffalign import config
 from diffalign.evaluation.answer_report import Figure
@@ -92,7 +93,7 @@ def shuffle_pictures(folder: Path) -> None:
     )
 
 
-def train(folder: Path, row: Row) -> None:
+def train(folder: Path, row: Row, more: Sequence[str]) -> None:
     """Train one row, unless it is there."""
     run = folder / row.name
     if (run / "seconds.json").exists():
@@ -104,38 +105,39 @@ def train(folder: Path, row: Row) -> None:
         command.append(f"responses.path={folder / 'shuffled'}")
     if row.after:
         command.append(f"model.lora.start={folder / row.after}")
-    seconds = call(command, folder / f"{row.name}.log")
+    seconds = call([*command, *more], folder / f"{row.name}.log")
     (run / "seconds.json").write_text(json.dumps(seconds))
     print(f"{row.title}: {seconds:.0f} s", flush=True)
 
 
-def measure(folder: Path, run: Path | None) -> dict[str, Figure]:
+def measure(folder: Path, run: Path | None, scenes: int) -> dict[str, Figure]:
     """What a trained model, or the base, says of held-out scenes; kept beside the run."""
     record = (run or folder / "base") / "answers.json"
     if not record.exists():
         saved = config.load(RunConfig, CONFIGS / "dpo.yaml" if run is None else run / "config.yaml")
         assert isinstance(saved.model, VLM), "the configs train answers"
         model = opened(saved.model, run)
-        figures = evaluate_answers(model, held_out_crowds(SCENES))
+        figures = evaluate_answers(model, held_out_crowds(scenes))
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({name: asdict(f) for name, f in figures.items()}))
     return {name: figure(saved) for name, saved in json.loads(record.read_text()).items()}
 
 
-def table(folder: Path, rows: Sequence[Row]) -> str:
-    """The results as Markdown."""
-    lines = [
+def table(folder: Path, rows: Sequence[Row], scenes: int, before: str) -> str:
+    """The results as Markdown; rows that are not there are those of the table before."""
+    head = [
         f"| method | {' | '.join(COLUMNS.values())} | CPU seconds |",
         f"|---|{'---|' * (len(COLUMNS) + 1)}",
-        f"| base | {_cells(measure(folder, None))} | |",
     ]
+    lines = {"base": f"| base | {_cells(measure(folder, None, scenes))} | |"}
     for row in rows:
         run = folder / row.name
         seconds = json.loads((run / "seconds.json").read_text())
-        lines.append(f"| {row.title} | {_cells(measure(folder, run))} | {seconds:.0f} |")
+        cells = _cells(measure(folder, run, scenes))
+        lines[row.title] = f"| {row.title} | {cells} | {seconds:.0f} |"
     return (
-        "\n".join(lines)
-        + f"\n\n{SCENES} held-out scenes; 95 % intervals, resampled by scene; percent, and words "
+        merged(before, head, lines, ["base", *(row.title for row in ROWS)])
+        + f"\n\n{scenes} held-out scenes; 95 % intervals, resampled by scene; percent, and words "
         f"of a description. CPU seconds: of the whole run, one thread. {os.cpu_count()} cores "
         f"({platform.machine()}, torch {torch.__version__}), by "
         f"`python scripts/compare_answers.py`.\n"
@@ -151,16 +153,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/answers"))
     parser.add_argument("--only", nargs="+", default=[], choices=[row.name for row in ROWS])
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--trial", action="store_true", help="two steps, four scenes; a copy of the page is filled"
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder
+    page, more = (trial_page(folder), TRIAL) if arguments.trial else (PAGE, ())
+    scenes = 4 if arguments.trial else SCENES
     wanted = [row for row in ROWS if not arguments.only or row.name in arguments.only]
     shuffle_pictures(folder)
     for at_once in ([row for row in wanted if not row.after], [row for row in wanted if row.after]):
         with ThreadPoolExecutor(arguments.side_by_side) as pool:
-            list(pool.map(lambda row: train(folder, row), at_once))
+            list(pool.map(lambda row: train(folder, row, more), at_once))
     trained = [row for row in ROWS if (folder / row.name / "seconds.json").exists()]
-    figures = table(folder, trained)
-    fill(PAGE, "answers", figures)
+    figures = table(folder, trained, scenes, filled(page, "answers"))
+    fill(page, "answers", figures)
     print(figures)
 
 

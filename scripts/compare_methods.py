@@ -2,6 +2,7 @@
 
     .venv/bin/python scripts/compare_methods.py                    # all, two side by side
     .venv/bin/python scripts/compare_methods.py --only mapo spo    # some; others stay as they are
+    .venv/bin/python scripts/compare_methods.py --only mapo --trial  # does it run? changes no page
 
 Each row is a config under configs/playground, trained by `diffalign train` on one thread; what it
 needs first (a preference model, an annotator's file) is made by the commands of `preparations`. A
@@ -16,6 +17,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pages import fill
+from pages import fill, filled, merged
 
 from diffalign.evaluation.diversity import diversity
 from diffalign.evaluation.manifest import read_manifest
@@ -40,6 +43,13 @@ PAGE = Path("docs/results.md")
 CONFIGS = Path("configs/playground")
 SEEDS = 9
 SAMPLER = SamplerConfig(steps=12, guidance=2.0)
+TRIAL = (
+    "optimizer.warmup_steps=0",
+    "training.optimizer_steps=2",
+    "training.samples_per_device=2",
+    "training.log_every=1",
+)
+"""What makes a run short enough to see whether it runs."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ def prepare(folder: Path, name: str) -> None:
         record.write_text(json.dumps({"seconds": seconds}))
 
 
-def train(folder: Path, row: Row) -> None:
+def train(folder: Path, row: Row, more: Sequence[str]) -> None:
     """Train one row, unless it is there."""
     run = folder / row.name
     if (run / "seconds.json").exists():
@@ -155,13 +165,13 @@ def train(folder: Path, row: Row) -> None:
     if run.exists():
         raise SystemExit(f"{run} is unfinished, and half a run has no cost: delete it first")
     command = ["-m", "diffalign", "train", str(CONFIGS / row.config), f"output={run}"]
-    seconds = call([*command, *given, *row.overrides], folder / f"{row.name}.log")
+    seconds = call([*command, *given, *row.overrides, *more], folder / f"{row.name}.log")
     (run / "seconds.json").write_text(json.dumps(seconds))
     print(f"{row.title}: {seconds:.0f} s", flush=True)
 
 
-def evaluate(folder: Path, rows: Sequence[Row]) -> list[Result]:
-    """Draw, score and compare all rows with the base."""
+def evaluate(folder: Path, rows: Sequence[Row], prompts: Sequence[str]) -> list[Result]:
+    """Generate with, score and compare all rows with the base."""
     pictures = folder / "evaluation"
     generate.run(
         generate.GenerateConfig(
@@ -169,7 +179,7 @@ def evaluate(folder: Path, rows: Sequence[Row]) -> list[Result]:
                 "base": str(playground_model_path()),
                 **{row.name: str(folder / row.name) for row in rows},
             },
-            prompts=PromptsConfig(texts=tuple(held_out_prompts())),
+            prompts=PromptsConfig(texts=tuple(prompts)),
             seeds=SEEDS,
             sampler=SAMPLER,
             batch_size=36,
@@ -190,34 +200,34 @@ def costs(run: Path) -> tuple[int, int, float]:
     return json.loads(timing[-1])["network_rows"], int(scored), seconds
 
 
-def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
-    """The results as Markdown."""
+def table(folder: Path, rows: Sequence[Row], results: Sequence[Result], before: str) -> str:
+    """The results as Markdown; rows that are not there are those of the table before."""
     spread = diversity(folder / "evaluation", read_manifest(folder / "evaluation"))
     base = results[0].comparison
-    lines = [
+    head = [
         "| method | win rate of decided pairs (95 % interval) | wins / ties / losses "
         "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored "
         "| CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
-        f"| base | | | {percent(base.baseline_mean)} | {spread['base']:.3f} | | | |",
     ]
+    lines = {"base": f"| base | | | {percent(base.baseline_mean)} | {spread['base']:.3f} | | | |"}
     for row, result in zip(rows, results, strict=True):
         c = result.comparison
         evaluations, scored, seconds = costs(folder / row.name)
-        lines.append(
+        lines[row.title] = (
             f"| {row.title} | {percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
             f"| {c.wins} / {c.ties} / {c.losses} "
             f"| {percent(c.model_mean)} ({percent(c.mean_difference)}, "
             f"{percent_interval(c.mean_difference_interval)}) | {spread[row.name]:.3f} "
             f"| {evaluations:,} | {scored:,} | {seconds:.0f} |"
         )
-    prepared = {
-        name: json.loads((folder / f"{name}.json").read_text())["seconds"]
-        for name in sorted({row.preparation for row in rows if row.preparation})
-    }
-    first = "; ".join(f"{name} {seconds:.0f} s" for name, seconds in prepared.items())
+    prepared = dict(re.findall(r"(\w+) (\d+) s\b", before.partition("Prepared once:")[2]))
+    for name in {row.preparation for row in rows if row.preparation}:
+        seconds = json.loads((folder / f"{name}.json").read_text())["seconds"]
+        prepared[name] = f"{seconds:.0f}"
+    first = "; ".join(f"{name} {seconds} s" for name, seconds in sorted(prepared.items())) or "none"
     return (
-        "\n".join(lines)
+        merged(before, head, lines, ["base", *(row.title for row in ROWS)])
         + f"\n\n{base.items} pictures of {base.prompts} held-out prompts, {SEEDS} seeds, "
         f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Diversity: root mean square "
         f"distance between a prompt's pictures. CPU seconds: of the whole run, one thread. "
@@ -227,21 +237,33 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result]) -> str:
     )
 
 
+def trial_page(folder: Path) -> Path:
+    """A copy of the page that a trial may fill."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(PAGE, folder / PAGE.name))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"))
     parser.add_argument("--only", nargs="+", default=[], choices=[row.name for row in ROWS])
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--trial", action="store_true", help="two steps, two prompts; a copy of the page is filled"
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder
+    page, more = (trial_page(folder), TRIAL) if arguments.trial else (PAGE, ())
     wanted = [row for row in ROWS if not arguments.only or row.name in arguments.only]
     with ThreadPoolExecutor(arguments.side_by_side) as pool:
         needed = sorted({row.preparation for row in wanted if row.preparation})
         list(pool.map(lambda name: prepare(folder, name), needed))
-        list(pool.map(lambda row: train(folder, row), wanted))
+        list(pool.map(lambda row: train(folder, row, more), wanted))
     trained = [row for row in ROWS if (folder / row.name / "seconds.json").exists()]
-    figures = table(folder, trained, evaluate(folder, trained))
-    fill(PAGE, "methods", figures)
+    prompts = held_out_prompts()[: 2 if arguments.trial else None]
+    results = evaluate(folder, trained, prompts)
+    figures = table(folder, trained, results, filled(page, "methods"))
+    fill(page, "methods", figures)
     print(figures)
 
 

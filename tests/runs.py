@@ -39,4 +39,7 @@ def run_script(name: str, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(SCRIPTS / name), *map(str, arguments)])
         patch.syspath_prepend(SCRIPTS)
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        try:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, end.code  # typer ends even what went well

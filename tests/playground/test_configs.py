@@ -98,9 +98,7 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [str(path.relative_to(CONFIGS).with_suffix("")) for path in FILES]
-)
+@pytest.mark.parametrize("name", [str(path.relative_to(CONFIGS).with_suffix("")) for path in FILES])
 def test_a_playground_config_trains_two_steps(name, request, tmp_path):
     fixture, *overrides = NEEDS.get(name, (None,))
     made = request.getfixturevalue(fixture) if fixture else None
@@ -108,3 +106,9 @@ def test_a_playground_config_trains_two_steps(name, request, tmp_path):
     rows = figures(train_briefly(name, tmp_path / "run", *replaced))
     assert [row["step"] for row in rows] == [1, 2]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+
+
+def test_what_the_preference_model_sees_through_noise_is_measured(spm, capsys):
+    pairs = ("--pairs", "assets/playground/preferences", "--limit", 8)
+    run_script("step_accuracy.py", spm / "final", *pairs)
+    assert "| step-aware minus plain: assets/playground/clip |" in capsys.readouterr().out

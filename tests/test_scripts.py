@@ -1,0 +1,123 @@
+"""Every Python file under scripts/ runs, at a small size, as its head says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.runs import SCRIPTS, forget_accelerate, run_script
+
+ROOT = SCRIPTS.parent
+ELSEWHERE = {
+    "annotate_playground.py",  # tests/playground/test_annotator.py
+    "make_playground_preferences.py",  # tests/playground/test_configs.py
+    "step_accuracy.py",  # the same
+    "pages.py",  # imported by others; below
+}
+DPO = "configs/playground/diffusion_dpo.yaml"
+SMALL = {
+    "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
+    "bench_tokens.py": "--words 600 --pairs 1 --width 32",
+    "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
+    "make_playground_answers.py": "--rows 2 --samples 2 --out OUT",
+    "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
+    "--noisy-steps 2 --items 2 --out OUT",
+    "pretrain_playground_clip.py": "--scenes 64 --contrastive-steps 2 --preference-steps 2 "
+    "--out OUT",
+    "pretrain_playground_llava.py": "--scenes 64 --tower-steps 2 --truthful-steps 2 "
+    "--careless-steps 2 --items 2 --out OUT",
+}
+"""Arguments of each; OUT is a new folder."""
+
+
+@pytest.fixture(autouse=True)
+def from_the_repository(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_no_script_is_forgotten():
+    tested = {*SMALL, *ELSEWHERE, "compare_methods.py", "compare_answers.py", "update_readme.py"}
+    assert {path.name for path in SCRIPTS.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_script(script, *SMALL[script].replace("OUT", str(out)).split())
+    forget_accelerate()
+    assert capsys.readouterr().out
+    assert out.exists() == ("OUT" in SMALL[script])
+
+
+@pytest.mark.parametrize(
+    ("script", "row", "title", "another"),
+    [
+        ("compare_methods.py", "mapo", "MaPO", "SePPO, winners alone"),
+        ("compare_answers.py", "kto", "KTO", "SimPO"),
+    ],
+)
+def test_a_comparison_of_one_method_keeps_the_rows_of_all_others(
+    script, row, title, another, tmp_path
+):
+    run_script(script, "--trial", "--only", row, "--folder", tmp_path)
+    before = (ROOT / "docs/results.md").read_text().splitlines()
+    after = (tmp_path / "results.md").read_text().splitlines()
+    assert len(before) == len(after)
+    changed = [line for line, other in zip(after, before, strict=True) if line != other]
+    rows = [line for line in changed if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in rows] == ["base", title]
+    assert any(line.startswith(f"| {another} |") for line in after)
+
+
+def test_a_row_of_other_columns_is_not_kept(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from pages import merged
+
+    before = "| a | b |\n|---|---|\n| x | 1 |\n| y | 2 |\n\nText."
+    order = ["x", "y", "z"]
+    new = merged(before, ["| a | b |", "|---|---|"], {"z": "| z | 3 |", "x": "| x | 9 |"}, order)
+    assert new.splitlines()[2:] == ["| x | 9 |", "| y | 2 |", "| z | 3 |"]
+    with pytest.raises(SystemExit, match="y cannot be kept: measure all rows again"):
+        merged(before, ["| a | c |", "|---|---|"], {"x": "| x | 9 |"}, order)
+
+
+def test_the_figures_of_the_demos_go_into_the_pages(tmp_path, monkeypatch):
+    for page in ("README.md", "docs/results.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    interval = {"low": 0.5, "high": 0.75}
+    comparison = {
+        **{"items": 8, "prompts": 2, "baseline_mean": 0.5, "model_mean": 0.625},
+        **{"mean_difference": 0.125, "mean_difference_interval": interval},
+        **{"wins": 3, "ties": 4, "losses": 1, "win_rate": 0.75, "win_rate_interval": interval},
+    }
+    names = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
+    figures = {
+        name: {"label": name, "value": 12.5, "unit": "percent", "interval": [10, 15]}
+        for name in names
+    }
+    written = {
+        "demo": ("compare.json", {"comparisons": [comparison]}, "comparison.png", DPO),
+        "demo_vlm": (
+            *("answers.json", {"base": figures, "aligned": figures}, "descriptions.png"),
+            "configs/playground/answers/mdpo.yaml",
+        ),
+    }
+    for run, (name, content, image, config) in written.items():
+        folder = tmp_path / "runs" / run / "evaluation"
+        folder.mkdir(parents=True)
+        (folder / name).write_text(json.dumps(content))
+        Image.new("RGB", (8, 8)).save(folder / image)
+        shutil.copy(ROOT / config, folder.parent / "config.yaml")
+        (folder.parent / "timing.jsonl").write_text('{"samples_per_second": 64}\n')
+    monkeypatch.chdir(tmp_path)
+    run_script("update_readme.py")
+    readme = (tmp_path / "README.md").read_text()
+    assert "| wins / ties / losses | | 3 / 4 / 1 |" in readme
+    assert "| chair_s | 12.5 (10.0 to 15.0) | 12.5 (10.0 to 15.0) |" in readme
+    assert "250 steps of 16 pairs in 62 s" in (tmp_path / "docs/results.md").read_text()
+    assert Path("assets/demo/grid.png").exists() and Path("assets/demo/descriptions.png").exists()
