@@ -23,6 +23,7 @@ from torch import Tensor
 from diffalign.errors import ConfigError, ModelError, did_you_mean
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.locate import AbstractLocation, locate
+from diffalign.models.pipeline_lora import add_adapter
 from diffalign.models.precision import DTYPES, Precision, precision_of
 from diffalign.seeding import cpu_generator, derive_seed
 
@@ -235,7 +236,8 @@ class TextToImage:
             cls_ = _scheduler_class(sampler.scheduler)
             pipeline.scheduler = cls_.from_config(pipeline.scheduler.config)
         if model.lora is not None:
-            _add_lora(pipeline, model.lora, dtype)
+            # Half precision would round away much of a small change, so there it stays separate.
+            add_adapter(pipeline, model.lora, merge=dtype == torch.float32)
         pipeline.set_progress_bar_config(disable=True)
         if dtype != torch.float32:
             pipeline.to(dtype)
@@ -326,13 +328,3 @@ def _scheduler_class(name: str) -> Any:
         return known[short]
     hint = did_you_mean(short, known, cutoff=0.4)
     raise ConfigError(f"sampler.scheduler: diffusers has no {name!r}.{hint}")
-
-
-def _add_lora(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
-    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
-    if not pipeline.get_active_adapters():
-        raise ModelError(f"{file}: changes no layer of this base: it was made for another model")
-    if dtype == torch.float32:
-        # Half precision would round away much of a small change, so there it stays separate.
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()

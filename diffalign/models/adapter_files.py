@@ -22,7 +22,7 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model"
 """What the names of all tensors in a file of peft begin with."""
 
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
 """Under which diffusers keeps the settings of an adapter in the file's header."""
 
 
@@ -80,7 +80,7 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-            header = (opened.metadata() or {}).get(_METADATA, "{}")
+            header = (opened.metadata() or {}).get(METADATA, "{}")
             ours = {
                 name.removeprefix(prefix): opened.get_tensor(name)
                 for name in names
