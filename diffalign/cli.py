@@ -242,5 +242,6 @@ def main() -> None:
             raise  # a library's, not the disk's or a path's
         console = Console(stderr=True, highlight=False)
         console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, soft_wrap=True)
+        text = str(error).encode(errors="backslashreplace").decode()
+        console.print(text, markup=False, soft_wrap=True)
         sys.exit(1)

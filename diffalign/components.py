@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffalign.errors import ConfigError, did_you_mean
+from diffalign.parsing import shortly
 
 T = TypeVar("T")
 
@@ -64,6 +65,8 @@ def find(abstract: type[T], kind: str) -> type[T]:
             component.
     """
     folder = _folder(abstract)
+    if not all(part.isidentifier() for part in kind.split(".")):
+        raise ConfigError(f"kind {shortly(kind)} is neither a name nor a dotted module path")
     if "." not in kind and kind not in _module_names(abstract):
         allowed = kinds(abstract)
         hint = did_you_mean(kind, allowed)

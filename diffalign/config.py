@@ -21,7 +21,8 @@ import yaml
 
 from diffalign import components, foreign_flags
 from diffalign.errors import ConfigError, did_you_mean
-from diffalign.files import write_atomically
+from diffalign.files import read_text, write_atomically
+from diffalign.parsing import parse_yaml, shortly
 
 T = TypeVar("T")
 
@@ -66,19 +67,6 @@ def _is_component(value: Any) -> bool:
     return any(inspect.isabstract(base) for base in type(value).__mro__)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is refused; plain YAML takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {repeated!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -86,10 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: there is no such config file.{did_you_mean(str(path), near)} "
             f"Ready-made ones lie in configs/"
         )
-    try:
-        tree = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    tree = parse_yaml(read_text(path, error=ConfigError), path, error=ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}")
     return tree
@@ -98,28 +83,26 @@ def _read(path: Path) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {override!r}: write it as key.path=value")
+        raise ConfigError(f"override {shortly(override)}: write it as key.path=value")
     *parents, last = dotted.split(".")
     for depth, parent in enumerate(parents, start=1):
         below = tree.get(parent)
         if isinstance(below, list):
             key = ".".join(parents[:depth])
             raise ConfigError(
-                f"override {override!r}: {key} is a list, which is given as a whole: {key}='[...]'"
+                f"override {shortly(override)}: {key} is a list, which is given as a whole: "
+                f"{key}='[...]'"
             )
         tree[parent] = dict(below) if isinstance(below, dict) else {}
         tree = tree[parent]
-    try:
-        tree[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    tree[last] = parse_yaml(text, f"override {shortly(override)}: the value", error=ConfigError)
 
 
 def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     """One dataclass from a mapping; `key` is its own dotted path."""
     where = key or "the top level"
     if not isinstance(tree, dict):
-        raise ConfigError(f"{place}: {where} must be a mapping of keys, got {tree!r}")
+        raise ConfigError(f"{place}: {where} must be a mapping of keys, got {shortly(tree)}")
     tree = dict(tree)
     if inspect.isabstract(cls):
         cls = _component_class(cls, tree, place=place, key=key)
@@ -131,7 +114,7 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
             hint = foreign_flags.hint(str(name), key, fields)
             hint = hint or did_you_mean(str(name), fields, prefix=prefix)
             raise ConfigError(
-                f"{place}: {prefix}{name} is not a field of {cls.__name__} "
+                f"{place}: {prefix}{name!s:.60} is not a field of {cls.__name__} "
                 f"(fields: {', '.join(fields)}).{hint}"
             )
     values = {
@@ -151,7 +134,7 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
         )
     try:
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(f"{place}: {where}: {error}") from error
 
 
@@ -171,7 +154,7 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
 
     def refuse(allowed: str) -> ConfigError:
-        return ConfigError(f"{place}: {key} must be {allowed}, got {value!r}")
+        return ConfigError(f"{place}: {key} must be {allowed}, got {shortly(value)}")
 
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -191,7 +174,7 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
             return value
         allowed = [str(argument) for argument in arguments]
         raise ConfigError(
-            f"{place}: {key} must be one of {', '.join(allowed)}, got {value!r}."
+            f"{place}: {key} must be one of {', '.join(allowed)}, got {shortly(value)}."
             f"{did_you_mean(str(value), allowed)}"
         )
     if origin is tuple:

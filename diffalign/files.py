@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and lists of JSON objects, one a line.
+"""Files that are whole or absent; text, JSON and lists of JSON objects, one a line.
 
 A line ends at "\\n" and nowhere else: a JSON string may hold characters, such as U+2028, that
 `str.splitlines` takes for line ends too.
@@ -11,12 +11,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from diffalign.errors import DataError
+from diffalign.errors import DataError, DiffalignError
+from diffalign.parsing import checked, decode_text, parse_json
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -121,33 +124,87 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_json_lines(path: Path) -> list[Any]:
+def read_bytes(
+    path: Path, *, error: type[DiffalignError] = DataError, absent: str = "there is no such file"
+) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: of the file.
+        error: the class of the error.
+        absent: what the message says where there is none, and perhaps where it is to be had.
+
+    Raises:
+        error: there is none, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as problem:
+        raise error(f"{path}: {absent}") from problem
+    except (OSError, ValueError) as problem:  # a name that no file can have is a ValueError
+        raise error(f"{path}: cannot be read: {problem}") from problem
+
+
+def read_text(
+    path: Path, *, error: type[DiffalignError] = DataError, absent: str = "there is no such file"
+) -> str:
+    """A file of text, see `parsing.decode_text`; however a line ends there, it is `\\n` here.
+
+    Raises:
+        error: there is none, it cannot be read, or is no text.
+    """
+    text = decode_text(read_bytes(path, error=error, absent=absent), path, error=error)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(
+    path: Path, *, error: type[DiffalignError] = DataError, absent: str = "there is no such file"
+) -> Any:
+    """A file of JSON, see `parsing.parse_json`.
+
+    Raises:
+        error: there is none, it cannot be read, or is no JSON.
+    """
+    return parse_json(read_bytes(path, error=error, absent=absent), path, error=error)
+
+
+def read_json_lines(path: Path, *, error: type[DiffalignError] = DataError) -> list[Any]:
     """The objects of a file that this module wrote.
 
     A last line without its end is what a killed process leaves behind; it does not count.
 
     Raises:
-        DataError: a line is not JSON; the message names it.
+        error: there is no file, or a line is not JSON; the message names it.
     """
-    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    return [parse_json_line(line, path, number) for number, line in enumerate(lines, start=1)]
+    content = read_bytes(path, error=error)
+    text = decode_text(content[: content.rfind(b"\n") + 1], path, error=error)
+    return [parse_json(line, f"{path}: line {n}", error=error) for n, line in _numbered(text)]
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_rows(cls: type[T], path: Path, *, error: type[DiffalignError] = DataError) -> list[T]:
+    """`read_json_lines`, each line as a dataclass, see `parsing.checked`.
+
+    Raises:
+        error: also where a line has other keys than the dataclass, or values of other types.
+    """
+    return [
+        checked(cls, row, f"{path}: line {number}", error=error)
+        for number, row in enumerate(read_json_lines(path, error=error), start=1)
+    ]
+
+
+def numbered_lines(
+    path: Path, *, absent: str = "there is no such file"
+) -> Iterator[tuple[int, str]]:
     """The lines of a text that a person may have written, from 1, without the blank ones.
 
     The last one counts whether it is ended or not, and a byte order mark is no part of the first.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: there is no file, or it is no text.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line
+    text = read_text(path, absent=absent)
+    return ((number, line) for number, line in _numbered(text) if line.strip())
 
 
 def parse_json_line(line: str, path: Path, number: int) -> Any:
@@ -156,10 +213,12 @@ def parse_json_line(line: str, path: Path, number: int) -> Any:
     Raises:
         DataError: it is not JSON.
     """
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {number} is not JSON: {error}") from error
+    return parse_json(line, f"{path}: line {number}")
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    lines = text.split("\n")
+    return enumerate(lines if lines[-1] else lines[:-1], start=1)
 
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diffalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"errors", "files", "shapes", "seeding", "views", "world", "config", "components"}
+BASE = {"errors", "parsing", "files", "shapes", "seeding", "views", "world", "config", "components"}
 BASE |= {"foreign_flags"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),

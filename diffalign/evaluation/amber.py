@@ -30,11 +30,11 @@ from diffalign.evaluation.nouns import Similar
 from diffalign.evaluation.saved_answers import (
     ANSWER_KEYS,
     field_of,
-    read_json,
     read_objects,
     text_of,
 )
-from diffalign.files import numbered_lines
+from diffalign.files import numbered_lines, read_json
+from diffalign.parsing import checked, shortly
 
 Dimension = Literal["existence", "state", "number", "action", "relation"]
 
@@ -384,15 +384,18 @@ def read_annotations(path: Path) -> Annotations:
             raise DataError(f"{path}: the id {item_id} stands twice")
         if kind == "generative" and isinstance(truth, list):
             absent = field_of(row, ("hallu",), path=path, number=number)
+            place = f"{path}: item {number}"
             scenes[item_id] = Scene(
-                item_id=item_id, truth=tuple(truth), hallucinations=tuple(absent)
+                item_id=item_id,
+                truth=checked(tuple[str, ...], truth, f"{place}: truth"),
+                hallucinations=checked(tuple[str, ...], absent, f"{place}: hallu"),
             )
-        elif kind in DIMENSIONS and truth in ("yes", "no"):
+        elif isinstance(kind, str) and kind in DIMENSIONS and truth in ("yes", "no"):
             questions[item_id] = Question(item_id=item_id, dimension=DIMENSIONS[kind], label=truth)
         else:
             raise DataError(
-                f"{path}: item {number} of type {kind!r} with truth {truth!r:.40} is not one "
-                f"of AMBER: types are generative, {', '.join(DIMENSIONS)}"
+                f"{path}: item {number} of type {shortly(kind)} with truth {shortly(truth)} is "
+                f"not one of AMBER: types are generative, {', '.join(DIMENSIONS)}"
             )
     return Annotations(scenes=scenes, questions=questions)
 
@@ -406,6 +409,7 @@ def read_relations(path: Path, annotations: Annotations) -> Relations:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise DataError(f"{path}: must be one object of lists, {{word: [associated words]}}")
+    content = checked(dict[str, list[str]], content, path)
     needed = {
         name for scene in annotations.scenes.values() for name in scene.truth + scene.hallucinations
     }
@@ -420,12 +424,8 @@ def read_relations(path: Path, annotations: Annotations) -> Relations:
 
 def read_safe_words(path: Path) -> frozenset[str]:
     """`safe_words.txt`: a word a line."""
-    try:
-        return frozenset(line.strip() for _, line in numbered_lines(path))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: there is no such file; it is data/safe_words.txt of AMBER"
-        ) from error
+    absent = "there is no such file; it is data/safe_words.txt of AMBER"
+    return frozenset(line.strip() for _, line in numbered_lines(path, absent=absent))
 
 
 def read_responses(path: Path, annotations: Annotations) -> dict[int, str]:
@@ -479,6 +479,6 @@ def yes_or_no(answer: str) -> str:
 
 def _item_id(row: Mapping[str, Any], path: Path, number: int) -> int:
     value = field_of(row, ("id",), path=path, number=number)
-    if isinstance(value, bool) or not str(value).isdigit():
-        raise DataError(f"{path}: item {number}: id must be a whole number, got {value!r}")
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+        raise DataError(f"{path}: item {number}: id must be a whole number, got {shortly(value)}")
     return int(value)

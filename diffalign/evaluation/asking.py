@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -19,6 +19,7 @@ from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.evaluation.progress import progress
 from diffalign.files import append_json_lines, read_json_lines
 from diffalign.models.base import AbstractModel
+from diffalign.parsing import checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def ask(
     maker = _digest(_identity(model), asking.max_new_tokens, asking.system, asking.dtype)
     kept = _kept(asking.saves, maker)
     known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
-    answers = {i: row["answer"] for i, row in kept.items() if row["asked"] == known.get(i)}
+    answers = {i: row.answer for i, row in kept.items() if row.asked == known.get(i)}
     missing = [q for q in questions if q.question_id not in answers]
     _check_pictures(missing, asking.images)
     if missing:
@@ -130,18 +131,18 @@ def _ask_missing(
             batch = missing[start : start + asking.batch_size]
             texts = _generate(model, batch, asking)
             rows = [
-                {
-                    "question_id": q.question_id,
-                    "image": q.image.name,
-                    "question": q.text,
-                    "answer": text,
-                    "asked": known[q.question_id],
-                    "made_by": maker,
-                }
+                _Kept(
+                    question_id=q.question_id,
+                    image=q.image.name,
+                    question=q.text,
+                    answer=text,
+                    asked=known[q.question_id],
+                    made_by=maker,
+                )
                 for q, text in zip(batch, texts, strict=True)
             ]
-            append_json_lines(asking.saves, rows)
-            answers |= {str(row["question_id"]): str(row["answer"]) for row in rows}
+            append_json_lines(asking.saves, map(asdict, rows))
+            answers |= {row.question_id: row.answer for row in rows}
             advance(len(batch))
     return answers
 
@@ -171,7 +172,21 @@ def _identity(model: AbstractModel) -> Any:
     return model.policy_fingerprint() if isinstance(model, VLM) else configs.to_dict(model)
 
 
-def _kept(path: Path, maker: str) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """One line of the file of answers."""
+
+    question_id: str
+    image: str
+    question: str
+    answer: str
+    asked: str
+    """Digest of image and question."""
+    made_by: str
+    """Digest of model and settings."""
+
+
+def _kept(path: Path, maker: str) -> dict[str, _Kept]:
     if not path.is_file():
         return {}
     rows = read_json_lines(path)
@@ -180,7 +195,8 @@ def _kept(path: Path, maker: str) -> dict[str, dict[str, Any]]:
             f"{path}: holds answers of another model, or under another asking.max_new_tokens, "
             "asking.system or asking.dtype; give asking.saves another file"
         )
-    return {row["question_id"]: row for row in rows}
+    kept = [checked(_Kept, row, f"{path}: line {n}") for n, row in enumerate(rows, start=1)]
+    return {row.question_id: row for row in kept}
 
 
 def _check_pictures(questions: Sequence[PictureQuestion], folder: Path) -> None:

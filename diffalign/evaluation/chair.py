@@ -23,12 +23,12 @@ from diffalign.evaluation.intervals import Bootstrap, ratio
 from diffalign.evaluation.saved_answers import (
     ANSWER_KEYS,
     field_of,
-    read_json,
     read_objects,
     text_of,
 )
 from diffalign.evaluation.words import Singulariser, Tokeniser, rule_singular, rule_tokens
-from diffalign.files import numbered_lines
+from diffalign.files import numbered_lines, read_json
+from diffalign.parsing import checked, shortly
 
 _THEMSELVES = (
     "motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light, "
@@ -74,12 +74,8 @@ def read_synonyms(path: Path, *, refined: bool = False) -> Synonyms:
     Raises:
         DataError: there is no such file, or it holds no table.
     """
-    try:
-        lines = [line for _, line in numbered_lines(path)]
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: there is no such file; it is data/synonyms.txt of LisaAnne/Hallucination"
-        ) from error
+    absent = "there is no such file; it is data/synonyms.txt of LisaAnne/Hallucination"
+    lines = [line for _, line in numbered_lines(path, absent=absent)]
     class_of: dict[str, str] = {}
     for line in lines:
         words = line.strip().split(", ")
@@ -251,9 +247,10 @@ def read_image_objects(path: Path, synonyms: Synonyms) -> dict[str, frozenset[st
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise DataError(f"{path}: must be one object of lists, {{image_id: [class, ...]}}")
+    content = checked(dict[str, list[str]], content, path)
     if not content:
         raise DataError(f"{path}: holds no picture")
-    unknown = sorted({str(n) for names in content.values() for n in names} - synonyms.classes)
+    unknown = sorted({n for names in content.values() for n in names} - synonyms.classes)
     if unknown:
         raise DataError(
             f"{path}: {', '.join(unknown[:5])} is no class of the table of synonyms, so no caption "
@@ -278,16 +275,25 @@ def coco_objects(
     found: dict[str, set[str]] = {}
     for path in instances:
         content = _coco_file(path, "categories")
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        for annotation in content["annotations"]:
-            name = names[annotation["category_id"]]
+        names = {
+            str(category["id"]): str(category["name"])
+            for category in _entries(content, "categories", ("id", "name"), path)
+        }
+        for annotation in _entries(content, "annotations", ("image_id", "category_id"), path):
+            name = names.get(str(annotation["category_id"]))
+            if name is None:
+                raise DataError(
+                    f"{path}: an annotation is of category {shortly(annotation['category_id'])}, "
+                    f"which is none of its categories"
+                )
             if name not in objects_of.synonyms.class_of:
                 raise DataError(f"{path}: the category {name!r} is not in the table of synonyms")
             name = objects_of.synonyms.class_of[name]
             found.setdefault(str(annotation["image_id"]), set()).add(name)
     for path in captions:
-        for annotation in _coco_file(path, "images")["annotations"]:
-            mentioned = objects_of(annotation["caption"])
+        content = _coco_file(path, "images")
+        for annotation in _entries(content, "annotations", ("image_id", "caption"), path):
+            mentioned = objects_of(str(annotation["caption"]))
             found.setdefault(str(annotation["image_id"]), set()).update(mentioned)
     return {image_id: frozenset(names) for image_id, names in found.items()}
 
@@ -297,3 +303,15 @@ def _coco_file(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"annotations", key} <= set(content):
         raise DataError(f"{path}: no annotation file of COCO: it needs annotations and {key}")
     return content
+
+
+def _entries(
+    content: Mapping[str, Any], name: str, keys: Sequence[str], path: Path
+) -> list[dict[str, Any]]:
+    """One of the lists of an annotation file, of which every object has some keys."""
+    entries = checked(list[dict], content[name], f"{path}: {name}")
+    for number, entry in enumerate(entries):
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            raise DataError(f"{path}: {name}: {number} has no {', '.join(missing)}")
+    return entries

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from diffalign.errors import DataError
-from diffalign.files import append_json_lines, read_json_lines
+from diffalign.files import append_json_lines, read_rows
 
 MANIFEST = "manifest.jsonl"
 
@@ -55,11 +55,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
         raise DataError(
             f"{folder}: there is no {MANIFEST} in this folder; diffalign generate writes one"
         )
-    names = {field.name for field in fields(ManifestRow)}
-    rows = [
-        ManifestRow(**checked_row(row, names, path, number))
-        for number, row in enumerate(read_json_lines(path), start=1)
-    ]
+    rows = read_rows(ManifestRow, path)
     return list({row.key: row for row in rows}.values())
 
 
@@ -71,13 +67,3 @@ def append_rows(folder: Path, rows: Iterable[ManifestRow]) -> None:
 def file_digest(content: bytes) -> str:
     """The SHA-256 that manifests and score columns know a picture by."""
     return hashlib.sha256(content).hexdigest()
-
-
-def checked_row(row: Any, names: set[str], path: Path, number: int) -> dict[str, Any]:
-    """A line's object, if it has exactly these keys."""
-    if not isinstance(row, dict) or set(row) != names:
-        raise DataError(
-            f"{path}: line {number} must have the keys {', '.join(sorted(names))}; "
-            "the file was not written by this version"
-        )
-    return row

@@ -11,7 +11,6 @@ and RLAIF-V.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, DataError
 from diffalign.evaluation.answer_report import Measure, Panel, panel
 from diffalign.evaluation.chair import DOUBLE_WORDS, Synonyms
 from diffalign.evaluation.intervals import Bootstrap, ratio
 from diffalign.evaluation.words import import_language_package, rule_singular, rule_tokens
+from diffalign.parsing import parse_json
 
 LemmasName = Literal["spacy", "rules"]
 Phrase = Callable[[str], tuple[list[str], list[str]]]
@@ -60,8 +60,8 @@ def parse_objects(reply: str) -> list[str]:
     """
     for text in (reply, reply.strip().rpartition("\n")[2]):
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError:
+            content = parse_json(text, "the reply")
+        except DataError:
             continue
         if isinstance(content, list) and all(isinstance(item, str) for item in content):
             return content

@@ -22,6 +22,7 @@ from diffalign.errors import DataError
 from diffalign.evaluation.answer_report import Measure
 from diffalign.evaluation.intervals import Tally, ratio
 from diffalign.evaluation.saved_answers import ANSWER_KEYS, read_objects, text_of
+from diffalign.parsing import shortly
 
 YesNo = Literal["yes", "no"]
 
@@ -89,7 +90,9 @@ def read_questions(path: Path) -> list[Question]:
                 "a question of POPE has question_id, image, text and label"
             )
         if row["label"] not in ("yes", "no"):
-            raise DataError(f"{path}: item {number}: label must be yes or no, got {row['label']!r}")
+            raise DataError(
+                f"{path}: item {number}: label must be yes or no, got {shortly(row['label'])}"
+            )
         question = Question(
             question_id=str(row["question_id"]),
             image=str(row["image"]),

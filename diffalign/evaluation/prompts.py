@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
+import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffalign.errors import DataError
-from diffalign.files import numbered_lines, parse_json_line
+from diffalign.files import numbered_lines, parse_json_line, read_json, read_text
+from diffalign.parsing import shortly
 
 _COLUMNS = ("prompt", "caption", "text")
 """Names of the column that holds the prompt, in any case, the first found wins."""
 _SLUG_LETTERS = 40
+_ABSENT = "there is no such prompt file"
 
 
 @dataclass(frozen=True)
@@ -87,44 +90,47 @@ def _read(path: Path) -> Iterable[str]:
             f"{path}: prompts are read from {', '.join(readers)}, not from "
             f"{path.suffix or 'a file without an ending'}"
         )
-    try:
-        return list(readers[path.suffix](path))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such prompt file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    return list(readers[path.suffix](path))
 
 
 def _lines(path: Path) -> Iterator[str]:
-    return (line for _, line in numbered_lines(path))
+    return (line for _, line in numbered_lines(path, absent=_ABSENT))
 
 
 def _table(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    text = io.StringIO(read_text(path, absent=_ABSENT), newline="")
+    try:
         if path.suffix == ".tsv":
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            rows = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(text)
         column = _prompt_column(rows.fieldnames or (), path)
         yield from (row[column] or "" for row in rows)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} is no row of a table: {error}") from error
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, absent=_ABSENT):
         row = parse_json_line(line, path, number)
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} must be an object with a key named prompt")
-        yield str(row[_prompt_column(row, path)])
+        yield _prompt_of(row, path, f"line {number}")
 
 
 def _json_list(path: Path) -> Iterator[str]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+    rows = read_json(path, absent=_ABSENT)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: must be a list of objects with a key named prompt")
-    return (str(row[_prompt_column(row, path)]) for row in rows)
+    return (_prompt_of(row, path, f"item {number}") for number, row in enumerate(rows, start=1))
+
+
+def _prompt_of(row: Mapping[str, Any], path: Path, place: str) -> str:
+    column = _prompt_column(row, path)
+    value = row[column]
+    if not isinstance(value, (str, type(None))):
+        raise DataError(f"{path}: {place}: {column} must be text, got {shortly(value)}")
+    return value or ""
 
 
 def _prompt_column(names: Iterable[str], path: Path) -> str:

@@ -6,27 +6,16 @@ published files are called `.json` either way.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffalign.errors import DataError
+from diffalign.files import parse_json_line, read_text
+from diffalign.parsing import parse_json, shortly
 
 ANSWER_KEYS = ("answer", "response", "caption", "text")
 """What answers are called by POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: there is no such file, or it is not JSON.
-    """
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
@@ -35,11 +24,12 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: there is no such file, it holds no object, or something else than objects.
     """
-    text = _text(path)
-    rows = read_json(path) if text.lstrip().startswith("[") else _lines(text, path)
+    text = read_text(path)
+    is_list = text.lstrip().startswith("[")
+    rows = parse_json(text, path) if is_list else _lines(text, path)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise DataError(f"{path}: item {number} must be an object, got {row!r:.60}")
+            raise DataError(f"{path}: item {number} must be an object, got {shortly(row)}")
     if not rows:
         raise DataError(f"{path}: holds nothing")
     return rows
@@ -63,25 +53,15 @@ def text_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number:
     """`field_of`, for what must be text."""
     value = field_of(row, names, path=path, number=number)
     if not isinstance(value, str):
-        raise DataError(f"{path}: item {number}: {'/'.join(names)} must be text, got {value!r:.60}")
+        raise DataError(
+            f"{path}: item {number}: {'/'.join(names)} must be text, got {shortly(value)}"
+        )
     return value
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error})") from error
-
-
 def _lines(text: str, path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: line {number} is not JSON: {error}") from error
-    return rows
+    return [
+        parse_json_line(line, path, number)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]

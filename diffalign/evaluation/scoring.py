@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -22,12 +22,11 @@ from diffalign.evaluation.isolation import each_or_error
 from diffalign.evaluation.manifest import (
     MANIFEST,
     ItemKey,
-    checked_row,
     file_digest,
     read_manifest,
 )
 from diffalign.evaluation.pictures import pixels_of
-from diffalign.files import append_json_lines, read_json_lines
+from diffalign.files import append_json_lines, read_rows
 from diffalign.scorers.base import AbstractScorer
 
 SCORES = "scores"
@@ -117,11 +116,7 @@ def read_column(path: Path, fingerprint: str | None = None) -> dict[ScoreKey, fl
     """
     if not path.is_file():
         return {}
-    names = {field.name for field in fields(ScoreRow)}
-    rows = [
-        ScoreRow(**checked_row(row, names, path, number))
-        for number, row in enumerate(read_json_lines(path), start=1)
-    ]
+    rows = read_rows(ScoreRow, path)
     for row in rows:
         expected = fingerprint or rows[0].fingerprint
         if row.fingerprint != expected:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffalign.errors import DataError
+from diffalign.files import read_text
 
 
 def read_template(path: Path | None, own: str) -> str:
     """The text of a template, or our own where no file is given."""
     if path is None:
         return own
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such template") from error
+    return read_text(path, absent="there is no such template")
 
 
 def fill(template: str, **values: str) -> str:
@@ -27,7 +25,7 @@ def fill(template: str, **values: str) -> str:
     """
     try:
         return template.format(*values.values(), **values)
-    except (KeyError, IndexError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"the template of the judge's prompt can be filled with {', '.join(values)} in braces, "
             f"and wants {error}; write braces that are meant as such twice"

@@ -22,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from diffalign.errors import CacheError, DataError
 from diffalign.evaluation.generation import Failure, Item, encode_png
-from diffalign.evaluation.manifest import checked_row
-from diffalign.files import append_json_lines, read_json_lines, write_atomically, writing
+from diffalign.files import append_json_lines, read_rows, write_atomically, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.noising import AbstractVariancePreserving
@@ -140,11 +139,7 @@ def read_groups(folder: Path) -> list[Group]:
             f"{folder}: there is no {GROUPS} in this folder; diffalign generate writes one where "
             f"its config has a trajectories section"
         )
-    names = {f.name for f in fields(Group)}
-    rows = [
-        Group(**checked_row(row, names, path, number))
-        for number, row in enumerate(read_json_lines(path), start=1)
-    ]
+    rows = read_rows(Group, path)
     return list({row.group: row for row in rows}.values())
 
 

@@ -6,7 +6,6 @@ to 4 and a kind of error. Departure: a judge reads the answer of the data set, a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from diffalign.errors import DataError
 from diffalign.evaluation.templates import fill
 from diffalign.files import numbered_lines, parse_json_line
+from diffalign.parsing import parse_json
 
 Value = TypeVar("Value")
 
@@ -82,7 +82,10 @@ def parse_correction(reply: str) -> Correction:
     Raises:
         ValueError: it is no JSON object of sentences.
     """
-    report = json.loads(reply[reply.find("{") : reply.rfind("}") + 1])
+    try:
+        report = parse_json(reply[reply.find("{") : reply.rfind("}") + 1], "the reply")
+    except DataError as error:
+        raise ValueError(str(error)) from error
     if not isinstance(report, dict):
         raise ValueError("the reply is no JSON object")
     numbers = sorted((key for key in report if key.isdecimal()), key=int)
@@ -108,7 +111,7 @@ def _by_sample(
         try:
             key = (str(row["id"]), int(row.get("sample", 0)))
             value = parse(row)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: line {number} must have {needs}") from error
         if key in found:
             raise DataError(f"{path}: line {number} is the second about {key[0]}, sample {key[1]}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffalign.errors import ConfigError
 from diffalign.files import append_json_lines, read_json_lines
+from diffalign.parsing import checked
 from diffalign.synthesis.base import Made, Unmade
 
 NAME = "made.jsonl"
@@ -37,14 +39,16 @@ class Journal:
         self._path = folder / NAME
         self._made_by = _digest(settings)
         self._lines: dict[str, Made | Unmade] = {}
-        for row in read_json_lines(self._path) if self._path.is_file() else []:
+        rows = read_json_lines(self._path) if self._path.is_file() else []
+        for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict) or row.get("made_by") != self._made_by:
                 raise ConfigError(
                     f"{self._path} was made under other settings, from other questions or by other "
                     f"tools (synthesise.yaml beside it has them), and cannot be gone on with; give "
                     f"output another folder"
                 )
-            self._lines[row["id"]] = _parsed(row)
+            line = checked(_Line, row, f"{self._path}: line {number}")
+            self._lines[line.id] = _parsed(line)
 
     def __contains__(self, sample_id: str) -> bool:
         return sample_id in self._lines
@@ -71,10 +75,32 @@ class Journal:
         return {**row, "skipped": {"reason": line.reason, "detail": line.detail}}
 
 
-def _parsed(row: Mapping[str, Any]) -> Made | Unmade:
-    if "made" in row:
-        return Made(sample_id=row["id"], values=row["made"])
-    return Unmade(sample_id=row["id"], **row["skipped"])
+@dataclass(frozen=True, kw_only=True)
+class _Skipped:
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of the file: what was made, or why nothing was."""
+
+    id: str
+    made_by: str
+    """Digest of the settings."""
+    made: dict[str, Any] | None = None
+    skipped: _Skipped | None = None
+
+    def __post_init__(self) -> None:
+        if (self.made is None) == (self.skipped is None):
+            raise ValueError("must have either made or skipped")
+
+
+def _parsed(row: _Line) -> Made | Unmade:
+    if row.made is not None:
+        return Made(sample_id=row.id, values=row.made)
+    assert row.skipped is not None  # __post_init__ checked
+    return Unmade(sample_id=row.id, reason=row.skipped.reason, detail=row.skipped.detail)
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

@@ -107,6 +107,6 @@ def test_a_circle_over_several_lines_is_a_contradiction(verdicts):
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no such file of preferences"):
         read_preferences(tmp_path / "p.jsonl", GROUPS)
-    (tmp_path / "p.jsonl").write_bytes(b"\xff\xfe{}")
+    (tmp_path / "p.jsonl").write_bytes(b"\xe9{}")
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_preferences(tmp_path / "p.jsonl", GROUPS)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, DataError
 from diffalign.evaluation.progress import progress
-from diffalign.files import append_json_lines, read_json_lines
+from diffalign.files import append_json_lines, read_rows
 
 T = TypeVar("T")
 
@@ -63,7 +64,11 @@ def verdicts(
     """
     keys = {item: _digest(judge.name, prompt) for item, prompt in prompts.items()}
     saved = _saved(saves)
-    found = {item: parse(saved[key]) for item, key in keys.items() if key in saved}
+    found: dict[str, T] = {}
+    for item, key in keys.items():
+        if key in saved:
+            with contextlib.suppress(ValueError):  # edited since: it is asked for again
+                found[item] = parse(saved[key])
     saves.parent.mkdir(parents=True, exist_ok=True)
     count = len(prompts) - len(found)
     with progress(Console(stderr=True), "judge", count, unit="answers") as advance:
@@ -77,8 +82,8 @@ def verdicts(
                     found[item] = parse(reply)
                 except ValueError:
                     continue
-                row = {"item": item, "judge": judge.name, "key": keys[item], "reply": reply}
-                append_json_lines(saves, [row])
+                row = _Verdict(item=item, judge=judge.name, key=keys[item], reply=reply)
+                append_json_lines(saves, [asdict(row)])
                 advance(1)
     return found
 
@@ -87,9 +92,22 @@ def _saved(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {row["key"]: row["reply"] for row in read_json_lines(path)}
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: holds no verdicts; give them a file of their own") from error
+        return {row.key: row.reply for row in read_rows(_Verdict, path)}
+    except DataError as error:
+        raise ConfigError(
+            f"{path}: holds no verdicts ({error}); give them a file of their own"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Verdict:
+    """One line of the file."""
+
+    item: str
+    judge: str
+    key: str
+    """Digest of judge and prompt."""
+    reply: str
 
 
 def _digest(*parts: str) -> str:
