@@ -9,7 +9,7 @@ import numpy as np
 from diffalign.data.decoding import BadImageError, upright_size
 from diffalign.data.indexed import Index
 from diffalign.data.reading import OpenedData
-from diffalign.data.records import ImagePair, Skipped
+from diffalign.data.records import LeftOut, Skipped
 from diffalign.data.rows import AbstractRows, Row
 from diffalign.data.skipping import SkipLog
 from diffalign.data.source import DataConfig
@@ -48,8 +48,10 @@ def assign_buckets(
 
 
 def _shapes(data: OpenedData, row: Row, max_pixels: int) -> tuple[Size, ...] | Skipped:
-    pair = data.columns.pair(row, data.base)
-    assert isinstance(pair, ImagePair), "the index holds pairs only"
+    pair = data.read(row)
+    assert not isinstance(pair, LeftOut), "the index holds pairs only"
+    if isinstance(pair, Skipped):
+        return pair
     shapes = []
     for side in data.columns.sides:
         try:

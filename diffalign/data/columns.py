@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.records import EncodedImage, ImagePair, LeftOut
+from diffalign.data.decoding import BadImageError, encoded_image
+from diffalign.data.records import ImagePair, LeftOut, SkipReason, UnusableRowError
 from diffalign.data.rows import Row
 from diffalign.errors import DataError, did_you_mean
 
@@ -95,20 +98,34 @@ class PairColumns:
 
     def sample_id(self, row: Row) -> str:
         """The identifying columns, or the row's place."""
-        if not self.identity:
+        if not self.identity or row.problem is not None:
             return row.name
         return "-".join(_text(row.values[name]) for name in self.identity)
 
     def caption(self, row: Row) -> str:
-        """The prompt as it stands; empty where there is none."""
-        return _text(row.values[self.prompt])
+        """The prompt as it stands; empty where there is none.
+
+        Raises:
+            UnusableRowError: it is no text.
+        """
+        value = row.values[self.prompt]
+        if value is None or value != value:  # NaN is pandas' null
+            return ""
+        if isinstance(value, bool) or not isinstance(value, (str, bytes, int)):
+            raise _malformed(f"{self.prompt} is {_short(value)}, expected a text")
+        try:
+            return text_of(value)
+        except UnicodeDecodeError as error:
+            raise _malformed(f"{self.prompt} is not UTF-8 text: {error}") from None
 
     def chosen(self, row: Row) -> int | LeftOut:
         """Which of the two images is preferred, 0 or 1; of a tie that is kept, the first.
 
         Raises:
-            DataError: a label is none that this mapping allows.
+            UnusableRowError: a label is none that this mapping allows.
         """
+        if row.problem is not None:
+            raise _malformed(row.problem)
         verdict = self._verdict(row)
         return 0 if verdict is LeftOut.TIE and self.keep_ties else verdict
 
@@ -132,15 +149,15 @@ class PairColumns:
             return None
         try:
             score = float(value)
-        except (TypeError, ValueError):
-            raise DataError(f"{row.name}: {name} is {value!r}, expected a number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise _malformed(f"{name} is {_short(value)}, expected a number") from None
         if math.isnan(score):
             return None
         if self.allowed_scores and score not in self.allowed_scores:
             allowed = ", ".join(f"{value:g}" for value in self.allowed_scores)
-            raise DataError(
-                f"{row.name}: {name} is {score:g} (allowed: {allowed}). If these numbers are "
-                "scores of another kind, name them under data.columns with data.kind: parquet"
+            raise _malformed(
+                f"{name} is {score:g} (allowed: {allowed}). If these numbers are scores of another "
+                "kind, name them under data.columns with data.kind: parquet"
             )
         return score
 
@@ -153,9 +170,9 @@ class PairColumns:
             return LeftOut.TIE
         if value == "":
             return LeftOut.UNLABELLED
-        raise DataError(
-            f"{row.name}: {self.preferred} is {value!r} (allowed: {', '.join(self.images)}, tie). "
-            "A number could mean either image: give one score for each under data.columns"
+        raise _malformed(
+            f"{self.preferred} is {_short(value)} (allowed: {', '.join(self.images)}, tie). A "
+            "number could mean either image: give one score for each under data.columns"
         )
 
     def pair(self, row: Row, base: Path | None) -> ImagePair | LeftOut:
@@ -164,11 +181,21 @@ class PairColumns:
         Args:
             row: with the values of all columns.
             base: folder that relative image paths start from, unless the row has its own.
+
+        Raises:
+            UnusableRowError: a value is none that its column may have.
         """
         chosen = self.chosen(row)
         if isinstance(chosen, LeftOut):
             return chosen
-        images = [_image(row.values[name], row.folder or base) for name in self.images]
+        images = []
+        for number, name in enumerate(self.images):
+            try:
+                images.append(encoded_image(row.values[name], row.folder or base))
+            except BadImageError as error:
+                view = "chosen" if number == chosen else "rejected"
+                detail = f"{name}: {error.detail}"
+                raise UnusableRowError(error.reason, detail, view) from None
         preferred = images.pop(chosen)
         return ImagePair(
             sample_id=self.sample_id(row),
@@ -183,9 +210,9 @@ class PairColumns:
         if self.pairs_per_prompt is None:
             return 1.0
         count = _text(row.values[self.pairs_per_prompt])
-        if not count.isdecimal() or int(count) < 1:
-            raise DataError(
-                f"{row.name}: {self.pairs_per_prompt} is {count!r}, expected a count of at least 1 "
+        if not (count.isascii() and count.isdecimal() and len(count) < 16 and int(count)):
+            raise _malformed(
+                f"{self.pairs_per_prompt} is {_short(count)}, expected a count of at least 1 "
                 "(data.weighting per_prompt divides by it; uniform does not)"
             )
         return 1.0 / int(count)
@@ -238,7 +265,7 @@ KNOWN_NAMES = tuple(
 """All names that a mapping can be recognised by, for hints at misspellings."""
 
 
-def pickapic_columns(names: Collection[str], *, lower_is_better: bool) -> PairColumns | None:
+def pickapic_columns(names: Collection[str], *, lower_is_better: bool | None) -> PairColumns | None:
     """Pick-a-Pic's mapping, where a data set has its columns."""
     prompt = next((name for name in PROMPT_NAMES if name in names), None)
     needed = {*PICKAPIC.images, *(PICKAPIC.scores or ())}
@@ -253,12 +280,12 @@ def pickapic_columns(names: Collection[str], *, lower_is_better: bool) -> PairCo
         has_label="has_label" if "has_label" in names else None,
         identity=PICKAPIC_IDENTITY if has_identity else (),
         pairs_per_prompt=PICKAPIC_PAIRS_PER_PROMPT if PICKAPIC_PAIRS_PER_PROMPT in names else None,
-        lower_is_better=lower_is_better,
+        lower_is_better=bool(lower_is_better),
     )
 
 
 def general_columns(
-    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
+    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool | None
 ) -> PairColumns | None:
     """The mapping under `data.columns`, or else the first pattern in use that a data set fits.
 
@@ -274,12 +301,13 @@ def general_columns(
         preferred = pattern.get("preferred")
         needed = {*pattern["images"], *pattern.get("scores", ()), *filter(None, [preferred])}
         if prompt is not None and needed <= set(names):
-            return PairColumns(prompt=prompt, lower_is_better=lower_is_better, **pattern)
+            lower = smaller_wins(pattern.get("scores", ()), lower_is_better)
+            return PairColumns(prompt=prompt, lower_is_better=lower, **pattern)
     return None
 
 
 def find_columns(
-    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
+    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool | None
 ) -> PairColumns | None:
     """Whichever mapping fits, Pick-a-Pic's included: for layouts that have one reader."""
     pickapic = None if configured else pickapic_columns(names, lower_is_better=lower_is_better)
@@ -287,7 +315,7 @@ def find_columns(
 
 
 def _configured_columns(
-    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool
+    configured: Mapping[str, str], names: Collection[str], *, lower_is_better: bool | None
 ) -> PairColumns:
     forms = (
         {"prompt", "chosen", "rejected"},
@@ -309,14 +337,43 @@ def _configured_columns(
         return PairColumns(
             prompt=configured["prompt"],
             images=tuple(configured[side] for side in PAIR_VIEWS if side in configured),
-            lower_is_better=lower_is_better,
+            lower_is_better=bool(lower_is_better),
         )
+    scores = (configured["first_score"], configured["second_score"])
     return PairColumns(
         prompt=configured["prompt"],
         images=(configured["first"], configured["second"]),
-        scores=(configured["first_score"], configured["second_score"]),
-        lower_is_better=lower_is_better,
+        scores=scores,
+        lower_is_better=smaller_wins(scores, lower_is_better),
     )
+
+
+_RANK = re.compile(r"(^|[^a-z])ranks?([^a-z]|$)")
+
+
+def smaller_wins(scores: Collection[str], wish: bool | None) -> bool:
+    """Whether the smaller number is the better one: as wished, or because it is a rank.
+
+    Args:
+        scores: names of the columns of numbers.
+        wish: of the config; None goes by the names.
+    """
+    if wish is not None:
+        return wish
+    return bool(scores) and all(_RANK.search(name.lower()) for name in scores)
+
+
+def text_of(value: str | bytes | int) -> str:
+    """A text, in UTF-8 where it is bytes, or in UTF-16 where a mark says so.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    if not isinstance(value, bytes):
+        return str(value).removeprefix("\ufeff")
+    if value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return value.decode("utf-16")
+    return value.decode("utf-8-sig")
 
 
 def _text(value: Any) -> str:
@@ -327,13 +384,17 @@ def _text(value: Any) -> str:
 
 def _truth(value: Any) -> bool:
     """Tar members are text, in which `0` and `False` are not empty."""
-    return _text(value).strip().lower() not in ("", "0", "0.0", "false", "none")
+    return _text(value).strip().lower() not in ("", "0", "0.0", "false", "none", "nan")
 
 
-def _image(value: Any, base: Path | None) -> EncodedImage:
-    """Bytes, a path, or the {bytes, path} that the datasets library stores."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    if isinstance(value, str):
-        return Path(value) if base is None else base / value
-    return value
+def _short(value: Any) -> str:
+    """A value for a message; a number of thousands of digits has no text at all."""
+    try:
+        text = repr(value)
+    except ValueError:
+        text = f"a {type(value).__name__} of too many digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _malformed(detail: str) -> UnusableRowError:
+    return UnusableRowError(SkipReason.MALFORMED, detail)

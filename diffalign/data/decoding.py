@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
 import io
+import re
+import stat
+import urllib.parse
 import warnings
-from typing import BinaryIO
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -26,6 +33,83 @@ class BadImageError(Exception):
         super().__init__(reason, detail)  # both, so that it survives pickling between processes
         self.reason = reason
         self.detail = detail
+
+
+def encoded_image(value: Any, base: Path | None) -> EncodedImage:
+    """What a column of images holds, as a file's content or as the path of a file.
+
+    Args:
+        value: bytes; a path, of which both separators are understood, or a `file://` address;
+            base64, bare or as a `data:` address; the `{bytes, path}` of the datasets library with
+            any of these; None.
+        base: folder that relative paths start from; None for the working folder.
+
+    Raises:
+        BadImageError: it is none of these.
+    """
+    if isinstance(value, Mapping):
+        if not {"bytes", "path"} & set(value):
+            raise BadImageError(
+                SkipReason.MALFORMED,
+                f"an object of {', '.join(map(str, value)) or 'nothing'}, expected bytes or path",
+            )
+        content = value.get("bytes")
+        return encoded_image(content if content is not None else value.get("path"), base)
+    if value is None or isinstance(value, (bytes, Path)):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str):
+        return _named(value, base)
+    raise BadImageError(
+        SkipReason.MALFORMED,
+        f"{type(value).__name__} {str(value)[:40]!r}, expected an image's bytes or path",
+    )
+
+
+_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):(?P<rest>//.*|.*)", re.I | re.S)
+_BASE64 = re.compile(
+    r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0A|AAAA)[A-Za-z0-9+/\s]{60,}={0,2}\s*"
+)
+"""Base64 of the first bytes of the formats below, and enough after them to be no path."""
+
+
+def _named(value: str, base: Path | None) -> EncodedImage:
+    if not value.strip():
+        return None
+    if _BASE64.fullmatch(value):
+        return _from_base64(value)
+    address = _ADDRESS.match(value)
+    scheme = address["scheme"].lower() if address else ""
+    if scheme == "data":
+        return _from_base64(value.partition(",")[2])
+    if scheme == "file":
+        return Path(urllib.parse.unquote(urllib.parse.urlsplit(value).path))
+    if scheme in ("http", "https", "s3", "gs", "hf", "ftp"):
+        raise BadImageError(
+            SkipReason.MISSING_IMAGE,
+            f"{value[:200]} is a remote address, which is not followed: download the images and "
+            "give their paths",
+        )
+    path = Path(value) if base is None else base / value
+    if "\\" in value and not _exists(path):  # a path that Windows wrote
+        plain = value.replace("\\", "/")
+        path = Path(plain) if base is None else base / plain
+    return path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadImageError(SkipReason.CORRUPT, f"no base64: {error}") from None
 
 
 def decode(encoded: EncodedImage, *, max_pixels: int) -> Image.Image:
@@ -83,11 +167,17 @@ def _file(encoded: EncodedImage) -> BinaryIO:
     if encoded is None:
         raise BadImageError(SkipReason.MISSING_IMAGE, "the data set has none in this row")
     try:
-        size = len(encoded) if isinstance(encoded, bytes) else encoded.stat().st_size
+        if isinstance(encoded, bytes):
+            size = len(encoded)
+        else:
+            found = encoded.stat()
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+                raise BadImageError(SkipReason.MISSING_IMAGE, f"{encoded} is no file")
         if size == 0:
             raise BadImageError(SkipReason.EMPTY_FILE, "0 bytes")
         return io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded.open("rb")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
         raise BadImageError(SkipReason.MISSING_IMAGE, str(error)) from error
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from diffalign.data.columns import PairColumns
+from diffalign.data.groups import GroupColumns
 from diffalign.data.reading import AbstractReader, Form, Location
-from diffalign.data.rows import AbstractRows, Row
+from diffalign.data.rows import AbstractRows, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 
@@ -30,16 +31,18 @@ class Folder(AbstractReader):
         "the folders win/ and lose/ (or chosen/ and rejected/), or the first alone"
     )
 
-    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
-        return (_CAPTION, *(folder.name for folder in location.files))
+    def schema(self, location: Location, config: DataConfig) -> Schema:
+        return Schema((_CAPTION, *(folder.name for folder in location.files)))
 
-    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns:
-        caption, *images = names
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns:
+        caption, *images = schema.names
         return PairColumns(
-            prompt=caption, images=tuple(images), lower_is_better=config.lower_is_better
+            prompt=caption, images=tuple(images), lower_is_better=bool(config.lower_is_better)
         )
 
-    def open(self, location: Location, columns: PairColumns, config: DataConfig) -> AbstractRows:
+    def open(
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+    ) -> AbstractRows:
         return _FolderRows(location)
 
 

@@ -13,7 +13,7 @@ from diffalign import world
 from diffalign.data.columns import PairColumns
 from diffalign.data.order import Order, Turn
 from diffalign.data.plans import AbstractPlan, Counts, PlannedBatch, Work, rank_part
-from diffalign.data.records import LeftOut
+from diffalign.data.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.rows import AbstractRows
 from diffalign.data.samples import empty_caption
 from diffalign.data.skipping import SkipLog
@@ -45,19 +45,24 @@ def index_rows(
         if limit is not None and pairs == limit:
             break
         read += 1
-        verdict = columns.chosen(row)
-        if isinstance(verdict, LeftOut):
-            left_out[verdict] += 1
-            continue
+        skipped: Skipped | None
+        try:
+            verdict = columns.chosen(row)
+            if isinstance(verdict, LeftOut):
+                left_out[verdict] += 1
+                continue
+            skipped = empty_caption(columns.sample_id(row), columns.caption(row))
+        except UnusableRowError as error:
+            skipped = error.skipped(columns.sample_id(row))
         pairs += 1
-        skipped = empty_caption(columns.sample_id(row), columns.caption(row))
         if skipped is None:
             members.append(number)
         else:
             skips.add(skipped)
-    counts = Counts(rows=read, pairs=pairs, left_out=left_out)
+    counts = Counts(rows=read, pairs=pairs, left_out=left_out, noun=rows.noun)
     if not members:
-        without = f", none of them with a caption in {columns.prompt}" if pairs else ""
+        unusable = "".join(f"\n  {line}" for line in skips.first(10))
+        without = f", none of which can be used:{unusable}" if pairs else ""
         raise DataError(f"there is nothing to train on in {counts.describe()}{without}")
     return Index(members=np.array(members, dtype=np.int64), counts=counts)
 

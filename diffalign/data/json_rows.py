@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffalign.data.rows import AbstractRows, Row
+from diffalign.data.rows import AbstractRows, Row, Schema
 from diffalign.errors import DataError
 
 
@@ -79,17 +80,34 @@ class ListRows(AbstractRows):
         return iter(self._rows)
 
 
-def first_object(path: Path) -> dict[str, Any]:
-    """The object on the first line that is not blank.
+_SCHEMA_LINES = 100
+"""Lines that are read to know the columns: not every line need have all of them."""
+
+
+def line_schema(path: Path) -> Schema:
+    """The fields of the first lines that are not blank.
 
     Raises:
         DataError: there is none.
     """
+    found: list[dict[str, Any]] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                return _parsed(line, f"{path}:{number}")
-    raise DataError(f"{path} is empty")
+                found.append(_parsed(line, f"{path}:{number}"))
+            if len(found) == _SCHEMA_LINES:
+                break
+    if not found:
+        raise DataError(f"{path} is empty")
+    return object_schema(found)
+
+
+def object_schema(objects: Sequence[Mapping[str, Any]]) -> Schema:
+    """The fields of any of these objects; a list is what is one in most of them."""
+    names = tuple(dict.fromkeys(name for values in objects for name in values))
+    lists = Counter(n for values in objects for n, v in values.items() if isinstance(v, list))
+    filled = Counter(n for values in objects for n, v in values.items() if v is not None)
+    return Schema(names, frozenset(name for name in lists if 2 * lists[name] > filled[name]))
 
 
 def _rows_of(path: Path, root: Path) -> Iterator[Row]:

@@ -7,14 +7,14 @@ know: `chosen` and `rejected`, or `image1` and `image2` with a number for each, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffalign.data.columns import PairColumns, find_columns
-from diffalign.data.json_rows import LineRows, first_object
+from diffalign.data.columns import PairColumns
+from diffalign.data.groups import GroupColumns, recognise
+from diffalign.data.json_rows import LineRows, line_schema
 from diffalign.data.reading import AbstractReader, Form, Location
-from diffalign.data.rows import AbstractRows
+from diffalign.data.rows import AbstractRows, Schema
 from diffalign.data.source import DataConfig
 
 
@@ -25,15 +25,20 @@ class JsonLines(AbstractReader):
     form: ClassVar[Form] = "lines"
     needs: ClassVar[str] = (
         "prompt (or caption) with paths under chosen and rejected, or under image1, image2 and one "
-        "number for each (label1 and label2, score1 and score2), or under chosen alone"
+        "number for each (label1 and label2, score1 and score2), or lists of them under images and "
+        "scores (or ranks), or under chosen alone"
     )
 
-    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
-        return tuple(first_object(location.files[0]))
+    def schema(self, location: Location, config: DataConfig) -> Schema:
+        return line_schema(location.files[0])
 
-    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
-        return find_columns(config.columns, names, lower_is_better=config.lower_is_better)
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+        return recognise(
+            config.columns, schema, lower_is_better=config.lower_is_better, pickapic=True
+        )
 
-    def open(self, location: Location, columns: PairColumns, config: DataConfig) -> AbstractRows:
+    def open(
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+    ) -> AbstractRows:
         assert location.root is not None
         return LineRows(location.files, location.root, columns.all())

@@ -19,7 +19,7 @@ from diffalign.data.planned import PlannedBatches
 from diffalign.data.plans import AbstractPlan, Work
 from diffalign.data.preview import Preview, first_rows
 from diffalign.data.reading import OpenedData, open_data
-from diffalign.data.records import ImagePair, Skipped
+from diffalign.data.records import ImagePair, LeftOut, Skipped
 from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.samples import Sample, SampleMaker
 from diffalign.data.skipping import SkipLog
@@ -38,14 +38,17 @@ class _Decoder(Dataset):
 
     def __getitem__(self, work: Work) -> Sample | Skipped:
         assert work.target is not None
-        return self.maker.make(self._pair(work.pair), work.draw, work.target)
+        pair = self._pair(work.pair)
+        if isinstance(pair, Skipped):
+            return pair
+        return self.maker.make(pair, work.draw, work.target)
 
-    def _pair(self, pair: int | ImagePair) -> ImagePair:
+    def _pair(self, pair: int | ImagePair) -> ImagePair | Skipped:
         if isinstance(pair, ImagePair):
             return pair
         assert isinstance(self.data.rows, AbstractRows)
-        found = self.data.columns.pair(self.data.rows[pair], self.data.base)
-        assert isinstance(found, ImagePair), "the index holds pairs only"
+        found = self.data.read(self.data.rows[pair])
+        assert not isinstance(found, LeftOut), "the index holds pairs only"
         return found
 
 
@@ -149,7 +152,9 @@ class PairSource(AbstractSource):
         Raises:
             DataError: a label is not allowed, or no row is a pair.
         """
-        return Preview(lines=self.describe(), rows=first_rows(self._data, n, self._config))
+        return Preview(
+            lines=self.describe(), rows=first_rows(self._data, n, self._config, sorted(self.views))
+        )
 
     @property
     def left_out_counts(self) -> dict[str, int]:

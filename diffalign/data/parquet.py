@@ -5,15 +5,15 @@ Preferred images may be alone, as `chosen` or `image`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffalign.data.columns import PairColumns, general_columns
+from diffalign.data.columns import PairColumns
+from diffalign.data.groups import GroupColumns, recognise
 from diffalign.data.reading import AbstractReader, Form, Location
-from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
 from diffalign.data.source import DataConfig
-from diffalign.data.tables import open_table, table_columns
+from diffalign.data.tables import open_table, table_schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,16 @@ class Parquet(AbstractReader):
     needs: ClassVar[str] = (
         "prompt (or caption) with chosen and rejected, or with image1, image2 and one number for "
         "each (label1 and label2, score1 and score2, votes_image1 and votes_image2), or with "
-        "chosen alone"
+        "images and scores (or ranks) that are lists, or with chosen alone"
     )
 
-    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
-        return table_columns(location, config)
+    def schema(self, location: Location, config: DataConfig) -> Schema:
+        return table_schema(location, config)
 
-    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
-        return general_columns(config.columns, names, lower_is_better=config.lower_is_better)
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+        return recognise(config.columns, schema, lower_is_better=config.lower_is_better)
 
     def open(
-        self, location: Location, columns: PairColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
     ) -> AbstractRows | AbstractRowStream:
         return open_table(location, columns, config)

@@ -9,15 +9,15 @@ Source: Kirstain et al. 2023, arXiv:2305.01569.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from diffalign.data.columns import PairColumns, pickapic_columns
+from diffalign.data.groups import GroupColumns
 from diffalign.data.reading import AbstractReader, Form, Location
-from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
 from diffalign.data.source import DataConfig
-from diffalign.data.tables import open_table, table_columns
+from diffalign.data.tables import open_table, table_schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,15 @@ class PickAPic(AbstractReader):
     form: ClassVar[Form] = "table"
     needs: ClassVar[str] = "caption, jpg_0, jpg_1, label_0, label_1"
 
-    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
-        return table_columns(location, config)
+    def schema(self, location: Location, config: DataConfig) -> Schema:
+        return table_schema(location, config)
 
-    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
-        if config.columns:
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns | None:
+        if config.columns or "jpg_2" in schema.names:
             return None
-        return pickapic_columns(names, lower_is_better=config.lower_is_better)
+        return pickapic_columns(schema.names, lower_is_better=config.lower_is_better)
 
     def open(
-        self, location: Location, columns: PairColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
     ) -> AbstractRows | AbstractRowStream:
         return open_table(location, columns, config)

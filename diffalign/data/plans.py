@@ -83,6 +83,8 @@ class Counts:
     pairs: int
     """Rows with a preference, the unusable ones included."""
     left_out: Mapping[LeftOut, int]
+    noun: str = "rows"
+    """What `rows` counts."""
 
     def describe(self) -> str:
         """For example `1,200 rows: 1,000 pairs, 150 left out as tie, 50 left out as no label`."""
@@ -91,4 +93,4 @@ class Counts:
             for reason in LeftOut
             if self.left_out.get(reason, 0)
         ]
-        return f"{self.rows:,} rows: " + ", ".join([f"{self.pairs:,} pairs", *left_out])
+        return f"{self.rows:,} {self.noun}: " + ", ".join([f"{self.pairs:,} pairs", *left_out])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 
+from diffalign.data.columns import PAIR_VIEWS
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.reading import OpenedData, locate
-from diffalign.data.records import EncodedImage
+from diffalign.data.records import EncodedImage, ImagePair, Skipped
+from diffalign.data.samples import empty_caption
 from diffalign.data.source import DataConfig
 from diffalign.data.transforms import Size
 from diffalign.errors import DataError
@@ -24,6 +27,8 @@ class PreviewRow:
     """(height, width), or why the image cannot be used."""
     rejected: Size | str | None
     """None where the data set has preferred images alone."""
+    unusable: str | None = None
+    """Why training will skip the pair; None if it will not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +51,52 @@ def without_download(config: DataConfig) -> DataConfig:
     return dataclasses.replace(config, streaming=True, buckets=False)
 
 
-def first_rows(data: OpenedData, n: int, config: DataConfig) -> list[PreviewRow]:
+def first_rows(
+    data: OpenedData, n: int, config: DataConfig, views: Collection[str] = PAIR_VIEWS
+) -> list[PreviewRow]:
     """The first `n` pairs in the order of the data set, decoded to learn their size.
+
+    Args:
+        data: of the pairs.
+        n: at most so many.
+        config: of the data.
+        views: the sides that will be read.
 
     Raises:
         DataError: a label is not allowed, or no row is a pair.
     """
     count = n if config.limit is None else min(n, config.limit)
+    sides = data.columns.sides
     rows = [
-        PreviewRow(
-            sample_id=pair.sample_id,
-            prompt=pair.prompt,
-            chosen=size_or_reason(pair.chosen, config.max_pixels),
-            rejected=size_or_reason(pair.rejected, config.max_pixels)
-            if "rejected" in data.columns.sides
-            else None,
-        )
-        for pair in islice(data.pairs(), count)
+        _preview_row(pair, config.max_pixels, sides, views) for pair in islice(data.pairs(), count)
     ]
     if count and not rows:
         raise DataError(f"{data.summary}: no row holds a preference")
     return rows
+
+
+def _preview_row(
+    pair: ImagePair | Skipped, max_pixels: int, sides: Collection[str], views: Collection[str]
+) -> PreviewRow:
+    if isinstance(pair, Skipped):
+        reason = f"{pair.reason.value}: {pair.detail}"
+        shown: dict[str, Size | str] = dict.fromkeys(sides, "not read")
+        shown[pair.side or "chosen"] = reason
+        prompt, reasons = "", [reason]
+    else:
+        shown = {side: size_or_reason(getattr(pair, side), max_pixels) for side in sides}
+        without = empty_caption(pair.sample_id, pair.prompt)
+        reasons = [f"{side}: {shown[side]}" for side in views if isinstance(shown[side], str)]
+        if without is not None:
+            reasons.insert(0, f"{without.reason.value}: {without.detail}")
+        prompt = pair.prompt
+    return PreviewRow(
+        sample_id=pair.sample_id,
+        prompt=prompt,
+        chosen=shown["chosen"],
+        rejected=shown.get("rejected"),
+        unusable="; ".join(reasons) or None,
+    )
 
 
 def size_or_reason(image: EncodedImage, max_pixels: int) -> Size | str:

@@ -17,8 +17,9 @@ from typing import ClassVar, Literal, Protocol
 
 from diffalign import components
 from diffalign.data.columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT, PairColumns
-from diffalign.data.records import ImagePair
-from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.groups import GroupColumns, GroupRows, GroupStream
+from diffalign.data.records import ImagePair, LeftOut, Skipped, UnusableRowError
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import ConfigError, DataError
 
@@ -89,15 +90,22 @@ class OpenedData:
     fingerprint: str
     """Another one for other data; the same wherever the data lies."""
 
-    def pairs(self) -> Iterator[ImagePair]:
-        """Every row that holds a preference, once and in order."""
+    def pairs(self) -> Iterator[ImagePair | Skipped]:
+        """Every row that should hold a preference, once and in order."""
         rows = self.rows
         if isinstance(rows, AbstractRowStream):
             in_order = (row for _, row in rows.rows())
         else:
             in_order = (rows[number] for number in range(len(rows)))
-        found = (self.columns.pair(row, self.base) for row in in_order)
-        return (pair for pair in found if isinstance(pair, ImagePair))
+        found = (self.read(row) for row in in_order)
+        return (pair for pair in found if isinstance(pair, (ImagePair, Skipped)))
+
+    def read(self, row: Row) -> ImagePair | LeftOut | Skipped:
+        """The row as a preference, or why it holds none or cannot be used."""
+        try:
+            return self.columns.pair(row, self.base)
+        except UnusableRowError as error:
+            return error.skipped(self.columns.sample_id(row))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +118,16 @@ class AbstractReader(abc.ABC):
     """What it must find, for messages."""
 
     @abc.abstractmethod
-    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
-        """The columns of a data set, from a schema or its first row."""
+    def schema(self, location: Location, config: DataConfig) -> Schema:
+        """The columns of a data set, from its description or its first rows."""
 
     @abc.abstractmethod
-    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
         """The mapping for a data set with these columns; None where it is another layout."""
 
     @abc.abstractmethod
     def open(
-        self, location: Location, columns: PairColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
     ) -> AbstractRows | AbstractRowStream:
         """The rows, at random or streamed."""
 
@@ -228,9 +236,17 @@ def open_data(config: DataConfig) -> OpenedData:
         ConfigError: there is no such `data.kind`, or several would do.
     """
     location = locate(config)
-    kind, reader, columns = _choose(location, config)
-    columns = _as_configured(columns, config)
-    rows = reader.open(location, columns, config)
+    kind, reader, schema, found = _choose(location, config)
+    found = _as_configured(found, config)
+    rows = reader.open(location, found, config)
+    if isinstance(found, PairColumns):
+        columns = found
+    else:
+        columns = found.pairs()
+        if isinstance(rows, AbstractRowStream):
+            rows = GroupStream(rows, found)
+        else:
+            rows = GroupRows(rows, found)
     if config.buckets and isinstance(rows, AbstractRowStream):
         raise DataError(
             f"data.buckets needs every image's size in advance, and {location.describe()} is "
@@ -241,12 +257,21 @@ def open_data(config: DataConfig) -> OpenedData:
         rows=rows,
         columns=columns,
         base=location.root,
-        summary=f"{location.describe()}, read by {kind}{streamed}: {columns.describe()}",
+        summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
+        f"{_unread(schema, found)}",
         fingerprint=fingerprint(location, config),
     )
 
 
-def _as_configured(columns: PairColumns, config: DataConfig) -> PairColumns:
+def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
+    """The columns that nobody reads, by name."""
+    left = [name for name in schema.names if name not in columns.all()]
+    return f"; not read: {', '.join(left)}" if left else ""
+
+
+def _as_configured(
+    columns: PairColumns | GroupColumns, config: DataConfig
+) -> PairColumns | GroupColumns:
     """The mapping with the config's wishes for ties and weights."""
     if config.weighting == "per_prompt" and columns.pairs_per_prompt is None:
         raise DataError(
@@ -270,21 +295,23 @@ def fingerprint(location: Location, config: Whereabouts) -> str:
     return digest.hexdigest()
 
 
-def _choose(location: Location, config: DataConfig) -> tuple[str, AbstractReader, PairColumns]:
+def _choose(
+    location: Location, config: DataConfig
+) -> tuple[str, AbstractReader, Schema, PairColumns | GroupColumns]:
     kinds = components.kinds(AbstractReader) if config.kind == "auto" else [config.kind]
     readers = {kind: components.find(AbstractReader, kind)() for kind in kinds}  # type: ignore[type-abstract]
     suited = {kind: reader for kind, reader in readers.items() if reader.form == location.form}
     if not suited:
         needs = "; ".join(f"{kind} needs {reader.needs}" for kind, reader in readers.items())
         raise DataError(f"data.kind {config.kind} cannot read {location.describe()}: {needs}")
-    names = next(iter(suited.values())).column_names(location, config)
-    matches = {kind: reader.match(names, config) for kind, reader in suited.items()}
-    found = [(kind, suited[kind], columns) for kind, columns in matches.items() if columns]
+    schema = next(iter(suited.values())).schema(location, config)
+    matches = {kind: reader.match(schema, config) for kind, reader in suited.items()}
+    found = [(kind, suited[kind], schema, columns) for kind, columns in matches.items() if columns]
     if len(found) > 1:
-        kinds_found = " or ".join(kind for kind, _, _ in found)
+        kinds_found = " or ".join(kind for kind, *_ in found)
         raise ConfigError(f"data.path {config.path} can be read by {kinds_found}: set data.kind")
     if not found:
-        raise DataError(_unreadable(location, names, suited))
+        raise DataError(_unreadable(location, schema.names, suited))
     return found[0]
 
 

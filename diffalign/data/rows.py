@@ -19,10 +19,24 @@ class Row:
     """Column -> value; images are bytes, paths or {bytes, path}."""
     folder: Path | None = None
     """Folder that relative paths in it start from, where rows of a data set differ in that."""
+    problem: str | None = None
+    """Why nothing of it can be used, where that shows before its columns are understood."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a data set."""
+
+    names: tuple[str, ...]
+    lists: frozenset[str] = frozenset()
+    """Those that hold a list of values in each row."""
 
 
 class AbstractRows(abc.ABC):
     """Rows by number."""
+
+    noun: str = "rows"
+    """What one of them is, in the plural, for counts."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

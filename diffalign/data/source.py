@@ -88,7 +88,8 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Names of your columns where they are none that a reader knows. Keys: `prompt`, and either
     `chosen` and `rejected`, or `first` and `second` with `first_score` and `second_score`, or
-    `chosen` alone."""
+    `chosen` alone; for several images a row `images` and `scores`, each a column of lists or the
+    names of several columns with commas between."""
     split: str = "train"
     """Split of a hub data set, or of a folder whose file names carry one."""
     revision: str | None = None
@@ -99,9 +100,10 @@ class DataConfig:
     shuffle_block: int = 512
     """Rows that a stream shuffles at once. Each rank holds up to three such blocks, encoded: 512
     rows of Pick-a-Pic are about 180 MB."""
-    labels: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
-    """Meaning of the numbers of the two sides; a data set of ranks or distances needs the
-    other one. Never guessed."""
+    labels: Literal["by_name", "higher_is_better", "lower_is_better"] = "by_name"
+    """Meaning of the numbers of the images. `by_name`: of columns named as ranks (`rank`,
+    `rank_a`, ...) the smaller number is the better one, of all others the larger; the line on the
+    data set says which. A data set of distances needs `lower_is_better`."""
     ties: Literal["drop", "keep"] = "drop"
     """Pairs of which neither side is preferred: left out, or seen as half a preference for each
     side by objectives that can use that (bradley_terry)."""
@@ -132,9 +134,9 @@ class DataConfig:
     """Processes that decode, on each rank; 0 decodes in the training process."""
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether `labels` are reversed."""
-        return self.labels == "lower_is_better"
+    def lower_is_better(self) -> bool | None:
+        """Whether the smaller number wins; None where the names of the columns say it."""
+        return None if self.labels == "by_name" else self.labels == "lower_is_better"
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution % 8:

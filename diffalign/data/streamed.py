@@ -77,8 +77,7 @@ class StreamPlan(AbstractPlan):
     ) -> None:
         assert isinstance(data.rows, AbstractRowStream)
         self._rows = data.rows
-        self._columns = data.columns
-        self._base = data.base
+        self._data = data
         self._summary = data.summary
         self._run_seed = run_seed
         self._block_rows = block_rows
@@ -195,12 +194,12 @@ class StreamPlan(AbstractPlan):
     def _block(
         self, rows: list[Row], epoch: int, number: int, cursor: Cursor, before: int
     ) -> _Block:
-        found = [self._columns.pair(row, self._base) for row in rows]
-        pairs = [pair for pair in found if isinstance(pair, ImagePair)]
+        found = [self._data.read(row) for row in rows]
+        pairs = [pair for pair in found if not isinstance(pair, LeftOut)]
         if self._limit is not None:
             pairs = pairs[: self._limit - before]
-        skipped = [empty_caption(pair.sample_id, pair.prompt) for pair in pairs]
-        usable = [pair for pair, reason in zip(pairs, skipped, strict=True) if reason is None]
+        checked = [_with_caption(pair) for pair in pairs]
+        usable = [pair for pair in checked if isinstance(pair, ImagePair)]
         generator = cpu_generator(derive_seed(self._run_seed, "block", epoch, number))
         order = torch.randperm(len(usable), generator=generator).tolist()
         return _Block(
@@ -209,9 +208,15 @@ class StreamPlan(AbstractPlan):
             cursor=cursor,
             pairs_before=before,
             pairs=[usable[i] for i in order],
-            skipped=tuple(reason for reason in skipped if reason is not None),
+            skipped=tuple(pair for pair in checked if isinstance(pair, Skipped)),
             left_out=Counter(reason.value for reason in found if isinstance(reason, LeftOut)),
         )
+
+
+def _with_caption(pair: ImagePair | Skipped) -> ImagePair | Skipped:
+    if isinstance(pair, Skipped):
+        return pair
+    return empty_caption(pair.sample_id, pair.prompt) or pair
 
 
 def _in_blocks(rows: Iterator[tuple[Cursor, Row]], size: int) -> Iterator[tuple[Cursor, list[Row]]]:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from diffalign.data.columns import PairColumns
+from diffalign.data.groups import GroupColumns
 from diffalign.data.reading import Location, Whereabouts
-from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 
@@ -165,19 +166,37 @@ class HubStream(AbstractRowStream):
             ) from error
 
 
-def table_columns(location: Location, config: DataConfig) -> tuple[str, ...]:
-    """Column names from the schema of the first file, or of the hub's description."""
+def table_schema(location: Location, config: DataConfig) -> Schema:
+    """Columns from the schema of the first file, or of the hub's description."""
     if location.files:
         try:
-            return tuple(pyarrow.parquet.read_schema(location.files[0]).names)
+            found = pyarrow.parquet.read_schema(location.files[0])
+            lists = [field.name for field in found if _is_list(field.type)]
+            return Schema(tuple(found.names), frozenset(lists))
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{location.files[0]} is no readable parquet file: {error}") from error
     dataset = load_table(location, config, streaming=True)
-    return tuple(dataset.column_names or next(iter(dataset)))
+    if dataset.features is not None:
+        lists = [name for name, type in dataset.features.items() if _is_list_feature(type)]
+        return Schema(tuple(dataset.features), frozenset(lists))
+    first = next(iter(dataset))
+    lists = [name for name, value in first.items() if isinstance(value, list)]
+    return Schema(tuple(first), frozenset(lists))
+
+
+def _is_list(type: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type)
+    )
+
+
+def _is_list_feature(feature: Any) -> bool:
+    """A list of values; of objects with several fields, the library makes an object of lists."""
+    return isinstance(feature, list) or hasattr(feature, "feature")
 
 
 def open_table(
-    location: Location, columns: PairColumns, config: DataConfig
+    location: Location, columns: PairColumns | GroupColumns, config: DataConfig
 ) -> AbstractRows | AbstractRowStream:
     """The rows of parquet files or of a hub data set, as `config.streaming` says.
 

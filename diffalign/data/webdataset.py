@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffalign.data.columns import PairColumns, find_columns
+from diffalign.data.columns import PairColumns
+from diffalign.data.groups import GroupColumns, recognise
 from diffalign.data.reading import AbstractReader, Form, Location
-from diffalign.data.rows import AbstractRowStream, Cursor, Row
+from diffalign.data.rows import AbstractRowStream, Cursor, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 
@@ -36,16 +37,19 @@ class WebDataset(AbstractReader):
         "(each with or without an ending such as .jpg or .txt), or preferred images alone as chosen"
     )
 
-    def column_names(self, location: Location, config: DataConfig) -> tuple[str, ...]:
+    def schema(self, location: Location, config: DataConfig) -> Schema:
         for _, sample in _samples(location.files[0]):
-            return tuple(sample)
+            lists = frozenset(name for name, value in sample.items() if isinstance(value, list))
+            return Schema(tuple(sample), lists)
         raise DataError(f"{location.files[0]} holds no samples")
 
-    def match(self, names: Sequence[str], config: DataConfig) -> PairColumns | None:
-        return find_columns(config.columns, names, lower_is_better=config.lower_is_better)
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+        return recognise(
+            config.columns, schema, lower_is_better=config.lower_is_better, pickapic=True
+        )
 
     def open(
-        self, location: Location, columns: PairColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
     ) -> AbstractRowStream:
         return _ShardStream(location, columns)
 
@@ -53,7 +57,7 @@ class WebDataset(AbstractReader):
 class _ShardStream(AbstractRowStream):
     """Shards one after another; a cursor is a shard and a number of samples in it."""
 
-    def __init__(self, location: Location, columns: PairColumns) -> None:
+    def __init__(self, location: Location, columns: PairColumns | GroupColumns) -> None:
         assert location.root is not None
         self._root = location.root
         self._files = location.files

@@ -20,6 +20,7 @@ from diffalign.data.batches import ImageBatch
 from diffalign.data.collate import stack, with_unit_range
 from diffalign.data.columns import PAIR_VIEWS
 from diffalign.data.reading import open_data
+from diffalign.data.records import ImagePair
 from diffalign.data.samples import Sample, SampleMaker
 from diffalign.data.source import DataConfig
 from diffalign.evaluation.compare import Place
@@ -108,7 +109,8 @@ def decided_pairs(config: DataConfig, *, batch_size: int, seed: int = 0) -> Iter
         schedule_length=1,  # the draw of a timestep is not used
     )
     size = (config.resolution, config.resolution)
-    made = (maker.make(pair, 0, size) for pair in islice(open_data(config).pairs(), config.limit))
+    pairs = islice(open_data(config).pairs(), config.limit)
+    made = (maker.make(pair, 0, size) for pair in pairs if isinstance(pair, ImagePair))
     samples = (sample for sample in made if isinstance(sample, Sample))
     while part := list(islice(samples, batch_size)):
         yield with_unit_range(stack(part))

@@ -176,6 +176,12 @@ def _print_preview(console: Console, shown: Preview) -> None:
         sides = [_described(row.chosen), _described(row.rejected)]
         table.add_row(*map(escape, (row.sample_id[:24], row.prompt, *sides)))
     console.print(table)
+    if shown.rows and all(row.unusable for row in shown.rows):
+        raise DataError(
+            f"none of the first {len(shown.rows)} pairs can be used, for example "
+            f"{shown.rows[0].sample_id}: {shown.rows[0].unusable}. Fix the data, or the settings "
+            f"under data that it depends on: path, columns, max_pixels"
+        )
 
 
 def _print_answers(console: Console, shown: ResponsePreview) -> None:

@@ -9,7 +9,7 @@ from diffalign.data.columns import (
     general_columns,
     pickapic_columns,
 )
-from diffalign.data.records import ImagePair, LeftOut
+from diffalign.data.records import ImagePair, LeftOut, UnusableRowError
 from diffalign.data.rows import Row
 from diffalign.errors import DataError
 
@@ -64,12 +64,12 @@ def test_labels_count_where_has_label_is_true(value):
 
 
 def test_a_label_of_3_is_refused_with_row_value_and_allowed_values():
-    with pytest.raises(DataError, match=r"row-7: label_1 is 3 \(allowed: 0, 0.5, 1\)"):
+    with pytest.raises(UnusableRowError, match=r"label_1 is 3 \(allowed: 0, 0.5, 1\)"):
         columns().chosen(row(label_0=0.0, label_1=3.0))
 
 
 def test_a_label_that_is_no_number_is_refused():
-    with pytest.raises(DataError, match="row-7: label_0 is 'good', expected a number"):
+    with pytest.raises(UnusableRowError, match="label_0 is 'good', expected a number"):
         columns().chosen(row(label_0="good", label_1=1.0))
 
 
@@ -100,7 +100,7 @@ def test_a_column_may_name_the_preferred_image():
     values = {"prompt": "p", "image1": b"1", "image2": b"2"}
     assert mapping.chosen(Row("r", {**values, "preferred": "image2"})) == 1
     assert mapping.chosen(Row("r", {**values, "preferred": "tie"})) is LeftOut.TIE
-    with pytest.raises(DataError, match="A number could mean either image"):
+    with pytest.raises(UnusableRowError, match="number could mean either image"):
         mapping.chosen(Row("r", {**values, "preferred": 1}))
 
 

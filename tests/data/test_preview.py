@@ -42,13 +42,20 @@ def test_an_image_that_cannot_be_used_is_shown_as_such(tmp_path):
     assert row.rejected == (32, 32)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_wrong_labels_are_refused(streaming, tmp_path):
-    write_rows(
-        tmp_path / "x.parquet", [{**r, "label_0": 3.0} for r in pickapic_rows(make_pairs(2))]
-    )
-    with pytest.raises(DataError, match=r"row-00000000: label_0 is 3 \(allowed: 0, 0.5, 1\)"):
-        preview(tmp_path, 1, streaming=streaming)
+def wrong_labels(folder):
+    write_rows(folder / "x.parquet", [{**r, "label_0": 3.0} for r in pickapic_rows(make_pairs(2))])
+    return folder
+
+
+def test_wrong_labels_are_refused(tmp_path):
+    message = r"1000-uid-0-0-uid-0-1 \(malformed row: label_0 is 3 \(allowed: 0, 0.5, 1\)"
+    with pytest.raises(DataError, match=message):
+        preview(wrong_labels(tmp_path), 1)
+
+
+def test_a_stream_shows_wrong_labels_as_unusable_pairs(tmp_path):
+    (row,) = preview(wrong_labels(tmp_path), 1, streaming=True).rows
+    assert row.unusable.startswith("malformed row: label_0 is 3 (allowed: 0, 0.5, 1)")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

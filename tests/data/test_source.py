@@ -24,4 +24,4 @@ def test_a_setting_that_cannot_be_is_refused_by_name(settings, message):
 def test_defaults_are_those_of_the_published_training():
     config = DataConfig(path="x", resolution=512)
     assert (config.crop, config.flip, config.caption_dropout) == ("center", True, 0.2)
-    assert config.labels == "higher_is_better"
+    assert config.labels == "by_name"

@@ -6,7 +6,7 @@ import pytest
 
 from diffalign.data.reading import Location
 from diffalign.data.source import DataConfig
-from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_columns
+from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_schema
 from diffalign.errors import DataError
 from tests.layouts import encoded, make_pairs, pickapic_rows, picture, write_pickapic, write_rows
 
@@ -103,7 +103,7 @@ def test_a_scan_gives_the_asked_columns_of_all_rows(tmp_path):
     )
     assert [list(row.values) for row in islice(rows.scan(["caption"]), 2)] == [["caption"]] * 2
     assert len(list(rows.scan(["caption"]))) == len(rows) == 10
-    assert table_columns(location, DataConfig(path="x", resolution=8))[:2] == (
+    assert table_schema(location, DataConfig(path="x", resolution=8)).names[:2] == (
         "are_different",
         "best_image_uid",
     )
@@ -116,7 +116,7 @@ def test_a_hub_id_that_leads_nowhere_is_a_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", nowhere)
     config = DataConfig(path="some/where", resolution=8)
     with pytest.raises(DataError, match=r"some/where \(no file or folder here either\): Dataset"):
-        table_columns(Location(path="some/where", form="table"), config)
+        table_schema(Location(path="some/where", form="table"), config)
 
 
 def test_a_hub_that_falls_silent_is_a_sentence_that_says_how_to_go_on():
@@ -140,7 +140,7 @@ def test_split_and_revision_reach_the_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     config = DataConfig(path="a/b", resolution=8, split="test", revision="abc", streaming=True)
-    assert table_columns(Location(path="a/b", form="table"), config) == ("p", "a")
+    assert table_schema(Location(path="a/b", form="table"), config).names == ("p", "a")
     assert asked == {
         "path": "a/b",
         "split": "test",

@@ -8,7 +8,7 @@ import pytest
 
 from diffalign.data.columns import pickapic_columns
 from diffalign.data.reading import open_data
-from diffalign.data.records import LeftOut
+from diffalign.data.records import LeftOut, UnusableRowError
 from diffalign.data.rows import Row
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
@@ -62,7 +62,7 @@ def test_a_pair_counts_one_over_the_pairs_of_its_prompt(count):
 @pytest.mark.parametrize("count", [0, -1, None, "many"])
 def test_a_count_that_is_none_is_refused(count):
     columns = dataclasses.replace(mapping(), pairs_per_prompt="num_example_per_prompt")
-    with pytest.raises(DataError, match=r"row-7: num_example_per_prompt is .*at least 1"):
+    with pytest.raises(UnusableRowError, match=r"num_example_per_prompt is .*at least 1"):
         columns.pair(row(1.0, 0.0, count), None)
 
 

@@ -1,0 +1,221 @@
+"""Rows of several images: every decided pair of them is trained, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+
+from diffalign.data.groups import GroupColumns, GroupStream, recognise
+from diffalign.data.reading import open_data
+from diffalign.data.records import ImagePair, LeftOut, Skipped, SkipReason
+from diffalign.data.rows import AbstractRowStream, Row, Schema
+from diffalign.data.source import DataConfig
+from diffalign.errors import DataError
+from tests.data.conftest import ids, open_source, take
+from tests.data.test_webdataset import write_tar
+from tests.layouts import encoded, picture, write_rows
+
+COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+IMAGES = [encoded(picture(colour)) for colour in COLOURS]
+RANKS = [2, 1, 4, 3]
+BETTER = {(1, 0), (0, 3), (0, 2), (1, 3), (1, 2), (3, 2)}
+"""(better, worse) of these ranks."""
+
+
+def rows_of(count=3, **changes):
+    structs = [{"bytes": image, "path": None} for image in IMAGES]
+    return [{"prompt": f"a {i}", "images": structs, "rank": RANKS, **changes} for i in range(count)]
+
+
+def opened(path, **settings):
+    return open_data(DataConfig(path=str(path), resolution=16, **settings))
+
+
+def found(path, **settings):
+    return list(opened(path, **settings).pairs())
+
+
+def indices(pairs):
+    return {(IMAGES.index(pair.chosen), IMAGES.index(pair.rejected)) for pair in pairs}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_list_of_ranks_decides_every_pair_of_a_row(streaming, tmp_path):
+    write_rows(tmp_path / "x.parquet", rows_of())
+    pairs = found(tmp_path, streaming=streaming)
+    assert len(pairs) == 18
+    assert indices(pairs[:6]) == BETTER
+    assert [pair.sample_id for pair in pairs[:2]] == ["row-00000000[0,1]", "row-00000000[0,2]"]
+    assert len({pair.sample_id for pair in pairs}) == 18
+    assert [pair.prompt for pair in pairs[5:7]] == ["a 0", "a 1"]
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "reversed"),
+    [
+        ("rank", "by_name", False),
+        ("score", "by_name", True),
+        ("rank", "higher_is_better", True),
+        ("score", "lower_is_better", False),
+    ],
+)
+def test_a_rank_is_better_if_smaller_and_a_score_if_larger(column, labels, reversed, tmp_path):
+    rows = [{"prompt": "p", "images": IMAGES, column: RANKS}]
+    write_rows(tmp_path / "x.parquet", rows)
+    expected = {pair[::-1] for pair in BETTER} if reversed else BETTER
+    assert indices(found(tmp_path, labels=labels)) == expected
+    which = "larger" if reversed else "smaller"
+    assert f"the one with the {which} of {column}" in opened(tmp_path, labels=labels).summary
+
+
+def test_equal_ranks_are_ties_and_missing_ones_no_label(tmp_path):
+    rows = [*rows_of(1, rank=[1, 1, 2, None]), *rows_of(1, rank=None), *rows_of(1, rank=[1])]
+    write_rows(tmp_path / "x.parquet", rows)
+    assert indices(found(tmp_path)) == {(0, 2), (1, 2)}
+    source = open_source(tmp_path)
+    assert source.left_out_counts == {LeftOut.TIE.value: 1, LeftOut.UNLABELLED.value: 5}
+    assert "8 comparisons: 2 pairs" in source.describe()[1]
+    assert len(found(tmp_path, ties="keep")) == 3
+
+
+def write_lines(folder, *rows):
+    for index, image in enumerate(IMAGES):
+        (folder / f"{index}.png").write_bytes(image)
+    (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def names(pairs):
+    return {(int(pair.chosen.stem), int(pair.rejected.stem)) for pair in pairs}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image_path": ["0.png", "1.png", "2.png", "3.png"], "rank": RANKS},  # HPDv2, test
+        {f"image_{i}": f"{i}.png" for i in range(4)}
+        | {f"score_{i}": -r for i, r in enumerate(RANKS)},
+        {f"image{i + 1}": f"{i}.png" for i in range(4)}
+        | {f"rank{i + 1}": RANKS[i] for i in range(4)},
+        {f"jpg_{i}": f"{i}.png" for i in range(4)}
+        | {f"label_{i}": -r for i, r in enumerate(RANKS)},
+        {f"image_{i}": f"{i}.png" for i in range(4)} | {"ranks": RANKS},
+    ],
+)
+def test_the_layouts_of_several_images_are_recognised(row, tmp_path):
+    write_lines(tmp_path, {"prompt": "p", **row})
+    assert names(found(tmp_path)) == BETTER
+
+
+def test_a_preference_of_1_and_0_for_two_paths(tmp_path):
+    paths = ["3.png", "1.png"]
+    write_lines(tmp_path, {"prompt": "p", "file_path": paths, "human_preference": [0, 1]})
+    assert names(found(tmp_path)) == {(1, 3)}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_one_image_beside_a_list_of_others(flip, tmp_path):
+    one, many = ("rejected", "chosen") if flip else ("chosen", "rejected")
+    write_lines(tmp_path, {"prompt": "p", one: "0.png", many: ["1.png", "2.png", "3.png"]})
+    expected = {(0, 1), (0, 2), (0, 3)}
+    assert names(found(tmp_path)) == ({pair[::-1] for pair in expected} if flip else expected)
+
+
+@pytest.mark.parametrize("columns", [{"images": "a,b,c", "scores": "x, y, z"}])
+def test_columns_of_your_own(columns, tmp_path):
+    row = {"t": "p", "a": "0.png", "b": "1.png", "c": "2.png", "x": 3, "y": 2, "z": 1}
+    write_lines(tmp_path, row)
+    assert names(found(tmp_path, columns={"prompt": "t", **columns})) == {(0, 1), (0, 2), (1, 2)}
+
+
+def test_columns_of_your_own_that_do_not_fit_are_refused(tmp_path):
+    write_lines(tmp_path, {"t": "p", "a": "0.png", "b": "1.png", "x": 3})
+    with pytest.raises(DataError, match=r"data.columns.scores names y.* has t, a, b, x"):
+        found(tmp_path, columns={"prompt": "t", "images": "a,b", "scores": "x,y"})
+
+
+def test_lists_in_the_json_of_a_tar(tmp_path):
+    fields = json.dumps({"ranks": RANKS, "caption": "c"}).encode()
+    members = [(f"k.image_{i}.png", image) for i, image in enumerate(IMAGES)]
+    write_tar(tmp_path / "x.tar", *members, ("k.json", fields))
+    assert indices(found(tmp_path)) == BETTER
+
+
+def test_lists_of_a_hub_data_set(monkeypatch):
+    features = datasets.Features(
+        {
+            "prompt": datasets.Value("string"),
+            "images": datasets.Sequence(datasets.Image()),
+            "rank": datasets.Sequence(datasets.Value("int64")),
+        }
+    )
+    hub = datasets.Dataset.from_list(rows_of(1), features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: hub.to_iterable_dataset())
+    assert indices(found("some/where", streaming=True)) == BETTER
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("rank", [[1, 2, 3], "first"])
+def test_a_row_that_does_not_fit_is_skipped(rank, streaming, tmp_path):
+    bad = {"prompt": "b", "image_path": ["0.png", "1.png"], "rank": rank}
+    good = {"prompt": "p", "image_path": ["0.png", "1.png"], "rank": [1, 2]}
+    write_lines(tmp_path, good, bad, good)
+    results = found(tmp_path)
+    kinds = [type(result) for result in results]
+    assert kinds[0] is kinds[-1] is ImagePair
+    assert set(kinds[1:-1]) == {Skipped}
+    assert {r.reason for r in results[1:-1]} == {SkipReason.MALFORMED}
+
+
+def test_a_third_image_without_a_number_is_refused_by_name(tmp_path):
+    two = {"image1": "0.png", "image2": "1.png", "score1": 1, "score2": 2}
+    write_lines(tmp_path, {"prompt": "p", **two, "image3": "2.png"})
+    with pytest.raises(DataError, match=r"and image3 would be left out"):
+        found(tmp_path)
+
+
+def test_columns_that_nobody_reads_are_named(tmp_path):
+    two = {"chosen": "0.png", "rejected": "1.png", "rejected_2": "2.png", "score": 4}
+    write_lines(tmp_path, {"prompt": "p", **two})
+    assert opened(tmp_path).summary.endswith("; not read: rejected_2, score")
+
+
+def test_a_list_of_images_without_numbers_is_no_preference(tmp_path):
+    write_lines(tmp_path, {"prompt": "p", "image": ["0.png", "1.png"]})
+    with pytest.raises(DataError, match="no preference in the columns prompt, image"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_each_pair_is_trained_with_randomness_of_its_own(buckets, tmp_path):
+    write_rows(tmp_path / "x.parquet", rows_of(2))
+    source = open_source(tmp_path, pairs_per_device=4, buckets=buckets)
+    batches = take(source, 3)
+    assert len(set(ids(batches))) == 12
+    assert len({seed for batch in batches for seed in batch.noise_seeds}) == 12
+
+
+class _Numbers(AbstractRowStream):
+    def rows(self, start=None):
+        for number in range(0 if start is None else start["n"], 3):
+            yield (
+                {"n": number},
+                Row(f"r{number}", {"prompt": "p", "images": "abc", "rank": [1, 2, 3]}),
+            )
+
+
+def test_a_stream_resumes_within_a_row():
+    columns = GroupColumns(prompt="prompt", images=("images",), scores=("rank",))
+    stream = GroupStream(_Numbers(), columns)
+    whole = list(stream.rows())
+    assert len(whole) == 9
+    for place, (cursor, _) in enumerate(whole):
+        rest = list(stream.rows(json.loads(json.dumps(cursor))))
+        assert [row.name for _, row in rest] == [row.name for _, row in whole[place:]]
+
+
+def test_a_pair_beside_lists_of_something_else_stays_a_pair():
+    schema = Schema(("prompt", "chosen", "rejected", "tags"), frozenset({"tags"}))
+    columns = recognise({}, schema, lower_is_better=None)
+    assert columns is not None and columns.images == ("chosen", "rejected")
