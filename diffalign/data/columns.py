@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -14,6 +13,7 @@ from diffalign.data.decoding import BadImageError, encoded_image
 from diffalign.data.records import ImagePair, LeftOut, SkipReason, UnusableRowError
 from diffalign.data.rows import Row
 from diffalign.errors import DataError, did_you_mean
+from diffalign.parsing import decode_text, shortly
 
 PAIR_VIEWS = ("chosen", "rejected")
 """The views that a pair offers, in the order of every batch."""
@@ -103,7 +103,7 @@ class PairColumns:
         return "-".join(_text(row.values[name]) for name in self.identity)
 
     def caption(self, row: Row) -> str:
-        """The prompt as it stands; empty where there is none.
+        """The prompt without blanks around it; empty where there is none.
 
         Raises:
             UnusableRowError: it is no text.
@@ -112,11 +112,17 @@ class PairColumns:
         if value is None or value != value:  # NaN is pandas' null
             return ""
         if isinstance(value, bool) or not isinstance(value, (str, bytes, int)):
-            raise _malformed(f"{self.prompt} is {_short(value)}, expected a text")
+            raise _malformed(f"{self.prompt} is {shortly(value)}, expected a text")
         try:
-            return text_of(value)
-        except UnicodeDecodeError as error:
-            raise _malformed(f"{self.prompt} is not UTF-8 text: {error}") from None
+            text = decode_text(value, self.prompt) if isinstance(value, bytes) else str(value)
+        except (DataError, ValueError) as error:  # of an integer with more than 4300 digits
+            raise _malformed(str(error)) from None
+        if "\0" in text:
+            raise _malformed(
+                f"{self.prompt} is {shortly(text)}, with NUL characters as of UTF-16 without its "
+                "mark: save it as UTF-8"
+            )
+        return text.removeprefix("\ufeff").strip()
 
     def chosen(self, row: Row) -> int | LeftOut:
         """Which of the two images is preferred, 0 or 1; of a tie that is kept, the first.
@@ -150,7 +156,7 @@ class PairColumns:
         try:
             score = float(value)
         except (TypeError, ValueError, OverflowError):
-            raise _malformed(f"{name} is {_short(value)}, expected a number") from None
+            raise _malformed(f"{name} is {shortly(value)}, expected a number") from None
         if math.isnan(score):
             return None
         if self.allowed_scores and score not in self.allowed_scores:
@@ -171,7 +177,7 @@ class PairColumns:
         if value == "":
             return LeftOut.UNLABELLED
         raise _malformed(
-            f"{self.preferred} is {_short(value)} (allowed: {', '.join(self.images)}, tie). A "
+            f"{self.preferred} is {shortly(value)} (allowed: {', '.join(self.images)}, tie). A "
             "number could mean either image: give one score for each under data.columns"
         )
 
@@ -212,7 +218,7 @@ class PairColumns:
         count = _text(row.values[self.pairs_per_prompt])
         if not (count.isascii() and count.isdecimal() and len(count) < 16 and int(count)):
             raise _malformed(
-                f"{self.pairs_per_prompt} is {_short(count)}, expected a count of at least 1 "
+                f"{self.pairs_per_prompt} is {shortly(count)}, expected a count of at least 1 "
                 "(data.weighting per_prompt divides by it; uniform does not)"
             )
         return 1.0 / int(count)
@@ -363,19 +369,6 @@ def smaller_wins(scores: Collection[str], wish: bool | None) -> bool:
     return bool(scores) and all(_RANK.search(name.lower()) for name in scores)
 
 
-def text_of(value: str | bytes | int) -> str:
-    """A text, in UTF-8 where it is bytes, or in UTF-16 where a mark says so.
-
-    Raises:
-        UnicodeDecodeError: it is neither.
-    """
-    if not isinstance(value, bytes):
-        return str(value).removeprefix("\ufeff")
-    if value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return value.decode("utf-16")
-    return value.decode("utf-8-sig")
-
-
 def _text(value: Any) -> str:
     if value is None:
         return ""
@@ -385,15 +378,6 @@ def _text(value: Any) -> str:
 def _truth(value: Any) -> bool:
     """Tar members are text, in which `0` and `False` are not empty."""
     return _text(value).strip().lower() not in ("", "0", "0.0", "false", "none", "nan")
-
-
-def _short(value: Any) -> str:
-    """A value for a message; a number of thousands of digits has no text at all."""
-    try:
-        text = repr(value)
-    except ValueError:
-        text = f"a {type(value).__name__} of too many digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _malformed(detail: str) -> UnusableRowError:

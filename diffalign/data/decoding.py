@@ -14,16 +14,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from diffalign.data.records import EncodedImage, SkipReason
 
-_ORIENTATION = 0x0112
-"""The EXIF tag."""
+_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
+"""Tags of EXIF and TIFF."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 """Those that are tried. Pillow knows more, of which some call other programs on a stranger's file
 (PostScript)."""
+
+
+MAX_PIXELS = 89_478_485
+"""Larger images are not decoded, as decompression bombs: Pillow's threshold for a warning."""
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .j2k .mpo".split()
+)
+"""Endings of files, in lower case, of the formats that are read."""
+
+_STARTS = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
+"""First bytes of these formats; WebP and AVIF have theirs further on."""
 
 
 class BadImageError(Exception):
@@ -112,8 +134,32 @@ def _from_base64(text: str) -> bytes:
         raise BadImageError(SkipReason.CORRUPT, f"no base64: {error}") from None
 
 
-def decode(encoded: EncodedImage, *, max_pixels: int) -> Image.Image:
-    """The upright RGB image: rotated as its EXIF says, transparency over white.
+def starts_like_an_image(path: Path) -> bool:
+    """Whether a file, whatever its name, begins as one of the formats that are read does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start.startswith(_STARTS) or start[4:12] == b"ftypavif" or start[8:12] == b"WEBP"
+
+
+def format_of(content: bytes) -> str:
+    """The name of an image file's format in lower case, such as `jpeg`.
+
+    Raises:
+        BadImageError: it is none that is read.
+    """
+    with _file(content) as file:
+        return str(_open(file, MAX_PIXELS).format).lower()
+
+
+def decode(encoded: EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The upright RGB image that training and evaluation see alike.
+
+    Turned as its EXIF or TIFF orientation says; colours brought to sRGB where an embedded profile
+    says what they are; transparency over white; 16 bits a channel cut to the upper 8, numbers in
+    [0, 1] of floating-point files times 255; of several pages or frames the first.
 
     Raises:
         BadImageError: there is no image, it is damaged, or it has more than `max_pixels`.
@@ -122,6 +168,8 @@ def decode(encoded: EncodedImage, *, max_pixels: int) -> Image.Image:
         image = _open(file, max_pixels)
         try:
             return _rgb(ImageOps.exif_transpose(image))
+        except BadImageError:
+            raise
         except Exception as error:  # Pillow's decoders raise what their code happens to raise
             truncated = "truncated" in str(error).lower()
             reason = SkipReason.TRUNCATED if truncated else SkipReason.CORRUPT
@@ -136,8 +184,15 @@ def upright_size(encoded: EncodedImage, *, max_pixels: int) -> tuple[int, int]:
     """
     with _file(encoded) as file:
         image = _open(file, max_pixels)
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5  # 5 to 8 exchange the axes
-    return (image.width, image.height) if turned else (image.height, image.width)
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception as error:  # as in `decode`
+            raise BadImageError(SkipReason.CORRUPT, f"{type(error).__name__}: {error}") from error
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size may be turned already
+            width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    turned = orientation in (5, 6, 7, 8)  # they exchange the axes
+    return (width, height) if turned else (height, width)
 
 
 def _open(file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -189,10 +244,54 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 256, "L")  # `convert` would clip at 255
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _grey_of_numbers(image).convert("RGB")  # `convert` would clip at 255
+    image = _in_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _grey_of_numbers(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits in 8 bits."""
+    values = np.asarray(image)
+    transparent = image.info.get("transparency")
+    if values.dtype.kind == "f":
+        levels = values * 255 if np.nanmax(values, initial=0) <= 1 else values
+    elif values.dtype.itemsize == 2 or values.max(initial=0) > 255:
+        levels = values // 256
+    else:
+        levels = values
+    if not np.isfinite(levels).all() or levels.min(initial=0) < 0 or levels.max(initial=0) > 255:
+        raise BadImageError(
+            SkipReason.CORRUPT,
+            f"its numbers reach from {values.min():g} to {values.max():g}, a range that says no "
+            "brightness: save it with 8 or 16 bits a channel",
+        )
+    grey = np.round(levels).astype(np.uint8)
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The image with the colours that its embedded profile describes; without one, as it is."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "CMYK"):
+        return image
+    try:
+        convert = _conversion(profile, image.mode)
+        return (convert and ImageCms.applyTransform(image, convert)) or image
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # a broken one says nothing
+        return image
+
+
+@functools.lru_cache(maxsize=16)
+def _conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From the colours of a profile to sRGB; None where they are sRGB."""
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(opened).lower():
+        return None
+    return ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")

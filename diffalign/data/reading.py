@@ -74,7 +74,7 @@ class Location:
             s = "s" if len(self.files) > 1 else ""
             return f"{self.path}: folder{s} {' and '.join(file.name for file in self.files)}"
         count = len(self.files)
-        return f"{self.path}: {count} {self.files[0].suffix[1:]} file{'s' if count > 1 else ''}"
+        return f"{self.path}: {count} {self.files[0].suffix.lower()[1:]} file{'s' if count > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +182,9 @@ def _in_folder(
         folders = tuple(folder / side for side in sides)
         if all(side.is_dir() for side in folders):
             return Location(path=config.path, form="sides", files=folders, root=folder)
+    everything = sorted(_visible_files(folder))
     for suffix in suffixes:
-        files = sorted(folder.rglob(f"*{suffix}"))
+        files = [file for file in everything if file.suffix.lower() == suffix]
         if files:
             return _of_files(_of_split(files, folder, config), folder, config, suffixes)
     or_sides = " or ".join("/ and ".join(sides) + "/" for sides in all_sides)
@@ -193,10 +194,17 @@ def _in_folder(
     )
 
 
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder at any depth, without hidden ones such as a Mac's `._x.parquet`."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
 def _of_files(
     files: list[Path], root: Path, config: Whereabouts, suffixes: Mapping[str, Form]
 ) -> Location:
-    found = {file.suffix for file in files}
+    found = {file.suffix.lower() for file in files}
     if len(found) != 1 or not found <= set(suffixes):
         raise DataError(
             f"{config.section}.path {config.path} has files of type "
@@ -258,7 +266,7 @@ def open_data(config: DataConfig) -> OpenedData:
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}",
         fingerprint=fingerprint(location, config),
     )
 
@@ -267,6 +275,11 @@ def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
     """The columns that nobody reads, by name."""
     left = [name for name in schema.names if name not in columns.all()]
     return f"; not read: {', '.join(left)}" if left else ""
+
+
+def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
+    aside = rows.set_aside if isinstance(rows, AbstractRows) else ""
+    return f"; set aside: {aside}" if aside else ""
 
 
 def _as_configured(

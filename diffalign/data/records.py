@@ -18,7 +18,7 @@ class ImagePair:
     sample_id: str
     """Unique within the data set and stable between runs: randomness derives from it."""
     prompt: str
-    """The caption as the data set has it; may be empty here, the loader skips and lists it."""
+    """The caption without blanks around it; may be empty here, the loader skips and lists it."""
     chosen: EncodedImage
     """The preferred side."""
     rejected: EncodedImage

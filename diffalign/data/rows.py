@@ -37,6 +37,8 @@ class AbstractRows(abc.ABC):
 
     noun: str = "rows"
     """What one of them is, in the plural, for counts."""
+    set_aside: str = ""
+    """What lies among the data and is none of it, for the line on the data set."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from diffalign.data.decoding import MAX_PIXELS
+
 
 class AbstractSource(abc.ABC):
     """Batches for ever. The loop cannot tell whether they were read or just sampled."""
@@ -127,7 +129,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """The run stops when more than this share of the pairs cannot be used. Streams, which do not
     know how many they will have, compare with the pairs seen, at least 1000."""
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_PIXELS
     """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
     its own refusal at twice this value stays)."""
     workers: int = 2

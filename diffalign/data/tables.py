@@ -218,7 +218,7 @@ def load_table(location: Location, config: Whereabouts, *, streaming: bool = Fal
         DataError: nothing is there, or it is damaged.
     """
     if location.files:
-        kind = location.files[0].suffix[1:]
+        kind = location.files[0].suffix.lower()[1:]
         files = [str(file) for file in location.files]
         arguments: dict[str, Any] = {"path": kind, "data_files": files, "split": "train"}
     else:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 from rich.console import Console
 
 from diffalign import config as configs
+from diffalign.data.decoding import BadImageError, decode
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.evaluation.progress import progress
 from diffalign.files import append_json_lines, read_json_lines
@@ -235,13 +236,11 @@ def _prompt(processor: Any, system: str, text: str) -> str:
 
 
 def _picture(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as a picture: {error}") from error
+        return decode(path)
+    except BadImageError as error:
+        reason = f"{error.reason.value}: {error.detail}"
+        raise DataError(f"{path}: cannot be read as an image: {reason}") from error
 
 
 def _digest(*parts: Any) -> str:

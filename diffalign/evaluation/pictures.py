@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.data.decoding import BadImageError, decode
 from diffalign.evaluation.grid import GridCell, GridRow
 from diffalign.evaluation.manifest import ItemKey, ManifestRow
 from diffalign.evaluation.spacing import evenly_spaced
@@ -34,13 +35,15 @@ def spread_items(places: Sequence[Place], count: int) -> list[Place]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture file as RGB.
+    """A picture file as RGB, decoded as for training.
 
     Raises:
-        OSError: the file is gone or damaged.
+        OSError: the file is gone, damaged, or a decompression bomb.
     """
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    try:
+        return decode(path)
+    except BadImageError as error:
+        raise OSError(f"{error.reason.value}: {error.detail}") from error
 
 
 def pixels_of(image: Image.Image) -> Tensor:

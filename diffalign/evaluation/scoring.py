@@ -6,7 +6,6 @@ so renamed, repeated and regenerated pictures keep theirs.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +13,9 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from diffalign.data.decoding import IMAGE_SUFFIXES, BadImageError, decode
 from diffalign.errors import CacheError, DataError
 from diffalign.evaluation.isolation import each_or_error
 from diffalign.evaluation.manifest import (
@@ -27,11 +26,11 @@ from diffalign.evaluation.manifest import (
 )
 from diffalign.evaluation.pictures import pixels_of
 from diffalign.files import append_json_lines, read_rows
+from diffalign.parsing import decode_text
 from diffalign.scorers.base import AbstractScorer
 
 SCORES = "scores"
 """Folder of the column files, beside the manifest."""
-_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def find_pictures(folder: Path) -> tuple[list[Picture], list[Problem]]:
         folder: searched with all its subfolders; `x.png` has its caption in `x.txt`.
 
     Returns:
-        The pictures, and those that have no caption.
+        The pictures, and those whose caption is missing or no text.
 
     Raises:
         DataError: there is no picture at all.
@@ -85,22 +84,28 @@ def find_pictures(folder: Path) -> tuple[list[Picture], list[Problem]]:
         return [Picture(folder / row.file, row.prompt, row.sha256) for row in rows], []
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_ENDINGS)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
         raise DataError(
-            f"{folder}: holds neither {MANIFEST} nor a picture ({', '.join(_IMAGE_ENDINGS)})"
+            f"{folder}: holds neither {MANIFEST} nor an image ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
-    captioned = {path: path.with_suffix(".txt") for path in files}
-    pictures = [
-        Picture(path, caption.read_text(encoding="utf-8").strip())
-        for path, caption in captioned.items()
-        if caption.is_file()
-    ]
-    problems = [
-        Problem(path, f"has no caption: there is no {caption.name}")
-        for path, caption in captioned.items()
-        if not caption.is_file()
-    ]
+    pictures: list[Picture] = []
+    problems: list[Problem] = []
+    for path in files:
+        caption = path.with_suffix(".txt")
+        if not caption.is_file():
+            problems.append(Problem(path, f"has no caption: there is no {caption.name}"))
+            continue
+        try:
+            prompt = decode_text(caption.read_bytes(), caption).strip()
+        except (DataError, OSError) as error:
+            problems.append(Problem(path, f"has no caption that can be read: {error}"))
+        else:
+            pictures.append(Picture(path, prompt))
     return pictures, problems
 
 
@@ -190,10 +195,11 @@ class _Opened:
 def _open(picture: Picture) -> _Opened | Problem:
     try:
         content = picture.path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = pixels_of(image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        pixels = pixels_of(decode(content))
+    except OSError as error:
         return Problem(picture.path, f"cannot be read: {error}")
+    except BadImageError as error:
+        return Problem(picture.path, f"cannot be read: {error.reason.value}: {error.detail}")
     digest = file_digest(content)
     if picture.sha256 not in (None, digest):
         return Problem(picture.path, "is not the picture that the manifest lists: draw it again")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffalign.data.records import EncodedImage
+from diffalign.data.decoding import BadImageError, format_of
+from diffalign.data.records import EncodedImage, UnusableRowError
 from diffalign.files import write_atomically
 
 _FOLDER = "images"
@@ -29,12 +30,15 @@ class PictureStore:
 
         Raises:
             ValueError: there is no picture.
+            UnusableRowError: it is none that can be read.
         """
         if image is None:
             raise ValueError("a picture is missing, which its reader should have found")
         if isinstance(image, bytes):
-            with Image.open(io.BytesIO(image)) as opened:
-                return self._written(image, str(opened.format or "bin").lower())
+            try:
+                return self._written(image, format_of(image))
+            except BadImageError as error:
+                raise UnusableRowError(error.reason, error.detail) from error
         return Path(os.path.relpath(image.absolute(), self._folder)).as_posix()
 
     def save(self, picture: Image.Image) -> str:

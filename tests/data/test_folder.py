@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from diffalign.data.reading import open_data
+from diffalign.data.records import Skipped, SkipReason
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, write_folder
@@ -10,7 +11,7 @@ from tests.layouts import make_pairs, write_folder
 
 def pairs_in(folder, **settings):
     data = open_data(DataConfig(path=str(folder), resolution=8, **settings))
-    return [data.columns.pair(data.rows[i], data.base) for i in range(len(data.rows))]
+    return list(data.pairs())
 
 
 def test_sides_and_caption_are_found_by_name(tmp_path):
@@ -76,3 +77,55 @@ def test_folders_that_say_who_won_cannot_be_reversed(tmp_path):
     write_folder(tmp_path, make_pairs(1))
     with pytest.raises(DataError, match="preferred is win in every row"):
         pairs_in(tmp_path, labels="lower_is_better")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "caf\u00e9 \u4e2d".encode(),
+        "caf\u00e9 \u4e2d".encode("utf-8-sig"),
+        "caf\u00e9 \u4e2d".encode("utf-16"),
+        "\ufeffcaf\u00e9 \u4e2d".encode("utf-16-be"),
+        "  caf\u00e9 \u4e2d \r\n\n".encode(),
+    ],
+)
+def test_captions_in_any_encoding_that_says_what_it_is(content, tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / "win" / "0000.txt").write_bytes(content)
+    assert pairs_in(tmp_path)[0].prompt == "caf\u00e9 \u4e2d"
+
+
+@pytest.mark.parametrize(
+    "content", ["caf\u00e9".encode("latin-1"), "a cat".encode("utf-16-le"), "a".encode("utf-32")]
+)
+def test_a_caption_in_another_encoding_is_skipped_by_name(content, tmp_path):
+    write_folder(tmp_path, make_pairs(2))
+    (tmp_path / "win" / "0001.txt").write_bytes(content)
+    good, bad = pairs_in(tmp_path)
+    assert good.prompt == "a red thing, number 0"
+    assert isinstance(bad, Skipped)
+    assert (bad.sample_id, bad.reason) == ("0001", SkipReason.MALFORMED)
+
+
+def test_files_beside_the_images_are_no_images(tmp_path):
+    write_folder(tmp_path, make_pairs(2))
+    for name in ("Thumbs.db", ".DS_Store", "._0000.png", "0000.json", "0001.npz", "desktop.ini"):
+        (tmp_path / "lose" / name).write_bytes(b"x")
+    (tmp_path / "win" / "more").mkdir()
+    assert [pair.sample_id for pair in pairs_in(tmp_path)] == ["0000", "0001"]
+    summary = open_data(DataConfig(path=str(tmp_path), resolution=8)).summary
+    assert "set aside: 5 that are no images (win/more, lose/0000.json, " in summary
+
+
+def test_an_image_of_any_name_is_one(tmp_path):
+    write_folder(tmp_path, make_pairs(2))
+    (tmp_path / "lose" / "0000.png").rename(tmp_path / "lose" / "0000.PNG")
+    for side in ("win", "lose"):
+        (tmp_path / side / "0001.png").rename(tmp_path / side / "0001")
+    assert [pair.rejected.name for pair in pairs_in(tmp_path)] == ["0000.PNG", "0001"]
+
+
+def test_a_caption_may_be_called_caption(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (tmp_path / "win" / "0000.txt").rename(tmp_path / "win" / "0000.caption")
+    assert pairs_in(tmp_path)[0].prompt == "a red thing, number 0"

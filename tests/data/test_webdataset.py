@@ -5,6 +5,7 @@ import tarfile
 import pytest
 
 from diffalign.data.reading import open_data
+from diffalign.data.records import Skipped
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, write_webdataset
@@ -24,7 +25,7 @@ def stream_of(path):
 
 def pairs_in(path):
     data = stream_of(path)
-    return [data.columns.pair(row, data.base) for _, row in data.rows.rows()]
+    return list(data.pairs())
 
 
 def test_members_are_read_like_columns(tmp_path):
@@ -82,8 +83,8 @@ def test_a_shard_that_breaks_off_is_refused_by_name(tmp_path):
 
 
 def test_members_without_a_preference_are_refused(tmp_path):
-    write_tar(tmp_path / "x.tar", ("k.gif", b"0"), ("k.txt", b"c"))
-    with pytest.raises(DataError, match=r"no preference in the columns gif, caption. webdataset n"):
+    write_tar(tmp_path / "x.tar", ("k.npy", b"0"), ("k.txt", b"c"))
+    with pytest.raises(DataError, match=r"no preference in the columns caption, npy. webdataset n"):
         pairs_in(tmp_path)
 
 
@@ -91,3 +92,61 @@ def test_a_picture_with_a_caption_is_a_preferred_image_alone(tmp_path):
     write_tar(tmp_path / "x.tar", ("k.jpg", b"+"), ("k.txt", b"c"))
     (pair,) = pairs_in(tmp_path)
     assert (pair.chosen, pair.rejected, pair.prompt) == (b"+", None, "c")
+
+
+def member_list(key, chosen=b"0", rejected=b"1"):
+    row = {"jpg_0.png": chosen, "jpg_1.png": rejected, "label_0.txt": b"1", "label_1.txt": b"0"}
+    return [(f"{key}.{name}", content) for name, content in {**row, "caption.txt": b"c"}.items()]
+
+
+def test_members_of_a_sample_need_not_follow_one_another(tmp_path):
+    first, second = member_list("a", b"a0"), member_list("b", b"b0")
+    mixed = [member for pair in zip(first, reversed(second), strict=True) for member in pair]
+    write_tar(tmp_path / "x.tar", *mixed)
+    found = pairs_in(tmp_path)
+    assert [(pair.sample_id, pair.chosen) for pair in found] == [
+        ("x.tar/a", b"a0"),
+        ("x.tar/b", b"b0"),
+    ]
+
+
+def test_one_name_in_two_folders_or_twice_is_two_samples(tmp_path):
+    members = [member_list(key, key.encode()) for key in ("x/a", "y/a")]
+    write_tar(tmp_path / "x.tar", *members[0], *members[1], *member_list("x/a", b"again"))
+    found = pairs_in(tmp_path)
+    assert [pair.chosen for pair in found] == [b"x/a", b"y/a", b"again"]
+    assert len({pair.sample_id for pair in found}) == 3
+
+
+def test_stray_members_are_no_samples(tmp_path):
+    strays = [(name, b"x") for name in ("._a.jpg_0.png", ".DS_Store", "README", "d/.x.json")]
+    write_tar(tmp_path / "x.tar", *strays, *member_list("a"), *strays)
+    assert len(pairs_in(tmp_path)) == 1
+
+
+def test_endings_in_upper_case(tmp_path):
+    write_tar(tmp_path / "x.tar", *[(name.upper(), content) for name, content in member_list("a")])
+    assert pairs_in(tmp_path)[0].chosen == b"0"
+
+
+def test_json_that_is_none_is_skipped_by_name(tmp_path):
+    good = json.dumps({"caption": "c", "label_0": 1, "label_1": 0}).encode()
+    members = [
+        (f"{key}.{name}", content)
+        for key, fields in {"a": good, "b": b"{broken", "c": good}.items()
+        for name, content in {"jpg_0.png": b"0", "jpg_1.png": b"1", "json": fields}.items()
+    ]
+    write_tar(tmp_path / "x.tar", *members)
+    found = pairs_in(tmp_path)
+    assert isinstance(found[1], Skipped)
+    assert "b.json" in found[1].detail
+    assert [pair.sample_id for pair in found] == ["x.tar/a", "x.tar/b", "x.tar/c"]
+
+
+def test_a_shard_with_rubbish_between_its_members_is_refused(tmp_path):
+    write_tar(tmp_path / "x.tar", *member_list("a"), *member_list("b"))
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    content[5120 : 5120 + 512] = b"x" * 512
+    (tmp_path / "x.tar").write_bytes(bytes(content))
+    with pytest.raises(DataError, match="cannot be read to its end: no header of a member"):
+        pairs_in(tmp_path)

@@ -75,7 +75,7 @@ def test_a_rerun_asks_only_what_is_missing(folder, asked):
 
 def test_what_was_answered_before_a_failure_is_kept(folder, asked):
     (folder / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"broken.jpg: cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"broken.jpg: cannot be read as an image"):
         ask(BrightnessTeller(), questions(folder, "dark", "broken"), asking(folder))
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
     assert len(asked) == 1

@@ -108,7 +108,7 @@ def test_a_column_of_another_scorer_is_refused(tmp_path):
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds neither manifest\.jsonl nor a picture"):
+    with pytest.raises(DataError, match=r"holds neither manifest\.jsonl nor an image"):
         find_pictures(tmp_path)
 
 
