@@ -31,7 +31,22 @@ MAX_PIXELS = 89_478_485
 """Larger images are not decoded, as decompression bombs: Pillow's threshold for a warning."""
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .jp2 .j2k .mpo".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".mpo",
+    ]
 )
 """Endings of files, in lower case, of the formats that are read."""
 

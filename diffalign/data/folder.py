@@ -127,4 +127,5 @@ def _in_words(files: Sequence[Path]) -> str:
         return ""
     names = ", ".join(file.as_posix() for file in files[:3])
     more = ", ..." if len(files) > 3 else ""
-    return f"{len(files):,} that {'is no image' if len(files) == 1 else 'are no images'} ({names}{more})"
+    what = "that is no image" if len(files) == 1 else "that are no images"
+    return f"{len(files):,} {what} ({names}{more})"

@@ -74,7 +74,8 @@ class Location:
             s = "s" if len(self.files) > 1 else ""
             return f"{self.path}: folder{s} {' and '.join(file.name for file in self.files)}"
         count = len(self.files)
-        return f"{self.path}: {count} {self.files[0].suffix.lower()[1:]} file{'s' if count > 1 else ''}"
+        kind, s = self.files[0].suffix.lower()[1:], "s" if count > 1 else ""
+        return f"{self.path}: {count} {kind} file{s}"
 
 
 @dataclass(frozen=True, kw_only=True)
