@@ -6,14 +6,15 @@ Jobs are imported when they run, so that `--help` is instant.
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from diffalign import __version__, foreign_flags
-from diffalign.errors import ConfigError, DiffalignError
+from diffalign import __version__, foreign_flags, versions
+from diffalign.errors import ConfigError, DiffalignError, ModelError
 
 app = typer.Typer(
     name="diffalign",
@@ -240,8 +241,22 @@ def main() -> None:
     except (DiffalignError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:
             raise  # a library's, not the disk's or a path's
-        console = Console(stderr=True, highlight=False)
-        console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
-        text = str(error).encode(errors="backslashreplace").decode()
-        console.print(text, markup=False, soft_wrap=True)
+        of_library = isinstance(error, ModelError) and error.__cause__ is not None
+        _say(error, versions.advice(error) if of_library else "")
         sys.exit(1)
+    except Exception as error:
+        if not (advice := versions.advice(error)):
+            raise
+        if not isinstance(error, ImportError):
+            traceback.print_exc()
+        _say(error, advice)
+        sys.exit(1)
+
+
+def _say(error: Exception, advice: str) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
+    text = str(error).encode(errors="backslashreplace").decode()
+    console.print(text, markup=False, soft_wrap=True)
+    if advice:
+        console.print(advice, markup=False, soft_wrap=True)

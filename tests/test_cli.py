@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,18 +22,17 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     return exit_info.value.code or 0, " ".join((captured.out + captured.err).split())
 
 
-def test_help_takes_less_than_two_seconds_and_names_every_job():
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        result = subprocess.run(
-            [sys.executable, "-m", "diffalign", "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        times.append(time.monotonic() - started)
-    assert min(times) < 2.0
+def cpu_seconds_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def test_help_is_instant_and_names_every_job():
+    before = cpu_seconds_of_children()  # not by the clock: the machine may have other work
+    result = subprocess.run(
+        [sys.executable, "-m", "diffalign", "--help"], capture_output=True, text=True, check=True
+    )
+    assert cpu_seconds_of_children() - before < 4.0  # 0.6 measured; with torch 6
     for job in ("train", "precompute", "generate", "score", "compare", "demo", "env"):
         assert f" {job} " in result.stdout
 

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"errors", "parsing", "files", "shapes", "seeding", "views", "world", "config", "components"}
-BASE |= {"foreign_flags"}
+BASE |= {"foreign_flags", "versions"}
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     "__init__": set(),
