@@ -33,7 +33,7 @@ Settings = Annotated[
 def _split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
     """A config file, if the first argument is none of the overrides, and the overrides."""
     arguments = list(arguments or [])
-    if arguments and "=" not in arguments[0]:
+    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
         return Path(arguments[0]), arguments[1:]
     return None, arguments
 
@@ -98,7 +98,7 @@ def precompute(
 
         job.check(run)  # once here, rather than one error from every process
         raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes=processes))
-    job.run(run)
+    job.run(run, named=[str(path), *overrides])
 
 
 @app.command()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffalign.commands import command
 from diffalign.errors import CacheError
 from diffalign.files import write_atomically, write_json, writing
 from diffalign.views import View
@@ -157,8 +158,8 @@ class CachedReference:
         if missing:
             raise CacheError(
                 f"{folder} is not complete: {len(missing)} of {len(contents.shards)} files are "
-                f"missing. Finish it with the command that began it, diffalign precompute "
-                f"CONFIG.yaml reference_cache={folder}"
+                f"missing. Finish it with the command that began it, "
+                + command("precompute", {"reference_cache": folder}, config="CONFIG.yaml")
             )
         return cls._read(folder, contents, views)
 

@@ -20,6 +20,7 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffalign.commands import command
 from diffalign.errors import ConfigError, ModelError, did_you_mean
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.locate import AbstractLocation, locate
@@ -164,7 +165,8 @@ def without_run(spec: ModelSpec) -> ModelSpec:
         if not final.is_dir():
             raise ModelError(
                 f"{run}: this run has no folder named final, so it has not finished. "
-                f"Continue it with: diffalign train {run / 'config.yaml'} --resume"
+                f"Continue it with: "
+                + command("train", config=run / "config.yaml", options=["--resume"])
             )
         if (final / _INDEX).is_file():
             return ModelSpec(path=str(final), lora=lora)

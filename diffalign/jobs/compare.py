@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from diffalign import commands
 from diffalign import config as configs
 from diffalign.errors import ConfigError, DataError
 from diffalign.evaluation.compare import Comparison, Place, compare_scores
@@ -212,8 +213,11 @@ def _commands(config: CompareConfig, results: Sequence[Result], saved: Path) -> 
     scorers = dict.fromkeys(result.scorer for result in results)
     return "\n".join(
         [
-            f"diffalign generate {config.images / 'generate.yaml'}",
-            *(f"diffalign score {config.images / SCORES / name}.yaml" for name in scorers),
-            f"diffalign compare {saved}",
+            commands.command("generate", config=config.images / "generate.yaml"),
+            *(
+                commands.command("score", config=config.images / SCORES / f"{s}.yaml")
+                for s in scorers
+            ),
+            commands.command("compare", config=saved),
         ]
     )

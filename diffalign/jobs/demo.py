@@ -85,6 +85,7 @@ def run(demo: DemoConfig) -> None:
         f"Next, the same on your own pairs (checks everything, trains nothing):\n"
         f"  diffalign train configs/diffusion_dpo/sdxl_lora_24gb.yaml data.path=YOUR_PAIRS "
         f"--dry-run",
+        markup=False,
         soft_wrap=True,
     )
 
@@ -98,7 +99,9 @@ def align(run_config: RunConfig, console: Console) -> bool:
     final = run_config.output / "final"
     if final.is_dir():
         console.print(
-            f"{final} is there already; delete {run_config.output} to start afresh", soft_wrap=True
+            f"{final} is there already; delete {run_config.output} to start afresh",
+            markup=False,
+            soft_wrap=True,
         )
         return True
     begun = bool(checkpoints_in(run_config.output))

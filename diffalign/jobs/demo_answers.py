@@ -85,6 +85,7 @@ def run(demo: AnswersDemoConfig) -> None:
         f"  model         {demo.output / 'final'}\n\n"
         f"Next, the same method on LLaVA-1.5-7B (checks everything, trains nothing):\n"
         f"  diffalign train configs/mdpo/llava15_7b.yaml --dry-run",
+        markup=False,
         soft_wrap=True,
     )
 

@@ -53,8 +53,8 @@ def _print_next(benchmark: AbstractBenchmark, kind: str, console: Console) -> No
     if benchmark.saves is not None:
         console.print(f"[green]Done:[/green] {escape(str(benchmark.saves))}", soft_wrap=True)
     console.print(
-        f"Next: diffalign evaluate {kind} with the answers of the other model; "
-        + ("--json for programs" if benchmark.saves else "details=FILE.jsonl to see every answer"),
+        "Next: the same command with the other model, or its saved responses; "
+        + ("--json for programs" if benchmark.saves else "details=FILE.jsonl to see each response"),
         markup=False,
         soft_wrap=True,
     )

@@ -228,7 +228,7 @@ def _conclude(
         "pictures",
         [f"{n}: {_in_words(failure)}" for n, found in failures.items() for failure in found],
     )
-    console.print(f"Next:\n{score.command(out)}", markup=False, soft_wrap=True)
+    console.print(f"Next:\n{score.suggestion(out)}", markup=False, soft_wrap=True)
 
 
 def _run_groups(console: Console, config: GenerateConfig, settings: GroupsConfig) -> None:
@@ -255,7 +255,9 @@ def _run_groups(console: Console, config: GenerateConfig, settings: GroupsConfig
     written = [f"groups {out / GROUPS}", f"pictures in {out / 'images'}", *_named(grid)]
     console.print(f"[green]Done:[/green] {', '.join(written)}", soft_wrap=True)
     _raise_failures("groups", [_in_words(failure) for failure in failures])
-    console.print(generate_groups.next_step(out), markup=False, soft_wrap=True)
+    console.print(
+        generate_groups.next_step(out, plan.model, settings.process), markup=False, soft_wrap=True
+    )
 
 
 def _in_words(failure: Failure) -> str:

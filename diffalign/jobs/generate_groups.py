@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from diffalign import components
+from diffalign.commands import command
 from diffalign.errors import ConfigError
 from diffalign.evaluation.generation import Failure, Item
 from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
@@ -22,6 +24,7 @@ from diffalign.evaluation.spacing import evenly_spaced
 from diffalign.files import write_image
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.precision import precision_of
+from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.groups import (
     GROUPS,
     Group,
@@ -142,19 +145,36 @@ def draw_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path 
     return path
 
 
-def next_step(folder: Path) -> str:
-    """What to do with the groups: an example of a preferences file, and the command."""
+def next_step(folder: Path, model: AbstractDiffusion, process: ReverseProcess) -> str:
+    """What to do with the groups: an example of a preferences file, and the command.
+
+    Args:
+        folder: of the groups.
+        model: what drew them, and is to be trained.
+        process: how; a step has a density under the same one alone.
+    """
+    settings = {
+        "rollouts.trajectories": folder,
+        "rollouts.preferences": folder / "preferences.jsonl",
+        "likelihood.process": asdict(process),
+        "model": {
+            "kind": components.kind_of(model),
+            **{name: getattr(model, name) for name in ("path", "revision", "variant", "config")},
+            "lora": model.lora.continuing(model.lora.start) if model.lora else {"rank": 4},
+        },
+        "output": folder.with_name(f"{folder.name}-trained"),
+    }
     groups = read_groups(folder)
     name = groups[0].group if groups else "GROUP"
     ranking = json.dumps({"group": name, "ranking": [3, 0, [1, 2]]})
     labels = json.dumps({"group": name, "good": [0, 3], "bad": [1]})
     return (
         f"Next: look at the images of each group of {folder / GROUPS}, and write a line of JSON on "
-        f"each into a file, best first, ties in a list of their own, undecided ones left out\n"
+        f"each into {folder / 'preferences.jsonl'}, best first, ties in a list of their own, "
+        f"undecided ones left out\n"
         f"  {ranking}\n"
         f"or which are good and which are bad\n"
         f"  {labels}\n"
         f"Then train on it:\n"
-        f"  diffalign train configs/d3po/sd15_feedback.yaml rollouts.trajectories={folder} "
-        f"rollouts.preferences=PREFERENCES.jsonl"
+        f"  {command('train', settings, config='configs/d3po/sd15_feedback.yaml')}"
     )

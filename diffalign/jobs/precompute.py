@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffalign import world
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
+from diffalign.commands import command, override
 from diffalign.data.responses.source import ResponseSource
 from diffalign.evaluation.progress import progress
 from diffalign.jobs.quiet import quieten_libraries
@@ -27,7 +28,10 @@ def check(run_config: RunConfig) -> None:
 
 
 def run(
-    run_config: RunConfig, *, pairs_per_shard: int = cached_reference.PAIRS_PER_SHARD
+    run_config: RunConfig,
+    *,
+    pairs_per_shard: int = cached_reference.PAIRS_PER_SHARD,
+    named: Sequence[str] = ("CONFIG.yaml",),
 ) -> ReferenceWriter:
     """Compute what is missing, file by file; started again, it goes on from there.
 
@@ -35,6 +39,7 @@ def run(
         run_config: the training run. Another one may use the values as well if it agrees in model,
             data, precision, and the settings of every view.
         pairs_per_shard: of each file.
+        named: the words of the command line that made `run_config`, for the command to go on with.
 
     Returns:
         What wrote the folder.
@@ -77,9 +82,12 @@ def run(
     world.wait()
     for line in source.describe_end():
         console.print(line, markup=False, soft_wrap=True)
+    cached = {"reference": "cached", "reference_cache": writer.folder}
+    following = [override(key, value) for key, value in cached.items()]
     console.print(
-        f"[green]Done:[/green] {writer.folder}\nTrain without running the reference:\n"
-        f"  diffalign train CONFIG.yaml reference=cached reference_cache={writer.folder}",
+        f"Done: {writer.folder}\nTrain without running the reference:\n"
+        f"  {command('train', options=[*named, *following])}",
+        markup=False,
         soft_wrap=True,
     )
     accelerator.end_training()

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from diffalign import components
 from diffalign import config as configs
+from diffalign.commands import command
 from diffalign.errors import DataError
 from diffalign.evaluation.manifest import MANIFEST
 from diffalign.evaluation.progress import progress
@@ -53,12 +54,12 @@ class ScoreConfig:
         return self.images / SCORES / f"{self.name or kind}.jsonl"
 
 
-def command(images: Path) -> str:
-    """How to call this job on a folder that has no scores yet, and whose judge is the user's."""
+def suggestion(images: Path) -> str:
+    """How to call this job on a folder that has no scores yet, and whose scorer is the user's."""
     return (
-        f"  diffalign score images={images} scorer.kind=pickscore\n"
+        f"  {command('score', {'images': images, 'scorer.kind': 'pickscore'})}\n"
         f"(or clip, jpeg, one of your own such as my_package.my_module; and for the playground's "
-        f"pictures diffalign.playground.oracle)"
+        f"images diffalign.playground.oracle)"
     )
 
 
@@ -89,7 +90,9 @@ def run(config: ScoreConfig) -> None:
     _refuse(problems)
     if (config.images / MANIFEST).is_file():
         console.print(
-            f"Next:\n  diffalign compare images={config.images}", markup=False, soft_wrap=True
+            f"Next:\n  {command('compare', {'images': config.images})}",
+            markup=False,
+            soft_wrap=True,
         )
 
 

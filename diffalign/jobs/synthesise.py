@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from diffalign import components
 from diffalign import config as configs
+from diffalign.commands import command
 from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.evaluation.isolation import each_or_error
 from diffalign.evaluation.progress import progress
@@ -32,6 +33,8 @@ from diffalign.synthesis.writing import Writer
 
 _FAILURES_IN_A_ROW = 16
 _LISTED = 5
+_TRAINED_BY = {"trl": "dpo"}
+"""Folders of configs by the form of what is made, where the two differ in name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +181,15 @@ def _finish(config: SynthesiseConfig, lines: Sequence[Made | Unmade], console: C
         f"{len(unmade)} skipped, listed in {escape(str(skipped))}",
         soft_wrap=True,
     )
+    example = f"configs/{_TRAINED_BY.get(method.form, method.form)}/llava15_7b.yaml"
+    settings = {
+        "responses.path": path,
+        "responses.kind": method.form,
+        "model.path": model.path,
+        "model.revision": model.revision,
+    }
     console.print(
-        f"Next: diffalign train CONFIG.yaml responses.path={path} responses.kind={method.form}",
+        f"Next:\n  {command('train', settings, config=example, options=['--dry-run'])}",
         markup=False,
         soft_wrap=True,
     )

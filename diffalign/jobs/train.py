@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign import config, world
+from diffalign.commands import command
 from diffalign.data.loader import PairSource
 from diffalign.data.preview import Preview, without_download
 from diffalign.data.responses.preview import ResponsePreview
@@ -75,7 +76,7 @@ def run(
     trainer = build.build_trainer(run_config, accelerator, source, console)
     if start is not None:
         trainer.resume(start)
-        console.print(f"Resumed from {start} at step {trainer.step}", soft_wrap=True)
+        console.print(f"Resumed from {escape(str(start))} at step {trainer.step}", soft_wrap=True)
     if accelerator.is_main_process:  # not earlier: a refused resume must leave the run as it was
         config.save(run_config, run_config.output / "config.yaml")
         accelerator.init_trackers(run_config.tracking.project, _flat_scalars(run_config))
@@ -84,9 +85,10 @@ def run(
     final = _finish(trainer, run_config, console) if complete else None
     accelerator.end_training()
     if not complete:
+        again = command("train", config=run_config.output / "config.yaml", options=["--resume"])
         console.print(
-            f"Stopped on request after step {trainer.step}, saved. Continue with\n"
-            f"  diffalign train {run_config.output / 'config.yaml'} --resume",
+            f"Stopped on request after step {trainer.step}, saved. Continue with\n  {again}",
+            markup=False,
             soft_wrap=True,
         )
     return final
@@ -126,7 +128,7 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
     if trainer.accelerator.is_main_process:
         write_model_card(run_config, trainer.metrics_file.path)
     console.print(
-        f"[green]Trained {trainer.step} steps; the model is in {final}[/green]\n"
+        f"[green]Trained {trainer.step} steps; the model is in {escape(str(final))}[/green]\n"
         f"{escape(run_config.model.next_step(run_config.output))}",
         soft_wrap=True,
     )

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffalign import components
+from diffalign.commands import command
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import locate_adapter
@@ -130,11 +131,22 @@ class AbstractDiffusion(AbstractModel):
         return "\n".join([f"from diffusers import {self.pipeline}", "", *opened])
 
     def next_step(self, run: Path) -> str:
-        return (
-            f"Compare it with its base on your prompts:\n"
-            f"  diffalign generate models.base={self.path} models.aligned={run} "
-            f"prompts=PROMPTS.txt output=OUT --grid"
+        settings = {
+            **{"models.base": self._located(), "models.aligned": run},
+            **{"prompts.texts": ["a red fox in the snow", "a teapot"], "seeds": 4},
+            "output": run / "compared",
+        }
+        return "Compare it with its base, here on two prompts:\n  " + command(
+            "generate", settings, options=["--grid"]
         )
+
+    def _located(self) -> str | dict[str, Any]:
+        """The policy that training begins with, as `generate` takes a model."""
+        names = ("path", "revision", "variant", "config", "prediction_type")
+        where = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.continues_adapter:
+            where["lora"] = self.lora and self.lora.start
+        return self.path if len(where) == 1 else where
 
     def policy_fingerprint(self) -> str:
         """Identifies the policy that training begins with: network, adapter, text encoders.

@@ -93,12 +93,10 @@ class LoraSettings:
                 "targets is empty: name at least one layer, for example to_q, or give null"
             )
 
-    def continuing(self, run: Path) -> str:
+    def continuing(self, run: Path) -> dict[str, Any]:
         """Settings that open the adapter of a run which had these, as a config writes them."""
-        shape = {"rank": self.rank, "alpha": self.alpha, "dora": self.dora, "rslora": self.rslora}
-        given = [f"{name}: {str(value).lower()}" for name, value in shape.items() if value]
-        targets = [f"targets: [{', '.join(self.targets)}]"] if self.targets else []
-        return f"{{{', '.join([*given, *targets, f'start: {run}'])}}}"
+        shape = ("rank", "alpha", "dora", "rslora", "targets")
+        return {**{n: v for n in shape if (v := getattr(self, n))}, "start": run}
 
     @property
     def scale(self) -> float:

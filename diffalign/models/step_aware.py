@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffalign import components
+from diffalign.commands import command
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel, AbstractTrainable, ReferenceKind
 from diffalign.models.denoiser import DiffusionModel
@@ -156,10 +157,10 @@ class StepAwarePreference(AbstractModel):
         )
 
     def next_step(self, run: Path) -> str:
-        return (
-            f"Let it judge the steps that SPO compares:\n"
-            f"  diffalign train configs/spo/{components.kind_of(self.base)}.yaml "
-            f"'rollouts.scorer={{kind: step_aware, path: {run / 'final'}}}'"
+        return "Let it judge the steps that SPO compares:\n  " + command(
+            "train",
+            {"rollouts.scorer": {"kind": "step_aware", "path": run / "final"}},
+            config=f"configs/spo/{components.kind_of(self.base)}.yaml",
         )
 
     def check(self) -> None:

@@ -28,6 +28,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from diffalign.commands import command
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX, locate_adapter
@@ -154,17 +155,22 @@ class VLM(AbstractModel):
         return "\n".join(lines)
 
     def next_step(self, run: Path) -> str:
-        if self.lora is None:
-            model = f"model.path={run / 'final'}"
-        else:
-            model = f"model.path={self.path} 'model.lora={self.lora.continuing(run)}'"
-        asked = f"model.kind=vlm {model} asking.images=PICTURES asking.saves={run}"
+        asked = {
+            "model.kind": "vlm",
+            "model.path": self.path if self.lora else run / "final",
+            "model.revision": self.revision if self.lora else None,
+            "model.lora": self.lora and self.lora.continuing(run),
+            "model.quantization": self.quantization,
+            "model.picture_pixels": self.picture_pixels,
+            "asking.images": "IMAGES",
+        }
+        chair = {"objects": "OBJECTS.json", "synonyms": "SYNONYMS.txt", **asked}
+        pope = {"questions": "QUESTIONS.json", **asked, "asking.max_new_tokens": 16}
         return (
-            f"Count what it hallucinates, and the same of its base:\n"
-            f"  diffalign evaluate chair objects=OBJECTS.json synonyms=SYNONYMS.txt "
-            f"{asked}/chair.jsonl\n"
-            f"  diffalign evaluate pope questions=QUESTIONS.json {asked}/pope.jsonl "
-            f"asking.max_new_tokens=16"
+            "Count what it hallucinates, and the same of its base:\n  "
+            + command("evaluate chair", {**chair, "asking.saves": run / "chair.jsonl"})
+            + "\n  "
+            + command("evaluate pope", {**pope, "asking.saves": run / "pope.jsonl"})
         )
 
     @cached_property
