@@ -120,7 +120,7 @@ def _read_scores(config: CompareConfig) -> dict[str, dict[ItemKey, float]]:
     known = sorted(path.stem for path in folder.glob("*.jsonl"))
     if not known:
         raise DataError(
-            f"{folder}: there are no scores yet; first run\n{score.command(config.images)}"
+            f"{folder}: there are no scores yet; first run\n{score.suggestion(config.images)}"
         )
     for name in config.scorers:
         if name not in known:

@@ -185,8 +185,7 @@ def _finish(config: SynthesiseConfig, lines: Sequence[Made | Unmade], console: C
     settings = {
         "responses.path": path,
         "responses.kind": method.form,
-        "model.path": model.path,
-        "model.revision": model.revision,
+        **{f"model.{name}": getattr(config.model, name) for name in ("path", "revision")},
     }
     console.print(
         f"Next:\n  {command('train', settings, config=example, options=['--dry-run'])}",

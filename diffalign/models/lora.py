@@ -93,7 +93,7 @@ class LoraSettings:
                 "targets is empty: name at least one layer, for example to_q, or give null"
             )
 
-    def continuing(self, run: Path) -> dict[str, Any]:
+    def continuing(self, run: Path | None) -> dict[str, Any]:
         """Settings that open the adapter of a run which had these, as a config writes them."""
         shape = ("rank", "alpha", "dora", "rslora", "targets")
         return {**{n: v for n in shape if (v := getattr(self, n))}, "start": run}
