@@ -19,7 +19,6 @@ BASE = {
     "files",
     "foreign_flags",
     "parsing",
-    "reading",
     "seeding",
     "shapes",
     "versions",
