@@ -34,6 +34,7 @@ def diffusion_settings(spec: ModelSpec) -> AbstractDiffusion:
         variant=spec.variant,
         config=spec.config,
         prediction_type=spec.prediction_type,
+        zero_terminal_snr=spec.zero_terminal_snr,
         lora=None if spec.lora is None else settings_of(spec.lora, component=backbone.component),
     )
     model.check()

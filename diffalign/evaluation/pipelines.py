@@ -11,6 +11,7 @@ import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,20 +19,24 @@ import diffusers
 import torch
 import yaml
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.commands import command
-from diffalign.errors import ConfigError, ModelError, did_you_mean
+from diffalign.errors import ModelError
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
+from diffalign.models.agreement import check_channels
+from diffalign.models.autoencoder import Autoencoder
 from diffalign.models.locate import AbstractLocation, locate
 from diffalign.models.pipeline_lora import add_adapter
 from diffalign.models.precision import DTYPES, Precision, precision_of
+from diffalign.models.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 from diffalign.seeding import cpu_generator, derive_seed
 
 DtypeName = Literal["auto", Precision]
 
 _INDEX = "model_index.json"
-_SCHEDULE = "scheduler/scheduler_config.json"
+_ALL = 2**31
+"""Of a batch, the user says how many are made at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,10 @@ class ModelSpec:
     config: str | None = None
     """For a single checkpoint, a folder or hub id of the same architecture."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """Replaces what the scheduler's configuration says; for single files that differ from it."""
+    """What the network predicts; null takes what the single file says of itself, then what the
+    scheduler's configuration says."""
+    zero_terminal_snr: bool | None = None
+    """Whether the last timestep holds no image at all; null takes what the files say."""
     lora: Path | None = None
     """An adapter for the model at `path`: a `.safetensors` file, or a folder that holds one."""
 
@@ -63,7 +71,8 @@ class SamplerConfig:
     """Classifier-free guidance scale; 1 or less turns guidance off. 5 is SDXL's usual value, 7.5
     that of SD 1.5."""
     scheduler: str | None = None
-    """Name of a diffusers scheduler, such as DDIM or EulerDiscrete; null keeps the model's own."""
+    """Name of a diffusers scheduler, such as DDIM or EulerDiscrete; null keeps the model's own. All
+    follow the model's noise schedule, and none clips latents."""
     eta: float = 0.0
     """Noise that DDIM adds back at each step, 0 to 1; other schedulers ignore it."""
     negative_prompt: str | None = None
@@ -91,41 +100,69 @@ class LocatedModel:
     lora: Path | None
     """One `.safetensors` file."""
     prediction_type: str | None = None
-    """In place of the scheduler's own."""
+    """In place of what the files say."""
+    zero_terminal_snr: bool | None = None
+    """In place of what the files say."""
+
+    @cached_property
+    def schedule(self) -> dict[str, Any]:
+        """The scheduler's configuration: what the files say, and then the settings."""
+        return model_schedule(
+            self.location,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
 
     def fingerprint(self) -> str:
         """Identifies the weights and their schedule: 16 hexadecimal digits."""
         parts = [self.location.identity(name) for name in self._networks()]
-        parts.append(str(sorted(self.location.read_json(_SCHEDULE).items())))
+        written = self.location.read_json(SCHEDULE_FILE)
+        parts.append(str(sorted(written.items())))
         if self.prediction_type is not None:
             parts.append(self.prediction_type)
+        elif self.schedule != written:
+            parts.append(str(sorted(self.schedule.items())))
         if self.lora is not None:
             parts.append(hashlib.blake2b(self.lora.read_bytes()).hexdigest())
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
     def check(self) -> None:
         """Raise ModelError for whatever is missing, without reading weights."""
+        index = self.location.read_json(_INDEX)
+        kind = _pipeline_class(index)
+        taken = inspect.signature(kind.__call__).parameters
+        parts = inspect.signature(kind.__init__).parameters
+        if "image" in taken or "latents" not in taken or "unet" not in parts:
+            raise ModelError(
+                f"{self.location} is a {kind.__name__}, which does not make images of prompts by a "
+                f"UNet alone: give a StableDiffusionPipeline or a StableDiffusionXLPipeline"
+            )
+        check_channels(
+            self.location.read_json("unet/config.json"), self.location.read_json("vae/config.json")
+        )
         for name in self._networks():
             self.location.check_weights(name)
+
+    def check_sampler(self, sampler: SamplerConfig) -> None:
+        """Raise DiffalignError if its images cannot be sampled so, without reading weights."""
+        build_scheduler(self.schedule, sampler.scheduler)
+        size = self.location.read_json("unet/config.json").get("sample_size")
+        if size is None and None in (sampler.height, sampler.width):
+            raise ModelError(
+                f"{self.location}: unet/config.json has no sample_size, so the size of its images "
+                f"is not known: set sampler.height and sampler.width"
+            )
 
     def read(self) -> Any:
         """The pipeline in float32, without safety checker and watermark."""
         index = self.location.read_json(_INDEX)
-        name = index.get("_class_name")
-        pipeline = getattr(diffusers, name, None) if isinstance(name, str) else None
-        if pipeline is None:
-            raise ModelError(
-                f"{_INDEX} names the pipeline {name!r}, which the installed diffusers lacks"
-            )
+        pipeline = _pipeline_class(index)
         options: dict[str, Any] = {}
         if "safety_checker" in index:
             options |= {"safety_checker": None, "requires_safety_checker": False}
         if "add_watermarker" in inspect.signature(pipeline.__init__).parameters:
             options["add_watermarker"] = False
-        opened = self.location.load(pipeline, **options)
-        if self.prediction_type is not None:
-            opened.scheduler.register_to_config(prediction_type=self.prediction_type)
-        return opened
+        return self.location.load(pipeline, **options)
 
     def _networks(self) -> list[str]:
         """Names of the components that have weights, those that are not used left out."""
@@ -139,6 +176,16 @@ class LocatedModel:
         ]
 
 
+def _pipeline_class(index: Mapping[str, Any]) -> Any:
+    name = index.get("_class_name")
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if found is None:
+        raise ModelError(
+            f"{_INDEX} names the pipeline {name!r}, which the installed diffusers lacks"
+        )
+    return found
+
+
 def locate_model(spec: ModelSpec) -> LocatedModel:
     """Find a model's files; of a hub id, the configurations are fetched.
 
@@ -147,7 +194,7 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
     """
     spec = without_run(spec)
     location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
-    model = LocatedModel(location, spec.lora, spec.prediction_type)
+    model = LocatedModel(location, spec.lora, spec.prediction_type, spec.zero_terminal_snr)
     model.check()
     return model
 
@@ -188,8 +235,8 @@ def _base_of_run(run: Path) -> ModelSpec:
     model = (yaml.safe_load(file.read_text()) or {}).get("model") or {}
     if not model.get("path"):
         raise ModelError(f"{file}: names no model.path, so the adapter's base is unknown")
-    rest = {key: model.get(key) for key in ("revision", "variant", "config", "prediction_type")}
-    return ModelSpec(path=str(model["path"]), **rest)
+    kept = ("revision", "variant", "config", "prediction_type", "zero_terminal_snr")
+    return ModelSpec(path=str(model["path"]), **{key: model.get(key) for key in kept})
 
 
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
@@ -210,6 +257,7 @@ class TextToImage:
     def __init__(self, pipeline: Any, sampler: SamplerConfig) -> None:
         self.pipeline = pipeline
         self.sampler = sampler
+        self._autoencoder = Autoencoder(pipeline.vae, images_at_once=_ALL)
         self._embeddings: dict[str, dict[str, Tensor]] = {}
 
     @classmethod
@@ -228,22 +276,24 @@ class TextToImage:
             ModelError: the files do not make a text-to-image pipeline.
             ConfigError: the sampler names no scheduler of diffusers.
         """
+        scheduler = build_scheduler(model.schedule, sampler.scheduler)
         try:
             pipeline = model.read()
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{model.location}: cannot be opened as a pipeline: {error}"
             ) from error
-        if sampler.scheduler is not None:
-            cls_ = _scheduler_class(sampler.scheduler)
-            pipeline.scheduler = cls_.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = scheduler
         if model.lora is not None:
             # Half precision would round away much of a small change, so there it stays separate.
             add_adapter(pipeline, model.lora, merge=dtype == torch.float32)
         pipeline.set_progress_bar_config(disable=True)
-        if dtype != torch.float32:
-            pipeline.to(dtype)
-        return cls(pipeline.to(device), sampler)
+        upcast = dtype == torch.float16 and pipeline.vae.config.force_upcast
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                kept = torch.float32 if upcast and part is pipeline.vae else dtype
+                part.to(device, None if kept == torch.float32 else kept)
+        return cls(pipeline, sampler)
 
     def truncated(self, texts: Iterable[str]) -> list[str]:
         """The prompts that are longer than the text encoder reads."""
@@ -261,6 +311,9 @@ class TextToImage:
 
         Returns:
             Shape [n, 3, H, W], float32 in [-1, 1], on the CPU; not finite where the model broke.
+
+        Raises:
+            ModelError: the autoencoder made values that are not finite of latents that were.
         """
         generators = [
             cpu_generator(derive_seed("picture", text, seed))
@@ -268,24 +321,29 @@ class TextToImage:
         ]
         shape = self._latent_shape()
         latents = torch.stack([torch.randn(shape, generator=item) for item in generators])
-        images = self.pipeline(
+        latents = self.pipeline(
             **self._conditions(texts),
             latents=latents.to(self.pipeline.device, self.pipeline.unet.dtype),
             generator=generators,  # for schedulers that add noise at each step
             num_inference_steps=self.sampler.steps,
             guidance_scale=self.sampler.guidance,
             eta=self.sampler.eta,
-            height=self.sampler.height,
-            width=self.sampler.width,
-            output_type="pt",
+            height=shape[1] * self.pipeline.vae_scale_factor,
+            width=shape[2] * self.pipeline.vae_scale_factor,
+            output_type="latent",  # the pipelines ignore most of what an autoencoder's config says
         ).images
-        return images.float().cpu() * 2 - 1
+        images = self._autoencoder.decode(latents).clamp(-1.0, 1.0).cpu()
+        if reason := self._autoencoder.blame():
+            raise ModelError(reason)
+        return images
 
     def _latent_shape(self) -> tuple[int, int, int]:
         unet, factor = self.pipeline.unet.config, self.pipeline.vae_scale_factor
+        size = unet.sample_size
+        own = size if isinstance(size, (list, tuple)) else (size, size)
         height, width = (
-            length // factor if length else unet.sample_size
-            for length in (self.sampler.height, self.sampler.width)
+            length // factor if length else usual
+            for length, usual in zip((self.sampler.height, self.sampler.width), own, strict=True)
         )
         return unet.in_channels, height, width
 
@@ -317,16 +375,3 @@ class TextToImage:
             (name, rows) for name, rows in zip(names, encoded, strict=False) if rows is not None
         ]
         return {text: {name: rows[i] for name, rows in given} for i, text in enumerate(texts)}
-
-
-def _scheduler_class(name: str) -> Any:
-    known: Mapping[str, Any] = {
-        found.removesuffix("Scheduler"): getattr(diffusers, found)
-        for found in dir(diffusers)
-        if found.endswith("Scheduler") and not found.startswith("Flax")
-    }
-    short = name.removesuffix("Scheduler")
-    if short in known and inspect.isclass(known[short]):
-        return known[short]
-    hint = did_you_mean(short, known, cutoff=0.4)
-    raise ConfigError(f"sampler.scheduler: diffusers has no {name!r}.{hint}")

@@ -130,6 +130,8 @@ def run(config: GenerateConfig) -> None:
     texts = read_prompts(config.prompts)
     batches = plan_batches(texts, config.seed_numbers(), config.batch_size)
     models = {name: locate_model(_spec(model)) for name, model in config.models.items()}
+    for model in models.values():
+        model.check_sampler(config.sampler)
     settings = sampler_settings(config.sampler, dtype)
     subjects = {
         name: Subject(name, model.fingerprint(), settings) for name, model in models.items()

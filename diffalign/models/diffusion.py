@@ -27,6 +27,12 @@ from diffalign.commands import command
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import locate_adapter
+from diffalign.models.agreement import (
+    check_channels,
+    check_denoiser,
+    check_text_encoders,
+    check_trainable,
+)
 from diffalign.models.autoencoder import Autoencoder
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.conditioning import AbstractConditioner
@@ -44,6 +50,7 @@ from diffalign.models.reference import (
     NoReference,
     PastPolicy,
 )
+from diffalign.models.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 
 Attention = Literal["default", "sdpa", "xformers"]
 
@@ -60,6 +67,8 @@ class AbstractDiffusion(AbstractModel):
     """Names of the text encoders within the pipeline."""
     component: ClassVar[str] = "unet"
     """Name of the network within the pipeline."""
+    added_conditioning: ClassVar[str | None] = None
+    """What the network is told beside the prompt, as its `addition_embed_type` names it."""
 
     path: str
     """A diffusers folder, a single `.safetensors` checkpoint, or a hub id such as `owner/name`."""
@@ -71,7 +80,11 @@ class AbstractDiffusion(AbstractModel):
     """For a single checkpoint file: a folder or hub id of the same architecture, for what the file
     does not hold (configurations, tokenizers, schedule)."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """Replaces what the scheduler's configuration says; for single files that differ from it."""
+    """What the network predicts; null takes what the single file says of itself (keys such as
+    `v_pred`, metadata), then what the scheduler's configuration says."""
+    zero_terminal_snr: bool | None = None
+    """Whether the last timestep holds no image at all (arXiv:2305.08891); null takes what the
+    single file says of itself (key `ztsnr`), then the scheduler's `rescale_betas_zero_snr`."""
     lora: LoraSettings | None = None
     """Train a low-rank adapter; null trains all weights of the network."""
     vae: str | None = None
@@ -181,6 +194,7 @@ class AbstractDiffusion(AbstractModel):
     def check(self) -> None:
         self._check_pipeline()
         self._check_autoencoder()
+        self._check_parts()
         self.noising()
         network = self._blank_network()
         for name in (self.component, "vae", *self.text_encoders):
@@ -213,17 +227,41 @@ class AbstractDiffusion(AbstractModel):
         except ModelError as error:
             raise ModelError(f"vae: {error}") from error
 
+    def _check_parts(self) -> None:
+        self._network_class()
+        unet = self._location.read_json(f"{self.component}/config.json")
+        check_denoiser(unet, added=self.added_conditioning)
+        check_trainable(unet)
+        if self._autoencoder_location is not None:
+            vae = self._autoencoder_location.read_json(f"{ITSELF}/config.json")
+            check_channels(unet, vae, vae_file=f"{self.vae}/config.json")
+        else:
+            check_channels(unet, self._location.read_json("vae/config.json"))
+        encoders = {
+            name: self._location.read_json(f"{name}/config.json") for name in self.text_encoders
+        }
+        check_text_encoders(unet, encoders)
+
     def _blank_network(self) -> Any:
         """The network without weights, for questions about its layers."""
         config = self._location.read_json(f"{self.component}/config.json")
-        network_class = getattr(diffusers, str(config.get("_class_name")), None)
+        try:
+            with torch.device("meta"):
+                return self._network_class().from_config(config)
+        except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise ModelError(
+                f"{self.path}: {self.component}/config.json describes no network: {error}"
+            ) from error
+
+    def _network_class(self) -> Any:
+        name = self._location.read_json(f"{self.component}/config.json").get("_class_name")
+        network_class = getattr(diffusers, str(name), None)
         if network_class is None:
             raise ModelError(
-                f"{self.path}: {self.component}/config.json names the class "
-                f"{config.get('_class_name')!r}, which diffusers {diffusers.__version__} lacks"
+                f"{self.path}: {self.component}/config.json names the class {name!r}, which "
+                f"diffusers {diffusers.__version__} lacks"
             )
-        with torch.device("meta"):
-            return network_class.from_config(config)
+        return network_class
 
     def noising(self) -> AbstractNoising:
         """How the model was trained to be corrupted; reads its scheduler's configuration alone.
@@ -231,8 +269,15 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: the configuration is missing or of a kind that is not supported.
         """
-        config = self._location.read_json("scheduler/scheduler_config.json")
-        return noising_from_scheduler(config, prediction_type=self.prediction_type)
+        return noising_from_scheduler(self._schedule)
+
+    @cached_property
+    def _schedule(self) -> dict[str, Any]:
+        return model_schedule(
+            self._location,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
 
     def load(
         self,
@@ -309,8 +354,8 @@ class AbstractDiffusion(AbstractModel):
             raise ModelError(
                 f"{self.path}: cannot be read as a {self.pipeline}: {error}"
             ) from error
-        if self.prediction_type is not None:
-            pipeline.scheduler.register_to_config(prediction_type=self.prediction_type)
+        if self._schedule != self._location.read_json(SCHEDULE_FILE):
+            pipeline.scheduler = build_scheduler(self._schedule)
         return pipeline
 
     def _read_autoencoder(self, location: AbstractLocation) -> Any:
@@ -331,9 +376,12 @@ class AbstractDiffusion(AbstractModel):
             self._location.identity(name) for name in (self.component, "vae", *self.text_encoders)
         ]
         autoencoder = self._autoencoder_location and self._autoencoder_location.identity(ITSELF)
-        schedule = sorted(self._location.read_json("scheduler/scheduler_config.json").items())
+        written = self._location.read_json(SCHEDULE_FILE)
         shape = self.lora and replace(self.lora, start=None)
+        schedule = sorted(written.items())
         parts = [self.pipeline, *weights, autoencoder, schedule, self.prediction_type, shape]
+        if self.prediction_type is None and self._schedule != written:
+            parts.append(sorted(self._schedule.items()))
         parts += [self._start()] if self.continues_adapter else []
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 

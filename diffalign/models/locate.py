@@ -10,11 +10,13 @@ import abc
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from diffalign.errors import ModelError, did_you_mean
@@ -37,6 +39,20 @@ class AbstractLocation(abc.ABC):
         Raises:
             ModelError: it is missing, cannot be fetched, or is no JSON object.
         """
+
+    def marks(self, *, prediction_type: str | None = None) -> dict[str, Any]:
+        """What the weights themselves say of their noise schedule, in the words of a scheduler's
+        configuration: `prediction_type`, `rescale_betas_zero_snr`; and `edm`, the name of a tensor
+        that belongs to EDM's preconditioning. A single file may; in a folder the configuration
+        says it.
+
+        Args:
+            prediction_type: decides, whatever they say.
+
+        Raises:
+            ModelError: they contradict one another.
+        """
+        return {} if prediction_type is None else {"prediction_type": prediction_type}
 
     @abc.abstractmethod
     def check_weights(self, component: str) -> None:
@@ -93,7 +109,7 @@ class Folder(AbstractLocation):
         )
 
     def load(self, pipeline: Any, **components: Any) -> Any:
-        return _widened(
+        return _ready(
             pipeline.from_pretrained(
                 self.path,
                 variant=self.variant,
@@ -138,7 +154,7 @@ class Hub(AbstractLocation):
 
     def load(self, pipeline: Any, **components: Any) -> Any:
         try:
-            return _widened(
+            return _ready(
                 pipeline.from_pretrained(
                     self.name,
                     revision=self.revision,
@@ -179,8 +195,31 @@ class SingleFile(AbstractLocation):
     def read_json(self, name: str) -> dict[str, Any]:
         return self.config.read_json(name)
 
+    def marks(self, *, prediction_type: str | None = None) -> dict[str, Any]:
+        if self.path.suffix != ".safetensors":
+            return super().marks(prediction_type=prediction_type)
+        names, metadata = _header(self.path)
+        marks: dict[str, Any] = {}
+        kind = prediction_type or _predicted(self.path, names, metadata)
+        if kind is not None:
+            marks["prediction_type"] = kind
+        if "ztsnr" in names or metadata.get("ss_zero_terminal_snr", "").lower() == "true":
+            marks["rescale_betas_zero_snr"] = True
+        edm = sorted(n for n in names if n.startswith(("edm_mean", "edm_std", "edm_vpred.")))
+        return marks | ({"edm": edm[0]} if edm else {})
+
     def check_weights(self, component: str) -> None:
-        """A single file holds all components; what it lacks shows when it is read."""
+        """A single file holds all components; what else it lacks shows when it is read."""
+        if component != "unet" or self.path.suffix != ".safetensors":
+            return
+        found = _input_channels(self.path)
+        expected = self.read_json("unet/config.json").get("in_channels", 4)
+        if found is not None and found != expected:
+            raise ModelError(
+                f"{self.path}: its network takes {found} channels, and that of {self.config} takes "
+                f"{expected}: config is of another kind of model (9 are those of inpainting, 8 of "
+                f"InstructPix2Pix)"
+            )
 
     def load(self, pipeline: Any, **components: Any) -> Any:
         from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -190,7 +229,7 @@ class SingleFile(AbstractLocation):
         if isinstance(self.config, Hub) and self.config.revision is not None:
             options["revision"] = self.config.revision
         try:
-            return _widened(
+            return _ready(
                 pipeline.from_single_file(
                     str(self.path), config=str(config), **options, **components
                 )
@@ -273,6 +312,60 @@ def _single_file(
     return SingleFile(path, _folder_or_hub(config, revision, None, allow_pickle=False))
 
 
+_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+"""The first convolution of a denoiser in the original layout, of shape [width, channels, 3, 3]."""
+_PREDICTION_WORDS = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+    "velocity": "v_prediction",
+}
+
+
+def _header(path: Path) -> tuple[set[str], dict[str, str]]:
+    """Names of tensors, and metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys()), dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read as a .safetensors checkpoint: {error}") from error
+
+
+def _input_channels(path: Path) -> int | None:
+    if _INPUT not in _header(path)[0]:
+        return None
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_slice(_INPUT).get_shape()[1])
+
+
+def _predicted(path: Path, names: set[str], metadata: Mapping[str, str]) -> str | None:
+    """What people write into a checkpoint about what it predicts: an empty tensor named `v_pred`
+    (NoobAI, ComfyUI), `modelspec.*` of the metadata (Stability's model specification), and `ss_*`
+    of kohya's scripts."""
+    said: dict[str, str] = {"key v_pred": "v"} if "v_pred" in names else {}
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+        if metadata.get(key):
+            said[f"metadata {key}"] = metadata[key].strip().lower()
+    if metadata.get("ss_v_parameterization", "").lower() == "true":
+        said["metadata ss_v_parameterization"] = "v"
+    for origin, word in said.items():
+        if word not in _PREDICTION_WORDS:
+            raise ModelError(
+                f"{path}: {origin} is {word!r} (supported: epsilon and v_prediction). If the file "
+                f"is wrong about itself, set prediction_type"
+            )
+    kinds = {_PREDICTION_WORDS[word] for word in said.values()}
+    if len(kinds) > 1:
+        raise ModelError(
+            f"{path}: contradicts itself about what it predicts "
+            f"({', '.join(f'{origin}: {word}' for origin, word in said.items())}): set "
+            f"prediction_type to epsilon or v_prediction"
+        )
+    return kinds.pop() if kinds else None
+
+
 def _pickle_refusal(given: str) -> str:
     return (
         f"{given}: a pickle, which can run any code when it is read. Convert it on a machine that "
@@ -281,15 +374,23 @@ def _pickle_refusal(given: str) -> str:
     )
 
 
-def _widened(loaded: Any) -> Any:
+def _ready(loaded: Any) -> Any:
     """A pipeline with all its networks in float32: transformers 5 keeps what type the file has.
 
     Not by an argument of the load: its name depends on the version of diffusers. (A lone network of
-    diffusers is always read in float32.)
+    diffusers is always read in float32.) Tokenizers that know no length, or one beyond the
+    positions of their encoder, are given that of the encoder.
     """
-    for part in getattr(loaded, "components", {}).values():
+    parts = getattr(loaded, "components", {})
+    for part in parts.values():
         if isinstance(part, nn.Module):
             part.float()
+    for name, part in parts.items():
+        encoder = parts.get(name.replace("tokenizer", "text_encoder"))
+        if name.startswith("tokenizer") and part is not None and encoder is not None:
+            limit = getattr(encoder.config, "max_position_embeddings", None)
+            if limit is not None and part.model_max_length > limit:
+                part.model_max_length = limit
     return loaded
 
 

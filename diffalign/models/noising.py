@@ -17,11 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from diffalign.errors import ModelError
 from diffalign.models.placement import send
+from diffalign.models.schedulers import (
+    SCHEDULERS,
+    alphas_cumprod,
+    has_beta_schedule,
+    with_defaults,
+)
 from diffalign.shapes import check_same_shape, expand_like
 
 
@@ -213,15 +219,7 @@ def _widened(noisy: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
     return noisy.to(dtype), prediction.to(dtype)
 
 
-_SCHEDULE_FIELDS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
-_SPACING_FIELDS = ("timestep_spacing", "steps_offset")
+_SPACINGS = ("leading", "linspace", "trailing")
 
 
 def noising_from_scheduler(
@@ -236,25 +234,66 @@ def noising_from_scheduler(
     Raises:
         ModelError: a schedule or prediction type that is none of ours.
     """
-    scheduler = str(config.get("_class_name", "a scheduler without _class_name"))
-    if scheduler.startswith("FlowMatch"):
-        length = int(config.get("num_train_timesteps", 1000))
-        return StraightPath(schedule_length=length)
-    if scheduler.startswith("EDM"):
+    scheduler = config.get("_class_name")
+    if str(scheduler).startswith("FlowMatch"):
+        if prediction_type is not None:
+            raise ModelError(f"prediction_type is {prediction_type}, and {scheduler} has none")
+        return StraightPath(schedule_length=int(config.get("num_train_timesteps", 1000)))
+    if str(scheduler).startswith("EDM"):
         raise ModelError(
             f"scheduler_config.json is of {scheduler}, whose preconditioning is not supported "
             f"(supported: epsilon and v_prediction on a beta schedule, FlowMatch schedulers)"
         )
+    if not has_beta_schedule(config):
+        raise ModelError(
+            f"scheduler_config.json is of {scheduler}, which is not supported (supported: epsilon "
+            f"and v_prediction on the beta schedule of {', '.join(SCHEDULERS)}; FlowMatch "
+            f"schedulers)"
+        )
+    whole = with_defaults(config)
     kinds = {"epsilon": Epsilon, "v_prediction": Velocity}
-    named = prediction_type or config.get("prediction_type", "epsilon")
+    named = prediction_type or whole.get("prediction_type", "epsilon")
     if named not in kinds:
         raise ModelError(
             f"scheduler_config.json of {scheduler} has prediction_type {named!r} "
             f"(supported: {', '.join(kinds)})"
         )
-    schedule: Any = DDPMScheduler(**{key: config[key] for key in _SCHEDULE_FIELDS if key in config})
+    _refuse_other_meanings(whole)
+    shares = alphas_cumprod(whole)
     return kinds[named](
-        schedule_length=len(schedule.alphas_cumprod),
-        alphas_cumprod=schedule.alphas_cumprod.double(),
-        **{key: config[key] for key in _SPACING_FIELDS if key in config},
+        schedule_length=len(shares),
+        alphas_cumprod=shares,
+        timestep_spacing=whole.get("timestep_spacing", "leading"),
+        steps_offset=whole.get("steps_offset", 0),
     )
+
+
+def _refuse_other_meanings(config: Mapping[str, Any]) -> None:
+    """Raise ModelError for fields under which times or predictions mean something else."""
+    scheduler = config["_class_name"]
+    if config.get("use_flow_sigmas"):
+        raise ModelError(
+            f"scheduler_config.json of {scheduler} has use_flow_sigmas, so the model follows a "
+            f"straight path and not a beta schedule: only FlowMatch schedulers are read as such"
+        )
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ModelError(
+            f"scheduler_config.json of {scheduler} has timestep_type {config['timestep_type']!r}: "
+            f"the model is told noise levels in place of timesteps, which is not supported"
+        )
+    if str(config.get("variance_type")).startswith("learned"):
+        raise ModelError(
+            f"scheduler_config.json of {scheduler} has variance_type {config['variance_type']!r}: "
+            f"models that also predict a variance are not supported"
+        )
+    spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
+    if spacing not in _SPACINGS:
+        raise ModelError(
+            f"scheduler_config.json of {scheduler} has timestep_spacing {spacing!r} (supported: "
+            f"{', '.join(_SPACINGS)})"
+        )
+    if not isinstance(offset, int) or offset < 0:
+        raise ModelError(
+            f"scheduler_config.json of {scheduler} has steps_offset {offset!r}: it must be a whole "
+            f"number from 0"
+        )

@@ -91,6 +91,7 @@ class SDXL(AbstractDiffusion):
     pipeline: ClassVar[str] = "StableDiffusionXLPipeline"
     left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    added_conditioning: ClassVar[str | None] = "text_time"
 
     size_conditioning: SizeConditioning = "per_sample"
     """Tell the network each image's true size and crop, or `fixed`: as if every file had the size

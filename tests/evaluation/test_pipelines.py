@@ -170,7 +170,9 @@ def test_a_named_scheduler_keeps_the_models_own_noise_schedule(tiny_sdxl):
 
 
 def test_an_unknown_scheduler_is_refused_with_the_nearest(tiny_sdxl):
-    with pytest.raises(ConfigError, match=r"no 'EulerDescrete'. Did you mean EulerDiscrete\?"):
+    with pytest.raises(
+        ConfigError, match=r"'EulerDescrete' is no sampler .* Did you mean EulerDiscrete\?"
+    ):
         open_model(tiny_sdxl, scheduler="EulerDescrete")
 
 
