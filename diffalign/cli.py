@@ -5,6 +5,7 @@ Jobs are imported when they run, so that `--help` is instant.
 
 from __future__ import annotations
 
+import json as json_text
 import sys
 import traceback
 from pathlib import Path
@@ -132,6 +133,29 @@ def compare(settings: Settings = None) -> None:
 
     path, overrides = _split(settings)
     job.run(config.load(job.CompareConfig, path, overrides))
+
+
+@app.command()
+def export(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN [key.path=value ...]", show_default=False),
+    ] = None,
+) -> None:
+    """What a run trained, as ComfyUI, A1111, diffusers, peft or transformers open it."""
+    from diffalign import config
+    from diffalign.jobs import export as job
+
+    run, *overrides = settings or [""]
+    if "=" in run and not Path(run).exists():
+        raise ConfigError(
+            f"export takes the folder of a run, of a checkpoint or of an adapter first, as in "
+            f"diffalign export runs/mine {run}"
+        )
+    if not run:
+        raise ConfigError("export needs a run, for example: diffalign export runs/mine")
+    # Quoted, since a value is YAML.
+    job.run(config.load(job.ExportConfig, None, [f"run={json_text.dumps(run)}", *overrides]))
 
 
 @app.command()

@@ -46,17 +46,19 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def _text_config(tokenizer: CLIPTokenizer, **changes: Any) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **changes,
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": TOKENS,
+            "projection_dim": WIDTH,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **changes,
+        }
     )
 
 
@@ -87,14 +89,17 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
     )
 
 
-def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """Write a Stable Diffusion 1.5 pipeline; its schedule is the real one."""
+def write_sd15(
+    folder: Path, *, prediction_type: str = "epsilon", hidden_act: str = "quick_gelu"
+) -> Path:
+    """Write a Stable Diffusion 1.5 pipeline; its schedule is the real one. With the activation
+    `gelu` its text encoder is one of OpenCLIP, as that of SD 2."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = write_tokenizer(folder / "tokenizer")
         pipeline = StableDiffusionPipeline(
             vae=_autoencoder(),
-            text_encoder=CLIPTextModel(_text_config(tokenizer)),
+            text_encoder=CLIPTextModel(_text_config(tokenizer, hidden_act=hidden_act)),
             tokenizer=tokenizer,
             unet=_unet(cross_attention_dim=WIDTH),
             scheduler=DDIMScheduler(
@@ -111,19 +116,24 @@ def write_sd15(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     return folder
 
 
-def write_sdxl(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """Write a Stable Diffusion XL pipeline; velocity comes with zero terminal SNR."""
+def write_sdxl(
+    folder: Path, *, prediction_type: str = "epsilon", second_width: int = WIDTH
+) -> Path:
+    """Write a Stable Diffusion XL pipeline; velocity comes with zero terminal SNR. Diffusers tells
+    the text encoders of a single file by their widths: there the second must differ."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = write_tokenizer(folder / "tokenizer")
         pipeline = StableDiffusionXLPipeline(
             vae=_autoencoder(),
             text_encoder=CLIPTextModel(_text_config(tokenizer)),
-            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, hidden_act="gelu")),
+            text_encoder_2=CLIPTextModelWithProjection(
+                _text_config(tokenizer, hidden_act="gelu", hidden_size=second_width)
+            ),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer,
             unet=_unet(
-                cross_attention_dim=2 * WIDTH,
+                cross_attention_dim=WIDTH + second_width,
                 addition_embed_type="text_time",
                 addition_time_embed_dim=WIDTH,
                 projection_class_embeddings_input_dim=WIDTH + 6 * WIDTH,

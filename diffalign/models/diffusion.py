@@ -38,7 +38,8 @@ from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.conditioning import AbstractConditioner
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.export import with_weights, write_adapter, write_pipeline
-from diffalign.models.locate import ITSELF, AbstractLocation, locate
+from diffalign.models.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
+from diffalign.models.locate import ITSELF, AbstractLocation, Hub, locate
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.precision import DTYPES, Precision
@@ -339,6 +340,16 @@ class AbstractDiffusion(AbstractModel):
             network.enable_gradient_checkpointing()
         return network.train(), stand_in
 
+    def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:
+        """The pipeline in float32 on the CPU, without what training has no use for.
+
+        Args:
+            values: all weights of the network, by name, in place of those that lie there.
+        """
+        if values is None:
+            return self._read()
+        return self._read(**{self.component: with_weights(self._blank_network(), values)})
+
     def _read(self, **components: Any) -> Any:
         """The backbone's pipeline, in float32 on the CPU, around components that are given.
 
@@ -393,10 +404,55 @@ class AbstractDiffusion(AbstractModel):
                 pipeline=getattr(diffusers, self.pipeline),
                 component=self.component,
                 state=lora.portable_state(network, values, self.lora),
+                kohya=self._kohya(folder, network, values),
             )
         else:
             # Read anew: the encoders in memory were rounded to the precision of the run.
             write_pipeline(folder, self._read(**{self.component: with_weights(network, values)}))
+
+    def _kohya(self, folder: Path, network: Any, values: Mapping[str, Tensor]) -> KohyaLora | None:
+        """The adapter for ComfyUI, A1111 and kohya's tools; None where such a file cannot hold it:
+        a run must not end without its result for that."""
+        assert self.lora is not None
+        try:
+            layers = lora_layers(
+                lora.adapter_state(network, values), self.lora.scale, where="this adapter"
+            )
+            return self.kohya_lora(
+                layers,
+                dtype=torch.float32,
+                title=folder.parent.name if folder.name == "final" else folder.name,
+            )
+        except ModelError:
+            return None
+
+    def kohya_lora(
+        self, layers: Mapping[str, LoraLayer], *, dtype: torch.dtype, title: str
+    ) -> KohyaLora:
+        """An adapter of this model as ComfyUI, A1111 and kohya's tools read it.
+
+        Raises:
+            ModelError: such a file cannot hold it.
+        """
+        return kohya_lora(
+            layers,
+            self._location.read_json(f"{self.component}/config.json"),
+            dtype=dtype,
+            title=title,
+            base=self.base_name,
+            velocity=self.predicts_velocity,
+        )
+
+    @property
+    def base_name(self) -> str:
+        """The hub id of the base, or what it is called on this disk: never a path."""
+        location = self._location
+        return location.name if isinstance(location, Hub) else Path(self.path).resolve().name
+
+    @property
+    def predicts_velocity(self) -> bool:
+        config = self._location.read_json("scheduler/scheduler_config.json")
+        return (self.prediction_type or config.get("prediction_type")) == "v_prediction"
 
     def describe(self) -> str:
         """One line for the start of a run."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from diffalign.files import flush, flush_tree
+from diffalign.models.kohya import KOHYA_FILE, KohyaLora
 
 
 @contextmanager
@@ -41,18 +42,27 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def write_adapter(
-    folder: Path, *, pipeline: Any, component: str, state: Mapping[str, Tensor]
+    folder: Path,
+    *,
+    pipeline: Any,
+    component: str,
+    state: Mapping[str, Tensor],
+    kohya: KohyaLora | None = None,
 ) -> None:
-    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights(folder)` reads.
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights(folder)` reads, and beside
+    it the same for ComfyUI, A1111 and kohya's tools.
 
     Args:
         folder: replaced as a whole.
         pipeline: the diffusers pipeline class that will read it.
         component: name of the network within the pipeline, such as `unet`.
         state: the adapter with a scale of one, by peft's names.
+        kohya: the second file; None leaves it out.
     """
     with replacing(folder) as partial:
         pipeline.save_lora_weights(partial, **{f"{component}_lora_layers": dict(state)})
+        if kohya is not None:
+            save_file(kohya.tensors, partial / KOHYA_FILE, metadata=kohya.metadata)
 
 
 def with_weights(network: Any, values: Mapping[str, Tensor]) -> Any:

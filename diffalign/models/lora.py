@@ -301,11 +301,21 @@ def portable_state(
         values: trained parameters by their names in the network.
         settings: what `attach` was given.
     """
-    state = get_peft_model_state_dict(network, state_dict=dict(values))
     return {
         name: (value * settings.scale if ".lora_B." in name else value)
         .detach()
         .to("cpu", torch.float32)
         .contiguous()
-        for name, value in state.items()
+        for name, value in adapter_state(network, values).items()
     }
+
+
+def adapter_state(network: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter by peft's names, as it trains: nothing is scaled, and nothing copied.
+
+    Args:
+        network: carries the adapter.
+        values: trained parameters by their names in the network.
+    """
+    state: dict[str, Tensor] = get_peft_model_state_dict(network, state_dict=dict(values))
+    return state

@@ -45,7 +45,7 @@ from diffalign.models.reference import (
 )
 from diffalign.models.token_scores import TokenScorer
 from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vlm_export import write_adapter, write_merged, write_model
+from diffalign.models.vlm_export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm_families import TESTED, Anatomy, dissect
 from diffalign.models.vlm_processor import read_processor
 
@@ -411,7 +411,24 @@ class VLM(AbstractModel):
             processor=processor,
         )
         if self.merge_on_export:
-            write_merged(folder, base=self._read(), processor=processor)
+            write_merged(folder / MERGED, adapter=folder, base=self._read(), processor=processor)
+
+    def write_whole(self, folder: Path, trained: Path, *, dtype: torch.dtype) -> None:
+        """Write the model that a run made, an adapter merged into it, as one folder.
+
+        Args:
+            folder: replaced as a whole.
+            trained: what the run exported: an adapter, or all weights.
+            dtype: of the weights.
+        """
+        if self.lora is not None:
+            base, processor = self._read().float(), self.processor()
+            write_merged(folder, adapter=trained, base=base, processor=processor, dtype=dtype)
+        else:
+            whole = replace(self, path=str(trained), revision=None)
+            write_model(
+                folder, base=whole._read(), values={}, processor=whole.processor(), dtype=dtype
+            )
 
 
 def _check_folder(folder: Path) -> None:

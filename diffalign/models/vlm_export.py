@@ -7,19 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.models.adapter_files import PEFT_FILE, PEFT_PREFIX
 from diffalign.models.export import replacing
+from diffalign.models.kohya import cast
 
 MERGED = "merged"
 """Folder of the merged model, within that of its adapter."""
 
 
-def write_model(folder: Path, *, base: Any, values: Mapping[str, Tensor], processor: Any) -> None:
-    """Write a folder that `from_pretrained` opens, in float32.
+def write_model(
+    folder: Path,
+    *,
+    base: Any,
+    values: Mapping[str, Tensor],
+    processor: Any,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a folder that `from_pretrained` opens.
 
     Args:
         folder: replaced as a whole.
@@ -27,13 +36,12 @@ def write_model(folder: Path, *, base: Any, values: Mapping[str, Tensor], proces
             was rounded to the precision of the run. It becomes the trained one.
         values: of the trained parameters, by name.
         processor: written beside it.
+        dtype: of the weights.
     """
     base.float()
     for name, value in values.items():
         base.get_parameter(name).data = value.detach().float().cpu()
-    with replacing(folder) as partial:
-        base.save_pretrained(partial, safe_serialization=True)
-        processor.save_pretrained(partial)
+    _save(folder, base, processor, dtype)
 
 
 def write_adapter(
@@ -78,16 +86,32 @@ def write_adapter(
         processor.save_pretrained(partial)
 
 
-def write_merged(folder: Path, *, base: Any, processor: Any) -> None:
-    """Write the model that the adapter in `folder` makes of its base, into `folder / MERGED`.
+def write_merged(
+    folder: Path,
+    *,
+    adapter: Path,
+    base: Any,
+    processor: Any,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the model that an adapter makes of its base.
 
     Args:
-        folder: what `write_adapter` wrote.
+        folder: replaced as a whole.
+        adapter: what `write_adapter` wrote.
         base: the model without adapter, read anew: the one in training was rounded or quantised to
             the precision of the run.
         processor: written beside it.
+        dtype: of the weights; None is that of the base.
     """
-    merged: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    with replacing(folder / MERGED) as partial:
-        merged.save_pretrained(partial, safe_serialization=True)
+    merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    _save(folder, merged, processor, dtype)
+
+
+def _save(folder: Path, model: Any, processor: Any, dtype: torch.dtype | None) -> None:
+    if dtype is not None:
+        for name, parameter in model.named_parameters():
+            parameter.data = cast(parameter.data, dtype, name)
+    with replacing(folder) as partial:
+        model.save_pretrained(partial, safe_serialization=True)
         processor.save_pretrained(partial)

@@ -1,0 +1,432 @@
+"""`diffalign export RUN`: what a run trained, in the form that another program opens."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.markup import escape
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign import config as configs
+from diffalign.errors import ConfigError, ModelError
+from diffalign.evaluation.opening import diffusion_settings
+from diffalign.evaluation.pipelines import ModelSpec
+from diffalign.files import replacing_file
+from diffalign.jobs.quiet import quieten_libraries
+from diffalign.models.adapter_files import (
+    PEFT_FILE,
+    locate_adapter,
+    module_scales,
+    read_adapter,
+)
+from diffalign.models.base import AbstractModel
+from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.export import replacing, write_adapter, write_pipeline
+from diffalign.models.kohya import LoraLayer, cast, lora_layers, modelspec
+from diffalign.models.original_layout import checkpoint_tensors
+from diffalign.models.precision import DTYPES, Precision
+from diffalign.models.vlm import VLM
+from diffalign.training.build import RunConfig
+
+Form = Literal["kohya", "diffusers", "peft", "folder", "single_file"]
+
+FORMS: dict[Form, str] = {
+    "kohya": "a LoRA for ComfyUI, A1111 and kohya's tools",
+    "diffusers": "a LoRA for diffusers' load_lora_weights",
+    "peft": "an adapter for peft's from_pretrained",
+    "folder": "the whole model as a folder for from_pretrained",
+    "single_file": "the whole model as one file in the original layout, for ComfyUI and A1111",
+}
+
+INSIDE: dict[str, Any] = {
+    "revision": None,
+    "variant": None,
+    "config": None,
+    "vae": None,
+    "vae_revision": None,
+}
+"""Settings of a base that a pipeline which a run wrote has in its folder."""
+
+DORA_NOTE = (
+    "The adapter is a DoRA. A1111 takes its magnitudes for those of inputs, and ComfyUI divides "
+    "by the lengths of the base's weights, not of the changed ones, so images differ a little: "
+    "for the same images export form=single_file"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is exported, in which form, and where to."""
+
+    run: Path
+    """Folder of a run, of a checkpoint of a run, or an adapter: its file or its folder."""
+    form: Form | None = None
+    """`kohya`: a LoRA file for ComfyUI, A1111 and kohya's tools; `diffusers`: a folder for
+    `load_lora_weights`; `peft`: one for peft; `folder`: the whole model, an adapter merged into it,
+    as `from_pretrained` reads it; `single_file`: the same as one file in the layout of the original
+    releases. Null is kohya for the LoRA of an image model, peft for that of a vision-language
+    model, single_file for all weights of an image model, else folder."""
+    base: ModelSpec | str | None = None
+    """The model that an adapter is for, where it lies outside its run: a folder, a hub id, a
+    `.safetensors` checkpoint, or these and more as keys (`base.path=`, `base.config=`)."""
+    dtype: Precision = "float32"
+    """Of the numbers in the export. What is trained is kept in float32; bf16 and fp16 halve the
+    file and round."""
+    output: Path | None = None
+    """File or folder to write, which must not exist; null is one in the folder `export` of the run,
+    named after it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What there is to export."""
+
+    title: str
+    """Name of the result."""
+    home: Path
+    """Where exports go by default."""
+    model: AbstractModel
+    """Settings that open its base."""
+    layers: Mapping[str, LoraLayer] | None = None
+    """An image model's adapter by modules; None where all weights trained."""
+    file: Path | None = None
+    """An adapter that lies outside a run."""
+    folder: Path | None = None
+    """What the run wrote at its end; None for a checkpoint."""
+    values: Mapping[str, Tensor] | None = None
+    """Of a checkpoint: all trained parameters, by name."""
+    run: RunConfig | None = None
+
+
+def run(config: ExportConfig) -> Path:
+    """Export.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        ConfigError: there is nothing to export, or the form cannot hold it.
+        ModelError: files are missing or damaged.
+    """
+    console = Console(highlight=False)
+    quieten_libraries()
+    trained = _find(config)
+    form = config.form or _usual_form(trained)
+    _refuse(trained, form)
+    output = config.output or trained.home / _file_name(trained.title, form)
+    if output.exists():
+        raise ConfigError(f"{output} exists: choose another place with output=, or remove it")
+    console.print(
+        f"[bold]export[/bold]  {escape(str(config.run))} as {FORMS[form]}, {config.dtype}",
+        soft_wrap=True,
+    )
+    if isinstance(trained.model, AbstractDiffusion):
+        _export_images(trained, trained.model, form, DTYPES[config.dtype], output, console)
+    else:
+        assert isinstance(trained.model, VLM), "_refuse() was called"
+        _export_vlm(trained, trained.model, form, DTYPES[config.dtype], output)
+    console.print(f"[green]Done:[/green] {escape(str(output))}", soft_wrap=True)
+    console.print(_next_step(output, form), markup=False, soft_wrap=True)
+    return output
+
+
+def _find(config: ExportConfig) -> Trained:
+    """What `config.run` names."""
+    path = config.run.expanduser()
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such run, checkpoint or adapter")
+    if (path / "config.yaml").is_file():
+        return _of_run(path)
+    if (path.parent / "config.yaml").is_file():
+        if path.name == "final":
+            return _of_run(path.parent)
+        if (path / "state.json").is_file():
+            return _of_checkpoint(path)
+    return _of_file(path, config.base)
+
+
+def _of_run(folder: Path) -> Trained:
+    run_config = configs.load(RunConfig, folder / "config.yaml")
+    final = folder / "final"
+    if not final.is_dir():
+        saved = sorted(folder.glob("checkpoint-*"))
+        hint = f", for example {saved[-1]}" if saved else ""
+        raise ConfigError(
+            f"{folder}: this run has no folder named final, so it has not finished. Continue it "
+            f"with: diffalign train {folder / 'config.yaml'} --resume; or export a checkpoint of "
+            f"it{hint}"
+        )
+    trained = Trained(
+        title=folder.resolve().name,
+        home=folder / "export",
+        model=run_config.model,
+        folder=final,
+        run=run_config,
+    )
+    if isinstance(run_config.model, AbstractDiffusion) and run_config.model.lora is not None:
+        scale = run_config.model.lora.scale
+        layers = _layers(locate_adapter(final), run_config.model.component, 1.0)
+        # What diffusers reads has the scale multiplied in; here it stands on its own again.
+        return replace(
+            trained,
+            layers={n: replace(v, up=v.up / scale, scale=scale) for n, v in layers.items()},
+        )
+    return trained
+
+
+def _of_checkpoint(folder: Path) -> Trained:
+    run_config = configs.load(RunConfig, folder.parent / "config.yaml")
+    # What the run would have exported: the moving average of the weights where it keeps one.
+    kept = [folder / f"{name}.safetensors" for name in ("average", "weights")]
+    file = next((file for file in kept if file.is_file()), None)
+    if file is None:
+        raise ModelError(f"{folder} holds no weights: there is no {kept[1].name} in it")
+    values = load_file(file)
+    trained = Trained(
+        title=f"{folder.resolve().parent.name}-{folder.name.rpartition('-')[2]}",
+        home=folder.parent / "export",
+        model=run_config.model,
+        values=values,
+        run=run_config,
+    )
+    if isinstance(run_config.model, AbstractDiffusion) and run_config.model.lora is not None:
+        named = {name.replace(".default", "", 1): value for name, value in values.items()}
+        layers = lora_layers(named, run_config.model.lora.scale, where=str(folder))
+        return replace(trained, layers=layers)
+    return trained
+
+
+def _of_file(path: Path, base: ModelSpec | str | None) -> Trained:
+    file = locate_adapter(path)
+    if base is None:
+        raise ConfigError(
+            f"{path} is an adapter outside its run, which does not say what it changes: name the "
+            f"model that it is for with base=FOLDER_OR_HUB_ID"
+        )
+    spec = ModelSpec(path=base) if isinstance(base, str) else base
+    model = diffusion_settings(replace(spec, lora=None))
+    return Trained(
+        title=file.stem if path.is_file() else path.resolve().name,
+        home=file.parent / "export",
+        model=model,
+        layers=_layers(file, model.component, None),
+        file=file,
+    )
+
+
+def _layers(file: Path, component: str, scale: float | None) -> dict[str, LoraLayer]:
+    """The layers of an adapter file; without a scale, of the scale that its header says."""
+    adapter = read_adapter(file, component=component)
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+    foreign = [name for name in names if not name.startswith(f"{component}.")]
+    if foreign:
+        raise ModelError(
+            f"{file} changes more than the {component}: it holds {foreign[0]} "
+            f"({len(foreign)} tensors in all). What is exported as a LoRA is the {component} "
+            f"alone: export form=folder or form=single_file"
+        )
+    tensors = adapter.tensors | adapter.modules
+    if scale is not None:
+        return lora_layers(tensors, scale, where=str(file))
+    scales = module_scales(file, component=component, tensors=tensors)
+    return lora_layers(tensors, scales, where=str(file))
+
+
+def _usual_form(trained: Trained) -> Form:
+    if isinstance(trained.model, AbstractDiffusion):
+        return "kohya" if trained.model.lora is not None or trained.file else "single_file"
+    return "peft" if trained.model.trains_adapter else "folder"
+
+
+def _refuse(trained: Trained, form: Form) -> None:
+    """Raise ConfigError where a form cannot hold what was trained."""
+    model = trained.model
+    if not isinstance(model, (AbstractDiffusion, VLM)):
+        raise ConfigError(
+            f"{trained.title} trained {model.describe()}, which has one form only: what the run "
+            f"wrote into final/"
+        )
+    images = isinstance(model, AbstractDiffusion)
+    adapter = model.trains_adapter or trained.file is not None
+    if form in ("kohya", "diffusers") and not images:
+        raise ConfigError(
+            f"form is {form}, which is for image models, and {trained.title} trained a "
+            f"vision-language model: use form=peft or form=folder"
+        )
+    if form == "single_file" and not images:
+        raise ConfigError(
+            f"form is single_file, which holds Stable Diffusion models, and {trained.title} "
+            f"trained a vision-language model: use form=folder"
+        )
+    if form == "peft" and images:
+        raise ConfigError(
+            "form is peft, which is for vision-language models: a LoRA of an image model is read "
+            "by diffusers (form=diffusers), and by ComfyUI and A1111 (form=kohya)"
+        )
+    if form in ("kohya", "diffusers", "peft") and not adapter:
+        raise ConfigError(
+            f"form is {form}, and {trained.title} trained all weights, which no low-rank adapter "
+            f"holds: use form=folder" + (" or form=single_file" if images else "")
+        )
+
+
+def _file_name(title: str, form: Form) -> str:
+    return {
+        "kohya": f"{title}_lora.safetensors",
+        "single_file": f"{title}.safetensors",
+        "diffusers": f"{title}_diffusers",
+        "peft": f"{title}_peft",
+        "folder": f"{title}_merged",
+    }[form]
+
+
+def _export_images(
+    trained: Trained,
+    model: AbstractDiffusion,
+    form: Form,
+    dtype: torch.dtype,
+    output: Path,
+    console: Console,
+) -> None:
+    if form in ("kohya", "diffusers"):
+        assert trained.layers is not None, "_refuse() was called"
+        kohya = model.kohya_lora(trained.layers, dtype=dtype, title=trained.title)
+        if any(layer.magnitude is not None for layer in trained.layers.values()):
+            console.print(f"[yellow]{DORA_NOTE}", soft_wrap=True)
+        if form == "kohya":
+            with replacing_file(output) as draft:
+                save_file(kohya.tensors, draft, metadata=kohya.metadata)
+            return
+        state = {
+            name: cast(value, dtype, name) for name, value in _peft_state(trained.layers).items()
+        }
+        write_adapter(
+            output,
+            pipeline=getattr(diffusers, model.pipeline),
+            component=model.component,
+            state=state,
+            kohya=kohya,
+        )
+        return
+    pipeline = _merged(trained, model)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            for name, parameter in part.named_parameters():
+                parameter.data = cast(parameter.data, dtype, name)
+    if form == "folder":
+        write_pipeline(output, pipeline)
+        return
+    tensors = {name: value.contiguous() for name, value in checkpoint_tensors(pipeline).items()}
+    velocity = pipeline.scheduler.config.get("prediction_type") == "v_prediction"
+    header = modelspec(
+        pipeline.unet.config, title=trained.title, velocity=velocity, kind="checkpoint"
+    )
+    with replacing_file(output) as draft:
+        save_file(tensors, draft, metadata={"format": "pt", **header})
+    _print_limits(pipeline, velocity, console)
+
+
+def _peft_state(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """An adapter by peft's names with a scale of one, which every reader takes for granted."""
+    state = {}
+    for module, layer in layers.items():
+        state[f"{module}.lora_A.weight"] = layer.down
+        state[f"{module}.lora_B.weight"] = layer.up * layer.scale
+        if layer.magnitude is not None:
+            state[f"{module}.lora_magnitude_vector"] = layer.magnitude
+    return state
+
+
+def _merged(trained: Trained, model: AbstractDiffusion) -> Any:
+    """The pipeline with what was trained in its weights, float32 on the CPU."""
+    if trained.layers is None and trained.folder is not None:
+        return replace(model, path=str(trained.folder), **INSIDE).opened()
+    if trained.layers is None and trained.file is None:
+        return model.opened(trained.values)
+    pipeline = model.opened()
+    if trained.file is not None:
+        pipeline.load_lora_weights(str(trained.file.parent), weight_name=trained.file.name)
+    else:
+        assert trained.layers is not None
+        state = _peft_state(trained.layers)
+        pipeline.load_lora_weights({f"{model.component}.{k}": v for k, v in state.items()})
+    if not pipeline.get_active_adapters():
+        raise ModelError(
+            f"{trained.file or trained.title}: changes no layer of {model.path}: it was made for "
+            f"another model"
+        )
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return pipeline
+
+
+def _print_limits(pipeline: Any, velocity: bool, console: Console) -> None:
+    """What a single file does not say, and its readers take for granted."""
+    usual = 0.13025 if hasattr(pipeline, "text_encoder_2") else 0.18215
+    scaling = pipeline.vae.config.scaling_factor
+    if scaling != usual:
+        console.print(
+            f"[yellow]The autoencoder scales latents by {scaling:g}, which a single file cannot "
+            f"say: ComfyUI and A1111 will take it to be {usual:g}",
+            soft_wrap=True,
+        )
+    if velocity:
+        console.print(
+            "[yellow]The model predicts velocity. ComfyUI sees that in the file of an SDXL and of "
+            "an SD 2.x; elsewhere choose it by hand",
+            soft_wrap=True,
+        )
+
+
+def _export_vlm(trained: Trained, model: VLM, form: Form, dtype: torch.dtype, output: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=_existing_parent(output)) as scratch:
+        final = trained.folder
+        if final is None:
+            assert trained.values is not None
+            final = Path(scratch) / "final"
+            opened = replace(model, quantization=None, merge_on_export=False).load(
+                device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"
+            )
+            opened.export(final, trained.values)
+            del opened
+        if form == "peft":
+            _copy_adapter(final, output, dtype)
+        else:
+            model.write_whole(output, final, dtype=dtype)
+
+
+def _existing_parent(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent
+
+
+def _copy_adapter(source: Path, output: Path, dtype: torch.dtype) -> None:
+    """A folder of peft with its tensors in another dtype."""
+    tensors = {name: cast(v, dtype, name) for name, v in load_file(source / PEFT_FILE).items()}
+    with replacing(output) as partial:
+        for file in source.iterdir():
+            if file.is_file() and file.name not in (PEFT_FILE, "README.md"):
+                shutil.copy2(file, partial / file.name)
+        save_file(tensors, partial / PEFT_FILE, metadata={"format": "pt"})
+
+
+def _next_step(output: Path, form: Form) -> str:
+    if form == "kohya":
+        return "Next: copy it into models/loras of ComfyUI, or models/Lora of A1111"
+    if form == "single_file":
+        return (
+            "Next: copy it into models/checkpoints of ComfyUI, or models/Stable-diffusion of A1111"
+        )
+    return f"Next: publish it with\n  hf upload USER/NAME {shlex.quote(str(output))}"
