@@ -6,7 +6,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ import diffusers
 import torch
 from rich.console import Console
 from rich.markup import escape
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,7 +26,6 @@ from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.adapter_files import (
     PEFT_FILE,
     locate_adapter,
-    module_scales,
     read_adapter,
 )
 from diffalign.models.base import AbstractModel
@@ -35,6 +33,7 @@ from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.export import replacing, write_adapter, write_pipeline
 from diffalign.models.kohya import LoraLayer, cast, lora_layers, modelspec
 from diffalign.models.original_layout import checkpoint_tensors
+from diffalign.models.pipeline_lora import put_adapters, read_adapters
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vlm import VLM
 from diffalign.training.build import RunConfig
@@ -100,8 +99,8 @@ class Trained:
     """Settings that open its base."""
     layers: Mapping[str, LoraLayer] | None = None
     """An image model's adapter by modules; None where all weights trained."""
-    file: Path | None = None
-    """An adapter that lies outside a run."""
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """What an adapter outside a run does to the text encoders, by their names and peft's."""
     folder: Path | None = None
     """What the run wrote at its end; None for a checkpoint."""
     values: Mapping[str, Tensor] | None = None
@@ -176,7 +175,8 @@ def _of_run(folder: Path) -> Trained:
     )
     if isinstance(run_config.model, AbstractDiffusion) and run_config.model.lora is not None:
         scale = run_config.model.lora.scale
-        layers = _layers(locate_adapter(final), run_config.model.component, 1.0)
+        adapter = read_adapter(locate_adapter(final), component=run_config.model.component)
+        layers = lora_layers(adapter.tensors | adapter.modules, 1.0, where=str(final))
         # What diffusers reads has the scale multiplied in; here it stands on its own again.
         return replace(
             trained,
@@ -216,37 +216,22 @@ def _of_file(path: Path, base: ModelSpec | str | None) -> Trained:
         )
     spec = ModelSpec(path=base) if isinstance(base, str) else base
     model = diffusion_settings(replace(spec, lora=None))
+    adapters = read_adapters(
+        getattr(diffusers, model.pipeline), file, unet_config=model.network_config
+    )
+    own = adapters.pop(model.component, {})
     return Trained(
         title=file.stem if path.is_file() else path.resolve().name,
         home=file.parent / "export",
         model=model,
-        layers=_layers(file, model.component, None),
-        file=file,
+        layers=lora_layers(own, 1.0, where=str(file)),
+        others=adapters,
     )
-
-
-def _layers(file: Path, component: str, scale: float | None) -> dict[str, LoraLayer]:
-    """The layers of an adapter file; without a scale, of the scale that its header says."""
-    adapter = read_adapter(file, component=component)
-    with safe_open(file, framework="pt") as opened:
-        names = list(opened.keys())
-    foreign = [name for name in names if not name.startswith(f"{component}.")]
-    if foreign:
-        raise ModelError(
-            f"{file} changes more than the {component}: it holds {foreign[0]} "
-            f"({len(foreign)} tensors in all). What is exported as a LoRA is the {component} "
-            f"alone: export form=folder or form=single_file"
-        )
-    tensors = adapter.tensors | adapter.modules
-    if scale is not None:
-        return lora_layers(tensors, scale, where=str(file))
-    scales = module_scales(file, component=component, tensors=tensors)
-    return lora_layers(tensors, scales, where=str(file))
 
 
 def _usual_form(trained: Trained) -> Form:
     if isinstance(trained.model, AbstractDiffusion):
-        return "kohya" if trained.model.lora is not None or trained.file else "single_file"
+        return "kohya" if trained.layers is not None else "single_file"
     return "peft" if trained.model.trains_adapter else "folder"
 
 
@@ -259,7 +244,7 @@ def _refuse(trained: Trained, form: Form) -> None:
             f"wrote into final/"
         )
     images = isinstance(model, AbstractDiffusion)
-    adapter = model.trains_adapter or trained.file is not None
+    adapter = model.trains_adapter or trained.layers is not None
     if form in ("kohya", "diffusers") and not images:
         raise ConfigError(
             f"form is {form}, which is for image models, and {trained.title} trained a "
@@ -279,6 +264,11 @@ def _refuse(trained: Trained, form: Form) -> None:
         raise ConfigError(
             f"form is {form}, and {trained.title} trained all weights, which no low-rank adapter "
             f"holds: use form=folder" + (" or form=single_file" if images else "")
+        )
+    if form in ("kohya", "diffusers") and trained.others:
+        raise ConfigError(
+            f"form is {form}, which is written for the UNet alone, and {trained.title} changes "
+            f"{', '.join(trained.others)} as well: use form=folder or form=single_file"
         )
 
 
@@ -351,25 +341,14 @@ def _peft_state(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
 
 def _merged(trained: Trained, model: AbstractDiffusion) -> Any:
     """The pipeline with what was trained in its weights, float32 on the CPU."""
-    if trained.layers is None and trained.folder is not None:
+    if trained.layers is not None:
+        pipeline = model.opened()
+        adapters = {model.component: _peft_state(trained.layers), **trained.others}
+        put_adapters(pipeline, adapters, where=trained.title, merge=True)
+        return pipeline
+    if trained.folder is not None:
         return replace(model, path=str(trained.folder), **INSIDE).opened()
-    if trained.layers is None and trained.file is None:
-        return model.opened(trained.values)
-    pipeline = model.opened()
-    if trained.file is not None:
-        pipeline.load_lora_weights(str(trained.file.parent), weight_name=trained.file.name)
-    else:
-        assert trained.layers is not None
-        state = _peft_state(trained.layers)
-        pipeline.load_lora_weights({f"{model.component}.{k}": v for k, v in state.items()})
-    if not pipeline.get_active_adapters():
-        raise ModelError(
-            f"{trained.file or trained.title}: changes no layer of {model.path}: it was made for "
-            f"another model"
-        )
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-    return pipeline
+    return model.opened(trained.values)
 
 
 def _print_limits(pipeline: Any, velocity: bool, console: Console) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -102,29 +100,6 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
     adapter = {name: value for name, value in ours.items() if ".lora_" in name}
     modules = {name: value for name, value in ours.items() if name not in adapter}
     return AdapterFile(adapter, scale, modules)
-
-
-def module_scales(file: Path, *, component: str, tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """By what the factors of each layer are multiplied, as the file's header says: ranks and alphas
-    may differ by layer.
-
-    Args:
-        file: as diffusers writes it; one without settings in its header has a scale of one.
-        component: the network within the pipeline, such as `unet`.
-        tensors: of the network, by peft's names.
-    """
-    prefix = f"{component}."
-    with safe_open(file, framework="pt") as opened:
-        header = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
-    alphas = header.get(f"{prefix}alpha_pattern") or {}
-    usual, rooted = header.get(f"{prefix}lora_alpha"), header.get(f"{prefix}use_rslora")
-    scales = {}
-    for name, value in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            module, rank = name.removesuffix(".lora_A.weight"), value.shape[0]
-            alpha = alphas.get(get_pattern_key(list(alphas), module), usual)
-            scales[module] = 1.0 if alpha is None else alpha / (math.sqrt(rank) if rooted else rank)
-    return scales
 
 
 def _advice(component: str) -> str:

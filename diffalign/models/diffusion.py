@@ -436,12 +436,17 @@ class AbstractDiffusion(AbstractModel):
         """
         return kohya_lora(
             layers,
-            self._location.read_json(f"{self.component}/config.json"),
+            self.network_config,
             dtype=dtype,
             title=title,
             base=self.base_name,
             velocity=self.predicts_velocity,
         )
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """Of the network, as diffusers writes it."""
+        return self._location.read_json(f"{self.component}/config.json")
 
     @property
     def base_name(self) -> str:

@@ -6,6 +6,7 @@ that work, and each adapts another part of a pipeline.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -42,16 +43,32 @@ def add_adapter(pipeline: Any, file: Path, *, merge: bool) -> None:
     Raises:
         ModelError: the file is damaged, of another model, or holds what is no LoRA.
     """
-    adapters = read_adapters(pipeline, file)
+    put_adapters(pipeline, read_adapters(pipeline, file), where=str(file), merge=merge)
+
+
+def put_adapters(
+    pipeline: Any, adapters: Mapping[str, Mapping[str, Tensor]], *, where: str, merge: bool
+) -> None:
+    """Adapt networks of a pipeline.
+
+    Args:
+        pipeline: see `add_adapter`.
+        adapters: tensors by component and peft's names, at a scale of one.
+        where: what they were read from, for messages.
+        merge: see `add_adapter`.
+
+    Raises:
+        ModelError: they are of another model.
+    """
     for component, named in adapters.items():
         network = getattr(pipeline, component)
         tensors = _by_names_of(network, named)
         try:
             tuner = LoraModel(network, _config(tensors), "default")
         except ValueError as error:
-            raise ModelError(f"{file}: {component} cannot be adapted: {error}") from error
+            raise ModelError(f"{where}: {component} cannot be adapted: {error}") from error
         expected = get_peft_model_state_dict(network)
-        _refuse_other_layers(expected, tensors, f"{file}: {component}")
+        _refuse_other_layers(expected, tensors, f"{where}: {component}")
         set_peft_model_state_dict(
             network, {name: value.reshape(expected[name].shape) for name, value in tensors.items()}
         )
@@ -60,8 +77,15 @@ def add_adapter(pipeline: Any, file: Path, *, merge: bool) -> None:
             tuner.merge_and_unload()
 
 
-def read_adapters(pipeline: Any, file: Path) -> dict[str, dict[str, Tensor]]:
+def read_adapters(
+    pipeline: Any, file: Path, *, unet_config: Any = None
+) -> dict[str, dict[str, Tensor]]:
     """The tensors of an adapter by component and peft's names, at a scale of one.
+
+    Args:
+        pipeline: that it is for, or the class of such a pipeline.
+        file: see `add_adapter`.
+        unet_config: of the UNet, where a class is given.
 
     Raises:
         ModelError: the file is damaged, changes no part of this pipeline, or holds what is no LoRA.
@@ -73,7 +97,9 @@ def read_adapters(pipeline: Any, file: Path) -> dict[str, dict[str, Tensor]]:
             f"the same adapter in the layout of diffusers or peft (lora_magnitude_vector)"
         )
     try:
-        named, *_ = pipeline.lora_state_dict(_without_alphas(tensors), unet_config=_unet(pipeline))
+        named, *_ = pipeline.lora_state_dict(
+            _without_alphas(tensors), unet_config=unet_config or _unet(pipeline)
+        )
     except (ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{file}: its names are of no known layout: {error}") from error
     found = {}
@@ -82,7 +108,7 @@ def read_adapters(pipeline: Any, file: Path) -> dict[str, dict[str, Tensor]]:
         ours = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
         if not ours:
             continue
-        if getattr(pipeline, component, None) is None:
+        if not inspect.isclass(pipeline) and getattr(pipeline, component, None) is None:
             raise ModelError(f"{file}: changes {component}, which this base has not")
         ours = {_by_name_of_peft(name, component): value for name, value in ours.items()}
         found[component] = _at_scale_one(ours, _Scales.read(header, prefix))

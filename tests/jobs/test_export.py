@@ -3,17 +3,15 @@ that it makes."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from diffalign import config
 from diffalign.errors import ConfigError, ModelError
@@ -99,21 +97,22 @@ def image(pipeline) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         "a red thing",
-        num_inference_steps=3,
+        num_inference_steps=2,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     ).images[0]
 
 
-def trained_image(name, models, run):
+@functools.cache
+def trained_image(name, base, run):
     """Of what the run wrote for diffusers."""
     if (run / "final/model_index.json").is_file():
         return image(opened(name, run / "final"))
-    base = opened(name, models[name])
-    before = image(base)
-    base.load_lora_weights(run / "final", weight_name="pytorch_lora_weights.safetensors")
-    after = image(base)
+    pipeline = opened(name, base)
+    before = image(pipeline)
+    pipeline.load_lora_weights(run / "final", weight_name="pytorch_lora_weights.safetensors")
+    after = image(pipeline)
     assert (before - after).abs().max() > 5 / 255, "nothing to see"
     return after
 
@@ -139,13 +138,23 @@ def under_comfyui(name, models, file):
     return image(pipeline)
 
 
-@pytest.mark.parametrize("adapter", ["alpha", "rslora", "dora", "all", "all_dora"])
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("sd15", "alpha"),
+        ("sd15", "rslora"),
+        ("sd15", "all"),
+        ("sd15", "all_dora"),
+        ("sdxl", "dora"),
+        ("sdxl", "all"),
+        ("sdxl", "alpha"),
+    ],
+)
 def test_a_lora_makes_the_same_image_in_diffusers_and_by_comfyuis_rules(
     name, adapter, models, runs, tmp_path
 ):
     run = runs(name, adapter)
-    expected = trained_image(name, models, run)
+    expected = trained_image(name, models[name], run)
     files = [run / "final" / KOHYA_FILE, exported(run, output=tmp_path / "x.safetensors")]
     for file in files:
         assert same(under_comfyui(name, models, file), expected)
@@ -163,13 +172,21 @@ def test_a_lora_makes_the_same_image_in_diffusers_and_by_comfyuis_rules(
     assert same(image(pipeline), expected)
 
 
-@pytest.mark.parametrize("adapter", ["alpha", "all_dora", "weights"])
-@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sdxl_v"])
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("sd15", "all_dora"),
+        ("sd15", "weights"),
+        ("sd2", "alpha"),
+        ("sdxl", "alpha"),
+        ("sdxl_v", "weights"),
+    ],
+)
 def test_a_merged_model_makes_the_same_image_as_folder_and_as_single_file(
     name, adapter, models, runs, tmp_path
 ):
     run = runs(name, adapter)
-    expected = trained_image(name, models, run)
+    expected = trained_image(name, models[name], run)
     folder = exported(run, form="folder", output=tmp_path / "folder")
     assert same(image(opened(name, folder)), expected)
     file = exported(run, form="single_file", output=tmp_path / "x.safetensors")
@@ -177,3 +194,171 @@ def test_a_merged_model_makes_the_same_image_as_folder_and_as_single_file(
     assert same(image(single), expected)
     markers = {"v_pred", "ztsnr"} & load_file(file).keys()
     assert markers == ({"v_pred", "ztsnr"} if name == "sdxl_v" else set())
+
+
+@pytest.mark.parametrize("adapter", ["alpha", "weights"])
+def test_a_checkpoint_is_exported_as_the_run_would_have_ended_there(
+    adapter, models, runs, tmp_path
+):
+    run = runs("sd15", adapter)
+    images = {}
+    for step in (1, 2):
+        file = tmp_path / f"{step}.safetensors"
+        exported(run / f"checkpoint-{step}", form="single_file", output=file)
+        pipeline = diffusers.StableDiffusionPipeline.from_single_file(
+            str(file), config=str(models["sd15"])
+        )
+        images[step] = image(pipeline)
+    assert same(images[2], trained_image("sd15", models["sd15"], run))
+    assert not same(images[1], images[2])
+
+
+def test_a_checkpoint_of_a_lora_is_a_lora(models, runs, tmp_path):
+    run = runs("sdxl", "alpha")
+    file = exported(run / "checkpoint-2")
+    assert file == run / "export" / "sdxl alpha-2_lora.safetensors"
+    ours, final = load_file(file), load_file(run / "final" / KOHYA_FILE)
+    assert ours.keys() == final.keys()
+    assert all(torch.equal(ours[name], final[name]) for name in ours)
+    with pytest.raises(ConfigError, match="exists: choose another place with output="):
+        exported(run / "checkpoint-2")
+
+
+def test_alpha_and_the_header_say_what_was_trained(models, runs, tmp_path):
+    file = exported(runs("sdxl", "alpha"), output=tmp_path / "x.safetensors")
+    tensors = load_file(file)
+    assert {value.item() for name, value in tensors.items() if name.endswith(".alpha")} == {6.0}
+    with safe_open(file, framework="pt") as opened:
+        header = opened.metadata()
+    assert header["ss_network_dim"] == "4"
+    assert header["ss_network_alpha"] == "6"
+    assert header["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert header["ss_sd_model_name"] == "sdxl"
+    assert header["ss_output_name"] == header["modelspec.title"] == "sdxl alpha"
+    assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert header["modelspec.prediction_type"] == "epsilon"
+    assert header["modelspec.resolution"] == "32x32"
+    assert str(models["sdxl"].parent) not in json.dumps(header)
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers", "folder", "single_file"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_chosen_dtype_is_that_of_every_weight(form, dtype, runs, tmp_path):
+    output = tmp_path / ("x.safetensors" if form in ("kohya", "single_file") else "x")
+    exported(runs("sd15", "alpha"), form=form, dtype=dtype, output=output)
+    wanted = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    for file in [output] if output.is_file() else output.rglob("*.safetensors"):
+        tensors = {k: v for k, v in load_file(file).items() if not k.endswith(".alpha")}
+        assert {value.dtype for value in tensors.values()} == {wanted}, file
+
+
+def test_a_number_that_half_precision_cannot_hold_is_refused(runs, tmp_path):
+    run = runs("sd15", "alpha")
+    file = tmp_path / "large.safetensors"
+    name = next(iter(load_file(run / "final/pytorch_lora_weights.safetensors")))
+    down, up = (name.replace("lora_B", "lora_A"), name.replace("lora_A", "lora_B"))
+    adapter = load_file(run / "final/pytorch_lora_weights.safetensors")
+    adapter[up] = torch.full_like(adapter[up], 1e5)
+    save_file({down: adapter[down], up: adapter[up]}, file)
+    base = config.load(RunConfig, run / "config.yaml").model.path
+    with pytest.raises(ModelError, match=r"holds 100000, which .*: set dtype to bf16 or float32"):
+        exported(file, base=base, dtype="fp16", output=tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_ranks_and_alphas_that_differ_by_layer_are_honoured(models, tmp_path):
+    """An adapter of somebody else, in diffusers' file with peft's settings in its header."""
+    base = opened("sd15", models["sd15"])
+    attention = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    torch.manual_seed(0)
+    state, ranks = {}, {f"{attention}.to_q": 2, f"{attention}.to_k": 4, f"{attention}.to_v": 4}
+    for module, rank in ranks.items():
+        width_out, width_in = base.unet.get_submodule(module).weight.shape
+        state[f"{module}.lora_A.weight"] = torch.randn(rank, width_in)
+        state[f"{module}.lora_B.weight"] = torch.randn(width_out, rank)
+    settings = {"r": 4, "lora_alpha": 1, "rank_pattern": {"attn1.to_q": 2}}
+    settings |= {"alpha_pattern": {"to_k": 8}, "use_rslora": False}
+    base.save_lora_weights(
+        tmp_path / "theirs", unet_lora_layers=state, unet_lora_adapter_metadata=settings
+    )
+    file = exported(tmp_path / "theirs", base=str(models["sd15"]))
+    tensors = load_file(file)
+    for module, scale in [("to_q", 1 / 2), ("to_k", 8 / 4), ("to_v", 1 / 4)]:
+        name = f"lora_unet_{attention}.{module}".replace(".", "_")
+        down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
+        change = tensors[f"{name}.alpha"].item() / down.shape[0] * up @ down
+        theirs = [state[f"{attention}.{module}.lora_{factor}.weight"] for factor in "BA"]
+        assert torch.allclose(change, scale * theirs[0] @ theirs[1])
+    # And back: what was exported is itself an adapter that can be exported.
+    folder = exported(file, form="diffusers", base=str(models["sd15"]), output=tmp_path / "back")
+    back = load_file(folder / "pytorch_lora_weights.safetensors")
+    name = f"unet.{attention}.to_k"
+    assert torch.allclose(
+        back[f"{name}.lora_B.weight"] @ back[f"{name}.lora_A.weight"],
+        2 * state[f"{attention}.to_k.lora_B.weight"] @ state[f"{attention}.to_k.lora_A.weight"],
+        atol=1e-5,
+    )
+
+
+def test_what_a_form_cannot_hold_is_refused_in_a_sentence(models, runs, tmp_path):
+    lora, whole = runs("sd15", "alpha"), runs("sd15", "weights")
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text((lora / "config.yaml").read_text())
+    (unfinished / "checkpoint-7").mkdir()
+    (unfinished / "checkpoint-7/state.json").write_text("{}")
+    adapter = lora / "final/pytorch_lora_weights.safetensors"
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(adapter.read_bytes())
+    refused = {
+        "trained all weights, which no low-rank adapter holds: use form=folder or": (
+            {"run": whole, "form": "kohya"}
+        ),
+        "form is peft, which is for vision-language models": {"run": lora, "form": "peft"},
+        "there is no such run, checkpoint or adapter": {"run": tmp_path / "gone"},
+        "has not finished.* or export a checkpoint of it, for example .*checkpoint-7": (
+            {"run": unfinished}
+        ),
+        "an adapter outside its run.* base=": {"run": outside},
+        "checkpoint-7 holds no weights": {"run": unfinished / "checkpoint-7"},
+        "made for another model": ({"run": outside, "form": "folder", "base": str(models["sdxl"])}),
+    }
+    for message, settings in refused.items():
+        with pytest.raises((ConfigError, ModelError), match=message):
+            export.run(ExportConfig(**settings, output=tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_text_encoders_of_an_adapter_go_into_a_merged_model_and_are_never_dropped(
+    models, runs, tmp_path
+):
+    base = opened("sdxl", models["sdxl"])
+    before = image(base)
+    torch.manual_seed(0)
+    state = {
+        f"{encoder}.{prefix}encoder.layers.0.self_attn.q_proj.lora_{factor}.weight": torch.randn(
+            *((2, width) if factor == "A" else (width, 2))
+        )
+        for encoder, prefix, width in [
+            ("text_encoder", "text_model.", 8),
+            ("text_encoder_2", "text_model.", 16),
+        ]
+        for factor in "AB"
+    }
+    unet = load_file(runs("sdxl", "alpha") / "final/pytorch_lora_weights.safetensors")
+    save_file({**unet, **state}, tmp_path / "both.safetensors")
+    with pytest.raises(ConfigError, match="changes text_encoder, text_encoder_2 as well"):
+        exported(tmp_path / "both.safetensors", base=str(models["sdxl"]))
+    folder = exported(tmp_path / "both.safetensors", form="folder", base=str(models["sdxl"]))
+    merged = opened("sdxl", folder)
+    assert not same(image(merged), before)
+    for encoder in ("text_encoder", "text_encoder_2"):
+        theirs, ours = getattr(base, encoder), getattr(merged, encoder)
+        name = next(
+            n for n in theirs.state_dict() if n.endswith("layers.0.self_attn.q_proj.weight")
+        )
+        factors = {
+            k.split("lora_")[1][0]: v for k, v in state.items() if k.startswith(f"{encoder}.")
+        }
+        change = ours.state_dict()[name] - theirs.state_dict()[name]
+        assert torch.allclose(change, factors["B"] @ factors["A"], atol=1e-5)
