@@ -10,14 +10,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from safetensors import safe_open
+
 from diffalign.errors import DataError, DiffalignError
-from diffalign.parsing import checked, decode_text, parse_json
+from diffalign.parsing import checked, decode_text, parse_json, shortly
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -191,6 +194,62 @@ def read_rows(cls: type[T], path: Path, *, error: type[DiffalignError] = DataErr
         checked(cls, row, f"{path}: line {number}", error=error)
         for number, row in enumerate(read_json_lines(path, error=error), start=1)
     ]
+
+
+@contextmanager
+def open_tensors(path: Path, *, error: type[DiffalignError] = DataError) -> Iterator[Any]:
+    """A safetensors file, mapped into memory, as `safetensors.safe_open` gives it for torch.
+
+    Raises:
+        error: it is gone, damaged, or lacks what the body asks it for.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except DiffalignError:
+        raise
+    except Exception as problem:  # a header can name types, shapes and places that do not exist
+        raise error(
+            f"{path}: cannot be read as safetensors ({type(problem).__name__}: {problem})"
+        ) from problem
+
+
+def read_tensors(path: Path, *, error: type[DiffalignError] = DataError) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        error: it is gone or damaged.
+    """
+    with open_tensors(path, error=error) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def inside(folder: Path, name: str, *, error: type[DiffalignError] = DataError) -> Path:
+    """The file in a folder that a list there names, which must lie in it.
+
+    Args:
+        folder: of the list.
+        name: relative to it, with forward slashes.
+        error: the class of the error.
+
+    Raises:
+        error: the name is empty, absolute, climbs out by `..`, or a link in it leads outside.
+    """
+    plain = PurePosixPath(name)
+    bad = not plain.parts or plain.is_absolute() or ".." in plain.parts or "\0" in name
+    if bad or PureWindowsPath(name).is_absolute() or PureWindowsPath(name).drive:
+        raise error(
+            f"{folder}: names the file {shortly(name)}, and only files within this folder are read "
+            f"or written: names are relative to it, and without `..`"
+        )
+    path = folder / plain
+    try:
+        is_within = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as problem:  # a loop of links, or a name longer than any file's
+        raise error(f"{path}: cannot be found: {problem}") from problem
+    if not is_within:
+        raise error(f"{path}: is a link to {path.resolve()}, outside of this folder: copy it there")
+    return path
 
 
 def numbered_lines(

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from diffalign.commands import command
 from diffalign.errors import CacheError
-from diffalign.files import write_atomically, write_json, writing
+from diffalign.files import open_tensors, read_json, write_atomically, write_json, writing
+from diffalign.parsing import checked, parse_json
 from diffalign.views import View
 
 INDEX = "index.json"
@@ -41,6 +41,12 @@ class Contents:
     """In the data set, those included that turn out to be unusable."""
     pairs_per_shard: int
     """Of each file but the last one."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.pairs < 0 or self.pairs_per_shard < 1:
+            raise ValueError("draws and pairs_per_shard must be at least 1, pairs at least 0")
+        for view in self.views:
+            View.parse(view)
 
     @property
     def shards(self) -> list[Shard]:
@@ -173,11 +179,17 @@ class CachedReference:
         for shard in contents.shards:
             path = folder / shard.name
             try:
-                with safe_open(path, framework="pt") as file:
-                    ids = json.loads(file.metadata()[_IDS])
+                with open_tensors(path, error=CacheError) as file:
+                    header = parse_json(file.metadata()[_IDS], path, error=CacheError)
+                    ids = checked(list[str], header, f"{path}: {_IDS}", error=CacheError)
                     asked = views & contents.views_of(shard.draw)
                     found = {view: file.get_tensor(view) for view in asked}
-            except (OSError, SafetensorError) as error:
+                shapes = {tuple(column.shape) for column in found.values()}
+                if shapes > {(len(ids),)} or len(ids) > shard.stop - shard.start:
+                    raise CacheError(f"it has {len(ids)} ids, and values of shape {shapes}")
+                if len(rows.keys() | set(ids)) > contents.pairs:
+                    raise CacheError("it has ids of other samples than the files before it")
+            except CacheError as error:
                 raise CacheError(
                     f"{path} is damaged ({error}): remove it, and have it computed again with "
                     f"diffalign precompute CONFIG.yaml reference_cache={folder}"
@@ -225,9 +237,8 @@ def _read_index(folder: Path) -> Contents:
             f"CONFIG.yaml reference_cache={folder}"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Contents(**content | {"views": tuple(content["views"])})
-    except (ValueError, KeyError, TypeError) as error:
+        return checked(Contents, read_json(path, error=CacheError), path, error=CacheError)
+    except CacheError as error:
         raise CacheError(f"{path} is no index of reference values: {error}") from error
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from diffalign.evaluation.generation import encode_png
 from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import read_picture
-from diffalign.files import write_atomically, write_image, write_json, writing
+from diffalign.files import read_json, write_atomically, write_image, write_json, writing
 from diffalign.models.denoiser import DiffusionModel
+from diffalign.parsing import checked
 from diffalign.rollouts.base import AbstractCollector
 from diffalign.rollouts.sampler import sample
 from diffalign.seeding import derive_seed
@@ -74,8 +74,7 @@ class FilmStrip:
         if not path.exists():
             with writing(path):
                 write_json(path, self._collector.preview_prompts())
-        prompts: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        return prompts
+        return checked(list[str], read_json(path), path)
 
     def _frames(self, number: int, prompts: int) -> list[Path]:
         return [self._folder / f"round-{number:04d}-{i}.png" for i in range(prompts)]

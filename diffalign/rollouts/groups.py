@@ -15,18 +15,24 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from diffalign.errors import CacheError, DataError
 from diffalign.evaluation.generation import Failure, Item, encode_png
-from diffalign.files import append_json_lines, read_rows, write_atomically, writing
+from diffalign.files import (
+    append_json_lines,
+    inside,
+    open_tensors,
+    read_rows,
+    write_atomically,
+    writing,
+)
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.noising import AbstractVariancePreserving
 from diffalign.models.reverse import ReverseProcess
+from diffalign.parsing import checked, parse_json
 from diffalign.rollouts.sampler import Trajectories
 from diffalign.rollouts.schedule import Visit
 from diffalign.rollouts.trajectories import (
@@ -44,7 +50,6 @@ GROUPS = "groups.jsonl"
 _HEADER = "diffalign"
 """Key of the header of a file of trajectories. It is the only one: safetensors writes several in
 any order, and files of equal content would differ."""
-_HEADER_KEYS = {"origin", "dtype", "size", "prompt", "seed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +109,6 @@ class Origin:
         return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
 
 
-_ORIGIN_KEYS = {f.name for f in fields(Origin)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """One line of the list."""
@@ -149,7 +151,7 @@ def read_origin(folder: Path, group: Group) -> Origin:
     Raises:
         DataError: the file is gone, damaged, or not one of ours.
     """
-    return Origin(**_read_header(folder / group.trajectories)["origin"])
+    return _read_header(inside(folder, group.trajectories)).origin
 
 
 def refuse_edited(folder: Path, group: Group) -> None:
@@ -157,14 +159,14 @@ def refuse_edited(folder: Path, group: Group) -> None:
 
     A line from which an image was taken away would give every later image another's steps.
     """
-    path = folder / group.trajectories
+    path = inside(folder, group.trajectories)
     header = _read_header(path)
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         _, rows = file.get_slice(LOG_LIKELIHOODS).get_shape()
     for what, drawn, listed in (
         ("images", rows, len(group.images)),
-        ("prompt", header["prompt"], group.prompt),
-        ("seed", header["seed"], group.seed),
+        ("prompt", header.prompt, group.prompt),
+        ("seed", header.seed, group.seed),
     ):
         if drawn != listed:
             raise DataError(
@@ -174,19 +176,28 @@ def refuse_edited(folder: Path, group: Group) -> None:
             )
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What a file of trajectories says of itself."""
+
+    origin: Origin
+    dtype: str
+    size: tuple[int, int] | None
+    prompt: str
+    seed: int
+
+
+def _read_header(path: Path) -> _Header:
     """What a file of trajectories says of itself."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads(file.metadata()[_HEADER])
-        if header.keys() != _HEADER_KEYS or header["origin"].keys() != _ORIGIN_KEYS:
-            raise KeyError("its header has other keys")
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        with open_tensors(path) as file:
+            header = file.metadata()[_HEADER]
+        return checked(_Header, parse_json(header, path), path)
+    except DataError as error:
         raise DataError(
-            f"{path}: is no file of trajectories of this version ({type(error).__name__}: "
-            f"{error}). Delete it, and draw it again with the command that drew the folder"
+            f"{path}: is no file of trajectories of this version ({error}). Delete it, "
+            f"and draw it again with the command that drew the folder"
         ) from error
-    return header
 
 
 @dataclass(frozen=True)
@@ -207,24 +218,23 @@ class GroupArtist:
             return {}
         found = {}
         for group in read_groups(folder):
-            if all((folder / file).is_file() for file in (*group.images, group.trajectories)):
+            if all(inside(folder, file).is_file() for file in (*group.images, group.trajectories)):
                 self._refuse_other(folder, group)
                 found[group.group] = group
         return found
 
     def _refuse_other(self, folder: Path, group: Group) -> None:
-        header = _read_header(folder / group.trajectories)
-        size = None if self.settings.size is None else list(self.settings.size)
+        header = _read_header(inside(folder, group.trajectories))
         before = {
-            **header["origin"],
-            "dtype": header["dtype"],
-            "size": header["size"],
+            **asdict(header.origin),
+            "dtype": header.dtype,
+            "size": header.size,
             "images_per_group": len(group.images),
         }
         now = {
             **asdict(self.origin),
             "dtype": self.dtype,
-            "size": size,
+            "size": self.settings.size,
             "images_per_group": self.settings.images_per_group,
         }
         for name, value in now.items():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from diffalign import world
 from diffalign.errors import DataError
-from diffalign.files import write_atomically, writing
+from diffalign.files import read_tensors, write_atomically, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.rollouts.base import ReferenceRule
 from diffalign.seeding import derive_seed
@@ -54,8 +53,8 @@ class PastPolicies:
             return
         path = self._file(reference_round(self._rule, self._run_seed, number))
         try:
-            values = load_file(path)
-        except (OSError, SafetensorError) as error:
+            values = read_tensors(path)
+        except DataError as error:
             raise DataError(
                 f"{path}: round {number} is compared with this policy, and it cannot be read "
                 f"({error}). Put the file back, or start afresh"

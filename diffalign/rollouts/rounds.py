@@ -15,13 +15,12 @@ A round trains for a whole number of optimiser steps, so the policy never change
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,8 +28,9 @@ from diffalign import world
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.evaluation.progress import progress
-from diffalign.files import write_json, writing
+from diffalign.files import read_json, write_json, writing
 from diffalign.models.denoiser import DiffusionModel
+from diffalign.parsing import checked
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
@@ -40,6 +40,8 @@ from diffalign.rollouts.base import (
 )
 from diffalign.rollouts.film import FilmStrip
 from diffalign.rollouts.policies import PastPolicies
+
+T = TypeVar("T")
 
 _RECORD = "round.json"
 _BEGUN = "begun.json"
@@ -162,31 +164,33 @@ class Rounds(AbstractSource):
         """The round, collected with the policy as it stands: now, or by a run that was killed."""
         settings = f"{self._run.settings}\0{self._collector.fingerprint()}"
         # Both as the main rank has them: it alone makes and removes folders.
-        digest, record = world.gather((_digest(self.model, settings), _read(folder / _RECORD)))[0]
-        if record is None or record["policy"] != digest:
+        digest, record = world.gather(
+            (_digest(self.model, settings), _read(_Round, folder / _RECORD))
+        )[0]
+        if record is None or record.policy != digest:
             record = self._collect(folder, digest)
         self._policy = digest
-        harvest = Harvest(**record["harvest"])
+        harvest = record.harvest
         for reason, count in harvest.skipped.items():
             self._skipped[reason] = self._skipped.get(reason, 0) + count
         return harvest
 
     def _resumed(self, folder: Path) -> Harvest:
         """The round that a checkpoint stood in; the weights have moved on since it was sampled."""
-        record = _read(folder / _RECORD)
+        record = _read(_Round, folder / _RECORD)
         if record is None:
             raise DataError(
                 f"{folder}: the checkpoint was written while training on this round, and its "
                 f"{_RECORD} is gone. Resume from another checkpoint, or start afresh"
             )
-        if record["policy"] != self._policy:
+        if record.policy != self._policy:
             raise DataError(
                 f"{folder}: the checkpoint was written while training on this round, which has "
                 f"been sampled anew since, by another policy. Resume from an earlier checkpoint"
             )
-        return Harvest(**record["harvest"])
+        return record.harvest
 
-    def _collect(self, folder: Path, digest: str) -> dict[str, Any]:
+    def _collect(self, folder: Path, digest: str) -> _Round:
         began = time.monotonic()
         self._warm_up()
         if world.is_main():
@@ -202,16 +206,16 @@ class Rounds(AbstractSource):
             images += sum(work.images for work in phase.works)
         if world.is_main():
             harvest = self._collector.harvest(self._number, folder)
-            record = {"round": self._number, "policy": digest, "harvest": asdict(harvest)}
+            record = _Round(round=self._number, policy=digest, harvest=harvest)
             with writing(folder):
-                write_json(folder / _RECORD, record)
+                write_json(folder / _RECORD, asdict(record))
             self._run.console.print(
                 f"[bold]round {self._number}[/bold]  {harvest.sentence}  "
                 f"({time.monotonic() - began:.0f} s)",
                 soft_wrap=True,
             )
         world.wait()
-        collected = _read(folder / _RECORD)
+        collected = _read(_Round, folder / _RECORD)
         assert collected is not None
         return collected
 
@@ -223,8 +227,8 @@ class Rounds(AbstractSource):
 
     def _begin(self, folder: Path, digest: str) -> None:
         """Keep what an interrupted run of the same policy has already collected, nothing else."""
-        begun = _read(folder / _BEGUN)
-        if begun is None or begun["policy"] != digest:
+        begun = _read(_Begun, folder / _BEGUN)
+        if begun is None or begun.policy != digest:
             if folder.exists():
                 shutil.rmtree(folder)
             if self._number == 0:
@@ -252,11 +256,27 @@ class Rounds(AbstractSource):
             )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    """What the record of a round holds."""
+
+    round: int
+    policy: str
+    """Digest of the policy that sampled it, and of what was done with it."""
+    harvest: Harvest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """What the file of a round that was begun holds."""
+
+    policy: str
+
+
+def _read(cls: type[T], path: Path) -> T | None:
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return checked(cls, read_json(path), path)
 
 
 def _digest(model: DiffusionModel, settings: str) -> str:

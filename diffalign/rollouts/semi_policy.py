@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from PIL import Image
@@ -38,7 +39,7 @@ from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import pixels_of, read_picture
 from diffalign.evaluation.progress import progress
 from diffalign.files import (
-    read_json_lines,
+    read_rows,
     write_atomically,
     write_image,
     write_json_lines,
@@ -148,6 +149,9 @@ class _Visit:
     def file(self) -> str:
         """The drawn image, in the round's folder."""
         return f"images/{self.place:06d}.png"
+
+
+Row = TypeVar("Row", _Visit, JudgedImage)
 
 
 @dataclass(frozen=True)
@@ -330,8 +334,8 @@ class _Collector(AbstractCollector):
         write_json_lines(folder / batch.scores, map(asdict, rows))
 
     def harvest(self, number: int, folder: Path) -> Harvest:
-        visits = [_Visit(**row) for row in _merge(folder, SAMPLED, by="place")]
-        judged = [JudgedImage(**row) for row in _merge(folder, SCORES, by="visit")]
+        visits = _merge(_Visit, folder, SAMPLED, by="place")
+        judged = _merge(JudgedImage, folder, SCORES, by="visit")
         if judged:
             self._judges.refuse_silence(judged, folder)
         self._draw_grid(number, folder, visits, judged)
@@ -377,7 +381,7 @@ class _Collector(AbstractCollector):
             write_image(folder / GRID, draw_grid(rows, ["chosen", "sampled"], title=title))
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[ImageBatch]:
-        visits = [_Visit(**row) for row in read_json_lines(folder / f"{SAMPLED}.jsonl")]
+        visits = read_rows(_Visit, folder / f"{SAMPLED}.jsonl")
         coming = islice(self._preferred, self._micro_batches - start)
         for index, batch in enumerate(coming, start=start):
             first = index * self._rows + world.rank() * len(batch)
@@ -388,13 +392,13 @@ class _Collector(AbstractCollector):
             file.unlink(missing_ok=True)
 
 
-def _merge(folder: Path, name: str, *, by: str) -> list[dict[str, Any]]:
+def _merge(cls: type[Row], folder: Path, name: str, *, by: str) -> list[Row]:
     """The rows of all works of a phase in the order of the round, also as one file."""
     files = folder.glob(f"{name}/*.jsonl")
-    rows = [row for file in files for row in read_json_lines(file)]
-    rows.sort(key=lambda row: int(row[by]))
+    rows = [row for file in files for row in read_rows(cls, file)]
+    rows.sort(key=operator.attrgetter(by))
     if rows:
-        write_json_lines(folder / f"{name}.jsonl", rows)
+        write_json_lines(folder / f"{name}.jsonl", map(asdict, rows))
     return rows
 
 

@@ -11,7 +11,6 @@ see `rollouts.resampling`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,9 +26,17 @@ from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
 from diffalign.evaluation.pictures import read_picture
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
 from diffalign.evaluation.spacing import evenly_spaced, evenly_spaced_with_ends
-from diffalign.files import write_atomically, write_image, write_json, write_json_lines, writing
+from diffalign.files import (
+    read_json,
+    write_atomically,
+    write_image,
+    write_json,
+    write_json_lines,
+    writing,
+)
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.reverse import ReverseProcess
+from diffalign.parsing import checked
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
@@ -152,6 +159,14 @@ class _Batch:
         return f"batches/{self.first:05d}.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What a batch's file holds."""
+
+    pairs: Sequence[StepPair]
+    comparisons: Sequence[Comparison]
+
+
 class _Collector(AbstractCollector):
     def __init__(self, settings: Stepwise, run: RunFacts, process: ReverseProcess) -> None:
         self._settings = settings
@@ -219,13 +234,10 @@ class _Collector(AbstractCollector):
                     self._write_pictures(folder, batch, segment)
         if ledger.pairs:
             write_tensors(folder / ledger.file, {LATENTS: ledger.latents()})
-        record = {
-            "pairs": [asdict(pair) for pair in ledger.pairs],
-            "comparisons": [asdict(comparison) for comparison in ledger.comparisons],
-        }
+        record = _Record(pairs=ledger.pairs, comparisons=ledger.comparisons)
         path = folder / batch.record
         with writing(path):
-            write_json(path, record)
+            write_json(path, asdict(record))
 
     def _shown_branches(self) -> list[int]:
         """Steps whose comparisons are kept as pictures: the first, one halfway, the last."""
@@ -241,9 +253,9 @@ class _Collector(AbstractCollector):
 
     def harvest(self, number: int, folder: Path) -> Harvest:
         files = sorted((folder / "batches").glob("*.json"))
-        records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        pairs = [StepPair(**row) for record in records for row in record["pairs"]]
-        comparisons = [Comparison(**row) for record in records for row in record["comparisons"]]
+        records = [checked(_Record, read_json(file), file) for file in files]
+        pairs = [pair for record in records for pair in record.pairs]
+        comparisons = [row for record in records for row in record.comparisons]
         if all(score is None for row in comparisons for score in row.scores):
             raise DataError(
                 f"{folder}: the scorer {scorer_name(self._settings.scorer)} gave none of the "

@@ -13,12 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from diffalign.data.batches import StepBatch
-from diffalign.files import read_json_lines, write_atomically, write_json_lines, writing
+from diffalign.files import (
+    inside,
+    open_tensors,
+    read_rows,
+    write_atomically,
+    write_json_lines,
+    writing,
+)
 
 LATENTS = "latents"
 """Name of the tensor in a file of latents: float32 [rows, channels, h, w]."""
@@ -56,7 +62,7 @@ def write_steps(folder: Path, steps: Iterable[StepPair]) -> None:
 
 def read_steps(folder: Path) -> list[StepPair]:
     """The steps of a round, in the order in which they were written."""
-    return [StepPair(**row) for row in read_json_lines(folder / STEPS)]
+    return read_rows(StepPair, folder / STEPS)
 
 
 def step_batch(folder: Path, steps: Sequence[StepPair]) -> StepBatch:
@@ -79,7 +85,7 @@ def step_batch(folder: Path, steps: Sequence[StepPair]) -> StepBatch:
             rows[view].append(places[place])
     with ExitStack() as stack:
         files = {
-            name: stack.enter_context(safe_open(folder / name, framework="pt")).get_slice(LATENTS)
+            name: stack.enter_context(open_tensors(inside(folder, name))).get_slice(LATENTS)
             for name in {step.file for step in steps}
         }
         return StepBatch(

@@ -27,7 +27,7 @@ from diffalign.data.source import AbstractSource
 from diffalign.evaluation.generation import encode_png
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
 from diffalign.evaluation.spacing import evenly_spaced
-from diffalign.files import read_json_lines, write_atomically, write_json_lines, writing
+from diffalign.files import read_rows, write_atomically, write_json_lines, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.base import (
@@ -220,11 +220,7 @@ class _Collector(AbstractCollector):
 
     def harvest(self, number: int, folder: Path) -> Harvest:
         batches = self._batches(number)
-        images = [
-            JudgedImage(**row)
-            for batch in batches
-            for row in read_json_lines(folder / batch.scores)
-        ]
+        images = [row for batch in batches for row in read_rows(JudgedImage, folder / batch.scores)]
         write_json_lines(folder / _SCORES, map(asdict, images))
         self._judges.refuse_silence(images, folder)
         by_visit: dict[int, list[JudgedImage]] = {}
@@ -258,7 +254,7 @@ class _Collector(AbstractCollector):
                 )
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
-        pairs = [TrajectoryPair(**row) for row in read_json_lines(folder / _PAIRS)]
+        pairs = read_rows(TrajectoryPair, folder / _PAIRS)
         return self._steps.batches(number, pairs, folder, start)
 
     def _harvest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.data.records import EncodedImage
-from diffalign.errors import ModelError
-from diffalign.files import replacing_file, writing
+from diffalign.errors import DataError, ModelError
+from diffalign.files import open_tensors, replacing_file, writing
 from diffalign.models.vision_language import VisionLanguageModel
 
 Pooling = Literal["mean", "cls"]
@@ -85,7 +85,7 @@ def digest(image: EncodedImage) -> str:
 def remembered(path: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Any]:
     """Tensors from a file that was written under the same key; computed and written otherwise."""
     if path.is_file():
-        with safe_open(path, framework="pt") as file:
+        with contextlib.suppress(DataError), open_tensors(path) as file:  # else computed again
             if (file.metadata() or {}).get("key") == key:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors = compute()

@@ -494,7 +494,7 @@ def three_rounds(tmp_path_factory, tiny_sd15, winners) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("sample", 3), ("encode_png", 9), ("JudgedImage", 9), ("draw_grid", 1), ("_beside", 5)],
+    [("sample", 3), ("encode_png", 9), ("write_json_lines", 8), ("draw_grid", 1), ("_beside", 5)],
     ids=["sampling", "writing", "scoring", "harvesting", "training"],
 )
 def test_a_run_killed_anywhere_ends_bit_for_bit_alike(
