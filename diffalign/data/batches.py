@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -100,7 +100,7 @@ class TokenBatch:
     views: frozenset[str]
     """Names of the views that this batch serves."""
     responses: Mapping[str, TokenRows]
-    """Response -> its rows."""
+    """Response -> its rows: B of them, or those that `rows` says."""
     pictures: Mapping[str | None, Mapping[str, Tensor]]
     """Condition (None: the pictures as they are) -> what the image processor gave for all pictures
     of the batch in reading order, such as `pixel_values`; empty where there is no picture."""
@@ -108,6 +108,19 @@ class TokenBatch:
     """Int64 [B], pictures of each sample; 0 for text alone."""
     weights: Mapping[str, Tensor]
     """`response:weights` -> float32 [B, L], aligned with the rows of that response."""
+    own_pictures: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
+        default_factory=dict
+    )
+    """(Response, condition) -> the same for the rows of that response, where some of them are about
+    other images than `pictures` has."""
+    rows: Mapping[str, Tensor] | None = None
+    """Response -> int64 [n], which samples it belongs to, in order, where each sample has one
+    response; a response that none has is absent. None where all have all."""
+
+    def pictures_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
+        """What the image processor gave for the rows of a response under a condition."""
+        found = self.own_pictures.get((response, condition))
+        return self.pictures[condition] if found is None else found
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,8 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.data.records import SkipReason, UnusableRowError
+from diffalign.data.responses.conversation import without_end_tokens
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.errors import ModelError
+
+SMALLEST_SIDE = 2
+"""Pixels that each side of an image must have: a line of pixels is a placeholder or a fault, and
+some processors of transformers take it for a colour channel."""
 
 _WHOLE_TEXT = {"padding": False, "truncation": False}
 """For every call of a tokenizer, whatever its own settings say."""
@@ -184,13 +190,14 @@ class ChatEncoder:
 
         Args:
             prompt: of `prompt`.
-            response: white space at its ends is not trained on.
+            response: white space at its ends is not trained on, and tokens that end it already are
+                not trained on twice.
 
         Raises:
-            UnusableRowError: the response is empty, contains a marker of pictures, or makes the
-                row longer than `max_length`.
+            UnusableRowError: the response is empty, contains a marker of pictures or a token that
+                ends it, or makes the row longer than `max_length`.
         """
-        kept = response.strip()
+        kept = self._without_end(response).strip()
         if not kept:
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response))
         text = prompt.text + self._frame.before + kept + self._frame.end
@@ -202,6 +209,12 @@ class ChatEncoder:
             )
         stop = plain.ends.index(len(text)) + 1  # what a tokenizer adds by itself comes after it
         first = next(i for i, end in enumerate(plain.ends) if end > len(prompt.text))
+        inside = self._end_ids.intersection(plain.ids[first : stop - 1])
+        if inside:
+            token = self._tokenizer.convert_ids_to_tokens(min(inside))
+            raise UnusableRowError(
+                SkipReason.END_INSIDE, f"{token} ends a response, and stands within this one"
+            )
         length = expanded_until + stop - pictures_until
         if self.max_length is not None and length > self.max_length:
             raise UnusableRowError(
@@ -215,12 +228,27 @@ class ChatEncoder:
         return EncodedResponse(
             input_ids=torch.cat([own, torch.tensor(plain.ids[pictures_until:stop])]),
             start=length - (stop - first),
-            offsets=offsets.clamp(0, len(response.rstrip())),
+            offsets=offsets.clamp(0, len(response) - len(response.lstrip()) + len(kept)),
             further={
                 name: torch.cat([values[:expanded_until], _as_text(values, length - len(own))])
                 for name, values in prompt.further.items()
             },
         )
+
+    def _without_end(self, response: str) -> str:
+        """A response without the tokens that end one."""
+        ends = [str(self._tokenizer.convert_ids_to_tokens(i)) for i in self._end_ids]
+        text = without_end_tokens(response)
+        while text.rstrip().endswith(tuple(ends)):
+            text = text.rstrip()
+            text = without_end_tokens(text[: -max(len(e) for e in ends if text.endswith(e))])
+        return text
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        """Tokens that end a response: the template's, and the tokenizer's end of a sequence."""
+        own = self._tokenizer(self._frame.end, add_special_tokens=False, **_WHOLE_TEXT)["input_ids"]
+        return frozenset({own[-1], self._tokenizer.eos_token_id} - {None})
 
     @property
     def _marker_id(self) -> int:
@@ -230,15 +258,31 @@ class ChatEncoder:
         self, text: str, images: Sequence[Image.Image]
     ) -> tuple[list[int], dict[str, Tensor], dict[str, Tensor]]:
         """Tokens, further outputs per token, and outputs for the pictures."""
-        outputs = dict(
-            self.processor(
-                text=[text],
-                images=list(images) or None,
-                return_tensors="pt",
-                add_special_tokens=self._adds_special_tokens(text),
-                **_WHOLE_TEXT,
+        for image in images:
+            if min(image.size) < SMALLEST_SIDE:
+                raise UnusableRowError(
+                    SkipReason.UNSUITABLE,
+                    f"{image.width} x {image.height} pixels; each side must have {SMALLEST_SIDE}",
+                )
+        try:
+            outputs = dict(
+                self.processor(
+                    text=[text],
+                    images=list(images) or None,
+                    return_tensors="pt",
+                    add_special_tokens=self._adds_special_tokens(text),
+                    **_WHOLE_TEXT,
+                )
             )
-        )
+        except Exception as error:  # each processor has its own limits and its own errors
+            if not images:
+                raise
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+            raise UnusableRowError(
+                SkipReason.UNSUITABLE,
+                f"{type(self.processor).__name__} takes no image of {sizes} pixels: "
+                f"{type(error).__name__}: {error}",
+            ) from error
         ids = outputs.pop("input_ids")
         outputs.pop("attention_mask", None)
         strange = [name for name, value in outputs.items() if not isinstance(value, Tensor)]

@@ -34,6 +34,7 @@ class LeftOut(enum.Enum):
 
     TIE = "tie"
     UNLABELLED = "no label"
+    OTHER_LABEL = "a label that the objective does not read"
 
 
 class SkipReason(enum.Enum):
@@ -45,6 +46,8 @@ class SkipReason(enum.Enum):
     CORRUPT = "corrupt image"
     TRUNCATED = "truncated image"
     TOO_LARGE = "image above max_pixels"
+    UNSUITABLE = "image that the model's processor refuses"
+    REMOTE = "image behind an address"
     EMPTY_PROMPT = "empty prompt"
     EMPTY_RESPONSE = "empty response"
     IDENTICAL = "identical chosen and rejected"
@@ -54,6 +57,7 @@ class SkipReason(enum.Enum):
     UNJUDGED = "no judged parts"
     NOTHING_COUNTS = "no token counts"
     TOO_LONG = "row above max_length"
+    END_INSIDE = "end token inside a response"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,25 +21,59 @@ def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatc
         samples: with pictures or without; not empty.
         pad_token_id: what shorter rows end with, hidden by the attention mask.
     """
-    first = samples[0]
+    names = sorted({name for sample in samples for name in sample.responses})
+    holders = {name: [s for s in samples if name in s.responses] for name in names}
+    weights = dict.fromkeys(name for sample in samples for name in sample.weights)
+    conditions = dict.fromkeys(c for sample in samples for c in sample.pictures)
+    paired = samples[0].paired
     return TokenBatch(
         sample_ids=tuple(sample.sample_id for sample in samples),
         draws=tuple(sample.draw for sample in samples),
-        views=first.views,
+        views=samples[0].views,
         responses={
-            name: _rows([sample.responses[name] for sample in samples], pad_token_id)
-            for name in first.responses
+            name: _rows([sample.responses[name] for sample in holders[name]], pad_token_id)
+            for name in names
         },
         pictures={
             condition: join_pictures([sample.pictures[condition] for sample in samples])
-            for condition in first.pictures
+            for condition in conditions
+        }
+        if paired
+        else {},
+        own_pictures=_own_pictures(samples)
+        if paired
+        else {
+            (name, condition): join_pictures([s.pictures[condition] for s in holders[name]])
+            for name in names
+            for condition in dict.fromkeys(c for s in holders[name] for c in s.pictures)
+        },
+        rows=None
+        if paired
+        else {
+            name: torch.tensor([i for i, s in enumerate(samples) if name in s.responses])
+            for name in names
         },
         picture_counts=torch.tensor([sample.picture_count for sample in samples]),
         weights={
-            name: pad_sequence([sample.weights[name] for sample in samples], batch_first=True)
-            for name in first.weights
+            name: pad_sequence(
+                [sample.weights[name] for sample in samples if name in sample.weights],
+                batch_first=True,
+            )
+            for name in weights
         },
     )
+
+
+def _own_pictures(
+    samples: Sequence[TokenSample],
+) -> dict[tuple[str, str | None], dict[str, Tensor]]:
+    """Of every response that is about other images in some sample; the others see the shared ones
+    again."""
+    cells = dict.fromkeys(cell for sample in samples for cell in sample.own_pictures)
+    return {
+        cell: join_pictures([s.own_pictures.get(cell, s.pictures[cell[1]]) for s in samples])
+        for cell in cells
+    }
 
 
 def stack_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, Tensor]:

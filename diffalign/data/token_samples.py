@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -41,6 +41,12 @@ class TokenSample:
     picture_count: int
     weights: Mapping[str, Tensor]
     """`response:weights` -> float32 [L], 0 for the tokens of the prompt."""
+    own_pictures: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
+        default_factory=dict
+    )
+    """(Response, condition) -> the same for a response that is about other images than the rest."""
+    paired: bool = True
+    """Whether the responses compete; False where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +94,50 @@ class TokenSampleMaker:
         return tuple(View.parse(name) for name in sorted(self.views))
 
     def _sample(self, pair: ResponsePair, draw: int) -> TokenSample:
+        views = [view for view in self._parsed if pair.paired or view.response in pair.responses]
         images = [self._decoded(image) for image in pair.images]
         prompt = self.encoder.prompt(pair.turns, images)
-        encoded = {name: self._encoded(prompt, pair, name) for name in sorted(self._responses_read)}
+        own = {name: self._own(pair, name) for name in pair.own if name in self._responses_read}
+        encoded = {
+            name: self._encoded(own[name][0] if name in own else prompt, pair, name)
+            for name in sorted(self._responses_read)
+            if pair.paired or name in pair.responses
+        }
+        if not own:
+            _check_difference(encoded)
         return TokenSample(
             sample_id=pair.sample_id,
             draw=draw,
             views=self.views,
-            responses={view.response: encoded[view.response] for view in self._parsed},
+            responses={view.response: encoded[view.response] for view in views},
             pictures={
                 condition: self._seen(condition, prompt, images, pair, draw)
-                for condition in dict.fromkeys(view.condition for view in self._parsed)
+                for condition in dict.fromkeys(view.condition for view in views)
             },
+            own_pictures={
+                (view.response, view.condition): self._seen(
+                    view.condition, *own[view.response], pair, draw
+                )
+                for view in views
+                if view.response in own and pair.own[view.response].images != pair.images
+            },
+            paired=pair.paired,
             picture_count=len(images),
             weights={
                 f"{view.response}:{view.weights}": self._weights(view, encoded, pair)
-                for view in self._parsed
+                for view in views
                 if view.weights
             },
         )
+
+    def _own(self, pair: ResponsePair, name: str) -> tuple[EncodedPrompt, Sequence[Image.Image]]:
+        """What a response answers that has a conversation or images of its own."""
+        conversation = pair.own[name]
+        images = [self._decoded(image, name) for image in conversation.images]
+        try:
+            return self.encoder.prompt(conversation.turns, images), images
+        except UnusableRowError as error:
+            raise UnusableRowError(error.reason, error.detail, name) from error
 
     @cached_property
     def _responses_read(self) -> frozenset[str]:
@@ -213,6 +244,13 @@ class TokenSampleMaker:
                 f"the view {view} shows pictures of other samples, which this data set cannot be "
                 f"read for at random"
             )
+
+
+def _check_difference(encoded: Mapping[str, EncodedResponse]) -> None:
+    """Raise UnusableRowError where chosen and rejected are the same tokens."""
+    sides = [encoded[name].tokens for name in ("chosen", "rejected") if name in encoded]
+    if len(sides) == 2 and torch.equal(*sides):
+        raise UnusableRowError(SkipReason.IDENTICAL, "both are the same tokens")
 
 
 def _require(view: str, name: str, section: str, given: Mapping[str, object]) -> None:

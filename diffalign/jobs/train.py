@@ -192,7 +192,8 @@ def _print_answers(console: Console, shown: ResponsePreview) -> None:
         sizes = ", ".join(map(_described, row.images))
         table = Table("pair", escape(row.sample_id), box=None)
         table.add_row("pictures", escape(f"{len(row.images)}: {sizes}" if sizes else "0"))
-        for name, text in {"prompt": row.prompt, **row.responses}.items():
+        own = {f"prompt of {name}": text for name, text in row.own.items()}
+        for name, text in {"prompt": row.prompt, **own, **row.responses}.items():
             table.add_row(name, escape(_shortened(text)))
         if row.unusable is not None:
             table.add_row("[yellow]skipped", escape(row.unusable))

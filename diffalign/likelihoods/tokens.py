@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -100,6 +101,8 @@ class PreparedView:
     """Which of the tokens that are asked for at each position."""
     weights: Tensor
     """How much each token counts, float32 [B, L]; 0 outside the response."""
+    rows: Tensor | None = None
+    """Int64 [B], which samples these are, where some have another response."""
 
 
 @dataclass(kw_only=True)
@@ -111,6 +114,9 @@ class PreparedTokens:
     tokens: Sequence[TokensOfResponse]
     """Of every cell, in the order of the groups."""
     views: Mapping[str, PreparedView]
+    empty: frozenset[str]
+    """Views that no sample of this batch has."""
+    device: torch.device
     reference_states: list[States] | None = None
     """Of every group, once the reference was evaluated."""
     divergence: Mapping[str, Tensor] = field(default_factory=dict)
@@ -187,8 +193,8 @@ class Tokens(AbstractLikelihood):
         """Look at the pictures once, and lay out the rows of every cell."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
         cells = list(dict.fromkeys(self._cell(view) for view in parsed.values()))
-        seen = {name: model.look(some) for name, some in batch.pictures.items()}
-        bench = _Bench(model, batch, seen)
+        cells = [cell for cell in cells if cell[0] in batch.responses]  # no sample may have it
+        bench = _Bench(model, batch)
 
         targets = [bench.tokens(cell).ids[:, None] for cell in cells]
         if any(view.response == OWN for view in parsed.values()):
@@ -206,9 +212,15 @@ class Tokens(AbstractLikelihood):
                     cell=cells.index(self._cell(view)),
                     target=int(view.response == OWN),
                     weights=self._weights(bench, view),
+                    rows=None
+                    if batch.rows is None
+                    else send(batch.rows[self._cell(view)[0]], bench.device),
                 )
                 for name, view in parsed.items()
+                if self._cell(view) in cells
             },
+            empty=frozenset(n for n, v in parsed.items() if self._cell(v) not in cells),
+            device=bench.device,
         )
 
     def evaluate(self, model: VisionLanguageModel, prepared: PreparedTokens) -> dict[str, Tensor]:
@@ -224,20 +236,30 @@ class Tokens(AbstractLikelihood):
             found = [some.divergence for some in scores if some.divergence is not None]
             prepared.divergence = self._divergence(prepared, torch.cat(found))
         of_cells = prepared.of_cells(torch.cat([some.log_probs for some in scores]))
-        return {
+        measured = {
             name: self._reduced(
                 prepared.tokens[view.cell].spread(of_cells[view.cell][:, view.target]),
                 view.weights,
             )
             for name, view in prepared.views.items()
         }
+        nothing = torch.zeros(0, device=prepared.device)
+        return {**measured, **dict.fromkeys(prepared.empty, nothing)}
 
     def facts(self, prepared: PreparedTokens) -> dict[str, dict[str, Tensor]]:
-        """Weights of a row's tokens in all, as `length` of a sum; and the divergence."""
+        """Weights of a row's tokens in all, as `length` of a sum; the divergence; and which samples
+        the rows are of, where not every sample has every view."""
         facts: dict[str, dict[str, Tensor]] = {name: {} for name in prepared.views}
+        for name in prepared.empty:
+            nothing = torch.zeros(0, device=prepared.device)
+            facts[name] = {"rows": nothing.long()}
+            if self.reduction == "sum":
+                facts[name]["length"] = nothing
         for name, view in prepared.views.items():
             if self.reduction == "sum":
                 facts[name]["length"] = view.weights.sum(dim=1)
+            if view.rows is not None:
+                facts[name]["rows"] = view.rows
             if name in prepared.divergence:
                 facts[name]["divergence"] = prepared.divergence[name]
         return facts
@@ -284,13 +306,10 @@ class Tokens(AbstractLikelihood):
 class _Bench:
     """A batch beside the model that reads it: the rows of any cells, laid out as asked."""
 
-    def __init__(
-        self,
-        model: VisionLanguageModel,
-        batch: TokenBatch,
-        seen: Mapping[str | None, Pictures],
-    ) -> None:
-        self.model, self.batch, self.seen = model, batch, seen
+    def __init__(self, model: VisionLanguageModel, batch: TokenBatch) -> None:
+        self.model, self.batch = model, batch
+        self._seen = {name: model.look(some) for name, some in batch.pictures.items()}
+        self._own = {cell: model.look(some) for cell, some in batch.own_pictures.items()}
         self.device = model.device
         self._tokens = {
             name: TokensOfResponse.of(response) for name, response in batch.responses.items()
@@ -316,6 +335,11 @@ class _Bench:
         """The policy's most probable tokens in place of a cell's own, int64 [N], on the device."""
         return self.model.choices(self._rows([cell], self.tokens(cell).ids[:, None]))
 
+    def _beside(self, cell: Cell) -> Pictures:
+        """The pictures of the rows of a cell."""
+        own = self._own.get(cell)
+        return self._seen[cell[1]] if own is None else own
+
     def _rows(self, cells: Sequence[Cell], targets: Tensor) -> ResponseRows:
         parts = [self.batch.responses[response] for response, _ in cells]
         longest = max(part.input_ids.shape[1] for part in parts)
@@ -324,16 +348,16 @@ class _Bench:
             padded = [pad(t, (0, longest - t.shape[1]), value=value) for t in tensors]
             return send(torch.cat(padded), self.device)
 
-        height = len(self.batch)
+        heights = [len(part.input_ids) for part in parts]
         positions = [
-            (number * height + self.tokens(cell).rows) * longest + self.tokens(cell).columns
-            for number, cell in enumerate(cells)
+            (above + self.tokens(cell).rows) * longest + self.tokens(cell).columns
+            for above, cell in zip(accumulate(heights, initial=0), cells, strict=False)
         ]
         return ResponseRows(
             input_ids=stack([part.input_ids for part in parts], self.model.pad_token_id),
             attention_mask=stack([part.attention_mask for part in parts]),
             further={key: stack([part.further[key] for part in parts]) for key in parts[0].further},
-            pictures=Pictures.stack([self.seen[condition] for _, condition in cells]),
+            pictures=Pictures.stack([self._beside(cell) for cell in cells]),
             positions=send(torch.cat(positions), self.device),
             targets=send(targets, self.device),
         )

@@ -29,6 +29,9 @@ class Likelihoods:
     """Importance of each row, shape [n]."""
     divergence: Tensor | None = None
     """Sum over the tokens of KL(reference || policy), shape [n]; carries gradient."""
+    rows: Tensor | None = None
+    """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
+    then be 0. None where row i of every view is sample i."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -88,6 +91,12 @@ class AbstractObjective(abc.ABC):
         """Whether `Likelihoods.reference` is read."""
 
     @property
+    def takes_unpaired(self) -> bool:
+        """Whether views may be of different samples (`Likelihoods.rows`), so that each row of a
+        data set can hold a single response, desirable or not."""
+        return False
+
+    @property
     def takes_ties(self) -> bool:
         """Whether `Likelihoods.weight` is read, so that a tie can be half a preference for either
         side and pairs can count differently."""
@@ -124,6 +133,22 @@ def check_beta(beta: float) -> None:
     """Raise ValueError for a beta at which nothing is learnt."""
     if beta <= 0:
         raise ValueError(f"beta must be greater than 0, got {beta}: at 0 nothing is learnt")
+
+
+def side_metrics(views: Views, chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:
+    """`pair_metrics`, or what of it has a meaning where no sample has both sides: the rewards.
+
+    Args:
+        views: `chosen` and `rejected`.
+        chosen_reward: beta times log-ratio of the chosen rows.
+        rejected_reward: the same for the rejected rows.
+    """
+    if views["chosen"].rows is None:
+        return pair_metrics(chosen_reward, rejected_reward)
+    return {
+        "chosen_reward": chosen_reward.detach(),
+        "rejected_reward": rejected_reward.detach(),
+    }
 
 
 def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:

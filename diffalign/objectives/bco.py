@@ -5,7 +5,7 @@ the present batch included. It is kept in checkpoints. A micro-batch with a rewa
 finite does not enter it.
 
 Source: Jung et al. 2024, arXiv:2404.04656, with the running mean of TRL's `BCOTrainer`; not
-its density ratio for desirable and undesirable samples of different prompts, which pairs lack.
+its density ratio for desirable and undesirable samples of different prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from diffalign import world
 from diffalign.objectives.base import (
@@ -24,7 +25,7 @@ from diffalign.objectives.base import (
     LossOutput,
     Views,
     check_beta,
-    pair_metrics,
+    side_metrics,
 )
 from diffalign.objectives.bco_pair import bco_loss
 
@@ -51,10 +52,12 @@ class RunningMean:
 
 @dataclass(frozen=True, kw_only=True)
 class BCO(AbstractObjective):
-    """BCO over pairs with a running threshold; a pair's loss is the mean of its two sides."""
+    """BCO over pairs, or over single responses, with a running threshold; a pair's loss is the mean
+    of its two sides."""
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = True
+    takes_unpaired: ClassVar[bool] = True
 
     beta: float
     """Pull towards the reference, in the units of `dpo.py`."""
@@ -70,8 +73,11 @@ class BCO(AbstractObjective):
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = (self.beta * views[side].log_ratio for side in ("chosen", "rejected"))
         delta = self._rewards.update(torch.cat([chosen, rejected]))
-        loss = bco_loss(chosen - delta, rejected - delta) / 2
-        return LossOutput(loss, {**pair_metrics(chosen, rejected), "delta": delta})
+        if views["chosen"].rows is None:
+            loss = bco_loss(chosen - delta, rejected - delta) / 2
+        else:
+            loss = -logsigmoid(torch.cat([chosen - delta, delta - rejected]))
+        return LossOutput(loss, {**side_metrics(views, chosen, rejected), "delta": delta})
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running mean and how many rewards it is of."""

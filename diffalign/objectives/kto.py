@@ -1,6 +1,7 @@
 """Kahneman-Tversky optimisation: each side is judged alone, against the average gain.
 
-The chosen side counts as a desirable sample and the rejected one as an undesirable one. A sigmoid
+The chosen side counts as a desirable sample and the rejected one as an undesirable one; a sample
+may also have one of the two alone, as in the paper. A sigmoid
 stands for the value function, so what is far from the baseline on either side has little pull.
 
 The baseline estimates the policy's divergence from the reference, and carries no gradient. In the
@@ -26,7 +27,7 @@ from diffalign.objectives.base import (
     LossOutput,
     Views,
     check_beta,
-    pair_metrics,
+    side_metrics,
 )
 
 
@@ -48,9 +49,10 @@ def kto_loss(log_ratio: Tensor, baseline: Tensor, *, beta: float, desirable: boo
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(AbstractObjective):
-    """KTO over pairs; a pair's loss is the mean of its two sides."""
+    """KTO over pairs, or over single responses; a pair's loss is the mean of its two sides."""
 
     needs_reference: ClassVar[bool] = True
+    takes_unpaired: ClassVar[bool] = True
 
     beta: float
     """Pull towards the reference, in the units of `dpo.py`."""
@@ -83,6 +85,8 @@ class KTO(AbstractObjective):
         baseline = world.mean(measured).clamp(min=0)
         gains = kto_loss(chosen, baseline, beta=self.beta, desirable=True)
         losses = kto_loss(rejected, baseline, beta=self.beta, desirable=False)
-        loss = (self.desirable_weight * gains + self.undesirable_weight * losses) / 2
-        metrics = pair_metrics(self.beta * chosen, self.beta * rejected)
+        gains, losses = self.desirable_weight * gains, self.undesirable_weight * losses
+        paired = views["chosen"].rows is None
+        loss = (gains + losses) / 2 if paired else torch.cat([gains, losses])
+        metrics = side_metrics(views, self.beta * chosen, self.beta * rejected)
         return LossOutput(loss, {**metrics, "baseline": baseline})

@@ -36,6 +36,7 @@ class NPO(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"rejected"})
     needs_reference: ClassVar[bool] = True
+    takes_unpaired: ClassVar[bool] = True
 
     beta: float
     """How soon the pull fades; 0.1 in the paper, for sums over tokens."""

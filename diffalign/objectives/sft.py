@@ -39,6 +39,7 @@ class SFT(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen"})
     needs_reference: ClassVar[bool] = False
+    takes_unpaired: ClassVar[bool] = True
 
     per: Per = "token"
     """`token` weighs all tokens of a micro-batch alike, as TRL; `response` all responses alike, as

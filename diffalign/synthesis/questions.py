@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from diffalign.data.records import UnusableRowError
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import malformed, turns_of, with_markers
-from diffalign.data.responses.images import images_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, malformed, turns_of
+from diffalign.data.responses.images import conversation_of
 from diffalign.data.responses.reading import OpenedResponses, open_responses, renamed
 from diffalign.data.responses.records import IMAGE
 from diffalign.errors import DataError
@@ -110,8 +110,9 @@ class Questions(Sequence["Question | Unmade"]):
             raise malformed("the row holds no preference, and so no chosen answer")
         column = mapping.image_column(values)
         encoded = values.get(column) if column else None
-        images = images_of(encoded, folder or self._data.folder) if encoded else ()
-        turns = with_markers(found[0].turns, len(images))
+        shown = encoded if isinstance(encoded, (list, tuple)) else [encoded] if encoded else []
+        asked = conversation_of(found[0].turns, shown, folder or self._data.folder)
+        turns, images = asked.turns, asked.images
         markers = sum(turn.text.count(IMAGE) for turn in turns)
         if markers != len(images) or None in images:
             raise malformed(

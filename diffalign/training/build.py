@@ -354,6 +354,7 @@ def _open_responses(
         samples_per_device=run.training.samples_per_device,
         processor=run.model.processor(),
         skipped=skipped,
+        pairs_for=None if run.objective.takes_unpaired else components.kind_of(run.objective),
     )
 
 

@@ -53,7 +53,12 @@ def check(run: RunConfig) -> None:
 def contents(
     run: RunConfig, source: ResponseSource, *, pairs_per_shard: int = PAIRS_PER_SHARD
 ) -> Contents:
-    """What `diffalign precompute` computes for a run."""
+    """What `diffalign precompute` computes for a run.
+
+    Raises:
+        ConfigError: its rows are unpaired.
+    """
+    _refuse_unpaired(source)
     return Contents(
         fingerprint=_fingerprint(run, source),
         views=tuple(sorted(run.objective.views)),
@@ -68,13 +73,23 @@ def open_cached(run: RunConfig, source: ResponseSource) -> CachedReference:
 
     Raises:
         CacheError: see `CachedReference.open`.
+        ConfigError: the rows are unpaired.
     """
+    _refuse_unpaired(source)
     return CachedReference.open(
         folder_of(run),
         fingerprint=_fingerprint(run, source),
         views=run.objective.views,
         draws=_draws(run),
     )
+
+
+def _refuse_unpaired(source: ResponseSource) -> None:
+    if not source.paired:
+        raise ConfigError(
+            "reference is cached, and the data has unpaired rows, of which each has some of the "
+            "views only: their reference values are not kept in advance. Leave reference at auto"
+        )
 
 
 def _draws(run: RunConfig) -> int:

@@ -38,14 +38,16 @@ class Metrics:
     def reduce(self) -> dict[str, float]:
         """Means over everything committed on all ranks since the last call; starts afresh.
 
-        Every rank must have committed the same names. One reduction, one read-back.
+        Every rank must have committed the same names; one of which no rank has a value is left out.
+        One reduction, one read-back.
         """
         names = sorted(self._sums)
         if not names:
             return {}
         sums = world.total(torch.stack([self._sums[name] for name in names])).tolist()
         self._sums.clear()
-        return {name: total / count for name, (total, count) in zip(names, sums, strict=True)}
+        found = zip(names, sums, strict=True)
+        return {name: total / count for name, (total, count) in found if count}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The committed sums of this rank."""

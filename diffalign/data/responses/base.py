@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from diffalign.data.records import EncodedImage, LeftOut, Skipped, SkipReason, UnusableRowError
-from diffalign.data.responses.conversation import malformed, with_markers
-from diffalign.data.responses.images import images_of
-from diffalign.data.responses.records import IMAGE, ResponsePair, Span, Turn
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What the text of a row says: a conversation and the answers to it."""
-
-    turns: tuple[Turn, ...]
-    """As in `ResponsePair`; markers may be missing altogether."""
-    responses: Mapping[str, str]
-    """See `ResponsePair`."""
-    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
-    """See `ResponsePair`."""
+from diffalign.data.responses.conversation import Comparison, malformed
+from diffalign.data.responses.images import conversation_of, images_of
+from diffalign.data.responses.records import IMAGE, Conversation, ResponsePair, Turn
 
 
 class AbstractMapping(abc.ABC):
@@ -38,8 +25,13 @@ class AbstractMapping(abc.ABC):
     """Whether a data set may have no such column."""
     replacements: ClassVar[Mapping[str, str]] = {}
     """Condition -> column with pictures that take the place of the images under it."""
+    own_images: ClassVar[Mapping[str, str]] = {}
+    """Response -> column with the images that it is about, where they are not those of the row."""
     responses: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
-    """The answers that every row offers."""
+    """The answers that every row offers; that some row offers, where rows are unpaired."""
+    paired: ClassVar[bool] = True
+    """Whether a row holds responses that compete; False where it holds one, desirable (`chosen`) or
+    not (`rejected`)."""
     summary: ClassVar[str]
     """Which column is what, as half a sentence for the user."""
 
@@ -63,13 +55,16 @@ class AbstractMapping(abc.ABC):
         """Whether values have this form, where the names of the columns alone do not tell."""
         return True
 
-    def image_column(self, columns: Collection[str]) -> str | None:
-        """The column of the images; None where there is none."""
-        return next((name for name in self.image_columns if name in columns), None)
+    def image_column(self, columns: Mapping[str, Any]) -> str | None:
+        """The column of the images; None where there is none. Of several, the first that has one in
+        this row."""
+        found = [name for name in self.image_columns if name in columns]
+        return next((name for name in found if columns[name]), found[0] if found else None)
 
     def heavy_columns(self) -> frozenset[str]:
         """Columns of images, which decide nothing about the text of a row."""
-        return frozenset({*self.image_columns, *self.replacements.values()})
+        others = (*self.replacements.values(), *self.own_images.values())
+        return frozenset({*self.image_columns, *others})
 
     def describe_needs(self) -> str:
         """For example `chosen, prompt, rejected and images (or image)`."""
@@ -93,7 +88,7 @@ class AbstractMapping(abc.ABC):
         for place, comparison in enumerate(found):
             try:
                 if isinstance(comparison, Comparison):
-                    _check_text(comparison, may_be_alike="rejected" in self.replacements)
+                    _check_text(comparison, may_be_alike="rejected" in self.own_images)
                 result.append(comparison)
             except UnusableRowError as error:
                 result.append(error.skipped(numbered(sample_id, place, len(found))))
@@ -109,8 +104,8 @@ class AbstractMapping(abc.ABC):
     ) -> ResponsePair | Skipped:
         """A comparison with its images, or why it cannot be used.
 
-        Where no turn has an image marker, all markers go in front of the first text of the user, as
-        TRL puts them.
+        Images are those of the row's column, or those that messages hold. Where no turn has an
+        image marker, all markers go in front of the first text of the user, as TRL puts them.
 
         Args:
             comparison: one that is usable as text.
@@ -118,28 +113,58 @@ class AbstractMapping(abc.ABC):
             sample_id: of the pair.
             folder: from which relative file names start.
         """
-        column = self.image_column(values)
-        found = values[column] if column is not None else None
-        without_any = not found and (
-            column == "images" or (column is None and self.images_optional)
-        )
-        images = () if without_any else images_of(found or None, folder)
+        try:
+            return self._pair(comparison, values, sample_id=sample_id, folder=folder)
+        except UnusableRowError as error:
+            return error.skipped(sample_id)
+
+    def _pair(
+        self,
+        comparison: Comparison,
+        values: Mapping[str, Any],
+        *,
+        sample_id: str,
+        folder: Path | None,
+    ) -> ResponsePair:
+        shown = self._shown(comparison.turns, values)
+        whole = _conversation(comparison.turns, shown, folder)
+        own: dict[str, Conversation] = {}
+        for name in comparison.responses:
+            column = values.get(self.own_images.get(name, ""))
+            if name in comparison.contexts or column:
+                turns = comparison.contexts.get(name, comparison.turns)
+                images = _as_list(column) if column else self._shown(turns, values)
+                conversation = _conversation(turns, images, folder, name)
+                if conversation != whole:
+                    own[name] = conversation
         pair = ResponsePair(
             sample_id=sample_id,
-            images=images,
-            turns=with_markers(comparison.turns, len(images)),
+            images=whole.images,
+            turns=whole.turns,
             responses=comparison.responses,
+            own=own,
+            paired=self.paired,
             pictures={
-                condition: self._replacement(values, name, folder) or images
+                condition: self._replacement(values, name, folder) or whole.images
                 for condition, name in self.replacements.items()
             },
             spans=comparison.spans,
         )
-        try:
-            _check_images(pair)
-        except UnusableRowError as error:
-            return error.skipped(sample_id)
+        _check_replacements(pair, free=frozenset(self.own_images))
+        if self.paired and not own:
+            _check_difference(pair.responses)
         return pair
+
+    def _shown(self, turns: Sequence[Turn], values: Mapping[str, Any]) -> Sequence[Any]:
+        """What the column of images holds; one null where a row should have an image and none is
+        there."""
+        column = self.image_column(values)
+        found = values[column] if column is not None else None
+        if found is not None and found != "" and found != []:
+            return _as_list(found)
+        optional = column == "images" or (column is None and self.images_optional)
+        held = any(image is not None for turn in turns for image in turn.images)
+        return () if optional or held else (None,)
 
     def _replacement(
         self, values: Mapping[str, Any], name: str, folder: Path | None
@@ -154,44 +179,77 @@ def numbered(sample_id: str, place: int, count: int) -> str:
     return sample_id if count == 1 else f"{sample_id}#{place}"
 
 
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _conversation(
+    turns: Sequence[Turn], column: Sequence[Any], folder: Path | None, side: str | None = None
+) -> Conversation:
+    """`conversation_of`, and a check of its markers; `side` is whose it is."""
+    try:
+        found = conversation_of(turns, column, folder)
+        _check_images(found)
+    except UnusableRowError as error:
+        raise UnusableRowError(error.reason, error.detail, error.side or side) from error
+    return found
+
+
 def _check_text(comparison: Comparison, *, may_be_alike: bool) -> None:
-    if not comparison.turns or comparison.turns[-1].role != "user":
-        raise malformed("the conversation before the answer does not end with the user's turn")
-    if not comparison.turns[-1].text.replace(IMAGE, "").strip():
-        raise UnusableRowError(SkipReason.EMPTY_PROMPT, repr(comparison.turns[-1].text))
+    _check_turns(comparison.turns, None)
+    for side, turns in comparison.contexts.items():
+        _check_turns(turns, side)
     for name, response in comparison.responses.items():
         if not response.strip():
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response), name)
         if IMAGE in response:
             raise UnusableRowError(SkipReason.MARKERS, f"{IMAGE} in a response", name)
-    if not may_be_alike:
+    if not may_be_alike and not comparison.contexts:
         _check_difference(comparison.responses)
 
 
+def _check_turns(turns: Sequence[Turn], side: str | None) -> None:
+    if not turns or turns[-1].role != "user":
+        raise malformed(
+            "the conversation before the answer does not end with the user's turn", side
+        )
+    if not turns[-1].text.replace(IMAGE, "").strip():
+        raise UnusableRowError(SkipReason.EMPTY_PROMPT, repr(turns[-1].text), side)
+
+
 def _check_difference(responses: Mapping[str, str]) -> None:
-    if responses["chosen"].strip() == responses["rejected"].strip():
-        raise UnusableRowError(SkipReason.IDENTICAL, f"both are {responses['chosen']!r:.60}")
+    chosen, rejected = responses.get("chosen"), responses.get("rejected")
+    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
+        raise UnusableRowError(SkipReason.IDENTICAL, f"both are {chosen!r:.60}")
 
 
-def _check_images(pair: ResponsePair) -> None:
-    markers = sum(turn.text.count(IMAGE) for turn in pair.turns)
-    if markers != len(pair.images):
+def _check_images(conversation: Conversation) -> None:
+    markers = sum(turn.text.count(IMAGE) for turn in conversation.turns)
+    images = conversation.images
+    if markers != len(images):
         raise UnusableRowError(
             SkipReason.MARKERS,
-            f"{markers} {IMAGE} in the prompt, and images in the row: {len(pair.images)}",
+            f"{markers} {IMAGE} in the prompt, and images in the row: {len(images)}",
         )
-    for condition, pictures in {"images": pair.images, **pair.pictures}.items():
-        if len(pictures) != len(pair.images):
+    _check_there(images, None)
+
+
+def _check_there(images: Sequence[EncodedImage], side: str | None) -> None:
+    if None in images:
+        raise UnusableRowError(
+            SkipReason.MISSING_IMAGE,
+            f"number {images.index(None) + 1} of {len(images)} is null",
+            side,
+        )
+
+
+def _check_replacements(pair: ResponsePair, *, free: frozenset[str]) -> None:
+    """As many under every condition; `free` are those that stand beside a response of their own."""
+    for condition, pictures in pair.pictures.items():
+        if len(pictures) != len(pair.images) and condition not in free:
             raise UnusableRowError(
                 SkipReason.MARKERS,
                 f"{len(pictures)} pictures of {condition} for {len(pair.images)} images",
                 condition,
             )
-        if None in pictures:
-            raise UnusableRowError(
-                SkipReason.MISSING_IMAGE,
-                f"number {pictures.index(None) + 1} of {len(pictures)} is null",
-                None if condition == "images" else condition,
-            )
-    if pair.pictures.get("rejected", pair.images) == pair.images:
-        _check_difference(pair.responses)
+        _check_there(pictures, condition)

@@ -1,25 +1,59 @@
-"""Conversations as data sets spell them, read into turns and answers."""
+"""Conversations as data sets spell them, read into turns and responses."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffalign.data.records import SkipReason, UnusableRowError
-from diffalign.data.responses.records import IMAGE, Span, Turn
+from diffalign.data.responses.records import IMAGE, Position, Span, Turn
 
 Role = Literal["system", "user", "assistant"]
 
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
 }
+_IMAGE_BLOCKS = ("image", "image_url", "input_image")
+_TEXT_BLOCKS = ("text", "input_text", "output_text")
+_HELD = (*_IMAGE_BLOCKS[:2], "url", "path", "bytes", "base64", "data", "source", "file_name")
+"""Fields of a block in which its image can be."""
+_END_TOKENS = (
+    "</s>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<eos>",
+)
+"""What ends a turn or a text in the chat templates of published models."""
 _SPEAKER = re.compile(r"(?:^|\s|</s>|<\|endoftext\|>)(USER|ASSISTANT):")
-_END_OF_SEQUENCE = re.compile(r"\s*(</s>|<\|endoftext\|>)\s*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the text of a row says: a conversation and the responses to it."""
+
+    turns: tuple[Turn, ...]
+    """As in `ResponsePair`; markers may be missing altogether."""
+    responses: Mapping[str, str]
+    """See `ResponsePair`."""
+    contexts: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
+    """What a response answers, where that is another conversation."""
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    """See `ResponsePair`."""
 
 
 def malformed(detail: str, side: str | None = None) -> UnusableRowError:
@@ -31,11 +65,15 @@ def turns_of(messages: Any) -> tuple[Turn, ...]:
     """Messages as turns, or a plain string as one turn of the user.
 
     A message is `{role, content}` or, as LLaVA's data have it, `{from, value}`; content is a string
-    or a list of blocks `{type: image}` and `{type: text, text}`.
+    or a list of blocks `{type: image}` and `{type: text, text}`. A block of an image may hold it
+    under `image`, `image_url`, `url`, `path` and the like, or say its `index` in the row's column.
+    Messages that a table keeps as JSON text are read as messages.
 
     Raises:
         UnusableRowError: it is neither, or a role is unknown.
     """
+    if isinstance(messages, str):
+        messages = _spelled_out(messages)
     if messages is None or isinstance(messages, str):
         return (Turn(role="user", text=messages or ""),)
     return tuple(_turn(message) for message in records_of(messages, "messages"))
@@ -52,21 +90,106 @@ def records_of(value: Any, name: str) -> list[Any]:
         columns = list(value.values())
         if not columns or not all(isinstance(column, list) for column in columns):
             return [value]
+        if len({len(column) for column in columns}) > 1:
+            raise malformed(f"the fields of {name} are lists of unequal lengths: {value!r:.60}")
         return [dict(zip(value, record, strict=True)) for record in zip(*columns, strict=True)]
     if isinstance(value, (list, tuple)):
         return list(value)
     raise malformed(f"expected {name}, found {value!r:.60}")
 
 
-def answer_of(value: Any, side: str) -> str:
-    """An answer given as a string, a message, or a conversation that ends with it.
+def compared(prompt: tuple[Turn, ...] | None, sides: Mapping[str, Any]) -> Comparison:
+    """Responses, each with the conversation that it answers.
+
+    A response is a string, a message, or a conversation that ends with it. The conversation may
+    hold the prompt, or go on after it; where it does neither it is another one, and so the row
+    unusable if there is a prompt. What a string answers is the prompt, or else the conversation of
+    the first side.
+
+    Args:
+        prompt: what precedes the responses; None where their conversations say it.
+        sides: name -> response, as the data set has it.
+
+    Returns:
+        The turns are those of the first side, and `contexts` has those of sides that differ.
 
     Raises:
-        UnusableRowError: the last message is not the assistant's.
+        UnusableRowError: a side is no response.
     """
+    found = {side: _answered(value, side, prompt) for side, value in sides.items()}
+    first = next(iter(found))
+    turns = found[first][0]
+    if not turns:
+        raise malformed(f"there is no prompt, and {first} is no conversation that begins with one")
+    contexts = {}
+    for side, (before, _) in found.items():
+        if before and not _says_the_same(before, turns):
+            contexts[side] = before
+        elif before and _shown(before) != _shown(turns):
+            if not _shown(before) or not _shown(turns):
+                raise UnusableRowError(
+                    SkipReason.MARKERS,
+                    f"the conversations of {first} and {side} are the same, and one of them holds "
+                    f"images while the other has none",
+                    side,
+                )
+            contexts[side] = before
+    responses = {side: response for side, (_, response) in found.items()}
+    return Comparison(turns=turns, responses=responses, contexts=contexts)
+
+
+def _answered(
+    value: Any, side: str, prompt: tuple[Turn, ...] | None
+) -> tuple[tuple[Turn, ...], str]:
+    """The conversation that a response answers, empty where nothing says it, and the response."""
+    if isinstance(value, str):
+        value = _spelled_out(value)
     if value is None or isinstance(value, str):
-        return value or ""
-    return split_answer(turns_of(value), side)[1]
+        return prompt or (), without_end_tokens(value or "")
+    before, response = split_answer(turns_of(value), side)
+    if prompt is None or not before:
+        return before or prompt or (), response
+    starts = range(len(before) - len(prompt) + 1)
+    place = next((i for i in starts if _says_the_same(prompt, before[i : i + len(prompt)])), None)
+    if place is not None:
+        own = before[place : place + len(prompt)]
+        marked = any(IMAGE in turn.text for turn in prompt) and not _shown(own)
+        kept = prompt if marked else own  # whichever says more about its images
+        return (*before[:place], *kept, *before[place + len(prompt) :]), response
+    if before[0].role == "assistant" and prompt[-1].role == "user":
+        return (*prompt, *before), response
+    raise malformed(
+        f"the conversation of {side} neither contains the prompt nor goes on after it, but begins "
+        f"with {before[0].text!r:.60}",
+        side,
+    )
+
+
+def _says_the_same(first: Sequence[Turn], second: Sequence[Turn]) -> bool:
+    """Whether two conversations have the same roles and texts, wherever images stand in them."""
+
+    def said(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+        return [(turn.role, " ".join(turn.text.replace(IMAGE, " ").split())) for turn in turns]
+
+    return said(first) == said(second)
+
+
+def _shown(turns: Sequence[Turn]) -> list[Any]:
+    """The images that messages hold."""
+    return [image for turn in turns for image in turn.images if image is not None]
+
+
+def without_end_tokens(text: str) -> str:
+    """A response without the tokens that end one, which the chat template puts there itself.
+
+    `</s>` stays where the text opens with `<s>` what it closes, as HTML does.
+    """
+    while True:
+        kept = text.rstrip()
+        end = next((token for token in _END_TOKENS if kept.endswith(token)), None)
+        if end is None or (end == "</s>" and "<s>" in kept):
+            return text
+        text = kept[: -len(end)]
 
 
 def split_answer(turns: Sequence[Turn], side: str) -> tuple[tuple[Turn, ...], str]:
@@ -77,6 +200,8 @@ def split_answer(turns: Sequence[Turn], side: str) -> tuple[tuple[Turn, ...], st
     """
     if not turns or turns[-1].role != "assistant":
         raise malformed(f"{side}: the conversation does not end with the assistant's answer", side)
+    if any(image is not None for image in turns[-1].images):
+        raise UnusableRowError(SkipReason.MARKERS, "the response itself holds an image", side)
     return tuple(turns[:-1]), turns[-1].text
 
 
@@ -96,7 +221,7 @@ def turns_of_template(prompt: Any) -> tuple[Turn, ...]:
     if "USER" not in speakers:
         speakers, texts = ["USER", *speakers], [first, *texts]
     turns = [
-        Turn(role=_ROLES[speaker.lower()], text=_END_OF_SEQUENCE.sub("", text).strip())
+        Turn(role=_ROLES[speaker.lower()], text=without_end_tokens(text).strip())
         for speaker, text in zip(speakers, texts, strict=True)
     ]
     if turns[-1].role == "assistant" and not turns[-1].text:
@@ -163,23 +288,57 @@ def _turn(message: Any) -> Turn:
     role = _ROLES.get(str(name).lower())
     if role is None:
         raise malformed(f"a message of the role {name!r} (known: {', '.join(_ROLES)})")
-    return Turn(role=role, text=_text(message.get("content", message.get("value"))))
+    if message.get("tool_calls"):
+        raise malformed("a message calls tools, which conversations here cannot hold")
+    text, images = _content(message.get("content", message.get("value")))
+    if role == "assistant":
+        text = without_end_tokens(text)
+    return Turn(role=role, text=text, images=images)
 
 
-def _text(content: Any) -> str:
+def _content(content: Any) -> tuple[str, tuple[Any, ...]]:
+    """The text of a message with its markers, and what it says of its images."""
     if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, Sequence):
+        return content or "", ()
+    blocks = [content] if isinstance(content, Mapping) else content
+    if not isinstance(blocks, Sequence) or isinstance(blocks, (bytes, bytearray)):
         raise malformed(f"expected a message's text or blocks, found {content!r:.60}")
-    return "".join(_block(block) for block in content)
+    read = [_block(block) for block in blocks]
+    images = [image for _, shown in read for image in shown]
+    says = any(image is not None for image in images)
+    return "".join(text for text, _ in read), tuple(images) if says else ()
 
 
-def _block(block: Any) -> str:
+def _block(block: Any) -> tuple[str, list[Any]]:
+    """The text of a block with its markers, and what it says of the image of each."""
     if isinstance(block, str):
-        return block
-    kind = block.get("type") if isinstance(block, Mapping) else None
-    if kind == "image":
-        return IMAGE
-    if kind == "text":
-        return str(block.get("text") or "")
-    raise malformed(f"expected a block of type image or text, found {block!r:.60}")
+        return block, [None] * block.count(IMAGE)
+    if not isinstance(block, Mapping):
+        raise malformed(f"expected a block of type image or text, found {block!r:.60}")
+    given = {name: value for name, value in block.items() if value is not None}
+    kind = given.get("type")
+    if kind is None and given.keys() <= {"text", *_HELD}:  # Qwen's {"image": ...}, {"text": ...}
+        kind = "text" if "text" in given else "image"
+    if kind in _TEXT_BLOCKS:
+        text = str(given.get("text", ""))
+        return text, [None] * text.count(IMAGE)
+    if kind not in _IMAGE_BLOCKS:
+        raise malformed(f"expected a block of type image or text, found {block!r:.60}")
+    held = {name: given[name] for name in _HELD if name in given}
+    if not held and isinstance(given.get("index"), int):
+        return IMAGE, [Position(given["index"])]
+    return IMAGE, [held or None]
+
+
+def _spelled_out(text: str) -> Any:
+    """Messages that a table keeps as JSON text; any other text as it is."""
+    if not text.lstrip().startswith(("[{", "[ {", "[\n")):
+        return text
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    spelled = isinstance(messages, list) and all(
+        isinstance(message, Mapping) and {"role", "from"} & set(message) for message in messages
+    )
+    return messages if spelled and messages else text

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from diffalign.data.indexed import Index
 from diffalign.data.plans import Counts
 from diffalign.data.records import LeftOut, Skipped
+from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import OpenedResponses
 from diffalign.data.skipping import SkipLog
 from diffalign.errors import DataError
@@ -23,20 +25,31 @@ class Comparisons:
     """Int64 [n, 2], row and place in it of each usable comparison."""
     index: Index
     """Whose members are the numbers 0 to n - 1."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Usable rows by response, where each holds one; empty for pairs."""
 
 
-def index_comparisons(data: OpenedResponses, *, limit: int | None, skips: SkipLog) -> Comparisons:
+def index_comparisons(
+    data: OpenedResponses,
+    *,
+    limit: int | None,
+    skips: SkipLog,
+    asked_for: frozenset[str] | None = None,
+) -> Comparisons:
     """Read the text of all rows, and no image.
 
     Args:
         data: the data set.
         limit: only the first so many comparisons; None for all.
         skips: where those that are unusable as text go.
+        asked_for: responses that the objective reads, where rows are unpaired: one of another
+            response is left out; None takes all.
 
     Raises:
         DataError: no comparison is usable.
     """
     left_out: Counter[LeftOut] = Counter()
+    labels: Counter[str] = Counter()
     places: list[tuple[int, int]] = []
     pairs = read = 0
     for number, found in enumerate(data.without_images()):
@@ -49,6 +62,11 @@ def index_comparisons(data: OpenedResponses, *, limit: int | None, skips: SkipLo
             if isinstance(comparison, LeftOut):
                 left_out[comparison] += 1
                 continue
+            if asked_for is not None and isinstance(comparison, Comparison):
+                if not asked_for & set(comparison.responses):
+                    left_out[LeftOut.OTHER_LABEL] += 1
+                    continue
+                labels.update(list(comparison.responses))
             pairs += 1
             if isinstance(comparison, Skipped):
                 skips.add(comparison)
@@ -62,4 +80,4 @@ def index_comparisons(data: OpenedResponses, *, limit: int | None, skips: SkipLo
             f"usable{first}"
         )
     index = Index(members=np.arange(len(places), dtype=np.int64), counts=counts)
-    return Comparisons(places=np.array(places, dtype=np.int64), index=index)
+    return Comparisons(places=np.array(places, dtype=np.int64), index=index, labels=labels)

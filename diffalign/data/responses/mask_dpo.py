@@ -12,14 +12,17 @@ images; an `images` or `image` column is read where there is one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
+from diffalign.data.responses.base import AbstractMapping
 from diffalign.data.responses.conversation import (
-    answer_of,
+    Comparison,
+    compared,
     labelled_sentences,
     malformed,
     turns_of,
+    without_end_tokens,
 )
 from diffalign.data.responses.records import Span
 
@@ -34,21 +37,31 @@ class MaskDPO(AbstractMapping):
     )
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        responses, spans = {}, {}
-        for side in self.responses:
-            responses[side], spans[side] = _labelled(values, side)
-        return [Comparison(turns=turns_of(values["prompt"]), responses=responses, spans=spans)]
+        labelled = {side: _labelled(values, side) for side in self.responses}
+        sides = {side: answer for side, (answer, _, _) in labelled.items()}
+        found = compared(turns_of(values["prompt"]), sides)
+        spans = {
+            side: _spans(found.responses[side], sentences, labels, side)
+            for side, (_, sentences, labels) in labelled.items()
+        }
+        return [replace(found, spans=spans)]
 
 
-def _labelled(values: Mapping[str, Any], side: str) -> tuple[str, tuple[Span, ...]]:
-    """An answer and its labelled sentences."""
+def _labelled(values: Mapping[str, Any], side: str) -> tuple[Any, list[str], list[str]]:
+    """An answer, its sentences, and their labels."""
     item = values[f"{side}_item"]
     if not isinstance(item, Mapping) or not {"sents", "type"} <= set(item):
         raise malformed(f"{side}_item has not the fields sents and type: {item!r:.60}", side)
     sentences, labels = list(item["sents"] or ()), list(item["type"] or ())
-    answer = answer_of(values.get(side), side) or _together(sentences)
+    return values.get(side) or _together(sentences), sentences, labels
+
+
+def _spans(
+    answer: str, sentences: Sequence[str], labels: Sequence[str], side: str
+) -> tuple[Span, ...]:
     try:
-        return answer, tuple(labelled_sentences(answer, sentences, labels))
+        plain = [without_end_tokens(sentence) for sentence in sentences]
+        return tuple(labelled_sentences(answer, plain, labels))
     except ValueError as error:
         raise malformed(f"{side}_item: {error}", side) from error
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, turns_of_template
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared, turns_of_template
 
 
 class MDPO(AbstractMapping):
@@ -24,5 +24,5 @@ class MDPO(AbstractMapping):
     summary: ClassVar[str] = "prompt from prompt without its template"
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        responses = {side: answer_of(values[side], side) for side in self.responses}
-        return [Comparison(turns=turns_of_template(values["prompt"]), responses=responses)]
+        sides = {side: values[side] for side in self.responses}
+        return [compared(turns_of_template(values["prompt"]), sides)]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared, turns_of
 
 
 class MIADPO(AbstractMapping):
@@ -26,5 +26,5 @@ class MIADPO(AbstractMapping):
         return isinstance(first["image"], list)
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        responses = {side: answer_of(values[side], side) for side in self.responses}
-        return [Comparison(turns=turns_of(values["prompt"]), responses=responses)]
+        sides = {side: values[side] for side in self.responses}
+        return [compared(turns_of(values["prompt"]), sides)]

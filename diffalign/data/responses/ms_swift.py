@@ -2,8 +2,9 @@
 
 Fields: `messages` ([{role, content}, ...], ending with the preferred answer), `images` (a list),
 `rejected_response` (text) or `rejected_messages` (a whole conversation), and `rejected_images`,
-which are offered under the condition `rejected`. With images of its own, the rejected answer may be
-the same text; where it is absent, it is.
+which the rejected answer is about; the chosen one can be seen beside them too, under the condition
+`rejected`. With images of its own, the rejected answer may be the same text; where it is absent, it
+is.
 
 Source: https://swift.readthedocs.io, "Custom Dataset", DPO/ORPO/CPO/SimPO/RM.
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, split_answer, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared
 
 _OTHERS = ("rejected_response", "rejected_messages", "rejected_images")
 
@@ -25,6 +26,7 @@ class MSSwift(AbstractMapping):
     needs: ClassVar[frozenset[str]] = frozenset({"messages"})
     images_optional: ClassVar[bool] = True
     replacements: ClassVar[Mapping[str, str]] = {"rejected": "rejected_images"}
+    own_images: ClassVar[Mapping[str, str]] = {"rejected": "rejected_images"}
     summary: ClassVar[str] = (
         "prompt and chosen from messages, rejected from rejected_response or rejected_messages"
     )
@@ -36,8 +38,7 @@ class MSSwift(AbstractMapping):
         return f"{super().describe_needs()} with {' or '.join(_OTHERS)}"
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        turns, chosen = split_answer(turns_of(values["messages"]), "chosen")
+        messages = values["messages"] or []
         others = (values.get(name) for name in _OTHERS[:2])
-        rejected = next((other for other in others if other is not None), chosen)
-        responses = {"chosen": chosen, "rejected": answer_of(rejected, "rejected")}
-        return [Comparison(turns=turns, responses=responses)]
+        rejected = next((other for other in others if other is not None), messages)
+        return [compared(None, {"chosen": messages, "rejected": rejected})]

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
+from diffalign.data.responses.base import AbstractMapping
 from diffalign.data.responses.conversation import (
-    answer_of,
+    Comparison,
+    compared,
     locate_parts,
     malformed,
     turns_of_template,
@@ -47,17 +49,12 @@ class OPADPO(AbstractMapping):
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         report = _report(values["AI_json_report"])
-        responses = {name: answer_of(values[column], name) for name, column in _COLUMNS.items()}
-        return [
-            Comparison(
-                turns=turns_of_template(values["queries"]),
-                responses=responses,
-                spans={
-                    name: _spans(responses[name], report, quoted)
-                    for name, quoted in _QUOTED.items()
-                },
-            )
-        ]
+        answers = {name: values[column] for name, column in _COLUMNS.items()}
+        found = compared(turns_of_template(values["queries"]), answers)
+        spans = {
+            name: _spans(found.responses[name], report, quoted) for name, quoted in _QUOTED.items()
+        }
+        return [replace(found, spans=spans)]
 
 
 def _report(text: Any) -> list[Mapping[str, Any]]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, split_answer, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared
 
 
 class POVID(AbstractMapping):
@@ -25,6 +25,8 @@ class POVID(AbstractMapping):
     )
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        turns, chosen = split_answer(turns_of(values["conversations"]), "chosen")
-        rejected = answer_of(values["rejected_conversations"], "rejected")
-        return [Comparison(turns=turns, responses={"chosen": chosen, "rejected": rejected})]
+        sides = {
+            "chosen": values["conversations"] or [],
+            "rejected": values["rejected_conversations"] or [],
+        }
+        return [compared(None, sides)]

@@ -23,6 +23,9 @@ class ResponsePreviewRow:
     """The user's last turn, markers included; empty where the row cannot be read."""
     responses: Mapping[str, str]
     """Name -> answer; empty likewise."""
+    own: Mapping[str, str]
+    """Name -> the user's last turn, and how many turns and images there are, of an answer that
+    belongs to another conversation or to other images."""
     images: tuple[Size | str, ...]
     """(height, width) of each, or why it cannot be used."""
     unusable: str | None
@@ -52,12 +55,17 @@ def _row(pair: ResponsePair | Skipped, maker: TokenSampleMaker) -> ResponsePrevi
     unusable = f"{made.reason.value}: {made.detail}" if isinstance(made, Skipped) else None
     if isinstance(pair, Skipped):
         return ResponsePreviewRow(
-            sample_id=pair.sample_id, prompt="", responses={}, images=(), unusable=unusable
+            sample_id=pair.sample_id, prompt="", responses={}, own={}, images=(), unusable=unusable
         )
     return ResponsePreviewRow(
         sample_id=pair.sample_id,
         prompt=pair.turns[-1].text,
         responses=pair.responses,
+        own={
+            name: f"{conversation.turns[-1].text} (its own: {len(conversation.turns)} turns, "
+            f"{len(conversation.images)} images)"
+            for name, conversation in pair.own.items()
+        },
         images=tuple(size_or_reason(image, maker.config.max_pixels) for image in pair.images),
         unusable=unusable,
     )

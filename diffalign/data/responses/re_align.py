@@ -11,8 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, split_answer, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import (
+    Comparison,
+    compared,
+    split_answer,
+    turns_of,
+)
 
 
 class ReAlign(AbstractMapping):
@@ -27,8 +32,6 @@ class ReAlign(AbstractMapping):
     )
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        turns, chosen = split_answer(turns_of(values["chosen"]), "chosen")
-        if not turns and values.get("prompt") is not None:
-            turns = turns_of(values["prompt"])
-        rejected = answer_of(values["rejected"], "rejected")
-        return [Comparison(turns=turns, responses={"chosen": chosen, "rejected": rejected})]
+        before, _ = split_answer(turns_of(values["chosen"]), "chosen")
+        asked = None if before or values.get("prompt") is None else turns_of(values["prompt"])
+        return [compared(asked, {side: values[side] for side in self.responses})]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from diffalign import components
 from diffalign.data.json_rows import LineRows, ListRows
 from diffalign.data.reading import Form, Location, Whereabouts, fingerprint, locate
-from diffalign.data.records import LeftOut, Skipped
-from diffalign.data.responses.base import AbstractMapping, Comparison, numbered
+from diffalign.data.records import LeftOut, Skipped, UnusableRowError
+from diffalign.data.responses.base import AbstractMapping, numbered
+from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.rows import AbstractRows, Row
@@ -24,6 +26,10 @@ _SUFFIXES: Mapping[str, Form] = {
     ".jsonl": "lines",
     ".json": "list",
 }
+
+
+_LOOKED_AT = 100
+"""Rows of a table that are read for a value of each column."""
 
 
 class RowsConfig(Whereabouts, Protocol):
@@ -49,7 +55,7 @@ class OpenedResponses:
     rows: AbstractRows
     mapping: AbstractMapping
     columns: tuple[str, ...]
-    """Those of the first row, as the data set names them."""
+    """Those of all rows, as the data set names them."""
     names: Mapping[str, str]
     """The data set's name for a column -> the mapping's, where they differ."""
     folder: Path | None
@@ -112,13 +118,13 @@ def open_responses(config: RowsConfig) -> OpenedResponses:
     rows = _open(location, config)
     if not len(rows):
         raise DataError(f"{location.describe()}: there is no row in it")
-    first = rows[0].values
+    first = _overview(rows)
     names = _names(config, first)
     kind, mapping = _choose(renamed(first, names), config, location)
     column = mapping.image_column(renamed(first, names))
     if column is None:
         _check_text_alone(renamed(first, names), kind, mapping, config)
-    images = f"images from {column}" if column else "no images"
+    images = f"images from {column}" if column else _images_of_messages(mapping, first, names)
     return OpenedResponses(
         rows=rows,
         mapping=mapping,
@@ -129,6 +135,26 @@ def open_responses(config: RowsConfig) -> OpenedResponses:
         summary=f"{location.describe()}, read as {kind}: {mapping.summary}, {images}",
         fingerprint=fingerprint(location, config),
     )
+
+
+def _overview(rows: AbstractRows) -> dict[str, Any]:
+    """Every column with a value of it: the first that is neither null nor empty.
+
+    Rows of JSON may each have columns of their own, so all are looked at; a table says its columns.
+    """
+    whole = isinstance(rows, TableRows)
+    found: dict[str, Any] = {}
+    for row in (rows[i] for i in range(min(len(rows), _LOOKED_AT))) if whole else rows.scan(()):
+        for name, value in row.values.items():
+            if found.get(name) is None or (_says_nothing(found[name]) and not _says_nothing(value)):
+                found[name] = value
+        if whole and not any(map(_says_nothing, found.values())):
+            break
+    return found
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -154,6 +180,19 @@ def _names(config: RowsConfig, first: Mapping[str, Any]) -> dict[str, str]:
                 f"{', '.join(first)}." + did_you_mean(own, first)
             )
     return {own: known for known, own in config.columns.items()}
+
+
+def _images_of_messages(
+    mapping: AbstractMapping, first: Mapping[str, Any], names: Mapping[str, str]
+) -> str:
+    """What the first row says of images, where no column has any."""
+    try:
+        values = {**dict.fromkeys(mapping.needs), **renamed(first, names)}
+        found = [some for some in mapping.comparisons(values) if isinstance(some, Comparison)]
+    except UnusableRowError:
+        found = []
+    turns = [turn for some in found for turn in (*some.turns, *chain(*some.contexts.values()))]
+    return "images from the messages" if any(turn.images for turn in turns) else "no images"
 
 
 def _check_text_alone(

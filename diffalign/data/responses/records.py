@@ -1,15 +1,23 @@
-"""What a mapping yields: answers to one conversation about pictures, before anything is decoded."""
+"""What a mapping yields: responses to one conversation about images, before anything is decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from diffalign.data.records import EncodedImage
 
 IMAGE = "<image>"
 """Marks in the text of a turn where a picture stands; the chat template puts the model's own."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Which image of the row's column a block of a message shows."""
+
+    index: int
+    """Counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +27,10 @@ class Turn:
     role: Literal["system", "user", "assistant"]
     text: str
     """With one `IMAGE` per picture that it shows, where the picture stands."""
+    images: tuple[Any, ...] = ()
+    """What the message itself says of its images, one entry a marker: an image in any spelling that
+    a column may have, a `Position`, or None for the next image of the column. Empty where it says
+    nothing, and always in a `ResponsePair`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +48,18 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What a response answers."""
+
+    turns: tuple[Turn, ...]
+    """Up to the response; the last turn is the user's."""
+    images: tuple[EncodedImage, ...]
+    """In reading order: as many as there are `IMAGE` markers in the turns."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResponsePair:
-    """A conversation about pictures, and the answers to its last turn."""
+    """A conversation about images, and the responses to its last turn."""
 
     sample_id: str
     """Unique within the data set and stable between runs: randomness derives from it."""
@@ -46,8 +68,18 @@ class ResponsePair:
     turns: tuple[Turn, ...]
     """The conversation up to the answer; the last turn is the user's."""
     responses: Mapping[str, str]
-    """`chosen` and `rejected`, and what else the data set has, such as `revised` or `gold`."""
+    """`chosen` and `rejected`, and what else the data set has, such as `revised` or `gold`; one of
+    the two alone where rows are unpaired."""
+    own: Mapping[str, Conversation] = field(default_factory=dict)
+    """What a response answers, where that is another conversation than `turns`, or one about other
+    images than `images`."""
+    paired: bool = True
+    """Whether the responses compete; False where each row holds one, desirable or not."""
     pictures: Mapping[str, tuple[EncodedImage, ...]] = field(default_factory=dict)
     """Pictures in place of `images` by condition, such as `retrieved`; as many as `images`."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """Parts of responses that the data set judges, by response, in order and without overlap."""
+
+    def conversation(self, response: str) -> Conversation:
+        """What a response answers."""
+        return self.own.get(response) or Conversation(turns=self.turns, images=self.images)

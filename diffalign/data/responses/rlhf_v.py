@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from diffalign.data.records import UnusableRowError
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, malformed, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared, malformed, turns_of
 
 _FIELDS = ("question", "chosen", "rejected")
 
@@ -35,8 +35,8 @@ class RLHFV(AbstractMapping):
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         fields = _fields(values["text"])
-        responses = {side: answer_of(fields[side], side) for side in self.responses}
-        return [Comparison(turns=turns_of(fields["question"]), responses=responses)]
+        sides = {side: fields[side] for side in self.responses}
+        return [compared(turns_of(fields["question"]), sides)]
 
 
 def _fields(text: Any) -> Mapping[str, Any]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared, turns_of
 from diffalign.data.responses.records import Turn
 
 
@@ -26,6 +26,5 @@ class ShareGPT(AbstractMapping):
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         system = values.get("system")
         before = (Turn(role="system", text=system),) if system else ()
-        responses = {side: answer_of(values[side], side) for side in self.responses}
         turns = (*before, *turns_of(values["conversations"]))
-        return [Comparison(turns=turns, responses=responses)]
+        return [compared(turns, {side: values[side] for side in self.responses})]

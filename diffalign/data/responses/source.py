@@ -112,6 +112,7 @@ class ResponseSource(AbstractSource):
         processor: Any,
         skipped: Path | None,
         served: frozenset[str] | None = None,
+        pairs_for: str | None = None,
     ) -> ResponseSource:
         """Find the data, recognise its form, and index its text; no image is read.
 
@@ -125,17 +126,32 @@ class ResponseSource(AbstractSource):
                 by all ranks; None keeps them in memory.
             served: what the objective asks for, where the likelihood makes a part of it; None if
                 it is what is read.
+            pairs_for: the objective, where it compares responses to one prompt; None where it also
+                takes rows of one response each.
 
         Raises:
-            DataError: nothing is there, no mapping fits its columns, it holds no preference, or it
-                does not offer a response that a view names.
+            DataError: nothing is there, no mapping fits its columns, it holds no preference, it
+                does not offer a response that a view names, or its rows are unpaired and
+                `pairs_for` needs pairs.
             ConfigError: a view names a condition or weights that the config does not describe.
             ModelError: the processor cannot tell where a response starts.
         """
         data = open_responses(config)
+        if pairs_for is not None and not data.mapping.paired:
+            raise DataError(
+                f"{data.summary}. Its rows are unpaired, each with one response, and the objective "
+                f"{pairs_for} compares two responses to one prompt: use kto, bco, npo or sft, or "
+                f"data with chosen and rejected responses"
+            )
         _check_responses(views, data)
         skips = SkipLog(skipped, section=config.section)
-        comparisons = index_comparisons(data, limit=config.limit, skips=skips)
+        read = frozenset(View.parse(name).response for name in views)
+        comparisons = index_comparisons(
+            data,
+            limit=config.limit,
+            skips=skips,
+            asked_for=None if data.mapping.paired else read,
+        )
         maker = TokenSampleMaker(
             config=config,
             views=views,
@@ -153,7 +169,22 @@ class ResponseSource(AbstractSource):
         )
 
     def describe(self) -> list[str]:
-        return [self._data.summary, *self._batches.describe()]
+        return [self._data.summary, *self._batches.describe(), *self._describe_labels()]
+
+    def _describe_labels(self) -> list[str]:
+        if self.paired:
+            return []
+        kinds = {"chosen": "desirable", "rejected": "undesirable"}
+        read = {View.parse(view).response for view in self.views}
+        counts = {kinds[n]: self._comparisons.labels.get(n, 0) for n in kinds if n in read}
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        warning = "; with one kind alone the objective has nothing to weigh it against"
+        return [f"rows of one response: {shown}{warning * (0 in counts.values())}"]
+
+    @property
+    def paired(self) -> bool:
+        """Whether a row holds responses that compete."""
+        return self._data.mapping.paired
 
     def describe_end(self) -> list[str]:
         return self._batches.describe_end()

@@ -2,8 +2,9 @@
 
 `images` (a list) or `image`; `prompt`, `chosen` and `rejected` are strings or lists of messages
 `{role, content}`, whose content is text or blocks `{type: image}` and `{type: text, text}`. Without
-`prompt`, the two conversations share their beginning. HuggingFaceH4/rlaif-v_formatted has this
-form.
+`prompt`, each of the two conversations says what it answers: they share their beginning as a rule,
+and where they do not, each response is trained under its own. HuggingFaceH4/rlaif-v_formatted has
+this form.
 
 Source: https://huggingface.co/docs/trl/dataset_formats, "Preference" and "Vision datasets".
 """
@@ -13,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import answer_of, split_answer, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import Comparison, compared, turns_of
 
 
 class TRL(AbstractMapping):
@@ -28,9 +29,7 @@ class TRL(AbstractMapping):
         return "prompt" in first or isinstance(first["chosen"], (list, Mapping))
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        if "prompt" in values:
-            turns = turns_of(values["prompt"])
-        else:
-            turns, _ = split_answer(turns_of(values["chosen"]), "chosen")
-        responses = {side: answer_of(values[side], side) for side in self.responses}
-        return [Comparison(turns=turns, responses=responses)]
+        sides = {side: values[side] for side in self.responses}
+        asked = values.get("prompt")
+        implied = not asked and not isinstance(values["chosen"], str)
+        return [compared(None if implied else turns_of(asked), sides)]

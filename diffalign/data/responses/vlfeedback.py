@@ -16,8 +16,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from diffalign.data.records import LeftOut
-from diffalign.data.responses.base import AbstractMapping, Comparison
-from diffalign.data.responses.conversation import malformed, records_of, turns_of
+from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.responses.conversation import (
+    Comparison,
+    malformed,
+    records_of,
+    turns_of,
+    without_end_tokens,
+)
 
 _ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
@@ -53,8 +59,9 @@ def _rated(completion: Any) -> tuple[str, float | None]:
     if not isinstance(completion, Mapping):
         raise malformed(f"expected a completion, found {completion!r:.60}")
     annotations = completion.get("annotations") or {}
+    response = without_end_tokens(str(completion.get("response") or ""))
     try:
         ratings = [float(annotations[aspect]["Rating"]) for aspect in _ASPECTS]
     except (KeyError, TypeError, ValueError):
-        return str(completion.get("response") or ""), None
-    return str(completion.get("response") or ""), sum(ratings) / len(ratings)
+        return response, None
+    return response, sum(ratings) / len(ratings)

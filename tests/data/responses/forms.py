@@ -185,6 +185,28 @@ def mia_dpo(i: int) -> Row:
     }
 
 
+def unpaired(i: int) -> Row:
+    return {
+        "images": [f"{i}.png"],
+        "prompt": f"What is {i}?",
+        "completion": f"It is {i}." if i % 2 == 0 else f"It is not {i}.",
+        "label": i % 2 == 0,
+    }
+
+
+def demonstrations(i: int) -> Row:
+    """As LLaVA's own data."""
+    asked = {"from": "human", "value": f"<image>\nWhat is {i}?"}
+    return {
+        "id": str(i),
+        "image": f"{i}.png",
+        "conversations": [asked, {"from": "gpt", "value": f"It is {i}."}],
+    }
+
+
+UNPAIRED: dict[str, Callable[[int], Row]] = {
+    form.__name__: form for form in (unpaired, demonstrations)
+}
 FORMS: dict[str, Callable[[int], Row]] = {
     form.__name__: form
     for form in (

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from diffalign.data.records import LeftOut, Skipped, SkipReason
-from diffalign.data.responses.base import Comparison
 from diffalign.data.responses.config import ResponseConfig
-from diffalign.data.responses.conversation import turns_of_template
+from diffalign.data.responses.conversation import Comparison, turns_of_template
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import Span, Turn
 from tests.data.responses import forms

@@ -6,13 +6,14 @@ import pytest
 from diffalign import components
 from diffalign.data.decoding import decode
 from diffalign.data.records import LeftOut
-from diffalign.data.responses.base import AbstractMapping, Comparison
+from diffalign.data.responses.base import AbstractMapping
 from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import ResponsePair, Turn
 from diffalign.errors import ConfigError, DataError
 from tests.data.responses import forms
-from tests.data.responses.forms import FORMS, tiny_png, write_lines, write_list
+from tests.data.responses.forms import FORMS, UNPAIRED, tiny_png, write_lines, write_list
 
 
 def opened(path, **settings):
@@ -40,7 +41,7 @@ def without_white_space(text):
 
 
 def test_every_form_has_a_row_here():
-    assert sorted(FORMS) == components.kinds(AbstractMapping)
+    assert sorted({**FORMS, **UNPAIRED}) == components.kinds(AbstractMapping)
 
 
 @pytest.mark.parametrize("kind", FORMS)
