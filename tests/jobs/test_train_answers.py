@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from diffalign import config
-from diffalign.errors import DataError, TrainingError
+from diffalign.errors import ConfigError, DataError, TrainingError
 from diffalign.jobs import train
 from diffalign.models.vlm import VLM
 from diffalign.training.build import RunConfig
@@ -273,3 +274,79 @@ def test_one_process_and_two_agree_on_answers(load, tmp_path):
         load_file(run.output / "checkpoint-3/weights.safetensors") for run in (one, two)
     )
     assert first and all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+UNPAIRED = {
+    "kto": "objective={kind: kto, beta: 0.1, undesirable_weight: 1.5}",
+    "bco": "objective={kind: bco, beta: 0.1}",
+    "npo": "objective={kind: npo, beta: 0.1}",
+    "sft": "objective={kind: sft}",
+}
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> list[str]:
+    """Settings of a run on responses of their own, some of them about images."""
+    rows = []
+    for i in range(8):
+        random_picture("labelled", i, size=(12, 12)).save(tmp_path / f"{i}.png")
+        row = {"prompt": f"What is {i}?", "completion": f"It is {i}.", "label": i % 3 != 0}
+        rows.append({**row, "images": [f"{i}.png"]} if i % 2 else row)
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    plain = "responses={kind: auto, workers: 0}"
+    return [plain, f"responses.path={file}", "training.samples_per_device=2"]
+
+
+@pytest.mark.parametrize("method", UNPAIRED)
+def test_single_responses_are_learnt_in_the_direction_of_their_label(load, labelled, method):
+    run = load(*labelled, UNPAIRED[method], "training.optimizer_steps=6", "optimizer.lr=0.01")
+    train.run(run)
+    rows = figures(run.output)
+    assert len(rows) == 6 and all(math.isfinite(row["loss"]) for row in rows)
+    if method == "sft":
+        assert rows[-1]["loss"] < rows[0]["loss"]
+        return
+    drift = [row["drift/rejected"] for row in rows if "drift/rejected" in row]
+    if method == "npo":
+        assert drift[-1] < 0
+    else:
+        liked = [row["drift/chosen"] for row in rows if "drift/chosen" in row]
+        assert liked[-1] > drift[-1]
+        assert "accuracy" not in rows[-1]
+
+
+def test_a_dry_run_of_single_responses_shows_their_labels(load, labelled, capsys):
+    assert train.run(load(*labelled, UNPAIRED["kto"]), dry_run=True) is None
+    shown = capsys.readouterr().out
+    assert "read as unpaired" in shown and "5 desirable, 3 undesirable" in shown
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "objective={kind: dpo, beta: 0.1}",
+        "objective={kind: simpo, beta: 2.5, gamma: 1.4}",
+        "objective={kind: weighted_sum, terms: [{objective: {kind: kto, beta: 0.1}}]}",
+    ],
+)
+def test_single_responses_are_refused_where_two_are_compared(load, labelled, objective):
+    with pytest.raises(DataError, match="compares two responses to one prompt: use kto"):
+        train.run(load(*labelled, objective), dry_run=True)
+
+
+def test_reference_values_of_single_responses_are_not_kept(load, labelled):
+    with pytest.raises(ConfigError, match=r"unpaired rows.*Leave reference at auto"):
+        train.run(load(*labelled, UNPAIRED["kto"], "reference=cached"))
+
+
+def test_a_dry_run_shows_the_conversation_of_a_side_of_its_own(load, tmp_path, capsys):
+    asked, answer = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "T"}
+    row = {"chosen": [asked, answer], "rejected": [asked, answer, {**asked, "content": "Why?"}]}
+    row["rejected"].append({"role": "assistant", "content": "a"})
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps(row), encoding="utf-8")
+    settings = ["responses={kind: auto, workers: 0}", f"responses.path={file}"]
+    assert train.run(load(*settings), dry_run=True) is None
+    shown = capsys.readouterr().out
+    assert "prompt of rejected" in shown and "Why? (its own: 3 turns, 0 images)" in shown

@@ -123,7 +123,9 @@ def compared(prompt: tuple[Turn, ...] | None, sides: Mapping[str, Any]) -> Compa
         raise malformed(f"there is no prompt, and {first} is no conversation that begins with one")
     contexts = {}
     for side, (before, _) in found.items():
-        if before and not _says_the_same(before, turns):
+        marks = [[turn.text.count(IMAGE) for turn in some] for some in (before, turns)]
+        elsewhere = all(map(any, marks)) and marks[0] != marks[1]
+        if before and (elsewhere or not _says_the_same(before, turns)):
             contexts[side] = before
         elif before and _shown(before) != _shown(turns):
             if not _shown(before) or not _shown(turns):
