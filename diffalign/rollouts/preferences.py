@@ -3,6 +3,12 @@
     {"group": "a-cat-0b1c-0", "ranking": [3, 0, [1, 2]]}     best first; 1 and 2 tie
     {"group": "a-dog-77f0-0", "good": [0, 4], "bad": [2]}    every good one above every bad one
 
+or one JSON list, as the authors of D3PO keep them: a list of numbers for each group, in the order in
+which the groups were generated; of two images the one with the larger number is preferred, and equal
+numbers tie (scripts/train.py of yk7333/d3po).
+
+    [[0, 0, 1], [1, 0, 0]]
+
 Images that a line leaves out are undecided. Several lines on one group, such as those of several
 people, add up; they may not contradict each other.
 """
@@ -19,6 +25,7 @@ from typing import Any
 
 from diffalign.errors import DataError, did_you_mean
 from diffalign.files import numbered_lines, parse_json_line
+from diffalign.parsing import parse_json, shortly
 
 _FORMS = (
     '{"group": ID, "ranking": [best, ..., worst]} or {"group": ID, "good": [...], "bad": [...]}'
@@ -41,8 +48,8 @@ def read_preferences(path: Path, groups: Mapping[str, int]) -> dict[str, Verdict
     """The verdict on every group that the file speaks of.
 
     Args:
-        path: of JSON lines; blank ones are fine.
-        groups: number of images of each group, by id.
+        path: of JSON lines, in which blank ones are fine, or of one JSON list.
+        groups: number of images of each group, by id, in the order in which they were generated.
 
     Raises:
         DataError: naming line and group, for what is malformed, unknown or contradictory.
@@ -50,9 +57,8 @@ def read_preferences(path: Path, groups: Mapping[str, int]) -> dict[str, Verdict
     if not path.is_file():
         raise DataError(f"{path}: there is no such file of preferences")
     statements: dict[str, list[_Statement]] = {}
-    for number, line in numbered_lines(path):
-        row = parse_json_line(line, path, number)
-        statement = _read_statement(row, _Place(path, number), groups)
+    for row, place in _rows(path, groups):
+        statement = _read_statement(row, place, groups)
         statements.setdefault(statement.group, []).append(statement)
     return {name: _verdict(said, groups[name]) for name, said in statements.items()}
 
@@ -61,9 +67,46 @@ def read_preferences(path: Path, groups: Mapping[str, int]) -> dict[str, Verdict
 class _Place:
     path: Path
     line: int
+    what: str = "line"
 
     def refuse(self, complaint: str) -> DataError:
-        return DataError(f"{self.path}: line {self.line} {complaint}")
+        return DataError(f"{self.path}: {self.what} {self.line} {complaint}")
+
+
+def _rows(path: Path, groups: Mapping[str, int]) -> Iterator[tuple[Any, _Place]]:
+    """What is said of a group, and where."""
+    lines = list(numbered_lines(path))
+    if lines and lines[0][1].lstrip().startswith("["):
+        numbers = parse_json("\n".join(line for _, line in lines), path)
+        yield from _rankings(numbers, path, groups)
+        return
+    for number, line in lines:
+        yield parse_json_line(line, path, number), _Place(path, number)
+
+
+def _rankings(
+    numbers: Any, path: Path, groups: Mapping[str, int]
+) -> Iterator[tuple[dict[str, Any], _Place]]:
+    """D3PO's numbers as rankings, with lists for images that tie."""
+    if len(numbers) != len(groups):
+        raise DataError(
+            f"{path}: is a list of {len(numbers)} lists of numbers, as D3PO has them, and there "
+            f"are {len(groups)} groups: it must have one for each, in the order in which they were "
+            f"generated. With fewer, write a line for each, {_FORMS}"
+        )
+    for position, (name, scores) in enumerate(zip(groups, numbers, strict=True)):
+        place = _Place(path, position, "list number")
+        if not isinstance(scores, list) or len(scores) != groups[name]:
+            raise place.refuse(
+                f"must hold a number for each of the {groups[name]} images of group {name!r}, got "
+                f"{shortly(scores)}"
+            )
+        for score in scores:
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or score != score:
+                raise place.refuse(f"must hold numbers, got {shortly(score)}")
+        levels = sorted(set(scores), reverse=True)
+        ranking = [[i for i, score in enumerate(scores) if score == level] for level in levels]
+        yield {"group": name, "ranking": ranking}, place
 
 
 @dataclass(frozen=True)

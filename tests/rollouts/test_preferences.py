@@ -110,3 +110,31 @@ def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path):
     (tmp_path / "p.jsonl").write_bytes(b"\xe9{}")
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_preferences(tmp_path / "p.jsonl", GROUPS)
+
+
+def test_a_list_of_numbers_for_each_group_in_order_as_d3po_has_them(verdicts):
+    found = verdicts([[0, 1, 0, -1], [0.5, 0.5, 2]])
+    assert set(found["a-cat-0"].decided) == {(1, 0), (1, 2), (1, 3), (0, 3), (2, 3)}
+    assert (found["a-cat-0"].tied, found["a-cat-0"].undecided) == (1, 0)
+    assert found["a-dog-0"].decided == ((2, 0), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ([[0, 0, 1, 0]], "a list of 1 lists of numbers, as D3PO has them, and there are 2 groups"),
+        ([[0, 1, 0], [0, 0, 1]], "list number 0 must hold a number for each of the 4 images"),
+        ([[0, 1, 0, 1], [0, "a", 1]], "list number 1 must hold numbers, got 'a'"),
+        ([[0, 1, 0, True], [0, 0, 1]], "list number 0 must hold numbers, got True"),
+        ([[0, 1, 0, float("nan")], [0, 0, 1]], "list number 0 must hold numbers, got nan"),
+        ([1, 2], "list number 0 must hold a number for each of the 4 images"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_groups_are_refused(lists, message, verdicts):
+    with pytest.raises(DataError, match=message):
+        verdicts(lists)
+
+
+def test_a_list_over_several_lines(verdicts):
+    found = verdicts("[", "[0, 0, 0, 1],", "[1, 0, 0]", "]")
+    assert found["a-dog-0"].decided == ((0, 1), (0, 2))
