@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from diffalign.data.rows import AbstractRows, Row, Schema
 from diffalign.errors import DataError
+from diffalign.files import read_bytes
+from diffalign.parsing import parse_json
 
 
 class LineRows(AbstractRows):
@@ -23,7 +26,8 @@ class LineRows(AbstractRows):
         """Args:
         files: in order.
         root: folder that the names of rows start from.
-        columns: what every row has, null where its line has not; None takes a line as it is.
+        columns: what every row has, null where its line has not, and a problem where it is no
+            object; None takes a line as it is, and raises DataError.
         """
         self._files = files
         self._root = root
@@ -54,21 +58,33 @@ class LineRows(AbstractRows):
     def _row(self, file: int, number: int, line: bytes) -> Row:
         path = self._files[file]
         name = f"{path.relative_to(self._root).as_posix()}:{number}"
-        values = _parsed(line, name)
-        if self._columns is not None:
-            values = {column: values.get(column) for column in self._columns}
-        return Row(name, values, folder=path.parent)
+        if self._columns is None:
+            return Row(name, _parsed(line, name), folder=path.parent)
+        values, problem = dict[str, Any](), None
+        try:
+            values = _parsed(line, name)
+        except DataError as error:
+            problem = str(error)
+        values = {column: values.get(column) for column in self._columns}
+        return Row(name, values, path.parent, problem)
 
 
 class ListRows(AbstractRows):
     """Objects of .json files, each one list; they are kept in memory."""
 
-    def __init__(self, files: Sequence[Path], root: Path) -> None:
+    def __init__(
+        self, files: Sequence[Path], root: Path, columns: Sequence[str] | None = None
+    ) -> None:
         """Args:
         files: in order.
         root: folder that the names of rows start from.
+        columns: what every row has, null where its object has not; None takes it as it is.
         """
-        self._rows = [row for path in files for row in _rows_of(path, root)]
+        self._rows = [
+            row if columns is None else _with_columns(row, columns)
+            for path in files
+            for row in _rows_of(path, root)
+        ]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -85,21 +101,37 @@ _SCHEMA_LINES = 100
 
 
 def line_schema(path: Path) -> Schema:
-    """The fields of the first lines that are not blank.
+    """The fields of the first lines that are objects.
 
     Raises:
         DataError: there is none.
     """
     found: list[dict[str, Any]] = []
+    problem = DataError(f"{path} is empty")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                found.append(_parsed(line, f"{path}:{number}"))
-            if len(found) == _SCHEMA_LINES:
+            try:
+                if line.strip():
+                    found.append(_parsed(line, f"{path}:{number}"))
+            except DataError as error:
+                problem = error
+            if max(len(found), number) == _SCHEMA_LINES:
                 break
     if not found:
-        raise DataError(f"{path} is empty")
+        raise problem
     return object_schema(found)
+
+
+def list_schema(path: Path) -> Schema:
+    """The fields of the first objects of a list.
+
+    Raises:
+        DataError: it is no list of objects.
+    """
+    first = [row.values for row in islice(_rows_of(path, path.parent), _SCHEMA_LINES)]
+    if not first:
+        raise DataError(f"{path} is an empty list")
+    return object_schema(first)
 
 
 def object_schema(objects: Sequence[Mapping[str, Any]]) -> Schema:
@@ -110,19 +142,25 @@ def object_schema(objects: Sequence[Mapping[str, Any]]) -> Schema:
     return Schema(names, frozenset(name for name in lists if 2 * lists[name] > filled[name]))
 
 
+def _with_columns(row: Row, columns: Sequence[str]) -> Row:
+    return dataclasses.replace(row, values={name: row.values.get(name) for name in columns})
+
+
 def _rows_of(path: Path, root: Path) -> Iterator[Row]:
     try:
-        objects = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(
-            f"{path} is no JSON: {error}. A file with one object a line is named .jsonl"
-        ) from error
+        objects = parse_json(read_bytes(path), path)
+    except DataError as error:
+        raise DataError(f"{error}. A file with one object a line is named .jsonl") from error
     if not isinstance(objects, list):
         raise DataError(f"{path} holds a {type(objects).__name__}, expected a list of objects")
     for number, values in enumerate(objects):
         name = f"{path.relative_to(root).as_posix()}[{number}]"
         if not isinstance(values, dict):
-            raise DataError(f"{name} is no JSON object but {str(values)[:40]!r}")
+            numbers = isinstance(values, list) and all(isinstance(v, (int, float)) for v in values)
+            of_d3po = " (numbers of D3PO are read as rollouts.preferences, beside the groups)"
+            raise DataError(
+                f"{name} is no JSON object but {str(values)[:40]!r}{of_d3po if numbers else ''}"
+            )
         yield Row(name, values, folder=path.parent)
 
 
@@ -137,10 +175,7 @@ def _line_starts(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON: {error}") from error
+    values = parse_json(line, where)
     if not isinstance(values, dict):
         raise DataError(f"{where} is no JSON object but {line[:40]!r}")
     return values

@@ -26,7 +26,12 @@ from diffalign.errors import ConfigError, DataError
 Form = Literal["table", "lines", "list", "shards", "sides"]
 """Parquet, Arrow or a hub data set; JSON lines; JSON lists; tar shards; one folder a side."""
 
-_SUFFIXES: Mapping[str, Form] = {".parquet": "table", ".jsonl": "lines", ".tar": "shards"}
+_SUFFIXES: Mapping[str, Form] = {
+    ".parquet": "table",
+    ".jsonl": "lines",
+    ".tar": "shards",
+    ".json": "list",
+}
 _SIDES = (("win", "lose"), ("chosen", "rejected"), ("win",), ("chosen",))
 """Folders of images, the preferred ones first; they may be alone."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

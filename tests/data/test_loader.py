@@ -17,6 +17,7 @@ from tests.layouts import (
     make_pairs,
     pickapic_rows,
     picture,
+    write_jsonl,
     write_pickapic,
     write_rows,
     write_winning_rows,
@@ -421,3 +422,33 @@ def test_workers_leave_ctrl_c_to_the_trainer(tmp_path):
     for _ in range(8):
         assert len(next(batches)) == 2
     assert all(worker.is_alive() for worker in workers)
+
+
+BAD_ROWS = {
+    "a number as an image": {"chosen": 7},
+    "NUL in a path": {"chosen": "a\0.png"},
+    "a label of 400 digits": {"score1": 10**400},
+    "a broken PNG": {"rejected": "broken.png"},
+    "a null caption": {"prompt": None},
+    "a missing image": {"rejected": "gone.png"},
+    "an object as an image": {"chosen": {"url": "x"}},
+}
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+@pytest.mark.parametrize("bad", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_one_bad_row_is_listed_and_ends_no_run(bad, buckets, tmp_path):
+    write_jsonl(tmp_path, make_pairs(4))
+    file = tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    if "score1" in bad:
+        rows = [{**r, "score1": 2, "score2": 1} for r in rows]
+        names = {"chosen": "image1", "rejected": "image2"}
+        rows = [{names.get(name, name): value for name, value in r.items()} for r in rows]
+    rows[2] |= bad
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "broken.png").write_bytes(make_pairs(1)[0].chosen[:20])
+    source = open_source(tmp_path, max_bad_fraction=0.5, buckets=buckets)
+    seen = ids(take(source, 6))
+    assert set(seen) == {"pairs.jsonl:1", "pairs.jsonl:2", "pairs.jsonl:4"}
+    assert sum(source.skipped_counts.values()) == 1

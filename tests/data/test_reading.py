@@ -48,7 +48,9 @@ def test_two_words_with_a_slash_are_a_hub_id():
 
 def test_a_folder_of_nothing_known_is_refused(tmp_path):
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(DataError, match=r"without .parquet, .jsonl, .tar files, and without the f"):
+    with pytest.raises(
+        DataError, match=r"without .parquet, .jsonl, .tar, .json files, and without the f"
+    ):
         locate(config(tmp_path))
 
 
@@ -123,7 +125,9 @@ def test_a_reader_for_other_files_is_refused(tmp_path):
 
 def test_an_unknown_reader_is_refused_with_the_known_ones(tmp_path):
     write_pickapic(tmp_path, make_pairs(2))
-    with pytest.raises(ConfigError, match=r"folder, jsonl, parquet, pickapic, webdataset"):
+    with pytest.raises(
+        ConfigError, match=r"folder, json_list, jsonl, parquet, pickapic, webdataset"
+    ):
         open_data(config(tmp_path, kind="pickapick"))
 
 
