@@ -49,8 +49,8 @@ class HumanFeedback(AbstractRollouts):
     """The folder of the groups, as `diffalign generate` wrote it."""
     preferences: Path
     """A file of JSON lines: `{"group": ID, "ranking": [best, ..., worst]}` with a list of its own
-    for images that tie, or `{"group": ID, "good": [...], "bad": [...]}`; or D3PO's own file, one JSON
-    list with a list of numbers for each group, the larger the better."""
+    for images that tie, or `{"group": ID, "good": [...], "bad": [...]}`; or D3PO's own file, one
+    JSON list with a list of numbers for each group, the larger the better."""
 
     def open(self, run: RunFacts) -> AbstractSource:
         return Rounds(self, _Collector(self, run), run)

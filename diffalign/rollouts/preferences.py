@@ -3,9 +3,9 @@
     {"group": "a-cat-0b1c-0", "ranking": [3, 0, [1, 2]]}     best first; 1 and 2 tie
     {"group": "a-dog-77f0-0", "good": [0, 4], "bad": [2]}    every good one above every bad one
 
-or one JSON list, as the authors of D3PO keep them: a list of numbers for each group, in the order in
-which the groups were generated; of two images the one with the larger number is preferred, and equal
-numbers tie (scripts/train.py of yk7333/d3po).
+or one JSON list, as the authors of D3PO keep them: a list of numbers for each group, in the order
+in which the groups were generated; of two images the one with the larger number is preferred, and
+equal numbers tie (scripts/train.py of yk7333/d3po).
 
     [[0, 0, 1], [1, 0, 0]]
 
