@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from diffalign.evaluation.intervals import Bootstrap, Interval, Statistic, Tally
+from diffalign.evaluation.intervals import Bootstrap, Interval, Statistic, Tally, cautions
 
 LISTED = 10
 """Ids that are listed of what was left out; their number is always given."""
@@ -55,6 +55,8 @@ class Panel:
 
     figures: Mapping[str, Figure]
     counts: Mapping[str, int]
+    clusters: int
+    """That were resampled for the intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,10 @@ class Report:
     details: Sequence[Mapping[str, Any]] = ()
     """One row an answer: what was found in it. Not part of the JSON; a job saves it on request."""
 
+    def remarks(self) -> list[str]:
+        """Notes, and what the intervals do not promise."""
+        return [*self.notes, *cautions(self.whole.clusters, self.resampled)]
+
 
 def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -> Panel:
     """Figures and their intervals from the counts of each cluster.
@@ -87,7 +93,11 @@ def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -
         bootstrap: how intervals are made.
     """
     totals: dict[str, NDArray[np.float64]] = {k: np.asarray(v.sum()) for k, v in tally.items()}
-    intervals = bootstrap.intervals(tally, {k: m.statistic for k, m in measures.items()})
+    intervals = bootstrap.intervals(
+        tally,
+        {name: measure.statistic for name, measure in measures.items()},
+        shares={name: 100.0 for name, m in measures.items() if m.unit == "percent"},
+    )
     figures = {}
     for name, measure in measures.items():
         value = float(measure.statistic(totals))
@@ -97,7 +107,11 @@ def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -
             value=None if np.isnan(value) else value,
             interval=intervals[name],
         )
-    return Panel(figures=figures, counts={name: int(total) for name, total in totals.items()})
+    return Panel(
+        figures=figures,
+        counts={name: int(total) for name, total in totals.items()},
+        clusters=len(next(iter(tally.values()))),
+    )
 
 
 def as_json(report: Report) -> str:
@@ -111,10 +125,9 @@ def as_json(report: Report) -> str:
             reason: {"count": len(ids), "first": list(ids[:LISTED])}
             for reason, ids in report.left_out.items()
         },
-        "notes": list(report.notes),
+        "notes": report.remarks(),
         "confidence": report.bootstrap.confidence,
-        "interval": f"percentile bootstrap, {report.bootstrap.resamples} resamples of "
-        f"{report.resampled}",
+        "interval": f"{report.bootstrap.describe} of {report.resampled}",
     }
     return json.dumps(content, ensure_ascii=False)
 

@@ -2,28 +2,22 @@
 
 Pictures are paired by prompt and seed, so both sides answered the same question from the same
 noise. Pictures of one prompt resemble each other and are no independent evidence: intervals come
-from a bootstrap that draws whole prompts with replacement. (`scipy.stats.bootstrap` draws single
-observations and cannot keep clusters together; on such data its intervals are too narrow.)
-
-Source: Cameron, Gelbach and Miller 2008, Bootstrap-based improvements for inference with clustered
-errors (pairs cluster bootstrap); Efron and Tibshirani 1993, chapter 13 (percentile intervals).
+from resampling whole prompts, see `evaluation.intervals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffalign.evaluation.intervals import Interval, percentile_interval, resampled_sums
+from diffalign.evaluation.intervals import Bootstrap, Interval, Tally, cautions, ratio
 
 Place = tuple[str, int]
 """Prompt id and seed."""
-
-_FEW_PROMPTS = 20
-"""Below so many clusters percentile intervals are noticeably too narrow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,60 +90,64 @@ def compare_scores(
     difference = after - before
     wins, losses = difference > tie_tolerance, difference < -tie_tolerance
     ties = ~(wins | losses)
-    clusters = _sums_by_prompt(
+    tally = _sums_by_prompt(
         [prompt for prompt, _ in paired],
-        np.stack([wins, losses, ties, difference, np.ones_like(difference)], axis=1),
+        {
+            "wins": wins,
+            "losses": losses,
+            "ties": ties,
+            "difference": difference,
+            "items": np.ones_like(difference),
+        },
     )
-    counts = clusters.sum(axis=0)
-    resampled = resampled_sums(clusters, resamples, np.random.default_rng(seed))
-    decided_prompts = int((clusters[:, 0] + clusters[:, 1] > 0).sum())
-
-    def interval(statistic: NDArray[np.float64], prompts: int) -> Interval | None:
-        """None where one prompt carries everything: nothing to resample."""
-        return None if prompts < 2 else percentile_interval(statistic, confidence)
+    counts = {name: np.asarray(sums.sum()) for name, sums in tally.items()}
+    bootstrap = Bootstrap(confidence=confidence, resamples=resamples, seed=seed)
+    intervals = bootstrap.intervals(
+        tally,
+        {"win_rate": _win_rate, "ties_half": _ties_half, "difference": _mean_difference},
+        shares={"win_rate": 1.0, "ties_half": 1.0},
+    )
+    prompts = len(tally["items"])
+    decided_prompts = int((tally["wins"] + tally["losses"] > 0).sum())
 
     return Comparison(
-        prompts=len(clusters),
+        prompts=prompts,
         items=len(paired),
         wins=int(wins.sum()),
         ties=int(ties.sum()),
         losses=int(losses.sum()),
         win_rate=None if decided_prompts == 0 else float(_win_rate(counts)),
-        win_rate_interval=interval(_win_rate(resampled), decided_prompts),
+        win_rate_interval=intervals["win_rate"],
         win_rate_ties_half=float(_ties_half(counts)),
-        win_rate_ties_half_interval=interval(_ties_half(resampled), len(clusters)),
+        win_rate_ties_half_interval=intervals["ties_half"],
         baseline_mean=float(before.mean()),
         model_mean=float(after.mean()),
         mean_difference=float(difference.mean()),
-        mean_difference_interval=interval(_mean_difference(resampled), len(clusters)),
+        mean_difference_interval=intervals["difference"],
         missing_baseline=tuple(place for place in places if place not in baseline),
         missing_model=tuple(place for place in places if place not in model),
         confidence=confidence,
-        notes=_notes(len(clusters), decided_prompts, int(wins.sum()), int(losses.sum())),
+        notes=_notes(prompts, decided_prompts, int(wins.sum()), int(losses.sum())),
     )
 
 
-def _sums_by_prompt(prompts: list[str], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum the rows [items, k] of each prompt: [prompts, k]."""
+def _sums_by_prompt(prompts: list[str], values: Mapping[str, NDArray[Any]]) -> Tally:
+    """Sum the rows [items] of each prompt: [prompts]."""
     _, cluster = np.unique(prompts, return_inverse=True)
-    sums = np.zeros((cluster.max() + 1, values.shape[1]))
-    np.add.at(sums, cluster, values)
-    return sums
+    return {name: np.bincount(cluster, weights=rows.astype(float)) for name, rows in values.items()}
 
 
-# Columns of the sums: wins, losses, ties, difference, items.
-def _win_rate(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Among decided pairs; not a number where a resample has none."""
-    decided = sums[..., 0] + sums[..., 1]
-    return np.divide(sums[..., 0], decided, out=np.full_like(decided, np.nan), where=decided > 0)
+def _win_rate(sums: Tally) -> NDArray[np.float64]:
+    """Among decided pairs; not a number where there are none."""
+    return ratio(sums["wins"], sums["wins"] + sums["losses"])
 
 
-def _ties_half(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (sums[..., 0] + sums[..., 2] / 2) / sums[..., 4]
+def _ties_half(sums: Tally) -> NDArray[np.float64]:
+    return ratio(sums["wins"] + sums["ties"] / 2, sums["items"])
 
 
-def _mean_difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return sums[..., 3] / sums[..., 4]
+def _mean_difference(sums: Tally) -> NDArray[np.float64]:
+    return ratio(sums["difference"], sums["items"])
 
 
 def _notes(prompts: int, decided_prompts: int, wins: int, losses: int) -> tuple[str, ...]:
@@ -168,13 +166,9 @@ def _notes(prompts: int, decided_prompts: int, wins: int, losses: int) -> tuple[
         )
     elif wins == 0 or losses == 0:
         notes.append(
-            f"All decided pairs went one way, so the bootstrap cannot show uncertainty. As a rule "
-            f"of thumb, up to {min(1.0, 3 / decided_prompts):.0%} of decided pairs may still go "
-            "the other way (three divided by the number of decided prompts)."
+            f"All decided pairs went one way: the interval of the win rate takes each of the "
+            f"{decided_prompts} prompts that decide as one trial."
         )
-    elif prompts < _FEW_PROMPTS:
-        notes.append(
-            f"With {prompts} prompts the intervals are rough, and rather too narrow; "
-            f"{_FEW_PROMPTS} or more are better."
-        )
+    if prompts > 1:
+        notes += cautions(prompts, "prompts")
     return tuple(notes)

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from diffalign.evaluation.compare import Comparison, Interval, Place
+from diffalign.evaluation.compare import Comparison, Place
+from diffalign.evaluation.intervals import Bootstrap, Interval
 from diffalign.files import to_json
 
 _LISTED_MISSING = 5
@@ -107,7 +108,7 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
 
     content = {
         **settings,
-        "interval": "percentile bootstrap over prompts (clusters) drawn with replacement",
+        "interval": f"{Bootstrap().describe} of prompts, drawn with replacement",
         "comparisons": [plain(result) for result in results],
     }
     return to_json(content, indent=2) + "\n"

@@ -39,13 +39,13 @@ def _print(report: Report, console: Console) -> None:
         console.print(f"[dim]{counts_line(part)}\n", soft_wrap=True)
     facts = "; ".join(f"{name}: {value}" for name, value in report.facts.items())
     console.print(facts, markup=False, soft_wrap=True)
-    console.print(f"Intervals: {report.bootstrap.resamples} resamples of {report.resampled}")
+    console.print(f"Intervals: {report.bootstrap.describe} of {report.resampled}")
     for reason, ids in report.left_out.items():
         if ids:
             listed = ", ".join(ids[:LISTED])
             more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
             console.print(f"[yellow]{len(ids)} {reason}[/]: {escape(listed)}{more}", soft_wrap=True)
-    for note in report.notes:
+    for note in report.remarks():
         console.print(f"[yellow]{escape(note)}", soft_wrap=True)
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffalign.evaluation.compare import Comparison, Interval, compare_scores
+from diffalign.evaluation.compare import Comparison, compare_scores
+from diffalign.evaluation.intervals import score_interval
 
 
 def outcomes(*prompts: str) -> Comparison:
@@ -27,11 +28,14 @@ def test_counts_and_rates_worked_by_hand():
 
 
 def test_interval_of_two_prompts_worked_by_hand():
-    # Drawn twice out of {WW, WL}: 1, 3/4 (half of the time) or 1/2, a quarter each at the ends.
+    # Drawn twice out of {WW, WL}: 1, 3/4 (half of the time) or 1/2: a deviation of 1/4 after the
+    # correction by n / (n - 1), as of three trials, with one degree of freedom: a quantile of 12.7.
     result = outcomes("WW", "WL")
-    assert result.win_rate_interval == Interval(0.5, 1.0)
-    assert result.win_rate_ties_half_interval == Interval(0.5, 1.0)
-    assert result.mean_difference_interval == Interval(0.0, 1.0)
+    quantile = 12.7062
+    assert result.win_rate_interval == pytest.approx(score_interval(0.75, 3, quantile), abs=1e-3)
+    assert result.win_rate_ties_half_interval == result.win_rate_interval
+    half = quantile * 0.5
+    assert result.mean_difference_interval == pytest.approx((0.5 - half, 0.5 + half), rel=0.02)
 
 
 def test_interval_of_single_pairs_is_the_binomial_one():
@@ -141,14 +145,14 @@ def test_one_prompt_with_decisions_gives_no_interval_of_the_rate():
     assert "belong to one prompt" in result.notes[0]
 
 
-def test_a_clean_sweep_says_that_its_interval_is_no_evidence():
-    result = outcomes(*["W"] * 30)
-    assert result.win_rate_interval == Interval(1.0, 1.0)
-    assert "up to 10% of decided pairs" in result.notes[0]
+def test_a_clean_sweep_has_the_interval_of_as_many_trials_as_prompts():
+    result = outcomes(*["WW"] * 30)
+    assert result.win_rate_interval == pytest.approx((30 / (30 + 1.959964**2), 1.0), abs=1e-6)
+    assert "each of the 30 prompts that decide as one trial" in result.notes[0]
 
 
 def test_few_prompts_are_said_to_be_few():
-    assert "With 5 prompts" in outcomes("WL", "WL", "W", "W", "L").notes[0]
+    assert "only 5 prompts: intervals are rough" in outcomes("WL", "WL", "W", "W", "L").notes[0]
     assert outcomes(*["W", "L"] * 10).notes == ()
 
 

@@ -214,4 +214,5 @@ def _beside(panels: Iterable[Panel]) -> Panel:
     return Panel(
         figures={name: figure for part in parts for name, figure in part.figures.items()},
         counts={name: count for part in parts for name, count in part.counts.items()},
+        clusters=min(part.clusters for part in parts),
     )

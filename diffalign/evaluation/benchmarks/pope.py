@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,7 @@ def _average(tallies: Mapping[str, Tally], bootstrap: Bootstrap) -> Panel:
         for name, measure in pope.MEASURES.items()
     }
     counts = {name: int(sum(t[name].sum() for t in tallies.values())) for name in pope.COUNTS}
-    return Panel(figures=panel(joined, measures, bootstrap).figures, counts=counts)
+    return replace(panel(joined, measures, bootstrap), counts=counts)
 
 
 def _by_split(files: Path | Mapping[str, Path]) -> Mapping[str, Path]:
