@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+from diffalign import hub
 from diffalign.data.columns import PairColumns
 from diffalign.data.groups import GroupColumns
 from diffalign.data.reading import Location, Whereabouts
@@ -159,10 +160,11 @@ class HubStream(AbstractRowStream):
         try:
             return next(arriving, None)
         except Exception as error:  # the errors of its network libraries share no base class
+            why = hub.explain(error, self._name, kind="data set", section="data")
             raise DataError(
-                f"data.path {self._name}: the hub stopped at row {number:,} "
-                f"({type(error).__name__}: {error}). Once it can be reached again, continue the "
-                "run from its last checkpoint with --resume"
+                f"data.path {self._name}: the hub stopped at row {number:,}: "
+                f"{why or f'{type(error).__name__}: {error}'}. Once it can be reached again, "
+                "continue the run from its last checkpoint with --resume"
             ) from error
 
 
@@ -224,7 +226,14 @@ def load_table(location: Location, config: Whereabouts, *, streaming: bool = Fal
     else:
         arguments = {"path": config.path, "split": config.split, "revision": config.revision}
     try:
-        return datasets.load_dataset(**arguments, streaming=streaming)
+        with hub.explained(
+            config.path,
+            kind="data set",
+            error=DataError,
+            field=f"{config.section}.path",
+            section=config.section,
+        ):
+            return datasets.load_dataset(**arguments, streaming=streaming)
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         where = "" if location.files else " (no file or folder here either)"
         cause = error.__cause__ or error

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from diffalign import hub
 from diffalign.errors import ModelError, did_you_mean
 
 ITSELF = "."
@@ -145,7 +147,9 @@ class Hub(AbstractLocation):
     def read_json(self, name: str) -> dict[str, Any]:
         try:
             file = Path(name).as_posix()
-            return _parse(Path(hf_hub_download(self.name, file, revision=self.revision)))
+            with self._explained():
+                found = hf_hub_download(self.name, file, revision=self.revision)
+            return _parse(Path(found))
         except (OSError, ValueError) as error:
             raise self._unreachable(name, error) from error
 
@@ -154,15 +158,15 @@ class Hub(AbstractLocation):
 
     def load(self, pipeline: Any, **components: Any) -> Any:
         try:
-            return _ready(
-                pipeline.from_pretrained(
+            with self._explained():
+                loaded = pipeline.from_pretrained(
                     self.name,
                     revision=self.revision,
                     variant=self.variant,
                     use_safetensors=None if self.allow_pickle else True,
                     **components,
                 )
-            )
+            return _ready(loaded)
         except OSError as error:
             raise self._unreachable("safetensors weights", error) from error
 
@@ -172,6 +176,9 @@ class Hub(AbstractLocation):
         cached = try_to_load_from_cache(self.name, index, revision=self.revision)
         commit = Path(cached).parent.name if isinstance(cached, str) else self.revision
         return f"{self.name}@{commit}/{component}/{self.variant}"
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return hub.explained(self.name, kind="model", error=ModelError, field="the model")
 
     def _unreachable(self, what: str, error: Exception) -> ModelError:
         where = self.name + (f" at revision {self.revision}" if self.revision else "")
