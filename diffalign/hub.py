@@ -1,8 +1,8 @@
 """What the Hugging Face hub says when something cannot be had, as a sentence with a way on.
 
-The libraries retry by themselves (too many requests, a fault of the server, a connection that breaks
-off) and then raise errors of half a dozen packages. What is known of data sets and models that are
-gone, and of what people use in their place, is here and nowhere else.
+The libraries retry by themselves (too many requests, a fault of the server, a connection that
+breaks off) and then raise errors of half a dozen packages. What is known of data sets and models
+that are gone, and of what people use in their place, is here and nowhere else.
 """
 
 from __future__ import annotations
@@ -61,8 +61,12 @@ _USUAL: dict[str, tuple[str, ...]] = {
 }
 """What can be had instead of something unknown, by section of the config."""
 
-_NETWORK = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
-_NETWORK_TOO = ("aiohttp", "fsspec", "hf_xet", "ssl", "socket")
+_NETWORK_PACKAGES = frozenset(
+    (
+        *("huggingface_hub", "hf_xet", "fsspec", "ssl"),
+        *("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"),
+    )
+)
 _LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
 
 
@@ -129,8 +133,9 @@ def explain(cause: BaseException, name: str, *, kind: Kind, section: str = "mode
         if missing and "RepositoryNotFoundError" not in names:
             return f"{page} lacks a file that is needed: {_first_line(chain)}"
         why = GONE[name][0] if name in GONE else "it is gone, private, or its name is misspelled"
+        code = f" ({status})" if status else ""
         return (
-            f"{place} has no such public {kind}{f' ({status})' if status else ''}: {why}.{_instead(name, section)}. "
+            f"{place} has no such public {kind}{code}: {why}.{_instead(name, section)}. "
             f"If it is private, {_LOG_IN}"
         )
     if status == 403:
@@ -138,10 +143,10 @@ def explain(cause: BaseException, name: str, *, kind: Kind, section: str = "mode
             f"{place} refuses it (403): it is gated or private. See {page}, and "
             f"{_LOG_IN}.{_instead(name, section)}"
         )
-    if any("Timeout" in error for error in names) or "timed out" in text.lower():
+    if re.search(r"Timeout|timed out", " ".join(names) + text):
         return (
-            f"{place} fell silent while it was read, and several attempts did not help. Try "
-            f"again, with HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60 if the network is "
+            f"{place} does not answer in time, and several attempts did not help. Try again, "
+            f"with HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60 if the network is "
             f"slow; a run that had begun continues with --resume"
         )
     if _is_cut_off(names, text):
@@ -153,8 +158,8 @@ def explain(cause: BaseException, name: str, *, kind: Kind, section: str = "mode
         return f"{place} has a fault of its own ({status}), after several attempts. Try again later"
     if _is_network(chain):
         return (
-            f"{place} cannot be reached ({_first_line(chain)}). Check the network, the proxy and "
-            f"HF_ENDPOINT, or give the path of a downloaded copy"
+            f"{place} cannot be reached or does not answer ({_first_line(chain)}). Check the "
+            f"network, the proxy and HF_ENDPOINT, or give the path of a downloaded copy"
         )
     return None
 
@@ -195,13 +200,15 @@ def _is_cut_off(names: set[str], text: str) -> bool:
 
 def _is_network(chain: list[BaseException]) -> bool:
     packages = {type(error).__module__.partition(".")[0] for error in chain}
-    return bool(packages & {*_NETWORK, *_NETWORK_TOO}) or any(
+    return bool(packages & _NETWORK_PACKAGES) or any(
         isinstance(error, (ConnectionError, TimeoutError)) for error in chain
     )
 
 
 def _first_line(chain: list[BaseException]) -> str:
-    """What the innermost error says."""
-    said = str(chain[-1]).strip()
+    """What the network's own error says, or else the outermost one."""
+    network = [e for e in chain if type(e).__module__.partition(".")[0] in _NETWORK_PACKAGES]
+    error = network[-1] if network else chain[0]
+    said = str(error).strip()
     line = said.splitlines()[0].rstrip(".") if said else ""
-    return f"{type(chain[-1]).__name__}: {line[:200]}" if line else type(chain[-1]).__name__
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__

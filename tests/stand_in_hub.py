@@ -90,9 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, with_body)
         if is_api:
             deep = "recursive=true" in self.path.lower()
-            return self._say(
-                200, _described(folder, f"{owner}/{name}", rest, deep=deep), with_body
-            )
+            return self._say(200, _described(folder, f"{owner}/{name}", rest, deep=deep), with_body)
         file = folder.joinpath(*rest[2:]) if rest[:1] == ["resolve"] else folder / "none"
         if not file.is_file():
             return self._say(

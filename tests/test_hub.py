@@ -23,14 +23,24 @@ from tests.stand_in_hub import stand_in_hub
 from tests.tiny_models import write_sdxl
 
 ASKING = """
-import json, sys, threading
+import json, sys, threading, time, types
 from diffalign.data.preview import first_rows
 from diffalign.data.reading import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DiffalignError
 from diffalign.models.sdxl import SDXL
 
+import datasets
+import huggingface_hub.file_download
+import huggingface_hub.utils._http
 import torch
+
+# The libraries wait 23 s and 100 s between their attempts, and a minute for each of the last ones.
+datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
+huggingface_hub.file_download._ETAG_RETRY_TIMEOUT = 1
+waits = types.SimpleNamespace(**{n: getattr(time, n) for n in dir(time) if n[0] != "_"})
+waits.sleep = lambda seconds: time.sleep(seconds / 50)
+huggingface_hub.utils._http.time = waits
 
 
 def pairs(owner, **changes):
@@ -118,3 +128,81 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     assert result.returncode == 0, result.stderr[-2000:]
     found: dict[str, str] = json.loads(result.stdout.splitlines()[-1])
     return found
+
+
+@pytest.mark.parametrize("what", ["stream fine", "stream moody", "table fine"])
+def test_pairs_that_are_there_are_read_and_too_many_requests_are_waited_out(answers, what):
+    assert answers[what] == "4 pairs"
+
+
+@pytest.mark.parametrize("what", ["model fine", "model moody"])
+def test_a_model_that_is_there_is_loaded(answers, what):
+    assert answers[what] == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("gone", ["has no such public", "it is gone, private, or its name is misspelled"]),
+        ("closed", ["has no such public", "hf auth login"]),
+        ("gated", ["it is gated: accept its terms at http", "hf auth login"]),
+        ("busy", ["refuses more requests for now (429), after several attempts"]),
+        ("faulty", ["has a fault of its own (500)"]),
+        ("mute", ["does not answer"]),
+        ("cut", ["broke off before its end", "Try again"]),
+        ("scripted", ["DataError: data.path scripted/pairs"]),
+    ],
+)
+def test_what_cannot_be_had_is_a_sentence(answers, what, said):
+    found = {name: text for name, text in answers.items() if name.endswith(f" {what}")}
+    assert found
+    for name, text in found.items():
+        kind = "ModelError: the model" if name.startswith("model") else "DataError: data.path"
+        assert text.startswith(f"{kind} {what}/"), text
+        assert all(part in text for part in said), text
+
+
+@pytest.mark.parametrize("what", ["stream gone", "stream closed", "stream gated", "table gone"])
+def test_other_data_is_named_where_data_cannot_be_had(answers, what):
+    for other in hub.OPEN_IMAGE_PAIRS:
+        assert other in answers[what]
+
+
+def test_what_is_known_to_be_gone_has_its_own_alternatives():
+    class RepositoryNotFoundError(OSError):
+        """As the hub's."""
+
+    def explained(name: str) -> str:
+        with (
+            pytest.raises(DataError) as caught,
+            hub.explained(
+                name, kind="data set", error=DataError, field="data.path", section="data"
+            ),
+        ):
+            raise RepositoryNotFoundError("404")
+        return str(caught.value)
+
+    said = explained("yuvalkirstain/pickapic_v2")
+    assert "reported gone since April 2025" in said and "liuhuohuo2/pick-a-pic-v2" in said
+    assert "zai-org/ImageRewardDB" in explained("THUDM/ImageRewardDB")
+    assert "RLHF-V" not in explained("some/pairs")
+
+
+def test_other_errors_pass_and_a_path_on_this_machine_is_no_repository(tmp_path):
+    def raised(name: str, error: Exception) -> type[BaseException]:
+        with (
+            pytest.raises(Exception) as caught,
+            hub.explained(name, kind="model", error=DataError, field="model.path"),
+        ):
+            raise error
+        return caught.type
+
+    assert raised("a/b", KeyError("unet")) is KeyError
+    assert raised("a/b", ConnectionError("no route")) is DataError
+    assert raised(str(tmp_path), ConnectionError("no route")) is ConnectionError
+
+
+def test_no_config_names_what_is_gone():
+    for path in (Path(__file__).parents[1] / "configs").rglob("*.yaml"):
+        named = [name for name in hub.GONE if name in path.read_text(encoding="utf-8")]
+        assert not named, f"{path.name} names {named}"

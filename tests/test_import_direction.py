@@ -18,6 +18,7 @@ BASE = {
     "errors",
     "files",
     "foreign_flags",
+    "hub",
     "parsing",
     "seeding",
     "shapes",

@@ -230,13 +230,16 @@ PICKAPIC = PairColumns(
     scores=("label_0", "label_1"),
     allowed_scores=(0.0, 0.5, 1.0),
 )
-"""Pick-a-Pic v1 and v2: yuvalkirstain/pickapic_v1, yuvalkirstain/pickapic_v2."""
+"""Pick-a-Pic v1 and v2, and their mirrors (`diffalign.hub`)."""
 
 PICKAPIC_PAIRS_PER_PROMPT = "num_example_per_prompt"
 """How often Pick-a-Pic asked about a prompt."""
 
 PICKAPIC_IDENTITY = ("ranking_id", "image_0_uid", "image_1_uid")
 """One ranking compares several pairs of images, and an image takes part in several rankings."""
+
+_LABEL = re.compile(r"label|prefer|winner|better|score|rank|vote|rating|choice$")
+"""In the name of a column that may say which image won."""
 
 _PATTERNS: tuple[dict[str, Any], ...] = (
     {"images": ("chosen", "rejected")},
@@ -252,11 +255,15 @@ _PATTERNS: tuple[dict[str, Any], ...] = (
     {"images": ("image_1", "image_2"), "scores": ("score_1", "score_2")},
     {"images": ("image_0", "image_1"), "scores": ("label_0", "label_1")},
     {"images": ("image_0", "image_1"), "scores": ("score_0", "score_1")},
+    {"images": ("path1", "path2"), "scores": ("label1", "label2")},
+    {"images": ("path1", "path2"), "scores": ("score1", "score2")},
+    {"images": ("path1", "path2"), "unless": _LABEL},
     {"images": ("chosen",)},
     {"images": ("image",)},
 )
-"""Further names in use; the `votes` and `weighted_results` are those of the Rapidata sets. The last
-two are preferred images alone, the very last as sets for fine-tuning name them."""
+"""Further names in use; the `votes` and `weighted_results` are those of the Rapidata sets, and
+`path1` is the preferred image of HPDv3, unless another column may say who won. The last two are
+preferred images alone, the very last as sets for fine-tuning name them."""
 
 KNOWN_NAMES = tuple(
     dict.fromkeys(
@@ -304,11 +311,15 @@ def general_columns(
         return _configured_columns(configured, names, lower_is_better=lower_is_better)
     prompt = next((name for name in PROMPT_NAMES if name in names), None)
     for pattern in _PATTERNS:
+        unless = pattern.get("unless")
+        if unless is not None and any(unless.search(name.lower()) for name in names):
+            continue
         preferred = pattern.get("preferred")
         needed = {*pattern["images"], *pattern.get("scores", ()), *filter(None, [preferred])}
         if prompt is not None and needed <= set(names):
             lower = smaller_wins(pattern.get("scores", ()), lower_is_better)
-            return PairColumns(prompt=prompt, lower_is_better=lower, **pattern)
+            given = {key: value for key, value in pattern.items() if key != "unless"}
+            return PairColumns(prompt=prompt, lower_is_better=lower, **given)
     return None
 
 

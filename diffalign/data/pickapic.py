@@ -1,7 +1,7 @@
 """Pick-a-Pic v1 and v2: two JPEGs a row, and labels 0, 0.5 or 1 that people gave by a click.
 
-Columns are those of yuvalkirstain/pickapic_v1 and yuvalkirstain/pickapic_v2 on the hub, which have
-one schema: `jpg_0`, `jpg_1` (bytes), `label_0`, `label_1` (0, 0.5 or 1), `caption`, `has_label`,
+Columns are those of both, and of the mirrors that `docs/data.md` names, which have one schema:
+`jpg_0`, `jpg_1` (bytes), `label_0`, `label_1` (0, 0.5 or 1), `caption`, `has_label`,
 `ranking_id`, `image_0_uid`, `image_1_uid`, and more that is not read.
 
 Source: Kirstain et al. 2023, arXiv:2305.01569.
