@@ -127,7 +127,7 @@ def test_a_hub_that_falls_silent_is_a_sentence_that_says_how_to_go_on():
     stream = HubStream(datasets.IterableDataset.from_generator(rows), ["a"], name="some/where")
     arriving = stream.rows()
     assert next(arriving)[1].values == {"a": 1}
-    with pytest.raises(DataError, match=r"some/where: the hub stopped at row 1 .*route.*--resume"):
+    with pytest.raises(DataError, match=r"some/where: the hub stopped at row 1: .*route.*--resume"):
         next(arriving)
 
 
