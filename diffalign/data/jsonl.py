@@ -25,7 +25,8 @@ class JsonLines(AbstractReader):
     form: ClassVar[Form] = "lines"
     needs: ClassVar[str] = (
         "prompt (or caption) with paths under chosen and rejected, or under image1, image2 and one "
-        "number for each (label1 and label2, score1 and score2), or lists of them under images and "
+        "number for each (label1 and label2, score1 and score2), or under path1 (preferred) and "
+        "path2, or lists of them under images and "
         "scores (or ranks), or under chosen alone"
     )
 
