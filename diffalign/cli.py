@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from diffalign import __version__, foreign_flags, versions
+from diffalign import __version__, foreign_flags, keys, versions
 from diffalign.errors import ConfigError, DiffalignError, ModelError
 
 app = typer.Typer(
@@ -280,7 +280,7 @@ def main() -> None:
 def _say(error: Exception, advice: str) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(f"[red bold]{type(error).__name__}[/]: ", end="")
-    text = str(error).encode(errors="backslashreplace").decode()
+    text = keys.hide(str(error)).encode(errors="backslashreplace").decode()
     console.print(text, markup=False, soft_wrap=True)
     if advice:
         console.print(advice, markup=False, soft_wrap=True)

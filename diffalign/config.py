@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from diffalign import components, foreign_flags
+from diffalign import components, foreign_flags, keys
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.files import read_text, write_atomically
 from diffalign.parsing import parse_yaml, shortly
@@ -42,6 +42,7 @@ def load(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) 
     for override in overrides:
         _apply(tree, override)
     place = str(path) if path is not None else "command line"
+    keys.refuse_credentials(tree, place)
     return _build(cls, tree, place=place, key="")
 
 
@@ -95,7 +96,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             )
         tree[parent] = dict(below) if isinstance(below, dict) else {}
         tree = tree[parent]
-    tree[last] = parse_yaml(text, f"override {shortly(override)}: the value", error=ConfigError)
+    value = parse_yaml(text, f"override {shortly(override)}: the value", error=ConfigError)
+    keys.name_on_command_line({last: value})
+    tree[last] = value
 
 
 def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:

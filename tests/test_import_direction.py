@@ -19,6 +19,7 @@ BASE = {
     "files",
     "foreign_flags",
     "hub",
+    "keys",
     "parsing",
     "seeding",
     "shapes",

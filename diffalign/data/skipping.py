@@ -11,6 +11,7 @@ from filelock import FileLock
 from diffalign.data.records import Skipped
 from diffalign.errors import DataError
 from diffalign.files import to_json
+from diffalign.keys import hide
 
 
 def forget_skipped(path: Path) -> None:
@@ -94,7 +95,7 @@ class SkipLog:
         line = {
             "sample_id": skipped.sample_id,
             "reason": skipped.reason.value,
-            "detail": skipped.detail,
+            "detail": hide(skipped.detail),
             "side": skipped.side,
         }
         with self.path.open("ab") as file:

@@ -115,6 +115,8 @@ class OwnAnswers(AbstractSynthesis):
         return ("image",) if self.form == "opa_dpo" else ("images",)
 
     def check(self) -> None:
+        if self.judge is not None:
+            self.judge.check()
         if self.corrections is not None:
             read_corrections(self.corrections)
         if self.scores is not None:

@@ -19,6 +19,8 @@ class ChatServer:
     """From the prompt."""
     failures: list[int] = field(default_factory=list)
     """HTTP statuses that the next requests are met with, one each."""
+    said: bytes = b"failed on purpose"
+    """Body of failures."""
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with failures."""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -46,7 +48,7 @@ def serving(reply: Callable[[str], str]) -> Iterator[ChatServer]:
             if self.path != "/v1/chat/completions":
                 self._send(404, b"no such path", {})
             elif state.failures:
-                self._send(state.failures.pop(0), b"failed on purpose", state.headers)
+                self._send(state.failures.pop(0), state.said, state.headers)
             else:
                 content = state.reply(body["messages"][0]["content"])
                 answer = {"choices": [{"message": {"content": content}}]}

@@ -29,6 +29,10 @@ class AbstractJudge(abc.ABC):
     def name(self) -> str:
         """Who judges, for reports; verdicts of another name are not reused."""
 
+    def check(self) -> None:
+        """Raise ConfigError for what can be known to fail before anything is asked."""
+        return
+
     @abc.abstractmethod
     def replies(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         """The place of every prompt and the reply to it, in any order, as they come.
@@ -62,6 +66,7 @@ def verdicts(
     Raises:
         ConfigError: the file holds something else.
     """
+    judge.check()
     keys = {item: _digest(judge.name, prompt) for item, prompt in prompts.items()}
     saved = _saved(saves)
     found: dict[str, T] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from diffalign import keys
 from diffalign.errors import ConfigError
 from diffalign.evaluation.judges.base import verdicts
 from diffalign.evaluation.judges.endpoint import Endpoint, JudgeError
@@ -34,6 +35,7 @@ def test_the_key_comes_from_the_environment_alone(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OTHER", "other secret")
     list(endpoint(server).replies(["a"]))
+    monkeypatch.setattr(keys, "_named", {"OTHER"})
     list(endpoint(server, key_variable="OTHER").replies(["a"]))
     assert server.keys == [None, "Bearer secret", "Bearer other secret"]
 
