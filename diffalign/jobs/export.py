@@ -37,8 +37,9 @@ from diffalign.models.pipeline_lora import put_adapters, read_adapters
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vlm import VLM
 from diffalign.training.build import RunConfig
+from diffalign.training.card import results_of, write_cards, write_model_card
 
-Form = Literal["kohya", "diffusers", "peft", "folder", "single_file"]
+Form = Literal["kohya", "diffusers", "peft", "folder", "single_file", "card"]
 
 FORMS: dict[Form, str] = {
     "kohya": "a LoRA for ComfyUI, A1111 and kohya's tools",
@@ -46,6 +47,7 @@ FORMS: dict[Form, str] = {
     "peft": "an adapter for peft's from_pretrained",
     "folder": "the whole model as a folder for from_pretrained",
     "single_file": "the whole model as one file in the original layout, for ComfyUI and A1111",
+    "card": "a model card with the results of today",
 }
 
 INSIDE: dict[str, Any] = {
@@ -74,7 +76,8 @@ class ExportConfig:
     """`kohya`: a LoRA file for ComfyUI, A1111 and kohya's tools; `diffusers`: a folder for
     `load_lora_weights`; `peft`: one for peft; `folder`: the whole model, an adapter merged into it,
     as `from_pretrained` reads it; `single_file`: the same as one file in the layout of the original
-    releases. Null is kohya for the LoRA of an image model, peft for that of a vision-language
+    releases; `card`: the model card of the run anew, with the results that there are by now. Null
+    is kohya for the LoRA of an image model, peft for that of a vision-language
     model, single_file for all weights of an image model, else folder."""
     base: ModelSpec | str | None = None
     """The model that an adapter is for, where it lies outside its run: a folder, a hub id, a
@@ -85,6 +88,13 @@ class ExportConfig:
     output: Path | None = None
     """File or folder to write, which must not exist; null is one in the folder `export` of the run,
     named after it."""
+    results: tuple[Path, ...] = ()
+    """Results that the model card shows: folders of `compare`, and files of what `evaluate --json`
+    printed. Empty takes the comparisons in the run's folder."""
+
+    def __post_init__(self) -> None:
+        if self.form == "card" and self.output is not None:
+            raise ValueError("form is card, which lies in the folder of the run: leave output out")
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,12 @@ def run(config: ExportConfig) -> Path:
     trained = _find(config)
     form = config.form or _usual_form(trained)
     _refuse(trained, form)
+    if form == "card":
+        assert trained.run is not None, "_refuse() was called"
+        path, *_ = write_cards(trained.run, config.results)
+        console.print(f"[green]Done:[/green] {escape(str(path))}, and beside the weights in final/")
+        console.print(_next_step(path.parent / "final", form), markup=False, soft_wrap=True)
+        return path
     output = config.output or trained.home / _file_name(trained.title, form)
     if output.exists():
         raise ConfigError(f"{output} exists: choose another place with output=, or remove it")
@@ -135,9 +151,27 @@ def run(config: ExportConfig) -> Path:
     else:
         assert isinstance(trained.model, VLM), "_refuse() was called"
         _export_vlm(trained, trained.model, form, DTYPES[config.dtype], output)
+    if trained.run is not None and output.is_dir():
+        whole = form == "folder"
+        model = _merged_settings(trained.model) if whole else trained.model
+        write_model_card(
+            trained.run,
+            output,
+            usage=model.usage("USER/NAME"),
+            results=config.results or results_of(trained.run.output),
+            merged=whole,
+        )
     console.print(f"[green]Done:[/green] {escape(str(output))}", soft_wrap=True)
     console.print(_next_step(output, form), markup=False, soft_wrap=True)
     return output
+
+
+def _merged_settings(model: AbstractModel) -> AbstractModel:
+    """Settings of the whole model that an adapter makes."""
+    if isinstance(model, VLM):
+        return replace(model, lora=None, quantization=None, merge_on_export=False)
+    assert isinstance(model, AbstractDiffusion)
+    return replace(model, lora=None)
 
 
 def _find(config: ExportConfig) -> Trained:
@@ -238,6 +272,10 @@ def _usual_form(trained: Trained) -> Form:
 def _refuse(trained: Trained, form: Form) -> None:
     """Raise ConfigError where a form cannot hold what was trained."""
     model = trained.model
+    if form == "card":
+        if trained.run is None or trained.folder is None:
+            raise ConfigError("form is card, which is of a finished run: give the folder of one")
+        return
     if not isinstance(model, (AbstractDiffusion, VLM)):
         raise ConfigError(
             f"{trained.title} trained {model.describe()}, which has one form only: what the run "

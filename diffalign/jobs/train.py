@@ -23,7 +23,7 @@ from diffalign.errors import ConfigError, DataError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
-from diffalign.training.card import write_model_card
+from diffalign.training.card import write_cards
 
 PREVIEWED_PAIRS = 4
 """How many pairs a dry run decodes and shows."""
@@ -126,7 +126,7 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
     final = run_config.output / "final"
     trainer.export(final)
     if trainer.accelerator.is_main_process:
-        write_model_card(run_config, trainer.metrics_file.path)
+        write_cards(run_config)
     console.print(
         f"[green]Trained {trainer.step} steps; the model is in {escape(str(final))}[/green]\n"
         f"{escape(run_config.model.next_step(run_config.output))}",

@@ -10,6 +10,7 @@ import abc
 import copy
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -135,11 +136,11 @@ class AbstractDiffusion(AbstractModel):
     def usage(self, folder: str) -> str:
         opener = "from_single_file" if self.path.endswith(".safetensors") else "from_pretrained"
         opened = (
-            [f'pipeline = {self.pipeline}.from_pretrained("{folder}")']
+            [f"pipeline = {self.pipeline}.from_pretrained({json.dumps(folder)})"]
             if self.lora is None
             else [
-                f'pipeline = {self.pipeline}.{opener}("{self.path}")',
-                f'pipeline.load_lora_weights("{folder}")',
+                f"pipeline = {self.pipeline}.{opener}({json.dumps(self.path)})",
+                f"pipeline.load_lora_weights({json.dumps(folder)})",
             ]
         )
         return "\n".join([f"from diffusers import {self.pipeline}", "", *opened])
@@ -456,8 +457,7 @@ class AbstractDiffusion(AbstractModel):
 
     @property
     def predicts_velocity(self) -> bool:
-        config = self._location.read_json("scheduler/scheduler_config.json")
-        return (self.prediction_type or config.get("prediction_type")) == "v_prediction"
+        return self._schedule.get("prediction_type") == "v_prediction"
 
     def describe(self) -> str:
         """One line for the start of a run."""

@@ -146,12 +146,12 @@ class VLM(AbstractModel):
         lines = [
             "from transformers import AutoModelForImageTextToText, AutoProcessor",
             "",
-            f'model = AutoModelForImageTextToText.from_pretrained("{path}")',
-            f'processor = AutoProcessor.from_pretrained("{folder}")',
+            f"model = AutoModelForImageTextToText.from_pretrained({json.dumps(path)})",
+            f"processor = AutoProcessor.from_pretrained({json.dumps(folder)})",
         ]
         if self.lora is not None:
             lines.insert(0, "from peft import PeftModel")
-            lines.insert(-1, f'model = PeftModel.from_pretrained(model, "{folder}")')
+            lines.insert(-1, f"model = PeftModel.from_pretrained(model, {json.dumps(folder)})")
         return "\n".join(lines)
 
     def next_step(self, run: Path) -> str:

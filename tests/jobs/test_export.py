@@ -10,10 +10,13 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from diffalign import config
+from diffalign.cli import app
 from diffalign.errors import ConfigError, ModelError
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
@@ -362,3 +365,37 @@ def test_text_encoders_of_an_adapter_go_into_a_merged_model_and_are_never_droppe
         }
         change = ours.state_dict()[name] - theirs.state_dict()[name]
         assert torch.allclose(change, factors["B"] @ factors["A"], atol=1e-5)
+
+
+def test_a_folder_is_ready_for_the_hub_and_the_card_of_a_run_can_be_written_anew(
+    models, runs, tmp_path, capsys
+):
+    run = runs("sd15", "alpha")
+    folder = exported(run, form="folder", output=tmp_path / "whole model")
+    card = ModelCard.load(folder / "README.md")
+    assert "lora" not in card.data.tags
+    assert 'StableDiffusionPipeline.from_pretrained("USER/NAME")' in card.text
+    assert f"hf upload USER/NAME '{folder}'" in capsys.readouterr().out
+    report = tmp_path / "scores.json"
+    content = {"benchmark": "x", "y": 2.0, "intervals": {"y": None}, "confidence": 0.9}
+    report.write_text(json.dumps(content))
+    exported(run, form="card", results=(report,))
+    for path in (run / "README.md", run / "final/README.md"):
+        (result,) = ModelCard.load(path).data.eval_results
+        assert result.metric_value == 2.0
+    with pytest.raises(ConfigError, match="of a finished run"):
+        exported(run / "checkpoint-2", form="card")
+
+
+def test_the_command_takes_a_run_with_any_name(monkeypatch):
+    given = []
+    monkeypatch.setattr(export, "run", given.append)
+    names = ["runs/a: b", "runs/[1]", "runs/it's", "12", "null"]
+    for name in names:
+        result = CliRunner().invoke(app, ["export", name, "form=single_file", "dtype=fp16"])
+        assert result.exit_code == 0, result.output
+    assert [made.run for made in given] == list(map(Path, names))
+    assert {(made.form, made.dtype) for made in given} == {("single_file", "fp16")}
+    for arguments in ([], ["form=kohya"]):
+        result = CliRunner().invoke(app, ["export", *arguments])
+        assert isinstance(result.exception, ConfigError)
