@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from diffalign.data.skipping import forget_skipped
 from diffalign.data.transforms import Size
 from diffalign.errors import ConfigError, DataError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
+from diffalign.models.kohya import KOHYA_FILE
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
 from diffalign.training.card import write_cards
@@ -131,6 +133,14 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
         f"[green]Trained {trainer.step} steps; the model is in {escape(str(final))}[/green]\n"
         f"{escape(run_config.model.next_step(run_config.output))}",
         soft_wrap=True,
+    )
+    if (final / KOHYA_FILE).is_file():
+        console.print(
+            f"Use it in ComfyUI or A1111: copy {escape(str(final / KOHYA_FILE))} to their LoRAs",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Publish it:\n  hf upload USER/NAME {escape(shlex.quote(str(final)))}", soft_wrap=True
     )
     return final
 
