@@ -124,6 +124,13 @@ class PairColumns:
             )
         return text.removeprefix("\ufeff").strip()
 
+    def caption_or_none(self, row: Row) -> str | None:
+        """The prompt; None where there is none that can be used."""
+        try:
+            return None if row.problem else self.caption(row) or None
+        except UnusableRowError:
+            return None
+
     def chosen(self, row: Row) -> int | LeftOut:
         """Which of the two images is preferred, 0 or 1; of a tie that is kept, the first.
 

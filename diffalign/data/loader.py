@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -155,6 +156,15 @@ class PairSource(AbstractSource):
         return Preview(
             lines=self.describe(), rows=first_rows(self._data, n, self._config, sorted(self.views))
         )
+
+    def captions(self, n: int) -> list[str]:
+        """Of a stream, which brings its images along, at most 16."""
+        if isinstance(self._data.rows, AbstractRowStream):
+            pairs = islice(self._data.pairs(), min(n, 16))
+            return [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
+        columns = self._data.columns
+        rows = islice(self._data.rows.scan(columns.light()), n)
+        return [caption for row in rows if (caption := columns.caption_or_none(row))]
 
     @property
     def left_out_counts(self) -> dict[str, int]:

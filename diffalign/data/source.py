@@ -47,6 +47,11 @@ class AbstractSource(abc.ABC):
         """What is read, wherever it lies; the same on every rank."""
         return ""
 
+    def captions(self, n: int) -> list[str]:
+        """At most `n` of the captions that will be met, from the first on; none where they are not
+        those of images."""
+        return []
+
     def bind(self, model: Any) -> None:
         """Take the loaded model, once, before iteration; sources that sample from it keep it."""
         return

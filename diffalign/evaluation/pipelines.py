@@ -26,6 +26,7 @@ from diffalign.errors import ModelError
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.agreement import check_channels
 from diffalign.models.autoencoder import Autoencoder
+from diffalign.models.conditioning import cut_prompts
 from diffalign.models.locate import AbstractLocation, locate
 from diffalign.models.pipeline_lora import add_adapter
 from diffalign.models.precision import DTYPES, Precision, precision_of
@@ -297,9 +298,9 @@ class TextToImage:
 
     def truncated(self, texts: Iterable[str]) -> list[str]:
         """The prompts that are longer than the text encoder reads."""
-        tokenizer = self.pipeline.tokenizer
-        limit = tokenizer.model_max_length
-        return [text for text in texts if len(tokenizer(text).input_ids) > limit]
+        texts = list(texts)
+        cut = set(cut_prompts([self.pipeline.tokenizer], texts).cut)
+        return [text for text in texts if text in cut]
 
     @torch.inference_mode()
     def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -19,9 +19,11 @@ from diffalign.data.preview import Preview, without_download
 from diffalign.data.responses.preview import ResponsePreview
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.skipping import forget_skipped
+from diffalign.data.source import AbstractSource
 from diffalign.data.transforms import Size
-from diffalign.errors import ConfigError, DataError, TrainingError
+from diffalign.errors import ConfigError, DataError, ModelError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
+from diffalign.models.conditioning import cut_prompts
 from diffalign.models.kohya import KOHYA_FILE
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
@@ -29,6 +31,8 @@ from diffalign.training.card import write_cards
 
 PREVIEWED_PAIRS = 4
 """How many pairs a dry run decodes and shows."""
+COUNTED_CAPTIONS = 1000
+"""Captions whose length is looked at when a run starts."""
 SHOWN_CHARACTERS = 60
 """How much of a prompt or an answer it shows."""
 
@@ -74,7 +78,7 @@ def run(
             forget_skipped(skipped)
     accelerator.wait_for_everyone()
     source = build.build_source(run_config, console, skipped=skipped)
-    _print_lines(console, source.describe())
+    _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
     trainer = build.build_trainer(run_config, accelerator, source, console)
     if start is not None:
         trainer.resume(start)
@@ -174,11 +178,25 @@ def _print_source(console: Console, run_config: RunConfig) -> None:
     looked_at = dataclasses.replace(run_config, data=data and without_download(data))
     source = build.build_source(looked_at, console, skipped=None)
     if isinstance(source, PairSource):
-        _print_preview(console, source.preview(PREVIEWED_PAIRS))
+        shown = source.preview(PREVIEWED_PAIRS)
+        lines = [*shown.lines, *_cut_captions(run_config, source)]
+        _print_preview(console, dataclasses.replace(shown, lines=lines))
     elif isinstance(source, ResponseSource):
         _print_answers(console, source.preview(PREVIEWED_PAIRS))
     else:
-        _print_lines(console, source.describe())
+        _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
+
+
+def _cut_captions(run_config: RunConfig, source: AbstractSource) -> list[str]:
+    """How many of the first captions are longer than the text encoders read."""
+    captions = source.captions(COUNTED_CAPTIONS)
+    if not captions:
+        return []
+    try:
+        tokenizers = run_config.model.tokenizers()
+    except ModelError as error:
+        return [f"captions: how many are too long is not known, as {error}"]
+    return [cut_prompts(tokenizers, captions).describe()] if tokenizers else []
 
 
 def _print_preview(console: Console, shown: Preview) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # settings are read where nothing is loaded, and torch takes a second
     import torch
@@ -75,6 +75,14 @@ class AbstractModel(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """One line for the start of a run: what is trained, and where its weights come from."""
+
+    def tokenizers(self) -> Sequence[Any]:
+        """Those that read the captions of image pairs, and cut what is too long; no weights.
+
+        Raises:
+            ModelError: they cannot be read.
+        """
+        return ()
 
     @property
     @abc.abstractmethod

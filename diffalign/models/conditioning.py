@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,3 +80,58 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> T
         return_tensors="pt",
     ).input_ids
     return send(ids, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutPrompts:
+    """Which of some prompts are longer than their tokenizers read."""
+
+    seen: int
+    cut: tuple[str, ...]
+    """The prompts whose ends are ignored, the longest first."""
+    longest: int
+    """Tokens of the longest prompt, the marks of its start and end included."""
+    limit: int
+    """Tokens that are read."""
+
+    def describe(self) -> str:
+        """For example `3 of 1,000 captions are longer than the 77 tokens ...`."""
+        if not self.cut:
+            return (
+                f"none of {self.seen:,} captions is cut: the longest has {self.longest} of "
+                f"{self.limit} tokens"
+            )
+        many = "s are" if len(self.cut) > 1 else " is"
+        start = self.cut[0][:60]
+        return (
+            f"{len(self.cut):,} of {self.seen:,} captions: the end{many} cut, as the text encoder "
+            f"reads {self.limit} tokens and the longest has {self.longest} ({start!r}...)"
+        )
+
+
+def cut_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> CutPrompts:
+    """Count prompts that one of the tokenizers cuts.
+
+    Args:
+        tokenizers: at least one; each knows its `model_max_length`.
+        prompts: each counts once.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    limit = min(int(tokenizer.model_max_length) for tokenizer in tokenizers)
+    lengths = {
+        prompt: max(len(ids) for ids in found)
+        for prompt, *found in zip(
+            distinct, *(_untruncated(each, distinct) for each in tokenizers), strict=True
+        )
+    }
+    cut = sorted((p for p in distinct if lengths[p] > limit), key=lambda p: -lengths[p])
+    return CutPrompts(
+        seen=len(distinct), cut=tuple(cut), longest=max(lengths.values(), default=0), limit=limit
+    )
+
+
+def _untruncated(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    if not prompts:
+        return []
+    found: list[list[int]] = tokenizer(prompts, truncation=False, verbose=False).input_ids
+    return found

@@ -179,6 +179,10 @@ class AbstractDiffusion(AbstractModel):
             return None
         return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
 
+    def tokenizers(self) -> list[Any]:
+        names = [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
+        return [self._location.tokenizer(name) for name in names]
+
     @cached_property
     def _location(self) -> AbstractLocation:
         return locate(

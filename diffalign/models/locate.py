@@ -73,6 +73,17 @@ class AbstractLocation(abc.ABC):
         """
 
     @abc.abstractmethod
+    def tokenizer(self, name: str) -> Any:
+        """One tokenizer of a pipeline, without its weights.
+
+        Args:
+            name: within the pipeline, such as `tokenizer_2`.
+
+        Raises:
+            ModelError: it is not there, or cannot be read.
+        """
+
+    @abc.abstractmethod
     def identity(self, component: str) -> str:
         """Tells the weights of a component from others without reading them all."""
 
@@ -120,6 +131,9 @@ class Folder(AbstractLocation):
                 **components,
             )
         )
+
+    def tokenizer(self, name: str) -> Any:
+        return _tokenizer(self, name, self.path, local_files_only=True)
 
     def identity(self, component: str) -> str:
         files = self._weights(component) or sorted((self.path / component).glob("*.bin"))
@@ -169,6 +183,9 @@ class Hub(AbstractLocation):
             return _ready(loaded)
         except OSError as error:
             raise self._unreachable("safetensors weights", error) from error
+
+    def tokenizer(self, name: str) -> Any:
+        return _tokenizer(self, name, self.name, revision=self.revision)
 
     def identity(self, component: str) -> str:
         """The commit, where the cache knows it: a branch name may mean other weights tomorrow."""
@@ -246,6 +263,9 @@ class SingleFile(AbstractLocation):
             raise ModelError(
                 f"{self.path}: cannot be read as a {pipeline.__name__}: {reason}"
             ) from error
+
+    def tokenizer(self, name: str) -> Any:
+        return self.config.tokenizer(name)
 
     def identity(self, component: str) -> str:
         return _digest(self.path)
@@ -399,6 +419,23 @@ def _ready(loaded: Any) -> Any:
             if limit is not None and part.model_max_length > limit:
                 part.model_max_length = limit
     return loaded
+
+
+def _tokenizer(location: AbstractLocation, name: str, source: Any, **options: Any) -> Any:
+    """As a pipeline would load it, its length that of its encoder where it knows none."""
+    import transformers
+
+    kind = location.read_json("model_index.json").get(name) or (None, "")
+    encoder = location.read_json(f"{name.replace('tokenizer', 'text_encoder')}/config.json")
+    try:
+        tokenizer_class = getattr(transformers, kind[1])
+        tokenizer = tokenizer_class.from_pretrained(source, subfolder=name, **options)
+    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ModelError(f"{source}: {name} cannot be read: {error}") from error
+    limit = encoder.get("max_position_embeddings")
+    if isinstance(limit, int) and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit
+    return tokenizer
 
 
 def _parse(file: Path) -> dict[str, Any]:

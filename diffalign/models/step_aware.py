@@ -173,6 +173,9 @@ class StepAwarePreference(AbstractModel):
                 "defined here for models with a beta schedule, such as SD 1.5 and SDXL"
             )
 
+    def tokenizers(self) -> list[Any]:
+        return [self._read_tokenizer(), *self.base.tokenizers()]
+
     def noising(self) -> AbstractNoising:
         """How pictures are noised: as the base was trained.
 

@@ -101,6 +101,9 @@ class Rounds(AbstractSource):
     def fingerprint(self) -> str:
         return self._collector.fingerprint()
 
+    def captions(self, n: int) -> list[str]:
+        return self._collector.preview_prompts()[:n]
+
     def figures(self) -> dict[str, float]:
         return {f"round/{name}": value for name, value in self._figures.items()}
 
