@@ -70,6 +70,16 @@ def find_image(folder: Path | None, number: int) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def image_file(folder: Path, name: str) -> Path:
+    """The file of a name, or of another spelling of it that COCO has; the name's own if neither is
+    there."""
+    path = folder / name
+    number = image_number(name)
+    if number is None or path.is_file():
+        return path
+    return find_image(folder, number) or path
+
+
 class KnownIds:
     """Ids of images in any of COCO's spellings -> the spelling that a file of truths has.
 

@@ -438,10 +438,14 @@ def read_responses(path: Path, annotations: Annotations) -> dict[int, str]:
     ids = [_item_id(row, path, number) for number, row in enumerate(rows, start=1)]
     repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
     unknown = [i for i in ids if i not in annotations.scenes and i not in annotations.questions]
+    there = [*annotations.scenes, *annotations.questions]
     for found, complaint in ((repeated, "stand more than once"), (unknown, "are not annotated")):
         if found:
             listed = ", ".join(map(str, found[:5]))
-            raise DataError(f"{path}: {len(found)} ids {complaint}, for example {listed}")
+            raise DataError(
+                f"{path}: {len(found)} ids {complaint}, for example {listed}; the annotations have "
+                f"{min(there, default='none')} to {max(there, default='none')}"
+            )
     return {
         item_id: text_of(row, ("response", *ANSWER_KEYS), path=path, number=number)
         for number, (item_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
@@ -479,6 +483,8 @@ def yes_or_no(answer: str) -> str:
 
 def _item_id(row: Mapping[str, Any], path: Path, number: int) -> int:
     value = field_of(row, ("id",), path=path, number=number)
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
         raise DataError(f"{path}: item {number}: id must be a whole number, got {shortly(value)}")
     return int(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -167,6 +167,27 @@ def _value(figure: Figure) -> str:
     if figure.value is None:
         return "undefined"
     return f"{figure.value:.{_digits(figure.unit)}f}" + "%" * (figure.unit == "percent")
+
+
+def edge_notes(part: Panel, *, apart: Collection[str] = ()) -> list[str]:
+    """Notes on percentages that are 0 or 100, and on figures that nothing defines.
+
+    Args:
+        part: a panel.
+        apart: names of figures for which an end is nothing to speak of.
+    """
+    shown = [figure for name, figure in part.figures.items() if name not in apart]
+    ends = [f"{f.label} {f.spelt}" for f in shown if f.unit == "percent" and f.value in (0, 100)]
+    undefined = [figure.label for figure in shown if figure.value is None]
+    notes = []
+    if ends:
+        notes.append(
+            f"At an end of the scale: {'; '.join(ends)}. No exception was seen; an interval says "
+            f"how many there may be."
+        )
+    if undefined:
+        notes.append(f"Undefined, since nothing was there to count: {'; '.join(undefined)}.")
+    return notes
 
 
 def _interval(figure: Figure) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from diffalign.data.coco import image_number
 from diffalign.errors import DataError
 from diffalign.evaluation.answer_report import Measure, Panel, panel
 from diffalign.evaluation.intervals import Bootstrap, ratio
 from diffalign.evaluation.saved_answers import (
     ANSWER_KEYS,
-    field_of,
+    image_id_of,
     read_objects,
     text_of,
 )
@@ -224,14 +225,14 @@ def chair_panel(judged: Sequence[JudgedCaption], bootstrap: Bootstrap) -> Panel:
 
 
 def read_captions(path: Path) -> list[Caption]:
-    """Captions as `{image_id, caption}`, a list or one a line.
+    """Captions as `{image_id, caption}`, a list or one a line; the name of the file will do as id.
 
     Raises:
         DataError: an item has no picture or no text.
     """
     return [
         Caption(
-            image_id=str(field_of(row, ("image_id",), path=path, number=number)),
+            image_id=image_id_of(row, path=path, number=number),
             text=text_of(row, ANSWER_KEYS, path=path, number=number),
         )
         for number, row in enumerate(read_objects(path), start=1)
@@ -289,13 +290,19 @@ def coco_objects(
             if name not in objects_of.synonyms.class_of:
                 raise DataError(f"{path}: the category {name!r} is not in the table of synonyms")
             name = objects_of.synonyms.class_of[name]
-            found.setdefault(str(annotation["image_id"]), set()).add(name)
+            found.setdefault(_plain_id(annotation["image_id"]), set()).add(name)
     for path in captions:
         content = _coco_file(path, "images")
         for annotation in _entries(content, "annotations", ("image_id", "caption"), path):
             mentioned = objects_of(str(annotation["caption"]))
-            found.setdefault(str(annotation["image_id"]), set()).update(mentioned)
+            found.setdefault(_plain_id(annotation["image_id"]), set()).update(mentioned)
     return {image_id: frozenset(names) for image_id, names in found.items()}
+
+
+def _plain_id(image_id: Any) -> str:
+    """Without padding and so on: annotations of one image belong together."""
+    number = image_number(image_id)
+    return str(image_id) if number is None else str(number)
 
 
 def _coco_file(path: Path, key: str) -> dict[str, Any]:

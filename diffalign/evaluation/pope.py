@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diffalign.data.coco import KnownIds
 from diffalign.errors import DataError
 from diffalign.evaluation.answer_report import Measure
 from diffalign.evaluation.intervals import Tally, ratio
@@ -41,6 +42,18 @@ def parse_answer(answer: str) -> YesNo:
     return "no" if _NEGATIONS & set(words) else "yes"
 
 
+def says(answer: str) -> YesNo | None:
+    """What an answer says in words of either spelling; None where it says neither yes nor no.
+
+    `parse_answer` calls those a yes too, and with them the ones that say no in other letters than
+    its own three, such as `NO`: both are counted apart.
+    """
+    words = set(answer.partition(".")[0].replace(",", "").lower().split())
+    if words & {"no", "not"}:
+        return "no"
+    return "yes" if "yes" in words else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """One question about one picture."""
@@ -62,6 +75,10 @@ class JudgedAnswer:
     def parsed(self) -> YesNo:
         return parse_answer(self.answer)
 
+    @property
+    def said(self) -> YesNo | None:
+        return says(self.answer)
+
     def row(self) -> dict[str, Any]:
         """For a file of details."""
         question = self.question
@@ -72,6 +89,7 @@ class JudgedAnswer:
             "label": question.label,
             "answer": self.answer,
             "parsed": self.parsed,
+            "said": self.said,
         }
 
 
@@ -125,20 +143,23 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[JudgedAnswer
             f"{path}: {len(rows)} answers without question_id to {len(questions)} questions: "
             "which answers which cannot be known; give each answer the question_id"
         )
+    known = KnownIds(question.question_id for question in questions)
     ids = (
-        [str(row["question_id"]) for row in rows] if with_id else [q.question_id for q in questions]
+        [known.find(row["question_id"]) or str(row["question_id"]) for row in rows]
+        if with_id
+        else [q.question_id for q in questions]
     )
     _refuse_repeated(ids, path)
     texts = {
         question_id: text_of(row, ANSWER_KEYS, path=path, number=number)
         for number, (question_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
     }
-    known = {question.question_id for question in questions}
-    unknown = [question_id for question_id in ids if question_id not in known]
+    unknown = [question_id for question_id in ids if known.find(question_id) is None]
     if unknown:
         raise DataError(
             f"{path}: {len(unknown)} answers are to questions that are not there, for example "
-            f"question_id {', '.join(unknown[:5])}; give the answers to these very questions"
+            f"question_id {', '.join(unknown[:5])}; the questions have {known.examples()}; give "
+            f"the answers to these very questions"
         )
     return [
         JudgedAnswer(question=question, answer=texts[question.question_id])
@@ -163,6 +184,9 @@ COUNTS = (
     "true_negatives",
     "false_negatives",
     "words",
+    "neither_yes_nor_no",
+    "no_read_as_yes",
+    "right_in_words",
 )
 
 
@@ -187,6 +211,9 @@ def tally(judged: Sequence[JudgedAnswer], pictures: Sequence[str]) -> Tally:
             said == "no" and label == "no",
             said == "no" and label == "yes",
             len(item.answer.split()),
+            item.said is None,
+            item.said == "no" and said == "yes",
+            item.said == label,
         )
     return dict(zip(COUNTS, counts, strict=True))
 
@@ -223,6 +250,11 @@ MEASURES: Mapping[str, Measure] = {
     "recall": Measure("recall", "percent", recall),
     "f1": Measure("F1", "percent", f1),
     "yes_ratio": Measure("answered with yes", "percent", yes_ratio),
+    "neither_ratio": Measure(
+        "neither yes nor no (count as yes)",
+        "percent",
+        lambda t: 100 * ratio(t["neither_yes_nor_no"], t["questions"]),
+    ),
     "mean_length": Measure(
         "mean length in words", "words", lambda t: ratio(t["words"], t["questions"])
     ),

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffalign.data.coco import KnownIds
 from diffalign.errors import DataError
 from diffalign.files import parse_json_line, read_text
 from diffalign.parsing import parse_json, shortly
 
+IMAGE_KEYS = ("image_id", "image", "image_path", "file_name")
+"""What an image is called in saved answers; the first that a row has is taken."""
 ANSWER_KEYS = ("answer", "response", "caption", "text")
 """What answers are called by POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
 
@@ -57,6 +60,45 @@ def text_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number:
             f"{path}: item {number}: {'/'.join(names)} must be text, got {shortly(value)}"
         )
     return value
+
+
+def image_id_of(row: Mapping[str, Any], *, path: Path, number: int) -> str:
+    """Which image an answer is about: the id, or the name of its file.
+
+    Raises:
+        DataError: it says none.
+    """
+    value = field_of(row, IMAGE_KEYS, path=path, number=number)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise DataError(
+            f"{path}: item {number}: {'/'.join(IMAGE_KEYS)} must be a number or the name of a "
+            f"file, got {shortly(value)}"
+        )
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def known_image_ids(ids: Sequence[str], known: KnownIds, *, path: Path, truth: Path) -> list[str]:
+    """The ids in the spelling of a file of truths, where that has them in any spelling of COCO.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    found = [known.find(image_id) for image_id in ids]
+    if not any(name is not None for name in found):
+        raise DataError(
+            f"{path}: {truth} knows none of its {len(ids):,} images: it has {known.examples()}, "
+            f"and the answers are about {', '.join(dict.fromkeys(ids[:5]))}"
+        )
+    return [image_id if name is None else name for image_id, name in zip(ids, found, strict=True)]
+
+
+def empty_notes(answers: Sequence[str]) -> list[str]:
+    """A note where some answers are empty: whatever is counted of them, nobody said anything."""
+    empty = sum(not answer.strip() for answer in answers)
+    if not empty:
+        return []
+    all_of_them = " The figures say nothing about a model." * (empty == len(answers))
+    return [f"{empty:,} of {len(answers):,} answers are EMPTY.{all_of_them}"]
 
 
 def _lines(text: str, path: Path) -> list[Any]:

@@ -16,6 +16,7 @@ from diffalign.evaluation.pope import (
     parse_answer,
     read_answers,
     read_questions,
+    says,
     tally,
 )
 from tests.evaluation.shared_data import shared_folder
@@ -44,6 +45,39 @@ def test_whatever_is_no_spelt_no_is_a_yes(answer):
     assert parse_answer(answer) == "yes"
 
 
+SAID = {
+    "Yes, a dog.": "yes",
+    "No, there is none.": "no",
+    "I cannot tell from the picture": None,
+    "The image shows a street": None,
+    "There is NO cat": "no",
+    "yes": "yes",
+    "YES": "yes",
+    "Not sure": "no",
+    "Maybe. No": None,
+    "nope": None,
+    "": None,
+    " ": None,
+    "There isn't a chair, no": "no",
+}
+
+
+@pytest.mark.parametrize("answer", SAID)
+def test_what_is_neither_yes_nor_no_is_told_from_both(answer):
+    assert says(answer) == SAID[answer]
+
+
+def test_what_is_neither_is_counted_apart():
+    judged = [
+        JudgedAnswer(question=q, answer=a)
+        for q, a in zip(questions(["yes", "no"] * 6), list(SAID)[:12], strict=True)
+    ]
+    counts = {name: int(count.sum()) for name, count in tally(judged, ["0.jpg", "1.jpg"]).items()}
+    assert counts["neither_yes_nor_no"] == 6
+    assert counts["no_read_as_yes"] == 2
+    assert counts["true_negatives"] + counts["false_negatives"] == 1
+
+
 def questions(labels: list[str]) -> list[Question]:
     return [
         Question(question_id=str(n), image=f"{n % 2}.jpg", text="Is there a dog?", label=label)
@@ -70,6 +104,7 @@ def test_figures_worked_by_hand():
             "recall": 66.6667,
             "f1": 57.1429,
             "yes_ratio": 50.0,
+            "neither_ratio": 12.5,
         },
         abs=1e-4,
     )

@@ -134,7 +134,7 @@ def test_details_list_every_caption(chair, tmp_path):
 
 def test_captions_of_other_pictures_are_refused(chair, tmp_path):
     (tmp_path / "objects.json").write_text('{"5": ["dog"]}')
-    with pytest.raises(DataError, match="knows none of its pictures, for example 1"):
+    with pytest.raises(DataError, match=r"none of its 3 images: it has 5, .* are about 1, 2, 77"):
         evaluate(*chair)
 
 
@@ -282,7 +282,9 @@ def test_object_halbench_without_a_judge_names_its_stand_in(halbench):
     printed = json.loads(evaluate(*halbench, "--json"))
     assert printed["mention_level"] == pytest.approx(100 / 3)
     assert printed["objects_from"] == "words of the answers (stand-in)"
-    assert printed["notes"] == ["Without a judge the figures are not those of papers."]
+    stand_in, silent = printed["notes"]
+    assert stand_in == "Without a judge the figures are not those of papers."
+    assert silent.startswith("1 of 3 answers claim no object of COCO")
 
 
 def test_a_judge_needs_a_file_for_its_verdicts(halbench):
@@ -327,3 +329,92 @@ def test_mmhal_by_a_judge(tmp_path):
     assert printed["parts"]["attribute"]["score"] == 4  # items 0 and 8
     assert any("1 replies of the judge name no rating" in note for note in printed["notes"])
     assert "9 of 96 published questions." in printed["notes"]
+
+
+NUMBERS = [1, 1.0, "1", "000000000001", "000000000001.jpg", "COCO_val2014_000000000001.jpg"]
+
+
+@pytest.mark.parametrize("image_id", NUMBERS)
+@pytest.mark.parametrize("key", ["image_id", "image"])
+def test_ids_of_coco_are_understood_in_every_spelling(chair, halbench, image_id, key, tmp_path):
+    known = "COCO_train2014_000000000001.jpg"
+    (tmp_path / "objects.json").write_text(json.dumps({known: ["dog"], "2": []}))
+    said = {key: image_id, "caption": "A dog and a cat.", "question": "What is there?"}
+    for arguments, name in ((chair, "captions"), (halbench, "answers")):
+        lines(tmp_path / f"{name}.jsonl", said)
+        printed = json.loads(evaluate(*arguments, "--json"))
+        assert printed["counts"]["objects_found"] == 1
+        assert not printed["left_out"].get("captions of pictures without objects", {"count": 0})[
+            "count"
+        ]
+
+
+def test_answers_of_pope_meet_their_questions_in_any_spelling(pope, tmp_path):
+    for split in ("random", "popular"):
+        rows = [{"question_id": f"{n:06d}", "answer": "Yes"} for n in (1, 2, 3)]
+        lines(tmp_path / f"a_{split}.json", *rows)
+    assert json.loads(evaluate(*pope, "--json"))["counts"]["questions"] == 6
+
+
+def test_answers_to_other_questions_show_the_ids_that_exist(pope, tmp_path):
+    lines(tmp_path / "a_random.json", {"question_id": "x", "answer": "Yes"})
+    with pytest.raises(DataError, match="the questions have 1, 2, 3; give"):
+        evaluate(*pope)
+
+
+def test_responses_to_other_items_of_amber_show_the_ids_that_exist(amber, tmp_path):
+    (tmp_path / "responses.json").write_text('[{"id": 99, "response": "No"}]')
+    with pytest.raises(DataError, match="example 99; the annotations have 1 to 5"):
+        evaluate(*amber, *STAND_INS)
+
+
+def notes(*arguments: str) -> str:
+    return "\n".join(json.loads(evaluate(*arguments, "--json"))["notes"])
+
+
+def test_empty_answers_of_pope_are_said_to_be_empty(pope, tmp_path):
+    for split in ("random", "popular"):
+        rows = [{"question_id": n, "answer": " " * (n - 1)} for n in (1, 2, 3)]
+        lines(tmp_path / f"a_{split}.json", *rows)
+    said = notes(*pope)
+    assert "6 of 6 answers are EMPTY. The figures say nothing about a model." in said
+    assert "6 of 6 answers say neither yes nor no and count as yes, as published" in said
+    assert "would leave 0 right: accuracy 0.0 %" in said
+    assert "answered with yes 100.0" in said  # at an end of its scale
+    assert "EMPTY" in evaluate(*pope)
+
+
+def test_answers_that_say_neither_are_said_and_others_are_not(pope, tmp_path):
+    assert "neither" not in notes(*pope)
+    rows = [{"question_id": n, "answer": a} for n, a in ((1, "Yes"), (2, "A dog."), (3, "NO"))]
+    lines(tmp_path / "a_random.json", *rows)
+    said = notes(*pope)
+    assert "1 of 5 answers say neither" in said and "3 right: accuracy 60.0 %" in said
+    assert "1 answers say no in letters that the published rule does not know" in said
+    assert "EMPTY" not in said
+
+
+def test_captions_without_an_object_are_said_to_be_that(chair, tmp_path):
+    captions = [{"image_id": n, "caption": text} for n, text in ((1, ""), (2, "Hm."))]
+    lines(tmp_path / "captions.jsonl", *captions)
+    said = notes(*chair)
+    assert "1 of 2 captions are EMPTY" in said.replace("answers", "captions")
+    assert "2 of 2 captions mention no object" in said
+    assert "At an end of the scale: CHAIR-s, captions that hallucinate 0.0" in said
+    assert "Undefined, since nothing was there to count: CHAIR-i" in said
+
+
+def test_a_perfect_score_is_said_to_be_at_the_end_of_its_scale(pope, tmp_path):
+    for split in ("random", "popular"):
+        rows = [{"question_id": n, "answer": a} for n, a in ((1, "Yes"), (2, "No"), (3, "No"))]
+        lines(tmp_path / f"a_{split}.json", *rows)
+    assert "At an end of the scale: accuracy 100.0 (" in notes(*pope)
+
+
+def test_descriptions_without_an_object_are_said_to_be_that(amber, tmp_path):
+    rows = [{"id": 1, "response": ""}, {"id": 2, "response": "spoon"}, {"id": 3, "response": ""}]
+    (tmp_path / "responses.json").write_text(json.dumps(rows))
+    said = notes(*amber, *STAND_INS)
+    assert "2 of 3 answers are EMPTY." in said
+    assert "2 of 2 descriptions name no object" in said
+    assert "1 of 1 answers are neither exactly Yes nor exactly No" in said

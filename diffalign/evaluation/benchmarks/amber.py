@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffalign.evaluation import amber
-from diffalign.evaluation.answer_report import Measure, Panel, Report, panel
+from diffalign.evaluation.answer_report import Measure, Panel, Report, edge_notes, panel
 from diffalign.evaluation.asking import Asking, PictureQuestion, ask, check_one_source
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.evaluation.intervals import Bootstrap, Tally
@@ -21,6 +21,7 @@ from diffalign.evaluation.nouns import (
     noun_extractor,
     similarity,
 )
+from diffalign.evaluation.saved_answers import empty_notes
 from diffalign.models.base import AbstractModel
 
 
@@ -108,9 +109,10 @@ class Amber(AbstractBenchmark):
                     parts[name] = panel(tally, measures, self.bootstrap)
         if described and answered:
             whole.append(_score(descriptions, answers, self.bootstrap))
+        figures = _beside(whole)
         return Report(
             benchmark="amber",
-            whole=_beside(whole),
+            whole=figures,
             parts=parts,
             facts=self._facts(bool(described)),
             left_out={
@@ -121,7 +123,12 @@ class Amber(AbstractBenchmark):
                     str(i) for i in annotations.questions if i not in responses
                 ],
             },
-            notes=self._notes(bool(described), answered),
+            notes=[
+                *self._notes(bool(described), answered),
+                *empty_notes([*(d.response for d in described), *(a.response for a in answered)]),
+                *_silent(described),
+                *edge_notes(figures),
+            ],
             bootstrap=self.bootstrap,
             resampled="pictures" if self.queries else "answers",
             details=[*(d.row() for d in described), *(a.row() for a in answered)],
@@ -191,6 +198,16 @@ class Amber(AbstractBenchmark):
                 "count as wrong, as published."
             )
         return notes
+
+
+def _silent(described: Sequence[amber.JudgedDescription]) -> list[str]:
+    silent = sum(not item.nouns for item in described)
+    if not silent:
+        return []
+    return [
+        f"{silent:,} of {len(described):,} descriptions name no object and so cannot hallucinate: "
+        f"Hal counts them as free of it, and CHAIR does not see them."
+    ]
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:

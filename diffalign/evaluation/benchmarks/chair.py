@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffalign.errors import DataError
-from diffalign.evaluation.answer_report import Report
+from diffalign.data.coco import KnownIds, image_file, image_number
+from diffalign.evaluation.answer_report import Report, edge_notes
 from diffalign.evaluation.asking import Asking, PictureQuestion, ask, check_one_source
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.evaluation.chair import (
     Caption,
+    JudgedCaption,
     ObjectWords,
     chair_panel,
     judge,
@@ -20,6 +21,7 @@ from diffalign.evaluation.chair import (
     read_synonyms,
 )
 from diffalign.evaluation.intervals import Bootstrap
+from diffalign.evaluation.saved_answers import empty_notes, known_image_ids
 from diffalign.evaluation.words import (
     SingulariserName,
     TokeniserName,
@@ -77,20 +79,24 @@ class Chair(AbstractBenchmark):
         )
         objects = read_image_objects(self.objects, synonyms)
         captions = self._captions(objects)
+        if self.captions is not None:
+            ids = known_image_ids(
+                [caption.image_id for caption in captions],
+                KnownIds(objects),
+                path=self.captions,
+                truth=self.objects,
+            )
+            captions = [replace(c, image_id=i) for c, i in zip(captions, ids, strict=True)]
         judged = [
             judge(caption, objects[caption.image_id], objects_of)
             for caption in captions
             if caption.image_id in objects
         ]
-        if not judged:
-            raise DataError(
-                f"{self.captions}: {self.objects} knows none of its pictures, for example "
-                f"{captions[0].image_id}"
-            )
+        whole = chair_panel(judged, self.bootstrap)
         captioned = {caption.image_id for caption in captions}
         return Report(
             benchmark="chair",
-            whole=chair_panel(judged, self.bootstrap),
+            whole=whole,
             facts={
                 "tokeniser": self.tokeniser,
                 "singulariser": self.singulariser,
@@ -103,6 +109,7 @@ class Chair(AbstractBenchmark):
                 ],
                 "pictures without a caption": [i for i in objects if i not in captioned],
             },
+            notes=[*_notes(judged), *edge_notes(whole)],
             bootstrap=self.bootstrap,
             details=[caption.row() for caption in judged],
         )
@@ -124,8 +131,20 @@ class Chair(AbstractBenchmark):
 
 
 def coco_picture(folder: Path, image_id: str) -> Path:
-    """Where a picture of COCO lies: by its number alone or by its full name, in either split."""
-    number = image_id.zfill(12)
-    names = [f"COCO_val2014_{number}.jpg", f"COCO_train2014_{number}.jpg", f"{number}.jpg"]
-    names += [f"{image_id}.jpg", f"{image_id}.png"]
-    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+    """Where an image of COCO is: under the name that it goes by, or any that COCO has for it."""
+    number = image_number(image_id)
+    named = image_file(folder, image_id)
+    if named.is_file() or number is None:
+        return named
+    return folder / f"COCO_val2014_{number:012d}.jpg"
+
+
+def _notes(judged: Sequence[JudgedCaption]) -> list[str]:
+    silent = sum(not caption.mentions for caption in judged)
+    notes = empty_notes([item.caption.text for item in judged])
+    if silent:
+        notes.append(
+            f"{silent:,} of {len(judged):,} captions mention no object of the table and so cannot "
+            f"hallucinate: CHAIR-s counts them as free of it, and CHAIR-i does not see them."
+        )
+    return notes

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffalign.evaluation import mmhal
-from diffalign.evaluation.answer_report import Report, panel
+from diffalign.evaluation.answer_report import Report, edge_notes, panel
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.evaluation.intervals import Bootstrap
 from diffalign.evaluation.judges.base import AbstractJudge, verdicts
@@ -61,9 +61,10 @@ class MMHal(AbstractBenchmark):
             f"published: items {', '.join(unclear[:10])}"
         ]
         whole = len(items) == mmhal.ITEMS
+        figures = panel(mmhal.tally(rated), mmhal.MEASURES, self.bootstrap)
         return Report(
             benchmark="mmhal",
-            whole=panel(mmhal.tally(rated), mmhal.MEASURES, self.bootstrap),
+            whole=figures,
             parts={
                 kind: panel(mmhal.tally(of_kind), mmhal.MEASURES, self.bootstrap)
                 for kind in mmhal.QUESTION_TYPES
@@ -75,6 +76,7 @@ class MMHal(AbstractBenchmark):
             },
             notes=[
                 *(notes if unclear else []),
+                *edge_notes(figures),
                 *([] if whole else [f"{len(items)} of {mmhal.ITEMS} published questions."]),
             ],
             bootstrap=self.bootstrap,

@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffalign.errors import DataError
+from diffalign.data.coco import KnownIds
 from diffalign.evaluation import object_halbench
-from diffalign.evaluation.answer_report import Report
+from diffalign.evaluation.answer_report import Report, edge_notes
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.evaluation.chair import ObjectWords, Synonyms, read_image_objects, read_synonyms
 from diffalign.evaluation.intervals import Bootstrap
 from diffalign.evaluation.judges.base import AbstractJudge, verdicts
 from diffalign.evaluation.object_halbench import LemmasName
-from diffalign.evaluation.saved_answers import ANSWER_KEYS, field_of, read_objects, text_of
+from diffalign.evaluation.saved_answers import (
+    ANSWER_KEYS,
+    empty_notes,
+    image_id_of,
+    known_image_ids,
+    read_objects,
+    text_of,
+)
 from diffalign.evaluation.templates import fill, read_template
 
 _QUESTION = ("question", "prompt")
@@ -69,16 +76,14 @@ class ObjectHalBench(AbstractBenchmark):
         synonyms = read_synonyms(self.synonyms, refined=True)
         objects = read_image_objects(self.objects, synonyms)
         rows = read_objects(self.answers)
-        image_ids = [
-            str(field_of(row, ("image_id",), path=self.answers, number=n))
-            for n, row in enumerate(rows, 1)
-        ]
+        image_ids = [image_id_of(row, path=self.answers, number=n) for n, row in enumerate(rows, 1)]
+        image_ids = known_image_ids(
+            image_ids, KnownIds(objects), path=self.answers, truth=self.objects
+        )
         texts = [
             text_of(row, ANSWER_KEYS, path=self.answers, number=n) for n, row in enumerate(rows, 1)
         ]
         known = [n for n, image_id in enumerate(image_ids) if image_id in objects]
-        if not known:
-            raise DataError(f"{self.answers}: {self.objects} knows none of its pictures")
         claimed = self._claimed({n: texts[n] for n in known}, rows, synonyms)
         judged = [
             object_halbench.judge(
@@ -87,9 +92,10 @@ class ObjectHalBench(AbstractBenchmark):
             for n in known
             if n in claimed
         ]
+        whole = object_halbench.halbench_panel(judged, self.bootstrap)
         return Report(
             benchmark="object_halbench",
-            whole=object_halbench.halbench_panel(judged, self.bootstrap),
+            whole=whole,
             facts=self._facts(),
             left_out={
                 "answers about pictures without objects": [
@@ -99,7 +105,11 @@ class ObjectHalBench(AbstractBenchmark):
                     image_ids[n] for n in known if n not in claimed
                 ],
             },
-            notes=[] if self.judge else ["Without a judge the figures are not those of papers."],
+            notes=[
+                *([] if self.judge else ["Without a judge the figures are not those of papers."]),
+                *_notes(judged),
+                *edge_notes(whole),
+            ],
             bootstrap=self.bootstrap,
             details=[item.row() for item in judged],
         )
@@ -144,3 +154,14 @@ class ObjectHalBench(AbstractBenchmark):
             "template": "own wording" if self.template is None else str(self.template.name),
             "lemmas": object_halbench.SPACY_MODEL if self.lemmas == "spacy" else "rules (stand-in)",
         }
+
+
+def _notes(judged: Sequence[object_halbench.JudgedAnswer]) -> list[str]:
+    silent = sum(not item.claimed for item in judged)
+    notes = empty_notes([item.answer for item in judged])
+    if silent:
+        notes.append(
+            f"{silent:,} of {len(judged):,} answers claim no object of COCO and are in no "
+            f"denominator of the rates of hallucination, as published."
+        )
+    return notes

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from diffalign.data.coco import image_file
 from diffalign.evaluation import pope
-from diffalign.evaluation.answer_report import Measure, Panel, Report, panel
+from diffalign.evaluation.answer_report import Measure, Panel, Report, edge_notes, panel
 from diffalign.evaluation.asking import Asking, PictureQuestion, ask, check_one_source
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.evaluation.intervals import Bootstrap, Statistic, Tally
+from diffalign.evaluation.saved_answers import empty_notes
 from diffalign.models.base import AbstractModel
 
 
@@ -65,9 +67,11 @@ class Pope(AbstractBenchmark):
         judged = self._judged(questions)
         pictures = list(dict.fromkeys(q.image for split in questions.values() for q in split))
         tallies = {split: pope.tally(items, pictures) for split, items in judged.items()}
+        whole = _average(tallies, self.bootstrap)
+        answers = [item.answer for items in judged.values() for item in items]
         return Report(
             benchmark="pope",
-            whole=_average(tallies, self.bootstrap),
+            whole=whole,
             parts={s: panel(t, pope.MEASURES, self.bootstrap) for s, t in tallies.items()}
             if len(tallies) > 1
             else {},
@@ -83,6 +87,11 @@ class Pope(AbstractBenchmark):
                 )
                 for split in questions
             },
+            notes=[
+                *empty_notes(answers),
+                *_notes(tallies),
+                *edge_notes(whole, apart=("neither_ratio",)),
+            ],
             bootstrap=self.bootstrap,
             details=[{"split": s, **i.row()} for s, items in judged.items() for i in items],
         )
@@ -100,7 +109,9 @@ class Pope(AbstractBenchmark):
                 asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
         to_ask = [
             PictureQuestion(
-                question_id=i, image=self.asking.images / image, text=text + self.suffix
+                question_id=i,
+                image=image_file(self.asking.images, image),
+                text=text + self.suffix,
             )
             for (image, text), i in asked.items()
         ]
@@ -112,6 +123,25 @@ class Pope(AbstractBenchmark):
             ]
             for split, of_split in questions.items()
         }
+
+
+def _notes(tallies: Mapping[str, Tally]) -> list[str]:
+    """What of the answers is neither yes nor no, and what the figures make of it."""
+    total = {name: int(sum(t[name].sum() for t in tallies.values())) for name in pope.COUNTS}
+    notes = []
+    if total["neither_yes_nor_no"]:
+        notes.append(
+            f"{total['neither_yes_nor_no']:,} of {total['questions']:,} answers say neither yes "
+            f"nor no and count as yes, as published. Counted as wrong they would leave "
+            f"{total['right_in_words']:,} right: accuracy "
+            f"{100 * total['right_in_words'] / total['questions']:.1f} %."
+        )
+    if total["no_read_as_yes"]:
+        notes.append(
+            f"{total['no_read_as_yes']:,} answers say no in letters that the published rule does "
+            f"not know, such as NO, and count as yes."
+        )
+    return notes
 
 
 def _unanswered(
