@@ -16,6 +16,7 @@ from rich.console import Console
 
 from diffalign import __version__, foreign_flags, keys, versions
 from diffalign.errors import ConfigError, DiffalignError, ModelError
+from diffalign.processes import end_with_launcher
 
 app = typer.Typer(
     name="diffalign",
@@ -259,6 +260,7 @@ def _refuse_foreign_flags(arguments: list[str]) -> None:
 
 def main() -> None:
     """Run the command line; errors meant for the user are printed alone and exit with 1."""
+    end_with_launcher()
     try:
         _refuse_foreign_flags(sys.argv[1:])
         app()

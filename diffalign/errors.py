@@ -30,6 +30,10 @@ class TrainingError(DiffalignError):
     """A run stopped itself: too many bad steps in a row."""
 
 
+class BusyError(DiffalignError):
+    """Another process writes in the folder."""
+
+
 class CacheError(DiffalignError):
     """Cached values were computed under other settings than this run's."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def _grouped() -> bool:
@@ -50,6 +53,26 @@ def gather(value: Any) -> list[Any]:
     everyone: list[Any] = [None] * size()
     dist.all_gather_object(everyone, value)
     return everyone
+
+
+def decided(decide: Callable[[], T]) -> T:
+    """What the main rank decides, picklable, on every rank.
+
+    What it raises there ends the others too, who say nothing: a refusal is told once.
+    """
+    decision: T | None = None
+    error: Exception | None = None
+    if is_main():
+        try:
+            decision = decide()
+        except Exception as caught:
+            error = caught
+    decision, refused = gather((decision, error is not None))[0]
+    if error is not None:
+        raise error
+    if refused:
+        raise SystemExit(1)
+    return decision
 
 
 def wait() -> None:

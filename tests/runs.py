@@ -29,8 +29,8 @@ def figures(output: Path) -> list[dict[str, float]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder, by its path from there."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    """Everything below a folder but the locks of who wrote there, by its path from there."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name[-5:] != ".lock")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 

@@ -21,6 +21,7 @@ BASE = {
     "hub",
     "keys",
     "parsing",
+    "processes",
     "seeding",
     "shapes",
     "versions",

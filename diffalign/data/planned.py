@@ -6,6 +6,7 @@ import functools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch.utils.data import DataLoader
@@ -15,6 +16,7 @@ from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.records import Skipped
 from diffalign.data.skipping import SkipLog
 from diffalign.errors import DataError
+from diffalign.processes import end_with_parent
 from diffalign.seeding import cpu_generator, derive_seed
 
 _ATTEMPTS = 100
@@ -184,6 +186,37 @@ class PlannedBatches(Generic[S, B]):
         self._skips.stop_above(self._max_bad_fraction, out_of=planned.out_of)
 
 
+@contextmanager
+def told_of_lost_workers(section: str) -> Iterator[None]:
+    """Within this context the sudden end of a worker is a sentence.
+
+    torch reports it wherever the process stands at that moment, so this goes around all that is
+    done while workers are at work.
+
+    Args:
+        section: of the config that has their number.
+
+    Raises:
+        DataError: a worker ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).strip()
+        if not text.startswith("DataLoader worker"):
+            raise
+        cause = (
+            "shared memory ran out: enlarge it (in a container, --shm-size), or lower"
+            if "Bus error" in text or "shared memory" in text
+            else "as a rule the system kills one where memory runs out: lower"
+        )
+        raise DataError(
+            f"a process that prepares batches ended ({text}); {cause} {section}.workers (0 "
+            f"prepares them in the main process) or training.samples_per_device. What was saved "
+            f"can be resumed with --resume"
+        ) from error
+
+
 def _stack_if_usable(
     stack: Callable[[Sequence[S]], B], results: list[S | Skipped]
 ) -> B | list[S | Skipped]:
@@ -194,6 +227,8 @@ def _stack_if_usable(
 
 def _ignore_interrupts(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole process group; the trainer alone decides, and it needs its
-    workers until the step is finished. They end with their parent."""
+    workers until the step is finished. They end with their parent, however that ends: a killed run
+    must not go on holding its folder through them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -113,6 +114,8 @@ class SkipLog:
             if whole < len(content):
                 file.truncate(self._read_bytes + whole)
         for line in content[:whole].splitlines():
-            known = json.loads(line)
-            self._found.setdefault(known["sample_id"], (known["reason"], known["detail"]))
+            # A damaged line is passed over: its sample is listed again when it is met again.
+            with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+                known = json.loads(line)
+                self._found.setdefault(known["sample_id"], (known["reason"], known["detail"]))
         self._read_bytes += whole

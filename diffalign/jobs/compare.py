@@ -22,6 +22,7 @@ from diffalign.evaluation.results_page import gallery_sections, grid_section, nu
 from diffalign.evaluation.scoring import SCORES, scores_by_item
 from diffalign.files import write_atomically, write_image
 from diffalign.jobs import score
+from diffalign.processes import only_writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,15 @@ def run(config: CompareConfig) -> list[Result]:
 
     Returns:
         One result per scorer and model, in the order printed.
+
+    Raises:
+        BusyError: another process compares into the same folder.
     """
-    console = Console(highlight=False)
+    with only_writer(config.output or config.images, of="compare"):
+        return _run(config, Console(highlight=False))
+
+
+def _run(config: CompareConfig, console: Console) -> list[Result]:
     rows = {row.key: row for row in read_manifest(config.images)}
     baseline, models = _choose_models(config, list(dict.fromkeys(model for model, _, _ in rows)))
     scores = _read_scores(config)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -9,6 +12,7 @@ from diffalign import components
 from diffalign.evaluation.answer_report import LISTED, Report, as_json, as_table, counts_line
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.files import write_json_lines
+from diffalign.processes import only_writer
 
 
 def run(benchmark: AbstractBenchmark, *, json_only: bool = False) -> Report:
@@ -17,7 +21,24 @@ def run(benchmark: AbstractBenchmark, *, json_only: bool = False) -> Report:
     Args:
         benchmark: what is judged by what.
         json_only: print one JSON object and nothing else.
+
+    Raises:
+        BusyError: another process writes a file of this one.
     """
+    with ExitStack() as stack:
+        for file in sorted(_written(benchmark)):
+            stack.enter_context(only_writer(file.parent, of=file.name))
+        return _run(benchmark, json_only=json_only)
+
+
+def _written(benchmark: AbstractBenchmark) -> set[Path]:
+    """Every file that a benchmark adds to or replaces."""
+    asking = getattr(benchmark, "asking", None)
+    files = (benchmark.saves, getattr(benchmark, "verdicts", None), asking and asking.saves)
+    return {file for file in files if file is not None}
+
+
+def _run(benchmark: AbstractBenchmark, *, json_only: bool) -> Report:
     console = Console(highlight=False, quiet=json_only)
     kind = components.kind_of(benchmark)
     console.print(f"[bold]evaluate {kind}[/bold]  {escape(benchmark.plan())}", soft_wrap=True)

@@ -41,6 +41,7 @@ from diffalign.files import write_image
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.placement import choose_device
+from diffalign.processes import only_writer
 from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
 _LISTED_FAILURES = 10
@@ -117,14 +118,21 @@ def run(config: GenerateConfig) -> None:
     """Draw what is missing, list it, and draw the grid if asked to.
 
     Raises:
+        BusyError: another process writes in the folder.
         DiffalignError: at the end, if pictures failed; all others are safe, and the same command
             tries the failed ones again.
     """
     console = Console(highlight=False)
     quieten_libraries()
-    if config.trajectories is not None:
-        _run_groups(console, config, config.trajectories)
-        return
+    with only_writer(config.output):
+        if config.trajectories is not None:
+            _run_groups(console, config, config.trajectories)
+        else:
+            _run_single(console, config)
+
+
+def _run_single(console: Console, config: GenerateConfig) -> None:
+    """Draw single images."""
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     texts = read_prompts(config.prompts)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
 from diffalign import world
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
 from diffalign.commands import command, override
+from diffalign.data.planned import told_of_lost_workers
 from diffalign.data.responses.source import ResponseSource
 from diffalign.evaluation.progress import progress
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.precision import DTYPES
+from diffalign.processes import only_writer
 from diffalign.training import build, cached_reference
 from diffalign.training.build import RunConfig
 
@@ -45,6 +49,7 @@ def run(
         What wrote the folder.
 
     Raises:
+        BusyError: another process writes in the folder.
         CacheError: the folder holds values of other settings.
     """
     quieten_libraries()
@@ -52,6 +57,26 @@ def run(
     run_config = _with_cache(run_config)
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
+    folder = cached_reference.folder_of(run_config)
+    with ExitStack() as stack:  # the main rank holds the folder for all
+        world.decided(lambda: stack.enter_context(only_writer(folder)))
+        writer = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
+    cached = {"reference": "cached", "reference_cache": writer.folder}
+    following = [override(key, value) for key, value in cached.items()]
+    console.print(
+        f"Done: {writer.folder}\nTrain without running the reference:\n"
+        f"  {command('train', options=[*named, *following])}",
+        markup=False,
+        soft_wrap=True,
+    )
+    accelerator.end_training()
+    return writer
+
+
+def _compute(
+    run_config: RunConfig, accelerator: Accelerator, console: Console, *, pairs_per_shard: int
+) -> ReferenceWriter:
+    """Fill the folder."""
     source = build.build_source(run_config, console, skipped=None)
     assert isinstance(source, ResponseSource), "check() was called"
     contents = cached_reference.contents(run_config, source, pairs_per_shard=pairs_per_shard)
@@ -73,7 +98,8 @@ def run(
         model.network.eval()  # the policy that training begins with is the reference
         shares = missing[world.rank() :: world.size()]
         total = sum(shard.stop - shard.start for shard in shares)
-        with progress(console, "reference", total, unit="pairs") as advance:
+        bar = progress(console, "reference", total, unit="pairs")
+        with told_of_lost_workers("responses"), bar as advance:
             for shard in shares:
                 batches = source.sweep(range(shard.start, shard.stop), draw=shard.draw)
                 ids, values = _values(run_config.likelihood, model, batches, contents, shard)
@@ -82,15 +108,6 @@ def run(
     world.wait()
     for line in source.describe_end():
         console.print(line, markup=False, soft_wrap=True)
-    cached = {"reference": "cached", "reference_cache": writer.folder}
-    following = [override(key, value) for key, value in cached.items()]
-    console.print(
-        f"Done: {writer.folder}\nTrain without running the reference:\n"
-        f"  {command('train', options=[*named, *following])}",
-        markup=False,
-        soft_wrap=True,
-    )
-    accelerator.end_training()
     return writer
 
 

@@ -24,6 +24,7 @@ from diffalign.evaluation.scoring import (
     scores_by_item,
 )
 from diffalign.models.placement import choose_device
+from diffalign.processes import only_writer
 from diffalign.scorers.base import AbstractScorer
 
 _LISTED_PROBLEMS = 10
@@ -67,10 +68,16 @@ def run(config: ScoreConfig) -> None:
     """Judge what has no score yet.
 
     Raises:
+        BusyError: another process writes the same column.
         DataError: at the end, if pictures could not be judged; all others have their scores.
     """
     console = Console(highlight=False)
     column = config.column()
+    with only_writer(column.parent, of=column.stem):
+        _score(console, config, column)
+
+
+def _score(console: Console, config: ScoreConfig, column: Path) -> None:
     pictures, problems = find_pictures(config.images)
     known = len(read_column(column, config.scorer.fingerprint))
     console.print(

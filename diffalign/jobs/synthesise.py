@@ -24,6 +24,7 @@ from diffalign.models.placement import choose_device
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vlm import VLM
+from diffalign.processes import only_writer
 from diffalign.synthesis.base import AbstractSynthesis, Made, Maker, Question, Unmade, Workbench
 from diffalign.synthesis.journal import FAILED, Journal
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
@@ -69,6 +70,7 @@ def run(config: SynthesiseConfig) -> None:
     """Make what is missing, and write the data set.
 
     Raises:
+        BusyError: another process writes in the folder.
         ConfigError: the folder holds what was made under other settings.
         DataError: there are no questions, or nothing could be made of any.
         ModelError: the model cannot do what the method asks.
@@ -79,10 +81,15 @@ def run(config: SynthesiseConfig) -> None:
         raise ConfigError("model.kind must be vlm: answers about pictures are written by one")
     config.model.check()
     config.synthesis.check()
+    with only_writer(config.output):
+        _synthesise(config, config.model, console)
+
+
+def _synthesise(config: SynthesiseConfig, model: VLM, console: Console) -> None:
     questions = open_questions(config.questions)
-    _print_plan(config, config.model, questions, console)
+    _print_plan(config, model, questions, console)
     dtype = _dtype_name(config)
-    journal = Journal(config.output, _what_decides(config, config.model, questions, dtype))
+    journal = Journal(config.output, _what_decides(config, model, questions, dtype))
     with writing(config.output):
         config.output.mkdir(parents=True, exist_ok=True)
         configs.save(config, config.output / "synthesise.yaml")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +17,7 @@ from rich.table import Table
 from diffalign import config, world
 from diffalign.commands import command
 from diffalign.data.loader import PairSource
+from diffalign.data.planned import told_of_lost_workers
 from diffalign.data.preview import Preview, without_download
 from diffalign.data.responses.preview import ResponsePreview
 from diffalign.data.responses.source import ResponseSource
@@ -25,9 +28,11 @@ from diffalign.errors import ConfigError, DataError, ModelError, TrainingError
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.conditioning import cut_prompts
 from diffalign.models.kohya import KOHYA_FILE
+from diffalign.processes import only_writer
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig
 from diffalign.training.card import write_cards
+from diffalign.training.checkpoint import StartingPoint
 
 PREVIEWED_PAIRS = 4
 """How many pairs a dry run decodes and shows."""
@@ -59,7 +64,7 @@ def run(
     quieten_libraries()
     console = Console(highlight=False)
     build.check(run_config)
-    start = _starting_point(run_config, resume)
+    _check_start(run_config, resume)
     if dry_run:
         _print_plan(console, run_config, processes)
         _print_source(console, run_config)
@@ -69,19 +74,30 @@ def run(
 
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
+    with ExitStack() as stack:  # the main rank holds the folder for all
+        world.decided(lambda: stack.enter_context(only_writer(run_config.output)))
+        start = world.decided(lambda: _starting_point(run_config, resume))
+        for line in start.notes:
+            console.print(f"[yellow]{escape(line)}", soft_wrap=True)
+        return _train(run_config, accelerator, console, start.path)
+
+
+def _train(
+    run_config: RunConfig, accelerator: Accelerator, console: Console, start: Path | None
+) -> Path | None:
     _print_plan(console, run_config, world.size())
     skipped = run_config.output / "skipped.jsonl"
     if accelerator.is_main_process:
-        run_config.output.mkdir(parents=True, exist_ok=True)
-        checkpoint.discard_partial(run_config.output)
+        checkpoint.clear_unfinished(run_config.output)
         if start is None:
             forget_skipped(skipped)
     accelerator.wait_for_everyone()
     source = build.build_source(run_config, console, skipped=skipped)
     _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
     trainer = build.build_trainer(run_config, accelerator, source, console)
+    world.decided(lambda: checkpoint.check_room(run_config.output, trainer.least_checkpoint_bytes))
     if start is not None:
-        trainer.resume(start)
+        trainer.resume(start, verified=True)
         console.print(f"Resumed from {escape(str(start))} at step {trainer.step}", soft_wrap=True)
     if accelerator.is_main_process:  # not earlier: a refused resume must leave the run as it was
         config.save(run_config, run_config.output / "config.yaml")
@@ -102,7 +118,8 @@ def run(
 
 def _fit(trainer: build.Trainer, run_config: RunConfig) -> bool:
     try:
-        return trainer.fit()
+        with told_of_lost_workers("data" if run_config.responses is None else "responses"):
+            return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory at step {trainer.step}: lower "
@@ -149,22 +166,38 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
     return final
 
 
-def _starting_point(run_config: RunConfig, resume: Path | None) -> Path | None:
-    """The checkpoint to continue from; refuses to train over an existing run."""
-    existing = checkpoint.checkpoints_in(run_config.output)
+def _check_start(run_config: RunConfig, resume: Path | None) -> None:
+    """Refuse to train over an existing run, and to resume where there is none."""
+    output = run_config.output
+    existing = checkpoint.checkpoints_in(output)
     if resume is None:
-        if existing:
+        if existing or checkpoint.holds_misnamed_checkpoint(output):
+            name = existing[-1].name if existing else "a renamed checkpoint"
             raise ConfigError(
-                f"{run_config.output} already holds a run with {existing[-1].name}: continue it "
-                f"with --resume, or choose another folder with output=..."
+                f"{output} already holds a run with {name}: continue it with --resume, or choose "
+                f"another folder with output=..."
             )
-        return None
-    if (resume / "state.json").is_file():
-        return resume
-    found = checkpoint.checkpoints_in(resume)
-    if not found and not (resume / "config.yaml").is_file():
+    elif not _is_checkpoint(resume) and not (
+        checkpoint.checkpoints_in(resume)
+        or checkpoint.holds_misnamed_checkpoint(resume)
+        or (resume / "config.yaml").is_file()
+    ):
         raise ConfigError(f"{resume}: there is no run to resume")
-    return found[-1] if found else None
+
+
+def _starting_point(run_config: RunConfig, resume: Path | None) -> StartingPoint:
+    """The checkpoint to continue from, read once and found whole."""
+    checkpoint.undo_replacement(run_config.output)
+    _check_start(run_config, resume)  # another run may have come and gone in the meantime
+    if resume is None:
+        return StartingPoint(None, ())
+    if _is_checkpoint(resume):
+        return checkpoint.named_point(resume)
+    return checkpoint.starting_point(resume)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / checkpoint.STATE).is_file() or path.name.startswith(checkpoint.PREFIX)
 
 
 def _print_lines(console: Console, lines: list[str]) -> None:

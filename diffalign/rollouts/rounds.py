@@ -184,7 +184,7 @@ class Rounds(AbstractSource):
         if record is None:
             raise DataError(
                 f"{folder}: the checkpoint was written while training on this round, and its "
-                f"{_RECORD} is gone. Resume from another checkpoint, or start afresh"
+                f"{_RECORD} is gone or damaged. Resume from another checkpoint, or start afresh"
             )
         if record.policy != self._policy:
             raise DataError(
@@ -277,9 +277,14 @@ class _Begun:
 
 
 def _read(cls: type[T], path: Path) -> T | None:
+    """What a record of a round says; None where there is none, or it was damaged: what was
+    collected under it is then collected again."""
     if not path.is_file():
         return None
-    return checked(cls, read_json(path), path)
+    try:
+        return checked(cls, read_json(path), path)
+    except DataError:
+        return None
 
 
 def _digest(model: DiffusionModel, settings: str) -> str:

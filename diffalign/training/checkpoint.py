@@ -1,28 +1,49 @@
 """Checkpoints that survive anything: written aside, flushed, renamed; safetensors and JSON only.
 
 A checkpoint folder holds one safetensors file per group of tensors (weights, optimizer, average,
-one per rank) and `state.json`. It appears under its name only when complete, so a folder called
-`checkpoint-N` is always whole, whatever was killed or filled up while it was written.
+one per rank) and `state.json`. It appears under its name only when complete, whatever was killed or
+filled up while it was written. What happens to it afterwards shows when it is read: `state.json`
+lists every file with its size and SHA-256, and carries a digest of itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.errors import CheckpointError
+from diffalign.files import flush
+from diffalign.parsing import parse_json
 
 PREFIX = "checkpoint-"
+STATE = "state.json"
+_NAME = re.compile(rf"{PREFIX}(?:0|[1-9][0-9]*)", re.ASCII)
+_FILES, _DIGEST = "files", "sha256"
+"""Keys of `state.json` besides those of the state."""
+_OLD_STATE = {
+    "identity": dict,
+    "source": dict,
+    "schedule": dict,
+    "optimizer": dict,
+    "bad_steps": int,
+    "bad_in_a_row": int,
+}
+"""What a state without digests has to hold, to be taken for that of an older version."""
+_LITTER = {"Thumbs.db", "desktop.ini"}
+"""What systems leave in folders that somebody looks into, besides hidden files."""
+_CHUNK = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -37,10 +58,36 @@ class Checkpoint:
     """Everything else: plain JSON values."""
 
 
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where a run goes on from."""
+
+    path: Path | None
+    """A checkpoint that is whole; None where the run never came to one."""
+    notes: tuple[str, ...]
+    """Sentences for the user: which checkpoints were passed over and why, and what could not be
+    checked."""
+
+
 def checkpoints_in(output: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first."""
-    found = [path for path in output.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]))
+    """The checkpoints of a run folder by their names, oldest first; whether they are whole,
+    `verify` says."""
+    found = [path for path in output.glob(f"{PREFIX}*") if _is_named_right(path) and path.is_dir()]
+    return sorted(found, key=_step_in_name)
+
+
+def misnamed_in(output: Path) -> list[str]:
+    """Sentences on what is called like a checkpoint of a run folder and is none."""
+    sentences = []
+    for path in sorted(output.glob(f"{PREFIX}*")):
+        if not path.is_dir():
+            sentences.append(f"{path} is a file, where a checkpoint is a folder")
+        elif not _is_named_right(path):
+            held = "" if (path / STATE).is_file() else f" and has no {STATE}"
+            sentences.append(
+                f"{path} is not called {PREFIX} and the number of its step as they are{held}"
+            )
+    return sentences
 
 
 def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -55,20 +102,24 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     try:
         _remove(partial)
         partial.mkdir(parents=True)
-        for group, tensors in checkpoint.tensors.items():
-            path = partial / f"{group}.safetensors"
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-            _flush(path)
-        path = partial / "state.json"
-        path.write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}))
-        _flush(path)
-        _remove(final)
-        partial.rename(final)
-        _flush(output)
+        with ThreadPoolExecutor() as pool:  # one file is hashed while the next one is written
+            sealed = {}
+            for group, tensors in checkpoint.tensors.items():
+                path = partial / f"{group}.safetensors"
+                cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                save_file(cpu, path)
+                sealed[path.name] = pool.submit(_sealed, path)
+            files = {name: seal.result() for name, seal in sealed.items()}
+        state = {"step": checkpoint.step, **checkpoint.state, _FILES: files}
+        path = partial / STATE
+        path.write_text(json.dumps({**state, _DIGEST: _digest_of_state(state)}), encoding="utf-8")
+        flush(path)
+        flush(partial)
+        _put_in_place(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = checkpoints_in(output)
-        survivor = f"{kept[-1]} is intact" if kept else "there is no older one"
+        survivor = f"{kept[-1]} is left as it was" if kept else "there is no older one"
         free = shutil.disk_usage(output).free / 2**20 if output.is_dir() else 0.0
         raise CheckpointError(
             f"{final}: the checkpoint could not be written ({error}); {survivor}. "
@@ -81,28 +132,154 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     return final
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
     """Read a checkpoint folder.
 
+    Args:
+        path: the folder.
+        verified: it has just been verified, and its files are not hashed again.
+
     Raises:
-        CheckpointError: there is none, or a file of it is damaged.
+        CheckpointError: there is none, or it is damaged; an older one that is whole is named.
     """
-    if not (path / "state.json").is_file():
-        raise CheckpointError(f"{path}: not a checkpoint: it has no state.json")
+    if not verified:
+        named_point(path)
+    state = _read_state(path)
     try:
-        state = json.loads((path / "state.json").read_text())
         tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        others = [str(other) for other in checkpoints_in(path.parent) if other != path]
-        hint = f"; resume from {others[-1]} instead" if others else ""
-        raise CheckpointError(f"{path}: the checkpoint is damaged ({error}){hint}") from error
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from error
+    for key in (_FILES, _DIGEST):
+        state.pop(key, None)
     return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
 
 
-def discard_partial(output: Path) -> None:
+def verify(path: Path) -> bool:
+    """Read a checkpoint once from end to end and compare it with what was written.
+
+    Returns:
+        Whether it carries digests; those that older versions wrote do not, and damage that leaves
+        every file readable cannot be seen in them.
+
+    Raises:
+        CheckpointError: it is damaged; the message says what is.
+    """
+    state = _read_state(path)
+    if _FILES not in state:
+        for file in sorted(path.glob("*.safetensors")):
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, f"{file.name} cannot be read: {error}") from error
+        for group in ("weights", "rank-0"):
+            if not (path / f"{group}.safetensors").is_file():
+                raise _damaged(path, f"{group}.safetensors is missing")
+        return False
+    files: dict[str, dict[str, Any]] = state[_FILES]
+    for name, seal in files.items():
+        file = path / name
+        if not file.is_file():
+            raise _damaged(path, f"{name} is missing")
+        if (size := file.stat().st_size) != (written := seal["bytes"]):
+            raise _damaged(path, f"{name} has {size:,} bytes and was written with {written:,}")
+    foreign = [file.name for file in path.iterdir() if file.name not in {*files, STATE}]
+    if foreign := sorted(name for name in foreign if name[0] != "." and name not in _LITTER):
+        raise _damaged(
+            path, f"it holds {foreign[0]}, which is no file of it; move that elsewhere to use it"
+        )
+    with ThreadPoolExecutor() as pool:
+        try:
+            digests = list(pool.map(_digest_of_file, [path / name for name in files]))
+        except OSError as error:
+            raise _damaged(path, str(error)) from error
+    for (name, seal), digest in zip(files.items(), digests, strict=True):
+        if digest != seal[_DIGEST]:
+            raise _damaged(path, f"{name} has changed since it was written: its SHA-256 differs")
+    return True
+
+
+def starting_point(output: Path) -> StartingPoint:
+    """The newest checkpoint of a run folder that is whole; nothing in the folder is changed.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is whole.
+    """
+    existing = checkpoints_in(output)
+    notes = [f"{sentence}: it is left alone" for sentence in misnamed_in(output)]
+    passed: list[str] = []
+    for path in reversed(existing):
+        try:
+            digested = verify(path)
+        except CheckpointError as error:
+            passed.append(str(error))
+            continue
+        return StartingPoint(path, (*notes, *passed, *_undigested(path, digested)))
+    if passed:
+        listed = "\n  ".join(passed)
+        raise CheckpointError(
+            f"{output}: no checkpoint of this run can be used, and nothing was changed:\n"
+            f"  {listed}\n"
+            f"Put back a copy of one of them, or start afresh in another folder with output=..."
+        )
+    if holds_misnamed_checkpoint(output):
+        raise CheckpointError(
+            f"{output}: there is no checkpoint under its own name, and so nothing was changed. "
+            f"{'; '.join(misnamed_in(output))}. Give it back its name, or name it with "
+            f"--resume-from, or start afresh in another folder with output=..."
+        )
+    return StartingPoint(None, tuple(notes))
+
+
+def named_point(path: Path) -> StartingPoint:
+    """A checkpoint that the user named.
+
+    Raises:
+        CheckpointError: it is damaged, or none; another one of its run that is whole is named.
+    """
+    try:
+        return StartingPoint(path, _undigested(path, verify(path)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_hint(path)}") from error
+
+
+def holds_misnamed_checkpoint(output: Path) -> bool:
+    """Whether there is a checkpoint under a name that none is written under."""
+    return any(
+        (path / STATE).is_file() and not _is_named_right(path) for path in output.glob(f"{PREFIX}*")
+    )
+
+
+def clear_unfinished(output: Path) -> None:
     """Remove what a killed process left half-written."""
     for partial in output.glob(f".{PREFIX}*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def undo_replacement(output: Path) -> None:
+    """Give back its name to a checkpoint that a killed process was about to replace."""
+    for replaced in output.glob(f".{PREFIX}*.replaced"):
+        final = output / replaced.name[1:].removesuffix(".replaced")
+        if final.exists():
+            _remove(replaced)
+        else:
+            replaced.rename(final)
+
+
+def check_room(output: Path, needed: int) -> None:
+    """Raise CheckpointError where a disk has not the room for one checkpoint.
+
+    Args:
+        output: the run folder.
+        needed: bytes that a checkpoint takes at least.
+    """
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise CheckpointError(
+            f"{output}: a checkpoint of this run takes at least {needed / 2**20:,.0f} MiB, and "
+            f"{free / 2**20:,.0f} MiB are free there, so that it could never be saved. Make room, "
+            f"or choose another folder with output=..."
+        )
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,14 +324,112 @@ def restore_random_state(state: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["rng.cuda"])
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _is_named_right(path: Path) -> bool:
+    return _NAME.fullmatch(path.name) is not None
+
+
+def _step_in_name(path: Path) -> int:
+    return int(path.name[len(PREFIX) :])
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: the checkpoint is damaged: {what}")
+
+
+def _undigested(path: Path, digested: bool) -> tuple[str, ...]:
+    sentence = (
+        f"{path} is of an older version, without digests: its files can be read, and whether a "
+        f"value in them has changed cannot be known"
+    )
+    return () if digested else (sentence,)
+
+
+def _hint(path: Path) -> str:
+    """Which other checkpoint of the same run could be taken."""
+    for other in reversed(checkpoints_in(path.parent)):
+        if other.resolve() == path.resolve():
+            continue
+        try:
+            verify(other)
+        except CheckpointError:
+            continue
+        return f"; resume from {other} instead"
+    return ""
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What `state.json` says, its digest compared.
+
+    Raises:
+        CheckpointError: it is no such file, or was changed.
+    """
+    file = path / STATE
+    if not file.is_file():
+        raise CheckpointError(f"{path}: not a checkpoint: it has no {STATE}")
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        state = parse_json(file.read_bytes(), STATE, error=CheckpointError)
+    except (OSError, CheckpointError) as error:
+        raise _damaged(path, f"{STATE} cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise _damaged(path, f"{STATE} holds a {type(state).__name__}, not an object")
+    if (_FILES in state) != (_DIGEST in state):
+        raise _damaged(path, f"{STATE} has changed since it was written")
+    if _DIGEST in state:
+        digest = state[_DIGEST]
+        if digest != _digest_of_state({k: v for k, v in state.items() if k != _DIGEST}):
+            raise _damaged(path, f"{STATE} has changed since it was written: its digest differs")
+    else:
+        for key, kind in _OLD_STATE.items():
+            if not isinstance(state.get(key), kind):
+                raise _damaged(path, f"{STATE} has no {key} such as a checkpoint has")
+    step = state.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise _damaged(path, f"{STATE} has no number of a step")
+    if _is_named_right(path) and _step_in_name(path) != step:
+        raise _damaged(path, f"it holds step {step}, and its name says otherwise")
+    return state
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _digest_of_state(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a state, however its JSON is laid out."""
+    plain = json.loads(json.dumps(state))  # keys as a file gives them back: all of them text
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    """Size and digest of a file that the disk has."""
+    flush(path)
+    return {"bytes": path.stat().st_size, _DIGEST: _digest_of_file(path)}
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(view[:size])
+    return digest.hexdigest()
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Give a whole checkpoint its name; one that has it already goes after that, not before."""
+    replaced = final.with_name(f".{final.name}.replaced")
+    _remove(replaced)
+    if final.is_symlink() or final.exists():
+        final.rename(replaced)
+    try:
+        partial.rename(final)
+    except OSError:
+        if replaced.is_symlink() or replaced.exists():
+            replaced.rename(final)
+        raise
+    flush(final.parent)
+    _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

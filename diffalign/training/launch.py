@@ -16,6 +16,13 @@ from types import FrameType
 import torch
 
 from diffalign.errors import ConfigError
+from diffalign.processes import PARENT
+
+_KILLED = (
+    "Process {pid} of the run was killed by SIGKILL, as the system does where memory runs out; the "
+    "others are ended. Lower data.workers or responses.workers, training.samples_per_device, or "
+    "the number of processes, and go on with --resume"
+)
 
 
 def launch(arguments: list[str], *, processes: int) -> int:
@@ -41,6 +48,7 @@ def launch(arguments: list[str], *, processes: int) -> int:
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
+        PARENT: str(os.getpid()),  # they end with this process, even where it is killed
     }
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     children = [
@@ -86,6 +94,8 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
             waiting.discard(child)
             if code and not status:
                 status = code if code > 0 else 128 - code
+                if code == -signal.SIGKILL:
+                    print(_KILLED.format(pid=child.pid), file=sys.stderr)
                 for other in waiting:
                     other.terminate()
                     other.kill()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from diffalign.files import read_json_lines, write_json_lines
+from diffalign.errors import DataError
+from diffalign.files import append_json_lines, write_json_lines
+from diffalign.parsing import parse_json
 
 
 class JsonLines:
@@ -31,16 +33,32 @@ class JsonLines:
         self.path = path
 
     def write(self, row: Mapping[str, float | int]) -> None:
-        """Append one row."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one row, and wait for the disk: a checkpoint must not outlive the rows before."""
+        append_json_lines(self.path, [row])
 
-    def truncate_after(self, step: int) -> None:
-        """Forget rows of steps that a resumed run will do again, and a half-written last line."""
+    def truncate_after(self, step: int) -> int:
+        """Forget rows of steps that a resumed run will do again, and a half-written last line.
+
+        Returns:
+            How many whole lines were no rows and are dropped as well.
+        """
         if not self.path.exists():
-            return
-        kept = [row for row in read_json_lines(self.path) if row["step"] <= step]
-        write_json_lines(self.path, kept)
+            return 0
+        *lines, _unfinished = self.path.read_bytes().split(b"\n")
+        found = [_row(line) for line in lines]
+        rows = [row for row in found if row is not None]
+        write_json_lines(self.path, [row for row in rows if row["step"] <= step])
+        return len(found) - len(rows)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """What a line says, if it is an object with a step."""
+    try:
+        row = parse_json(line, "a row")
+    except DataError:
+        return None
+    numbered = isinstance(row, dict) and isinstance(row.get("step"), (int, float))
+    return row if numbered else None
 
 
 class TrainingProgress:

@@ -53,7 +53,22 @@ def capture(trainer: Trainer) -> Checkpoint:
 
 
 def restore(trainer: Trainer, saved: Checkpoint) -> None:
-    """Put a freshly assembled trainer where `saved` was captured."""
+    """Put a freshly assembled trainer where `saved` was captured.
+
+    Raises:
+        CheckpointError: it has not what this trainer needs.
+    """
+    try:
+        _restore(trainer, saved)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {saved.step} does not fit this run "
+            f"({type(error).__name__}: {error}): it was written by another version, or by hand. "
+            f"Resume from another one, or start afresh in another output folder"
+        ) from error
+
+
+def _restore(trainer: Trainer, saved: Checkpoint) -> None:
     with torch.no_grad():
         for name, parameter in trainer.named_parameters.items():
             parameter.copy_(saved.tensors["weights"][name])

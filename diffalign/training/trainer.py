@@ -17,7 +17,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
+from torch.optim import AdamW
 
 from diffalign import world
 from diffalign.cache.references import CachedReference
@@ -151,6 +153,13 @@ class Trainer:
         """The effective batch: samples over all devices and micro-batches of a step."""
         return self.config.samples_per_device * self.config.accumulation * world.size()
 
+    @property
+    def least_checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on the disk at least: trained weights, their average, and the
+        state of an optimiser that is known to keep two values for each."""
+        copies = 1 + (self.average is not None) + 2 * isinstance(self.optimizer.optimizer, AdamW)
+        return copies * sum(parameter.nbytes for parameter in self.parameters)
+
     def fit(self) -> bool:
         """Train to the last step, or until a signal asks to stop.
 
@@ -162,8 +171,13 @@ class Trainer:
             CheckpointError: the last checkpoint could not be written.
         """
         if self.accelerator.is_main_process:
-            self.metrics_file.truncate_after(self.step)
-            self.timing_file.truncate_after(self.step)
+            for file in (self.metrics_file, self.timing_file):
+                if dropped := file.truncate_after(self.step):
+                    self.console.print(
+                        f"[yellow]{escape(str(file.path))} was damaged: {dropped} lines that are "
+                        f"no rows are dropped",
+                        soft_wrap=True,
+                    )
         batches = iter(self.source)
         progress = TrainingProgress(
             self.console,
@@ -180,7 +194,7 @@ class Trainer:
                     self._log(progress)
                 last = stop or complete
                 if last or self.step % self.config.checkpoint_every == 0:
-                    self._save(must_succeed=last)
+                    self._save(must_succeed=last or not self.positions)
                 if stop:
                     break
         complete = self.step == self.config.optimizer_steps
@@ -277,7 +291,6 @@ class Trainer:
         }
         if not self.accelerator.is_main_process:
             return
-        self.metrics_file.write(row)
         timing = {
             "step": self.step,
             "seconds": time.monotonic() - self.began,
@@ -286,12 +299,21 @@ class Trainer:
         }
         if torch.cuda.is_available():
             timing["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.timing_file.write(timing)
+        try:
+            self.metrics_file.write(row)
+            self.timing_file.write(timing)
+        except OSError as error:  # as with a checkpoint: room may be made, and the run goes on
+            self.console.print(
+                f"[red]{escape(str(self.output))}: the figures of step {self.step} could not be "
+                f"written ({error}). The run goes on",
+                soft_wrap=True,
+            )
         self.accelerator.log({**row, **timing}, step=self.step)
         progress.figures(self.step, means)
 
     def _save(self, *, must_succeed: bool) -> None:
-        """Save; a periodic checkpoint that fails is reported and the run goes on."""
+        """Save. A run whose first checkpoint fails would end with nothing and stops; a later one
+        that fails is reported, and the run goes on: room may be made."""
         captured = capture(self)
         failure = ""
         if self.accelerator.is_main_process:
@@ -303,19 +325,25 @@ class Trainer:
         if failure and must_succeed:
             raise CheckpointError(failure)
         if failure:
-            self.console.print(f"[red]{failure}. The run goes on", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"[red]{escape(failure)}. The run goes on", highlight=False, soft_wrap=True
+            )
             return
         self.positions.append(captured.state["source"])
         if len(self.positions) == self.config.keep_checkpoints:
             self.source.release(self.positions[0])  # no kept checkpoint stands before it
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path, *, verified: bool = False) -> None:
         """Continue exactly where a checkpoint of the same run was written.
+
+        Args:
+            path: its folder.
+            verified: one rank has just verified it for all.
 
         Raises:
             CheckpointError: it is damaged, or another run's; the first differing key is named.
         """
-        saved = load_checkpoint(path)
+        saved = load_checkpoint(path, verified=verified)
         refuse_other_run(path, saved.state["identity"], self.identity)
         restore(self, saved)
 

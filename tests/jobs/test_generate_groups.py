@@ -44,7 +44,7 @@ def run(settings: list[str], output: Path, *more: str) -> list[Group]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+    files = [path for path in folder.rglob("*") if path.suffix and path.suffix != ".yaml"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

@@ -55,3 +55,31 @@ def test_a_signal_is_passed_on_and_a_clean_end_is_waited_for(number):
     assert process.stdout.readline() == process.stdout.readline() == b"ready\n"
     os.kill(process.pid, number)
     assert process.wait(timeout=30) == 0
+
+
+def test_killing_the_launcher_ends_its_processes():
+    launcher = launched(
+        "import os, time\n"
+        "from diffalign.processes import end_with_launcher\n"
+        "end_with_launcher()\n"
+        "os.write(1, f'{os.getpid()}\\n'.encode())\n"
+        "time.sleep(1000)"
+    )
+    children = [int(launcher.stdout.readline()) for _ in range(2)]
+    launcher.kill()
+    launcher.wait()
+    # The pipe ends when nobody is left to write to it.
+    assert launcher.stdout.read() == b""
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            while True:  # its entry goes when the system has collected it
+                os.kill(child, 0)
+                time.sleep(0.02)
+
+
+def test_a_process_that_the_system_killed_is_said_to_be_a_matter_of_memory():
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGKILL)"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, code], stderr=subprocess.PIPE)
+    _, text = process.communicate(timeout=300)
+    assert process.returncode == 137
+    assert b"killed by SIGKILL" in text and b"Lower data.workers" in text
