@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.errors import DataError
-from diffalign.files import append_json_lines, read_rows
+from diffalign.files import append_json_lines, inside, read_rows
 
 MANIFEST = "manifest.jsonl"
 
@@ -48,7 +48,8 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     """All rows in the order of drawing; a redrawn picture stands once, as it is now.
 
     Raises:
-        DataError: there is no manifest, or a line of it is not one of ours.
+        DataError: there is no manifest, or a line of it is not one of ours, or it names a file that
+            does not lie in the folder.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -56,6 +57,8 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
             f"{folder}: there is no {MANIFEST} in this folder; diffalign generate writes one"
         )
     rows = read_rows(ManifestRow, path)
+    for row in rows:
+        inside(folder, row.file)
     return list({row.key: row for row in rows}.values())
 
 

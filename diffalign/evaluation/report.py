@@ -65,6 +65,7 @@ def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> 
     page = _PAGE.format(
         title=html.escape(title),
         lead=f'<p class="lead">{html.escape(lead)}</p>' if lead else "",
+        policy=_POLICY,
         style=_STYLE,
         body=body,
     )
@@ -234,10 +235,17 @@ def _cell(cell: GridCell | None) -> str:
     )
 
 
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""Nothing is fetched and nothing is run, whatever a name or a prompt smuggles into the page."""
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>

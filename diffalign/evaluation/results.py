@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -114,6 +115,17 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     return to_json(content, indent=2) + "\n"
 
 
+def markdown_text(text: str) -> str:
+    """Text from a name, a prompt or a message for one line of markdown: shown, never obeyed."""
+    plain = " ".join(text.split())
+    return _MARKUP.sub(r"\\\g<0>", plain).replace("<", "&lt;").replace(">", "&gt;")
+
+
+_MARKUP = re.compile(r"[\\`*_{}\[\]|#!~]|(?<=[A-Za-z])://|&(?=#?\w+;)")
+"""What markdown would take for emphasis, code, links, tables, headings or entities; and the middle
+of an address, which many readers turn into a link by themselves."""
+
+
 def as_markdown(results: Sequence[Result], grid: str) -> str:
     """A table, what must be read beside it, and the grid.
 
@@ -123,7 +135,8 @@ def as_markdown(results: Sequence[Result], grid: str) -> str:
     """
     first = results[0]
     lines = [
-        f"| model against {first.baseline} | scorer | pairs (prompts) | won / tied / lost "
+        f"| model against {markdown_text(first.baseline)} | scorer "
+        f"| pairs (prompts) | won / tied / lost "
         f"| win rate of decided pairs ({first.level}) | ties as half | mean score "
         f"| difference ({first.level}) |",
         "|---|---|---|---|---|---|---|---|",
@@ -131,14 +144,15 @@ def as_markdown(results: Sequence[Result], grid: str) -> str:
     for result in results:
         c = result.comparison
         lines.append(
-            f"| {result.model} | {result.scorer} | {c.items} ({c.prompts}) "
+            f"| {markdown_text(result.model)} | {markdown_text(result.scorer)} "
+            f"| {c.items} ({c.prompts}) "
             f"| {c.wins} / {c.ties} / {c.losses} "
             f"| {percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
             f"| {percent(c.win_rate_ties_half)} | {c.baseline_mean:.3f} -> {c.model_mean:.3f} "
             f"| {c.mean_difference:+.3f} ({number_interval(c.mean_difference_interval)}) |"
         )
     warnings = [
-        f"- {result.model} by {result.scorer}: {line}"
+        f"- {markdown_text(f'{result.model} by {result.scorer}: {line}')}"
         for result in results
         for line in result.warnings
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.name is not None and not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(
+                f"the name {self.name!r} becomes a file: use letters, digits, - _ . +, and begin "
+                f"with a letter or digit"
+            )
 
     def column(self) -> Path:
         """The file that gets the scores."""

@@ -104,7 +104,8 @@ class AbstractDiffusion(AbstractModel):
     compile: bool = False
     """Compile the network with torch.compile; the first steps take minutes."""
     allow_pickle: bool = False
-    """Read pickled weights where there are no safetensors. They can run any code when read."""
+    """Read pickled weights where there are no safetensors: tensors alone, by torch's restricted
+    unpickler (`weights_only=True`), which refuses a file with anything else in it."""
 
     def __post_init__(self) -> None:
         if self.images_per_encoding < 1:

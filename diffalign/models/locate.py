@@ -1,7 +1,7 @@
 """Where a model's weights come from: a diffusers folder, a hub id, or a single checkpoint file.
 
-Only safetensors are read, unless a flag says otherwise: reading a pickle runs what its author put
-into it.
+Only safetensors are read, unless a flag says otherwise: then also tensors, and nothing else, from
+pickles.
 """
 
 from __future__ import annotations
@@ -395,9 +395,10 @@ def _predicted(path: Path, names: set[str], metadata: Mapping[str, str]) -> str 
 
 def _pickle_refusal(given: str) -> str:
     return (
-        f"{given}: a pickle, which can run any code when it is read. Convert it on a machine that "
-        f"may be lost, with diffusers' save_pretrained(folder, safe_serialization=True), or, if "
-        f"you trust where it comes from, set allow_pickle to true"
+        f"{given}: a pickle, which a careless reader would let run any code. Convert it with "
+        f"diffusers' save_pretrained(folder, safe_serialization=True), or set allow_pickle to "
+        f"true: torch then reads tensors from it and nothing else (weights_only), which is safe as "
+        f"far as torch has no hole there; prefer a source that you trust"
     )
 
 

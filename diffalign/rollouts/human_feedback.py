@@ -22,6 +22,7 @@ from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.evaluation.spacing import evenly_spaced
+from diffalign.files import inside
 from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
@@ -190,7 +191,7 @@ def _pair(group: Group, chosen: int, rejected: int) -> TrajectoryPair:
 def _ranked(folder: Path, group: Group, verdict: Verdict) -> RankedGroup:
     images = range(len(group.images))
     pairing = Pairing(verdict.decided, verdict.tied, verdict.undecided)
-    files = [folder / group.images[i] for i in from_best_to_worst(pairing, images)]
+    files = [inside(folder, group.images[i]) for i in from_best_to_worst(pairing, images)]
     return RankedGroup(prompt=group.prompt, files=files, scores=[None] * len(files))
 
 

@@ -27,7 +27,7 @@ from diffalign.data.source import AbstractSource
 from diffalign.evaluation.generation import encode_png
 from diffalign.evaluation.prompts import PromptsConfig, read_prompts
 from diffalign.evaluation.spacing import evenly_spaced
-from diffalign.files import read_rows, write_atomically, write_json_lines, writing
+from diffalign.files import inside, read_rows, write_atomically, write_json_lines, writing
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.base import (
@@ -317,6 +317,6 @@ def _ranked(
     ranked = [by_number[i] for i in [*from_best_to_worst(pairing, judged), *others]]
     return RankedGroup(
         prompt=group[0].prompt,
-        files=[folder / image.file for image in ranked],
+        files=[inside(folder, image.file) for image in ranked],
         scores=[image.scores.get(judge) for image in ranked],
     )

@@ -6,7 +6,6 @@ Works with transformers 4 and 5, whose `get_image_features` return different thi
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from diffalign.errors import ModelError
+from diffalign.files import read_tensors
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -176,8 +175,9 @@ def find_weights(
         raise ModelError(f"{path} holds no {name} (it holds: {found})")
     if file.suffix != ".safetensors" and not allow_pickle:
         raise ModelError(
-            f"{path} is not a .safetensors file but perhaps a pickle, which can run code when "
-            "read: if you trust its source, set allow_pickle, which reads tensors and nothing else"
+            f"{path} is not a .safetensors file but perhaps a pickle, which a careless reader "
+            "would let run any code: set allow_pickle, with which torch reads tensors from it and "
+            "nothing else (weights_only); prefer a source that you trust"
         )
     return file
 
@@ -221,9 +221,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
     """
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return read_tensors(file, error=ModelError)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # torch's reader raises what its parts happen to raise
         raise ModelError(f"{file} cannot be read as weights: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{file} holds something other than tensors by name")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from diffalign.errors import DataError
@@ -49,6 +51,27 @@ def test_a_file_that_is_one_unfinished_line_starts_again(tmp_path):
 def test_a_redrawn_picture_counts_once(tmp_path):
     append_rows(tmp_path, [row(0, "old"), row(1), row(0, "new")])
     assert read_manifest(tmp_path) == [row(0, "new"), row(1)]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["/etc/passwd", "../x.png", "images/../../x.png", "C:\\x.png", "", "a\0.png", "link/x.png"],
+)
+def test_a_file_outside_the_folder_is_refused(tmp_path, file):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (tmp_path / "x.png").write_bytes(b"")
+    append_rows(folder, [replace(row(0), file=file)])
+    with pytest.raises(DataError, match=r"only files within this folder|outside of this folder"):
+        read_manifest(folder)
+
+
+def test_a_link_to_the_folder_itself_is_followed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    append_rows(tmp_path / "link", [row(0)])
+    assert read_manifest(tmp_path / "link") == [row(0)]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ def test_the_page_asks_nobody_for_anything(page):
     assert not re.search(r"https?:|@import|url\(", page)
 
 
+def test_a_browser_is_told_to_fetch_and_run_nothing(page):
+    tags = Tags()
+    tags.feed(page)
+    metas = [attrs for tag, attrs in tags.seen if tag == "meta"]
+    policies = [m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1
+    rules = dict(rule.split(None, 1) for rule in policies[0].split("; "))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    assert "script-src" not in rules
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+
+
 def test_small_pictures_are_embedded_exactly_and_large_ones_reduced():
     def opened(uri: str) -> Image.Image:
         return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))

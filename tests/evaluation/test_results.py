@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from diffalign.evaluation.compare import compare_scores
-from diffalign.evaluation.results import Result, as_json, as_markdown, console_table
+from diffalign.evaluation.results import (
+    Result,
+    as_json,
+    as_markdown,
+    console_table,
+    markdown_text,
+)
 
 
 @pytest.fixture
@@ -56,6 +64,31 @@ def test_undefined_values_are_null_in_json_and_words_elsewhere():
     assert row["mean_difference_interval"] is None
     assert "undefined" in spoken(result)
     assert "undefined (no interval)" in as_markdown([result], "grid.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("plain-1.5+b", "plain-1.5+b"),
+        ("a|b", r"a\|b"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("[x](javascript:y)", r"\[x\](javascript:y)"),
+        ("![x](https://x.org)", r"\!\[x\](https\://x.org)"),
+        ("a\n# b\r\n|c|", r"a \# b \|c\|"),
+        ("`rm` *b* _c_ &lt;", r"\`rm\` \*b\* \_c\_ \&lt;"),
+        ("\\|", r"\\\|"),
+    ],
+)
+def test_a_name_in_markdown_is_text(name, shown):
+    assert markdown_text(name) == shown
+
+
+def test_names_cannot_break_out_of_the_table(result):
+    result = replace(result, model="evil | x |\n\n<script>", baseline="[b](c)", scorer="|")
+    page = as_markdown([result], "grid.png").splitlines()
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in page[:3]]
+    assert cells == [9, 9, 9]
+    assert "<script>" not in "\n".join(page)
 
 
 def test_markdown_is_a_table_with_the_grid_below(result):

@@ -9,6 +9,7 @@ from diffalign import config
 from diffalign.errors import CacheError, ConfigError, DataError
 from diffalign.evaluation.scoring import read_column
 from diffalign.jobs import score
+from diffalign.scorers.jpeg import JPEG
 from tests.jobs.folders import fill
 
 KIND = "scorer.kind=tests.evaluation.brightness"
@@ -65,3 +66,9 @@ def test_what_has_no_score_is_named_at_the_end(tmp_path):
 def test_a_batch_of_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="batch_size must be at least 1"):
         run(tmp_path, "batch_size=0")
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", "a\0"])
+def test_a_name_that_would_leave_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="becomes a file"):
+        score.ScoreConfig(images=tmp_path, scorer=JPEG(), name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -343,3 +344,28 @@ def test_the_line_at_the_start_of_a_run_says_what_trains(tiny_sd15, lora):
     assert line == f"sd15 from {tiny_sd15}, training " + (
         "all weights" if lora is None else "LoRA of rank 2"
     )
+
+
+class _Command:
+    """Runs a command where a pickle of it is read carelessly."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_that_is_allowed_gives_tensors_and_runs_nothing(tiny_sd15, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_sd15, folder)
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    pickled = weights.with_suffix(".bin")
+    torch.save(load_file(weights), pickled)
+    weights.unlink()
+    load(SD15(path=str(folder), allow_pickle=True))
+
+    torch.save({"conv_in.weight": _Command(tmp_path / "ran")}, pickled)
+    with pytest.raises(ModelError):
+        load(SD15(path=str(folder), allow_pickle=True))
+    assert not (tmp_path / "ran").exists()
