@@ -134,7 +134,10 @@ def compare_scores(
 def _sums_by_prompt(prompts: list[str], values: Mapping[str, NDArray[Any]]) -> Tally:
     """Sum the rows [items] of each prompt: [prompts]."""
     _, cluster = np.unique(prompts, return_inverse=True)
-    return {name: np.bincount(cluster, weights=rows.astype(float)) for name, rows in values.items()}
+    return {
+        name: np.asarray(np.bincount(cluster, weights=rows), dtype=np.float64)
+        for name, rows in values.items()
+    }
 
 
 def _win_rate(sums: Tally) -> NDArray[np.float64]:

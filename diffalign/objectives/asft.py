@@ -17,6 +17,7 @@ from torch import Tensor
 from diffalign.objectives.base import (
     TOKENS,
     AbstractObjective,
+    Known,
     LossOutput,
     Measure,
     Views,
@@ -42,6 +43,7 @@ class ASFT(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
+    must_know: ClassVar[Known] = "counts"
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
     odds_weight: float = 0.1

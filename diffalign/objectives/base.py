@@ -7,11 +7,67 @@ example. It does not know whether the numbers came from a denoiser or from token
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from diffalign import world
+
+Known = Literal["nothing", "counts", "log_ratios"]
+"""What a loss must know of a whole optimiser step before it is computed for any part of it: no
+more than its own rows; how many rows and tokens there are; or the policy's log-ratios as well."""
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What one view amounts to in a whole optimiser step: all micro-batches, on all ranks.
+
+    Scalars without gradient. A loss that divides by one of them does not depend on how the step is
+    cut into micro-batches.
+    """
+
+    step: int
+    """Number of the optimiser step, by which a loss with a memory tells its parts from a new one;
+    -1 where a micro-batch stands for itself."""
+    micro_batches: Tensor
+    """How many there are: the trainer takes the mean over them of each one's mean loss."""
+    rows: Tensor
+    tokens: Tensor
+    """Sum of the lengths; 0 where there are none."""
+    weight: Tensor
+    """Sum of the weights; 0 where there are none."""
+    log_ratio: Tensor
+    """Sum of the log-ratios; 0 where there is no reference, or none was asked for."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Likelihoods], *, step: int = -1) -> StepTotals:
+        """Add up the parts of a view that this rank has, and those of the other ranks.
+
+        Args:
+            parts: of every micro-batch, on one device.
+            step: number of the optimiser step.
+        """
+
+        zero = parts[0].policy.detach().new_zeros(())
+
+        def summed(values: Sequence[Tensor | None]) -> Tensor:
+            known = [value.detach().sum().to(zero) for value in values if value is not None]
+            return torch.stack(known).sum() if known else zero
+
+        ratios = [None if part.reference is None else part.log_ratio for part in parts]
+        figures = torch.stack(
+            [
+                zero + len(parts),
+                zero + sum(part.policy.numel() for part in parts),
+                summed([part.length for part in parts]),
+                summed([part.weight for part in parts]),
+                summed(ratios),
+            ]
+        )
+        return cls(step, *world.total(figures))
 
 
 @dataclass(frozen=True)
@@ -32,6 +88,8 @@ class Likelihoods:
     rows: Tensor | None = None
     """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
     then be 0. None where row i of every view is sample i."""
+    whole_step: StepTotals | None = None
+    """Of the optimiser step that the rows are part of; None where they are all of it."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -43,6 +101,11 @@ class Likelihoods:
         if self.reference is None:
             raise ValueError("a log-ratio needs reference likelihoods, and this view has none")
         return self.policy - self.reference
+
+    @property
+    def totals(self) -> StepTotals:
+        """Of the optimiser step; of these rows on all ranks where they are all of it."""
+        return StepTotals.of([self]) if self.whole_step is None else self.whole_step
 
     @property
     def average(self) -> Tensor:
@@ -95,6 +158,11 @@ class AbstractObjective(abc.ABC):
         """Whether views may be of different samples (`Likelihoods.rows`), so that each row of a
         data set can hold a single response, desirable or not."""
         return False
+
+    @property
+    def must_know(self) -> Known:
+        """What of `Likelihoods.totals` is read."""
+        return "nothing"
 
     @property
     def takes_ties(self) -> bool:

@@ -1,8 +1,9 @@
 """Binary classifier optimisation: each side is classified alone, against the mean reward so far.
 
 The threshold delta is the mean of the rewards of all samples that the run has seen, on all ranks,
-the present batch included. It is kept in checkpoints. A micro-batch with a reward that is not
-finite does not enter it.
+the present step included: with more than one micro-batch a step, the policy runs over all of them
+once more, without gradient. It is kept in checkpoints. A step with a reward that is not finite does
+not enter it.
 
 Source: Jung et al. 2024, arXiv:2404.04656, with the running mean of TRL's `BCOTrainer`; not
 its density ratio for desirable and undesirable samples of different prompts.
@@ -10,7 +11,7 @@ its density ratio for desirable and undesirable samples of different prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign import world
 from diffalign.objectives.base import (
     AbstractObjective,
+    Known,
     LossOutput,
+    StepTotals,
     Views,
     check_beta,
     side_metrics,
@@ -31,17 +33,16 @@ from diffalign.objectives.bco_pair import bco_loss
 
 
 class RunningMean:
-    """Mean of all values so far, over all ranks; on the device of the values."""
+    """Mean of all values so far; on the device of the values."""
 
     def __init__(self) -> None:
         self.mean = torch.zeros(())
         self.count = torch.zeros(())
+        self.step = -1
 
-    def update(self, values: Tensor) -> Tensor:
-        """Take in the values, any shape, unless one is not finite; the mean, a scalar without
+    def update(self, gained: Tensor, added: Tensor) -> Tensor:
+        """Take in a sum of so many values, unless it is not finite; the mean, a scalar without
         gradient."""
-        summed = values.sum()
-        gained, added = world.total(torch.stack([summed, torch.full_like(summed, values.numel())]))
         mean, count = self.mean.to(added), self.count.to(added) + added
         moved = mean + (gained - added * mean) / count
         finite = moved.isfinite()
@@ -58,6 +59,7 @@ class BCO(AbstractObjective):
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = True
     takes_unpaired: ClassVar[bool] = True
+    must_know: ClassVar[Known] = "log_ratios"
 
     beta: float
     """Pull towards the reference, in the units of `dpo.py`."""
@@ -72,12 +74,21 @@ class BCO(AbstractObjective):
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = (self.beta * views[side].log_ratio for side in ("chosen", "rejected"))
-        delta = self._rewards.update(torch.cat([chosen, rejected]))
+        delta = self._threshold([views["chosen"].totals, views["rejected"].totals])
         if views["chosen"].rows is None:
             loss = bco_loss(chosen - delta, rejected - delta) / 2
         else:
             loss = -logsigmoid(torch.cat([chosen - delta, delta - rejected]))
         return LossOutput(loss, {**side_metrics(views, chosen, rejected), "delta": delta})
+
+    def _threshold(self, totals: Sequence[StepTotals]) -> Tensor:
+        """The mean reward so far, the whole present step included, which is taken in once."""
+        rewards = self._rewards
+        if totals[0].step < 0 or totals[0].step != rewards.step:
+            rewards.step = totals[0].step
+            gained = self.beta * torch.stack([of.log_ratio for of in totals]).sum()
+            rewards.update(gained, torch.stack([of.rows for of in totals]).sum())
+        return rewards.mean
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running mean and how many rewards it is of."""

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign import world
-from diffalign.objectives.base import AbstractObjective, LossOutput, Measure, Views
+from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Measure, Views
 
 
 def bradley_terry_divergence(
@@ -55,6 +54,7 @@ class BradleyTerry(AbstractObjective):
     needs_reference: ClassVar[bool] = False
     reads: ClassVar[frozenset[Measure]] = frozenset({"score"})
     takes_ties: ClassVar[bool] = True
+    must_know: ClassVar[Known] = "counts"
 
     def __call__(self, views: Views) -> LossOutput:
         """One loss per pair; its mean over all pairs of all ranks is the importance-weighted mean.
@@ -70,6 +70,11 @@ class BradleyTerry(AbstractObjective):
         )
         agreed = margin.detach() * (weight_chosen - weight_rejected).sign()
         metrics = {"accuracy": (agreed.sign() + 1) / 2, "margin": agreed}
-        mean_importance = world.mean(weight_chosen + weight_rejected)
+        totals = [view.totals for view in (chosen, rejected)]
+        summed = [
+            of.rows * default if view.weight is None else of.weight
+            for of, view, default in zip(totals, (chosen, rejected), (1.0, 0.0), strict=True)
+        ]
+        mean_importance = torch.stack(summed).sum() / totals[0].rows
         smallest = torch.finfo(mean_importance.dtype).tiny
         return LossOutput(loss / mean_importance.clamp(min=smallest), metrics)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from diffalign.objectives.base import (
     AbstractObjective,
+    Known,
     LossOutput,
     Views,
     check_beta,
@@ -26,6 +27,7 @@ class CPO(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
+    must_know: ClassVar[Known] = "counts"
 
     beta: float
     """Scale of the margin, in the units of `dpo.py`; 0.1 in the paper, for sums over tokens."""

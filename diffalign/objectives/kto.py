@@ -6,8 +6,9 @@ stands for the value function, so what is far from the baseline on either side h
 
 The baseline estimates the policy's divergence from the reference, and carries no gradient. In the
 paper it is the mean log-ratio of answers to other prompts (the view `mismatched`); Diffusion-KTO
-takes the mean of the batch itself, and so do we unless asked. Both are means over all ranks, and
-held at 0 from below. With few samples per device they are noisy.
+takes the mean of the batch itself, and so do we unless asked. Both are means over the whole
+optimiser step, and held at 0 from below. With more than one micro-batch a step, the policy runs
+over all of them once more for it, without gradient.
 
 Sources: Ethayarajh et al. 2024, arXiv:2402.01306; Li et al. 2024, arXiv:2404.04465, whose
 code multiplies whole squared errors: its beta of 1000 is 2000 here.
@@ -21,9 +22,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from diffalign import world
 from diffalign.objectives.base import (
     AbstractObjective,
+    Known,
     LossOutput,
     Views,
     check_beta,
@@ -53,6 +54,7 @@ class KTO(AbstractObjective):
 
     needs_reference: ClassVar[bool] = True
     takes_unpaired: ClassVar[bool] = True
+    must_know: ClassVar[Known] = "log_ratios"
 
     beta: float
     """Pull towards the reference, in the units of `dpo.py`."""
@@ -78,11 +80,10 @@ class KTO(AbstractObjective):
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        if self.baseline == "mismatched":
-            measured = views["mismatched"].log_ratio
-        else:
-            measured = torch.cat([chosen, rejected])
-        baseline = world.mean(measured).clamp(min=0)
+        measured = ("mismatched",) if self.baseline == "mismatched" else ("chosen", "rejected")
+        totals = [views[view].totals for view in measured]
+        gained = torch.stack([of.log_ratio for of in totals]).sum()
+        baseline = (gained / torch.stack([of.rows for of in totals]).sum()).clamp(min=0)
         gains = kto_loss(chosen, baseline, beta=self.beta, desirable=True)
         losses = kto_loss(rejected, baseline, beta=self.beta, desirable=False)
         gains, losses = self.desirable_weight * gains, self.undesirable_weight * losses

@@ -19,6 +19,7 @@ from torch.nn.functional import logsigmoid
 from diffalign.objectives.base import (
     TOKENS,
     AbstractObjective,
+    Known,
     LossOutput,
     Measure,
     Views,
@@ -58,6 +59,7 @@ class ORPO(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
+    must_know: ClassVar[Known] = "counts"
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
     odds_weight: float = 0.1

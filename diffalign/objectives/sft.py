@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from diffalign import world
-from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput, Views
+from diffalign.objectives.base import AbstractObjective, Known, Likelihoods, LossOutput, Views
 
 Per = Literal["token", "response"]
 
@@ -22,15 +21,18 @@ def negative_log_likelihood(view: Likelihoods, *, per: Per = "token") -> Tensor:
 
     Args:
         view: the rows; their number of tokens is read where it is there.
-        per: `token` for the mean over the tokens of the micro-batch on all ranks, `response` for
-            the mean over rows of each row's own mean over tokens.
+        per: `token` for the mean over the tokens of the whole optimiser step on all ranks,
+            `response` for the mean over its rows of each row's own mean over tokens.
 
     Returns:
-        Shape [n]. Where there is no length a row is a mean already, and both are the same.
+        Shape [n]: the mean over micro-batches of their mean over rows is the mean `per` what.
+        Where there is no length a row is a mean already, and both are the same.
     """
+    totals = view.totals
+    rows_of_all = view.policy.numel() * totals.micro_batches
     if view.length is None or per == "response":
-        return -view.average
-    return -view.policy / world.mean(view.length.to(view.policy.dtype))
+        return -view.average * (rows_of_all / totals.rows)
+    return -view.policy * (rows_of_all / totals.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,10 @@ class SFT(AbstractObjective):
     views: ClassVar[frozenset[str]] = frozenset({"chosen"})
     needs_reference: ClassVar[bool] = False
     takes_unpaired: ClassVar[bool] = True
+    must_know: ClassVar[Known] = "counts"
 
     per: Per = "token"
-    """`token` weighs all tokens of a micro-batch alike, as TRL; `response` all responses alike, as
+    """`token` weighs all tokens of a step alike, as TRL; `response` all responses alike, as
     iterative reasoning preference optimisation (arXiv:2404.19733)."""
 
     def __call__(self, views: Views) -> LossOutput:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from diffalign.objectives.base import (
     AbstractObjective,
+    Known,
     LossOutput,
     Views,
     check_beta,
@@ -30,6 +31,7 @@ class TriplePO(AbstractObjective):
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected", "gold"})
     needs_reference: ClassVar[bool] = False
+    must_know: ClassVar[Known] = "counts"
 
     beta: float
     """Scale of the margin; 0.01 in the paper, for sums over tokens."""

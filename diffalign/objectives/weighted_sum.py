@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractObjective, LossOutput, Measure, Views
+from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Measure, Views
 from diffalign.views import View
 
 
@@ -121,6 +121,12 @@ class WeightedSum(AbstractObjective):
     def needs_reference(self) -> bool:
         """Whether any term does."""
         return any(term.objective.needs_reference for term in self.terms)
+
+    @property
+    def must_know(self) -> Known:
+        """The most that any term must."""
+        needs = {term.objective.must_know for term in self.terms}
+        return next(known for known in ("log_ratios", "counts", "nothing") if known in needs)
 
     @property
     def needs_divergence(self) -> bool:

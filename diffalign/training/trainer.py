@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +28,11 @@ from diffalign.errors import CheckpointError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.placement import send
-from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
+from diffalign.objectives.base import AbstractObjective, LossOutput, StepTotals
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.interruption import Interruption
 from diffalign.training.loggers import JsonLines, TrainingProgress
+from diffalign.training.look_ahead import MicroBatch, totals_of_step, views_of
 from diffalign.training.metrics import Metrics
 from diffalign.training.optimizers import (
     OptimizerConfig,
@@ -206,11 +207,11 @@ class Trainer:
         """One optimiser step; returns whether any rank was asked to stop."""
         sample_ids: list[str] = []
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
-        for _ in range(self.config.accumulation):
-            batch = next(batches)
-            sample_ids.extend(batch.sample_ids)
+        parts, totals = self._micro_batches(batches)
+        for part in parts:
+            sample_ids.extend(part.batch.sample_ids)
             with self.accelerator.accumulate(self.model.network):
-                output = self._evaluate(batch)
+                output = self._evaluate(part, totals)
                 self.accelerator.backward(output.loss.mean())
             finite &= output.loss.detach().isfinite().all()
             self.metrics.add({"loss": output.loss, **output.metrics})
@@ -236,16 +237,33 @@ class Trainer:
                 self.average.update()
         return bool(stop)
 
-    def _evaluate(self, batch: Any) -> LossOutput:
+    def _micro_batches(
+        self, batches: Iterator[Any]
+    ) -> tuple[Iterable[MicroBatch], Mapping[str, StepTotals]]:
+        """The parts of a step, and what the loss must know of all of them before any is done."""
+        count, known = self.config.accumulation, self.objective.must_know
+        if count == 1 or known == "nothing":
+            return (MicroBatch(next(batches)) for _ in range(count)), {}
+        parts = [MicroBatch(next(batches)) for _ in range(count)]
+        totals = totals_of_step(
+            parts,
+            step=self.step,
+            views=self.objective.views,
+            likelihood=self.likelihood,
+            model=self.model,
+            reference=self._reference if known == "log_ratios" else None,
+        )
+        return parts, totals
+
+    def _evaluate(self, part: MicroBatch, totals: Mapping[str, StepTotals]) -> LossOutput:
         """Reference first, then policy, on one prepared batch."""
-        prepared = self.likelihood.prepare(self.model, batch)
-        reference = self._reference(batch, prepared) if self.objective.needs_reference else {}
-        policy = self.likelihood.evaluate(self.model, prepared)
-        facts = self.likelihood.facts(prepared)
-        views = {
-            name: Likelihoods(policy[name], reference.get(name), **facts.get(name, {}))
-            for name in policy
-        }
+        if part.prepared is None:
+            part.prepared = self.likelihood.prepare(self.model, part.batch)
+        if part.reference is None:
+            part.reference = self._reference(part)
+        policy = self.likelihood.evaluate(self.model, part.prepared)
+        views = views_of(policy, part.reference, self.likelihood.facts(part.prepared), totals)
+        part.prepared = None  # of a step whose parts are all at hand
         output = self.objective(views)
         drift = {
             f"drift/{name}": view.log_ratio.detach()
@@ -254,12 +272,14 @@ class Trainer:
         }
         return LossOutput(output.loss, {**output.metrics, **drift})
 
-    def _reference(self, batch: Any, prepared: Any) -> Mapping[str, Tensor]:
+    def _reference(self, part: MicroBatch) -> Mapping[str, Tensor]:
+        if not self.objective.needs_reference:
+            return {}
         if self.known_reference is not None:
-            found = self.known_reference(batch.sample_ids, batch.draws)
+            found = self.known_reference(part.batch.sample_ids, part.batch.draws)
             return {view: send(values, self.accelerator.device) for view, values in found.items()}
         with torch.no_grad(), self.model.reference():
-            return self.likelihood.evaluate(self.model, prepared)
+            return self.likelihood.evaluate(self.model, part.prepared)
 
     def _note_bad_step(self, sample_ids: list[str]) -> None:
         self.metrics.discard()

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from diffalign import world
-from diffalign.objectives.base import Likelihoods
+from diffalign.objectives.base import Likelihoods, StepTotals
 from diffalign.objectives.bco import BCO, RunningMean
 from tests.objectives.answers import numbers, plain
 
@@ -21,23 +22,40 @@ def log_ratios(chosen: list[float], rejected: list[float]) -> dict[str, Likeliho
 
 def test_every_reward_so_far_weighs_alike():
     running = RunningMean()
-    running.update(numbers([1.0]))
-    assert running.update(numbers([4.0, 4.0, 7.0])).item() == pytest.approx(4.0)
+    running.update(numbers(1.0), numbers(1.0))
+    assert running.update(numbers(15.0), numbers(3.0)).item() == pytest.approx(4.0)
 
 
 def test_a_batch_that_is_not_finite_leaves_no_trace():
     running = RunningMean()
-    running.update(numbers([2.0, 4.0]))
-    assert running.update(numbers([1.0, math.nan])).item() == 3.0
-    assert running.update(numbers([6.0])).item() == pytest.approx(4.0)
+    running.update(numbers(6.0), numbers(2.0))
+    assert running.update(numbers(math.nan), numbers(2.0)).item() == 3.0
+    assert running.update(numbers(6.0), numbers(1.0)).item() == pytest.approx(4.0)
 
 
 def test_the_rewards_of_all_ranks_count(monkeypatch):
     # Elsewhere, as many of the same.
     monkeypatch.setattr(world, "total", lambda mine: 2 * mine.detach())
-    running = RunningMean()
-    running.update(numbers([3.0]))
-    assert running.mean.item() == 3.0 and running.count.item() == 2.0
+    objective = BCO(beta=1.0)
+    assert objective(log_ratios([3.0], [1.0])).metrics["delta"].item() == 2.0
+    assert objective.state_dict()["count"].item() == 4.0
+
+
+def test_a_step_is_taken_in_once_however_many_parts_it_has():
+    parts = [log_ratios([3.0], [1.0]), log_ratios([5.0], [7.0])]
+
+    def of_step(number: int) -> list[dict[str, Likelihoods]]:
+        totals = {
+            side: StepTotals.of([part[side] for part in parts], step=number)
+            for side in ("chosen", "rejected")
+        }
+        return [{s: replace(v, whole_step=totals[s]) for s, v in part.items()} for part in parts]
+
+    objective = BCO(beta=1.0)
+    for number in (0, 1):
+        for part in of_step(number):
+            assert objective(part).metrics["delta"].item() == 4.0
+    assert objective.state_dict()["count"].item() == 8.0
 
 
 def test_the_threshold_has_no_gradient():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -93,8 +94,9 @@ def test_the_mean_over_ranks_is_the_importance_weighted_mean_of_all(monkeypatch)
     weights = [1.0, 0.5, 0.125, 0.0], [0.0, 0.0, 0.125, 0.25]
     alone = BradleyTerry()(scored(chosen, rejected, weights)).loss.mean()
 
-    everyone = torch.tensor([sum(weights[0]) + sum(weights[1]), 4.0]).double()
-    monkeypatch.setattr(world, "total", lambda values: everyone)
+    of_side = [torch.tensor([2.0, 4.0, 0.0, sum(side), 0.0]).double() for side in weights]
+    everyone = itertools.cycle(of_side)
+    monkeypatch.setattr(world, "total", lambda values: next(everyone))
     ranks = [
         BradleyTerry()(
             scored(chosen[part], rejected[part], (weights[0][part], weights[1][part]))

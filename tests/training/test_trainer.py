@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from diffalign.errors import CheckpointError, TrainingError
+from diffalign.objectives.asft import ASFT
 from diffalign.objectives.bco import BCO
+from diffalign.objectives.cpo import CPO
+from diffalign.objectives.dpo import DPO
+from diffalign.objectives.kto import KTO
+from diffalign.objectives.orpo import ORPO
+from diffalign.objectives.sft import SFT
 from diffalign.objectives.weighted_sum import Term, WeightedSum
 from diffalign.training import checkpoint
 from tests.training.toys import toy_trainer, weights
@@ -39,11 +45,31 @@ def test_the_same_run_twice_gives_identical_numbers_and_weights(tmp_path):
     assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
 
 
-def test_accumulated_micro_batches_equal_one_large_batch(tmp_path):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DPO(beta=1.0),
+        lambda: SFT(),
+        lambda: SFT(per="response"),
+        lambda: CPO(beta=1.0),
+        lambda: ORPO(odds_weight=0.5),
+        lambda: ASFT(odds_weight=0.5),
+        lambda: KTO(beta=1.0),
+        lambda: BCO(beta=1.0),
+        lambda: WeightedSum(
+            terms=(
+                Term(objective=KTO(beta=1.0)),
+                Term(objective=SFT(), weight=0.5),
+                Term(objective=BCO(beta=2.0)),
+            )
+        ),
+    ],
+)
+def test_accumulated_micro_batches_equal_one_large_batch(tmp_path, make):
     # One after the other: accelerate's accumulation state is one per process.
-    whole = toy_trainer(tmp_path / "whole", per_device=8)
+    whole = toy_trainer(tmp_path / "whole", per_device=8, objective=make())
     whole.fit()
-    parts = toy_trainer(tmp_path / "parts", per_device=2, accumulation=4)
+    parts = toy_trainer(tmp_path / "parts", per_device=2, accumulation=4, objective=make())
     parts.fit()
     assert whole.samples_per_step == parts.samples_per_step == 8
     for ours, theirs in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
@@ -149,10 +175,10 @@ def test_a_signal_finishes_the_step_saves_and_reports_an_incomplete_run(tmp_path
     trainer = toy_trainer(tmp_path, optimizer_steps=50)
     evaluate = trainer._evaluate
 
-    def interrupted(batch):
+    def interrupted(part, totals):
         if trainer.step == 3:
             os.kill(os.getpid(), number)
-        return evaluate(batch)
+        return evaluate(part, totals)
 
     trainer._evaluate = interrupted
     assert not trainer.fit()

@@ -117,11 +117,19 @@ class ToyLikelihood(AbstractLikelihood):
     def evaluate(self, model, prepared):
         rows = torch.cat([prepared.chosen, prepared.rejected])
         if model.frozen is not None:
-            scores = torch.zeros(len(rows))
+            scores = torch.full((len(rows),), -1.0)
         else:
-            scores = model.network(rows).squeeze(-1)
+            scores = model.network(rows).squeeze(-1) - 1  # log-probabilities, mostly
         chosen, rejected = scores.chunk(2)
         return {"chosen": chosen, "rejected": rejected}
+
+    def facts(self, prepared):
+        """Rows of 1 to 9 tokens."""
+        lengths = {side: getattr(prepared, side)[:, 0] for side in ("chosen", "rejected")}
+        return {
+            side: {"length": 1 + (4 * values.abs().nan_to_num()).round().clamp(max=8)}
+            for side, values in lengths.items()
+        }
 
 
 def toy_trainer(
