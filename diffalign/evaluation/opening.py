@@ -33,6 +33,8 @@ def diffusion_settings(spec: ModelSpec) -> AbstractDiffusion:
         revision=spec.revision,
         variant=spec.variant,
         config=spec.config,
+        unet=spec.unet,
+        unet_revision=spec.unet_revision,
         prediction_type=spec.prediction_type,
         zero_terminal_snr=spec.zero_terminal_snr,
         lora=None if spec.lora is None else settings_of(spec.lora, component=backbone.component),

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -27,9 +26,10 @@ from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.agreement import check_channels
 from diffalign.models.autoencoder import Autoencoder
 from diffalign.models.conditioning import cut_prompts
-from diffalign.models.locate import AbstractLocation, locate
+from diffalign.models.locate import AbstractLocation, locate, with_network
 from diffalign.models.pipeline_lora import add_adapter
 from diffalign.models.precision import DTYPES, Precision, precision_of
+from diffalign.models.runs import CONFIG, FINAL, checkpoint_at, is_run, model_of_run
 from diffalign.models.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 from diffalign.seeding import cpu_generator, derive_seed
 
@@ -46,7 +46,8 @@ class ModelSpec:
 
     path: str
     """A diffusers folder, a hub id, a `.safetensors` checkpoint, or the folder of a training run,
-    whose result (`final`) is then drawn with."""
+    which stands for its result (`final`), or while it has not finished for its newest checkpoint;
+    or one of its checkpoints."""
     revision: str | None = None
     """Commit, branch or tag of a hub id."""
     variant: str | None = None
@@ -58,6 +59,11 @@ class ModelSpec:
     scheduler's configuration says."""
     zero_terminal_snr: bool | None = None
     """Whether the last timestep holds no image at all; null takes what the files say."""
+    unet: str | None = None
+    """Another denoiser in the place of the model's own: a folder or hub id that holds one, alone or
+    in a folder `unet`, or a `.safetensors` file of one."""
+    unet_revision: str | None = None
+    """Commit, branch or tag of that denoiser's hub id."""
     lora: Path | None = None
     """An adapter for the model at `path`: a `.safetensors` file, or a folder that holds one."""
 
@@ -144,6 +150,17 @@ class LocatedModel:
         for name in self._networks():
             self.location.check_weights(name)
 
+    def notes(self) -> list[str]:
+        """What a person should know of how the model is read, a line each."""
+        written = self.location.read_json(SCHEDULE_FILE)
+        changed = {k: v for k, v in self.schedule.items() if written.get(k) != v}
+        if not changed:
+            return []
+        return [
+            f"{', '.join(f'{key} is {value}' for key, value in changed.items())}, in place of what "
+            f"its {SCHEDULE_FILE} says"
+        ]
+
     def check_sampler(self, sampler: SamplerConfig) -> None:
         """Raise DiffalignError if its images cannot be sampled so, without reading weights."""
         build_scheduler(self.schedule, sampler.scheduler)
@@ -195,6 +212,8 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
     """
     spec = without_run(spec)
     location = locate(spec.path, revision=spec.revision, variant=spec.variant, config=spec.config)
+    if spec.unet is not None:
+        location = with_network(location, spec.unet, revision=spec.unet_revision)
     model = LocatedModel(location, spec.lora, spec.prediction_type, spec.zero_terminal_snr)
     model.check()
     return model
@@ -203,41 +222,39 @@ def locate_model(spec: ModelSpec) -> LocatedModel:
 def without_run(spec: ModelSpec) -> ModelSpec:
     """The same model in terms of what lies there: a base, and the file of an adapter if any.
 
+    A run is what it trained, one that has not finished what its newest checkpoint holds.
+
     Raises:
-        ModelError: a run that has not finished, or an adapter where a base belongs.
+        ModelError: a run without a checkpoint, or an adapter where a base belongs.
     """
-    run = Path(spec.path).expanduser()
+    path = Path(spec.path).expanduser()
     lora = locate_adapter(spec.lora) if spec.lora is not None else None
-    if _is_run(run):
-        final = run / "final"
-        if not final.is_dir():
-            raise ModelError(
-                f"{run}: this run has no folder named final, so it has not finished. "
-                f"Continue it with: "
-                + command("train", config=run / "config.yaml", options=["--resume"])
-            )
-        if (final / _INDEX).is_file():
-            return ModelSpec(path=str(final), lora=lora)
+    checkpoint = checkpoint_at(path)
+    if checkpoint is None and is_run(path) and not (path / FINAL).is_dir():
+        raise ModelError(
+            f"{path}: this run has neither finished nor saved a checkpoint. Continue it with: "
+            + command("train", config=path / CONFIG, options=["--resume"])
+        )
+    if checkpoint is not None or is_run(path):
+        run = path if checkpoint is None else checkpoint.run
+        if checkpoint is None and (path / FINAL / _INDEX).is_file():
+            return ModelSpec(path=str(path / FINAL), lora=lora)
+        model = model_of_run(run)
+        if not model.get("lora"):
+            return ModelSpec(path=str(path if checkpoint is None else checkpoint.folder), lora=lora)
         if lora is not None:
-            raise ModelError(f"{run} is itself a run that trained an adapter: leave lora out")
-        return replace(_base_of_run(run), lora=locate_adapter(final))
-    if (run / ADAPTER_FILE).is_file():
-        raise ModelError(f"{run} is an adapter: give it as lora, and its base as path")
+            raise ModelError(f"{path} is itself of a run that trained an adapter: leave lora out")
+        return replace(_base_of_run(model), lora=locate_adapter(path))
+    if (path / ADAPTER_FILE).is_file():
+        raise ModelError(f"{path} is an adapter: give it as lora, and its base as path")
     return replace(spec, lora=lora)
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and not (folder / _INDEX).is_file()
-
-
-def _base_of_run(run: Path) -> ModelSpec:
-    """The model that a run started from, as its config names it."""
-    file = run / "config.yaml"
-    model = (yaml.safe_load(file.read_text()) or {}).get("model") or {}
-    if not model.get("path"):
-        raise ModelError(f"{file}: names no model.path, so the adapter's base is unknown")
-    kept = ("revision", "variant", "config", "prediction_type", "zero_terminal_snr")
-    return ModelSpec(path=str(model["path"]), **{key: model.get(key) for key in kept})
+def _base_of_run(model: Mapping[str, Any]) -> ModelSpec:
+    """What a run started from, as its config names it."""
+    kept = ("revision", "variant", "config", "unet", "unet_revision")
+    schedule = ("prediction_type", "zero_terminal_snr")
+    return ModelSpec(path=str(model["path"]), **{key: model.get(key) for key in (*kept, *schedule)})
 
 
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:

@@ -42,6 +42,7 @@ from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.placement import choose_device
 from diffalign.processes import only_writer
+from diffalign.models.runs import in_words
 from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
 _LISTED_FAILURES = 10
@@ -148,6 +149,11 @@ def _run_single(console: Console, config: GenerateConfig) -> None:
     pending = {name: missing_batches(batches, name, existing) for name in models}
 
     _announce(console, config, len(texts), pending, f"{device}, {settings['dtype']}")
+    for name, model in models.items():
+        path = Path(_spec(config.models[name]).path).expanduser()
+        said = [f"is {in_words(path)}"] if in_words(path) != str(path) else []
+        for note in [*said, *model.notes()]:
+            console.print(f"  {name}: {note}", markup=False, soft_wrap=True)
     config.output.mkdir(parents=True, exist_ok=True)
     configs.save(config, config.output / "generate.yaml")
     failures = {

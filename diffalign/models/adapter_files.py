@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffalign.errors import ModelError
+from diffalign.models.runs import FINAL, RunCheckpoint, checkpoint_at, checkpoint_of
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA that it writes."""
@@ -30,14 +31,17 @@ def locate_adapter(path: Path) -> Path:
     """The adapter's file.
 
     Args:
-        path: the file, a folder that holds one, or the folder of a run that trained one.
+        path: the file, a folder that holds one, the folder of a run that trained one (or of one
+            that has not finished: its newest checkpoint), or a checkpoint.
 
     Raises:
         ModelError: there is none, there are several, or it is a pickle.
     """
     path = path.expanduser()
     if path.is_dir():
-        folder = path / "final" if (path / "final").is_dir() else path
+        if (checkpoint := checkpoint_at(path)) is not None:
+            return checkpoint.file
+        folder = path / FINAL if (path / FINAL).is_dir() else path
         candidates = sorted(folder.glob("*.safetensors"))
         usual = (ADAPTER_FILE, PEFT_FILE)
         named = [file for file in candidates if file.name in usual] or candidates
@@ -76,6 +80,8 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
     Raises:
         ModelError: it is damaged, of another layout, or changes another network.
     """
+    if (checkpoint := checkpoint_of(file)) is not None:
+        return _read_checkpoint(checkpoint)
     prefix = f"{component}."
     try:
         with safe_open(file, framework="pt") as opened:
@@ -93,12 +99,43 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
             f"{file}: holds no tensor named {prefix}....lora_A.weight (its first is "
             f"{names[0] if names else 'none'}). {_advice(component)}"
         )
+    if others := [name for name in names if not name.startswith(prefix)]:
+        raise ModelError(
+            f"{file}: also changes what no training here does ({others[0]}, {len(others)} tensors "
+            f"beside {prefix}...): going on without them would start from another policy. Merge "
+            f"the adapter into its base (diffalign export with form=folder, or fuse_lora of a "
+            f"pipeline) and train from the result"
+        )
     if component == PEFT_PREFIX:
         scale = _scale(_peft_settings(file), "")
     else:
         scale = _scale(json.loads(header), prefix)
     adapter = {name: value for name, value in ours.items() if ".lora_" in name}
     modules = {name: value for name, value in ours.items() if name not in adapter}
+    return AdapterFile(adapter, scale, modules)
+
+
+def _read_checkpoint(checkpoint: RunCheckpoint) -> AdapterFile:
+    """The adapter of a run as it was at a checkpoint; its scale is in the run's config."""
+    settings = checkpoint.model().get("lora")
+    if not isinstance(settings, dict):
+        raise ModelError(
+            f"{checkpoint.folder}: is of a run that trained all weights and no adapter: give it as "
+            f"path of a model"
+        )
+    values = checkpoint.values()
+    adapter = {
+        name.removesuffix(".weight").removesuffix(".default")
+        + ("" if ".lora_magnitude_vector" in name else ".weight"): value
+        for name, value in values.items()
+        if ".lora_" in name
+    }
+    if not any(name.endswith(".lora_A.weight") for name in adapter):
+        raise ModelError(f"{checkpoint.file}: holds no adapter: it is not of this run")
+    rank = settings.get("rank")
+    alpha = rank if settings.get("alpha") is None else settings["alpha"]
+    scale = _scale({"r": rank, "lora_alpha": alpha, "use_rslora": settings.get("rslora")}, "")
+    modules = {name: value for name, value in values.items() if ".lora_" not in name}
     return AdapterFile(adapter, scale, modules)
 
 

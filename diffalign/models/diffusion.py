@@ -40,7 +40,7 @@ from diffalign.models.conditioning import AbstractConditioner
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.export import with_weights, write_adapter, write_pipeline
 from diffalign.models.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
-from diffalign.models.locate import ITSELF, AbstractLocation, Hub, locate
+from diffalign.models.locate import ITSELF, AbstractLocation, Hub, locate, with_network
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.precision import DTYPES, Precision
@@ -52,6 +52,7 @@ from diffalign.models.reference import (
     NoReference,
     PastPolicy,
 )
+from diffalign.models.runs import in_words
 from diffalign.models.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 
 Attention = Literal["default", "sdpa", "xformers"]
@@ -73,7 +74,9 @@ class AbstractDiffusion(AbstractModel):
     """What the network is told beside the prompt, as its `addition_embed_type` names it."""
 
     path: str
-    """A diffusers folder, a single `.safetensors` checkpoint, or a hub id such as `owner/name`."""
+    """A diffusers folder, a single `.safetensors` checkpoint, a hub id such as `owner/name`, or the
+    folder of a run that trained all weights (or of one that has not finished, or of one of its
+    checkpoints)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null is its default branch."""
     variant: str | None = None
@@ -87,6 +90,11 @@ class AbstractDiffusion(AbstractModel):
     zero_terminal_snr: bool | None = None
     """Whether the last timestep holds no image at all (arXiv:2305.08891); null takes what the
     single file says of itself (key `ztsnr`), then the scheduler's `rescale_betas_zero_snr`."""
+    unet: str | None = None
+    """Another denoiser in the place of that of `path`: a folder or hub id that holds one, alone or
+    in a folder `unet`, such as `mhdang/dpo-sdxl-text2image-v1`, or a `.safetensors` file of one."""
+    unet_revision: str | None = None
+    """Branch, tag or commit of that denoiser's hub id; null is its default branch."""
     lora: LoraSettings | None = None
     """Train a low-rank adapter; null trains all weights of the network."""
     vae: str | None = None
@@ -115,6 +123,10 @@ class AbstractDiffusion(AbstractModel):
         if self.vae_revision is not None and self.vae is None:
             raise ValueError(
                 f"vae_revision is {self.vae_revision!r}, but vae is null: name the autoencoder"
+            )
+        if self.unet_revision is not None and self.unet is None:
+            raise ValueError(
+                f"unet_revision is {self.unet_revision!r}, but unet is null: name the denoiser"
             )
 
     @abc.abstractmethod
@@ -186,13 +198,16 @@ class AbstractDiffusion(AbstractModel):
 
     @cached_property
     def _location(self) -> AbstractLocation:
-        return locate(
+        base = locate(
             self.path,
             revision=self.revision,
             variant=self.variant,
             config=self.config,
             allow_pickle=self.allow_pickle,
         )
+        if self.unet is None:
+            return base
+        return with_network(base, self.unet, revision=self.unet_revision)
 
     @cached_property
     def _autoencoder_location(self) -> AbstractLocation | None:
@@ -467,8 +482,10 @@ class AbstractDiffusion(AbstractModel):
     def describe(self) -> str:
         """One line for the start of a run."""
         shape = "all weights" if self.lora is None else f"LoRA of rank {self.lora.rank}"
-        start = f" from {self.lora.start}" if self.lora and self.lora.start else ""
-        return f"{components.kind_of(self)} from {self.path}, training {shape}{start}"
+        start = f" from {in_words(self.lora.start)}" if self.lora and self.lora.start else ""
+        base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
+        unet = "" if self.unet is None else f" with the denoiser of {self.unet}"
+        return f"{components.kind_of(self)} from {base}{unet}, training {shape}{start}"
 
 
 def _check_xformers() -> None:

@@ -16,16 +16,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from diffalign import hub
 from diffalign.errors import ModelError, did_you_mean
+from diffalign.models.runs import (
+    CONFIG,
+    FINAL,
+    RunCheckpoint,
+    checkpoint_at,
+    is_run,
+    model_of_run,
+)
 
 ITSELF = "."
 """Names, as a component, the one network of a location that holds no pipeline around it."""
 
+_INDEX = "model_index.json"
+_LONE = ("unet/config.json", "config.json")
+"""What a release of a denoiser alone has in the place of that."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _BLOCK, _BLOCKS = 4096, 64
@@ -33,6 +46,11 @@ _BLOCK, _BLOCKS = 4096, 64
 
 class AbstractLocation(abc.ABC):
     """Where configurations and weights are read from."""
+
+    @property
+    @abc.abstractmethod
+    def origin(self) -> tuple[str, str | None]:
+        """Path or hub id, and revision, of what other libraries open by themselves."""
 
     @abc.abstractmethod
     def read_json(self, name: str) -> dict[str, Any]:
@@ -96,10 +114,19 @@ class Folder(AbstractLocation):
     variant: str | None = None
     allow_pickle: bool = False
 
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        return str(self.path), None
+
     def read_json(self, name: str) -> dict[str, Any]:
         file = self.path / name
         if not file.is_file():
             found = ", ".join(sorted(entry.name for entry in self.path.iterdir())) or "nothing"
+            if name == _INDEX and any((self.path / inside).is_file() for inside in _LONE):
+                raise ModelError(_lone(self.path))
             raise ModelError(
                 f"{self.path} has no {name} (it holds: {found}). A model folder is what diffusers' "
                 f"save_pretrained writes: model_index.json, unet/, vae/, scheduler/, text encoders "
@@ -158,6 +185,13 @@ class Hub(AbstractLocation):
     variant: str | None = None
     allow_pickle: bool = False
 
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        return self.name, self.revision
+
     def read_json(self, name: str) -> dict[str, Any]:
         try:
             file = Path(name).as_posix()
@@ -165,7 +199,16 @@ class Hub(AbstractLocation):
                 found = hf_hub_download(self.name, file, revision=self.revision)
             return _parse(Path(found))
         except (OSError, ValueError) as error:
+            if name == _INDEX and self._has(_LONE[0]):
+                raise ModelError(_lone(self.name)) from error
             raise self._unreachable(name, error) from error
+
+    def _has(self, file: str) -> bool:
+        try:
+            hf_hub_download(self.name, file, revision=self.revision)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def check_weights(self, component: str) -> None:
         """Nothing is known before the download, which asks for safetensors alone."""
@@ -213,8 +256,15 @@ class SingleFile(AbstractLocation):
     """One checkpoint in the original layout; its configuration comes from elsewhere."""
 
     path: Path
-    config: Folder | Hub
+    config: AbstractLocation
     """A model of the same architecture: configurations, tokenizers and schedule are read there."""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        return str(self.path), None
 
     def read_json(self, name: str) -> dict[str, Any]:
         return self.config.read_json(name)
@@ -248,15 +298,13 @@ class SingleFile(AbstractLocation):
     def load(self, pipeline: Any, **components: Any) -> Any:
         from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-        config = self.config.path if isinstance(self.config, Folder) else self.config.name
+        config, _ = self.config.origin
         options: dict[str, Any] = {"local_files_only": isinstance(self.config, Folder)}
         if isinstance(self.config, Hub) and self.config.revision is not None:
             options["revision"] = self.config.revision
         try:
             return _ready(
-                pipeline.from_single_file(
-                    str(self.path), config=str(config), **options, **components
-                )
+                pipeline.from_single_file(str(self.path), config=config, **options, **components)
             )
         except SingleFileComponentError as error:
             reason = str(error).splitlines()[0]
@@ -267,8 +315,189 @@ class SingleFile(AbstractLocation):
     def tokenizer(self, name: str) -> Any:
         return self.config.tokenizer(name)
 
+    def load_network(self, network_class: Any, config: Mapping[str, Any]) -> Any:
+        """The denoiser, where the file holds nothing else that is wanted.
+
+        Args:
+            network_class: of diffusers.
+            config: of the network.
+        """
+        from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+        with torch.device("meta"):
+            network = network_class.from_config(dict(config))
+        try:
+            tensors = load_file(self.path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{self.path}: cannot be read: {error}") from error
+        original = {k.removeprefix(_DENOISER): v for k, v in tensors.items()}
+        if "input_blocks.0.0.weight" in original:
+            tensors = convert_ldm_unet_checkpoint(
+                {f"{_DENOISER}{name}": value for name, value in original.items()},
+                dict(network.config),
+            )
+        try:
+            network.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise ModelError(
+                f"{self.path}: does not hold the weights of the {network_class.__name__} of "
+                f"{self.config}: {first[0].strip()[:300]}"
+            ) from error
+        return network.float().eval()
+
     def identity(self, component: str) -> str:
         return _digest(self.path)
+
+
+@dataclass(frozen=True)
+class WithCheckpoint(AbstractLocation):
+    """The model that a run trained all weights of, as it was at a checkpoint."""
+
+    checkpoint: RunCheckpoint
+    base: AbstractLocation
+    """What the run started from."""
+    component: str
+    """The network that it trained."""
+    prediction_type: str | None = None
+    zero_terminal_snr: bool | None = None
+    """What the run was told of its schedule."""
+
+    def __str__(self) -> str:
+        return str(self.checkpoint.folder)
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        return self.base.origin
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return self.base.read_json(name)
+
+    def marks(self, *, prediction_type: str | None = None) -> dict[str, Any]:
+        marks = self.base.marks(prediction_type=prediction_type or self.prediction_type)
+        if self.zero_terminal_snr is not None:
+            marks["rescale_betas_zero_snr"] = self.zero_terminal_snr
+        return marks
+
+    def check_weights(self, component: str) -> None:
+        self.base.check_weights(component)
+
+    def load(self, pipeline: Any, **components: Any) -> Any:
+        loaded = self.base.load(pipeline, **components)
+        if self.component in components:
+            return loaded
+        network = loaded if self.component == ITSELF else getattr(loaded, self.component)
+        parameters = dict(network.named_parameters())
+        values = self.checkpoint.values()
+        for name, value in values.items():
+            if name not in parameters or parameters[name].shape != value.shape:
+                raise ModelError(
+                    f"{self.checkpoint.file}: holds {name} of shape {list(value.shape)}, and "
+                    f"{self.base} has no such weight: the run started from another model"
+                )
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+        return loaded
+
+    def tokenizer(self, name: str) -> Any:
+        return self.base.tokenizer(name)
+
+    def identity(self, component: str) -> str:
+        own = component == self.component
+        return _digest(self.checkpoint.file) if own else self.base.identity(component)
+
+
+@dataclass(frozen=True)
+class WithNetwork(AbstractLocation):
+    """A model of which one network lies elsewhere, as authors of DPO methods release theirs."""
+
+    base: AbstractLocation
+    network: AbstractLocation
+    """A folder or a hub id, or one file whose other configurations are the base's."""
+    inside: str
+    """Where in it the denoiser is: a folder's name, or `ITSELF`."""
+    component: str = "unet"
+
+    def __str__(self) -> str:
+        return f"{self.base} with the {self.component} of {self.network}"
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        return self.base.origin
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        own = f"{self.component}/"
+        if not name.startswith(own):
+            return self.base.read_json(name)
+        return self.network.read_json(f"{self.inside}/{name.removeprefix(own)}")
+
+    def marks(self, *, prediction_type: str | None = None) -> dict[str, Any]:
+        return {
+            **self.base.marks(prediction_type=prediction_type),
+            **self.network.marks(prediction_type=prediction_type),
+        }
+
+    def check_weights(self, component: str) -> None:
+        if component == self.component:
+            self.network.check_weights(self.inside)
+        else:
+            self.base.check_weights(component)
+
+    def load(self, pipeline: Any, **components: Any) -> Any:
+        if self.component not in components:
+            config = self.read_json(f"{self.component}/config.json")
+            components[self.component] = self._read(config)
+        return self.base.load(pipeline, **components)
+
+    def _read(self, config: Mapping[str, Any]) -> Any:
+        import diffusers  # takes seconds, and not every location is of an image generator
+
+        network_class = getattr(diffusers, str(config.get("_class_name")))
+        if isinstance(self.network, SingleFile):
+            return self.network.load_network(network_class, config)
+        inside = {} if self.inside == ITSELF else {"subfolder": self.inside}
+        return self.network.load(network_class, **inside)
+
+    def tokenizer(self, name: str) -> Any:
+        return self.base.tokenizer(name)
+
+    def identity(self, component: str) -> str:
+        if component == self.component:
+            return self.network.identity(self.inside)
+        return self.base.identity(component)
+
+
+def with_network(
+    base: AbstractLocation, path: str, *, revision: str | None = None, variant: str | None = None
+) -> WithNetwork:
+    """A model with another denoiser in the place of its own.
+
+    Args:
+        base: the model.
+        path: a folder or hub id that holds a denoiser, alone or in a folder `unet`, or a
+            `.safetensors` file with one, in the original layout or that of diffusers.
+        revision: branch, tag or commit of a hub id.
+        variant: part of the weights' file names, such as `fp16`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    local = Path(path).expanduser()
+    if local.is_file():
+        if local.suffix != ".safetensors":
+            raise ModelError(f"unet: {path} is a file, but not a .safetensors checkpoint")
+        return WithNetwork(base, SingleFile(local, base), "unet")
+    try:
+        network = locate(path, revision=revision, variant=variant)
+        try:
+            network.read_json("unet/config.json")
+        except ModelError:
+            network.read_json(f"{ITSELF}/config.json")
+            return WithNetwork(base, network, ITSELF)
+    except ModelError as error:
+        raise ModelError(f"unet: {error}") from error
+    return WithNetwork(base, network, "unet")
 
 
 def locate(
@@ -294,12 +523,54 @@ def locate(
     local = Path(path).expanduser()
     if local.is_file():
         return _single_file(local, config, revision, allow_pickle)
+    if is_run(local) or checkpoint_at(local) is not None:
+        return _of_run(local)
     if config is not None:
         raise ModelError(
             f"config is {config!r}, but {path} is no single checkpoint file: a folder or hub id "
             f"brings its own configuration, leave config out"
         )
     return _folder_or_hub(path, revision, variant, allow_pickle)
+
+
+def _of_run(path: Path) -> AbstractLocation:
+    """What a run trained, if that is a model and no adapter."""
+    checkpoint = checkpoint_at(path)
+    run = path if checkpoint is None else checkpoint.run
+    model = model_of_run(run)
+    if model.get("lora"):
+        raise ModelError(
+            f"{path} is of a run that trained an adapter of {model['path']}: set path to that, and "
+            f"lora.start to {path} (with rank, alpha and targets of {run / CONFIG})"
+        )
+    if checkpoint is None and (run / FINAL).is_dir():
+        return Folder(run / FINAL)
+    if checkpoint is None:
+        raise ModelError(
+            f"{path} is a run that has neither finished nor saved a checkpoint: there is no model"
+        )
+    if "base" in model:
+        raise ModelError(
+            f"{path} is of a run that trained a preference model, which makes no images"
+        )
+    base = locate(
+        str(model["path"]),
+        revision=model.get("revision"),
+        variant=model.get("variant"),
+        config=model.get("config"),
+    )
+    if model.get("unet"):
+        base = with_network(base, str(model["unet"]), revision=model.get("unet_revision"))
+    if model.get("vae"):
+        vae = locate(str(model["vae"]), revision=model.get("vae_revision"))
+        base = WithNetwork(base, vae, ITSELF, "vae")
+    return WithCheckpoint(
+        checkpoint,
+        base,
+        ITSELF if model.get("kind") == "vlm" else "unet",
+        prediction_type=model.get("prediction_type"),
+        zero_terminal_snr=model.get("zero_terminal_snr"),
+    )
 
 
 def _folder_or_hub(
@@ -339,7 +610,8 @@ def _single_file(
     return SingleFile(path, _folder_or_hub(config, revision, None, allow_pickle=False))
 
 
-_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+_DENOISER = "model.diffusion_model."
+_INPUT = f"{_DENOISER}input_blocks.0.0.weight"
 """The first convolution of a denoiser in the original layout, of shape [width, channels, 3, 3]."""
 _PREDICTION_WORDS = {
     "epsilon": "epsilon",
@@ -391,6 +663,13 @@ def _predicted(path: Path, names: set[str], metadata: Mapping[str, str]) -> str 
             f"prediction_type to epsilon or v_prediction"
         )
     return kinds.pop() if kinds else None
+
+
+def _lone(where: object) -> str:
+    return (
+        f"{where} has no {_INDEX}: it holds a denoiser alone: give it as unet, and as path the "
+        f"model that it was trained from, such as stabilityai/stable-diffusion-xl-base-1.0"
+    )
 
 
 def _pickle_refusal(given: str) -> str:

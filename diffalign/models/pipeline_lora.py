@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffalign.errors import ModelError
-from diffalign.models.adapter_files import METADATA
+from diffalign.models.adapter_files import METADATA, read_adapter
+from diffalign.models.runs import checkpoint_of
 
 _FIRST, _SECOND = ".lora_A.weight", ".lora_B.weight"
 _LENGTHS = ".lora_magnitude_vector"
@@ -90,6 +91,15 @@ def read_adapters(
     Raises:
         ModelError: the file is damaged, changes no part of this pipeline, or holds what is no LoRA.
     """
+    if checkpoint_of(file) is not None:
+        component = "unet" if hasattr(pipeline, "unet") else "transformer"
+        adapter = read_adapter(file, component=component)
+        return {
+            component: {
+                name: value.float() * (adapter.scale if name.endswith(_SECOND) else 1.0)
+                for name, value in adapter.tensors.items()
+            }
+        }
     tensors, header = _read(file)
     if kind := next((name for name in tensors if "dora_scale" in name), None):
         raise ModelError(

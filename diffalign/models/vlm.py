@@ -43,6 +43,7 @@ from diffalign.models.reference import (
     NoReference,
     PastPolicy,
 )
+from diffalign.models.runs import in_words
 from diffalign.models.token_scores import TokenScorer
 from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vlm_export import MERGED, write_adapter, write_merged, write_model
@@ -128,14 +129,15 @@ class VLM(AbstractModel):
         if self.lora is None:
             parts = ["all weights of the language model"]
         else:
-            start = f" from {self.lora.start}" if self.lora.start else ""
+            start = f" from {in_words(self.lora.start)}" if self.lora.start else ""
             parts = [f"LoRA of rank {self.lora.rank} on the language model{start}"]
         if self.projector == "trained":
             parts.append("the projector")
         if self.tower == "trained":
             parts.append("the vision tower")
         bits = "" if self.quantization is None else f" in {self.quantization}"
-        return f"{self.path}{bits}, training {', '.join(parts)}"
+        base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
+        return f"{base}{bits}, training {', '.join(parts)}"
 
     @property
     def library(self) -> str:
@@ -216,8 +218,9 @@ class VLM(AbstractModel):
         Raises:
             ModelError: it cannot be read, or would count other image tokens than the model returns.
         """
+        path, revision = self._location.origin
         return read_processor(
-            self.path, self.config, revision=self.revision, picture_pixels=self.picture_pixels
+            path, self.config, revision=revision, picture_pixels=self.picture_pixels
         )
 
     def check(self) -> None:
