@@ -240,8 +240,8 @@ def without_run(spec: ModelSpec) -> ModelSpec:
         if checkpoint is None and (path / FINAL / _INDEX).is_file():
             return ModelSpec(path=str(path / FINAL), lora=lora)
         model = model_of_run(run)
-        if not model.get("lora"):
-            return ModelSpec(path=str(path if checkpoint is None else checkpoint.folder), lora=lora)
+        if checkpoint is not None and not model.get("lora"):
+            return ModelSpec(path=str(checkpoint.folder), lora=lora)
         if lora is not None:
             raise ModelError(f"{path} is itself of a run that trained an adapter: leave lora out")
         return replace(_base_of_run(model), lora=locate_adapter(path))

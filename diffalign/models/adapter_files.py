@@ -68,6 +68,8 @@ class AdapterFile:
     """By which the product of the factors is multiplied."""
     modules: dict[str, Tensor]
     """Weights of modules that were trained whole beside the adapter, by their names."""
+    others: tuple[str, ...] = ()
+    """Names of tensors in the file that change other networks, such as text encoders."""
 
 
 def read_adapter(file: Path, *, component: str) -> AdapterFile:
@@ -99,20 +101,14 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
             f"{file}: holds no tensor named {prefix}....lora_A.weight (its first is "
             f"{names[0] if names else 'none'}). {_advice(component)}"
         )
-    if others := [name for name in names if not name.startswith(prefix)]:
-        raise ModelError(
-            f"{file}: also changes what no training here does ({others[0]}, {len(others)} tensors "
-            f"beside {prefix}...): going on without them would start from another policy. Merge "
-            f"the adapter into its base (diffalign export with form=folder, or fuse_lora of a "
-            f"pipeline) and train from the result"
-        )
     if component == PEFT_PREFIX:
         scale = _scale(_peft_settings(file), "")
     else:
         scale = _scale(json.loads(header), prefix)
     adapter = {name: value for name, value in ours.items() if ".lora_" in name}
     modules = {name: value for name, value in ours.items() if name not in adapter}
-    return AdapterFile(adapter, scale, modules)
+    others = tuple(name for name in names if not name.startswith(prefix))
+    return AdapterFile(adapter, scale, modules, others)
 
 
 def _read_checkpoint(checkpoint: RunCheckpoint) -> AdapterFile:

@@ -538,13 +538,13 @@ def _of_run(path: Path) -> AbstractLocation:
     checkpoint = checkpoint_at(path)
     run = path if checkpoint is None else checkpoint.run
     model = model_of_run(run)
-    if model.get("lora"):
+    if checkpoint is None and any((run / FINAL / name).is_file() for name in (_INDEX, _LONE[1])):
+        return Folder(run / FINAL)
+    if model.get("lora") or (checkpoint is None and (run / FINAL).is_dir()):
         raise ModelError(
             f"{path} is of a run that trained an adapter of {model['path']}: set path to that, and "
             f"lora.start to {path} (with rank, alpha and targets of {run / CONFIG})"
         )
-    if checkpoint is None and (run / FINAL).is_dir():
-        return Folder(run / FINAL)
     if checkpoint is None:
         raise ModelError(
             f"{path} is a run that has neither finished nor saved a checkpoint: there is no model"

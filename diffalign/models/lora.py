@@ -200,6 +200,7 @@ def _starting_values(
     """The adapter at `start` by peft's names, divided by this run's scale."""
     file = locate_adapter(start)
     adapter = read_adapter(file, component=component)
+    _refuse_others(adapter, file)
     _refuse_misfit(get_peft_model_state_dict(network), adapter, settings, file)
     ratio = adapter.scale / settings.scale
     return {
@@ -219,6 +220,17 @@ def _whole_modules(network: nn.Module, start: Path, component: str) -> dict[str,
                 f"no such weight: the adapter is of another base"
             )
     return modules
+
+
+def _refuse_others(adapter: AdapterFile, file: Path) -> None:
+    """Raise ModelError if training would go on without a part of what the file describes."""
+    if adapter.others:
+        raise ModelError(
+            f"{file}: also changes what no training here does ({adapter.others[0]}, "
+            f"{len(adapter.others)} tensors in all): going on without them would start from "
+            f"another policy. Merge the adapter into its base (diffalign export form=folder) and "
+            f"train from the result"
+        )
 
 
 def _refuse_misfit(
@@ -251,7 +263,9 @@ def settings_of(file: Path, *, component: str = "unet") -> LoraSettings:
     Raises:
         ModelError: the file holds no adapter, or one of several ranks.
     """
-    tensors = read_adapter(file, component=component).tensors
+    adapter = read_adapter(file, component=component)
+    _refuse_others(adapter, file)
+    tensors = adapter.tensors
     ranks = {v.shape[0] for name, v in tensors.items() if name.endswith(_FIRST_FACTOR)}
     if len(ranks) > 1:
         raise ModelError(

@@ -262,7 +262,7 @@ def test_fingerprints_follow_the_weights_and_not_the_place(
 @pytest.mark.parametrize(
     ("files", "lora", "message"),
     [
-        (["config.yaml"], None, "no folder named final.*has not finished.*--resume"),
+        (["config.yaml"], None, "neither finished nor saved a checkpoint.*--resume"),
         (["pytorch_lora_weights.safetensors"], None, "is an adapter: give it as lora"),
         (["unet/config.json"], None, "has no model_index.json"),
         (["lora.bin"], "lora.bin", "read from .safetensors only, never from pickles"),

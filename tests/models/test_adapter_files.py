@@ -45,6 +45,7 @@ def test_tensors_of_the_network_come_without_its_name(tmp_path):
     names = (f"{LAYER}.lora_A.weight", f"{LAYER}.lora_B.weight", "text_encoder.q.lora_A.weight")
     adapter = read_adapter(write(tmp_path / "x.safetensors", names), component="unet")
     assert set(adapter.tensors) == {"down.to_q.lora_A.weight", "down.to_q.lora_B.weight"}
+    assert adapter.others == ("text_encoder.q.lora_A.weight",)
     assert adapter.scale == 1.0
 
 
