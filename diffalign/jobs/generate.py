@@ -41,8 +41,8 @@ from diffalign.files import write_image
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.placement import choose_device
-from diffalign.processes import only_writer
 from diffalign.models.runs import in_words
+from diffalign.processes import only_writer
 from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
 _LISTED_FAILURES = 10
