@@ -175,7 +175,8 @@ def interfere(output: Path, chance: random.Random) -> list[str]:
     existing = checkpoint.checkpoints_in(output)
     count = chance.choice([0, 1, 1, 1, 2, 2, 2, 2, 2, len(existing)])
     for path in existing[max(0, len(existing) - count) :]:
-        done.append(damage_checkpoint(path, chance))
+        if is_whole(path):  # and not damaged by an earlier kill
+            done.append(damage_checkpoint(path, chance))
     if chance.random() < 0.2:
         (output / "checkpoint-abc").mkdir(exist_ok=True)
         done.append("odd name")
@@ -307,7 +308,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[str]:
     failures: list[str] = []
     happened: Counter[str] = Counter()
     began = time.monotonic()
-    for number in range(options.trials):
+    for number in range(options.first, options.first + options.trials):
         kind = options.kinds[number % len(options.kinds)]
         place = folder / f"trial-{number:03d}"
         place.mkdir()
@@ -321,7 +322,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[str]:
         else:
             shutil.rmtree(place)
         happened.update(trial.happened)
-        print(f"{number + 1} trials, {len(failures)} failed", flush=True)
+        print(f"trial {number} is done, {len(failures)} failed so far", flush=True)
     print(
         f"{options.trials - len(failures)} of {options.trials} runs ended alike, in "
         f"{time.monotonic() - began:.0f} s"
@@ -335,6 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--kinds", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--first", type=int, default=0, help="Number of the first one.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="Keeps what failed. Default: a temporary one.")
     options = parser.parse_args()
