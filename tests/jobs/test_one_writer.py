@@ -1,4 +1,4 @@
-"""Every job that writes refuses a place in which another process writes, before it loads anything."""
+"""Every job that writes refuses a place in use, before it loads anything."""
 
 from __future__ import annotations
 
