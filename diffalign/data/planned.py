@@ -74,6 +74,11 @@ class PlannedBatches(Generic[S, B]):
         if plan.known_pairs is not None:
             skips.stop_above(max_bad_fraction, out_of=plan.known_pairs)
 
+    def stop_above(self, share: float) -> None:
+        """Raise DataError where more than this share of the known pairs is unusable already."""
+        if self._plan.known_pairs is not None:
+            self._skips.stop_above(share, out_of=self._plan.known_pairs)
+
     def describe(self) -> list[str]:
         """Lines for the start of a run: counts, and what is unusable already."""
         return [self._plan.describe(), *self._describe_skipped()]

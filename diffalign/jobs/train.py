@@ -207,15 +207,21 @@ def _print_lines(console: Console, lines: list[str]) -> None:
 
 def _print_source(console: Console, run_config: RunConfig) -> None:
     """What a dry run can say of the batches to come."""
-    data = run_config.data
-    looked_at = dataclasses.replace(run_config, data=data and without_download(data))
+    data, responses = run_config.data, run_config.responses
+    looked_at = dataclasses.replace(
+        run_config,
+        data=data and without_download(data),
+        responses=responses and dataclasses.replace(responses, max_bad_fraction=1.0),
+    )
     source = build.build_source(looked_at, console, skipped=None)
     if isinstance(source, PairSource):
         shown = source.preview(PREVIEWED_PAIRS)
         lines = [*shown.lines, *_cut_captions(run_config, source)]
         _print_preview(console, dataclasses.replace(shown, lines=lines))
     elif isinstance(source, ResponseSource):
+        assert responses is not None, "they are what it is a source of"
         _print_answers(console, source.preview(PREVIEWED_PAIRS))
+        source.stop_above(responses.max_bad_fraction)  # shown first: a run would end with it
     else:
         _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
 

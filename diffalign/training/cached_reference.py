@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from diffalign.training.build import RunConfig
 
 PAIRS_PER_SHARD = 4096
+READING = 2
+"""Goes up when rows become other tokens than before. 2: each response under its own conversation,
+beside its own images, and with one end token."""
 
 
 def folder_of(run: RunConfig) -> Path:
@@ -116,6 +119,7 @@ def _fingerprint(run: RunConfig, source: ResponseSource) -> Mapping[str, Any]:
         "model (weights, start of the adapter, processor)": run.model.policy_fingerprint(),
         "training.precision": run.training.precision,
         "data": source.fingerprint(),
+        "reading of rows": READING,
         **{f"responses.{key}": responses[key] for key in ("kind", "columns", "max_length")},
         **{f"responses.conditions.{name}": responses["conditions"][name] for name in conditions},
         **{f"responses.weights.{name}": responses["weights"][name] for name in sorted(weights)},

@@ -350,3 +350,14 @@ def test_a_dry_run_shows_the_conversation_of_a_side_of_its_own(load, tmp_path, c
     assert train.run(load(*settings), dry_run=True) is None
     shown = capsys.readouterr().out
     assert "prompt of rejected" in shown and "Why? (its own: 3 turns, 0 images)" in shown
+
+
+def test_a_dry_run_shows_what_it_can_before_it_says_what_would_end_the_run(load, tmp_path, capsys):
+    rows = [{"prompt": "What?", "chosen": "T</s>", "rejected": text} for text in ("a", "T")]
+    file = tmp_path / "ends.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    settings = ["responses={kind: auto, workers: 0}", f"responses.path={file}"]
+    with pytest.raises(DataError, match=r"1 of 2 pairs(.|\n)*jsonl:2 \(identical chosen and rej"):
+        train.run(load(*settings), dry_run=True)
+    assert "ends.jsonl:1" in capsys.readouterr().out
+    assert train.run(load(*settings, "responses.max_bad_fraction=0.5"), dry_run=True) is None

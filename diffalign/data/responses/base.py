@@ -200,6 +200,7 @@ def _check_text(comparison: Comparison, *, may_be_alike: bool) -> None:
     for side, turns in comparison.contexts.items():
         _check_turns(turns, side)
     for name, response in comparison.responses.items():
+        _check_characters(response, name)
         if not response.strip():
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response), name)
         if IMAGE in response:
@@ -208,7 +209,17 @@ def _check_text(comparison: Comparison, *, may_be_alike: bool) -> None:
         _check_difference(comparison.responses)
 
 
+def _check_characters(text: str, side: str | None) -> None:
+    """Raise UnusableRowError for half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise malformed(f"no valid text: {text[error.start :]!r:.60}", side) from error
+
+
 def _check_turns(turns: Sequence[Turn], side: str | None) -> None:
+    for turn in turns:
+        _check_characters(turn.text, side)
     if not turns or turns[-1].role != "user":
         raise malformed(
             "the conversation before the answer does not end with the user's turn", side

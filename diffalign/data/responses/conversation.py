@@ -79,6 +79,19 @@ def turns_of(messages: Any) -> tuple[Turn, ...]:
     return tuple(_turn(message) for message in records_of(messages, "messages"))
 
 
+def system_turn(text: Any) -> tuple[Turn, ...]:
+    """The turn of a column `system`; none where it is null or empty.
+
+    Raises:
+        UnusableRowError: it is no text.
+    """
+    if text is None or text == "":
+        return ()
+    if not isinstance(text, str):
+        raise malformed(f"expected a system prompt as text, found {text!r:.60}")
+    return (Turn(role="system", text=text),)
+
+
 def records_of(value: Any, name: str) -> list[Any]:
     """A list of records; a lone record, or the lists of each of their fields, as the datasets
     library hands out a `Sequence` of records.

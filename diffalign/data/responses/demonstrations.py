@@ -14,8 +14,13 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from diffalign.data.responses.base import AbstractMapping
-from diffalign.data.responses.conversation import Comparison, compared, malformed, turns_of
-from diffalign.data.responses.records import Turn
+from diffalign.data.responses.conversation import (
+    Comparison,
+    compared,
+    malformed,
+    system_turn,
+    turns_of,
+)
 
 _CONVERSATIONS = ("messages", "conversations")
 _OTHERS = frozenset({"chosen", "rejected", "completions", "chosen_item", "rejected_item"})
@@ -68,7 +73,6 @@ def demonstrated(values: Mapping[str, Any], side: str) -> Comparison:
         found = compared(None if implied else turns_of(prompt), {side: completion})
     else:
         raise malformed("there is neither a completion nor a conversation that ends with one")
-    system = values.get("system")
-    if not system or found.turns[0].role == "system":
+    if found.turns[0].role == "system":
         return found
-    return replace(found, turns=(Turn(role="system", text=str(system)), *found.turns))
+    return replace(found, turns=(*system_turn(values.get("system")), *found.turns))

@@ -52,8 +52,16 @@ def _labelled(values: Mapping[str, Any], side: str) -> tuple[Any, list[str], lis
     item = values[f"{side}_item"]
     if not isinstance(item, Mapping) or not {"sents", "type"} <= set(item):
         raise malformed(f"{side}_item has not the fields sents and type: {item!r:.60}", side)
-    sentences, labels = list(item["sents"] or ()), list(item["type"] or ())
+    sentences, labels = (_texts(item[name], f"{side}_item.{name}") for name in ("sents", "type"))
     return values.get(side) or _together(sentences), sentences, labels
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    """A list of strings; null is an empty one."""
+    texts = [] if value is None else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise malformed(f"{name} is no list of texts: {value!r:.60}")
+    return texts
 
 
 def _spans(

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from diffalign.data.responses.base import AbstractMapping
-from diffalign.data.responses.conversation import Comparison, compared, turns_of
-from diffalign.data.responses.records import Turn
+from diffalign.data.responses.conversation import Comparison, compared, system_turn, turns_of
 
 
 class ShareGPT(AbstractMapping):
@@ -24,7 +23,5 @@ class ShareGPT(AbstractMapping):
     summary: ClassVar[str] = "prompt from conversations and system"
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        system = values.get("system")
-        before = (Turn(role="system", text=system),) if system else ()
-        turns = (*before, *turns_of(values["conversations"]))
+        turns = (*system_turn(values.get("system")), *turns_of(values["conversations"]))
         return [compared(turns, {side: values[side] for side in self.responses})]

@@ -186,6 +186,10 @@ class ResponseSource(AbstractSource):
         """Whether a row holds responses that compete."""
         return self._data.mapping.paired
 
+    def stop_above(self, share: float) -> None:
+        """Raise DataError where more than this share of the pairs is unusable as text."""
+        self._batches.stop_above(share)
+
     def describe_end(self) -> list[str]:
         return self._batches.describe_end()
 
