@@ -14,6 +14,7 @@ import diffusers
 import torch
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,13 +32,19 @@ from diffalign.models.adapter_files import (
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.export import replacing, write_adapter, write_pipeline
-from diffalign.models.kohya import LoraLayer, cast, lora_layers, modelspec
+from diffalign.models.kohya import KOHYA_FILE, LoraLayer, cast, lora_layers, modelspec
 from diffalign.models.original_layout import checkpoint_tensors
 from diffalign.models.pipeline_lora import put_adapters, read_adapters
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vlm import VLM
 from diffalign.training.build import RunConfig
-from diffalign.training.card import results_of, write_cards, write_model_card
+from diffalign.training.card import (
+    read_evaluations,
+    results_of,
+    write_cards,
+    write_model_card,
+)
+from diffalign.training.checkpoint import verify
 
 Form = Literal["kohya", "diffusers", "peft", "folder", "single_file", "card"]
 
@@ -126,7 +133,7 @@ def run(config: ExportConfig) -> Path:
 
     Raises:
         ConfigError: there is nothing to export, or the form cannot hold it.
-        ModelError: files are missing or damaged.
+        ModelError, CheckpointError: files are missing or damaged.
     """
     console = Console(highlight=False)
     quieten_libraries()
@@ -140,8 +147,9 @@ def run(config: ExportConfig) -> Path:
         console.print(_next_step(path.parent / "final", form), markup=False, soft_wrap=True)
         return path
     output = config.output or trained.home / _file_name(trained.title, form)
-    if output.exists():
-        raise ConfigError(f"{output} exists: choose another place with output=, or remove it")
+    _refuse_place(output, form)
+    for path in config.results:
+        read_evaluations(path)  # now, rather than after an hour of writing
     console.print(
         f"[bold]export[/bold]  {escape(str(config.run))} as {FORMS[form]}, {config.dtype}",
         soft_wrap=True,
@@ -181,6 +189,8 @@ def _find(config: ExportConfig) -> Trained:
         raise ConfigError(f"{path}: there is no such run, checkpoint or adapter")
     if (path / "config.yaml").is_file():
         return _of_run(path)
+    if path.is_file() and path.parent.name == "final":
+        path = path.parent
     if (path.parent / "config.yaml").is_file():
         if path.name == "final":
             return _of_run(path.parent)
@@ -189,8 +199,13 @@ def _find(config: ExportConfig) -> Trained:
     return _of_file(path, config.base)
 
 
+def _config_of(folder: Path) -> RunConfig:
+    """The config of the run that lies in a folder, wherever that was when it trained."""
+    return replace(configs.load(RunConfig, folder / "config.yaml"), output=folder)
+
+
 def _of_run(folder: Path) -> Trained:
-    run_config = configs.load(RunConfig, folder / "config.yaml")
+    run_config = _config_of(folder)
     final = folder / "final"
     if not final.is_dir():
         saved = sorted(folder.glob("checkpoint-*"))
@@ -220,13 +235,14 @@ def _of_run(folder: Path) -> Trained:
 
 
 def _of_checkpoint(folder: Path) -> Trained:
-    run_config = configs.load(RunConfig, folder.parent / "config.yaml")
+    run_config = _config_of(folder.parent)
+    verify(folder)
     # What the run would have exported: the moving average of the weights where it keeps one.
     kept = [folder / f"{name}.safetensors" for name in ("average", "weights")]
     file = next((file for file in kept if file.is_file()), None)
     if file is None:
         raise ModelError(f"{folder} holds no weights: there is no {kept[1].name} in it")
-    values = load_file(file)
+    values = _read_tensors(file)
     trained = Trained(
         title=f"{folder.resolve().parent.name}-{folder.name.rpartition('-')[2]}",
         home=folder.parent / "export",
@@ -239,6 +255,13 @@ def _of_checkpoint(folder: Path) -> Trained:
         layers = lora_layers(named, run_config.model.lora.scale, where=str(folder))
         return replace(trained, layers=layers)
     return trained
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}") from error
 
 
 def _of_file(path: Path, base: ModelSpec | str | None) -> Trained:
@@ -310,6 +333,17 @@ def _refuse(trained: Trained, form: Form) -> None:
         )
 
 
+def _refuse_place(output: Path, form: Form) -> None:
+    if output.exists():
+        raise ConfigError(f"{output} exists: choose another place with output=, or remove it")
+    one_file = form in ("kohya", "single_file")
+    if one_file != (output.suffix == ".safetensors"):
+        raise ConfigError(
+            f"output is {output}, and form {form} is "
+            + ("one file: its name must end in .safetensors" if one_file else "a folder")
+        )
+
+
 def _file_name(title: str, form: Form) -> str:
     return {
         "kohya": f"{title}_lora.safetensors",
@@ -330,10 +364,19 @@ def _export_images(
 ) -> None:
     if form in ("kohya", "diffusers"):
         assert trained.layers is not None, "_refuse() was called"
-        kohya = model.kohya_lora(trained.layers, dtype=dtype, title=trained.title)
-        if any(layer.magnitude is not None for layer in trained.layers.values()):
+        kohya = None
+        try:
+            kohya = model.kohya_lora(trained.layers, dtype=dtype, title=trained.title)
+        except ModelError as error:
+            if form == "kohya":
+                raise
+            console.print(f"[yellow]Without {KOHYA_FILE}: {escape(str(error))}", soft_wrap=True)
+        if kohya is not None and any(
+            layer.magnitude is not None for layer in trained.layers.values()
+        ):
             console.print(f"[yellow]{DORA_NOTE}", soft_wrap=True)
         if form == "kohya":
+            assert kohya is not None
             with replacing_file(output) as draft:
                 save_file(kohya.tensors, draft, metadata=kohya.metadata)
             return
@@ -431,7 +474,8 @@ def _existing_parent(path: Path) -> Path:
 
 def _copy_adapter(source: Path, output: Path, dtype: torch.dtype) -> None:
     """A folder of peft with its tensors in another dtype."""
-    tensors = {name: cast(v, dtype, name) for name, v in load_file(source / PEFT_FILE).items()}
+    read = _read_tensors(source / PEFT_FILE)
+    tensors = {name: cast(value, dtype, name) for name, value in read.items()}
     with replacing(output) as partial:
         for file in source.iterdir():
             if file.is_file() and file.name not in (PEFT_FILE, "README.md"):

@@ -93,7 +93,6 @@ def write_model_card(
     Raises:
         DataError: a file of results is not one.
     """
-    results = [path / "compare.json" if path.is_dir() else path for path in results]
     evaluations = [found for path in results for found in read_evaluations(path)]
     grid = _grid(run.output, results)
     if grid is not None and grid.resolve() != (folder / GRID).resolve():
@@ -134,9 +133,13 @@ def results_of(run: Path) -> list[Path]:
 def read_evaluations(path: Path) -> list[Evaluation]:
     """What `compare` wrote as `compare.json`, or `evaluate --json` printed.
 
+    Args:
+        path: the file, or the folder of a comparison.
+
     Raises:
         DataError: it is neither.
     """
+    path = _file_of(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if "comparisons" in content:
@@ -147,6 +150,10 @@ def read_evaluations(path: Path) -> list[Evaluation]:
             f"{path}: holds no results: give the compare.json of `diffalign compare`, or what "
             f"`diffalign evaluate KIND ... --json` printed ({type(error).__name__}: {error})"
         ) from error
+
+
+def _file_of(path: Path) -> Path:
+    return path / "compare.json" if path.is_dir() else path
 
 
 def _of_comparison(content: Mapping[str, Any]) -> Iterator[Evaluation]:
@@ -190,7 +197,7 @@ def _of_benchmark(content: Mapping[str, Any]) -> Iterator[Evaluation]:
 
 def _grid(run: Path, results: Sequence[Path]) -> Path | None:
     """The image that shows the result best: of a comparison, else one seed over the rounds."""
-    found = [path.with_name("comparison.png") for path in results]
+    found = [_file_of(path).with_name("comparison.png") for path in results]
     found.append(run / "rounds/film_strip.png")
     return next((path for path in found if path.is_file()), None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from diffalign import config
 from diffalign.cli import app
-from diffalign.errors import ConfigError, ModelError
+from diffalign.errors import CheckpointError, ConfigError, DataError, ModelError
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
 from diffalign.models.kohya import KOHYA_FILE
@@ -310,6 +311,9 @@ def test_what_a_form_cannot_hold_is_refused_in_a_sentence(models, runs, tmp_path
     (unfinished / "config.yaml").write_text((lora / "config.yaml").read_text())
     (unfinished / "checkpoint-7").mkdir()
     (unfinished / "checkpoint-7/state.json").write_text("{}")
+    (unfinished / "checkpoint-8").mkdir()
+    for name in ("state.json", "weights.safetensors"):
+        (unfinished / "checkpoint-8" / name).write_text("{}")
     adapter = lora / "final/pytorch_lora_weights.safetensors"
     outside = tmp_path / "outside.safetensors"
     outside.write_bytes(adapter.read_bytes())
@@ -319,16 +323,21 @@ def test_what_a_form_cannot_hold_is_refused_in_a_sentence(models, runs, tmp_path
         ),
         "form is peft, which is for vision-language models": {"run": lora, "form": "peft"},
         "there is no such run, checkpoint or adapter": {"run": tmp_path / "gone"},
-        "has not finished.* or export a checkpoint of it, for example .*checkpoint-7": (
+        "has not finished.* or export a checkpoint of it, for example .*checkpoint-8": (
             {"run": unfinished}
         ),
         "an adapter outside its run.* base=": {"run": outside},
-        "checkpoint-7 holds no weights": {"run": unfinished / "checkpoint-7"},
+        "checkpoint-7: the checkpoint is damaged": {"run": unfinished / "checkpoint-7"},
+        "checkpoint-8: the checkpoint is damaged": {"run": unfinished / "checkpoint-8"},
+        "form kohya is one file: its name must end in .safetensors": {"run": lora},
+        "form folder is a folder": (
+            {"run": lora, "form": "folder", "output": tmp_path / "x.safetensors"}
+        ),
         "made for another model": ({"run": outside, "form": "folder", "base": str(models["sdxl"])}),
     }
     for message, settings in refused.items():
-        with pytest.raises((ConfigError, ModelError), match=message):
-            export.run(ExportConfig(**settings, output=tmp_path / "nothing"))
+        with pytest.raises((ConfigError, ModelError, CheckpointError), match=message):
+            export.run(ExportConfig(**{"output": tmp_path / "nothing", **settings}))
     assert not (tmp_path / "nothing").exists()
 
 
@@ -385,6 +394,22 @@ def test_a_folder_is_ready_for_the_hub_and_the_card_of_a_run_can_be_written_anew
         assert result.metric_value == 2.0
     with pytest.raises(ConfigError, match="of a finished run"):
         exported(run / "checkpoint-2", form="card")
+    report.write_text("{}")
+    with pytest.raises(DataError, match="holds no results"):
+        exported(run, form="folder", results=(report,), output=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_run_that_was_moved_is_exported_where_it_lies(runs, tmp_path):
+    run = runs("sd15", "alpha")
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    before = (run / "README.md").read_bytes()
+    exported(moved, form="card")
+    assert ModelCard.load(moved / "README.md").text.startswith("\n# moved")
+    assert (run / "README.md").read_bytes() == before
+    file = exported(moved / "final" / KOHYA_FILE)  # a file of a run needs no base
+    assert file == moved / "export/moved_lora.safetensors"
 
 
 def test_the_command_takes_a_run_with_any_name(monkeypatch):
