@@ -56,6 +56,8 @@ _LISTS_OF_SCORES = (
 )
 """In this order: ImageRewardDB has ranks, and ratings that they come from."""
 
+_FIELDS_OF_IMAGES = ("image", "image_path", "file_path", "path", "file", "jpg", "bytes")
+
 _NUMBERED_IMAGES = ("image", "img", "jpg", "png", "picture", "path", "image_path", "file")
 _SEPARATORS = ("_", "", "-")
 _NUMBERED_SCORES = (
@@ -82,8 +84,9 @@ class GroupColumns:
 
     prompt: str
     images: tuple[str, ...]
-    """One column that holds a list, or one column an image; without scores, the column of the
-    chosen and that of the rejected, at least one of which holds a list."""
+    """One column that holds a list, or one column an image; `column.field` where the items of a
+    list are objects. Without scores, the column of the chosen and that of the rejected, at least
+    one of which holds a list."""
     scores: tuple[str, ...] = ()
     """Numbers, in the same way; none where the chosen and the rejected have columns."""
     lower_is_better: bool = False
@@ -95,12 +98,12 @@ class GroupColumns:
 
     def light(self) -> list[str]:
         """The columns that decide which pairs a row has."""
-        lists = self.scores or self.images
+        lists = [_column(name) for name in self.scores or self.images]
         return [self.prompt, *lists, *filter(None, [self.pairs_per_prompt])]
 
     def all(self) -> list[str]:
         """Every column that is read."""
-        return list(dict.fromkeys([*self.light(), *self.images]))
+        return list(dict.fromkeys([*self.light(), *map(_column, self.images)]))
 
     def describe(self) -> str:
         """The whole mapping as a sentence for the user."""
@@ -161,7 +164,7 @@ class GroupColumns:
             scores = _items(row, self.scores) or []
             numbers = [scores[i] for i in place] if len(scores) > 1 else [None, None]
             values |= zip(self._names("number"), numbers, strict=True)
-        if set(self.images) <= set(row.values):
+        if set(map(_column, self.images)) <= set(row.values):
             values |= zip(self._names("image"), self._images(row, place), strict=True)
         return Row(name, values, row.folder)
 
@@ -178,13 +181,14 @@ class GroupColumns:
             return None
         scores = _items(row, self.scores)
         if scores is None:
-            value = row.values[self.scores[0]]
+            value = row.values[_column(self.scores[0])]
             return f"{self.scores[0]} is {str(value)[:40]!r}, expected a list of numbers"
-        if len(scores) < 2 or not set(self.images) <= set(row.values):
+        if len(scores) < 2 or not set(map(_column, self.images)) <= set(row.values):
             return None
         images = _items(row, self.images)
         if images is None:
-            return f"{self.images[0]} is a {type(row.values[self.images[0]]).__name__}, no list"
+            value = row.values[_column(self.images[0])]
+            return f"{self.images[0]} is a {type(value).__name__}, no list"
         if len(images) != len(scores):
             return (
                 f"{', '.join(self.images)} holds {len(images)} images, and "
@@ -197,10 +201,23 @@ def _items(row: Row, names: tuple[str, ...]) -> list[Any] | None:
     """What a column of lists holds, or several columns together; None where it is no list."""
     if len(names) > 1:
         return [row.values[name] for name in names]
-    value = row.values[names[0]]
+    column, _, field = names[0].partition(".")
+    value = row.values[column]
     if value is None:
         return []
-    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else None
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return None
+    if not field:
+        return list(value)
+    return [item.get(field) for item in value] if all(map(_is_object, value)) else None
+
+
+def _is_object(item: Any) -> bool:
+    return isinstance(item, Mapping)
+
+
+def _column(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -277,7 +294,7 @@ def recognise(
     """
     if set(configured) == {"prompt", "images", "scores"}:
         return _configured_groups(configured, schema, lower_is_better)
-    groups = None if configured else _found_groups(schema, lower_is_better)
+    groups = None if configured else found_groups(schema, lower_is_better)
     if groups is not None:
         return groups
     find = find_columns if pickapic else general_columns
@@ -294,7 +311,7 @@ def _configured_groups(
     parts = {key: tuple(map(str.strip, name.split(","))) for key, name in configured.items()}
     for key, names in parts.items():
         for name in names:
-            if name not in schema.names:
+            if _column(name) not in schema.names:
                 raise DataError(
                     f"data.columns.{key} names {name}, and the data set has "
                     f"{', '.join(schema.names)}.{did_you_mean(name, schema.names)}"
@@ -313,12 +330,21 @@ def _configured_groups(
     )
 
 
-def _found_groups(schema: Schema, lower_is_better: bool | None) -> GroupColumns | None:
+def found_groups(schema: Schema, lower_is_better: bool | None) -> GroupColumns | None:
+    """The mapping of several images a row that a data set fits; None where it fits none.
+
+    Args:
+        schema: of the data set.
+        lower_is_better: whether the smaller number wins; None goes by the names of the columns.
+    """
     prompt = next((name for name in PROMPT_NAMES if name in schema.names), None)
     if prompt is None:
         return None
     if {"chosen", "rejected"} <= set(schema.names) and {"chosen", "rejected"} & schema.lists:
         return GroupColumns(prompt=prompt, images=("chosen", "rejected"))
+    objects = _of_objects(schema, lower_is_better, prompt)
+    if objects is not None:
+        return objects
     scores: _Names | None = next(((n,) for n in _LISTS_OF_SCORES if n in schema.lists), None)
     images: _Names | None = next(((n,) for n in _LISTS_OF_IMAGES if n in schema.lists), None)
     numbered = _numbered(schema, scores) if images is None or scores is None else None
@@ -331,6 +357,22 @@ def _found_groups(schema: Schema, lower_is_better: bool | None) -> GroupColumns 
 
 
 _Names = tuple[str, ...]
+
+
+def _of_objects(schema: Schema, lower_is_better: bool | None, prompt: str) -> GroupColumns | None:
+    """One list of objects, each with an image and its number."""
+    for name, fields in schema.objects.items():
+        image = next((f for f in _FIELDS_OF_IMAGES if f in fields), None)
+        score = next((f for f in _LISTS_OF_SCORES if f in fields), None)
+        if image is not None and score is not None:
+            lower = smaller_wins([score], lower_is_better)
+            return GroupColumns(
+                prompt=prompt,
+                images=(f"{name}.{image}",),
+                scores=(f"{name}.{score}",),
+                lower_is_better=lower,
+            )
+    return None
 
 
 def _numbered(schema: Schema, listed_scores: _Names | None) -> tuple[_Names, _Names] | None:
@@ -367,6 +409,13 @@ def refuse_left_out(columns: PairColumns, names: Collection[str]) -> None:
         columns: a mapping that was recognised, not one that a config names.
         names: of all columns.
     """
+    if columns.images == ("chosen",):
+        others = [name for name in names if name.startswith("rejected")]
+        if others:
+            raise DataError(
+                f"{columns.describe()}; and {', '.join(others)} would be left out. Put them into a "
+                "list rejected, or name the two images to be read under data.columns"
+            )
     if len(columns.images) < 2:
         return
     stems = {name.rstrip("0123456789") for name in columns.images}

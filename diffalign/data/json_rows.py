@@ -139,7 +139,14 @@ def object_schema(objects: Sequence[Mapping[str, Any]]) -> Schema:
     names = tuple(dict.fromkeys(name for values in objects for name in values))
     lists = Counter(n for values in objects for n, v in values.items() if isinstance(v, list))
     filled = Counter(n for values in objects for n, v in values.items() if v is not None)
-    return Schema(names, frozenset(name for name in lists if 2 * lists[name] > filled[name]))
+    usual = frozenset(name for name in lists if 2 * lists[name] > filled[name])
+    fields: dict[str, frozenset[str]] = {}
+    for name in usual:
+        held = [v for values in objects if isinstance(v := values.get(name), list)]
+        items = [item for value in held for item in value if isinstance(item, dict)]
+        if items:
+            fields[name] = frozenset().union(*items)
+    return Schema(names, usual, fields)
 
 
 def _with_columns(row: Row, columns: Sequence[str]) -> Row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffalign.data.columns import PairColumns, pickapic_columns
-from diffalign.data.groups import GroupColumns
+from diffalign.data.groups import GroupColumns, found_groups, refuse_left_out
 from diffalign.data.reading import AbstractReader, Form, Location
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
 from diffalign.data.source import DataConfig
@@ -31,9 +31,12 @@ class PickAPic(AbstractReader):
         return table_schema(location, config)
 
     def match(self, schema: Schema, config: DataConfig) -> PairColumns | None:
-        if config.columns or "jpg_2" in schema.names:
+        if config.columns or found_groups(schema, config.lower_is_better):
             return None
-        return pickapic_columns(schema.names, lower_is_better=config.lower_is_better)
+        columns = pickapic_columns(schema.names, lower_is_better=config.lower_is_better)
+        if columns is not None:
+            refuse_left_out(columns, schema.names)
+        return columns
 
     def open(
         self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig

@@ -28,6 +28,7 @@ Form = Literal["table", "lines", "list", "shards", "sides"]
 
 _SUFFIXES: Mapping[str, Form] = {
     ".parquet": "table",
+    ".arrow": "table",
     ".jsonl": "lines",
     ".tar": "shards",
     ".json": "list",
@@ -301,6 +302,13 @@ def _as_configured(
     return dataclasses.replace(columns, keep_ties=config.ties == "keep", pairs_per_prompt=counted)
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a link that leads nowhere or in a circle
+        return 0
+
+
 def fingerprint(location: Location, config: Whereabouts) -> str:
     """Names and sizes of the files that are not hidden; of a hub data set, id and revision."""
     if location.root is None:
@@ -310,7 +318,7 @@ def fingerprint(location: Location, config: Whereabouts) -> str:
     for file in sorted(itertools.chain.from_iterable(folders)):
         if not file.name.startswith("."):
             name = file.relative_to(location.root).as_posix()
-            digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0"))
+            digest.update(os.fsencode(f"{name}\0{_size(file)}\0"))
     return digest.hexdigest()
 
 
@@ -330,13 +338,12 @@ def _choose(
         kinds_found = " or ".join(kind for kind, *_ in found)
         raise ConfigError(f"data.path {config.path} can be read by {kinds_found}: set data.kind")
     if not found:
-        raise DataError(_unreadable(location, schema.names, suited))
+        raise DataError(_unreadable(location, schema, suited))
     return found[0]
 
 
-def _unreadable(
-    location: Location, names: Sequence[str], readers: Mapping[str, AbstractReader]
-) -> str:
+def _unreadable(location: Location, schema: Schema, readers: Mapping[str, AbstractReader]) -> str:
+    names = schema.names
     needs = "; ".join(f"{kind} needs {reader.needs}" for kind, reader in readers.items())
     spelling = "".join(
         f" {name} looks like {nearest[0]}."
@@ -344,7 +351,14 @@ def _unreadable(
         if name not in KNOWN_NAMES
         and (nearest := difflib.get_close_matches(name, KNOWN_NAMES, n=1, cutoff=0.75))
     )
+    held = ", ".join(name for name in schema.names if name in schema.lists)
+    lists = (
+        f" Lists are held by {held}: one of images is read beside one of ranks, scores or labels "
+        f"with a number for each, or under data.columns as images and scores."
+        if held
+        else ""
+    )
     return (
         f"{location.describe()}: no preference in the columns {', '.join(names) or '(none)'}. "
-        f"{needs}.{spelling} Other names can be given under data.columns"
+        f"{needs}.{spelling}{lists} Other names can be given under data.columns"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Schema:
     names: tuple[str, ...]
     lists: frozenset[str] = frozenset()
     """Those that hold a list of values in each row."""
+    objects: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Those of them whose values are objects, and the fields of these."""
 
 
 class AbstractRows(abc.ABC):

@@ -172,11 +172,17 @@ def table_schema(location: Location, config: DataConfig) -> Schema:
     """Columns from the schema of the first file, or of the hub's description."""
     if location.files:
         try:
-            found = pyarrow.parquet.read_schema(location.files[0])
-            lists = [field.name for field in found if _is_list(field.type)]
-            return Schema(tuple(found.names), frozenset(lists))
+            found = _file_schema(location.files[0])
+            types = {field.name: field.type for field in found if _is_list(field.type)}
+            fields = {
+                name: frozenset(part.name for part in type.value_type)
+                for name, type in types.items()
+                if pa.types.is_struct(type.value_type)
+            }
+            return Schema(tuple(found.names), frozenset(types), fields)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{location.files[0]} is no readable parquet file: {error}") from error
+            kind = location.files[0].suffix.lower()[1:]
+            raise DataError(f"{location.files[0]} is no readable {kind} file: {error}") from error
     dataset = load_table(location, config, streaming=True)
     if dataset.features is not None:
         lists = [name for name, type in dataset.features.items() if _is_list_feature(type)]
@@ -184,6 +190,13 @@ def table_schema(location: Location, config: DataConfig) -> Schema:
     first = next(iter(dataset))
     lists = [name for name, value in first.items() if isinstance(value, list)]
     return Schema(tuple(first), frozenset(lists))
+
+
+def _file_schema(file: Path) -> pa.Schema:
+    if file.suffix.lower() == ".parquet":
+        return pyarrow.parquet.read_schema(file)
+    with pa.memory_map(str(file)) as source:  # as `save_to_disk` of the datasets library writes
+        return pa.ipc.open_stream(source).schema
 
 
 def _is_list(type: pa.DataType) -> bool:
@@ -208,6 +221,11 @@ def open_table(
     if not config.streaming:
         return TableRows(load_table(location, config), columns.all())
     if location.files:
+        if location.files[0].suffix.lower() != ".parquet":
+            raise DataError(
+                f"{location.describe()}: Arrow files need no copy to be read at random: set "
+                "data.streaming to false"
+            )
         return ParquetStream(location.files, columns.all())
     arriving = load_table(location, config, streaming=True)
     return HubStream(arriving, columns.all(), name=config.path)

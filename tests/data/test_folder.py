@@ -6,6 +6,7 @@ from diffalign.data.reading import open_data
 from diffalign.data.records import Skipped, SkipReason
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
+from tests.data.conftest import open_source
 from tests.layouts import make_pairs, write_folder
 
 
@@ -129,3 +130,16 @@ def test_a_caption_may_be_called_caption(tmp_path):
     write_folder(tmp_path, make_pairs(1))
     (tmp_path / "win" / "0000.txt").rename(tmp_path / "win" / "0000.caption")
     assert pairs_in(tmp_path)[0].prompt == "a red thing, number 0"
+
+
+def test_links_that_lead_nowhere_and_folders_are_images_that_are_missing(tmp_path):
+    write_folder(tmp_path, make_pairs(4))
+    for name in ("0001", "0002", "0003"):
+        (tmp_path / "lose" / f"{name}.png").unlink()
+    (tmp_path / "lose" / "0001.png").symlink_to(tmp_path / "lose" / "0001.png")
+    (tmp_path / "lose" / "0002.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "lose" / "0003.png").mkdir()
+    source = open_source(tmp_path, max_bad_fraction=1.0)
+    rows = source.preview(4).rows
+    assert [row.unusable is None for row in rows] == [True, False, False, False]
+    assert all(row.rejected.startswith("missing image") for row in rows[1:])

@@ -219,3 +219,43 @@ def test_a_pair_beside_lists_of_something_else_stays_a_pair():
     schema = Schema(("prompt", "chosen", "rejected", "tags"), frozenset({"tags"}))
     columns = recognise({}, schema, lower_is_better=None)
     assert columns is not None and columns.images == ("chosen", "rejected")
+
+
+def test_lists_of_objects_with_an_image_and_its_number(tmp_path):
+    items = [{"image": image, "rank": rank} for image, rank in zip(IMAGES, RANKS, strict=True)]
+    write_rows(tmp_path / "a" / "x.parquet", [{"prompt": "p", "candidates": items}])
+    assert indices(found(tmp_path / "a")) == BETTER
+    items = [{"path": f"{i}.png", "score": -rank} for i, rank in enumerate(RANKS)]
+    write_lines(tmp_path, {"prompt": "p", "images": items}, {"prompt": "q", "images": ["0.png"]})
+    assert names(found(tmp_path / "x.jsonl")[:6]) == BETTER
+    assert isinstance(found(tmp_path / "x.jsonl")[6], Skipped)
+    own = {"prompt": "prompt", "images": "images.path", "scores": "images.score"}
+    assert names(found(tmp_path / "x.jsonl", columns=own)[:6]) == BETTER
+
+
+def test_images_in_a_list_of_structs_are_no_objects_with_numbers(tmp_path):
+    write_rows(tmp_path / "x.parquet", [{"prompt": "p", "images": [{"bytes": IMAGES[0]}]}])
+    with pytest.raises(DataError, match="Lists are held by images: one of images is read beside"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "left_out"),
+    [
+        ({"caption": "p", "jpg_0": "0.png", "jpg_1": "1.png", "label_0": 1, "label_1": 0}, "jpg_2"),
+        ({"caption": "p", "chosen": "0.png"}, "rejected_1"),
+    ],
+)
+def test_an_image_that_would_be_left_out_is_refused_by_name(row, left_out, tmp_path):
+    write_lines(tmp_path, {**row, left_out: "2.png"})
+    with pytest.raises(DataError, match=f"and {left_out} would be left out"):
+        found(tmp_path)
+
+
+def test_what_the_datasets_library_saves_is_read(tmp_path):
+    features = datasets.Features({"prompt": datasets.Value("string"), "chosen": datasets.Image()})
+    rows = [{"prompt": "p", "chosen": {"bytes": IMAGES[0], "path": None}}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
+    assert [pair.chosen for pair in found(tmp_path / "set")] == [IMAGES[0]]
+    with pytest.raises(DataError, match=r"set data\.streaming to false"):
+        found(tmp_path / "set", streaming=True)

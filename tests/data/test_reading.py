@@ -49,7 +49,7 @@ def test_two_words_with_a_slash_are_a_hub_id():
 def test_a_folder_of_nothing_known_is_refused(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(
-        DataError, match=r"without .parquet, .jsonl, .tar, .json files, and without the f"
+        DataError, match=r"without .parquet, .arrow, .jsonl, .tar, .json files, and without the f"
     ):
         locate(config(tmp_path))
 
