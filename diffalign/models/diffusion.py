@@ -27,7 +27,7 @@ from diffalign import components
 from diffalign.commands import command
 from diffalign.errors import ModelError
 from diffalign.models import lora
-from diffalign.models.adapter_files import locate_adapter
+from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.agreement import (
     check_channels,
     check_denoiser,
@@ -153,7 +153,8 @@ class AbstractDiffusion(AbstractModel):
             if self.lora is None
             else [
                 f"pipeline = {self.pipeline}.{opener}({json.dumps(self.path)})",
-                f"pipeline.load_lora_weights({json.dumps(folder)})",
+                f"pipeline.load_lora_weights({json.dumps(folder)}, "
+                f"weight_name={json.dumps(ADAPTER_FILE)})",
             ]
         )
         return "\n".join([f"from diffusers import {self.pipeline}", "", *opened])

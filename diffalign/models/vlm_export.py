@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def write_adapter(
             partial / PEFT_FILE,
             metadata={"format": "pt"},
         )
-        processor.save_pretrained(partial)
+        write_processor(partial, processor)
 
 
 def write_merged(
@@ -114,4 +115,22 @@ def _save(folder: Path, model: Any, processor: Any, dtype: torch.dtype | None) -
             parameter.data = cast(parameter.data, dtype, name)
     with replacing(folder) as partial:
         model.save_pretrained(partial, safe_serialization=True)
-        processor.save_pretrained(partial)
+        write_processor(partial, processor)
+
+
+def write_processor(folder: Path, processor: Any) -> None:
+    """Write a processor as every version of transformers reads it.
+
+    transformers 5 names a tokenizer's class, and lists its special tokens, as transformers 4 does
+    not understand; it reads the older form as well.
+    """
+    processor.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if settings.get("extra_special_tokens") == []:
+        del settings["extra_special_tokens"]
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from diffalign.models.vlm_export import write_processor
 from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
 PATCH_SIZE = 16
@@ -142,4 +143,4 @@ def _merges() -> list[tuple[str, str]]:
 def save_llava(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Write weights as float32, configuration, processor and chat template."""
     model.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    write_processor(folder, build_processor())

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
-_PATIENCE = 180.0
+from tests.processes import ended, started
 
 
 def kill_when(config: Path, moment: Callable[[], bool], *, resume: bool = False) -> None:
-    """Start `diffalign train` and kill it as soon as the moment has come.
+    """Run `diffalign train`, which is killed as soon as the moment has come.
 
     Args:
         config: of the run.
-        moment: asked every few milliseconds.
+        moment: see `started`.
         resume: with `--resume`.
     """
-    command = [sys.executable, "-m", "diffalign", "train", str(config)]
     log = config.with_suffix(".log")
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            [*command, "--resume"] if resume else command,
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        deadline = time.monotonic() + _PATIENCE
-        while not moment() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.003)
-        ended = process.poll()
-        process.kill()
-        process.wait()
-    assert ended is None, f"the run ended by itself:\n{log.read_text()}"
+    flags = ["--resume"] if resume else []
+    with started("train", str(config), *flags, log=log, moment=moment) as process:
+        assert ended(process, log) == -signal.SIGKILL, f"ended by itself:\n{log.read_text()}"
     assert moment(), f"the moment never came:\n{log.read_text()}"
 
 

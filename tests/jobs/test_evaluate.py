@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 from diffalign.cli import app
 from diffalign.errors import ConfigError, DataError
@@ -17,10 +18,11 @@ FEW = "bootstrap.resamples=100"
 
 
 def evaluate(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["evaluate", *arguments, FEW])
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
+    """What is printed to standard output alone."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        app(["evaluate", *arguments, FEW], standalone_mode=False)
+    return printed.getvalue()
 
 
 def lines(path, *rows) -> str:

@@ -172,7 +172,7 @@ def test_a_lora_makes_the_same_image_in_diffusers_and_by_comfyuis_rules(
         "pytorch_lora_weights.safetensors",
     ]
     pipeline = opened(name, models[name])
-    pipeline.load_lora_weights(folder)
+    pipeline.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
     assert same(image(pipeline), expected)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from diffalign import config
 from diffalign.errors import CacheError, ConfigError, DiffalignError
 from diffalign.evaluation.manifest import MANIFEST, read_manifest
 from diffalign.jobs import generate
+from tests.processes import ended, has_lines, started
 
 
 @pytest.fixture
@@ -71,20 +69,10 @@ def test_the_written_config_repeats_the_run(settings, tmp_path):
 def test_killed_and_resumed_equals_uninterrupted(settings, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     slow = [*settings, "batch_size=1", "sampler.steps=2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffalign", "generate", *slow, f"output={killed}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    manifest = killed / MANIFEST
-    while not (manifest.is_file() and manifest.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    log = tmp_path / "log"
+    moment = partial(has_lines, killed / MANIFEST, 3)
+    with started("generate", *slow, f"output={killed}", log=log, moment=moment) as process:
+        assert ended(process, log) == -signal.SIGKILL, log.read_text()
     assert len(read_manifest(killed)) < 16
 
     run(slow, killed)

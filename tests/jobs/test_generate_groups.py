@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.sd15 import SD15
 from diffalign.rollouts import groups
 from diffalign.rollouts.groups import GROUPS, Group, read_groups
+from tests.processes import ended, has_lines, started
 
 
 @pytest.fixture
@@ -107,20 +105,10 @@ def test_the_written_config_repeats_the_groups(settings, tmp_path):
 def test_killed_and_resumed_equals_uninterrupted(settings, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     slow = [*settings, "batch_size=3", "seeds=4"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffalign", "generate", *slow, f"output={killed}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    listed = killed / GROUPS
-    while not (listed.is_file() and listed.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    log = tmp_path / "log"
+    moment = partial(has_lines, killed / GROUPS, 2)
+    with started("generate", *slow, f"output={killed}", log=log, moment=moment) as process:
+        assert ended(process, log) == -signal.SIGKILL, log.read_text()
     assert len(read_groups(killed)) < 12
     run(slow, killed)
     run(slow, whole)

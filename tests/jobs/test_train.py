@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -20,9 +19,12 @@ from safetensors.torch import load_file
 from diffalign import config
 from diffalign.errors import CheckpointError, ConfigError, DataError
 from diffalign.jobs import train
+from diffalign.models.adapter_files import ADAPTER_FILE
 from diffalign.playground.models import playground_model_path, playground_preferences_path
 from diffalign.training.build import RunConfig
 from tests import layouts
+from tests.jobs.killing import kill_when, step_reached
+from tests.processes import ended, started, wait_until
 from tests.runs import figures
 
 LAYOUTS = {
@@ -95,7 +97,7 @@ def test_two_steps_from_every_reader(request, tmp_path, data, layout, kind, fold
     base = pipeline_class.from_pretrained(model, **parts)
     before = picture(base)
     if shape == "lora":
-        base.load_lora_weights(final)
+        base.load_lora_weights(final, weight_name=ADAPTER_FILE)
         after = picture(base)
     else:
         after = picture(pipeline_class.from_pretrained(final, **parts))
@@ -167,25 +169,12 @@ def test_a_run_killed_at_three_steps_and_resumed_ends_bit_for_bit_alike(tmp_path
     whole = settings(tiny_sdxl, data["pickapic"], tmp_path / "whole", *LONG)
     train.run(load(*whole))
     output = tmp_path / "killed"
-    overrides = settings(tiny_sdxl, data["pickapic"], output, *LONG)
-    for kill_after in (2, 4, 8):
-        resume = ("--resume",) if kill_after > 2 else ()
-        log = (tmp_path / "log").open("a")
-        process = subprocess.Popen(command(*overrides, flags=resume), stdout=log, stderr=log)
-        reached = output / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if reached.exists() and any(
-                json.loads(line)["step"] >= kill_after
-                for line in reached.read_text().splitlines()
-                if line.endswith("}")
-            ):
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        process.kill()
-        process.wait()
-    train.run(load(*overrides), resume=output)
+    run = load(*settings(tiny_sdxl, data["pickapic"], output, *LONG))
+    config.save(run, tmp_path / "killed.yaml")
+    for step in (2, 4, 8):
+        moment = partial(step_reached, output, step)
+        kill_when(tmp_path / "killed.yaml", moment, resume=step > 2)
+    train.run(run, resume=output)
     assert figures(output) == figures(tmp_path / "whole")
     for name in ("weights", "average", "optimizer"):
         ours = load_file(output / "checkpoint-9" / f"{name}.safetensors")
@@ -216,15 +205,13 @@ def test_one_process_and_two_agree(tmp_path):
 def test_sigterm_saves_says_how_to_go_on_and_exits_with_zero(tmp_path, tiny_sdxl, data):
     output = tmp_path / "run"
     overrides = settings(tiny_sdxl, data["pickapic"], output, "training.optimizer_steps=100000")
-    process = subprocess.Popen(
-        command(*overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, text
+    log = tmp_path / "log"
+    with started("train", str(SMOKE), *overrides, log=log) as process:
+        wait_until((output / "metrics.jsonl").exists, process, log)
+        os.kill(process.pid, signal.SIGTERM)
+        status = ended(process, log)
+    text = log.read_text()
+    assert status == 0, text
     assert f"diffalign train {output / 'config.yaml'} --resume" in text.replace("\n", "")
     steps = [int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")]
     assert steps == [figures(output)[-1]["step"]]

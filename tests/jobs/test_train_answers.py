@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
-import subprocess
-import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -27,6 +24,7 @@ from diffalign.training.trainer import Trainer
 from tests.answers import random_picture
 from tests.jobs.killing import kill_when, step_reached
 from tests.judged_answers import write_judged_answers
+from tests.processes import run_ranks
 from tests.runs import figures
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl
 
@@ -245,7 +243,7 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_alike(load, tmp_path):
     whole, killed = load(*LONG, output="whole"), load(*LONG, output="killed")
     train.run(whole)
     config.save(killed, tmp_path / "killed.yaml")
-    kill_when(tmp_path / "killed.yaml", lambda: step_reached(killed.output, 5))
+    kill_when(tmp_path / "killed.yaml", partial(step_reached, killed.output, 5))
     train.run(killed, resume=killed.output)
     assert figures(killed.output) == figures(whole.output)
     for name in ("weights", "average", "optimizer"):
@@ -261,13 +259,7 @@ def test_one_process_and_two_agree_on_answers(load, tmp_path):
     one, two = load(*more, "training.accumulation=2", output="one"), load(*more, output="two")
     train.run(one)
     config.save(two, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "diffalign", "train", str(tmp_path / "two.yaml")]
-    subprocess.run(
-        [*command, "--processes", "2"],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run_ranks("train", str(tmp_path / "two.yaml"), log=tmp_path / "log")
     for ours, theirs in zip(figures(one.output), figures(two.output), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     first, second = (

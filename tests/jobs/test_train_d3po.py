@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from diffalign.jobs import generate, train
 from diffalign.rollouts.groups import read_groups
 from diffalign.training.build import RunConfig
 from tests.jobs.killing import kill_when, step_reached
+from tests.processes import run_ranks
 from tests.runs import figures
 
 LEARNING = (
@@ -112,6 +111,15 @@ def test_people_rank_what_each_round_draws(tmp_path, tiny_sd15):
         model, more = run, [f"model.lora.start={run}"]
 
 
+def begun(folder: Path, whole: int) -> bool:
+    """Whether a folder has some of its files and not all."""
+    return 0 < len([*folder.glob("*.safetensors"), *folder.glob("*.jsonl")]) < whole
+
+
+def writing(folder: Path) -> bool:
+    return (folder / "scores.jsonl").exists() and not (folder / "round.json").exists()
+
+
 def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path, tiny_sd15):
     long = (
         "training.optimizer_steps=9",  # round 0 has 6, and round 1 is left in its middle
@@ -128,14 +136,12 @@ def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path
     run = load(JUDGED, tiny_sd15, output, *long)
     config.save(run, tmp_path / "killed.yaml")
 
-    def count(number: int, pattern: str) -> int:
-        return len(list((output / f"rounds/round-{number:04d}").glob(pattern)))
-
+    first_round = output / "rounds/round-0000"
     moments = {
-        "sampling": lambda: 0 < count(0, "latents/*.safetensors") < 12,
-        "scoring": lambda: 0 < count(0, "scores/*.jsonl") < 12,
-        "writing": lambda: count(0, "scores.jsonl") and not count(0, "round.json"),
-        "training": lambda: step_reached(output, 3),
+        "sampling": partial(begun, first_round / "latents", 12),
+        "scoring": partial(begun, first_round / "scores", 12),
+        "writing": partial(writing, first_round),
+        "training": partial(step_reached, output, 3),
     }
     for number, moment in enumerate(moments.values()):
         kill_when(tmp_path / "killed.yaml", moment, resume=number > 0)
@@ -176,13 +182,7 @@ def test_one_process_and_two_sample_score_and_train_alike(tmp_path, tiny_sd15, o
     )
     train.run(load(JUDGED, tiny_sd15, tmp_path / "one", *more, "training.samples_per_device=4"))
     config.save(load(JUDGED, tiny_sd15, tmp_path / "two", *more), tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "diffalign", "train", str(tmp_path / "two.yaml")]
-    subprocess.run(
-        [*command, "--processes", "2"],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run_ranks("train", str(tmp_path / "two.yaml"), log=tmp_path / "log")
     one, two = tmp_path / "one", tmp_path / "two"
     for name in ("scores.jsonl", "pairs.jsonl"):
         first, second = (folder / "rounds/round-0000" / name for folder in (one, two))

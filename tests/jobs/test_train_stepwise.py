@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,11 @@ def test_two_steps_of_both_variants_on_every_backbone(request, tmp_path, folder,
     assert len(comparisons) == 4 * (3 if variant == "sd15" else 1)
 
 
+def sampling(folder: Path) -> bool:
+    """Whether a round has begun and not ended."""
+    return any(folder.glob("batches/*.json")) and not (folder / "round.json").exists()
+
+
 def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path, tiny_sd15):
     long = (
         "training.optimizer_steps=9",  # round 0 has 6, and round 1 is left in its middle
@@ -84,11 +90,11 @@ def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path
     run = load(tiny_sd15, output, *long)
     config.save(run, tmp_path / "killed.yaml")
 
-    def sampling(number: int) -> bool:
-        folder = output / f"rounds/round-{number:04d}"
-        return any(folder.glob("batches/*.json")) and not (folder / "round.json").exists()
-
-    moments = [lambda: sampling(0), lambda: step_reached(output, 3), lambda: sampling(1)]
+    moments = [
+        partial(sampling, output / "rounds/round-0000"),
+        partial(step_reached, output, 3),
+        partial(sampling, output / "rounds/round-0001"),
+    ]
     for number, moment in enumerate(moments):
         kill_when(tmp_path / "killed.yaml", moment, resume=number > 0)
     train.run(run, resume=output)

@@ -23,6 +23,7 @@ from diffalign.errors import ModelError
 from diffalign.likelihoods.tokens import Tokens
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm import VLM
+from diffalign.models.vlm_export import write_processor
 from diffalign.training.optimizers import OptimizerConfig, build_optimizer, parameter_groups
 from tests.answers import answer_batch, random_picture
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_5_vl, tiny_qwen2_vl
@@ -546,3 +547,16 @@ def test_on_cuda_an_adapter_learns_over_few_bits(bits):
     start = scores(model)
     take_steps(model)
     assert torch.isfinite(scores(model)).all() and not torch.equal(scores(model), start)
+
+
+def test_a_processor_is_written_as_every_version_of_transformers_reads_it(tmp_path):
+    tiny_llava(tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+
+    write_processor(tmp_path / "out", processor)
+
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] != "TokenizersBackend"  # unknown before 5
+    assert not isinstance(settings.get("extra_special_tokens"), list)  # a mapping before 5
+    again = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert again.tokenizer("a red cat").input_ids == processor.tokenizer("a red cat").input_ids

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from tests.layouts import (
     write_pickapic,
     write_winning_folder,
 )
+from tests.processes import run_ranks
 from tests.rollouts.runs import facts
 from tests.runs import Killed, figures, forget_accelerate
 
@@ -519,13 +517,7 @@ def test_one_process_and_two_draw_the_same_and_train_alike(tmp_path, tiny_sd15, 
     train.run(load(tiny_sd15, winners, tmp_path / "one", *more, "training.accumulation=2"))
     both = load(tiny_sd15, winners, tmp_path / "two", *more)
     config.save(both, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "diffalign", "train", str(tmp_path / "two.yaml")]
-    subprocess.run(
-        [*command, "--processes", "2"],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run_ranks("train", str(tmp_path / "two.yaml"), log=tmp_path / "log")
     first, second = (tmp_path / name / "rounds/round-0000" for name in ("one", "two"))
     images = sorted(path.relative_to(first) for path in first.glob("images/*.png"))
     assert len(images) == 8
