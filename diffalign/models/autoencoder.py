@@ -139,13 +139,13 @@ class Autoencoder:
         if not self._broke:
             return None
         name = str(self.network.dtype).removeprefix("torch.")
-        advice = (
-            "set model.vae_dtype to float32"
-            if self.network.dtype == torch.float16
-            else "its weights may be damaged"
-        )
+        if self.network.dtype == torch.float16:
+            return (
+                f"the autoencoder, in {name}, made values that are not finite of finite ones: "
+                f"that of SDXL overflows there. Set model.vae_dtype to float32, or model.vae to "
+                f"weights that do not, such as madebyollin/sdxl-vae-fp16-fix"
+            )
         return (
-            f"the autoencoder, in {name}, made values that are not finite: that of SDXL overflows "
-            f"in float16. Take other weights, such as model.vae madebyollin/sdxl-vae-fp16-fix, or "
-            f"{advice}"
+            f"the autoencoder, in {name}, made values that are not finite of finite ones: its "
+            f"weights are damaged, or of another model; set model.vae to others"
         )

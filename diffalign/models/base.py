@@ -37,6 +37,11 @@ class AbstractTrainable(abc.ABC):
         """Peak learning rates of trained parameters that have their own, by name."""
         return {}
 
+    def blame(self) -> str | None:
+        """Why values were not finite, where a frozen part beside the network made them so: a
+        sentence with the way out, or None. It waits for the device."""
+        return None
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Identifies base weights and shape of the training (adapter or full)."""

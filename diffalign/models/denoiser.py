@@ -250,6 +250,9 @@ class DiffusionModel(AbstractTrainable):
         parameters = dict(self._unwrapped.named_parameters())
         return ((name, parameters[name]) for name in self._trained)
 
+    def blame(self) -> str | None:
+        return self.autoencoder.blame()
+
     def fingerprint(self) -> str:
         return self._fingerprint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffalign.errors import ModelError
-from diffalign.parsing import decode_text, parse_yaml
+from diffalign.parsing import decode_text, parse_json, parse_yaml
 
 CONFIG = "config.yaml"
 FINAL = "final"
@@ -51,6 +52,7 @@ class RunCheckpoint:
         Raises:
             ModelError: it is damaged.
         """
+        self._check()
         try:
             values: Mapping[str, Tensor] = load_file(self.file)
         except (OSError, SafetensorError) as error:
@@ -60,6 +62,27 @@ class RunCheckpoint:
         if self.model().get("kind") == "vlm":
             return {name.removeprefix("model."): value for name, value in values.items()}
         return dict(values)
+
+    def _check(self) -> None:
+        """Raise ModelError if the file is not the one that was written."""
+        written = self.folder / _STATE
+        state = parse_json(written.read_bytes(), written, error=ModelError)
+        files = state.get("files") if isinstance(state, dict) else None
+        if not isinstance(files, dict):  # of a version that wrote no digests
+            return
+        seal = files.get(self.file.name)
+        digest = hashlib.sha256()
+        try:
+            with self.file.open("rb") as stream:
+                while block := stream.read(1 << 23):
+                    digest.update(block)
+        except OSError as error:
+            raise ModelError(f"{self.file}: cannot be read: {error}") from error
+        if not isinstance(seal, dict) or seal.get("sha256") != digest.hexdigest():
+            raise ModelError(
+                f"{self.file}: has changed since it was written: its SHA-256 differs. Take another "
+                f"checkpoint of the run"
+            )
 
 
 def is_run(folder: Path) -> bool:

@@ -91,6 +91,9 @@ class StepAwareModel(AbstractTrainable):
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((n, p) for n, p in self._unwrapped.named_parameters() if p.requires_grad)
 
+    def blame(self) -> str | None:
+        return self.base.blame()
+
     def fingerprint(self) -> str:
         return self._fingerprint
 

@@ -300,8 +300,11 @@ class _Collector(AbstractCollector):
         else:
             raise DataError(
                 f"{folder}: what the reference drew for {missing[0].prompt!r} held values that are "
-                f"not finite {_ATTEMPTS} times. Begin again with a lower optimizer.lr, or with "
-                f"precision bf16 or float32"
+                f"not finite {_ATTEMPTS} times. "
+                + (
+                    model.blame()
+                    or "Begin again with a lower optimizer.lr, or with precision bf16 or float32"
+                )
             )
         done.sort(key=lambda visit: visit.place)
         write_json_lines(folder / batch.known, map(asdict, done))

@@ -286,9 +286,12 @@ class Trainer:
         self.bad_steps += 1
         self.bad_in_a_row += 1
         everyone = gather_object(sample_ids)
+        reason = next((said for said in gather_object([self.model.blame()]) if said), None)
         self.console.print(
             f"[yellow]step {self.step}: loss or gradient not finite, weights left as they were "
             f"({self.bad_in_a_row} in a row, {self.bad_steps} in all)"
+            + (f": {reason}" if reason else ""),
+            soft_wrap=True,
         )
         if self.bad_in_a_row >= self.config.max_bad_steps:
             kept = checkpoints_in(self.output)
@@ -296,7 +299,8 @@ class Trainer:
             raise TrainingError(
                 f"{self.bad_in_a_row} steps in a row had a loss or gradient that is not finite "
                 f"(training.max_bad_steps); {good}. The last of them held the samples "
-                f"{', '.join(everyone)}. Lower optimizer.lr, or use precision bf16 or float32"
+                f"{', '.join(everyone)}. "
+                + (reason or "Lower optimizer.lr, or use precision bf16 or float32")
             )
 
     def _log(self, progress: TrainingProgress) -> None:

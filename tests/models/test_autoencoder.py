@@ -83,3 +83,46 @@ def test_its_own_precision_is_neither_autocast_nor_seen_outside(network, images,
 
 def test_a_latent_stands_for_eight_pixels(network):
     assert Autoencoder(network, images_at_once=1).factor == 8
+
+
+def test_per_channel_statistics_are_taken_off_and_put_back(network, images, latents):
+    plain = Autoencoder(network, images_at_once=4)
+    without = plain.encode(images, [1, 2, 3]), plain.decode(latents)
+    mean, std = [0.1, -0.2, 0.3, 0.0], [0.5, 2.0, 1.0, 1.5]
+    network.register_to_config(latents_mean=mean, latents_std=std)
+    told = Autoencoder(network, images_at_once=4)
+    offset, spread = (torch.tensor(v).view(1, 4, 1, 1) for v in (mean, std))
+
+    encoded = (without[0] - offset * 0.5) / spread
+    torch.testing.assert_close(told.encode(images, [1, 2, 3]), encoded)
+    torch.testing.assert_close(told.decode((latents - offset * 0.5) / spread), without[1])
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_values_that_are_not_finite_are_blamed_on_the_autoencoder(network, images, latents, way):
+    autoencoder = Autoencoder(network, images_at_once=2)
+    encode, decode = (
+        lambda: autoencoder.encode(images, [1, 2, 3]),
+        lambda: autoencoder.decode(latents),
+    )
+    for run in (encode, decode):
+        run()
+    assert autoencoder.blame() is None
+    latents[0] = torch.nan  # which is the denoiser's
+    decode()
+    assert autoencoder.blame() is None
+
+    part = network.encoder if way == "encode" else network.decoder
+    part.conv_out.weight.data.fill_(torch.inf)
+    {"encode": encode, "decode": decode}[way]()
+
+    assert "the autoencoder, in float32, made values that are not finite" in autoencoder.blame()
+
+
+def test_in_half_precision_the_way_out_is_named(network, images):
+    autoencoder = Autoencoder(network.half(), images_at_once=2)
+    network.encoder.conv_out.weight.data.fill_(60_000.0)
+
+    autoencoder.encode(images, [1, 2, 3])
+
+    assert "Set model.vae_dtype to float32, or model.vae to" in autoencoder.blame()

@@ -417,3 +417,22 @@ def test_an_exported_model_says_what_it_was_trained_with(single, tiny_sd15, tmp_
     noising = SD15(path=str(tmp_path / "final")).noising()
     assert type(noising).__name__ == "Velocity"
     assert noising.alphas_cumprod[-1] == 0
+
+
+def test_an_autoencoder_that_overflows_is_named_when_images_are_made(tiny_sdxl):
+    model = locate_model(ModelSpec(path=str(tiny_sdxl)))
+    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
+    artist.pipeline.vae.decoder.conv_out.weight.data.fill_(torch.inf)
+
+    with pytest.raises(ModelError, match="the autoencoder, in float32, made values that are not"):
+        artist.draw(["a cat"], [0])
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_an_autoencoder_that_must_not_be_halved_is_kept_in_float32(change, upcast):
+    model = locate_model(ModelSpec(path=str(change("vae/config.json", force_upcast=upcast))))
+
+    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float16)
+
+    assert artist.pipeline.unet.dtype == torch.float16
+    assert artist.pipeline.vae.dtype == (torch.float32 if upcast else torch.float16)

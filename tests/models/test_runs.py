@@ -200,6 +200,20 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_sdxl, tiny_sd15, tmp_path
         load(SD15(path=str(run)))
 
 
+def test_a_checkpoint_that_changed_on_the_disk_is_refused(tiny_sdxl, tmp_path):
+    run = tmp_path / "run"
+    train(SDXL(path=str(tiny_sdxl), lora=LORA), run)
+    file = run / "checkpoint-200" / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+    with pytest.raises(ModelError, match="has changed since it was written"):
+        SDXL(path=str(tiny_sdxl), lora=dataclasses.replace(LORA, start=run)).check()
+    with pytest.raises(ModelError, match="has changed since it was written"):
+        images(ModelSpec(path=str(run)))
+
+
 # --- denoisers that are released alone ----------------------------------------------------------
 
 

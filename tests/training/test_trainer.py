@@ -146,6 +146,13 @@ def test_too_many_bad_steps_stop_the_run_with_the_samples_and_the_last_good_chec
     assert all(tensor.isfinite().all() for tensor in good.tensors["weights"].values())
 
 
+def test_a_frozen_part_that_breaks_is_blamed_in_place_of_the_learning_rate(tmp_path, monkeypatch):
+    trainer = toy_trainer(tmp_path, poisoned=frozenset(range(8, 100)), max_bad_steps=2)
+    monkeypatch.setattr(trainer.model, "blame", lambda: "the autoencoder overflows: set vae_dtype")
+    with pytest.raises(TrainingError, match=r"toy-15\. the autoencoder overflows: set vae_dtype$"):
+        trainer.fit()
+
+
 def test_clipping_bounds_the_gradient_that_the_optimiser_sees(tmp_path):
     trainer = toy_trainer(tmp_path, max_grad_norm=1e-3, optimizer_steps=1)
     seen = []
