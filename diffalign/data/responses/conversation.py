@@ -92,6 +92,29 @@ def system_turn(text: Any) -> tuple[Turn, ...]:
     return (Turn(role="system", text=text),)
 
 
+def instruction_turns(values: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """The conversation of alpaca's columns `system`, `history`, `instruction` and `input`.
+
+    Raises:
+        UnusableRowError: one of them has another form.
+    """
+    rounds = values.get("history") or []
+    if not isinstance(rounds, list) or not all(
+        isinstance(each, list) and len(each) == 2 and all(isinstance(t, str) for t in each)
+        for each in rounds
+    ):
+        raise malformed(f"history is no list of [question, answer]: {rounds!r:.60}")
+    asked = [values.get(name) or "" for name in ("instruction", "input")]
+    if not all(isinstance(text, str) for text in asked):
+        raise malformed(f"instruction and input are texts, found {asked!r:.60}")
+    earlier: list[Turn] = []
+    for question, answer in rounds:
+        earlier.append(Turn(role="user", text=question))
+        earlier.append(Turn(role="assistant", text=without_end_tokens(answer)))
+    last = Turn(role="user", text="\n".join(filter(None, asked)))
+    return (*system_turn(values.get("system")), *earlier, last)
+
+
 def records_of(value: Any, name: str) -> list[Any]:
     """A list of records; a lone record, or the lists of each of their fields, as the datasets
     library hands out a `Sequence` of records.

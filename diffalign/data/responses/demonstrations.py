@@ -1,7 +1,8 @@
 """Single responses without a label, all of them to be imitated: what SFT trains on.
 
-TRL has `prompt` and `completion`, or `messages` alone; LLaVA `conversations` and `image`. The last
-message is the response, and those before it are what it answers.
+TRL has `prompt` and `completion`, or `messages` alone; LLaVA `conversations` and `image`; alpaca
+`instruction`, `input` and `output`. The last message is the response, and those before it are what
+it answers.
 
 Sources: https://huggingface.co/docs/trl/dataset_formats, "Prompt-completion" and "Language
 modeling"; https://github.com/haotian-liu/LLaVA/blob/main/docs/Finetune_Custom_Data.md.
@@ -17,6 +18,7 @@ from diffalign.data.responses.base import AbstractMapping
 from diffalign.data.responses.conversation import (
     Comparison,
     compared,
+    instruction_turns,
     malformed,
     system_turn,
     turns_of,
@@ -25,11 +27,12 @@ from diffalign.data.responses.conversation import (
 _CONVERSATIONS = ("messages", "conversations")
 _OTHERS = frozenset({"chosen", "rejected", "completions", "chosen_item", "rejected_item"})
 _REJECTED = ("rejected_response", "rejected_messages", "rejected_images", "rejected_conversations")
+_WRITTEN = ({"prompt", "completion"}, {"instruction", "output"})
 _LABELS = frozenset({"label", "kto_tag"})
 
 
 class Demonstrations(AbstractMapping):
-    """`prompt` and `completion`, or `messages` or `conversations`."""
+    """`prompt` and `completion`, `instruction` and `output`, or `messages` or `conversations`."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     images_optional: ClassVar[bool] = True
@@ -41,7 +44,10 @@ class Demonstrations(AbstractMapping):
         return shows_one_response(first) and not _LABELS & set(first)
 
     def describe_needs(self) -> str:
-        return "prompt and completion, or messages, or conversations; and perhaps images (or image)"
+        return (
+            "prompt and completion, or messages, or conversations, or instruction and output; and "
+            "perhaps images (or image)"
+        )
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         return [demonstrated(values, "chosen")]
@@ -51,7 +57,8 @@ def shows_one_response(columns: Mapping[str, Any]) -> bool:
     """Whether rows of these columns hold one response each, and none that it competes with."""
     alone = not _OTHERS & set(columns) and not any(name in columns for name in _REJECTED)
     said = any(name in columns for name in _CONVERSATIONS)
-    return alone and (said or {"prompt", "completion"} <= set(columns))
+    written = any(pair <= set(columns) for pair in _WRITTEN)
+    return alone and (said or written)
 
 
 def demonstrated(values: Mapping[str, Any], side: str) -> Comparison:
@@ -71,6 +78,8 @@ def demonstrated(values: Mapping[str, Any], side: str) -> Comparison:
         prompt, completion = values.get("prompt"), values["completion"]
         implied = not prompt and not isinstance(completion, str)
         found = compared(None if implied else turns_of(prompt), {side: completion})
+    elif values.get("output") is not None:
+        return compared(instruction_turns(values), {side: values["output"]})
     else:
         raise malformed("there is neither a completion nor a conversation that ends with one")
     if found.turns[0].role == "system":

@@ -192,7 +192,8 @@ def _images_of_messages(
     except UnusableRowError:
         found = []
     turns = [turn for some in found for turn in (*some.turns, *chain(*some.contexts.values()))]
-    return "images from the messages" if any(turn.images for turn in turns) else "no images"
+    held = any(turn.images for turn in turns)
+    return "images from the messages" if held else "no column of images"
 
 
 def _check_text_alone(

@@ -39,8 +39,8 @@ class Unpaired(AbstractMapping):
 
     def describe_needs(self) -> str:
         return (
-            "prompt and completion, or messages, or conversations; with label or kto_tag; and "
-            "perhaps images (or image)"
+            "prompt and completion, or messages, or conversations, or instruction and output; with "
+            "label or kto_tag; and perhaps images (or image)"
         )
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison | LeftOut]:

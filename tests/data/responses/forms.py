@@ -207,6 +207,18 @@ def demonstrations(i: int) -> Row:
 UNPAIRED: dict[str, Callable[[int], Row]] = {
     form.__name__: form for form in (unpaired, demonstrations)
 }
+
+
+def alpaca(i: int) -> Row:
+    return {
+        "instruction": "What is",
+        "input": f"{i}?",
+        "chosen": f"It is {i}.",
+        "rejected": f"It is not {i}.",
+        "images": [f"{i}.png"],
+    }
+
+
 FORMS: dict[str, Callable[[int], Row]] = {
     form.__name__: form
     for form in (
@@ -222,5 +234,6 @@ FORMS: dict[str, Callable[[int], Row]] = {
         re_align,
         mask_dpo,
         mia_dpo,
+        alpaca,
     )
 }

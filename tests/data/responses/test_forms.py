@@ -269,3 +269,28 @@ def test_povid_takes_earlier_rounds_into_the_prompt(tmp_path):
     found = comparison(tmp_path, row)
     assert [turn.role for turn in found.turns] == ["user", "assistant", "user"]
     assert found.responses == {"chosen": "conversations.", "rejected": "rejected_conversations."}
+
+
+def test_alpaca_has_earlier_rounds_and_a_system_prompt(tmp_path):
+    row = {**forms.alpaca(0), "system": "Be brief.", "history": [["Who?", "Me.</s>"]]}
+    found = comparison(tmp_path, row)
+    assert [(turn.role, turn.text) for turn in found.turns] == [
+        ("system", "Be brief."),
+        ("user", "Who?"),
+        ("assistant", "Me."),
+        ("user", "What is\n0?"),
+    ]
+
+
+@pytest.mark.parametrize("label", [None, True])
+def test_alpaca_may_have_one_response(label, tmp_path):
+    row = {"instruction": "What?", "input": "", "output": "A cat."}
+    found = comparison(tmp_path, row if label is None else {**row, "kto_tag": label})
+    assert [turn.text for turn in found.turns] == ["What?"]
+    assert found.responses == {"chosen": "A cat."}
+
+
+@pytest.mark.parametrize("change", [{"history": ["Who?"]}, {"input": 3}, {"system": ["x"]}])
+def test_alpaca_of_another_shape_is_a_malformed_row(change, tmp_path):
+    (found,) = comparisons(tmp_path, {**forms.alpaca(0), **change})
+    assert isinstance(found, Skipped) and found.reason is SkipReason.MALFORMED

@@ -140,7 +140,7 @@ def test_a_column_of_images_that_nobody_would_read_is_refused(value, tmp_path):
 
 def test_text_alone_may_have_other_columns(tmp_path):
     row = {"source": "a.b", "prompt": "What is in a.png?", "chosen": "a", "rejected": "b"}
-    assert opened(write_lines(tmp_path, [row])).summary.endswith("no images")
+    assert opened(write_lines(tmp_path, [row])).summary.endswith("no column of images")
 
 
 def test_images_start_from_the_image_folder_if_there_is_one(tmp_path):
