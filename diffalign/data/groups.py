@@ -409,6 +409,8 @@ def refuse_left_out(columns: PairColumns, names: Collection[str]) -> None:
         columns: a mapping that was recognised, not one that a config names.
         names: of all columns.
     """
+    if len(columns.images) == 1:
+        _refuse_one_image_of_a_ranking(columns, names)
     if columns.images == ("chosen",):
         others = [name for name in names if name.startswith("rejected")]
         if others:
@@ -430,4 +432,19 @@ def refuse_left_out(columns: PairColumns, names: Collection[str]) -> None:
             f"{columns.describe()}; and {', '.join(others)} would be left out. Give every image a "
             "number of its own, as a column beside it or in a list, or name the two images to be "
             "read under data.columns"
+        )
+
+
+def _refuse_one_image_of_a_ranking(columns: PairColumns, names: Collection[str]) -> None:
+    """Raise DataError where rows of one image each make up a ranking, as ImageRewardDB has them."""
+    ranked = [name for name in names if smaller_wins([name], None)]
+    grouped = [name for name in ("prompt_id", "group_id") if name in names]
+    scored = [name for name in _LISTS_OF_SCORES if name in names]
+    if ranked or (grouped and scored):
+        left_out = ", ".join(dict.fromkeys([*grouped, *ranked, *scored]))
+        raise DataError(
+            f"{columns.describe()}; and {left_out} would be left out. Put the images of a prompt "
+            "into one row, as lists images and rank (or scores); or, to take every image as a "
+            f"preferred one, name {columns.prompt} and {columns.images[0]} as prompt and chosen "
+            "under data.columns"
         )

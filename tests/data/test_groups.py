@@ -244,6 +244,7 @@ def test_images_in_a_list_of_structs_are_no_objects_with_numbers(tmp_path):
     [
         ({"caption": "p", "jpg_0": "0.png", "jpg_1": "1.png", "label_0": 1, "label_1": 0}, "jpg_2"),
         ({"caption": "p", "chosen": "0.png"}, "rejected_1"),
+        ({"caption": "p", "image": "0.png"}, "rank"),
     ],
 )
 def test_an_image_that_would_be_left_out_is_refused_by_name(row, left_out, tmp_path):
@@ -259,3 +260,14 @@ def test_what_the_datasets_library_saves_is_read(tmp_path):
     assert [pair.chosen for pair in found(tmp_path / "set")] == [IMAGES[0]]
     with pytest.raises(DataError, match=r"set data\.streaming to false"):
         found(tmp_path / "set", streaming=True)
+
+
+def test_rows_of_one_image_that_make_up_a_ranking_are_refused_unless_named(tmp_path):
+    rows = [
+        {"prompt_id": 7, "prompt": "p", "image": f"{i}.png", "overall_rating": i} for i in (0, 1)
+    ]
+    write_lines(tmp_path, *rows)
+    with pytest.raises(DataError, match="and prompt_id, overall_rating would be left out"):
+        found(tmp_path)
+    own = {"prompt": "prompt", "chosen": "image"}
+    assert [pair.chosen.name for pair in found(tmp_path, columns=own)] == ["0.png", "1.png"]
