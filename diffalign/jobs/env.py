@@ -12,7 +12,7 @@ from diffalign import __version__, versions
 from diffalign.versions import TESTED_SET, Library
 
 EXTRAS = (
-    *("xformers", "webdataset", "bitsandbytes", "wandb", "tensorboard", "trackio"),
+    *("xformers", "bitsandbytes", "wandb", "tensorboard", "trackio"),
     *("nltk", "spacy", "textblob", "sentence-transformers"),
 )
 
