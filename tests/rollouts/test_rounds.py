@@ -180,10 +180,24 @@ def test_files_of_other_settings_are_not_taken_up(tmp_path):
     assert len(again.done) == 6
 
 
-def test_a_round_whose_record_is_gone_cannot_be_resumed(tmp_path):
+def test_a_damaged_record_is_made_again_of_what_was_collected(tmp_path):
+    before = train(rounds(tmp_path), 2)
+    record = tmp_path / "round-0000/round.json"
+    whole = record.read_bytes()
+    for content in (b"", b"{", b"[]", b'{"policy": 3}', whole[:-9]):
+        record.write_bytes(content)
+        again = Numbers()
+        assert train(rounds(tmp_path, again), 2) == before
+        assert not again.done and record.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"policy": "0"}'])
+def test_a_round_whose_record_is_gone_or_damaged_cannot_be_resumed(tmp_path, content):
     source = rounds(tmp_path)
     train(source, 1)
     (tmp_path / "round-0000/round.json").unlink()
+    if content is not None:
+        (tmp_path / "round-0000/round.json").write_bytes(content)
     resumed = rounds(tmp_path)
     resumed.load_state_dict(source.state_dict())
     with pytest.raises(DataError, match=r"round-0000: .*round\.json is gone.*another checkpoint"):
