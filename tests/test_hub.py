@@ -29,6 +29,8 @@ from diffalign.data.reading import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DiffalignError
 from diffalign.models.sdxl import SDXL
+from diffalign.models.vlm_processor import read_processor
+from diffalign.scorers.clip_loading import read_clip
 
 import datasets
 import huggingface_hub.file_download
@@ -64,6 +66,14 @@ def said(ask, *arguments, **options):
         return f"TRACEBACK {type(error).__name__}: {error}"
 
 
+def scorer(owner):
+    read_clip(f"{owner}/model")
+
+
+def answers_of(owner):
+    read_processor(f"{owner}/model", None)
+
+
 answers = {}
 
 
@@ -74,6 +84,9 @@ def streams(owner):
 def models():  # one after the other: diffusers loads in one thread only
     for owner in owners["models"]:
         answers[f"model {owner}"] = said(model, owner)
+    for owner in owners["others"]:
+        answers[f"scorer {owner}"] = said(scorer, owner)
+        answers[f"processor {owner}"] = said(answers_of, owner)
 
 
 owners = json.loads(sys.argv[1])
@@ -90,7 +103,17 @@ print(json.dumps(answers))
 OWNERS = {
     "streams": ["fine", "gone", "closed", "gated", "busy", "moody", "faulty", "mute", "scripted"],
     "tables": ["fine", "gone", "cut"],
+    "others": ["gone", "closed", "gated", "mute"],
     "models": ["fine", "gone", "closed", "gated", "moody", "cut", "mute"],
+}
+
+
+FIELDS = {
+    "stream": "DataError: data.path",
+    "table": "DataError: data.path",
+    "model": "ModelError: the model",
+    "scorer": "ModelError: clip",
+    "processor": "ModelError: model.path",
 }
 
 
@@ -157,7 +180,7 @@ def test_what_cannot_be_had_is_a_sentence(answers, what, said):
     found = {name: text for name, text in answers.items() if name.endswith(f" {what}")}
     assert found
     for name, text in found.items():
-        kind = "ModelError: the model" if name.startswith("model") else "DataError: data.path"
+        kind = FIELDS[name.partition(" ")[0]]
         assert text.startswith(f"{kind} {what}/"), text
         assert all(part in text for part in said), text
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoProcessor, PretrainedConfig
 
+from diffalign import hub
 from diffalign.errors import ModelError
 
 _WITH_CLASS_TOKEN = ("clip_vision_model",)
@@ -38,7 +39,8 @@ def read_processor(
     """
     try:
         where = str(Path(path).expanduser())
-        processor = AutoProcessor.from_pretrained(where, revision=revision or "main")
+        with hub.explained(path, kind="model", error=ModelError, field="model.path"):
+            processor = AutoProcessor.from_pretrained(where, revision=revision or "main")
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{path}: its processor cannot be read: {error}") from error
     if picture_pixels is not None:

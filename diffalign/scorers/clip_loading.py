@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
+from diffalign import hub
 from diffalign.errors import ModelError
 from diffalign.files import read_tensors
 
@@ -45,9 +47,10 @@ def read_clip(source: str, *, revision: str | None = None, field: str = "clip") 
         ModelError: it cannot be read, or does not hold all weights of its own configuration.
     """
     try:
-        loaded: Any = CLIPModel.from_pretrained(
-            source, revision=revision or "main", use_safetensors=True, output_loading_info=True
-        )
+        with _hub_explained(source, field):
+            loaded: Any = CLIPModel.from_pretrained(
+                source, revision=revision or "main", use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{field}: cannot read a CLIP from {source}: {error}") from error
     clip, report = loaded
@@ -68,7 +71,8 @@ def read_config(source: str, *, revision: str | None = None, field: str = "clip"
         # transformers 5 would take the default configuration, of a CLIP that this is not
         raise ModelError(f"{field}: {source} holds no config.json of a CLIP")
     try:
-        return CLIPConfig.from_pretrained(source, revision=revision or "main")
+        with _hub_explained(source, field):
+            return CLIPConfig.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{field}: cannot read a CLIP's config.json at {source}: {error}"
@@ -101,7 +105,8 @@ def read_tokenizer(source: str, *, revision: str | None = None, field: str = "cl
         ModelError: there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
+        with _hub_explained(source, field):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{field}: cannot read a CLIP tokenizer from {source}: {error}") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -187,13 +192,18 @@ def _fetch(path: str, revision: str | None, name: str) -> Path:
     if match is None:
         raise ModelError(f"there is no file or folder {path}, and it is no hub id (owner/name)")
     try:
-        if match[2]:
-            return Path(hf_hub_download(match[1], match[2], revision=revision))
-        patterns = [name, "*.json", "*.txt"]
-        folder = snapshot_download(match[1], revision=revision, allow_patterns=patterns)
+        with _hub_explained(match[1], "path"):
+            if match[2]:
+                return Path(hf_hub_download(match[1], match[2], revision=revision))
+            patterns = [name, "*.json", "*.txt"]
+            folder = snapshot_download(match[1], revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:
         raise ModelError(f"there is no file or folder {path}, and the hub says: {error}") from error
     return Path(folder) / name
+
+
+def _hub_explained(source: str, field: str) -> AbstractContextManager[None]:
+    return hub.explained(source, kind="model", error=ModelError, field=field, section="scorer")
 
 
 def digest_of(*files: Path) -> str:

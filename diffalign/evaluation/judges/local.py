@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from diffalign import hub
 from diffalign.errors import ConfigError
 from diffalign.evaluation.judges.base import AbstractJudge
 
@@ -60,10 +61,13 @@ class Local(AbstractJudge):
         device = choose_device(self.device)
         revision = self.revision or "main"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, revision=revision)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                self.path, revision=revision, dtype="auto", use_safetensors=True
-            )
+            with hub.explained(
+                self.path, kind="model", error=ConfigError, field="judge.path", section="judge"
+            ):
+                tokenizer = AutoTokenizer.from_pretrained(self.path, revision=revision)
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    self.path, revision=revision, dtype="auto", use_safetensors=True
+                )
         except (OSError, ValueError) as error:
             raise ConfigError(f"judge.path={self.path} cannot be loaded: {error}") from error
         return tokenizer, model.to(device).eval()
