@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from pages import fill, filled, merged
 
-from diffalign.evaluation.diversity import diversity
+from diffalign.evaluation.diversity import diversity, pixel_distance
 from diffalign.evaluation.manifest import read_manifest
 from diffalign.evaluation.pipelines import SamplerConfig
 from diffalign.evaluation.prompts import PromptsConfig
@@ -202,11 +202,11 @@ def costs(run: Path) -> tuple[int, int, float]:
 
 def table(folder: Path, rows: Sequence[Row], results: Sequence[Result], before: str) -> str:
     """The results as Markdown; rows that are not there are those of the table before."""
-    spread = diversity(folder / "evaluation", read_manifest(folder / "evaluation"))
+    spread = diversity(folder / "evaluation", read_manifest(folder / "evaluation"), pixel_distance)
     base = results[0].comparison
     head = [
         "| method | win rate of decided pairs (95 % interval) | wins / ties / losses "
-        "| fidelity (gain, 95 % interval) | diversity | UNet rows | pictures scored "
+        "| fidelity (gain, 95 % interval) | pixel distance | UNet rows | pictures scored "
         "| CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -229,8 +229,9 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result], before: 
     return (
         merged(before, head, lines, ["base", *(row.title for row in ROWS)])
         + f"\n\n{base.items} pictures of {base.prompts} held-out prompts, {SEEDS} seeds, "
-        f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Diversity: root mean square "
-        f"distance between a prompt's pictures. CPU seconds: of the whole run, one thread. "
+        f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Pixel distance: root mean square "
+        f"difference of a prompt's images, for which a shifted copy is another image. CPU seconds: "
+        f"of the whole run, one thread. "
         f"Prepared once: {first}. {os.cpu_count()} cores ({platform.machine()}, "
         f"torch {torch.__version__}), by "
         f"`python scripts/compare_methods.py`.\n"

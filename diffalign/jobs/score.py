@@ -14,7 +14,8 @@ from diffalign import components
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.errors import DataError
-from diffalign.evaluation.manifest import MANIFEST
+from diffalign.evaluation.diversity import diversity, feature_distance
+from diffalign.evaluation.manifest import MANIFEST, read_manifest
 from diffalign.evaluation.progress import progress
 from diffalign.evaluation.scoring import (
     SCORES,
@@ -24,9 +25,11 @@ from diffalign.evaluation.scoring import (
     score_pictures,
     scores_by_item,
 )
+from diffalign.files import write_json
 from diffalign.models.placement import choose_device
 from diffalign.processes import only_writer
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.pictures import AbstractPictureScorer
 
 _LISTED_PROBLEMS = 10
 
@@ -43,10 +46,19 @@ class ScoreConfig:
     """Of the column: `scores/NAME.jsonl`; null takes the scorer's kind."""
     batch_size: int = 32
     """Pictures judged at once."""
+    diversity: bool = False
+    """Say as well how much the images of one prompt differ, by the scorer's own features of them:
+    a second pass of its image tower. The result lies beside the scores, `NAME.diversity.json`."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        if self.diversity and not getattr(self.scorer, "has_features", False):
+            raise ValueError(
+                f"diversity is measured by the scorer's features of images, and "
+                f"{components.kind_of(self.scorer)} has none: use pickscore or clip, or leave "
+                f"diversity out"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]*", self.name):
@@ -100,6 +112,9 @@ def _score(console: Console, config: ScoreConfig, column: Path) -> None:
     console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
     if (config.images / MANIFEST).is_file():
         _print_means(console, config.images, column)
+        if config.diversity:
+            assert isinstance(scorer, AbstractPictureScorer), "by __post_init__"
+            _measure_diversity(console, config.images, column, scorer)
     _refuse(problems)
     if (config.images / MANIFEST).is_file():
         console.print(
@@ -117,6 +132,22 @@ def _print_means(console: Console, images: Path, column: Path) -> None:
     table = Table("model", "pictures", "mean score", box=None)
     for model, values in by_model.items():
         table.add_row(model, str(len(values)), f"{sum(values) / len(values):.4f}")
+    console.print(table)
+
+
+def _measure_diversity(
+    console: Console, images: Path, column: Path, scorer: AbstractPictureScorer
+) -> None:
+    rows = [row for row in read_manifest(images) if (images / row.file).is_file()]
+    with progress(console, "diversity", len(rows)) as advance:
+        found = diversity(images, rows, feature_distance(scorer.features), on_prompt=advance)
+    if not found:
+        console.print("No diversity: it takes two images of a prompt (seeds=2 or more)")
+        return
+    write_json(column.with_suffix(".diversity.json"), {"mean_cosine_distance": found})
+    table = Table("model", "diversity (mean cosine distance of a prompt's images)", box=None)
+    for model, value in found.items():
+        table.add_row(model, f"{value:.4f}")
     console.print(table)
 
 

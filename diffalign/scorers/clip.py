@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffalign.errors import ModelError
 from diffalign.scorers.clip_loading import digest_of, find_weights
-from diffalign.scorers.pictures import AbstractPictureScorer, cosines
+from diffalign.scorers.pictures import AbstractPictureScorer, cosines, embedded
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 """Names of the two files that make a folder of open_clip's layout."""
@@ -67,6 +67,10 @@ class CLIPScore(AbstractPictureScorer):
             embed_prompts=self._embed_prompts,
             pictures_per_batch=self.images_per_batch,
         )
+
+    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of the image tower, of length 1."""
+        return embedded(self._embed_pictures, pictures, self.images_per_batch)
 
     def to(self, device: torch.device | str) -> CLIPScore:
         self._parts.network.to(device)

@@ -32,7 +32,7 @@ from diffalign.scorers.clip_loading import (
     text_features,
     tokenize,
 )
-from diffalign.scorers.pictures import AbstractPictureScorer, cosines
+from diffalign.scorers.pictures import AbstractPictureScorer, cosines, embedded
 
 
 def tower_input(picture: Image.Image, size: int) -> Tensor:
@@ -89,6 +89,10 @@ class PickScore(AbstractPictureScorer):
             embed_prompts=self._embed_prompts,
             pictures_per_batch=self.images_per_batch,
         )
+
+    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of the image tower, of length 1."""
+        return embedded(self._embed_pictures, pictures, self.images_per_batch)
 
     def to(self, device: torch.device | str) -> PickScore:
         self._clip.to(device)

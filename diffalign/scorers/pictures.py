@@ -22,6 +22,21 @@ class AbstractPictureScorer(AbstractScorer):
     def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Scores of at least one RGB picture against its prompt, shape [n], on any device."""
 
+    @property
+    def has_features(self) -> bool:
+        """Whether `features` says something of an image."""
+        return type(self).features is not AbstractPictureScorer.features
+
+    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """What the scorer sees in RGB images, apart from any prompt, shape [n, d], on any device.
+
+        Images that look alike have features of nearly the same direction.
+
+        Raises:
+            NotImplementedError: it has none (see `has_features`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no features of images")
+
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
         """Judge finished images against their prompts.
 
@@ -81,6 +96,14 @@ def cosines(
     texts = _in_batches(embed_prompts, list(distinct), pictures_per_batch)
     images = _in_batches(embed_pictures, pictures, pictures_per_batch)
     return (images * texts[[distinct[prompt] for prompt in prompts]]).sum(dim=-1)
+
+
+def embedded(
+    embed: Callable[[Sequence[Image.Image]], Tensor], pictures: Sequence[Image.Image], size: int
+) -> Tensor:
+    """Normalised embeddings of pictures, at most `size` at once; float32 [n, d]."""
+    with torch.no_grad():
+        return _in_batches(embed, pictures, size)
 
 
 def _in_batches(embed: Callable[[Sequence], Tensor], items: Sequence, size: int) -> Tensor:
