@@ -103,7 +103,7 @@ print(json.dumps(answers))
 OWNERS = {
     "streams": ["fine", "gone", "closed", "gated", "busy", "moody", "faulty", "mute", "scripted"],
     "tables": ["fine", "gone", "cut"],
-    "others": ["gone", "closed", "gated", "mute"],
+    "others": ["gone", "closed", "gated"],
     "models": ["fine", "gone", "closed", "gated", "moody", "cut", "mute"],
 }
 
