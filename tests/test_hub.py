@@ -39,6 +39,7 @@ import torch
 
 # The libraries wait 23 s and 100 s between their attempts, and a minute for each of the last ones.
 datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
+datasets.config.STREAMING_READ_MAX_RETRIES = 2
 huggingface_hub.file_download._ETAG_RETRY_TIMEOUT = 1
 waits = types.SimpleNamespace(**{n: getattr(time, n) for n in dir(time) if n[0] != "_"})
 waits.sleep = lambda seconds: time.sleep(seconds / 50)
