@@ -57,15 +57,6 @@ FORMS: dict[Form, str] = {
     "card": "a model card with the results of today",
 }
 
-INSIDE: dict[str, Any] = {
-    "revision": None,
-    "variant": None,
-    "config": None,
-    "vae": None,
-    "vae_revision": None,
-}
-"""Settings of a base that a pipeline which a run wrote has in its folder."""
-
 DORA_NOTE = (
     "The adapter is a DoRA. A1111 takes its magnitudes for those of inputs, and ComfyUI divides "
     "by the lengths of the base's weights, not of the changed ones, so images differ a little: "
@@ -428,7 +419,7 @@ def _merged(trained: Trained, model: AbstractDiffusion) -> Any:
         put_adapters(pipeline, adapters, where=trained.title, merge=True)
         return pipeline
     if trained.folder is not None:
-        return replace(model, path=str(trained.folder), **INSIDE).opened()
+        return type(model)(path=str(trained.folder)).opened()  # all else is in the folder
     return model.opened(trained.values)
 
 

@@ -40,7 +40,7 @@ from diffalign.models.conditioning import AbstractConditioner
 from diffalign.models.denoiser import DiffusionModel
 from diffalign.models.export import with_weights, write_adapter, write_pipeline
 from diffalign.models.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
-from diffalign.models.locate import ITSELF, AbstractLocation, Hub, locate, with_network
+from diffalign.models.locate import ITSELF, AbstractLocation, locate, with_network
 from diffalign.models.lora import LoraSettings
 from diffalign.models.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.precision import DTYPES, Precision
@@ -157,6 +157,10 @@ class AbstractDiffusion(AbstractModel):
                 f"weight_name={json.dumps(ADAPTER_FILE)})",
             ]
         )
+        if self.lora is not None and self.unet is not None:
+            opened.insert(
+                1, f"# first put the denoiser of {json.dumps(self.unet)} in: pipeline.unet"
+            )
         return "\n".join([f"from diffusers import {self.pipeline}", "", *opened])
 
     def next_step(self, run: Path) -> str:
@@ -473,8 +477,9 @@ class AbstractDiffusion(AbstractModel):
     @property
     def base_name(self) -> str:
         """The hub id of the base, or what it is called on this disk: never a path."""
-        location = self._location
-        return location.name if isinstance(location, Hub) else Path(self.path).resolve().name
+        path = self.path if self.unet is None else self.unet
+        local = Path(path).expanduser()
+        return local.resolve().name if local.exists() else path
 
     @property
     def predicts_velocity(self) -> bool:

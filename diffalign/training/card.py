@@ -245,7 +245,7 @@ def _metadata(run: RunConfig, evaluations: Sequence[Evaluation], *, merged: bool
 
 def base_on_hub(model: AbstractModel) -> str | None:
     """The hub id of the model that training began with; None where it lies on this disk alone."""
-    path = getattr(model, "path", None)
+    path = getattr(model, "unet", None) or getattr(model, "path", None)
     return path if isinstance(path, str) and _is_hub_id(path) else None
 
 

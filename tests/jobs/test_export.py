@@ -424,3 +424,31 @@ def test_the_command_takes_a_run_with_any_name(monkeypatch):
     for arguments in ([], ["form=kohya"]):
         result = CliRunner().invoke(app, ["export", *arguments])
         assert isinstance(result.exception, ConfigError)
+
+
+@pytest.mark.parametrize("adapter", ["alpha", "weights"])
+def test_a_run_on_another_denoiser_is_exported_with_it(adapter, models, tmp_path):
+    torch.manual_seed(3)
+    other = opened("sd15", models["sd15"]).unet
+    for parameter in other.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    other.save_pretrained(tmp_path / "their unet")
+    layouts.write_pickapic(tmp_path / "data", layouts.make_pairs(4))
+    run = tmp_path / "run"
+    settings = [f"model.path={models['sd15']}", f"model.unet={tmp_path / 'their unet'}"]
+    settings += ["model.kind=sd15", f"model.lora={ADAPTERS[adapter]}", "data.resolution=32"]
+    settings += [f"data.path={tmp_path / 'data'}", f"output={run}", "optimizer.lr=1e-4"]
+    train.run(config.load(RunConfig, SMOKE, settings))
+    if adapter == "weights":
+        expected = image(opened("sd15", run / "final"))
+    else:
+        base = opened("sd15", models["sd15"])
+        base.unet = other
+        base.load_lora_weights(run / "final", weight_name="pytorch_lora_weights.safetensors")
+        expected = image(base)
+        with safe_open(run / "final" / KOHYA_FILE, framework="pt") as file:
+            assert file.metadata()["ss_sd_model_name"] == "their unet"
+    for source in (run, run / "checkpoint-2"):
+        folder = exported(source, form="folder", output=tmp_path / f"{source.name} whole")
+        assert same(image(opened("sd15", folder)), expected)
+    assert not same(expected, image(opened("sd15", models["sd15"])))
