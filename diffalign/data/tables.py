@@ -67,7 +67,11 @@ class TableRows(AbstractRows):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
-        return Row(_row_name(index), self._dataset[index])
+        try:
+            values = self._dataset[index]
+        except UnicodeDecodeError:
+            values = _python_rows(self._arrow[index])[0]
+        return Row(_row_name(index), values)
 
     def start_of(self, index: int) -> Row:
         table = self._arrow[index]
@@ -78,7 +82,7 @@ class TableRows(AbstractRows):
         light = self._arrow.select_columns(list(dict.fromkeys(columns)))
         index = 0
         for table in light.iter(batch_size=10_000):
-            for values in table.to_pylist():
+            for values in _python_rows(table):
                 yield Row(_row_name(index), values)
                 index += 1
 
@@ -91,7 +95,30 @@ def _start_of(value: pa.Scalar) -> Any:
     is_bytes = pa.types.is_binary(value.type) or pa.types.is_large_binary(value.type)
     if is_bytes and value.is_valid:
         return memoryview(value.as_buffer())[:_HEADER_BYTES].tobytes()
-    return value.as_py()
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes()
+
+
+def _python_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """Python values by row; a text column that is not all UTF-8 stays bytes, for who reads it."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        columns = {name: _with_bytes(table.column(name)) for name in table.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _with_bytes(column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise
+        values = column.cast(pa.large_binary()).to_pylist()
+    return values
 
 
 class ParquetStream(AbstractRowStream):
@@ -127,7 +154,7 @@ class ParquetStream(AbstractRowStream):
                     count = file.metadata.row_group(group).num_rows
                     if skip < count:
                         batches = file.iter_batches(_BATCH_ROWS, [group], self._columns)
-                        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+                        rows = chain.from_iterable(map(_python_rows, batches))
                         yield from islice(rows, skip, None)
                     skip = max(0, skip - count)
         except (OSError, pa.ArrowException) as error:
