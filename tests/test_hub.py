@@ -23,7 +23,7 @@ from tests.stand_in_hub import stand_in_hub
 from tests.tiny_models import write_sdxl
 
 ASKING = """
-import json, sys, threading, time, types
+import faulthandler, json, sys, threading, time, types
 from diffalign.data.preview import first_rows
 from diffalign.data.reading import open_data
 from diffalign.data.source import DataConfig
@@ -82,7 +82,7 @@ def streams(owner):
     answers[f"stream {owner}"] = said(pairs, owner, streaming=True)
 
 
-def models():  # one after the other: diffusers loads in one thread only
+def models():
     for owner in owners["models"]:
         answers[f"model {owner}"] = said(model, owner)
     for owner in owners["others"]:
@@ -90,15 +90,18 @@ def models():  # one after the other: diffusers loads in one thread only
         answers[f"processor {owner}"] = said(answers_of, owner)
 
 
+faulthandler.dump_traceback_later(600, exit=True)
 owners = json.loads(sys.argv[1])
-threads = [threading.Thread(target=streams, args=(owner,)) for owner in owners["streams"]]
-threads.append(threading.Thread(target=models))
+streams(owners["streams"][0])  # alone: what is imported late is not by several threads at once
+threads = [threading.Thread(target=streams, args=(owner,)) for owner in owners["streams"][1:]]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
+models()
 for owner in owners["tables"]:
     answers[f"table {owner}"] = said(pairs, owner)
+faulthandler.cancel_dump_traceback_later()
 print(json.dumps(answers))
 """
 OWNERS = {
