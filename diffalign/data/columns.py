@@ -347,7 +347,8 @@ def _configured_columns(
         {"prompt", "chosen"},
     )
     if set(configured) not in forms:
-        allowed = ", or ".join(" ".join(sorted(form)) for form in forms)
+        of_groups = {"prompt", "images", "scores"}  # see `groups`, which comes first
+        allowed = ", or ".join(" ".join(sorted(form)) for form in (*forms, of_groups))
         raise DataError(
             f"data.columns has {' '.join(sorted(configured))}; it needs exactly {allowed}"
         )

@@ -118,7 +118,9 @@ def test_a_misspelt_column_of_your_own_is_refused_with_the_nearest():
 
 
 def test_incomplete_columns_of_your_own_are_refused():
-    with pytest.raises(DataError, match=r"data.columns has prompt rejected; it needs exactly"):
+    with pytest.raises(
+        DataError, match=r"has prompt rejected; it needs exactly.*images prompt scores"
+    ):
         general_columns({"prompt": "t", "rejected": "a"}, ["t", "a"], lower_is_better=False)
 
 
