@@ -165,6 +165,7 @@ LONG = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_three_steps_and_resumed_ends_bit_for_bit_alike(tmp_path, tiny_sdxl, data):
     whole = settings(tiny_sdxl, data["pickapic"], tmp_path / "whole", *LONG)
     train.run(load(*whole))
@@ -182,6 +183,7 @@ def test_a_run_killed_at_three_steps_and_resumed_ends_bit_for_bit_alike(tmp_path
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_one_process_and_two_agree(tmp_path):
     # The same global batch in the same local shapes, since float32 kernels round by shape and beta

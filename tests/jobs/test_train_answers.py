@@ -253,6 +253,7 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_alike(load, tmp_path):
         assert theirs and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_one_process_and_two_agree_on_answers(load, tmp_path):
     more = (*METHODS["mdpo"][1], "training.samples_per_device=2", "training.optimizer_steps=3")

@@ -75,6 +75,7 @@ def sampling(folder: Path) -> bool:
     return any(folder.glob("batches/*.json")) and not (folder / "round.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path, tiny_sd15):
     long = (
         "training.optimizer_steps=9",  # round 0 has 6, and round 1 is left in its middle
