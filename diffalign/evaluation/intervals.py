@@ -175,7 +175,9 @@ class Bootstrap:
         if top is None or not 0 <= value <= top:
             return Interval(value - quantile * spread, value + quantile * spread)
         share, spread = value / top, spread / top
-        if spread < 1e-9:  # all clusters agree: as if each were one trial
+        # All clusters agree, or the figure is at an end, from which only resamples without anything
+        # to count can differ: as if each were one trial.
+        if spread < 1e-9 or share in (0, 1):
             low, high = score_interval(share, carriers, float(scipy.stats.norm.ppf(level)))
         else:
             low, high = score_interval(share, share * (1 - share) / spread**2, quantile)

@@ -284,7 +284,7 @@ def test_object_halbench_without_a_judge_names_its_stand_in(halbench):
     printed = json.loads(evaluate(*halbench, "--json"))
     assert printed["mention_level"] == pytest.approx(100 / 3)
     assert printed["objects_from"] == "words of the answers (stand-in)"
-    stand_in, silent = printed["notes"]
+    stand_in, silent, *_ = printed["notes"]
     assert stand_in == "Without a judge the figures are not those of papers."
     assert silent.startswith("1 of 3 answers claim no object of COCO")
 
