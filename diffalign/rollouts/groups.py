@@ -287,7 +287,7 @@ class GroupArtist:
     ) -> list[Failure]:
         pictures = model.decode_images(drawn.latents[-1]).cpu()
         if not all(finite(drawn)) or not torch.isfinite(pictures).all():
-            return [Failure(item, model.blame() or "the model made values that are not finite")]
+            return [Failure(item, model.blame() or "the model drew values that are not finite")]
         name = group_id(item)
         group = Group(
             group=name,
