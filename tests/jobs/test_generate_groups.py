@@ -135,7 +135,7 @@ def test_a_missing_file_of_a_group_is_drawn_again_as_it_was(settings, tmp_path):
         ("trajectories.process.guidance=3", r"written with guidance 2\.0, .* asks for 3\.0"),
         ("trajectories.process.steps=3", "written with steps 2, .* asks for 3"),
         ("trajectories.images_per_group=2", "written with images_per_group 3, .* asks for 2"),
-        ("trajectories.size=[16,16]", r"written with size None, .* asks for \[16, 16\]"),
+        ("trajectories.size=[16,16]", r"written with size None, .* asks for \(16, 16\)"),
         ("dtype=bf16", "written with dtype 'float32', .* asks for 'bf16'"),
     ],
 )
