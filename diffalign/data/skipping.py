@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from diffalign.data.records import Skipped
 from diffalign.errors import DataError
 from diffalign.files import to_json
 from diffalign.keys import hide
+from diffalign.parsing import parse_json
 
 
 def forget_skipped(path: Path) -> None:
@@ -115,7 +115,7 @@ class SkipLog:
                 file.truncate(self._read_bytes + whole)
         for line in content[:whole].splitlines():
             # A damaged line is passed over: its sample is listed again when it is met again.
-            with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-                known = json.loads(line)
+            with contextlib.suppress(DataError, TypeError, KeyError):
+                known = parse_json(line, "a line")
                 self._found.setdefault(known["sample_id"], (known["reason"], known["detail"]))
         self._read_bytes += whole

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffalign.errors import ModelError
+from diffalign.files import open_tensors, read_json
 from diffalign.models.runs import FINAL, RunCheckpoint, checkpoint_at, checkpoint_of
+from diffalign.parsing import checked, parse_json, shortly
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA that it writes."""
@@ -86,7 +87,7 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
         return _read_checkpoint(checkpoint)
     prefix = f"{component}."
     try:
-        with safe_open(file, framework="pt") as opened:
+        with open_tensors(file, error=ModelError) as opened:
             names = list(opened.keys())
             header = (opened.metadata() or {}).get(METADATA, "{}")
             ours = {
@@ -94,7 +95,7 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
                 for name in names
                 if name.startswith(prefix)
             }
-    except (OSError, SafetensorError) as error:
+    except ModelError as error:
         raise ModelError(f"{file}: cannot be read as an adapter: {error}") from error
     if not any(name.endswith(".lora_A.weight") for name in ours):
         raise ModelError(
@@ -104,7 +105,8 @@ def read_adapter(file: Path, *, component: str) -> AdapterFile:
     if component == PEFT_PREFIX:
         scale = _scale(_peft_settings(file), "")
     else:
-        scale = _scale(json.loads(header), prefix)
+        settings = parse_json(header, f"{file}: {METADATA}", error=ModelError)
+        scale = _scale(settings if isinstance(settings, dict) else {}, prefix)
     adapter = {name: value for name, value in ours.items() if ".lora_" in name}
     modules = {name: value for name, value in ours.items() if name not in adapter}
     others = tuple(name for name in names if not name.startswith(prefix))
@@ -147,16 +149,19 @@ def _advice(component: str) -> str:
 def _peft_settings(file: Path) -> dict[str, object]:
     beside = file.with_name(PEFT_CONFIG)
     try:
-        settings = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(beside, error=ModelError)
+        return checked(dict[str, Any], content, beside, error=ModelError)
+    except ModelError as error:
         raise ModelError(
             f"{file}: its settings are read from {PEFT_CONFIG} beside it: {error}"
         ) from error
-    return dict(settings)
 
 
 def _scale(settings: dict[str, object], prefix: str) -> float:
     rank, alpha = settings.get(f"{prefix}r"), settings.get(f"{prefix}lora_alpha")
     if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
         return 1.0
+    if not 0 < rank < 2**31 or not abs(alpha) < 2**31:
+        given = f"rank {shortly(rank)} and alpha {shortly(alpha)}"
+        raise ModelError(f"the adapter's settings say {given}, which give no scale")
     return alpha / (math.sqrt(rank) if settings.get(f"{prefix}use_rslora") else rank)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from torch import nn
 
 from diffalign import hub
 from diffalign.errors import ModelError, did_you_mean
+from diffalign.files import read_json
 from diffalign.models.runs import (
     CONFIG,
     FINAL,
@@ -719,10 +719,7 @@ def _tokenizer(location: AbstractLocation, name: str, source: Any, **options: An
 
 
 def _parse(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
+    content = read_json(file, error=ModelError)
     if not isinstance(content, dict):
         raise ModelError(f"{file} must hold a JSON object, and holds a {type(content).__name__}")
     return content

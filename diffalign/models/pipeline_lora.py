@@ -7,7 +7,6 @@ that work, and each adapts another part of a pipeline.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 from collections import Counter
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, LoraModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffalign.errors import ModelError
+from diffalign.files import open_tensors
 from diffalign.models.adapter_files import METADATA, read_adapter
 from diffalign.models.runs import checkpoint_of
+from diffalign.parsing import parse_json
 
 _FIRST, _SECOND = ".lora_A.weight", ".lora_B.weight"
 _LENGTHS = ".lora_magnitude_vector"
@@ -136,10 +136,11 @@ def read_adapters(
 
 def _read(file: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     try:
-        with safe_open(file, framework="pt") as opened:
+        with open_tensors(file, error=ModelError) as opened:
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-            header = json.loads((opened.metadata() or {}).get(METADATA, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
+            text = (opened.metadata() or {}).get(METADATA, "{}")
+        header = parse_json(text, METADATA, error=ModelError)
+    except ModelError as error:
         raise ModelError(f"{file}: cannot be read as an adapter: {error}") from error
     return tensors, header if isinstance(header, dict) else {}
 

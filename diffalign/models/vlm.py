@@ -30,6 +30,7 @@ from transformers import (
 
 from diffalign.commands import command
 from diffalign.errors import ModelError
+from diffalign.files import read_json
 from diffalign.models import lora
 from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
@@ -49,6 +50,7 @@ from diffalign.models.vision_language import VisionLanguageModel
 from diffalign.models.vlm_export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm_families import TESTED, Anatomy, dissect
 from diffalign.models.vlm_processor import read_processor
+from diffalign.parsing import checked
 
 Training = Literal["frozen", "trained"]
 
@@ -439,7 +441,12 @@ def _check_folder(folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     if (folder / PEFT_CONFIG).is_file():
-        adapter = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        adapter = checked(
+            dict[str, Any],
+            read_json(folder / PEFT_CONFIG, error=ModelError),
+            folder / PEFT_CONFIG,
+            error=ModelError,
+        )
         raise ModelError(
             f"{folder} holds an adapter: set path to its base, which was "
             f"{adapter.get('base_model_name_or_path')}, and lora to "

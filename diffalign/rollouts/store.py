@@ -47,6 +47,12 @@ class StepPair:
     outcomes: Mapping[str, int]
     """View -> the row at which it arrives."""
 
+    def __post_init__(self) -> None:
+        if not self.states or self.states.keys() != self.outcomes.keys():
+            raise ValueError("states and outcomes must be of the same views, at least one")
+        if min(*self.states.values(), *self.outcomes.values()) < 0:
+            raise ValueError("rows of states and outcomes must be at least 0")
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write a safetensors file, whole or not at all."""

@@ -20,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_fr
 
 from diffalign import __version__, components, config, world
 from diffalign.errors import DataError
-from diffalign.files import read_json_lines, write_atomically
+from diffalign.files import read_json, read_json_lines, write_atomically
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion import AbstractDiffusion
 from diffalign.models.vlm import VLM
@@ -130,6 +130,9 @@ def results_of(run: Path) -> list[Path]:
     ]
 
 
+_NOT_RESULTS = (DataError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError)
+
+
 def read_evaluations(path: Path) -> list[Evaluation]:
     """What `compare` wrote as `compare.json`, or `evaluate --json` printed.
 
@@ -141,11 +144,11 @@ def read_evaluations(path: Path) -> list[Evaluation]:
     """
     path = _file_of(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if "comparisons" in content:
             return list(_of_comparison(content))
         return list(_of_benchmark(content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NOT_RESULTS as error:
         raise DataError(
             f"{path}: holds no results: give the compare.json of `diffalign compare`, or what "
             f"`diffalign evaluate KIND ... --json` printed ({type(error).__name__}: {error})"

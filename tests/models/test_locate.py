@@ -63,7 +63,7 @@ def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path):
 def test_a_damaged_configuration_is_named(copied):
     (copied / "model_index.json").write_text("{")
 
-    with pytest.raises(ModelError, match=r"model_index\.json is not valid JSON"):
+    with pytest.raises(ModelError, match=r"model_index\.json is not JSON"):
         locate(str(copied)).read_json("model_index.json")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from typing import Any, Literal
 
 from diffalign.data.records import SkipReason, UnusableRowError
 from diffalign.data.responses.records import IMAGE, Position, Span, Turn
+from diffalign.errors import DataError
+from diffalign.parsing import parse_json
 
 Role = Literal["system", "user", "assistant"]
 
@@ -373,8 +374,8 @@ def _spelled_out(text: str) -> Any:
     if not text.lstrip().startswith(("[{", "[ {", "[\n")):
         return text
     try:
-        messages = json.loads(text)
-    except (ValueError, RecursionError):
+        messages = parse_json(text, "messages")
+    except DataError:
         return text
     spelled = isinstance(messages, list) and all(
         isinstance(message, Mapping) and {"role", "from"} & set(message) for message in messages

@@ -13,7 +13,6 @@ Source: Yang et al. 2025, arXiv:2501.09695; zhyang2226/OPA-DPO, utils/data_utils
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -27,6 +26,8 @@ from diffalign.data.responses.conversation import (
     turns_of_template,
 )
 from diffalign.data.responses.records import Span
+from diffalign.errors import DataError
+from diffalign.parsing import parse_json
 
 _COLUMNS = {
     "chosen": "standard_response",
@@ -60,9 +61,9 @@ class OPADPO(AbstractMapping):
 def _report(text: Any) -> list[Mapping[str, Any]]:
     """The entries on sentences, in order."""
     try:
-        report = json.loads(text) if isinstance(text, (str, bytes)) else text
-    except ValueError as error:
-        raise malformed(f"AI_json_report is no JSON: {error}") from error
+        report = parse_json(text, "AI_json_report") if isinstance(text, (str, bytes)) else text
+    except DataError as error:
+        raise malformed(str(error)) from error
     if not isinstance(report, Mapping):
         raise malformed(f"AI_json_report is no JSON object: {text!r:.60}")
     return [
@@ -99,5 +100,5 @@ def _label(entry: Mapping[str, Any]) -> str | None:
 def _score(entry: Mapping[str, Any]) -> float | None:
     try:
         return float(entry["score"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -8,13 +8,14 @@ Source: Yu et al. 2023, arXiv:2312.00849.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from diffalign.data.records import UnusableRowError
 from diffalign.data.responses.base import AbstractMapping
 from diffalign.data.responses.conversation import Comparison, compared, malformed, turns_of
+from diffalign.errors import DataError
+from diffalign.parsing import parse_json
 
 _FIELDS = ("question", "chosen", "rejected")
 
@@ -41,9 +42,9 @@ class RLHFV(AbstractMapping):
 
 def _fields(text: Any) -> Mapping[str, Any]:
     try:
-        fields = json.loads(text) if isinstance(text, (str, bytes)) else text
-    except ValueError as error:
-        raise malformed(f"text is no JSON: {error}") from error
+        fields = parse_json(text, "text") if isinstance(text, (str, bytes)) else text
+    except DataError as error:
+        raise malformed(str(error)) from error
     if not isinstance(fields, Mapping) or not set(_FIELDS) <= set(fields):
         raise malformed(f"text has not the fields {', '.join(_FIELDS)}: {text!r:.60}")
     return fields

@@ -62,6 +62,6 @@ def _rated(completion: Any) -> tuple[str, float | None]:
     response = without_end_tokens(str(completion.get("response") or ""))
     try:
         ratings = [float(annotations[aspect]["Rating"]) for aspect in _ASPECTS]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return response, None
     return response, sum(ratings) / len(ratings)
