@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign import config as configs
+from diffalign.commands import command
 from diffalign.errors import ConfigError, ModelError
 from diffalign.evaluation.opening import diffusion_settings
 from diffalign.evaluation.pipelines import ModelSpec
@@ -44,7 +45,7 @@ from diffalign.training.card import (
     write_cards,
     write_model_card,
 )
-from diffalign.training.checkpoint import verify
+from diffalign.training.checkpoint import checkpoints_in, verify
 
 Form = Literal["kohya", "diffusers", "peft", "folder", "single_file", "card"]
 
@@ -199,12 +200,12 @@ def _of_run(folder: Path) -> Trained:
     run_config = _config_of(folder)
     final = folder / "final"
     if not final.is_dir():
-        saved = sorted(folder.glob("checkpoint-*"))
+        saved = checkpoints_in(folder)
         hint = f", for example {saved[-1]}" if saved else ""
+        again = command("train", config=folder / "config.yaml", options=["--resume"])
         raise ConfigError(
             f"{folder}: this run has no folder named final, so it has not finished. Continue it "
-            f"with: diffalign train {folder / 'config.yaml'} --resume; or export a checkpoint of "
-            f"it{hint}"
+            f"with: {again}; or export a checkpoint of it{hint}"
         )
     trained = Trained(
         title=folder.resolve().name,
