@@ -176,15 +176,17 @@ class PairColumns:
 
     def _named(self, row: Row) -> int | LeftOut:
         assert self.preferred is not None
-        value = _text(row.values[self.preferred])
-        if value in self.images:
-            return self.images.index(value)
+        given = _text(row.values[self.preferred])
+        value = given.strip().lower()
+        names = [name.lower() for name in self.images]
+        if value in names:
+            return names.index(value)
         if value == "tie":
             return LeftOut.TIE
         if value == "":
             return LeftOut.UNLABELLED
         raise _malformed(
-            f"{self.preferred} is {shortly(value)} (allowed: {', '.join(self.images)}, tie). A "
+            f"{self.preferred} is {shortly(given)} (allowed: {', '.join(self.images)}, tie). A "
             "number could mean either image: give one score for each under data.columns"
         )
 

@@ -86,11 +86,16 @@ _IMAGES = IMAGE_SUFFIXES | {".heic", ".heif", ".jxl"}
 """A file of one of these names is meant to be an image: one that cannot be read is listed."""
 
 
+def _precedence(file: Path) -> int:
+    """Of two captions of one name, the one with the smaller number is read."""
+    return [*_CAPTIONS, file.suffix.lower()].index(file.suffix.lower())
+
+
 def _captions_by_name(folder: Path) -> dict[str, Path]:
     """Caption files by the name before the dot; none where there is no such folder."""
     if not folder.is_dir():
         return {}
-    files = sorted(folder.iterdir(), reverse=True)
+    files = sorted(folder.iterdir(), key=lambda file: (_precedence(file), file.name), reverse=True)
     return {
         file.stem: file
         for file in files

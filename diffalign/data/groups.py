@@ -140,7 +140,7 @@ class GroupColumns:
 
         The same with the light columns alone as with all of them.
         """
-        if row.problem is not None:
+        if row.problem is not None or (not self.scores and self._problem(row) is not None):
             return [(0, 0)]
         if not self.scores:
             chosen, rejected = (_listed(row.values[name]) for name in self.images)
@@ -178,7 +178,9 @@ class GroupColumns:
     def _problem(self, row: Row) -> str | None:
         """Why no pair can be made of a row, if so."""
         if not self.scores:
-            return None
+            held = ((n, next(iter(_listed(row.values[n])), None)) for n in self.images)
+            raw = [n for n, first in held if isinstance(first, (int, float, list, np.ndarray))]
+            return f"{raw[0]} holds numbers, expected images as bytes or paths" if raw else None
         scores = _items(row, self.scores)
         if scores is None:
             value = row.values[_column(self.scores[0])]
@@ -435,13 +437,19 @@ def refuse_left_out(columns: PairColumns, names: Collection[str]) -> None:
         )
 
 
+_VERDICTS = frozenset({"label", "kto_tag", "preferred", "is_preferred", "is_chosen", "desirable"})
+"""Columns that may say of one image that it is not a preferred one."""
+
+
 def _refuse_one_image_of_a_ranking(columns: PairColumns, names: Collection[str]) -> None:
-    """Raise DataError where rows of one image each make up a ranking, as ImageRewardDB has them."""
+    """Raise DataError where rows of one image each make up a ranking, as ImageRewardDB has them, or
+    are labelled as preferred or not."""
     ranked = [name for name in names if smaller_wins([name], None)]
     grouped = [name for name in ("prompt_id", "group_id") if name in names]
     scored = [name for name in _LISTS_OF_SCORES if name in names]
-    if ranked or (grouped and scored):
-        left_out = ", ".join(dict.fromkeys([*grouped, *ranked, *scored]))
+    judged = [name for name in names if columns.images == ("image",) and name in _VERDICTS]
+    if ranked or judged or (grouped and scored):
+        left_out = ", ".join(dict.fromkeys([*grouped, *ranked, *judged, *scored]))
         raise DataError(
             f"{columns.describe()}; and {left_out} would be left out. Put the images of a prompt "
             "into one row, as lists images and rank (or scores); or, to take every image as a "

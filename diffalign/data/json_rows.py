@@ -26,8 +26,8 @@ class LineRows(AbstractRows):
         """Args:
         files: in order.
         root: folder that the names of rows start from.
-        columns: what every row has, null where its line has not, and a problem where it is no
-            object; None takes a line as it is, and raises DataError.
+        columns: what every row has, null where its line has not; None takes a line as it is. A
+            line that is no object is a row with a problem.
         """
         self._files = files
         self._root = root
@@ -58,14 +58,13 @@ class LineRows(AbstractRows):
     def _row(self, file: int, number: int, line: bytes) -> Row:
         path = self._files[file]
         name = f"{path.relative_to(self._root).as_posix()}:{number}"
-        if self._columns is None:
-            return Row(name, _parsed(line, name), folder=path.parent)
         values, problem = dict[str, Any](), None
         try:
             values = _parsed(line, name)
         except DataError as error:
             problem = str(error)
-        values = {column: values.get(column) for column in self._columns}
+        if self._columns is not None:
+            values = {column: values.get(column) for column in self._columns}
         return Row(name, values, path.parent, problem)
 
 
@@ -78,7 +77,8 @@ class ListRows(AbstractRows):
         """Args:
         files: in order.
         root: folder that the names of rows start from.
-        columns: what every row has, null where its object has not; None takes it as it is.
+        columns: what every row has, null where its object has not; None takes it as it is. An
+            item that is no object is a row with a problem.
         """
         self._rows = [
             row if columns is None else _with_columns(row, columns)
@@ -128,10 +128,13 @@ def list_schema(path: Path) -> Schema:
     Raises:
         DataError: it is no list of objects.
     """
-    first = [row.values for row in islice(_rows_of(path, path.parent), _SCHEMA_LINES)]
+    first = list(islice(_rows_of(path, path.parent), _SCHEMA_LINES))
     if not first:
         raise DataError(f"{path} is an empty list")
-    return object_schema(first)
+    objects = [row.values for row in first if row.problem is None]
+    if not objects:
+        raise DataError(first[0].problem)
+    return object_schema(objects)
 
 
 def object_schema(objects: Sequence[Mapping[str, Any]]) -> Schema:
@@ -162,13 +165,13 @@ def _rows_of(path: Path, root: Path) -> Iterator[Row]:
         raise DataError(f"{path} holds a {type(objects).__name__}, expected a list of objects")
     for number, values in enumerate(objects):
         name = f"{path.relative_to(root).as_posix()}[{number}]"
+        problem = None
         if not isinstance(values, dict):
             numbers = isinstance(values, list) and all(isinstance(v, (int, float)) for v in values)
             of_d3po = " (numbers of D3PO are read as rollouts.preferences, beside the groups)"
-            raise DataError(
-                f"{name} is no JSON object but {str(values)[:40]!r}{of_d3po if numbers else ''}"
-            )
-        yield Row(name, values, folder=path.parent)
+            found = f"{str(values)[:40]!r}{of_d3po if numbers else ''}"
+            values, problem = {}, f"{name} is no JSON object but {found}"
+        yield Row(name, values, path.parent, problem)
 
 
 def _line_starts(path: Path) -> Iterator[tuple[int, int]]:

@@ -258,6 +258,14 @@ def open_table(
     return HubStream(arriving, columns.all(), name=config.path)
 
 
+def _has_rows(file: Path) -> bool:
+    """Whether a parquet file has rows, or cannot be asked; the library refuses one without."""
+    try:
+        return bool(pyarrow.parquet.read_metadata(file).num_rows)
+    except (OSError, pyarrow.ArrowException):
+        return True
+
+
 def load_table(location: Location, config: Whereabouts, *, streaming: bool = False) -> Any:
     """Files of one kind, or a split of a hub data set, by the datasets library.
 
@@ -266,7 +274,9 @@ def load_table(location: Location, config: Whereabouts, *, streaming: bool = Fal
     """
     if location.files:
         kind = location.files[0].suffix.lower()[1:]
-        files = [str(file) for file in location.files]
+        files = [str(file) for file in location.files if kind != "parquet" or _has_rows(file)]
+        if not files:
+            raise DataError(f"{location.describe()}: there is no row in it")
         arguments: dict[str, Any] = {"path": kind, "data_files": files, "split": "train"}
     else:
         arguments = {"path": config.path, "split": config.split, "revision": config.revision}

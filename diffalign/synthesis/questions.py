@@ -99,6 +99,8 @@ class Questions(Sequence["Question | Unmade"]):
         values = renamed(row.values, self._data.names)
         values = {**dict.fromkeys(self._data.mapping.needs), **values}
         try:
+            if row.problem is not None:
+                raise malformed(row.problem)
             return self._question(values, row.name, self._data.image_folder or row.folder)
         except UnusableRowError as error:
             return Unmade(sample_id=row.name, reason=error.reason.value, detail=error.detail)

@@ -99,6 +99,7 @@ def test_a_column_may_name_the_preferred_image():
     mapping = general_columns({}, names, lower_is_better=False)
     values = {"prompt": "p", "image1": b"1", "image2": b"2"}
     assert mapping.chosen(Row("r", {**values, "preferred": "image2"})) == 1
+    assert mapping.chosen(Row("r", {**values, "preferred": " Image2\n"})) == 1
     assert mapping.chosen(Row("r", {**values, "preferred": "tie"})) is LeftOut.TIE
     with pytest.raises(UnusableRowError, match="number could mean either image"):
         mapping.chosen(Row("r", {**values, "preferred": 1}))

@@ -143,3 +143,11 @@ def test_links_that_lead_nowhere_and_folders_are_images_that_are_missing(tmp_pat
     rows = source.preview(4).rows
     assert [row.unusable is None for row in rows] == [True, False, False, False]
     assert all(row.rejected.startswith("missing image") for row in rows[1:])
+
+
+def test_of_two_captions_of_one_name_txt_is_read(tmp_path):
+    write_folder(tmp_path, make_pairs(1))
+    (file,) = (tmp_path / "win").glob("*.txt")
+    expected = pairs_in(tmp_path)[0].prompt
+    file.with_suffix(".caption").write_text("another")
+    assert pairs_in(tmp_path)[0].prompt == expected

@@ -271,3 +271,17 @@ def test_rows_of_one_image_that_make_up_a_ranking_are_refused_unless_named(tmp_p
         found(tmp_path)
     own = {"prompt": "prompt", "chosen": "image"}
     assert [pair.chosen.name for pair in found(tmp_path, columns=own)] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("column", ["label", "is_preferred", "kto_tag"])
+def test_single_images_that_are_labelled_are_not_all_preferred(column, tmp_path):
+    write_lines(tmp_path, {"prompt": "p", "image": "0.png", column: False})
+    with pytest.raises(DataError, match=f"and {column} would be left out"):
+        found(tmp_path)
+
+
+def test_images_as_lists_of_numbers_are_one_bad_row_not_a_pair_a_byte(tmp_path):
+    row = {"prompt": "p", "chosen": [137, 80, 78], "rejected": [[[1, 2, 3]]]}
+    write_lines(tmp_path, row)
+    (pair,) = found(tmp_path)
+    assert isinstance(pair, Skipped) and "chosen holds numbers" in pair.detail

@@ -2,9 +2,11 @@ import json
 from itertools import islice
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from diffalign.data.reading import Location
+from diffalign.data.reading import Location, open_data
 from diffalign.data.source import DataConfig
 from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_schema
 from diffalign.errors import DataError
@@ -147,3 +149,14 @@ def test_split_and_revision_reach_the_hub(monkeypatch):
         "revision": "abc",
         "streaming": True,
     }
+
+
+def test_a_table_without_rows_is_passed_over_and_alone_is_a_sentence(tmp_path):
+    config = DataConfig(path=str(tmp_path), resolution=8)
+    schema = pa.schema({"prompt": pa.string(), "chosen": pa.binary(), "rejected": pa.binary()})
+    pq.write_table(schema.empty_table(), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="there is no row in it"):
+        open_data(config)
+    row = {"prompt": "p", "chosen": b"1", "rejected": b"0"}
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "b.parquet")
+    assert len(open_data(config).rows) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffalign.data.records import EncodedImage, LeftOut, Skipped, SkipReason, UnusableRowError
-from diffalign.data.responses.conversation import Comparison, malformed
+from diffalign.data.responses.conversation import TEMPLATED, Comparison, malformed
 from diffalign.data.responses.images import conversation_of, images_of
 from diffalign.data.responses.records import IMAGE, Conversation, ResponsePair, Turn
 
@@ -81,6 +81,7 @@ class AbstractMapping(abc.ABC):
         where no other picture could tell them apart.
         """
         try:
+            _check_media(values)
             found = self.comparisons(values)
         except UnusableRowError as error:
             return [error.skipped(sample_id)]
@@ -201,12 +202,38 @@ def _check_text(comparison: Comparison, *, may_be_alike: bool) -> None:
         _check_turns(turns, side)
     for name, response in comparison.responses.items():
         _check_characters(response, name)
+        _check_template(response, name)
         if not response.strip():
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response), name)
         if IMAGE in response:
             raise UnusableRowError(SkipReason.MARKERS, f"{IMAGE} in a response", name)
     if not may_be_alike and not comparison.contexts:
         _check_difference(comparison.responses)
+
+
+_OTHER_MEDIA = ("videos", "video", "audios", "audio")
+
+
+def _check_media(values: Mapping[str, Any]) -> None:
+    """Raise UnusableRowError where a row shows something that is no image."""
+    for name in _OTHER_MEDIA:
+        value = values.get(name)
+        if isinstance(value, (str, bytes, Mapping, list)) and value and value != [None]:
+            raise malformed(
+                f"the row has {name} ({value!r:.60}), and images are all that is seen: take "
+                f"the row out, or the column if it is not to be seen"
+            )
+
+
+def _check_template(text: str, side: str | None) -> None:
+    """Raise UnusableRowError for a text in which a chat template has been written already."""
+    found = TEMPLATED.search(text)
+    if found is not None:
+        raise malformed(
+            f"{found[0]!r} belongs to a chat template, and the model brings its own: write the "
+            f"plain text, or a list of messages",
+            side,
+        )
 
 
 def _check_characters(text: str, side: str | None) -> None:
@@ -220,6 +247,7 @@ def _check_characters(text: str, side: str | None) -> None:
 def _check_turns(turns: Sequence[Turn], side: str | None) -> None:
     for turn in turns:
         _check_characters(turn.text, side)
+        _check_template(turn.text, side)
     if not turns or turns[-1].role != "user":
         raise malformed(
             "the conversation before the answer does not end with the user's turn", side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,16 @@ _END_TOKENS = (
     "<eos>",
 )
 """What ends a turn or a text in the chat templates of published models."""
+_PRINTED = re.compile(
+    r"\s*\[?\s*\{\s*(?=['\"](?:role|from|content|value)['\"]\s*:)"
+    r".*?['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|human|assistant|gpt)['\"]",
+    re.DOTALL,
+)
+"""Messages as JSON or Python write them: an object whose first field is one of a message's."""
+TEMPLATED = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|(?:ASSISTANT|Assistant):\s*\Z"
+)
+"""What begins a turn in the chat templates of published models, or asks for the response."""
 _SPEAKER = re.compile(r"(?:^|\s|</s>|<\|endoftext\|>)(USER|ASSISTANT):")
 
 
@@ -370,14 +381,24 @@ def _block(block: Any) -> tuple[str, list[Any]]:
 
 
 def _spelled_out(text: str) -> Any:
-    """Messages that a table keeps as JSON text; any other text as it is."""
-    if not text.lstrip().startswith(("[{", "[ {", "[\n")):
+    """A message or messages that a table keeps as JSON text, or as Python prints them; any other
+    text as it is.
+
+    Raises:
+        UnusableRowError: they are written in another way, such as NumPy's.
+    """
+    if not _PRINTED.match(text):
         return text
     try:
-        messages = parse_json(text, "messages")
-    except DataError:
-        return text
-    spelled = isinstance(messages, list) and all(
-        isinstance(message, Mapping) and {"role", "from"} & set(message) for message in messages
-    )
-    return messages if spelled and messages else text
+        try:
+            found = parse_json(text, "messages")
+        except DataError:
+            found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise malformed(
+            f"messages as a text that is neither JSON nor Python, as NumPy prints them: "
+            f"{text!r:.60}. Keep them as a list, or write them with json.dumps"
+        ) from None
+    spoken = found if isinstance(found, list) else [found]
+    alike = all(isinstance(one, Mapping) and {"role", "from"} & set(one) for one in spoken)
+    return found if alike else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +14,7 @@ from diffalign.data.json_rows import LineRows, ListRows
 from diffalign.data.reading import Form, Location, Whereabouts, fingerprint, locate
 from diffalign.data.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.responses.base import AbstractMapping, numbered
-from diffalign.data.responses.conversation import Comparison
+from diffalign.data.responses.conversation import Comparison, malformed
 from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.rows import AbstractRows, Row
@@ -28,6 +29,12 @@ _SUFFIXES: Mapping[str, Form] = {
 }
 
 
+_NO_IMAGES = "no column of images"
+_OF_IMAGES = re.compile(
+    r"(.+_)?(image|img|picture|photo)s?(_?(path|file|file_?name|name|url|id|list)s?)?",
+    re.IGNORECASE,
+)
+"""Names of columns that say which image a row is about."""
 _LOOKED_AT = 100
 """Rows of a table that are read for a value of each column."""
 
@@ -69,6 +76,8 @@ class OpenedResponses:
 
     def comparisons(self, row: Row) -> list[Comparison | LeftOut | Skipped]:
         """What the text of a row says; its images may be absent."""
+        if row.problem is not None:
+            return [malformed(row.problem).skipped(row.name)]
         return self.mapping.checked(self._values(row), row.name)
 
     def without_images(self) -> Iterator[list[Comparison | LeftOut | Skipped]]:
@@ -119,12 +128,15 @@ def open_responses(config: RowsConfig) -> OpenedResponses:
     if not len(rows):
         raise DataError(f"{location.describe()}: there is no row in it")
     first = _overview(rows)
+    if not first and (problem := rows[0].problem) is not None:
+        raise DataError(problem)
     names = _names(config, first)
     kind, mapping = _choose(renamed(first, names), config, location)
     column = mapping.image_column(renamed(first, names))
-    if column is None:
-        _check_text_alone(renamed(first, names), kind, mapping, config)
     images = f"images from {column}" if column else _images_of_messages(mapping, first, names)
+    if column is None:
+        alone = images == _NO_IMAGES
+        _check_text_alone(renamed(first, names), kind, mapping, config, by_name=alone)
     return OpenedResponses(
         rows=rows,
         mapping=mapping,
@@ -193,15 +205,24 @@ def _images_of_messages(
         found = []
     turns = [turn for some in found for turn in (*some.turns, *chain(*some.contexts.values()))]
     held = any(turn.images for turn in turns)
-    return "images from the messages" if held else "no column of images"
+    return "images from the messages" if held else _NO_IMAGES
 
 
 def _check_text_alone(
-    first: Mapping[str, Any], kind: str, mapping: AbstractMapping, config: RowsConfig
+    first: Mapping[str, Any],
+    kind: str,
+    mapping: AbstractMapping,
+    config: RowsConfig,
+    *,
+    by_name: bool,
 ) -> None:
-    """Raise ConfigError if a data set that is read without images has a column of them."""
+    """Raise ConfigError if a data set that is read without images has a column of them, to judge by
+    its values, or `by_name` where nothing else shows any."""
     unread = [name for name in first if name not in mapping.heavy_columns()]
     found = next((name for name in unread if looks_like_images(first[name])), None)
+    if found is None and by_name:
+        told = [n for n in unread if _OF_IMAGES.fullmatch(n) and not isinstance(first[n], bool)]
+        found = next((name for name in told if not _says_nothing(first[name])), None)
     if found is not None:
         known = " or ".join(mapping.image_columns)
         raise ConfigError(

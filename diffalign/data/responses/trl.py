@@ -1,10 +1,10 @@
 """TRL's vision preferences: images, a prompt and two answers, as text or as messages.
 
 `images` (a list) or `image`; `prompt`, `chosen` and `rejected` are strings or lists of messages
-`{role, content}`, whose content is text or blocks `{type: image}` and `{type: text, text}`. Without
-`prompt`, each of the two conversations says what it answers: they share their beginning as a rule,
-and where they do not, each response is trained under its own. HuggingFaceH4/rlaif-v_formatted has
-this form.
+`{role, content}`, whose content is text or blocks `{type: image}` and `{type: text, text}`. The
+prompt may be called `messages`, as in LLaMA-Factory's OpenAI form. Without it, each of the two
+conversations says what it answers: they share their beginning as a rule, and where they do not,
+each response is trained under its own. HuggingFaceH4/rlaif-v_formatted has this form.
 
 Source: https://huggingface.co/docs/trl/dataset_formats, "Preference" and "Vision datasets".
 """
@@ -26,10 +26,14 @@ class TRL(AbstractMapping):
     summary: ClassVar[str] = "prompt from prompt or the shared beginning of chosen and rejected"
 
     def recognises(self, first: Mapping[str, Any]) -> bool:
-        return "prompt" in first or isinstance(first["chosen"], (list, Mapping))
+        asked = "prompt" in first or "messages" in first
+        return asked or isinstance(first["chosen"], (list, Mapping))
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         sides = {side: values[side] for side in self.responses}
-        asked = values.get("prompt")
-        implied = not asked and not isinstance(values["chosen"], str)
-        return [compared(None if implied else turns_of(asked), sides)]
+        asked = turns_of(values.get("prompt") or values.get("messages"))
+        if not values.get("prompt") and asked[-1:] and asked[-1].role == "assistant":
+            asked = ()  # the conversation of one of the responses
+        said = any(turn.text for turn in asked)
+        implied = not said and not isinstance(values["chosen"], str)
+        return [compared(None if implied else asked, sides)]
