@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,12 @@ def command(
         words.append(str(config))
     words += [override(key, v) for key, v in (settings or {}).items() if v is not None]
     return shlex.join([*words, *options])
+
+
+def unused(path: Path) -> Path:
+    """The path, or where it exists already the first of `NAME-2`, `NAME-3`, ... that does not."""
+    names = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def override(key: str, value: Any) -> str:

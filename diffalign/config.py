@@ -11,6 +11,7 @@ import collections.abc
 import dataclasses
 import inspect
 import math
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,13 @@ def _is_component(value: Any) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        found = ", ".join(sorted(p.name for p in path.glob("*.yaml"))[:12])
+        raise ConfigError(
+            f"{path}: is a folder, and a config is a YAML file"
+            + (f" (it holds {found})" if found else "")
+            + f". A folder is given by its key, for example images={shlex.quote(str(path))}"
+        )
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(
@@ -93,6 +101,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(
                 f"override {shortly(override)}: {key} is a list, which is given as a whole: "
                 f"{key}='[...]'"
+            )
+        if below is not None and not isinstance(below, dict):
+            key = ".".join(parents[:depth])
+            raise ConfigError(
+                f"override {shortly(override)}: {key} is {shortly(below)} so far, a value without "
+                f"keys of its own: give all of it by keys, {key}.KEY=..., or as '{key}={{...}}'"
             )
         tree[parent] = dict(below) if isinstance(below, dict) else {}
         tree = tree[parent]

@@ -52,5 +52,11 @@ def did_you_mean(
     Returns:
         ` Did you mean NAME?`, or nothing where none is alike.
     """
-    nearest = difflib.get_close_matches(given, list(allowed), n=1, cutoff=cutoff)
-    return f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
+    name = nearest(given, allowed, cutoff=cutoff)
+    return f" Did you mean {prefix}{name}?" if name is not None else ""
+
+
+def nearest(given: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The allowed name that is most like the one given; None where none is alike."""
+    found = difflib.get_close_matches(given, list(allowed), n=1, cutoff=cutoff)
+    return found[0] if found else None

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffalign.errors import did_you_mean
+from diffalign.errors import nearest
 
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.DOTALL)
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -258,7 +258,7 @@ def translation(job: str, arguments: Sequence[str], options: Collection[str]) ->
         del remaining[: 0 if equals else len(given)]
         typed = " ".join([argument, *([] if equals else given)])
         if here is None:
-            said, settings = _unknown(flag, given, options, table)
+            said, settings = _unknown(flag, given, options, table, section)
         else:
             said, settings = _answer(here, given, section)
         answers.append(f"  {typed}: {said}")
@@ -341,16 +341,24 @@ def _in_list(value: str) -> str:
 
 
 def _unknown(
-    flag: str, given: Sequence[str], options: Collection[str], table: Mapping[str, Here]
+    flag: str,
+    given: Sequence[str],
+    options: Collection[str],
+    table: Mapping[str, Here],
+    section: str,
 ) -> tuple[str, list[str]]:
     name = flag.lstrip("-")
     if "." in name:
         words = [f"{name}={' '.join(given) or 'true'}"]
         return shlex.quote(words[0]), words
-    known = [*options, *(f"--{other}" for other in table)]
+    theirs = {f"--{other}": here for other, here in table.items()}
     allowed = ", ".join(sorted(option for option in options if option.startswith("--")))
-    near = did_you_mean(flag, known) or did_you_mean(flag.replace("-", "_"), known)
-    return f"there is no such flag (flags: {allowed}).{near}", list(given)
+    said = f"there is no such flag (flags: {allowed})."
+    near = nearest(flag, [*options, *theirs]) or nearest(f"--{name.replace('-', '_')}", theirs)
+    if near is None:
+        return said, list(given)
+    said += f" Did you mean {near}?"
+    return said, _answer(theirs[near], given, section)[1] if near in theirs else [near, *given]
 
 
 def _joined(command: list[str]) -> list[str]:

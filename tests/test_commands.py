@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffalign import components, config
-from diffalign.commands import command, override
+from diffalign.commands import command, override, unused
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.compare import CompareConfig
@@ -93,6 +93,17 @@ def test_plain_values_are_written_plainly():
     assert command("train", config="a b.yaml", options=["--resume"]) == (
         "diffalign train 'a b.yaml' --resume"
     )
+
+
+def test_a_place_that_is_taken_gets_a_number(tmp_path):
+    """What was measured of fewer steps stays, and the command that a longer run prints works."""
+    assert unused(tmp_path / "chair.jsonl") == tmp_path / "chair.jsonl"
+    (tmp_path / "chair.jsonl").touch()
+    (tmp_path / "chair-2.jsonl").touch()
+    assert unused(tmp_path / "chair.jsonl") == tmp_path / "chair-3.jsonl"
+    (tmp_path / "compared").mkdir()
+    settings = pasted(SDXL(path="base").next_step(tmp_path))[0][2]
+    assert config.load(GenerateConfig, None, settings).output == tmp_path / "compared-2"
 
 
 @pytest.mark.parametrize("run", [Path("runs/mine"), Path("my runs/[new] it's")])

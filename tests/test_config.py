@@ -96,6 +96,7 @@ def test_what_is_saved_loads_back_equal(tmp_path):
         ("names=a", r"names must be a list, got 'a'"),
         ("path=[1]", r"path must be a path, got \[1\]"),
         ("nonsense", r"override 'nonsense': write it as key\.path=value"),
+        ("path.name=b", r"override 'path\.name=b': path is '.*' so far, a value without keys"),
         ("names.0=b", r"override 'names\.0=b': names is a list.* as a whole: names='\[\.\.\.\]'"),
     ],
 )
@@ -119,6 +120,12 @@ def test_a_missing_file_is_said_with_the_nearest_one(tmp_path):
     written(tmp_path, GOOD)
     with pytest.raises(ConfigError, match=r"no such config file\. Did you mean .*run\.yaml\?"):
         config.load(Outer, tmp_path / "runs.yaml")
+
+
+def test_a_folder_in_the_place_of_a_config_is_named_with_what_it_holds(tmp_path):
+    written(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=r"is a folder, .*\(it holds run\.yaml\).*images="):
+        config.load(Outer, tmp_path)
 
 
 def test_kinds_are_found_by_module_name_and_named_back():

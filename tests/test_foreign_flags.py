@@ -147,6 +147,14 @@ def test_a_flag_without_a_setting_is_explained_and_left_out(typed, said):
     assert "--" not in command(CONFIG, *typed.split())[-1]
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--dryrun", "--dry-run"), ("--resum", "--resume"), ("--learning-rat 3", "optimizer.lr=3")],
+)
+def test_the_command_has_what_a_misspelt_flag_means(typed, meant):
+    assert command(CONFIG, *typed.split()) == ["diffalign", "train", CONFIG, meant]
+
+
 def test_data_of_answers_goes_where_a_config_of_answers_has_it():
     config_file = "configs/dpo/llava15_7b.yaml"
     assert command(config_file, "--dataset_name", "a/b")[-1] == "responses.path=a/b"

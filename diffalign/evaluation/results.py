@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from diffalign.evaluation.compare import Comparison, Place
@@ -70,7 +71,7 @@ def console_table(result: Result) -> Table:
     """One result, narrow enough for 80 columns."""
     c = result.comparison
     table = Table(
-        title=f"{result.model} against {result.baseline} by {result.scorer}: "
+        title=f"{result.model} against {result.baseline} by {escape(result.scorer)}: "
         f"{c.items} pairs, {c.prompts} prompts",
         title_justify="left",
         title_style="bold",

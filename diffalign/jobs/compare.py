@@ -72,6 +72,8 @@ def run(config: CompareConfig) -> list[Result]:
     Raises:
         BusyError: another process compares into the same folder.
     """
+    if not config.images.is_dir():  # the lock would create it
+        raise DataError(f"{config.images}: there is no such folder")
     with only_writer(config.output or config.images, of="compare"):
         return _run(config, Console(highlight=False))
 
@@ -81,8 +83,9 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
     baseline, models = _choose_models(config, list(dict.fromkeys(model for model, _, _ in rows)))
     scores = _read_scores(config)
     console.print(
-        f"[bold]compare[/bold]  {', '.join(models)} against {baseline} by {', '.join(scores)}; "
-        f"pairs by prompt and seed, {config.resamples} resamples of whole prompts",
+        f"[bold]compare[/bold]  {', '.join(models)} against {baseline} by "
+        f"{escape(', '.join(scores))}; pairs by prompt and seed, "
+        f"{config.resamples} resamples of whole prompts",
         soft_wrap=True,
     )
     results = [
@@ -100,7 +103,7 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
         for line in result.warnings:
             console.print(f"  [yellow]{escape(line)}", soft_wrap=True)
     written = _write(config, results, rows, next(iter(scores.values())))
-    console.print(f"[green]Done:[/green] {', '.join(map(str, written))}", soft_wrap=True)
+    console.print(f"[green]Done:[/green] {escape(', '.join(map(str, written)))}", soft_wrap=True)
     console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)
     return results
 

@@ -56,7 +56,7 @@ def _run(benchmark: AbstractBenchmark, *, json_only: bool) -> Report:
 def _print(report: Report, console: Console) -> None:
     confidence = report.bootstrap.confidence
     for name, part in {report.benchmark: report.whole, **report.parts}.items():
-        console.print(as_table(part, name, confidence))
+        console.print(as_table(part, escape(name), confidence))
         console.print(f"[dim]{counts_line(part)}\n", soft_wrap=True)
     facts = "; ".join(f"{name}: {value}" for name, value in report.facts.items())
     console.print(facts, markup=False, soft_wrap=True)
@@ -65,7 +65,9 @@ def _print(report: Report, console: Console) -> None:
         if ids:
             listed = ", ".join(ids[:LISTED])
             more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
-            console.print(f"[yellow]{len(ids)} {reason}[/]: {escape(listed)}{more}", soft_wrap=True)
+            console.print(
+                f"[yellow]{len(ids)} {escape(reason)}[/]: {escape(listed)}{more}", soft_wrap=True
+            )
     for note in report.remarks():
         console.print(f"[yellow]{escape(note)}", soft_wrap=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from diffalign import config as configs
 from diffalign.errors import DiffalignError
@@ -239,7 +240,7 @@ def _conclude(
 ) -> None:
     out = config.output
     written = [f"pictures in {out / 'images'}", f"list {out / MANIFEST}", *_named(grid)]
-    console.print(f"[green]Done:[/green] {', '.join(written)}", soft_wrap=True)
+    console.print(f"[green]Done:[/green] {escape(', '.join(written))}", soft_wrap=True)
     _raise_failures(
         "pictures",
         [f"{n}: {_in_words(failure)}" for n, found in failures.items() for failure in found],
@@ -269,7 +270,7 @@ def _run_groups(console: Console, config: GenerateConfig, settings: GroupsConfig
         grid = generate_groups.draw_groups_grid(config.output, items, rows=config.grid_rows)
     out = config.output
     written = [f"groups {out / GROUPS}", f"pictures in {out / 'images'}", *_named(grid)]
-    console.print(f"[green]Done:[/green] {', '.join(written)}", soft_wrap=True)
+    console.print(f"[green]Done:[/green] {escape(', '.join(written))}", soft_wrap=True)
     _raise_failures("groups", [_in_words(failure) for failure in failures])
     console.print(
         generate_groups.next_step(out, plan.model, settings.process), markup=False, soft_wrap=True

@@ -91,6 +91,8 @@ def run(config: ScoreConfig) -> None:
     """
     console = Console(highlight=False)
     column = config.column()
+    if not config.images.is_dir():  # the lock would create it
+        raise DataError(f"{config.images}: there is no such folder")
     with only_writer(column.parent, of=column.stem):
         _score(console, config, column)
 

@@ -125,8 +125,12 @@ class Folder(AbstractLocation):
         file = self.path / name
         if not file.is_file():
             found = ", ".join(sorted(entry.name for entry in self.path.iterdir())) or "nothing"
-            if name == _INDEX and any((self.path / inside).is_file() for inside in _LONE):
-                raise ModelError(_lone(self.path))
+            lone = [self.path / inside for inside in _LONE if (self.path / inside).is_file()]
+            if name == _INDEX and lone:
+                model_type = _parse(lone[0]).get("model_type")  # transformers' alone have one
+                raise ModelError(
+                    _no_images(self.path, model_type) if model_type else _lone(self.path)
+                )
             raise ModelError(
                 f"{self.path} has no {name} (it holds: {found}). A model folder is what diffusers' "
                 f"save_pretrained writes: model_index.json, unet/, vae/, scheduler/, text encoders "
@@ -669,6 +673,14 @@ def _lone(where: object) -> str:
     return (
         f"{where} has no {_INDEX}: it holds a denoiser alone: give it as unet, and as path the "
         f"model that it was trained from, such as stabilityai/stable-diffusion-xl-base-1.0"
+    )
+
+
+def _no_images(where: object, model_type: object) -> str:
+    return (
+        f"{where} has no {_INDEX}: it is a {model_type!s:.60} of transformers, which does not make "
+        f"images. Vision-language models are trained as model.kind=vlm, and asked by diffalign "
+        f"evaluate"
     )
 
 

@@ -28,7 +28,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from diffalign.commands import command
+from diffalign.commands import command, unused
 from diffalign.errors import ModelError
 from diffalign.files import read_json
 from diffalign.models import lora
@@ -172,9 +172,9 @@ class VLM(AbstractModel):
         pope = {"questions": "QUESTIONS.json", **asked, "asking.max_new_tokens": 16}
         return (
             "Count what it hallucinates, and the same of its base:\n  "
-            + command("evaluate chair", {**chair, "asking.saves": run / "chair.jsonl"})
+            + command("evaluate chair", {**chair, "asking.saves": unused(run / "chair.jsonl")})
             + "\n  "
-            + command("evaluate pope", {**pope, "asking.saves": run / "pope.jsonl"})
+            + command("evaluate pope", {**pope, "asking.saves": unused(run / "pope.jsonl")})
         )
 
     @cached_property

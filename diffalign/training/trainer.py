@@ -290,7 +290,7 @@ class Trainer:
         self.console.print(
             f"[yellow]step {self.step}: loss or gradient not finite, weights left as they were "
             f"({self.bad_in_a_row} in a row, {self.bad_steps} in all)"
-            + (f": {reason}" if reason else ""),
+            + (f": {escape(reason)}" if reason else ""),
             soft_wrap=True,
         )
         if self.bad_in_a_row >= self.config.max_bad_steps:

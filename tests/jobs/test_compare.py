@@ -123,6 +123,22 @@ def test_impossible_comparisons_are_refused(folder, override, message):
         run(folder, override)
 
 
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    for job in (run, judge):
+        with pytest.raises(DataError, match="there is no such folder"):
+            job(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_names_in_brackets_are_printed_whole(tmp_path, capsys):
+    folder = tmp_path / "look [a]"
+    fill(folder, {(m, p, 0): 0 for m in ("base", "aligned") for p in "ab"})
+    judge(folder)
+    run(folder)
+    (done,) = [line for line in capsys.readouterr().out.splitlines() if "report.html, " in line]
+    assert str(folder / "report.html") in done
+
+
 def test_without_scores_the_next_command_is_named(tmp_path):
     fill(tmp_path, {("base", "a", 0): 0, ("aligned", "a", 0): 0})
     with pytest.raises(DataError, match=rf"(?s)no scores yet.*diffalign score images={tmp_path}"):

@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_pictures_manifest_grid_and_next_command(settings, tmp_path, capsys):
-    out = tmp_path / "out"
+    out = tmp_path / "out[a]"
     run(settings, out, "grid=true", "grid_columns=[other,base]", "grid_rows=3")
 
     rows = read_manifest(out)
@@ -53,7 +53,8 @@ def test_pictures_manifest_grid_and_next_command(settings, tmp_path, capsys):
         assert grid.width > 2 * 320
     said = capsys.readouterr().out
     assert "4 prompts x 2 seeds x 2 models" in said
-    assert f"diffalign score images={out} scorer.kind=pickscore\n" in said
+    assert f"diffalign score 'images={out}' scorer.kind=pickscore\n" in said
+    assert f"pictures in {out / 'images'}, list {out / 'manifest.jsonl'}" in said
 
 
 def test_the_written_config_repeats_the_run(settings, tmp_path):

@@ -287,6 +287,10 @@ def test_a_denoiser_that_is_none_or_does_not_fit_is_refused(tiny_sdxl, tiny_sd15
     with pytest.raises(ModelError, match=r"holds a denoiser alone: give it as unet"):
         release = Path(shutil.copytree(tiny_sdxl / "unet", tmp_path / "release" / "unet")).parent
         locate_model(ModelSpec(path=str(release)))
+    (release / "unet").rename(release / "other")
+    (release / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ModelError, match=r"a llava of transformers, which does not make images"):
+        locate_model(ModelSpec(path=str(release)))
 
 
 # --- adapters that change more than the denoiser --------------------------------------------------
