@@ -156,7 +156,10 @@ class ChatEncoder:
         marked_until = _after_last(plain.ids, self._marker_id)
         rest = plain.ids[marked_until:]
         expanded_until = len(ids) - len(rest)
-        self._check_expansion(ids, rest, pictures=len(images), unexpanded=len(plain.ids))
+        counted = "image_grid_thw" in pictures  # by Qwen's itself: one token for a small image
+        self._check_expansion(
+            ids, rest, pictures=0 if counted else len(images), unexpanded=len(plain.ids)
+        )
         return EncodedPrompt(
             input_ids=torch.tensor(ids),
             further=further,

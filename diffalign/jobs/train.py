@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import textwrap
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from diffalign import config, world
 from diffalign.commands import command
 from diffalign.data.loader import PairSource
 from diffalign.data.planned import told_of_lost_workers
-from diffalign.data.preview import Preview, without_download
-from diffalign.data.responses.preview import ResponsePreview
+from diffalign.data.preview import Preview, PreviewRow, without_download
+from diffalign.data.responses.preview import ResponsePreview, ResponsePreviewRow
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.skipping import forget_skipped
 from diffalign.data.source import AbstractSource
@@ -218,9 +219,13 @@ def _print_source(console: Console, run_config: RunConfig) -> None:
         shown = source.preview(PREVIEWED_PAIRS)
         lines = [*shown.lines, *_cut_captions(run_config, source)]
         _print_preview(console, dataclasses.replace(shown, lines=lines))
+        assert data is not None, "it is what it is a source of"
+        _print_unusable(console, shown.rows, data.section, data.max_bad_fraction)
     elif isinstance(source, ResponseSource):
         assert responses is not None, "they are what it is a source of"
-        _print_answers(console, source.preview(PREVIEWED_PAIRS))
+        answers = source.preview(PREVIEWED_PAIRS)
+        _print_answers(console, answers)
+        _print_unusable(console, answers.rows, responses.section, responses.max_bad_fraction)
         source.stop_above(responses.max_bad_fraction)  # shown first: a run would end with it
     else:
         _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
@@ -236,6 +241,22 @@ def _cut_captions(run_config: RunConfig, source: AbstractSource) -> list[str]:
     except ModelError as error:
         return [f"captions: how many are too long is not known, as {error}"]
     return [cut_prompts(tokenizers, captions).describe()] if tokenizers else []
+
+
+def _print_unusable(
+    console: Console,
+    rows: Sequence[PreviewRow] | Sequence[ResponsePreviewRow],
+    section: str,
+    most: float,
+) -> None:
+    """A warning where some of the rows shown cannot be used."""
+    bad = sum(row.unusable is not None for row in rows)
+    if bad:
+        console.print(
+            f"[yellow]{bad} of the {len(rows)} pairs shown cannot be used: a run stops once more "
+            f"than {section}.max_bad_fraction = {most:g} of all are so",
+            soft_wrap=True,
+        )
 
 
 def _print_preview(console: Console, shown: Preview) -> None:

@@ -107,6 +107,18 @@ def test_the_model_finds_as_many_features_as_there_are_image_tokens(family):
         assert image_tokens(family, row.input_ids) > len(images)
 
 
+def test_a_picture_may_have_one_token_where_the_processor_counts_them():
+    """As an icon has one with Qwen's, if `min_pixels` allows it."""
+    model, _ = loaded("qwen2_vl")
+    chat = encoder("qwen2_vl")
+    prompt = chat.prompt(user("<image>\nWhat?"), [picture((200, 0, 0), size=(8, 8))])
+    row = chat.response(prompt, "a cat")
+    assert image_tokens("qwen2_vl", row.input_ids) == 1
+    with torch.no_grad():
+        further = {name: values[None] for name, values in row.further.items()}
+        model(input_ids=row.input_ids[None], **further, **prompt.pictures)
+
+
 def test_pictures_between_texts_stay_there_although_the_template_moves_them():
     prompt = encoder("llava").prompt(user("One:<image>\nTwo:<image>\nWhy?"), [WIDE, TALL])
     assert prompt.text == "USER: One:<image>\nTwo:<image>\nWhy? ASSISTANT:"

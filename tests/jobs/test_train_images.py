@@ -52,6 +52,7 @@ def test_a_dry_run_with_one_usable_pair_passes_and_counts_captions_that_are_cut(
     dry_run(tmp_path)
     out = capsys.readouterr().out
     assert "All checks passed" in out
+    assert "1 of the 4 pairs shown cannot be used: a run stops" in out
     assert "1 of 6 captions: the end is cut, as the text encoder reads 16 tokens" in out
 
 

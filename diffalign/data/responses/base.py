@@ -230,8 +230,9 @@ def _check_template(text: str, side: str | None) -> None:
     found = TEMPLATED.search(text)
     if found is not None:
         raise malformed(
-            f"{found[0]!r} belongs to a chat template, and the model brings its own: write the "
-            f"plain text, or a list of messages",
+            f"{found[0]!r:.60} belongs to a chat template or to another program's placeholders, "
+            f"and the model brings its own: write plain text or a list of messages, and images in "
+            f"a column",
             side,
         )
 

@@ -49,8 +49,10 @@ _PRINTED = re.compile(
 """Messages as JSON or Python write them: an object whose first field is one of a message's."""
 TEMPLATED = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|(?:ASSISTANT|Assistant):\s*\Z"
+    r"|<img>[^<]+</img>|<bbox>|<ref-object>"
 )
-"""What begins a turn in the chat templates of published models, or asks for the response."""
+"""What begins a turn in the chat templates of published models, or asks for the response; and what
+ms-swift and Qwen-VL put images and boxes in the place of."""
 _SPEAKER = re.compile(r"(?:^|\s|</s>|<\|endoftext\|>)(USER|ASSISTANT):")
 
 

@@ -170,8 +170,9 @@ def _says_nothing(value: Any) -> bool:
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Values under other names, where `names` has one."""
-    return {names.get(name, name): value for name, value in values.items()}
+    """Values under other names, where `names` has one; what was called so before is left out."""
+    taken = set(names.values()) - set(names)
+    return {names.get(n, n): value for n, value in values.items() if n not in taken}
 
 
 def _open(location: Location, config: RowsConfig) -> AbstractRows:

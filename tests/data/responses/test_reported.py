@@ -118,8 +118,22 @@ def test_a_column_named_like_one_of_images_is_not_passed_over(name, value, tmp_p
         {"prompt": "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"},
         {"prompt": "[INST] What? [/INST]"},
         {"rejected": "a <|im_start|>user b"},
+        {"prompt": "<img>0.png</img>What?"},
+        {"chosen": "There <bbox>."},
     ],
 )
 def test_text_that_holds_a_chat_template_is_skipped(changes, tmp_path):
     pair = only(tmp_path, **changes)
     assert isinstance(pair, Skipped) and "belongs to a chat template" in pair.detail
+
+
+def test_a_column_named_in_the_config_comes_before_one_that_has_the_name(tmp_path):
+    file = write_lines(tmp_path, [{**ROW, "question": "Asked?", "image_path": "1.png"}])
+    columns = {"prompt": "question", "images": "image_path"}
+    (pair,) = pairs_in(file, columns=columns)
+    assert pair.turns[-1].text == "<image>\nAsked?"
+    assert pair.images == (tmp_path / "1.png",)
+    assert pairs_in(file, columns={"chosen": "rejected", "rejected": "chosen"})[0].responses == {
+        "chosen": ROW["rejected"],
+        "rejected": ROW["chosen"],
+    }
