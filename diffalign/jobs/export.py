@@ -21,8 +21,9 @@ from torch import Tensor
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.errors import ConfigError, ModelError
+from diffalign.evaluation.manifest import MANIFEST, read_manifest
 from diffalign.evaluation.opening import diffusion_settings
-from diffalign.evaluation.pipelines import ModelSpec
+from diffalign.evaluation.pipelines import ModelSpec, locate_model
 from diffalign.files import replacing_file
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.adapter_files import (
@@ -134,7 +135,9 @@ def run(config: ExportConfig) -> Path:
     _refuse(trained, form)
     if form == "card":
         assert trained.run is not None, "_refuse() was called"
-        path, *_ = write_cards(trained.run, config.results)
+        path, *_ = write_cards(
+            trained.run, config.results or results_of_weights(trained.run.output, console)
+        )
         console.print(f"[green]Done:[/green] {escape(str(path))}, and beside the weights in final/")
         console.print(_next_step(path.parent / "final", form), markup=False, soft_wrap=True)
         return path
@@ -158,7 +161,7 @@ def run(config: ExportConfig) -> Path:
             trained.run,
             output,
             usage=model.usage("USER/NAME"),
-            results=config.results or results_of(trained.run.output),
+            results=config.results or results_of_weights(trained.run.output, console),
             merged=whole,
         )
     console.print(f"[green]Done:[/green] {escape(str(output))}", soft_wrap=True)
@@ -323,6 +326,34 @@ def _refuse(trained: Trained, form: Form) -> None:
             f"form is {form}, which is written for the UNet alone, and {trained.title} changes "
             f"{', '.join(trained.others)} as well: use form=folder or form=single_file"
         )
+
+
+def results_of_weights(run: Path, console: Console) -> list[Path]:
+    """The comparisons in the folder of a run whose images its final weights made.
+
+    A run may have been trained further since; what was measured before is left out, and said.
+    """
+    found = results_of(run)
+    if not found:
+        return []
+    try:
+        weights = locate_model(ModelSpec(path=str(run))).fingerprint()
+    except ModelError:  # no image model, or a base that is not here: nothing to hold it against
+        return found
+    kept = []
+    for path in found:
+        images = path.parent
+        if not (images / MANIFEST).is_file() or any(
+            row.fingerprint == weights for row in read_manifest(images)
+        ):
+            kept.append(path)
+            continue
+        console.print(
+            f"Left out of the card, as it is about other weights than {run / 'final'}: {path}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return kept
 
 
 def _refuse_place(output: Path, form: Form) -> None:

@@ -119,8 +119,11 @@ def _score(console: Console, config: ScoreConfig, column: Path) -> None:
             _measure_diversity(console, config.images, column, scorer)
     _refuse(problems)
     if (config.images / MANIFEST).is_file():
+        alone = len({row.model for row in read_manifest(config.images)}) == 1
         console.print(
-            f"Next:\n  {command('compare', {'images': config.images})}",
+            "Next: generate the same prompts with another model into this folder, to compare them"
+            if alone
+            else f"Next:\n  {command('compare', {'images': config.images})}",
             markup=False,
             soft_wrap=True,
         )

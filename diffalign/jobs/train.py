@@ -26,6 +26,7 @@ from diffalign.data.skipping import forget_skipped
 from diffalign.data.source import AbstractSource
 from diffalign.data.transforms import Size
 from diffalign.errors import ConfigError, DataError, ModelError, TrainingError
+from diffalign.jobs.export import results_of_weights
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.conditioning import cut_prompts
 from diffalign.models.kohya import KOHYA_FILE
@@ -150,7 +151,7 @@ def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> 
     final = run_config.output / "final"
     trainer.export(final)
     if trainer.accelerator.is_main_process:
-        write_cards(run_config)
+        write_cards(run_config, results_of_weights(run_config.output, console))
     console.print(
         f"[green]Trained {trainer.step} steps; the model is in {escape(str(final))}[/green]\n"
         f"{escape(run_config.model.next_step(run_config.output))}",

@@ -105,18 +105,17 @@ def write_model_card(
     return path
 
 
-def write_cards(run: RunConfig, results: Sequence[Path] = ()) -> list[Path]:
+def write_cards(run: RunConfig, results: Sequence[Path]) -> list[Path]:
     """The cards of a finished run: of its folder, and of `final`, which is ready for the hub.
 
     Args:
         run: its config.
-        results: see `write_model_card`; none takes those that lie in its folder.
+        results: see `write_model_card`.
     """
-    found = results or results_of(run.output)
     return [
-        write_model_card(run, run.output, usage=run.model.usage("final"), results=found),
+        write_model_card(run, run.output, usage=run.model.usage("final"), results=results),
         write_model_card(
-            run, run.output / "final", usage=run.model.usage("USER/NAME"), results=found
+            run, run.output / "final", usage=run.model.usage("USER/NAME"), results=results
         ),
     ]
 

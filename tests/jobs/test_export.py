@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 from diffalign import config
 from diffalign.cli import app
 from diffalign.errors import CheckpointError, ConfigError, DataError, ModelError
+from diffalign.evaluation.manifest import ManifestRow, append_rows
+from diffalign.evaluation.pipelines import ModelSpec, locate_model
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
 from diffalign.models.kohya import KOHYA_FILE
 from diffalign.training.build import RunConfig
 from tests import layouts, original_names
 from tests.tiny_models import write_sd15, write_sdxl
+from tests.training.test_card import comparison
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 ALL = (
@@ -398,6 +401,30 @@ def test_a_folder_is_ready_for_the_hub_and_the_card_of_a_run_can_be_written_anew
     with pytest.raises(DataError, match="holds no results"):
         exported(run, form="folder", results=(report,), output=tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_a_comparison_of_earlier_weights_is_left_out_of_the_card(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs("sd15", "alpha"), run)
+    comparison(run / "compared")
+    now = locate_model(ModelSpec(path=str(run))).fingerprint()
+    for weights, results in (("0" * 16, 0), (now, 3)):
+        (run / "compared/manifest.jsonl").unlink(missing_ok=True)
+        row = ManifestRow(
+            model="aligned",
+            prompt="a",
+            prompt_id="a",
+            seed=0,
+            file="images/aligned/a-0.png",
+            sha256="",
+            fingerprint=weights,
+            sampler={},
+        )
+        append_rows(run / "compared", [row])
+        exported(run, form="card")
+        found = ModelCard.load(run / "README.md").data.eval_results or []
+        assert len(found) == results
+        assert ("about other weights than" in capsys.readouterr().out) is (not results)
 
 
 def test_a_run_that_was_moved_is_exported_where_it_lies(runs, tmp_path):

@@ -30,9 +30,11 @@ def test_a_generated_folder_gets_a_column_and_means(tmp_path, capsys):
     assert f"diffalign compare images={tmp_path}" in said
 
 
-def test_a_second_run_changes_nothing_and_the_written_config_repeats_it(tmp_path):
+def test_a_second_run_changes_nothing_and_the_written_config_repeats_it(tmp_path, capsys):
     fill(tmp_path, {("base", "a", 0): 0})
     run(tmp_path, "scorer.scale=2")
+    said = capsys.readouterr().out  # there is nothing yet to compare the one model with
+    assert "Next: generate the same prompts with another model" in said
     column = tmp_path / "scores" / "brightness.jsonl"
     before = column.read_bytes()
     score.run(config.load(score.ScoreConfig, column.with_suffix(".yaml")))

@@ -14,7 +14,7 @@ from diffalign import config
 from diffalign.errors import DataError
 from diffalign.files import write_json_lines
 from diffalign.training.build import RunConfig
-from diffalign.training.card import read_evaluations, write_cards, write_model_card
+from diffalign.training.card import read_evaluations, results_of, write_cards, write_model_card
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 NASTY = [
@@ -115,7 +115,7 @@ def test_results_stand_in_the_metadata_and_in_the_text_with_their_intervals(tmp_
     (run.output / "final").mkdir()
     comparison(run.output / "compared")
     write_json_lines(run.output / "metrics.jsonl", [{"step": 2, "loss": 0.5}])
-    for path in write_cards(run):
+    for path in write_cards(run, results_of(run.output)):
         card = ModelCard.load(path)
         first, second, third = card.data.eval_results
         assert (first.metric_type, first.metric_value) == ("win_rate", 0.7)
