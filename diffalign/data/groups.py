@@ -185,6 +185,12 @@ class GroupColumns:
         if scores is None:
             value = row.values[_column(self.scores[0])]
             return f"{self.scores[0]} is {str(value)[:40]!r}, expected a list of numbers"
+        below = [s for s in scores if isinstance(s, (int, float)) and s < 0]
+        if below and smaller_wins(self.scores, None):
+            return (
+                f"{', '.join(self.scores)} holds {below[0]}, and ranks begin with 0 or 1: give an "
+                f"image without a rank null"
+            )
         if len(scores) < 2 or not set(map(_column, self.images)) <= set(row.values):
             return None
         images = _items(row, self.images)

@@ -37,7 +37,7 @@ _SIDES = (("win", "lose"), ("chosen", "rejected"), ("win",), ("chosen",))
 """Folders of images, the preferred ones first; they may be alone."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SHARD = re.compile(r"(?P<split>.+)-\d{5,}-of-\d{5,}(-[0-9a-f]+)?")
-_SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "test"})
+_SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "eval", "test"})
 
 
 class Whereabouts(Protocol):
@@ -226,7 +226,11 @@ def _of_split(files: list[Path], folder: Path, config: Whereabouts) -> list[Path
     splits = {file: _split_of(file.relative_to(folder)) for file in files}
     named = {split for split in splits.values() if split is not None}
     if not named:
-        return files
+        parts = {file: set(re.split(r"[^a-z0-9]+", file.stem.lower())) for file in files}
+        if not any(config.split in each for each in parts.values()):
+            return files
+        others = _SPLITS - {config.split}  # as of `mine_train.jsonl` beside `mine_test.jsonl`
+        return [file for file in files if config.split in parts[file] or not parts[file] & others]
     chosen = [file for file in files if splits[file] == config.split]
     if not chosen:
         raise DataError(
@@ -240,7 +244,8 @@ def _split_of(file: Path) -> str | None:
     shard = _SHARD.fullmatch(file.stem)
     if shard is not None and shard["split"] != "data":  # as save_to_disk names all of them
         return shard["split"]
-    return next((part for part in (file.stem, *file.parts[:-1]) if part in _SPLITS), None)
+    parts = (part.lower() for part in (file.stem, *file.parts[:-1]))
+    return next((part for part in parts if part in _SPLITS), None)
 
 
 def open_data(config: DataConfig) -> OpenedData:

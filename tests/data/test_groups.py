@@ -285,3 +285,11 @@ def test_images_as_lists_of_numbers_are_one_bad_row_not_a_pair_a_byte(tmp_path):
     write_lines(tmp_path, row)
     (pair,) = found(tmp_path)
     assert isinstance(pair, Skipped) and "chosen holds numbers" in pair.detail
+
+
+def test_a_rank_below_zero_is_none(tmp_path):
+    """As -1 is written for an image that nobody ranked, which would be the best of all."""
+    write_lines(tmp_path, {"prompt": "p", "images": ["0.png", "1.png"], "rank": [1, -1]})
+    assert all(isinstance(pair, Skipped) and "holds -1" in pair.detail for pair in found(tmp_path))
+    write_lines(tmp_path, {"prompt": "p", "images": ["0.png", "1.png"], "score": [1, -1]})
+    assert [pair.chosen.name for pair in found(tmp_path)] == ["0.png"]

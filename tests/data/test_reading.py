@@ -85,6 +85,22 @@ def test_the_split_is_read_from_file_names(tmp_path):
     assert file.name.startswith("validation_unique")
 
 
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (("Test", "Train"), ("Train",)),
+        (("eval", "train"), ("train",)),
+        (("cats_test", "cats_train", "dogs"), ("cats_train", "dogs")),
+        (("cats", "cats_test"), ("cats", "cats_test")),
+        (("latest",), ("latest",)),
+    ],
+)
+def test_files_of_other_splits_are_not_trained_on_however_they_are_named(names, read, tmp_path):
+    for name in names:
+        (tmp_path / f"{name}.jsonl").write_text("{}")
+    assert [file.stem for file in locate(config(tmp_path)).files] == list(read)
+
+
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     write_pickapic(tmp_path, make_pairs(2))
     with pytest.raises(DataError, match=r"data.split test: .* belong to the splits train$"):
