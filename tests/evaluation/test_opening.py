@@ -31,7 +31,9 @@ def test_a_pipeline_of_another_kind_is_refused(tiny_sd15, tmp_path):
         diffusion_settings(ModelSpec(path=str(folder)))
 
 
-def test_an_unfinished_run_is_refused(tmp_path):
+def test_a_run_that_has_saved_nothing_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {path: x}\n")
-    with pytest.raises(ModelError, match="no folder named final, so it has not finished"):
+    with pytest.raises(
+        ModelError, match=r"neither finished nor saved a checkpoint\. Continue it with: diffalign"
+    ):
         diffusion_settings(ModelSpec(path=str(tmp_path)))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from diffalign.likelihoods.denoising import Denoising
 from diffalign.models.adapter_files import ADAPTER_FILE
+from diffalign.models.kohya import KOHYA_FILE
 from diffalign.models.lora import LoraSettings
 from diffalign.models.sd15 import SD15
 from diffalign.models.sdxl import SDXL
@@ -275,7 +276,7 @@ def test_an_exported_adapter_changes_the_picture_as_it_changed_the_policy(
     model.export(tmp_path / "final")
     pipeline.load_lora_weights(tmp_path / "final", weight_name=ADAPTER_FILE)
 
-    assert [f.name for f in (tmp_path / "final").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    assert {f.name for f in (tmp_path / "final").iterdir()} == {ADAPTER_FILE, KOHYA_FILE}
     assert not torch.equal(draw(pipeline), before)
     loaded = pipeline.unet(
         prepared.noisy, prepared.time, return_dict=False, **prepared.conditioning
