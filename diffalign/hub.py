@@ -105,7 +105,10 @@ def explain(cause: BaseException, name: str, *, kind: Kind, section: str = "mode
     text = " ".join(str(error) for error in chain)
     place = constants.ENDPOINT.rstrip("/")
     page = f"{place}/{'datasets/' if kind == 'data set' else ''}{name}"
-    if "OfflineModeIsEnabled" in names or "offline mode is enabled" in text.lower():
+    if (
+        "OfflineModeIsEnabled" in [*names, *re.findall(r"\w+", text)]
+        or "offline mode is enabled" in text.lower()
+    ):
         return (
             f"it is not in the cache, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids to ask the "
             f"hub for it. Unset them, or download it once with {_download(name, kind)}"

@@ -233,3 +233,9 @@ def test_no_config_names_what_is_gone():
     for path in (Path(__file__).parents[1] / "configs").rglob("*.yaml"):
         named = [name for name in hub.GONE if name in path.read_text(encoding="utf-8")]
         assert not named, f"{path.name} names {named}"
+
+
+def test_an_offline_mode_that_stands_in_the_message_alone_is_named():
+    error = ConnectionError("Couldn't reach 'no/where' on the Hub (OfflineModeIsEnabled)")
+    said = hub.explain(error, "no/where", kind="data set", section="data")
+    assert said is not None and "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids" in said

@@ -12,6 +12,7 @@ from diffalign import components
 from diffalign.evaluation.answer_report import LISTED, Report, as_json, as_table, counts_line
 from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.files import write_json_lines
+from diffalign.jobs.quiet import quieten_libraries
 from diffalign.processes import only_writer
 
 
@@ -42,6 +43,8 @@ def _run(benchmark: AbstractBenchmark, *, json_only: bool) -> Report:
     console = Console(highlight=False, quiet=json_only)
     kind = components.kind_of(benchmark)
     console.print(f"[bold]evaluate {kind}[/bold]  {escape(benchmark.plan())}", soft_wrap=True)
+    if getattr(benchmark, "model", None) is not None:
+        quieten_libraries()
     report = benchmark.report()
     if benchmark.saves is not None:
         write_json_lines(benchmark.saves, report.details)

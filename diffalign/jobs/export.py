@@ -182,6 +182,19 @@ def _find(config: ExportConfig) -> Trained:
     path = config.run.expanduser()
     if not path.exists():
         raise ConfigError(f"{path}: there is no such run, checkpoint or adapter")
+    trained = _of_training(path)
+    if trained is None:
+        return _of_file(path, config.base)
+    if config.base is not None:
+        raise ConfigError(
+            f"base is for an adapter outside its run, and {path} is of a run whose config.yaml "
+            f"names its base: leave base out"
+        )
+    return trained
+
+
+def _of_training(path: Path) -> Trained | None:
+    """What a run made, where a path names the run, its result or a checkpoint of it."""
     if (path / "config.yaml").is_file():
         return _of_run(path)
     if path.is_file() and path.parent.name == "final":
@@ -191,7 +204,7 @@ def _find(config: ExportConfig) -> Trained:
             return _of_run(path.parent)
         if (path / "state.json").is_file():
             return _of_checkpoint(path)
-    return _of_file(path, config.base)
+    return None
 
 
 def _config_of(folder: Path) -> RunConfig:

@@ -330,6 +330,7 @@ def test_what_a_form_cannot_hold_is_refused_in_a_sentence(models, runs, tmp_path
             {"run": unfinished}
         ),
         "an adapter outside its run.* base=": {"run": outside},
+        "base is for an adapter outside its run": {"run": lora, "base": str(models["sdxl"])},
         "checkpoint-7: the checkpoint is damaged": {"run": unfinished / "checkpoint-7"},
         "checkpoint-8: the checkpoint is damaged": {"run": unfinished / "checkpoint-8"},
         "form kohya is one file: its name must end in .safetensors": {"run": lora},
