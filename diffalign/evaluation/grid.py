@@ -245,7 +245,7 @@ def _draw_cell(
         font = font_for("", round(layout.text * 0.86))
         place = ((box[0] + box[2]) / 2, box[3] + round(layout.text * 0.45))
         colour = WINNER if cell.winner else MUTED
-        pen.text(place, f"{cell.score:.3g}", fill=colour, font=font, anchor="ma")
+        pen.text(place, f"{cell.score:.4g}", fill=colour, font=font, anchor="ma")
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:

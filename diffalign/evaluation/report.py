@@ -228,7 +228,7 @@ def _cell(cell: GridCell | None) -> str:
         return '<div class="missing">no picture</div>'
     small = " pixel-art" if max(cell.image.size) <= _PIXEL_ART else ""
     winner = " winner" if cell.winner else ""
-    score = f"<figcaption>{cell.score:.3g}</figcaption>" if cell.score is not None else ""
+    score = f"<figcaption>{cell.score:.4g}</figcaption>" if cell.score is not None else ""
     return (
         f'<figure class="{(small + winner).strip()}"><img alt="" loading="lazy" '
         f'src="{embedded(cell.image)}">{score}</figure>'

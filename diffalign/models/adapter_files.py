@@ -47,6 +47,11 @@ def locate_adapter(path: Path) -> Path:
         usual = (ADAPTER_FILE, PEFT_FILE)
         named = [file for file in candidates if file.name in usual] or candidates
         if len(named) != 1:
+            if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+                raise ModelError(
+                    f"{folder}: a whole model and no adapter: where training goes on from it, give "
+                    f"it as model.path"
+                )
             found = ", ".join(file.name for file in candidates) or "none"
             raise ModelError(
                 f"{folder}: expected {ADAPTER_FILE} or one .safetensors file, found {found}"

@@ -127,3 +127,9 @@ def test_an_interval_bar_is_drawn_to_scale():
 
 def test_no_warnings_make_no_box():
     assert notes([]) == ""
+
+
+def test_scores_that_decide_a_pair_are_told_apart():
+    cells = [GridCell(image=Image.new("RGB", (8, 8)), score=score) for score in (-2.264, -2.258)]
+    page = picture_grid([GridRow(caption="a", cells=cells)], ["base", "aligned"])
+    assert "-2.264" in str(page) and "-2.258" in str(page)

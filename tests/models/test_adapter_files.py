@@ -34,6 +34,10 @@ def test_a_folder_may_hold_one_file_of_any_name_but_not_two(tmp_path):
 
 
 def test_what_is_no_adapter_is_refused(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole/model_index.json").touch()
+    with pytest.raises(ModelError, match="a whole model and no adapter"):
+        locate_adapter(tmp_path / "whole")
     with pytest.raises(ModelError, match="there is no such adapter"):
         locate_adapter(tmp_path / "nothing.safetensors")
     (tmp_path / "x.bin").write_bytes(b"")
