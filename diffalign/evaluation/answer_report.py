@@ -105,13 +105,18 @@ def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -
             label=measure.label,
             unit=measure.unit,
             value=None if np.isnan(value) else value,
-            interval=intervals[name],
+            interval=_from_zero(intervals[name]),
         )
     return Panel(
         figures=figures,
         counts={name: int(total) for name, total in totals.items()},
         clusters=len(next(iter(tally.values()))),
     )
+
+
+def _from_zero(interval: Interval | None) -> Interval | None:
+    """An interval without what is below 0, where no length, rate or rating can be."""
+    return interval and Interval(max(interval.low, 0.0), interval.high)
 
 
 def as_json(report: Report) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from diffalign.evaluation.answer_report import Measure, panel
 from diffalign.evaluation.intervals import (
     Bootstrap,
     cautions,
@@ -135,3 +136,10 @@ def test_few_clusters_are_said_to_be_few():
 def test_senseless_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Bootstrap(**settings)
+
+
+def test_no_figure_of_a_report_is_said_to_be_below_zero():
+    tally = {"hits": np.array([1.0, 9.0, 2.0]), "trials": np.ones(3)}
+    words = panel(tally, {"length": Measure("length", "words", RATE["rate"])}, Bootstrap())
+    assert Bootstrap().intervals(tally, RATE)["rate"].low < 0
+    assert words.figures["length"].interval.low == 0
