@@ -11,8 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+import diffusers
 import torch
+from packaging.version import Version
 from torch import Tensor
+
+OLD_READER = (
+    "this diffusers reads kohya's names of embeddings and first and last convolutions wrongly"
+    if Version(diffusers.__version__) < Version("0.42")
+    else ""
+)
+"""Why its reader is not held against ours, where it is not; 0.33 fails, 0.42 reads all of them."""
 
 TRANSFORMER = [
     *(f"attn{n}.{part}" for n in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),

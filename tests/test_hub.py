@@ -14,7 +14,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from packaging.version import Version
 
 from diffalign import hub
 from diffalign.errors import DataError
@@ -112,6 +114,7 @@ OWNERS = {
 }
 
 
+OLD_HUB = Version(huggingface_hub.__version__) < Version("1")
 FIELDS = {
     "stream": "DataError: data.path",
     "table": "DataError: data.path",
@@ -159,6 +162,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 @pytest.mark.parametrize("what", ["stream fine", "stream moody", "table fine"])
 def test_pairs_that_are_there_are_read_and_too_many_requests_are_waited_out(answers, what):
+    if OLD_HUB and what == "stream moody":
+        pytest.skip("this datasets does not ask again when it streams")
     assert answers[what] == "4 pairs"
 
 
@@ -181,6 +186,8 @@ def test_a_model_that_is_there_is_loaded(answers, what):
     ],
 )
 def test_what_cannot_be_had_is_a_sentence(answers, what, said):
+    if OLD_HUB and what == "gated":
+        pytest.skip("this datasets calls a gated set one that is not there")
     found = {name: text for name, text in answers.items() if name.endswith(f" {what}")}
     assert found
     for name, text in found.items():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -310,9 +311,20 @@ class VLM(AbstractModel):
     def _read(self, **options: Any) -> Any:
         """The model as its file has it, on the CPU unless options say otherwise."""
         try:
-            return self._location.load(AutoModelForImageTextToText, **options)
+            model, report = self._location.load(
+                AutoModelForImageTextToText, output_loading_info=True, **options
+            )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"{self.path}: cannot be read as a model: {error}") from error
+        if missing := sorted(report["missing_keys"]):
+            # transformers would go on with random numbers in their place
+            raise ModelError(
+                f"{self.path} lacks {len(missing)} weights of a {type(model).__name__}, such as "
+                f"{missing[0]}. A folder that transformers 5 wrote may call them by names that "
+                f"transformers {transformers.__version__} does not know: open it with the version "
+                f"that wrote it (transformers_version in its config.json)"
+            )
+        return model
 
     def _choose_trained(
         self, model: Any, anatomy: Anatomy, compute_dtype: torch.dtype, trainable: bool
@@ -341,7 +353,7 @@ class VLM(AbstractModel):
         returned_is_trained = anatomy.projector_in_tower and self.projector == "trained"
         return (
             self.one_vision_pass
-            and self.config.model_type in TESTED
+            and type(self.config).model_type in TESTED  # 4.57 gives the text part's on the instance
             and self.tower == "frozen"
             and not returned_is_trained
         )
@@ -364,7 +376,7 @@ class VLM(AbstractModel):
         """
         processor = self.processor()
         parts = [
-            self.config.model_type,
+            type(self.config).model_type,
             self._location.identity(ITSELF),
             self.quantization,
             processor.chat_template,
@@ -388,7 +400,7 @@ class VLM(AbstractModel):
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
         parts = [
-            self.config.model_type,
+            type(self.config).model_type,
             self._location.identity(ITSELF),
             self._shape,
             self.projector,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
 from transformers import (
@@ -86,6 +87,9 @@ def build_llava(seed: int) -> LlavaForConditionalGeneration:
         return LlavaForConditionalGeneration(config)
 
 
+_TOWER, _RELEASED = "vision_tower.", "vision_tower.vision_model."
+
+
 def build_processor() -> LlavaProcessor:
     """Pictures, text and the chat template of `build_llava`'s model."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -121,6 +125,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
         model_max_length=CONTEXT,
+        model_input_names=["input_ids", "attention_mask"],  # or transformers 4 adds types of tokens
         clean_up_tokenization_spaces=False,
     )
 
@@ -141,6 +146,17 @@ def _merges() -> list[tuple[str, str]]:
 
 
 def save_llava(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write weights as float32, configuration, processor and chat template."""
+    """Write weights as float32, configuration, processor and chat template.
+
+    Weights are called as in the releases of LLaVA, which transformers 4 and 5 both read: what
+    transformers 5 writes by itself leaves out a part of the tower's names, and transformers 4 then
+    begins with a random tower.
+    """
     model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = {
+        name if name.startswith(f"{_TOWER}vision_model.") else name.replace(_TOWER, _RELEASED, 1): w
+        for name, w in load_file(file).items()
+    }
+    save_file(weights, file, metadata={"format": "pt"})
     write_processor(folder, build_processor())

@@ -275,7 +275,7 @@ def test_fingerprints_follow_the_weights_and_not_the_place(
 def test_what_is_no_model_is_refused_with_advice(tmp_path, files, lora, message):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("{}" if name.endswith(".json") else "")
     with pytest.raises(ModelError, match=message):
         locate_model(ModelSpec(path=str(tmp_path), lora=lora and tmp_path / lora))
 

@@ -26,6 +26,7 @@ from diffalign.jobs.export import ExportConfig
 from diffalign.models.kohya import KOHYA_FILE
 from diffalign.training.build import RunConfig
 from tests import layouts, original_names
+from tests.original_names import OLD_READER
 from tests.tiny_models import write_sd15, write_sdxl
 from tests.training.test_card import comparison
 
@@ -165,6 +166,8 @@ def test_a_lora_makes_the_same_image_in_diffusers_and_by_comfyuis_rules(
     files = [run / "final" / KOHYA_FILE, exported(run, output=tmp_path / "x.safetensors")]
     for file in files:
         assert same(under_comfyui(name, models, file), expected)
+        if adapter == "all" and OLD_READER:
+            continue
         if "dora" not in adapter:  # whose magnitudes diffusers drops, with a warning
             pipeline = opened(name, models[name])
             pipeline.load_lora_weights(file.parent, weight_name=file.name)
@@ -275,6 +278,8 @@ def test_a_number_that_half_precision_cannot_hold_is_refused(runs, tmp_path):
 
 def test_ranks_and_alphas_that_differ_by_layer_are_honoured(models, tmp_path):
     """An adapter of somebody else, in diffusers' file with peft's settings in its header."""
+    if OLD_READER:
+        pytest.skip("this diffusers writes no settings into a header")
     base = opened("sd15", models["sd15"])
     attention = "mid_block.attentions.0.transformer_blocks.0.attn1"
     torch.manual_seed(0)

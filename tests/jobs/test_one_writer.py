@@ -42,7 +42,9 @@ def run_score(folder: Path) -> None:
 
 
 def run_compare(folder: Path) -> None:
-    compare.run(compare.CompareConfig(images=folder.parent / "none", output=folder))
+    images = folder.parent / "images"
+    images.mkdir()
+    compare.run(compare.CompareConfig(images=images, output=folder))
 
 
 def run_evaluate(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 from transformers.quantizers import quantizers_utils
@@ -560,3 +561,16 @@ def test_a_processor_is_written_as_every_version_of_transformers_reads_it(tmp_pa
     assert not isinstance(settings.get("extra_special_tokens"), list)  # a mapping before 5
     again = AutoProcessor.from_pretrained(tmp_path / "out")
     assert again.tokenizer("a red cat").input_ids == processor.tokenizer("a red cat").input_ids
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    """transformers would begin with random numbers in their place, and only warn."""
+    folder = tiny_llava(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layernorm" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks \d+ weights of a LlavaForConditionalGeneration"):
+        VLM(path=str(folder)).load(
+            device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"
+        )
