@@ -390,7 +390,9 @@ class WithCheckpoint(AbstractLocation):
         loaded = self.base.load(pipeline, **components)
         if self.component in components:
             return loaded
-        network = loaded if self.component == ITSELF else getattr(loaded, self.component)
+        # transformers' own models may come with a report of the load beside them
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        network = model if self.component == ITSELF else getattr(model, self.component)
         parameters = dict(network.named_parameters())
         values = self.checkpoint.values()
         for name, value in values.items():
