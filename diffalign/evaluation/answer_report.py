@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from diffalign.evaluation.intervals import Bootstrap, Interval, Statistic, Tally, cautions
+from diffalign.evaluation.intervals import Bootstrap, Interval, Statistic, Tally
 
 LISTED = 10
 """Ids that are listed of what was left out; their number is always given."""
@@ -81,7 +81,7 @@ class Report:
 
     def remarks(self) -> list[str]:
         """Notes, and what the intervals do not promise."""
-        return [*self.notes, *cautions(self.whole.clusters, self.resampled)]
+        return [*self.notes, *self.bootstrap.cautions(self.whole.clusters, self.resampled)]
 
 
 def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -> Panel:

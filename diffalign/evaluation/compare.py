@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffalign.evaluation.intervals import Bootstrap, Interval, Tally, cautions, ratio
+from diffalign.evaluation.intervals import Bootstrap, Interval, Tally, ratio
 
 Place = tuple[str, int]
 """Prompt id and seed."""
@@ -127,7 +127,10 @@ def compare_scores(
         missing_baseline=tuple(place for place in places if place not in baseline),
         missing_model=tuple(place for place in places if place not in model),
         confidence=confidence,
-        notes=_notes(prompts, decided_prompts, int(wins.sum()), int(losses.sum())),
+        notes=(
+            *_notes(prompts, decided_prompts, int(wins.sum()), int(losses.sum())),
+            *(bootstrap.cautions(prompts, "prompts") if prompts > 1 else ()),
+        ),
     )
 
 
@@ -172,6 +175,4 @@ def _notes(prompts: int, decided_prompts: int, wins: int, losses: int) -> tuple[
             f"All decided pairs went one way: the interval of the win rate takes each of the "
             f"{decided_prompts} prompts that decide as one trial."
         )
-    if prompts > 1:
-        notes += cautions(prompts, "prompts")
     return tuple(notes)

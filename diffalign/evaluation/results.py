@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.evaluation.compare import Comparison, Place
-from diffalign.evaluation.intervals import Bootstrap, Interval
+from diffalign.evaluation.intervals import Interval
 from diffalign.files import to_json
 
 _LISTED_MISSING = 5
@@ -110,7 +110,6 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
 
     content = {
         **settings,
-        "interval": f"{Bootstrap().describe} of prompts, drawn with replacement",
         "comparisons": [plain(result) for result in results],
     }
     return to_json(content, indent=2) + "\n"

@@ -14,6 +14,7 @@ from diffalign import config as configs
 from diffalign.errors import ConfigError, DataError
 from diffalign.evaluation.compare import Comparison, Place, compare_scores
 from diffalign.evaluation.grid import draw_grid
+from diffalign.evaluation.intervals import Bootstrap
 from diffalign.evaluation.manifest import ItemKey, ManifestRow, read_manifest
 from diffalign.evaluation.pictures import seeds_side_by_side
 from diffalign.evaluation.report import Section, command, facts, write_report
@@ -187,7 +188,9 @@ def _write(
         config.images, rows, models, places, prompts=config.grid_rows, scores=scores
     )
     write_image(grid, draw_grid(drawn, columns))
-    write_atomically(figures, as_json(results, configs.to_dict(config)))
+    bootstrap = Bootstrap(confidence=config.confidence, resamples=config.resamples)
+    settings = {**configs.to_dict(config), "interval": f"{bootstrap.describe} of prompts"}
+    write_atomically(figures, as_json(results, settings))
     write_atomically(summary, as_markdown(results, grid.name))
     write_report(
         page,

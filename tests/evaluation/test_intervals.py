@@ -9,7 +9,6 @@ from scipy.stats import t
 from diffalign.evaluation.answer_report import Measure, panel
 from diffalign.evaluation.intervals import (
     Bootstrap,
-    cautions,
     degrees_of_freedom,
     percentile_interval,
     ratio,
@@ -125,8 +124,10 @@ def test_what_is_never_defined_has_no_interval(method):
 
 
 def test_few_clusters_are_said_to_be_few():
-    assert cautions(10, "prompts") == []
-    assert "only 9 prompts: intervals are rough" in cautions(9, "prompts")[0]
+    assert Bootstrap().cautions(20, "prompts") == []
+    assert "only 19 prompts: intervals are rough" in Bootstrap().cautions(19, "prompts")[0]
+    (said,) = Bootstrap(method="bca").cautions(19, "images")
+    assert "only 19 images" in said and "too narrow; 20 or more" in said
 
 
 @pytest.mark.parametrize(
