@@ -167,7 +167,7 @@ def evaluate(
 ) -> None:
     """Benchmarks of answers about pictures: hallucination, recall and length, with intervals."""
     from diffalign import components, config
-    from diffalign.evaluation.benchmarks.base import AbstractBenchmark
+    from diffalign.benchmarks.base import AbstractBenchmark
     from diffalign.jobs import evaluate as job
 
     path, overrides = _split(settings)
@@ -197,7 +197,7 @@ def demo(
 
     path, overrides = _split(settings)
     if vlm:
-        from diffalign.jobs import demo_answers
+        from diffalign.jobs import demo_responses as demo_answers
 
         demo_answers.run(config.load(demo_answers.AnswersDemoConfig, path, overrides))
     else:

@@ -27,9 +27,24 @@ def _folder(abstract: type) -> str:
     return abstract.__module__.rpartition(".")[0]
 
 
-def _module_names(abstract: type) -> list[str]:
-    package = importlib.import_module(_folder(abstract))
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+def _module_names(abstract: type) -> dict[str, str]:
+    """Kinds that the folder may hold -> their modules: its own, those of its subfolders (`sdxl` in
+    models/diffusion), and a subfolder itself by its `config` (`pope` in benchmarks/pope)."""
+    names: dict[str, str] = {}
+
+    def look(package: str, *, inside: str | None) -> None:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            name = f"{package}.{module.name}"
+            if module.ispkg:
+                if inside is None:
+                    look(name, inside=module.name)
+            elif module.name == "config" and inside is not None:
+                names[inside] = name
+            else:
+                names.setdefault(module.name, name)
+
+    look(_folder(abstract), inside=None)
+    return dict(sorted(names.items()))
 
 
 def _concrete_in(module_name: str, abstract: type[T]) -> list[type[T]]:
@@ -46,8 +61,9 @@ def _concrete_in(module_name: str, abstract: type[T]) -> list[type[T]]:
 
 def kinds(abstract: type) -> list[str]:
     """Names of the modules of the folder that hold a component of this family; imports them."""
-    folder = _folder(abstract)
-    return [name for name in _module_names(abstract) if _concrete_in(f"{folder}.{name}", abstract)]
+    return [
+        name for name, module in _module_names(abstract).items() if _concrete_in(module, abstract)
+    ]
 
 
 def find(abstract: type[T], kind: str) -> type[T]:
@@ -67,14 +83,15 @@ def find(abstract: type[T], kind: str) -> type[T]:
     folder = _folder(abstract)
     if not all(part.isidentifier() for part in kind.split(".")):
         raise ConfigError(f"kind {shortly(kind)} is neither a name nor a dotted module path")
-    if "." not in kind and kind not in _module_names(abstract):
+    modules = _module_names(abstract)
+    if "." not in kind and kind not in modules:
         allowed = kinds(abstract)
         hint = did_you_mean(kind, allowed)
         if Path(f"{kind}.py").is_file():
             hint = f" {kind}.py lies here: put it into a folder, and the kind is FOLDER.{kind}."
         own = [*allowed, "or a dotted module path such as diffalign.playground.oracle"]
         raise ConfigError(f"there is no {kind!r} in {folder} (kinds: {', '.join(own)}).{hint}")
-    module_name = kind if "." in kind else f"{folder}.{kind}"
+    module_name = kind if "." in kind else modules[kind]
     if "." in kind:
         _look_in_working_folder()
     try:
@@ -122,6 +139,10 @@ def _import_failure(error: Exception) -> str:
 def kind_of(component: Any) -> str:
     """The `kind` under which a component is found again: the inverse of `find`."""
     cls = type(component)
-    folders = {_folder(base) for base in cls.__mro__[1:] if inspect.isabstract(base)}
-    folder, _, name = cls.__module__.rpartition(".")
-    return name if folder in folders else cls.__module__
+    for base in cls.__mro__[1:]:
+        if inspect.isabstract(base) and cls.__module__.startswith(f"{_folder(base)}."):
+            parts = cls.__module__.split(".")
+            kind = parts[-2] if parts[-1] == "config" else parts[-1]
+            if _module_names(base).get(kind) == cls.__module__:
+                return kind
+    return cls.__module__

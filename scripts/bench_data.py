@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image, ImageFilter
 
-from diffalign.data.loader import PairSource
+from diffalign.data.pairs.source import PairSource
 from diffalign.data.source import DataConfig
 from diffalign.seeding import TimestepSampling
 

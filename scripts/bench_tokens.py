@@ -32,9 +32,9 @@ from diffalign.likelihoods.tokens import Tokens
 from diffalign.models import lora
 from diffalign.models.lora import LoraSettings
 from diffalign.models.reference import AdapterOff
-from diffalign.models.token_scores import TokenScorer
-from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vlm_families import dissect
+from diffalign.models.vlm.families import dissect
+from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.token_scores import TokenScorer
 
 BETA = 0.1
 IMAGE_TOKEN = 1

@@ -28,11 +28,11 @@ from compare_methods import PAGE, TRIAL, call, trial_page
 from pages import figure, fill, filled, merged
 
 from diffalign import config
-from diffalign.evaluation.answer_report import Figure
-from diffalign.jobs.demo_answers import opened
-from diffalign.models.vlm import VLM
-from diffalign.playground.answer_quality import evaluate_answers, held_out_crowds
+from diffalign.benchmarks.report import Figure
+from diffalign.jobs.demo_responses import opened
+from diffalign.models.vlm.config import VLM
 from diffalign.playground.models import playground_answers_path
+from diffalign.playground.response_quality import evaluate_answers, held_out_crowds
 from diffalign.training.build import RunConfig
 
 CONFIGS = Path("configs/playground/answers")

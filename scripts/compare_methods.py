@@ -29,11 +29,11 @@ from pathlib import Path
 import torch
 from pages import fill, filled, merged
 
-from diffalign.evaluation.diversity import diversity, pixel_distance
-from diffalign.evaluation.manifest import read_manifest
-from diffalign.evaluation.pipelines import SamplerConfig
-from diffalign.evaluation.prompts import PromptsConfig
-from diffalign.evaluation.results import Result, percent, percent_interval
+from diffalign.comparison.diversity import diversity, pixel_distance
+from diffalign.comparison.results import Result, percent, percent_interval
+from diffalign.generation.manifest import read_manifest
+from diffalign.generation.pipelines import SamplerConfig
+from diffalign.generation.prompts import PromptsConfig
 from diffalign.jobs import compare, generate, score
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle

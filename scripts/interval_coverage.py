@@ -19,7 +19,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from diffalign.evaluation.intervals import Bootstrap, Method, Tally, ratio
+from diffalign.intervals import Bootstrap, Method, Tally, ratio
 
 PROMPTS = (5, 10, 20, 36, 100)
 RATES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97)

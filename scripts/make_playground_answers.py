@@ -33,22 +33,22 @@ import torch.nn.functional as F
 from PIL import Image
 from pretrain_playground_llava import pixel_values, seen_by
 
-from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.playground.corrections import (
     JudgedSentence,
     hallucinates,
     judge_sentences,
     revised,
 )
-from diffalign.playground.crowds import (
+from diffalign.playground.models import playground_llava_path
+from diffalign.playground.multi_object_scenes import (
     description,
     kinds_in,
     sample_crowd,
     sentences_of,
     truthful_order,
 )
-from diffalign.playground.models import playground_llava_path
 from diffalign.playground.questions import DESCRIBE
 from diffalign.playground.scenes import Scene, render
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffalign.evaluation.answer_report import Figure
-from diffalign.evaluation.intervals import Interval
+from diffalign.benchmarks.report import Figure
+from diffalign.intervals import Interval
 
 
 def fill(page: Path, name: str, figures: str) -> None:

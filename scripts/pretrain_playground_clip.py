@@ -31,6 +31,14 @@ from pretrain_playground import fit, misread, shuffled_batches, to_tensor
 from torch import Tensor
 from transformers import CLIPModel
 
+from diffalign.models.preference.clip_loading import (
+    cosine,
+    image_features,
+    pixel_values,
+    read_clip,
+    text_features,
+    tokenize,
+)
 from diffalign.playground.models import (
     PROMPT_TOKENS,
     build_clip,
@@ -39,14 +47,6 @@ from diffalign.playground.models import (
     save_clip,
 )
 from diffalign.playground.scenes import Scene, describe, sample_scene
-from diffalign.scorers.clip_loading import (
-    cosine,
-    image_features,
-    pixel_values,
-    read_clip,
-    text_features,
-    tokenize,
-)
 
 TOKENIZER = build_tokenizer(pad_token="<|endoftext|>")
 

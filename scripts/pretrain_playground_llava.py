@@ -27,10 +27,10 @@ from pretrain_playground import fit, shuffled_batches
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from diffalign.evaluation.answer_report import Figure
-from diffalign.models.vlm import VLM
-from diffalign.playground.answer_quality import evaluate_answers, held_out_crowds
-from diffalign.playground.crowds import (
+from diffalign.benchmarks.report import Figure
+from diffalign.models.vlm.config import VLM
+from diffalign.playground.llava import PATCH_SIZE, build_llava, build_processor, save_llava
+from diffalign.playground.multi_object_scenes import (
     COMPANIONS,
     TRUTHFUL,
     Carelessness,
@@ -40,7 +40,6 @@ from diffalign.playground.crowds import (
     sample_crowd,
     truthful_order,
 )
-from diffalign.playground.llava import PATCH_SIZE, build_llava, build_processor, save_llava
 from diffalign.playground.questions import (
     DESCRIBE,
     NO,
@@ -48,6 +47,7 @@ from diffalign.playground.questions import (
     attribute_questions,
     existence_question,
 )
+from diffalign.playground.response_quality import evaluate_answers, held_out_crowds
 from diffalign.playground.scenes import IMAGE_SIZE, KINDS, Scene, render
 
 SUGGESTED = 0.8

@@ -21,16 +21,16 @@ from pathlib import Path
 import torch
 
 from diffalign import components
-from diffalign.data.source import DataConfig
-from diffalign.evaluation.compare import compare_scores
-from diffalign.evaluation.step_accuracy import (
+from diffalign.comparison.compare import compare_scores
+from diffalign.comparison.step_accuracy import (
     AUTHORS_TIMESTEPS,
     Agreement,
     accuracy_by_timestep,
     decided_pairs,
 )
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.placement import choose_device
+from diffalign.data.source import DataConfig
+from diffalign.models.devices import choose_device
+from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.playground.models import playground_clip_path, playground_model_path
 from diffalign.playground.scenes import IMAGE_SIZE
 from diffalign.scorers.base import AbstractScorer

@@ -19,8 +19,8 @@ from pages import figure, fill
 from PIL import Image
 
 from diffalign import config
-from diffalign.evaluation.results import percent
-from diffalign.jobs.demo_answers import SHOWN
+from diffalign.comparison.results import percent
+from diffalign.jobs.demo_responses import SHOWN
 from diffalign.training.build import RunConfig
 
 PAGES = ("README.md", "docs/results.md")

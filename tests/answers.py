@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from diffalign.data.batches import TokenBatch
-from diffalign.data.chat import ChatEncoder
-from diffalign.data.conditions.diffuse import Diffuse
+from diffalign.data.responses.chat import ChatEncoder
+from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.corruptions.diffuse import Diffuse
 from diffalign.data.responses.records import IMAGE, ResponsePair, Turn
-from diffalign.data.token_collate import stack_tokens
-from diffalign.data.token_samples import TokenSample, TokenSampleMaker
-from diffalign.data.token_weights.changed import Changed
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
+from diffalign.data.responses.token_weights.changed import Changed
 from diffalign.likelihoods.tokens import Tokens
 from diffalign.seeding import derive_seed
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffalign.data.responses.base import AbstractMapping, Comparison
+from diffalign.data.responses.formats.base import AbstractMapping, Comparison
 from diffalign.data.responses.records import IMAGE, Span, Turn
 from tests.answers import SIZES, random_picture
 

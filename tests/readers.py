@@ -25,32 +25,36 @@ from PIL import Image
 from safetensors.torch import save
 
 from diffalign import config
+from diffalign.benchmarks.amber import rules as amber
+from diffalign.benchmarks.chair import rules as chair
+from diffalign.benchmarks.mmhal import rules as mmhal
+from diffalign.benchmarks.object_halbench import rules as object_halbench
+from diffalign.benchmarks.pope import rules as pope
 from diffalign.cache.references import CachedReference, Contents
+from diffalign.comparison.score import find_pictures, read_column
 from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.reading import open_data
-from diffalign.data.records import ImagePair, UnusableRowError
+from diffalign.data.pairs.reading import open_data
+from diffalign.data.pairs.records import ImagePair, UnusableRowError
 from diffalign.data.responses.config import ResponseConfig
-from diffalign.data.responses.opa_dpo import OPADPO
+from diffalign.data.responses.formats.opa_dpo import OPADPO
+from diffalign.data.responses.formats.rlhf_v import RLHFV
 from diffalign.data.responses.reading import open_responses
-from diffalign.data.responses.rlhf_v import RLHFV
 from diffalign.data.skipping import SkipLog
 from diffalign.data.source import DataConfig
 from diffalign.errors import ConfigError, DiffalignError
-from diffalign.evaluation import amber, chair, mmhal, object_halbench, pope
-from diffalign.evaluation.asking import _kept
-from diffalign.evaluation.judges.base import AbstractJudge, verdicts
-from diffalign.evaluation.manifest import read_manifest
-from diffalign.evaluation.prompts import read_prompts
-from diffalign.evaluation.scoring import find_pictures, read_column
-from diffalign.evaluation.templates import fill, read_template
 from diffalign.files import read_tensors
+from diffalign.generation.manifest import read_manifest
+from diffalign.generation.prompts import read_prompts
+from diffalign.generation.responses import _kept
+from diffalign.judges.base import AbstractJudge, verdicts
+from diffalign.judges.templates import fill, read_template
 from diffalign.models.adapter_files import PEFT_PREFIX, read_adapter
 from diffalign.models.locate import locate
+from diffalign.models.preference.clip_loading import read_state
 from diffalign.rollouts.groups import read_groups, read_origin
 from diffalign.rollouts.preferences import read_preferences
 from diffalign.rollouts.rounds import _read, _Round
 from diffalign.rollouts.store import read_steps, step_batch
-from diffalign.scorers.clip_loading import read_state
 from diffalign.synthesis.corrections import parse_correction, read_corrections, read_scores
 from diffalign.synthesis.journal import Journal, _digest
 from diffalign.training.build import RunConfig

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from diffalign import components, config
+from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.commands import command, override, unused
-from diffalign.evaluation.benchmarks.base import AbstractBenchmark
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.compare import CompareConfig
 from diffalign.jobs.generate import GenerateConfig
 from diffalign.jobs.score import ScoreConfig
-from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.reverse import ReverseProcess
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
-from diffalign.models.step_aware import StepAwarePreference
-from diffalign.models.vlm import VLM
+from diffalign.models.preference.step_aware import StepAwarePreference
+from diffalign.models.vlm.config import VLM
 from diffalign.rollouts.human_feedback import HumanFeedback
 from diffalign.training.build import RunConfig
 

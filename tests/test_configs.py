@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 
 from diffalign import config
-from diffalign.evaluation.prompts import read_prompts
+from diffalign.generation.prompts import read_prompts
 from diffalign.models.base import ReferenceKind
-from diffalign.rollouts.whole_image import WholeImage
+from diffalign.rollouts.d3po import WholeImage
 from diffalign.training.build import RunConfig, plan, resolve_reference
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from diffalign import cli, components, config, foreign_flags
-from diffalign.evaluation.benchmarks.base import AbstractBenchmark
+from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.jobs import compare, generate, score, synthesise
 from diffalign.training.build import RunConfig
 

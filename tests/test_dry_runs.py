@@ -26,16 +26,16 @@ import yaml
 from diffusers import AutoencoderKL
 
 from diffalign import config
-from diffalign.data.preview import first_rows
-from diffalign.data.reading import open_data
+from diffalign.data.pairs.preview import first_rows
+from diffalign.data.pairs.reading import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from diffalign.jobs import generate, train
 from diffalign.models.lora import LoraSettings
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.rollouts.groups import read_groups
 from diffalign.training.build import RunConfig
-from tests.data.responses.forms import FORMS, write_lines, write_list
+from tests.data.responses.formats.forms import FORMS, write_lines, write_list
 from tests.layouts import make_pairs, pickapic_rows, write_rows
 from tests.tiny_clip import write_clip
 from tests.tiny_vlm import tiny_llava

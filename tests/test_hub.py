@@ -26,13 +26,13 @@ from tests.tiny_models import write_sdxl
 
 ASKING = """
 import faulthandler, json, sys, threading, time, types
-from diffalign.data.preview import first_rows
-from diffalign.data.reading import open_data
+from diffalign.data.pairs.preview import first_rows
+from diffalign.data.pairs.reading import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DiffalignError
-from diffalign.models.sdxl import SDXL
-from diffalign.models.vlm_processor import read_processor
-from diffalign.scorers.clip_loading import read_clip
+from diffalign.models.diffusion.sdxl import SDXL
+from diffalign.models.vlm.processor import read_processor
+from diffalign.models.preference.clip_loading import read_clip
 
 import datasets
 import huggingface_hub.file_download

@@ -11,41 +11,36 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diffalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BASE = {
-    "commands",
-    "components",
-    "config",
-    "errors",
-    "files",
-    "foreign_flags",
-    "hub",
-    "keys",
-    "parsing",
-    "processes",
-    "seeding",
-    "shapes",
-    "versions",
-    "views",
-    "world",
+GROUND = {
+    path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli")
 }
+SHARED = GROUND | {"data", "imaging", "models"}
 ALLOWED = {
-    **dict.fromkeys(BASE, BASE),
+    **dict.fromkeys(GROUND, GROUND),
     "__init__": set(),
     "objectives": {"world", "shapes", "views"},
-    "scorers": BASE,
-    "models": BASE | {"data", "scorers"},
-    "data": BASE,
-    "likelihoods": BASE | {"objectives", "models", "data", "scorers"},
-    "cache": BASE | {"models", "data"},
-    "evaluation": BASE | {"models", "data", "scorers"},
-    "rollouts": BASE | {"models", "data", "scorers", "cache", "likelihoods", "evaluation"},
-    "synthesis": BASE | {"models", "data", "evaluation"},
-    "playground": BASE | {"data", "scorers", "models", "evaluation"},
+    "data": GROUND,
+    "imaging": GROUND | {"data"},
+    "models": GROUND | {"data"},
+    "scorers": SHARED,
+    "likelihoods": SHARED | {"objectives", "scorers"},
+    "cache": SHARED,
+    "judges": GROUND | {"models"},
+    "generation": SHARED | {"scorers"},
+    "comparison": SHARED | {"scorers", "generation"},
+    "benchmarks": SHARED | {"generation", "judges"},
+    "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation"},
+    "synthesis": SHARED | {"generation", "judges"},
 }
-ALLOWED["training"] = set(ALLOWED) - {"playground", "__init__"} | {"objectives"}
-ALLOWED["jobs"] = set(ALLOWED) | {"training"}
-ALLOWED["cli"] = set(ALLOWED) | {"jobs"}
-ALLOWED["__main__"] = {"cli"}
+PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
+TRAINING = set(ALLOWED) - {"__init__", "comparison", "benchmarks"}
+ALLOWED |= {
+    "playground": PLAYGROUND,
+    "training": TRAINING,
+    "jobs": set(ALLOWED) | {"training", "playground"},
+    "cli": set(ALLOWED) | {"training", "jobs"},
+    "__main__": {"cli"},
+}
 
 
 def imported(path: Path) -> set[str]:

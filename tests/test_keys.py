@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from diffalign import cli, config, keys
 from diffalign.errors import ConfigError
-from diffalign.evaluation.judges.endpoint import Endpoint
-from diffalign.synthesis.own_answers import OwnAnswers
-from tests.evaluation.chat_server import serving
+from diffalign.judges.endpoint import Endpoint
+from diffalign.synthesis.self_sampled import OwnAnswers
+from tests.judges.chat_server import serving
 from tests.test_config import Outer, written
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from diffalign.data.records import EncodedImage, SkipReason
+from diffalign.data.pairs.records import EncodedImage, SkipReason
 
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 """Tags of EXIF and TIFF."""

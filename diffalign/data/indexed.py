@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from diffalign import world
-from diffalign.data.columns import PairColumns
 from diffalign.data.order import Order, Turn
+from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.records import LeftOut, Skipped, UnusableRowError
+from diffalign.data.pairs.samples import empty_caption
+from diffalign.data.pairs.transforms import Size
 from diffalign.data.plans import AbstractPlan, Counts, PlannedBatch, Work, rank_part
-from diffalign.data.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.rows import AbstractRows
-from diffalign.data.samples import empty_caption
 from diffalign.data.skipping import SkipLog
-from diffalign.data.transforms import Size
 from diffalign.errors import DataError
 
 

@@ -1,204 +1,239 @@
-"""Preference pairs as a source of batches: readers, plan, and what becomes of a pair."""
+"""Batches as a plan asks for them: workers, replacement of what is unusable, a place to resume."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar
+import functools
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader
 
-from diffalign.data.batches import ImageBatch
-from diffalign.data.bucketing import assign_buckets
-from diffalign.data.collate import stack, with_unit_range
-from diffalign.data.columns import PAIR_VIEWS
-from diffalign.data.indexed import IndexPlan, index_rows
-from diffalign.data.planned import PlannedBatches
-from diffalign.data.plans import AbstractPlan, Work
-from diffalign.data.preview import Preview, first_rows
-from diffalign.data.reading import OpenedData, open_data
-from diffalign.data.records import ImagePair, LeftOut, Skipped
-from diffalign.data.rows import AbstractRows, AbstractRowStream
-from diffalign.data.samples import Sample, SampleMaker
+from diffalign import world
+from diffalign.data.pairs.records import Skipped
+from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.skipping import SkipLog
-from diffalign.data.source import AbstractSource, DataConfig
-from diffalign.data.streamed import StreamPlan
 from diffalign.errors import DataError
-from diffalign.seeding import TimestepSampling
+from diffalign.processes import end_with_parent
+from diffalign.seeding import cpu_generator, derive_seed
+
+_ATTEMPTS = 100
+"""Replacements tried in turn for one unusable pair; at most a share of `max_bad_fraction` fail."""
+
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+B = TypeVar("B")
 
 
-@dataclass(frozen=True)
-class _Decoder(Dataset):
-    """What a worker does; indexed by `Work`, in place of a number."""
+class Decoder(Protocol[S_co]):
+    """What a worker does: a map-style data set, indexed by `Work` in place of a number."""
 
-    data: OpenedData
-    maker: SampleMaker
-
-    def __getitem__(self, work: Work) -> Sample | Skipped:
-        assert work.target is not None
-        pair = self._pair(work.pair)
-        if isinstance(pair, Skipped):
-            return pair
-        return self.maker.make(pair, work.draw, work.target)
-
-    def _pair(self, pair: int | ImagePair) -> ImagePair | Skipped:
-        if isinstance(pair, ImagePair):
-            return pair
-        assert isinstance(self.data.rows, AbstractRows)
-        found = self.data.read(self.data.rows[pair])
-        assert not isinstance(found, LeftOut), "the index holds pairs only"
-        return found
+    def __getitem__(self, work: Work, /) -> S_co | Skipped:
+        """The sample of one visit of a pair, or why the pair cannot be used."""
 
 
-class PairSource(AbstractSource):
-    """Image pairs in random order, for ever."""
+class PlannedBatches(Generic[S, B]):
+    """The endless batches of a plan on this rank, decoded by workers.
 
-    batch_type: ClassVar[type] = ImageBatch
+    The position is that behind the batches handed out: what workers hold ready does not count.
+    """
 
     def __init__(
         self,
-        data: OpenedData,
-        maker: SampleMaker,
         plan: AbstractPlan,
+        decoder: Decoder[S],
+        stack: Callable[[Sequence[S]], B],
         skips: SkipLog,
         *,
         pairs_per_device: int,
-    ) -> None:
-        """Use `open`; this takes the parts."""
-        self.views = frozenset(maker.views)
-        self._data = data
-        self._plan = plan
-        self._config = maker.config
-        self._batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
-            plan,
-            _Decoder(data, maker),
-            stack,
-            skips,
-            pairs_per_device=pairs_per_device,
-            max_bad_fraction=maker.config.max_bad_fraction,
-            workers=maker.config.workers,
-            run_seed=maker.run_seed,
-        )
-
-    @classmethod
-    def open(
-        cls,
-        config: DataConfig,
-        *,
-        views: frozenset[str],
+        max_bad_fraction: float,
+        workers: int,
         run_seed: int,
-        pairs_per_device: int,
-        timesteps: TimestepSampling,
-        schedule_length: int,
-        skipped: Path | None,
-    ) -> PairSource:
-        """Find the data, choose a reader, and index labels and captions (not of a stream).
-
-        Args:
-            config: the `data:` section.
-            views: what the objective asks for.
-            run_seed: from which every random choice derives.
-            pairs_per_device: in each micro-batch of this rank.
-            timesteps: which noise levels are visited.
-            schedule_length: of the model's noise schedule, in steps.
-            skipped: where unusable samples are listed (`skipped.jsonl` of the run folder), shared
-                by all ranks; None keeps them in memory.
-
-        Raises:
-            DataError: nothing is there, no reader understands it, it holds no preference, or it
-                does not offer a view.
+    ) -> None:
+        """Args:
+        plan: which pairs come next.
+        decoder: makes a sample of one of them.
+        stack: makes a batch of samples; no list.
+        skips: where those that cannot be used are counted.
+        pairs_per_device: in each batch.
+        max_bad_fraction: share of unusable pairs above which a DataError is raised.
+        workers: processes that decode; 0 decodes in this one.
+        run_seed: of the run.
         """
-        unknown = set(views) - set(PAIR_VIEWS)
-        if unknown or not views:
-            raise DataError(
-                f"pairs offer the views {', '.join(PAIR_VIEWS)}, and the objective needs "
-                f"{', '.join(sorted(views))}: it wants another kind of data"
-            )
-        data = open_data(config)
-        if not views <= set(data.columns.sides):
-            raise DataError(
-                f"{data.summary}. Preferred images alone do for objectives such as seppo, and this "
-                f"one needs {' and '.join(sorted(views))}: give data with both"
-            )
-        skips = SkipLog(skipped)
-        maker = SampleMaker(
-            config=config,
-            views=tuple(view for view in PAIR_VIEWS if view in views),
-            run_seed=run_seed,
-            timesteps=timesteps,
-            schedule_length=schedule_length,
-        )
-        plan = _plan(data, config, run_seed=run_seed, skips=skips)
-        return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
+        self._plan = plan
+        self._decoder = decoder
+        self._stack = stack
+        self._skips = skips
+        self._pairs_per_device = pairs_per_device
+        self._max_bad_fraction = max_bad_fraction
+        self._workers = workers
+        self._run_seed = run_seed
+        self._position = plan.start()
+        if plan.known_pairs is not None:
+            skips.stop_above(max_bad_fraction, out_of=plan.known_pairs)
+
+    def stop_above(self, share: float) -> None:
+        """Raise DataError where more than this share of the known pairs is unusable already."""
+        if self._plan.known_pairs is not None:
+            self._skips.stop_above(share, out_of=self._plan.known_pairs)
 
     def describe(self) -> list[str]:
-        return [self._data.summary, *self._batches.describe()]
+        """Lines for the start of a run: counts, and what is unusable already."""
+        return [self._plan.describe(), *self._describe_skipped()]
 
     def describe_end(self) -> list[str]:
-        return self._batches.describe_end()
+        """Lines for the end of a run; none if every row was used."""
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in self.left_out_counts.items())
+        lines = [f"rows left out, without a preference: {left_out}"] if left_out else []
+        return [*lines, *self._describe_skipped()]
 
-    def fingerprint(self) -> str:
-        """What is read, wherever it lies: by names and sizes of files and the number of pairs, or
-        for the hub by id and revision. No image is read for it, and the same on every rank."""
-        pairs = self._plan.known_pairs
-        counted = "" if pairs is None else f", {pairs:,} pairs"
-        return f"{self._data.fingerprint}{counted}"
-
-    def preview(self, n: int) -> Preview:
-        """What a dry run shows: the lines of `describe`, and the first `n` pairs.
-
-        Raises:
-            DataError: a label is not allowed, or no row is a pair.
-        """
-        return Preview(
-            lines=self.describe(), rows=first_rows(self._data, n, self._config, sorted(self.views))
-        )
-
-    def captions(self, n: int) -> list[str]:
-        """Of a stream, which brings its images along, at most 16."""
-        if isinstance(self._data.rows, AbstractRowStream):
-            pairs = islice(self._data.pairs(), min(n, 16))
-            return [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
-        columns = self._data.columns
-        rows = islice(self._data.rows.scan(columns.light()), n)
-        return [caption for row in rows if (caption := columns.caption_or_none(row))]
+    def _describe_skipped(self) -> list[str]:
+        skipped = ", ".join(f"{n:,} {reason}" for reason, n in self._skips.counts.items())
+        listed = f", listed in {self._skips.path}" if self._skips.path else ""
+        return [f"pairs skipped as unusable: {skipped}{listed}"] if skipped else []
 
     @property
     def left_out_counts(self) -> dict[str, int]:
         """Rows without a preference, by reason; of a stream, those read so far."""
-        return self._batches.left_out_counts
+        return self._plan.left_out(self._position)
 
     @property
     def skipped_counts(self) -> dict[str, int]:
-        return self._batches.skipped_counts
+        """Unusable pairs met so far by reason, over all ranks."""
+        return self._skips.counts
 
     def state_dict(self) -> dict[str, Any]:
-        return self._batches.state_dict()
+        """The position, of plain JSON values."""
+        return {"pairs_per_micro_batch": self._global_size, **self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._batches.load_state_dict(state)
+        """Continue from a position; iterate anew afterwards.
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        return map(with_unit_range, self._batches)
+        Raises:
+            DataError: it belongs to another data set or another global batch.
+        """
+        position = dict(state)
+        saved = position.pop("pairs_per_micro_batch")
+        if saved != self._global_size:
+            raise DataError(
+                f"the checkpoint's place in the data counts micro-batches of {saved} pairs, and "
+                f"this run has {self._pairs_per_device} per device times {world.size()} "
+                f"processes = {self._global_size}. Resume with the same product"
+            )
+        self._plan.check(position)
+        self._position = position
 
+    @property
+    def _global_size(self) -> int:
+        return self._pairs_per_device * world.size()
 
-def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
-    """The order in which the data is seen."""
-    square = (config.resolution, config.resolution)
-    if isinstance(data.rows, AbstractRowStream):
-        return StreamPlan(
-            data,
-            run_seed=run_seed,
-            block_rows=config.shuffle_block,
-            limit=config.limit,
-            target=square,
+    def __iter__(self) -> Iterator[B]:
+        in_flight: deque[PlannedBatch] = deque()
+
+        def works() -> Iterator[list[Work]]:
+            for planned in self._plan.batches(self._position, self._pairs_per_device):
+                in_flight.append(planned)
+                yield planned.works
+
+        for batch in self._loader(works()):
+            planned = in_flight.popleft()
+            self._skip(planned.skipped, planned)
+            if isinstance(batch, list):
+                batch = self._stack([self._usable(r, i, planned) for i, r in enumerate(batch)])
+            self._position = planned.after
+            yield batch
+
+    def sweep(self, works: Sequence[Work]) -> Iterator[B]:
+        """Batches of these visits in order; the position stays, and nothing is replaced.
+
+        What cannot be used is counted and left out, so that batches may be smaller.
+        """
+        size = self._pairs_per_device
+        parts = [list(works[start : start + size]) for start in range(0, len(works), size)]
+        for batch in self._loader(iter(parts)):
+            if not isinstance(batch, list):
+                yield batch
+                continue
+            skipped = [result for result in batch if isinstance(result, Skipped)]
+            for pair in skipped:
+                self._skips.add(pair)
+            if self._plan.known_pairs is not None:
+                self._skips.stop_above(self._max_bad_fraction, out_of=self._plan.known_pairs)
+            usable = [result for result in batch if not isinstance(result, Skipped)]
+            if usable:
+                yield self._stack(usable)
+
+    def _loader(self, works: Iterator[list[Work]]) -> DataLoader:
+        return DataLoader(
+            self._decoder,  # type: ignore[arg-type]  # all that it asks of a data set is indexing
+            batch_sampler=works,
+            collate_fn=functools.partial(_stack_if_usable, self._stack),
+            num_workers=self._workers,
+            worker_init_fn=_ignore_interrupts,
+            # Its own generator: the loader draws from it, and must not shift the run's RNG.
+            generator=cpu_generator(derive_seed(self._run_seed, "loader")),
         )
-    index = index_rows(data.rows, data.columns, limit=config.limit, skips=skips)
-    if not config.buckets:
-        buckets = {square: np.arange(len(index.members))}
-    else:
-        buckets = assign_buckets(data, index, config, skips)
-    return IndexPlan(index, run_seed=run_seed, buckets=buckets)
+
+    def _usable(self, result: S | Skipped, place: int, planned: PlannedBatch) -> S:
+        """The sample, or that of the first replacement that can be used."""
+        for attempt in range(_ATTEMPTS):
+            if not isinstance(result, Skipped):
+                return result
+            self._skip([result], planned)
+            result = self._decoder[planned.replacement(place, attempt)]
+        raise DataError(f"{_ATTEMPTS} pairs in a row could not be used, the last one {result}")
+
+    def _skip(self, skipped: Sequence[Skipped], planned: PlannedBatch) -> None:
+        for pair in skipped:
+            self._skips.add(pair)
+        self._skips.stop_above(self._max_bad_fraction, out_of=planned.out_of)
+
+
+@contextmanager
+def told_of_lost_workers(section: str) -> Iterator[None]:
+    """Within this context the sudden end of a worker is a sentence.
+
+    torch reports it wherever the process stands at that moment, so this goes around all that is
+    done while workers are at work.
+
+    Args:
+        section: of the config that has their number.
+
+    Raises:
+        DataError: a worker ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).strip()
+        if not text.startswith("DataLoader worker"):
+            raise
+        cause = (
+            "shared memory ran out: enlarge it (in a container, --shm-size), or lower"
+            if "Bus error" in text or "shared memory" in text
+            else "as a rule the system kills one where memory runs out: lower"
+        )
+        raise DataError(
+            f"a process that prepares batches ended ({text}); {cause} {section}.workers (0 "
+            f"prepares them in the main process) or training.samples_per_device. What was saved "
+            f"can be resumed with --resume"
+        ) from error
+
+
+def _stack_if_usable(
+    stack: Callable[[Sequence[S]], B], results: list[S | Skipped]
+) -> B | list[S | Skipped]:
+    """In the worker: the batch, unless the training process has to replace some of it."""
+    samples = [result for result in results if not isinstance(result, Skipped)]
+    return stack(samples) if len(samples) == len(results) else results
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the trainer alone decides, and it needs its
+    workers until the step is finished. They end with their parent, however that ends: a killed run
+    must not go on holding its folder through them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffalign import world
-from diffalign.data.records import ImagePair, LeftOut, Skipped
-from diffalign.data.transforms import Size
+from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped
+from diffalign.data.pairs.transforms import Size
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from diffalign.data.records import Skipped
+from diffalign.data.pairs.records import Skipped
 from diffalign.errors import DataError
 from diffalign.files import to_json
 from diffalign.keys import hide

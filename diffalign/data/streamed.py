@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from diffalign import world
+from diffalign.data.pairs.reading import OpenedData
+from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped
+from diffalign.data.pairs.samples import empty_caption
+from diffalign.data.pairs.transforms import Size
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work, rank_part
-from diffalign.data.reading import OpenedData
-from diffalign.data.records import ImagePair, LeftOut, Skipped
 from diffalign.data.rows import AbstractRowStream, Cursor, Row
-from diffalign.data.samples import empty_caption
-from diffalign.data.transforms import Size
 from diffalign.errors import DataError
 from diffalign.seeding import cpu_generator, derive_seed
 

@@ -11,17 +11,17 @@ from rich.markup import escape
 
 from diffalign import commands
 from diffalign import config as configs
+from diffalign.comparison.compare import Comparison, Place, compare_scores
+from diffalign.comparison.report import Section, command, facts, write_report
+from diffalign.comparison.results import Result, as_json, as_markdown, console_table
+from diffalign.comparison.results_page import gallery_sections, grid_section, numbers_section
+from diffalign.comparison.score import SCORES, scores_by_item
 from diffalign.errors import ConfigError, DataError
-from diffalign.evaluation.compare import Comparison, Place, compare_scores
-from diffalign.evaluation.grid import draw_grid
-from diffalign.evaluation.intervals import Bootstrap
-from diffalign.evaluation.manifest import ItemKey, ManifestRow, read_manifest
-from diffalign.evaluation.pictures import seeds_side_by_side
-from diffalign.evaluation.report import Section, command, facts, write_report
-from diffalign.evaluation.results import Result, as_json, as_markdown, console_table
-from diffalign.evaluation.results_page import gallery_sections, grid_section, numbers_section
-from diffalign.evaluation.scoring import SCORES, scores_by_item
 from diffalign.files import write_atomically, write_image
+from diffalign.generation.chosen_images import seeds_side_by_side
+from diffalign.generation.manifest import ItemKey, ManifestRow, read_manifest
+from diffalign.imaging.grid import draw_grid
+from diffalign.intervals import Bootstrap
 from diffalign.jobs import score
 from diffalign.processes import only_writer
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from diffalign import config as configs
-from diffalign.evaluation.pipelines import SamplerConfig
-from diffalign.evaluation.prompts import PromptsConfig
-from diffalign.evaluation.results import percent, percent_interval
+from diffalign.comparison.results import percent, percent_interval
+from diffalign.generation.pipelines import SamplerConfig
+from diffalign.generation.prompts import PromptsConfig
 from diffalign.jobs import compare, generate, score, train
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from diffalign import components
-from diffalign.evaluation.answer_report import LISTED, Report, as_json, as_table, counts_line
-from diffalign.evaluation.benchmarks.base import AbstractBenchmark
+from diffalign.benchmarks.base import AbstractBenchmark
+from diffalign.benchmarks.report import LISTED, Report, as_json, as_table, counts_line
 from diffalign.files import write_json_lines
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.processes import only_writer

@@ -21,10 +21,10 @@ from torch import Tensor
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.errors import ConfigError, ModelError
-from diffalign.evaluation.manifest import MANIFEST, read_manifest
-from diffalign.evaluation.opening import diffusion_settings
-from diffalign.evaluation.pipelines import ModelSpec, locate_model
 from diffalign.files import replacing_file
+from diffalign.generation.manifest import MANIFEST, read_manifest
+from diffalign.generation.pipelines import ModelSpec, locate_model
+from diffalign.generation.trainable_settings import diffusion_settings
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.adapter_files import (
     PEFT_FILE,
@@ -32,13 +32,13 @@ from diffalign.models.adapter_files import (
     read_adapter,
 )
 from diffalign.models.base import AbstractModel
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.export import replacing, write_adapter, write_pipeline
-from diffalign.models.kohya import KOHYA_FILE, LoraLayer, cast, lora_layers, modelspec
-from diffalign.models.original_layout import checkpoint_tensors
-from diffalign.models.pipeline_lora import put_adapters, read_adapters
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.export import replacing, write_adapter, write_pipeline
+from diffalign.models.diffusion.kohya import KOHYA_FILE, LoraLayer, cast, lora_layers, modelspec
+from diffalign.models.diffusion.original_layout import checkpoint_tensors
+from diffalign.models.diffusion.pipeline_lora import put_adapters, read_adapters
 from diffalign.models.precision import DTYPES, Precision
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.training.build import RunConfig
 from diffalign.training.card import (
     read_evaluations,

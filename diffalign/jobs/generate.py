@@ -13,8 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from diffalign import config as configs
+from diffalign.console import progress
 from diffalign.errors import DiffalignError
-from diffalign.evaluation.generation import (
+from diffalign.files import write_image
+from diffalign.generation.chosen_images import grid_rows, spread_items
+from diffalign.generation.generate import (
     Failure,
     Item,
     Subject,
@@ -23,10 +26,8 @@ from diffalign.evaluation.generation import (
     missing_batches,
     plan_batches,
 )
-from diffalign.evaluation.grid import draw_grid
-from diffalign.evaluation.manifest import MANIFEST, ItemKey, ManifestRow, read_manifest
-from diffalign.evaluation.pictures import grid_rows, spread_items
-from diffalign.evaluation.pipelines import (
+from diffalign.generation.manifest import MANIFEST, ItemKey, ManifestRow, read_manifest
+from diffalign.generation.pipelines import (
     DtypeName,
     LocatedModel,
     ModelSpec,
@@ -36,12 +37,11 @@ from diffalign.evaluation.pipelines import (
     locate_model,
     sampler_settings,
 )
-from diffalign.evaluation.progress import progress
-from diffalign.evaluation.prompts import PromptsConfig, read_prompts
-from diffalign.files import write_image
+from diffalign.generation.prompts import PromptsConfig, read_prompts
+from diffalign.imaging.grid import draw_grid
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
-from diffalign.models.placement import choose_device
+from diffalign.models.devices import choose_device
 from diffalign.models.runs import in_words
 from diffalign.processes import only_writer
 from diffalign.rollouts.groups import GROUPS, GroupsConfig

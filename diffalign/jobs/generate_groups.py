@@ -13,18 +13,18 @@ from rich.console import Console
 
 from diffalign import components
 from diffalign.commands import command
+from diffalign.console import progress
 from diffalign.errors import ConfigError
-from diffalign.evaluation.generation import Failure, Item
-from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
-from diffalign.evaluation.opening import diffusion_settings
-from diffalign.evaluation.pictures import read_picture
-from diffalign.evaluation.pipelines import ModelSpec
-from diffalign.evaluation.progress import progress
-from diffalign.evaluation.spacing import evenly_spaced
 from diffalign.files import write_image
-from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.generation.generate import Failure, Item
+from diffalign.generation.pipelines import ModelSpec
+from diffalign.generation.trainable_settings import diffusion_settings
+from diffalign.imaging.grid import GridCell, GridRow, draw_grid
+from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.subsample import evenly_spaced
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.precision import precision_of
-from diffalign.models.reverse import ReverseProcess
 from diffalign.rollouts.groups import (
     GROUPS,
     Group,

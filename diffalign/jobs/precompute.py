@@ -15,14 +15,15 @@ from torch import Tensor
 from diffalign import world
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
 from diffalign.commands import command, override
-from diffalign.data.planned import told_of_lost_workers
+from diffalign.console import progress
+from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.responses.source import ResponseSource
-from diffalign.evaluation.progress import progress
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.precision import DTYPES
 from diffalign.processes import only_writer
-from diffalign.training import build, cached_reference
+from diffalign.training import build
+from diffalign.training import reference as cached_reference
 from diffalign.training.build import RunConfig
 
 

@@ -13,11 +13,8 @@ from rich.table import Table
 from diffalign import components
 from diffalign import config as configs
 from diffalign.commands import command
-from diffalign.errors import DataError
-from diffalign.evaluation.diversity import diversity, feature_distance
-from diffalign.evaluation.manifest import MANIFEST, read_manifest
-from diffalign.evaluation.progress import progress
-from diffalign.evaluation.scoring import (
+from diffalign.comparison.diversity import diversity, feature_distance
+from diffalign.comparison.score import (
     SCORES,
     Problem,
     find_pictures,
@@ -25,11 +22,14 @@ from diffalign.evaluation.scoring import (
     score_pictures,
     scores_by_item,
 )
+from diffalign.console import progress
+from diffalign.errors import DataError
 from diffalign.files import write_json
-from diffalign.models.placement import choose_device
+from diffalign.generation.manifest import MANIFEST, read_manifest
+from diffalign.models.devices import choose_device
 from diffalign.processes import only_writer
 from diffalign.scorers.base import AbstractScorer
-from diffalign.scorers.pictures import AbstractPictureScorer
+from diffalign.scorers.images import AbstractPictureScorer
 
 _LISTED_PROBLEMS = 10
 

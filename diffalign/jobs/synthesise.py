@@ -13,22 +13,22 @@ from rich.markup import escape
 
 from diffalign import components
 from diffalign import config as configs
+from diffalign.batching import each_or_error
 from diffalign.commands import command
+from diffalign.console import progress
 from diffalign.errors import ConfigError, DataError, DiffalignError
-from diffalign.evaluation.isolation import each_or_error
-from diffalign.evaluation.progress import progress
 from diffalign.files import writing
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.base import AbstractModel
-from diffalign.models.placement import choose_device
+from diffalign.models.devices import choose_device
 from diffalign.models.precision import DTYPES, Precision
-from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
 from diffalign.synthesis.base import AbstractSynthesis, Made, Maker, Question, Unmade, Workbench
+from diffalign.synthesis.images import PictureStore
 from diffalign.synthesis.journal import FAILED, Journal
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
-from diffalign.synthesis.pictures import PictureStore
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
 from diffalign.synthesis.writing import Writer
 
@@ -47,7 +47,7 @@ class SynthesiseConfig:
     questions: QuestionConfig
     """Pictures, prompts, and the answers that will be chosen."""
     synthesis: AbstractSynthesis
-    """The method: retrieve_and_fill, collage, bdhs or own_answers."""
+    """The method: re_align, mia_dpo, bdhs or self_sampled."""
     output: Path
     """Folder for the data and its new pictures; what it already holds is completed."""
     format: Format = "jsonl"

@@ -17,19 +17,19 @@ from rich.table import Table
 
 from diffalign import config, world
 from diffalign.commands import command
-from diffalign.data.loader import PairSource
-from diffalign.data.planned import told_of_lost_workers
-from diffalign.data.preview import Preview, PreviewRow, without_download
+from diffalign.data.loader import told_of_lost_workers
+from diffalign.data.pairs.preview import Preview, PreviewRow, without_download
+from diffalign.data.pairs.source import PairSource
+from diffalign.data.pairs.transforms import Size
 from diffalign.data.responses.preview import ResponsePreview, ResponsePreviewRow
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.skipping import forget_skipped
 from diffalign.data.source import AbstractSource
-from diffalign.data.transforms import Size
 from diffalign.errors import ConfigError, DataError, ModelError, TrainingError
 from diffalign.jobs.export import results_of_weights
 from diffalign.jobs.quiet import quieten_libraries
-from diffalign.models.conditioning import cut_prompts
-from diffalign.models.kohya import KOHYA_FILE
+from diffalign.models.diffusion.conditioning import cut_prompts
+from diffalign.models.diffusion.kohya import KOHYA_FILE
 from diffalign.processes import only_writer
 from diffalign.training import build, checkpoint
 from diffalign.training.build import RunConfig

@@ -12,10 +12,10 @@ from torch import Tensor
 from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
-from diffalign.models.conditioning import Framing
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.placement import send
+from diffalign.models.devices import send
+from diffalign.models.diffusion.conditioning import Framing
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.objectives.base import Measure
 from diffalign.seeding import TimestepSampling, noise_from_seeds
 from diffalign.shapes import check_same_shape

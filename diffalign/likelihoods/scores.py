@@ -17,9 +17,9 @@ from diffalign import components
 from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
-from diffalign.models.one_step import through_one_step
-from diffalign.models.placement import send
-from diffalign.models.step_aware import StepAwareModel, StepAwarePreference
+from diffalign.models.devices import send
+from diffalign.models.diffusion.one_step import through_one_step
+from diffalign.models.preference.step_aware import StepAwareModel, StepAwarePreference
 from diffalign.objectives.base import Measure
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.step_aware import tower_pixels

@@ -23,11 +23,11 @@ from torch.nn.functional import pad
 from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
-from diffalign.models.placement import send
-from diffalign.models.token_scores import ResponseRows, States
-from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vision_pass import Pictures
-from diffalign.models.vlm import VLM
+from diffalign.models.devices import send
+from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.token_scores import ResponseRows, States
+from diffalign.models.vlm.vision_pass import Pictures
 from diffalign.objectives.base import Measure
 from diffalign.views import View
 

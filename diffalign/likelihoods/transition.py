@@ -17,10 +17,10 @@ from torch import Tensor
 from diffalign.data.batches import StepBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.placement import send
-from diffalign.models.reverse import ReverseProcess, reverse_step
+from diffalign.models.devices import send
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess, reverse_step
 from diffalign.objectives.base import Measure
 from diffalign.shapes import check_same_shape, expand_like
 

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffalign.playground.crowds import description, kind_named, kinds_in, sentence, sentences_of
+from diffalign.playground.multi_object_scenes import (
+    description,
+    kind_named,
+    kinds_in,
+    sentence,
+    sentences_of,
+)
 from diffalign.playground.scenes import Kind, Scene
 
 Fault = Literal["none", "attribute", "absent"]

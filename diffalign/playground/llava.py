@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from diffalign.models.vlm_export import write_processor
+from diffalign.models.vlm.export import write_processor
 from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
 PATCH_SIZE = 16

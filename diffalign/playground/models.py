@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from diffalign.errors import DataError, ModelError
-from diffalign.models.export import restore_prefix
+from diffalign.models.diffusion.export import restore_prefix
 from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
 PROMPT_TOKENS = 16

@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from diffalign.playground.scenes import COLOURS, PALETTE, SIDES, Kind, parse_caption
-from diffalign.scorers.pictures import AbstractPictureScorer
+from diffalign.scorers.images import AbstractPictureScorer
 
 _BACKGROUND_DISTANCE = 60.0
 """A pixel closer than this to the picture's median colour is background (RGB, 0 to 255)."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from diffalign.playground.crowds import kinds_in, sample_crowd
+from diffalign.playground.multi_object_scenes import kinds_in, sample_crowd
 from diffalign.playground.scenes import COLOURS, KINDS, SHAPES, Kind, Scene
 
 DESCRIBE = "Describe the picture."

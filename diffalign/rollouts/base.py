@@ -12,9 +12,9 @@ from rich.console import Console
 
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.reverse import ReverseProcess
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess
 
 ReferenceRule = Literal["initial", "latest", "uniform"]
 """Which policy is the reference of a round: the one that the run began with, the one that the round

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from diffalign.errors import CacheError, DataError
-from diffalign.evaluation.generation import Failure, Item, encode_png
 from diffalign.files import (
     append_json_lines,
     inside,
@@ -28,13 +27,15 @@ from diffalign.files import (
     write_atomically,
     writing,
 )
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.noising import AbstractVariancePreserving
-from diffalign.models.reverse import ReverseProcess
+from diffalign.generation.generate import Failure, Item
+from diffalign.imaging.image_files import encode_png
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.noising import AbstractVariancePreserving
+from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked, parse_json
+from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.rollouts.sampler import Trajectories
-from diffalign.rollouts.schedule import Visit
 from diffalign.rollouts.trajectories import (
     LOG_LIKELIHOODS,
     finite,

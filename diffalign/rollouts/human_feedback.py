@@ -21,9 +21,9 @@ from typing import ClassVar
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
-from diffalign.evaluation.spacing import evenly_spaced
 from diffalign.files import inside
-from diffalign.models.reverse import ReverseProcess
+from diffalign.imaging.subsample import evenly_spaced
+from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,

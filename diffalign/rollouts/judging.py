@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffalign import components
 from diffalign.errors import DataError
-from diffalign.evaluation.pictures import pixels_of, read_picture
+from diffalign.imaging.image_files import pixels_of, read_picture
 from diffalign.scorers.base import AbstractScorer
 
 
@@ -61,7 +61,7 @@ def refuse_judges_of_noise(scorers: Sequence[AbstractScorer]) -> None:
         if scorer.takes_time:
             raise ValueError(
                 f"scorers names {components.kind_of(scorer)}, which judges noisy images at a "
-                f"timestep, and these are finished; stepwise takes such a judge"
+                f"timestep, and these are finished; spo takes such a judge"
             )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.evaluation.grid import GridCell, GridRow, draw_grid
-from diffalign.evaluation.pictures import read_picture
-from diffalign.evaluation.spacing import evenly_spaced_with_ends
 from diffalign.files import write_image, writing
+from diffalign.imaging.grid import GridCell, GridRow, draw_grid
+from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.subsample import evenly_spaced_with_ends
 
 _MOST_ROWS = 6
 _MOST_COLUMNS = 6

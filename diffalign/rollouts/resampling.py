@@ -19,11 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.noising import AbstractVariancePreserving
-from diffalign.models.placement import send
-from diffalign.models.reverse import ReverseProcess, ReverseStep, reverse_step
-from diffalign.rollouts.schedule import Visit
+from diffalign.models.devices import send
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.noising import AbstractVariancePreserving
+from diffalign.models.diffusion.reverse import ReverseProcess, ReverseStep, reverse_step
+from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.seeding import derive_seed, noise_from_seeds
 
 Continuation = Literal["random", "best", "worst"]

@@ -25,11 +25,11 @@ from typing import Any, TypeVar
 import torch
 
 from diffalign import world
+from diffalign.console import progress
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
-from diffalign.evaluation.progress import progress
 from diffalign.files import read_json, write_json, writing
-from diffalign.models.denoiser import DiffusionModel
+from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.parsing import checked
 from diffalign.rollouts.base import (
     AbstractCollector,
@@ -38,8 +38,8 @@ from diffalign.rollouts.base import (
     Phase,
     RunFacts,
 )
-from diffalign.rollouts.film import FilmStrip
-from diffalign.rollouts.policies import PastPolicies
+from diffalign.rollouts.policy_snapshots import PastPolicies
+from diffalign.rollouts.preview_strip import FilmStrip
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from diffalign.likelihoods.transition import transition_log_likelihood
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.noising import AbstractVariancePreserving
-from diffalign.models.placement import send
-from diffalign.models.reverse import ReverseProcess, reverse_step
+from diffalign.models.devices import send
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.noising import AbstractVariancePreserving
+from diffalign.models.diffusion.reverse import ReverseProcess, reverse_step
 from diffalign.seeding import noise_from_seeds
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from diffalign.models.denoiser import DiffusionModel
-from diffalign.models.reverse import ReverseProcess
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.rollouts.sampler import Trajectories, sample
-from diffalign.rollouts.schedule import Visit
 from diffalign.rollouts.store import LATENTS, write_tensors
 from diffalign.seeding import derive_seed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffalign import world
 from diffalign.data.batches import StepBatch
-from diffalign.models.noising import AbstractVariancePreserving
+from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.rollouts.base import RunFacts
 from diffalign.rollouts.packing import own_share, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import ModelError
-from diffalign.scorers.clip_loading import digest_of, find_weights
-from diffalign.scorers.pictures import AbstractPictureScorer, cosines, embedded
+from diffalign.models.preference.clip_loading import digest_of, find_weights
+from diffalign.scorers.images import AbstractPictureScorer, cosines, embedded
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 """Names of the two files that make a folder of open_clip's layout."""

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.scorers.pictures import AbstractPictureScorer
+from diffalign.scorers.images import AbstractPictureScorer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.scorers.clip_loading import (
+from diffalign.models.preference.clip_loading import (
     blank_clip,
     digest_of,
     fill,
@@ -32,7 +32,7 @@ from diffalign.scorers.clip_loading import (
     text_features,
     tokenize,
 )
-from diffalign.scorers.pictures import AbstractPictureScorer, cosines, embedded
+from diffalign.scorers.images import AbstractPictureScorer, cosines, embedded
 
 
 def tower_input(picture: Image.Image, size: int) -> Tensor:

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from diffalign.errors import ModelError
-from diffalign.scorers.base import AbstractScorer
-from diffalign.scorers.clip_loading import (
+from diffalign.models.preference.clip_loading import (
     blank_clip,
     digest_of,
     fill,
@@ -31,7 +30,8 @@ from diffalign.scorers.clip_loading import (
     read_tokenizer,
     tokenize,
 )
-from diffalign.scorers.time_conditioned_clip import TimeConditionedCLIP
+from diffalign.models.preference.time_conditioned_clip import TimeConditionedCLIP
+from diffalign.scorers.base import AbstractScorer
 
 AUTHORS_CLIP = "yuvalkirstain/PickScore_v1"
 """What the authors' checkpoints started from."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.records import EncodedImage, UnusableRowError
+from diffalign.data.pairs.records import EncodedImage, UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
-from diffalign.synthesis.pictures import PictureStore
+from diffalign.synthesis.images import PictureStore
 from diffalign.synthesis.writing import Writer
 
 State = TypeVar("State")

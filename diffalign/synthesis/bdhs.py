@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.data.chat import EncodedPrompt
+from diffalign.data.responses.chat import EncodedPrompt
 from diffalign.seeding import cpu_generator, derive_seed, unit_interval
 from diffalign.synthesis.base import (
     SAME_ANSWER,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffalign.errors import DataError
-from diffalign.evaluation.templates import fill
 from diffalign.files import numbered_lines, parse_json_line
+from diffalign.judges.templates import fill
 from diffalign.parsing import parse_json
 
 Value = TypeVar("Value")

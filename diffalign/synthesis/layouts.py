@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffalign.data.conditions.noise import Noise
+from diffalign.data.responses.corruptions.noise import Noise
 
 GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 9: (3, 3)}
 """Number of pictures -> rows and columns."""

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.data.records import EncodedImage
+from diffalign.data.pairs.records import EncodedImage
 from diffalign.errors import DataError, ModelError
 from diffalign.files import open_tensors, replacing_file, writing
-from diffalign.models.vision_language import VisionLanguageModel
+from diffalign.models.vlm.model import VisionLanguageModel
 
 Pooling = Literal["mean", "cls"]
 

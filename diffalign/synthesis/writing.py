@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import StoppingCriteriaList
 
-from diffalign.data.chat import ChatEncoder, EncodedPrompt, EncodedResponse
-from diffalign.data.records import SkipReason, UnusableRowError
+from diffalign.data.pairs.records import SkipReason, UnusableRowError
+from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedResponse
 from diffalign.data.responses.records import Turn
 from diffalign.errors import ModelError
-from diffalign.models.placement import send
-from diffalign.models.token_scores import TokenScorer
-from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vision_pass import Pictures
+from diffalign.models.devices import send
+from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.token_scores import TokenScorer
+from diffalign.models.vlm.vision_pass import Pictures
 from diffalign.seeding import cpu_generator
 
 

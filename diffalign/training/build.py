@@ -20,8 +20,8 @@ from rich.console import Console
 
 from diffalign import components, config, world
 from diffalign.data.batches import ImageBatch, TokenBatch
-from diffalign.data.columns import PAIR_VIEWS
-from diffalign.data.loader import PairSource
+from diffalign.data.pairs.columns import PAIR_VIEWS
+from diffalign.data.pairs.source import PairSource
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.source import AbstractSource, DataConfig
@@ -30,14 +30,14 @@ from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.scores import Scores
 from diffalign.likelihoods.transition import Transition
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.precision import DTYPES
-from diffalign.models.step_aware import StepAwarePreference
-from diffalign.models.vlm import VLM
+from diffalign.models.preference.step_aware import StepAwarePreference
+from diffalign.models.vlm.config import VLM
 from diffalign.objectives.base import AbstractObjective
 from diffalign.rollouts.base import AbstractRollouts, RunFacts
 from diffalign.seeding import TimestepSampling, derive_seed
-from diffalign.training import cached_reference
+from diffalign.training import reference as cached_reference
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
 from diffalign.training.trainer import Trainer, TrainingConfig
 
@@ -171,7 +171,7 @@ def _check_source(run: RunConfig) -> None:
     if needs_data and run.data is None:
         raise ConfigError(
             "data is null, and so there is nothing to train on: give data.path, rollouts that "
-            "sample everything (whole_image, stepwise), or responses.path for answers"
+            "sample everything (d3po, spo), or responses.path for answers"
         )
     if run.data is not None and not needs_data:
         raise ConfigError(
@@ -214,7 +214,7 @@ def _check_objective(run: RunConfig) -> None:
         raise ConfigError(
             f"{origin} gives {batch_type.__name__}, and the likelihood {likelihood} takes "
             f"{run.likelihood.batch_type.__name__}: denoising and scores go with pairs of images "
-            f"and with rollouts semi_policy, transition with the other rollouts, tokens with "
+            f"and with rollouts seppo, transition with the other rollouts, tokens with "
             f"responses"
         )
     if views is not None and not run.objective.views <= views:

@@ -22,8 +22,8 @@ from diffalign import __version__, components, config, world
 from diffalign.errors import DataError
 from diffalign.files import read_json, read_json_lines, write_atomically
 from diffalign.models.base import AbstractModel
-from diffalign.models.diffusion import AbstractDiffusion
-from diffalign.models.vlm import VLM
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.vlm.config import VLM
 from diffalign.training.build import RunConfig, plan
 
 CARD = "README.md"

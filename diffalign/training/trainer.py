@@ -27,7 +27,7 @@ from diffalign.data.source import AbstractSource
 from diffalign.errors import CheckpointError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
-from diffalign.models.placement import send
+from diffalign.models.devices import send
 from diffalign.objectives.base import AbstractObjective, LossOutput, StepTotals
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.interruption import Interruption

@@ -11,7 +11,7 @@ import pytest
 
 from diffalign import world
 from diffalign.data.batches import ImageBatch
-from diffalign.data.loader import PairSource
+from diffalign.data.pairs.source import PairSource
 from diffalign.data.source import DataConfig
 from diffalign.seeding import TimestepSampling
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from diffalign.data.chat import ChatEncoder
+from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.records import ResponsePair, Turn
 from tests.layouts import encoded, picture
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl

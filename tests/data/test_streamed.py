@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffalign.data.columns import PairColumns
-from diffalign.data.reading import OpenedData, open_data
+from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.reading import OpenedData, open_data
 from diffalign.data.rows import AbstractRowStream, Row
 from diffalign.data.source import DataConfig
 from diffalign.data.streamed import StreamPlan

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffalign.evaluation.manifest import ManifestRow, append_rows, file_digest
 from diffalign.files import write_atomically
+from diffalign.generation.manifest import ManifestRow, append_rows, file_digest
 
 
 def fill(folder: Path, levels: Mapping[tuple[str, str, int], int]) -> Path:

@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def judge(folder, *more: str) -> None:
-    overrides = [f"images={folder}", "scorer.kind=tests.evaluation.brightness", *more]
+    overrides = [f"images={folder}", "scorer.kind=tests.comparison.brightness", *more]
     score.run(config.load(score.ScoreConfig, None, overrides))
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign import config, world
-from diffalign.data.samples import SampleMaker
+from diffalign.data.pairs.samples import SampleMaker
 from diffalign.errors import BusyError, CheckpointError, DataError
 from diffalign.jobs import train
 from diffalign.processes import only_writer

@@ -12,7 +12,7 @@ import pytest
 
 from diffalign.cli import app
 from diffalign.errors import ConfigError, DataError
-from tests.evaluation.chat_server import serving
+from tests.judges.chat_server import serving
 
 FEW = "bootstrap.resamples=100"
 

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from diffalign import config
 from diffalign.cli import app
 from diffalign.errors import CheckpointError, ConfigError, DataError, ModelError
-from diffalign.evaluation.manifest import ManifestRow, append_rows
-from diffalign.evaluation.pipelines import ModelSpec, locate_model
+from diffalign.generation.manifest import ManifestRow, append_rows
+from diffalign.generation.pipelines import ModelSpec, locate_model
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
-from diffalign.models.kohya import KOHYA_FILE
+from diffalign.models.diffusion.kohya import KOHYA_FILE
 from diffalign.training.build import RunConfig
 from tests import layouts, original_names
 from tests.original_names import OLD_READER

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffalign import config
 from diffalign.errors import CacheError, ConfigError, DiffalignError
-from diffalign.evaluation.manifest import MANIFEST, read_manifest
+from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.jobs import generate
 from tests.processes import ended, has_lines, started
 

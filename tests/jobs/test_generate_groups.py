@@ -15,8 +15,8 @@ from safetensors import safe_open
 from diffalign import config
 from diffalign.errors import CacheError, ConfigError, DiffalignError
 from diffalign.jobs import generate
+from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
-from diffalign.models.sd15 import SD15
 from diffalign.rollouts import groups
 from diffalign.rollouts.groups import GROUPS, Group, read_groups
 from tests.processes import ended, has_lines, started

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from diffalign import config
+from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.errors import BusyError
-from diffalign.evaluation.benchmarks.base import AbstractBenchmark
-from diffalign.evaluation.prompts import PromptsConfig
+from diffalign.generation.prompts import PromptsConfig
 from diffalign.jobs import compare, evaluate, generate, precompute, score, synthesise
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.processes import only_writer
 from diffalign.scorers.jpeg import JPEG
 from diffalign.training.build import RunConfig

@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from diffalign import config
+from diffalign.comparison.score import read_column
 from diffalign.errors import CacheError, ConfigError, DataError
-from diffalign.evaluation.scoring import read_column
 from diffalign.jobs import score
 from diffalign.scorers.jpeg import JPEG
 from tests.jobs.folders import fill
 
-KIND = "scorer.kind=tests.evaluation.brightness"
+KIND = "scorer.kind=tests.comparison.brightness"
 
 
 def run(images, *more: str) -> None:

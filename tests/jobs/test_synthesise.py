@@ -24,19 +24,19 @@ from tests.synthesis.benches import ANSWERS, folder
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/synthesis").glob("*.yaml"))
 METHODS = {
     "bdhs": ("synthesis.max_new_tokens=4",),
-    "collage": (
+    "mia_dpo": (
         "synthesis.max_new_tokens=4",
         "synthesis.layer=1",
         "synthesis.keep_below={sequence: {2: 1.0}, pic_in_pic: {2: 1.0}}",
     ),
-    "own_answers": ("synthesis.max_new_tokens=4",),
-    "retrieve_and_fill": ("synthesis.max_new_tokens=4", "synthesis.accept_below=2.0"),
+    "self_sampled": ("synthesis.max_new_tokens=4",),
+    "re_align": ("synthesis.max_new_tokens=4", "synthesis.accept_below=2.0"),
 }
 FORMS = {
     "bdhs": "trl",
-    "collage": "mia_dpo",
-    "own_answers": "trl",
-    "retrieve_and_fill": "re_align",
+    "mia_dpo": "mia_dpo",
+    "self_sampled": "trl",
+    "re_align": "re_align",
 }
 
 
@@ -93,7 +93,7 @@ def test_what_a_method_makes_is_read_back_for_training(kind, questions, tmp_path
     assert config.load(job.SynthesiseConfig, output / "synthesise.yaml").batch_size == 2
 
 
-@pytest.mark.parametrize("kind", ["bdhs", "collage"])
+@pytest.mark.parametrize("kind", ["bdhs", "mia_dpo"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, questions, tmp_path, monkeypatch):
     whole = make(kind, questions, tmp_path / "whole")
     add = Journal.add
@@ -114,19 +114,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, questions, tmp_pa
 
 
 def test_a_finished_run_loads_no_model(questions, tmp_path, monkeypatch):
-    output = make("own_answers", questions, tmp_path)
+    output = make("self_sampled", questions, tmp_path)
     before = (output / "pairs.jsonl").read_bytes()
     monkeypatch.setattr(job, "_bench", lambda *_: pytest.fail("the model was loaded"))
-    make("own_answers", questions, tmp_path)
+    make("self_sampled", questions, tmp_path)
     assert (output / "pairs.jsonl").read_bytes() == before
 
 
 def test_corrections_come_later_and_cost_no_answer(questions, tmp_path, monkeypatch):
-    make("own_answers", questions, tmp_path)
+    make("self_sampled", questions, tmp_path)
     path = tmp_path / "corrections.jsonl"
     path.write_text('{"id": "questions.jsonl:1", "revised": "A red cat."}\n')
     monkeypatch.setattr(job, "_bench", lambda *_: pytest.fail("the model was loaded"))
-    make("own_answers", questions, tmp_path, f"synthesis.corrections={path}")
+    make("self_sampled", questions, tmp_path, f"synthesis.corrections={path}")
     data = open_responses(ResponseConfig(path=str(tmp_path / "pairs.jsonl")))
     assert "read as opa_dpo" in data.summary
     assert data.pair(0, 0).responses["revised"] == "A red cat."
@@ -134,32 +134,32 @@ def test_corrections_come_later_and_cost_no_answer(questions, tmp_path, monkeypa
 
 @pytest.mark.parametrize("change", ["seed=1", "synthesis.temperature=0.5", "questions.limit=2"])
 def test_other_settings_need_another_folder(questions, tmp_path, change):
-    make("own_answers", questions, tmp_path)
+    make("self_sampled", questions, tmp_path)
     with pytest.raises(ConfigError, match="give output another folder"):
-        make("own_answers", questions, tmp_path, change)
+        make("self_sampled", questions, tmp_path, change)
 
 
 def test_a_model_that_was_trained_again_in_its_folder_needs_another(questions, tmp_path):
     model = shutil.copytree(folder("llava"), tmp_path / "model")
-    make("own_answers", questions, tmp_path / "out", f"model.path={model}")
+    make("self_sampled", questions, tmp_path / "out", f"model.path={model}")
     moved = model.rename(tmp_path / "moved")
-    make("own_answers", questions, tmp_path / "out", f"model.path={moved}")
+    make("self_sampled", questions, tmp_path / "out", f"model.path={moved}")
     (weights,) = moved.glob("*.safetensors")
     save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="give output another folder"):
-        make("own_answers", questions, tmp_path / "out", f"model.path={moved}")
+        make("self_sampled", questions, tmp_path / "out", f"model.path={moved}")
 
 
 def test_parquet_holds_its_pictures(questions, tmp_path):
-    output = make("collage", questions, tmp_path, "format=parquet")
+    output = make("mia_dpo", questions, tmp_path, "format=parquet")
     data = open_responses(ResponseConfig(path=str(output / "pairs.parquet")))
     assert "read as mia_dpo" in data.summary
     assert all(isinstance(image, bytes) for image in data.pair(0, 0).images)
 
 
 def test_a_table_of_questions_is_read_and_its_pictures_get_files(questions, tmp_path):
-    first = make("own_answers", questions, tmp_path / "first", "format=parquet")
-    output = make("own_answers", first / "pairs.parquet", tmp_path / "second")
+    first = make("self_sampled", questions, tmp_path / "first", "format=parquet")
+    output = make("self_sampled", first / "pairs.parquet", tmp_path / "second")
     row = json.loads((output / "pairs.jsonl").read_text().splitlines()[0])
     assert row["chosen"] == ANSWERS[0]
     assert (output / row["images"][0]).read_bytes() == questions.with_name("0.png").read_bytes()
@@ -167,12 +167,12 @@ def test_a_table_of_questions_is_read_and_its_pictures_get_files(questions, tmp_
 
 def test_if_nothing_can_be_made_it_says_why(questions, tmp_path):
     with pytest.raises(DataError, match="nothing could be made of 5 questions"):
-        make("collage", questions, tmp_path, "synthesis.max_answer_characters=1")
+        make("mia_dpo", questions, tmp_path, "synthesis.max_answer_characters=1")
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 5
 
 
 def test_one_question_that_fails_costs_no_other(questions, tmp_path, monkeypatch):
-    from diffalign.synthesis.own_answers import OwnAnswers
+    from diffalign.synthesis.self_sampled import OwnAnswers
 
     own = OwnAnswers._requests
 
@@ -182,7 +182,7 @@ def test_one_question_that_fails_costs_no_other(questions, tmp_path, monkeypatch
         return own(method, question, bench)
 
     monkeypatch.setattr(OwnAnswers, "_requests", fragile)
-    output = make("own_answers", questions, tmp_path)
+    output = make("self_sampled", questions, tmp_path)
     skipped = [json.loads(line) for line in (output / "skipped.jsonl").open()]
     assert {row["id"][-1]: row["reason"] for row in skipped} == {
         "2": "failed",
@@ -192,7 +192,7 @@ def test_one_question_that_fails_costs_no_other(questions, tmp_path, monkeypatch
 
 
 def test_questions_that_all_fail_stop_the_run(questions, tmp_path, monkeypatch):
-    from diffalign.synthesis.own_answers import OwnAnswers
+    from diffalign.synthesis.self_sampled import OwnAnswers
 
     def broken(*_):
         raise RuntimeError("no kernel")
@@ -200,7 +200,7 @@ def test_questions_that_all_fail_stop_the_run(questions, tmp_path, monkeypatch):
     monkeypatch.setattr(OwnAnswers, "_requests", broken)
     monkeypatch.setattr(job, "_FAILURES_IN_A_ROW", 4)
     with pytest.raises(DiffalignError, match=r"4 questions failed one after the other.*no kernel"):
-        make("own_answers", questions, tmp_path)
+        make("self_sampled", questions, tmp_path)
 
 
 def test_the_command_line_makes_it_too(questions, tmp_path):

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from diffalign import config
 from diffalign.errors import ConfigError, DataError, TrainingError
 from diffalign.jobs import train
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.training.build import RunConfig
 from diffalign.training.trainer import Trainer
 from tests.answers import random_picture

@@ -36,9 +36,9 @@ LEARNING = (
 )
 JUDGED = (
     *LEARNING,
-    "rollouts.kind=whole_image",
+    "rollouts.kind=d3po",
     "rollouts.prompts.texts=[a cat, a dog, an owl, a bat, fog]",
-    "rollouts.scorers=[{kind: tests.evaluation.brightness}]",
+    "rollouts.scorers=[{kind: tests.comparison.brightness}]",
     "rollouts.prompts_per_round=4",
     "rollouts.prompts_per_batch=2",
     "rollouts.previewed_prompts=1",

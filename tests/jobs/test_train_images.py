@@ -10,8 +10,8 @@ import pytest
 from diffalign import config
 from diffalign.errors import DataError, ModelError
 from diffalign.jobs import train
-from diffalign.models.conditioning import cut_prompts
-from diffalign.models.sdxl import SDXL
+from diffalign.models.diffusion.conditioning import cut_prompts
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.playground.models import playground_model_path
 from diffalign.training.build import RunConfig
 from tests.layouts import make_pairs, write_jsonl

@@ -19,7 +19,7 @@ from tests.runs import figures
 SETTINGS = (
     "model.kind=sd15",
     "model.lora.rank=2",
-    "rollouts.kind=stepwise",
+    "rollouts.kind=spo",
     "rollouts.prompts.texts=[a cat, a dog, an owl, a bat, fog]",
     "rollouts.scorer.kind=tests.rollouts.noisy_brightness",
     "rollouts.prompts_per_round=4",

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from diffalign.likelihoods.denoising import Denoising, denoising_log_likelihood
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
 
 CPU = torch.device("cpu")
 VIEWS = ("chosen", "rejected")

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from diffalign.data.chat import ChatEncoder
+from diffalign.data.responses.chat import ChatEncoder
+from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.records import Conversation, Turn
-from diffalign.data.token_collate import stack_tokens
-from diffalign.data.token_samples import TokenSample, TokenSampleMaker
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from diffalign.likelihoods.tokens import Tokens
 from tests.answers import pair
 from tests.likelihoods.test_tokens import close, load, measure, stir

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from diffalign.likelihoods.tokens import Tokens, VisualGain
+from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
-from diffalign.models.sd15 import SD15
-from diffalign.models.vision_language import VisionLanguageModel
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.model import VisionLanguageModel
 from tests.answers import answer_batch
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_5_vl, tiny_qwen2_vl
 

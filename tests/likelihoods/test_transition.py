@@ -10,11 +10,11 @@ import torch
 from diffalign.data.batches import StepBatch
 from diffalign.likelihoods.transition import Transition, transition_log_likelihood
 from diffalign.models.base import AbstractModel
+from diffalign.models.diffusion.noising import Epsilon
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.noising import Epsilon
-from diffalign.models.reverse import ReverseProcess
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
 from diffalign.rollouts.sampler import sample
 from diffalign.shapes import expand_like
 

@@ -10,9 +10,9 @@ import torch
 
 from diffalign.errors import ModelError
 from diffalign.models import lora
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
 
 CPU = torch.device("cpu")
 

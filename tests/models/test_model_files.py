@@ -21,10 +21,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from diffalign.errors import ModelError
-from diffalign.evaluation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
-from diffalign.models.schedulers import SCHEDULERS
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
+from diffalign.generation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.models.diffusion.schedulers import SCHEDULERS
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from tests.original_layout import write_single_file
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
 
 CPU = torch.device("cpu")
 TRAININGS = [

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from diffalign.config import to_dict
 from diffalign.errors import ModelError
-from diffalign.evaluation.opening import diffusion_settings
-from diffalign.evaluation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.trainable_settings import diffusion_settings
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.training.checkpoint import Checkpoint, save_checkpoint
 from tests.original_layout import write_single_file
 from tests.tiny_vlm import tiny_llava

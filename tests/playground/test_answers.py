@@ -10,8 +10,8 @@ from PIL import Image
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.reading import OpenedResponses, open_responses
 from diffalign.data.responses.records import IMAGE, ResponsePair
-from diffalign.playground.crowds import kind_named, sentences_of
 from diffalign.playground.models import playground_answers_path
+from diffalign.playground.multi_object_scenes import kind_named, sentences_of
 from diffalign.playground.oracle import read_objects
 from diffalign.playground.questions import DESCRIBE
 from diffalign.playground.scenes import Kind

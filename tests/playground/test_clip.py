@@ -10,10 +10,10 @@ import torch
 from transformers import CLIPModel
 
 from diffalign.errors import ModelError
+from diffalign.models.preference.clip_loading import read_clip, read_tokenizer
 from diffalign.playground import models
 from diffalign.playground.models import build_clip, playground_clip_path, save_clip
 from diffalign.playground.scenes import KINDS, Kind, describe, place, render
-from diffalign.scorers.clip_loading import read_clip, read_tokenizer
 from diffalign.scorers.pickscore import PickScore
 
 

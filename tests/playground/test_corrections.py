@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.playground.corrections import hallucinates, judge_sentences, revised
-from diffalign.playground.crowds import description
+from diffalign.playground.multi_object_scenes import description
 from diffalign.playground.scenes import Kind, Object, Scene
 
 RED_CIRCLE, BLUE_SQUARE = Kind("red", "circle"), Kind("blue", "square")

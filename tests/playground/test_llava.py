@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from diffalign.data.chat import ChatEncoder
+from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.records import Turn
 from diffalign.errors import DataError, ModelError
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.playground import models
-from diffalign.playground.answer_quality import evaluate_answers, held_out_crowds
-from diffalign.playground.crowds import description, sample_crowd
 from diffalign.playground.llava import build_llava, build_processor, build_tokenizer, save_llava
 from diffalign.playground.models import playground_answers_path, playground_llava_path
+from diffalign.playground.multi_object_scenes import description, sample_crowd
 from diffalign.playground.questions import DESCRIBE, attribute_questions, existence_question
+from diffalign.playground.response_quality import evaluate_answers, held_out_crowds
 from diffalign.playground.scenes import KINDS, render
 
 

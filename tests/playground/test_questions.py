@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffalign.playground.crowds import COMPANIONS, kinds_in, sample_crowd
+from diffalign.playground.multi_object_scenes import COMPANIONS, kinds_in, sample_crowd
 from diffalign.playground.questions import (
     SPLITS,
     absent_kinds,

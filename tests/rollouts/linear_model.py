@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.models.noising import Epsilon
+from diffalign.models.diffusion.noising import Epsilon
 from diffalign.seeding import derive_seed
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

@@ -9,11 +9,11 @@ import torch
 from accelerate import PartialState
 
 from diffalign import world
-from diffalign.evaluation.prompts import PromptsConfig
+from diffalign.generation.prompts import PromptsConfig
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
-from diffalign.models.reverse import ReverseProcess
-from diffalign.models.sd15 import SD15
-from diffalign.rollouts.stepwise import Stepwise
+from diffalign.rollouts.spo import Stepwise
 from tests.rollouts.noisy_brightness import NoisyBrightness
 from tests.rollouts.runs import facts
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from diffalign.errors import ConfigError, DataError
-from diffalign.evaluation.generation import Item
-from diffalign.evaluation.prompts import Prompt
 from diffalign.files import read_json_lines, write_json_lines
+from diffalign.generation.generate import Item
+from diffalign.generation.prompts import Prompt
 from diffalign.likelihoods.transition import Transition
-from diffalign.models.diffusion import AbstractDiffusion
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.reverse import ReverseProcess
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
 from diffalign.rollouts.groups import GroupArtist, GroupsConfig, Origin, read_groups
 from diffalign.rollouts.human_feedback import HumanFeedback
 from tests.rollouts.runs import facts

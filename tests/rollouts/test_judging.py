@@ -20,7 +20,7 @@ from diffalign.rollouts.judging import (
     scorer_name,
 )
 from diffalign.scorers.base import AbstractScorer
-from tests.evaluation.brightness import Brightness
+from tests.comparison.brightness import Brightness
 
 CPU = torch.device("cpu")
 PICTURES = torch.stack([torch.full((3, 8, 8), level) for level in (-1.0, 0.0, 1.0)])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffalign.errors import DataError
-from diffalign.models.reverse import ReverseProcess
+from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,

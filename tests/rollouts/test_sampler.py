@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from diffalign.likelihoods.transition import transition_log_likelihood
+from diffalign.models.diffusion.reverse import ReverseProcess, reverse_step
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.models.reverse import ReverseProcess, reverse_step
-from diffalign.models.sd15 import SD15
-from diffalign.models.sdxl import SDXL
 from diffalign.rollouts.sampler import sample
 from diffalign.seeding import noise_from_seeds
 

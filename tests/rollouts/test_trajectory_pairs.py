@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffalign import world
-from diffalign.models.reverse import ReverseProcess
-from diffalign.models.sd15 import SD15
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.models.diffusion.sd15 import SD15
 from diffalign.rollouts.store import LATENTS, write_tensors
 from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
 from tests.rollouts.runs import facts

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 
 from diffalign.errors import ModelError
+from diffalign.imaging.image_files import to_pictures
 from diffalign.scorers.clip import CLIPScore
-from diffalign.scorers.pictures import to_pictures
 
 MODEL = {
     "embed_dim": 8,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffalign.imaging.image_files import to_pictures
 from diffalign.scorers.jpeg import JPEG
-from diffalign.scorers.pictures import to_pictures
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel
 
 from diffalign import config
+from diffalign.comparison.score import read_column
 from diffalign.errors import ModelError
-from diffalign.evaluation.scoring import read_column
+from diffalign.imaging.image_files import to_pictures
 from diffalign.jobs import score
 from diffalign.scorers.pickscore import PickScore, tower_input
-from diffalign.scorers.pictures import to_pictures
 from tests.tiny_clip import IMAGE_SIZE, write_clip
 from tests.tiny_models import TOKENS
 

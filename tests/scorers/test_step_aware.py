@@ -4,9 +4,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import interpolate
 
 from diffalign.errors import ModelError
-from diffalign.scorers.clip_loading import pixel_values
+from diffalign.models.preference.clip_loading import pixel_values
+from diffalign.models.preference.time_conditioned_clip import TimeConditionedCLIP
 from diffalign.scorers.step_aware import StepAware, tower_pixels
-from diffalign.scorers.time_conditioned_clip import TimeConditionedCLIP
 from tests.tiny_clip import IMAGE_SIZE, build_clip, write_clip
 
 PROMPTS = ["a cat", "a dog", "a cat"]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from diffalign.data.responses.records import IMAGE, Turn
-from diffalign.models.vlm import VLM
+from diffalign.models.vlm.config import VLM
 from diffalign.synthesis.base import AbstractSynthesis, Made, Question, Unmade, Workbench
-from diffalign.synthesis.pictures import PictureStore
+from diffalign.synthesis.images import PictureStore
 from diffalign.synthesis.writing import Writer
 from tests.answers import random_picture
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl

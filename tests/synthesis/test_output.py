@@ -7,8 +7,8 @@ import pytest
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.reading import open_responses
 from diffalign.synthesis.base import Made, Unmade
+from diffalign.synthesis.images import PictureStore
 from diffalign.synthesis.output import write_pairs, write_skipped
-from diffalign.synthesis.pictures import PictureStore
 from tests.answers import random_picture
 
 

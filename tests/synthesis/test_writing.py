@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffalign.data.records import UnusableRowError
+from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.synthesis.writing import _OwnDraws, most_probable, perplexity
 from tests.answers import random_picture

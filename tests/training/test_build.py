@@ -58,10 +58,10 @@ def test_timesteps_that_the_model_does_not_have_are_refused(tiny_sdxl):
 TRANSITION = ("likelihood={kind: transition}",)
 CLIPPED = "objective={kind: clipped_dpo, beta: 10, clip: 0.1}"
 WHOLE_IMAGE = (
-    "rollouts={kind: whole_image, prompts: {texts: [a fox]}, prompts_per_round: 1, "
+    "rollouts={kind: d3po, prompts: {texts: [a fox]}, prompts_per_round: 1, "
     "scorers: [{kind: jpeg}]}",
 )
-SEMI_POLICY = ("rollouts={kind: semi_policy}",)
+SEMI_POLICY = ("rollouts={kind: seppo}",)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ SEMI_POLICY = ("rollouts={kind: semi_policy}",)
         (TRANSITION, "data gives ImageBatch, and the likelihood transition takes StepBatch"),
         (
             (*WHOLE_IMAGE, "data=null"),
-            "rollouts whole_image gives StepBatch, and the likelihood denoising takes ImageBatch",
+            "rollouts d3po gives StepBatch, and the likelihood denoising takes ImageBatch",
         ),
         (
             SEMI_POLICY,
-            "rollouts semi_policy gives the views chosen, sampled, and the objective dpo needs "
+            "rollouts seppo gives the views chosen, sampled, and the objective dpo needs "
             "chosen, rejected",
         ),
         (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from diffalign.data.conditions.base import AbstractCondition
-from diffalign.data.token_weights.base import AbstractTokenWeights
+from diffalign.data.responses.corruptions.base import AbstractCondition
+from diffalign.data.responses.token_weights.base import AbstractTokenWeights
 
 
 @dataclass(frozen=True, kw_only=True)

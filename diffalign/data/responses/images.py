@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from diffalign.data import coco
-from diffalign.data.records import EncodedImage, SkipReason, UnusableRowError
+from diffalign.data.pairs.records import EncodedImage, SkipReason, UnusableRowError
+from diffalign.data.responses import coco
 from diffalign.data.responses.conversation import malformed, with_markers
 from diffalign.data.responses.records import IMAGE, Conversation, Position, Turn
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from diffalign import components
 from diffalign.data.json_rows import LineRows, ListRows
-from diffalign.data.reading import Form, Location, Whereabouts, fingerprint, locate
-from diffalign.data.records import LeftOut, Skipped, UnusableRowError
-from diffalign.data.responses.base import AbstractMapping, numbered
+from diffalign.data.pairs.reading import Form, Location, Whereabouts, fingerprint, locate
+from diffalign.data.pairs.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.responses.conversation import Comparison, malformed
+from diffalign.data.responses.formats.base import AbstractMapping, numbered
 from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.rows import AbstractRows, Row

@@ -2,13 +2,13 @@
 
 import pytest
 
-from diffalign.data.records import Skipped, SkipReason, UnusableRowError
+from diffalign.data.pairs.records import Skipped, SkipReason, UnusableRowError
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import without_end_tokens
 from diffalign.data.responses.reading import open_responses
-from diffalign.data.token_samples import TokenSampleMaker
+from diffalign.data.responses.samples import TokenSampleMaker
 from tests.data.encoders import FAMILIES, encoder, loaded, response_pair, user
-from tests.data.responses.forms import write_lines
+from tests.data.responses.formats.forms import write_lines
 
 OWN_END = {"llava": "</s>", "llava_next": "</s>", "qwen2_vl": "<|im_end|>"}
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from diffalign.data.records import Skipped, SkipReason
+from diffalign.data.pairs.records import Skipped, SkipReason
+from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import ResponsePair
-from diffalign.data.token_collate import stack_tokens
-from diffalign.data.token_samples import TokenSampleMaker
+from diffalign.data.responses.samples import TokenSampleMaker
 from tests.data.encoders import encoder
-from tests.data.responses import forms
-from tests.data.responses.forms import write_lines
+from tests.data.responses.formats import forms
+from tests.data.responses.formats.forms import write_lines
 
 BOTH = frozenset({"chosen", "rejected"})
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from diffalign.data.records import Skipped, SkipReason
+from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.records import ResponsePair
 from diffalign.errors import ConfigError, DataError
 from diffalign.synthesis.questions import QuestionConfig, open_questions
-from tests.data.responses.forms import message, write_lines
+from tests.data.responses.formats.forms import message, write_lines
 from tests.data.responses.test_reading import opened, pairs_in
 
 ROW = {"images": ["0.png"], "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}

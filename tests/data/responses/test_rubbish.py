@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from diffalign import components
-from diffalign.data.records import LeftOut, Skipped, SkipReason
-from diffalign.data.responses.base import AbstractMapping
+from diffalign.data.pairs.records import LeftOut, Skipped, SkipReason
 from diffalign.data.responses.conversation import Comparison
+from diffalign.data.responses.formats.base import AbstractMapping
 from diffalign.data.responses.records import ResponsePair
-from tests.data.responses.forms import FORMS, UNPAIRED
+from tests.data.responses.formats.forms import FORMS, UNPAIRED
 
 KINDS = {**FORMS, **UNPAIRED}
 RUBBISH = [

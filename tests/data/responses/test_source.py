@@ -4,14 +4,14 @@ from itertools import islice
 import pytest
 import torch
 
-from diffalign.data.conditions.random import Random
-from diffalign.data.conditions.replaced import Replaced
 from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.corruptions.random import Random
+from diffalign.data.responses.corruptions.replaced import Replaced
 from diffalign.data.responses.source import ResponseSource
 from diffalign.errors import ConfigError, DataError
 from tests.data.conftest import ids, take
-from tests.data.responses import forms
-from tests.data.responses.forms import FORMS, rated, write_lines
+from tests.data.responses.formats import forms
+from tests.data.responses.formats.forms import FORMS, rated, write_lines
 from tests.tiny_vlm import tiny_llava
 
 BOTH = frozenset({"chosen", "rejected"})

@@ -1,0 +1,1 @@
+"""Benchmarks of responses about images: one folder a kind."""

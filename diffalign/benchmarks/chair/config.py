@@ -1,0 +1,150 @@
+"""`diffalign evaluate chair`: objects that captions mention and pictures do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from diffalign.benchmarks.base import AbstractBenchmark
+from diffalign.benchmarks.chair.rules import (
+    Caption,
+    JudgedCaption,
+    ObjectWords,
+    chair_panel,
+    judge,
+    read_captions,
+    read_image_objects,
+    read_synonyms,
+)
+from diffalign.benchmarks.report import Report, edge_notes
+from diffalign.benchmarks.saved_responses import empty_notes, known_image_ids
+from diffalign.benchmarks.words import (
+    SingulariserName,
+    TokeniserName,
+    singulariser,
+    tokeniser,
+)
+from diffalign.data.responses.coco import KnownIds, image_file, image_number
+from diffalign.generation.responses import Asking, PictureQuestion, ask, check_one_source
+from diffalign.intervals import Bootstrap
+from diffalign.models.base import AbstractModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chair(AbstractBenchmark):
+    """CHAIR of saved captions; `rules` has the rules and their source."""
+
+    captions: Path | None = None
+    """Saved captions, `{image_id, caption}`, one a line or a JSON list; null asks the model."""
+    model: AbstractModel | None = None
+    """The model to ask where there are no saved captions."""
+    asking: Asking | None = None
+    """How it is asked."""
+    prompt: str = "Please describe this image in detail."
+    """What it is asked about every picture of `objects`."""
+    objects: Path
+    """What is in each picture: a JSON object `{image_id: [class, ...]}`."""
+    synonyms: Path
+    """The table of classes: `data/synonyms.txt` of LisaAnne/Hallucination."""
+    refined: bool = False
+    """Take blanks off the table's entries, so that `motor bike` and `cheesecake` are found too;
+    published figures are made without."""
+    tokeniser: TokeniserName = "rules"
+    """rules, which need nothing; or nltk, as published."""
+    singulariser: SingulariserName = "rules"
+    """rules, which need nothing; or textblob, which carries the function that was published."""
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    """How intervals are made."""
+    details: Path | None = None
+    """JSON lines for what was found in each caption; null writes none."""
+
+    def __post_init__(self) -> None:
+        check_one_source(self.captions, self.model, self.asking, name="captions")
+
+    @property
+    def saves(self) -> Path | None:
+        return self.details
+
+    def plan(self) -> str:
+        source = self.captions or (self.asking and self.asking.saves)
+        return f"{source} against {self.objects}, words of {self.synonyms}"
+
+    def report(self) -> Report:
+        synonyms = read_synonyms(self.synonyms, refined=self.refined)
+        objects_of = ObjectWords(
+            synonyms=synonyms,
+            tokenise=tokeniser(self.tokeniser),
+            singularise=singulariser(self.singulariser),
+        )
+        objects = read_image_objects(self.objects, synonyms)
+        captions = self._captions(objects)
+        if self.captions is not None:
+            ids = known_image_ids(
+                [caption.image_id for caption in captions],
+                KnownIds(objects),
+                path=self.captions,
+                truth=self.objects,
+            )
+            captions = [replace(c, image_id=i) for c, i in zip(captions, ids, strict=True)]
+        judged = [
+            judge(caption, objects[caption.image_id], objects_of)
+            for caption in captions
+            if caption.image_id in objects
+        ]
+        whole = chair_panel(judged, self.bootstrap)
+        captioned = {caption.image_id for caption in captions}
+        return Report(
+            benchmark="chair",
+            whole=whole,
+            facts={
+                "tokeniser": self.tokeniser,
+                "singulariser": self.singulariser,
+                "synonyms": "refined" if self.refined else "published",
+                **({"prompt": self.prompt, **self.asking.facts} if self.asking else {}),
+            },
+            left_out={
+                "captions of pictures without objects": [
+                    c.image_id for c in captions if c.image_id not in objects
+                ],
+                "pictures without a caption": [i for i in objects if i not in captioned],
+            },
+            notes=[*_notes(judged), *edge_notes(whole)],
+            bootstrap=self.bootstrap,
+            details=[caption.row() for caption in judged],
+        )
+
+    def _captions(self, objects: Mapping[str, frozenset[str]]) -> list[Caption]:
+        if self.captions is not None:
+            return read_captions(self.captions)
+        assert self.model is not None and self.asking is not None  # __post_init__ checked
+        questions = [
+            PictureQuestion(
+                question_id=image_id,
+                image=coco_picture(self.asking.images, image_id),
+                text=self.prompt,
+            )
+            for image_id in objects
+        ]
+        answers = ask(self.model, questions, self.asking)
+        return [Caption(image_id=image_id, text=text) for image_id, text in answers.items()]
+
+
+def coco_picture(folder: Path, image_id: str) -> Path:
+    """Where an image of COCO is: under the name that it goes by, or any that COCO has for it."""
+    number = image_number(image_id)
+    named = image_file(folder, image_id)
+    if named.is_file() or number is None:
+        return named
+    return folder / f"COCO_val2014_{number:012d}.jpg"
+
+
+def _notes(judged: Sequence[JudgedCaption]) -> list[str]:
+    silent = sum(not caption.mentions for caption in judged)
+    notes = empty_notes([item.caption.text for item in judged])
+    if silent:
+        notes.append(
+            f"{silent:,} of {len(judged):,} captions mention no object of the table and so cannot "
+            f"hallucinate: CHAIR-s counts them as free of it, and CHAIR-i does not see them."
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""MMHal-Bench."""

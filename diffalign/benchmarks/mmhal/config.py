@@ -1,0 +1,84 @@
+"""`diffalign evaluate mmhal`: answers to hard questions, rated by a judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffalign.benchmarks.base import AbstractBenchmark
+from diffalign.benchmarks.mmhal import rules as mmhal
+from diffalign.benchmarks.report import Report, edge_notes, panel
+from diffalign.intervals import Bootstrap
+from diffalign.judges.base import AbstractJudge, verdicts
+from diffalign.judges.templates import fill, read_template
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMHal(AbstractBenchmark):
+    """MMHal-Bench of saved answers; `diffalign.benchmarks.mmhal.rules` has the rules."""
+
+    items: Path
+    """The published questions, `mmhal-bench_answer_template.json`, in their order."""
+    answers: Path | None = None
+    """One answer a question, in their order; null where `model_answer` is filled in."""
+    judge: AbstractJudge
+    """Who rates, for example `judge.kind=endpoint`. RLHF-V's figures are by gpt-4-1106-preview."""
+    verdicts: Path
+    """JSON lines that keep what the judge said; a rerun asks nothing twice."""
+    template: Path | None = None
+    """The judge's prompt with {contents}, {question}, {gold} and {answer}, or four plain {} in this
+    order; null takes our own wording. Figures of papers were made with the published one."""
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    """How intervals are made."""
+    details: Path | None = None
+    """JSON lines for the rating of each answer; null writes none."""
+
+    @property
+    def saves(self) -> Path | None:
+        return self.details
+
+    def plan(self) -> str:
+        return f"{self.answers or self.items}, rated by {self.judge.name}"
+
+    def report(self) -> Report:
+        items = mmhal.read_items(self.items, self.answers)
+        template = read_template(self.template, mmhal.OWN_TEMPLATE)
+        prompts = {
+            str(item.place): fill(
+                template,
+                contents=", ".join(item.contents),
+                question=item.question,
+                gold=item.gold,
+                answer=item.answer,
+            )
+            for item in items
+        }
+        ratings = verdicts(self.judge, prompts, mmhal.parse_rating, saves=self.verdicts, attempts=1)
+        rated = [mmhal.RatedItem(item=item, rating=ratings[str(item.place)] or 0) for item in items]
+        unclear = [place for place, rating in ratings.items() if rating is None]
+        notes = [
+            f"{len(unclear)} replies of the judge name no rating or several and count as 0, as "
+            f"published: items {', '.join(unclear[:10])}"
+        ]
+        whole = len(items) == mmhal.ITEMS
+        figures = panel(mmhal.tally(rated), mmhal.MEASURES, self.bootstrap)
+        return Report(
+            benchmark="mmhal",
+            whole=figures,
+            parts={
+                kind: panel(mmhal.tally(of_kind), mmhal.MEASURES, self.bootstrap)
+                for kind in mmhal.QUESTION_TYPES
+                if (of_kind := [r for r in rated if r.item.question_type == kind])
+            },
+            facts={
+                "judge": self.judge.name,
+                "template": "own wording" if self.template is None else self.template.name,
+            },
+            notes=[
+                *(notes if unclear else []),
+                *edge_notes(figures),
+                *([] if whole else [f"{len(items)} of {mmhal.ITEMS} published questions."]),
+            ],
+            bootstrap=self.bootstrap,
+            details=[item.row() for item in rated],
+        )

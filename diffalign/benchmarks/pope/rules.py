@@ -1,0 +1,261 @@
+"""POPE: yes or no, is there such an object in the picture?
+
+Half of the questions of a split are to be answered with yes, and `yes` is the positive class, so a
+model that agrees to everything has recall 100 and accuracy 50: the share of yes stands beside them.
+
+Source: Li et al. 2023, Evaluating object hallucination in large vision-language models,
+arXiv:2305.10355; parsing and formulas as in their released `evaluate.py` (RUCAIBox/POPE).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffalign.benchmarks.report import Measure
+from diffalign.benchmarks.saved_responses import ANSWER_KEYS, read_objects, text_of
+from diffalign.data.responses.coco import KnownIds
+from diffalign.errors import DataError
+from diffalign.intervals import Tally, ratio
+from diffalign.parsing import shortly
+
+YesNo = Literal["yes", "no"]
+
+_NEGATIONS = {"No", "not", "no"}
+
+
+def parse_answer(answer: str) -> YesNo:
+    """What a free answer comes down to.
+
+    Only what stands before the first full stop counts, without commas; it is a no if one of its
+    words is `No`, `not` or `no`, spelt just so, and everything else is a yes.
+
+    Source: released `evaluate.py`.
+    """
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return "no" if _NEGATIONS & set(words) else "yes"
+
+
+def says(answer: str) -> YesNo | None:
+    """What an answer says in words of either spelling; None where it says neither yes nor no.
+
+    `parse_answer` calls those a yes too, and with them the ones that say no in other letters than
+    its own three, such as `NO`: both are counted apart.
+    """
+    words = set(answer.partition(".")[0].replace(",", "").lower().split())
+    if words & {"no", "not"}:
+        return "no"
+    return "yes" if "yes" in words else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about one picture."""
+
+    question_id: str
+    image: str
+    text: str
+    label: YesNo
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedAnswer:
+    """An answer beside its question."""
+
+    question: Question
+    answer: str
+
+    @property
+    def parsed(self) -> YesNo:
+        return parse_answer(self.answer)
+
+    @property
+    def said(self) -> YesNo | None:
+        return says(self.answer)
+
+    def row(self) -> dict[str, Any]:
+        """For a file of details."""
+        question = self.question
+        return {
+            "question_id": question.question_id,
+            "image": question.image,
+            "question": question.text,
+            "label": question.label,
+            "answer": self.answer,
+            "parsed": self.parsed,
+            "said": self.said,
+        }
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of one split: `{question_id, image, text, label}`, one a line.
+
+    Raises:
+        DataError: an item lacks a key, a label is neither yes nor no, or an id stands twice.
+    """
+    questions = []
+    for number, row in enumerate(read_objects(path), start=1):
+        missing = [key for key in ("question_id", "image", "text", "label") if key not in row]
+        if missing:
+            raise DataError(
+                f"{path}: item {number} has no {', '.join(missing)} (keys: {', '.join(row)}); "
+                "a question of POPE has question_id, image, text and label"
+            )
+        if row["label"] not in ("yes", "no"):
+            raise DataError(
+                f"{path}: item {number}: label must be yes or no, got {shortly(row['label'])}"
+            )
+        question = Question(
+            question_id=str(row["question_id"]),
+            image=str(row["image"]),
+            text=str(row["text"]),
+            label=row["label"],
+        )
+        questions.append(question)
+    _refuse_repeated([question.question_id for question in questions], path)
+    return questions
+
+
+def read_answers(path: Path, questions: Sequence[Question]) -> list[JudgedAnswer]:
+    """Answers beside their questions, in the order of the questions.
+
+    A row has a question_id and the answer as `answer`, `response` or `text`. Where no row has an
+    id, as in POPE's own files, row n answers question n, and there must be as many.
+
+    Raises:
+        DataError: an answer is to no question, a question has two, or ids are missing in part.
+    """
+    rows = read_objects(path)
+    with_id = [row for row in rows if "question_id" in row]
+    if with_id and len(with_id) < len(rows):
+        raise DataError(
+            f"{path}: {len(rows) - len(with_id)} of {len(rows)} answers have no question_id; "
+            "give it to all of them, or to none where they stand in the order of the questions"
+        )
+    if not with_id and len(rows) != len(questions):
+        raise DataError(
+            f"{path}: {len(rows)} answers without question_id to {len(questions)} questions: "
+            "which answers which cannot be known; give each answer the question_id"
+        )
+    known = KnownIds(question.question_id for question in questions)
+    ids = (
+        [known.find(row["question_id"]) or str(row["question_id"]) for row in rows]
+        if with_id
+        else [q.question_id for q in questions]
+    )
+    _refuse_repeated(ids, path)
+    texts = {
+        question_id: text_of(row, ANSWER_KEYS, path=path, number=number)
+        for number, (question_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
+    }
+    unknown = [question_id for question_id in ids if known.find(question_id) is None]
+    if unknown:
+        raise DataError(
+            f"{path}: {len(unknown)} answers are to questions that are not there, for example "
+            f"question_id {', '.join(unknown[:5])}; the questions have {known.examples()}; give "
+            f"the answers to these very questions"
+        )
+    return [
+        JudgedAnswer(question=question, answer=texts[question.question_id])
+        for question in questions
+        if question.question_id in texts
+    ]
+
+
+def _refuse_repeated(ids: Sequence[str], path: Path) -> None:
+    repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: {len(repeated)} question_ids stand more than once, for example "
+            f"{', '.join(repeated[:5])}; one file holds one split, answered once"
+        )
+
+
+COUNTS = (
+    "questions",
+    "true_positives",
+    "false_positives",
+    "true_negatives",
+    "false_negatives",
+    "words",
+    "neither_yes_nor_no",
+    "no_read_as_yes",
+    "right_in_words",
+)
+
+
+def tally(judged: Sequence[JudgedAnswer], pictures: Sequence[str]) -> Tally:
+    """The four kinds of answers, their number and their words, by picture.
+
+    Args:
+        judged: answers of one split.
+        pictures: the clusters; every picture of the answers is one of them.
+
+    Returns:
+        Arrays of shape [pictures] by the names of `COUNTS`.
+    """
+    places = {picture: place for place, picture in enumerate(pictures)}
+    counts = np.zeros((len(COUNTS), len(places)))
+    for item in judged:
+        said, label = item.parsed, item.question.label
+        counts[:, places[item.question.image]] += (
+            1,
+            said == "yes" and label == "yes",
+            said == "yes" and label == "no",
+            said == "no" and label == "no",
+            said == "no" and label == "yes",
+            len(item.answer.split()),
+            item.said is None,
+            item.said == "no" and said == "yes",
+            item.said == label,
+        )
+    return dict(zip(COUNTS, counts, strict=True))
+
+
+def accuracy(t: Tally) -> NDArray[np.float64]:
+    """Right answers in percent."""
+    return 100 * ratio(t["true_positives"] + t["true_negatives"], t["questions"])
+
+
+def precision(t: Tally) -> NDArray[np.float64]:
+    """Right among those answered with yes, in percent."""
+    return 100 * ratio(t["true_positives"], t["true_positives"] + t["false_positives"])
+
+
+def recall(t: Tally) -> NDArray[np.float64]:
+    """Answered with yes among those where yes is right, in percent."""
+    return 100 * ratio(t["true_positives"], t["true_positives"] + t["false_negatives"])
+
+
+def f1(t: Tally) -> NDArray[np.float64]:
+    """Harmonic mean of precision and recall, in percent."""
+    hits = 2 * t["true_positives"]
+    return 100 * ratio(hits, hits + t["false_positives"] + t["false_negatives"])
+
+
+def yes_ratio(t: Tally) -> NDArray[np.float64]:
+    """Answered with yes, in percent."""
+    return 100 * ratio(t["true_positives"] + t["false_positives"], t["questions"])
+
+
+MEASURES: Mapping[str, Measure] = {
+    "accuracy": Measure("accuracy", "percent", accuracy),
+    "precision": Measure("precision (yes is positive)", "percent", precision),
+    "recall": Measure("recall", "percent", recall),
+    "f1": Measure("F1", "percent", f1),
+    "yes_ratio": Measure("answered with yes", "percent", yes_ratio),
+    "neither_ratio": Measure(
+        "neither yes nor no (count as yes)",
+        "percent",
+        lambda t: 100 * ratio(t["neither_yes_nor_no"], t["questions"]),
+    ),
+    "mean_length": Measure(
+        "mean length in words", "words", lambda t: ratio(t["words"], t["questions"])
+    ),
+}

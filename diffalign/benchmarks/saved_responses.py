@@ -1,0 +1,109 @@
+"""Answers that a model gave earlier, and the files that benchmarks publish, read from JSON.
+
+A file is a list of objects or one object a line; whichever it is shows in its first character, for
+published files are called `.json` either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffalign.data.responses.coco import KnownIds
+from diffalign.errors import DataError
+from diffalign.files import parse_json_line, read_text
+from diffalign.parsing import parse_json, shortly
+
+IMAGE_KEYS = ("image_id", "image", "image_path", "file_name")
+"""What an image is called in saved answers; the first that a row has is taken."""
+ANSWER_KEYS = ("answer", "response", "caption", "text")
+"""What answers are called by POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON list, or of a file with one object a line; blank lines are left out.
+
+    Raises:
+        DataError: there is no such file, it holds no object, or something else than objects.
+    """
+    text = read_text(path)
+    is_list = text.lstrip().startswith("[")
+    rows = parse_json(text, path) if is_list else _lines(text, path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: item {number} must be an object, got {shortly(row)}")
+    if not rows:
+        raise DataError(f"{path}: holds nothing")
+    return rows
+
+
+def field_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number: int) -> Any:
+    """The value of the first of several names that a row has.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    for name in names:
+        if name in row:
+            return row[name]
+    raise DataError(
+        f"{path}: item {number} has no key {' or '.join(names)} (keys: {', '.join(row)})"
+    )
+
+
+def text_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number: int) -> str:
+    """`field_of`, for what must be text."""
+    value = field_of(row, names, path=path, number=number)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{path}: item {number}: {'/'.join(names)} must be text, got {shortly(value)}"
+        )
+    return value
+
+
+def image_id_of(row: Mapping[str, Any], *, path: Path, number: int) -> str:
+    """Which image an answer is about: the id, or the name of its file.
+
+    Raises:
+        DataError: it says none.
+    """
+    value = field_of(row, IMAGE_KEYS, path=path, number=number)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise DataError(
+            f"{path}: item {number}: {'/'.join(IMAGE_KEYS)} must be a number or the name of a "
+            f"file, got {shortly(value)}"
+        )
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def known_image_ids(ids: Sequence[str], known: KnownIds, *, path: Path, truth: Path) -> list[str]:
+    """The ids in the spelling of a file of truths, where that has them in any spelling of COCO.
+
+    Raises:
+        DataError: it has none of them.
+    """
+    found = [known.find(image_id) for image_id in ids]
+    if not any(name is not None for name in found):
+        raise DataError(
+            f"{path}: {truth} knows none of its {len(ids):,} images: it has {known.examples()}, "
+            f"and the answers are about {', '.join(dict.fromkeys(ids[:5]))}"
+        )
+    return [image_id if name is None else name for image_id, name in zip(ids, found, strict=True)]
+
+
+def empty_notes(answers: Sequence[str]) -> list[str]:
+    """A note where some answers are empty: whatever is counted of them, nobody said anything."""
+    empty = sum(not answer.strip() for answer in answers)
+    if not empty:
+        return []
+    all_of_them = " The figures say nothing about a model." * (empty == len(answers))
+    return [f"{empty:,} of {len(answers):,} answers are EMPTY.{all_of_them}"]
+
+
+def _lines(text: str, path: Path) -> list[Any]:
+    return [
+        parse_json_line(line, path, number)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]

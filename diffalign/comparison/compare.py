@@ -1,0 +1,178 @@
+"""Which of two models draws better, and how sure one can be.
+
+Pictures are paired by prompt and seed, so both sides answered the same question from the same
+noise. Pictures of one prompt resemble each other and are no independent evidence: intervals come
+from resampling whole prompts, see `evaluation.intervals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffalign.intervals import Bootstrap, Interval, Tally, ratio
+
+Place = tuple[str, int]
+"""Prompt id and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One model against the baseline, by one scorer."""
+
+    prompts: int
+    """Clusters of the bootstrap."""
+    items: int
+    """Pairs of pictures."""
+    wins: int
+    """Pairs that the model wins."""
+    ties: int
+    losses: int
+    win_rate: float | None
+    """Wins among decided pairs, 0 to 1; None where every pair is a tie."""
+    win_rate_interval: Interval | None
+    win_rate_ties_half: float
+    """Wins among all pairs, a tie counted as half a win."""
+    win_rate_ties_half_interval: Interval | None
+    baseline_mean: float
+    """Mean score over the pairs."""
+    model_mean: float
+    mean_difference: float
+    """Model minus baseline."""
+    mean_difference_interval: Interval | None
+    missing_baseline: tuple[Place, ...]
+    """Left out of everything above: the baseline has no score for them."""
+    missing_model: tuple[Place, ...]
+    """Left out likewise: the model has no score for them."""
+    confidence: float
+    """Of the intervals."""
+    notes: tuple[str, ...]
+    """What a reader must know before quoting the numbers."""
+
+
+def compare_scores(
+    baseline: Mapping[Place, float],
+    model: Mapping[Place, float],
+    *,
+    expected: Iterable[Place] = (),
+    tie_tolerance: float = 0.0,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models on the places that both have a score for.
+
+    Args:
+        baseline: score by (prompt id, seed).
+        model: likewise.
+        expected: places that should have scores; one that neither side has is missing on both.
+        tie_tolerance: scores that differ by at most this much are a tie.
+        confidence: of the intervals, between 0 and 1.
+        resamples: how often prompts are drawn with replacement.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: no place has scores on both sides, or a score is not finite.
+    """
+    places = sorted({*baseline, *model, *expected})
+    paired = [place for place in places if place in baseline and place in model]
+    if not paired:
+        raise ValueError("no prompt and seed has a score on both sides, so nothing can be compared")
+    before = np.array([baseline[place] for place in paired])
+    after = np.array([model[place] for place in paired])
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        raise ValueError("a score is not finite; such pictures must be left out before comparing")
+
+    difference = after - before
+    wins, losses = difference > tie_tolerance, difference < -tie_tolerance
+    ties = ~(wins | losses)
+    tally = _sums_by_prompt(
+        [prompt for prompt, _ in paired],
+        {
+            "wins": wins,
+            "losses": losses,
+            "ties": ties,
+            "difference": difference,
+            "items": np.ones_like(difference),
+        },
+    )
+    counts = {name: np.asarray(sums.sum()) for name, sums in tally.items()}
+    bootstrap = Bootstrap(confidence=confidence, resamples=resamples, seed=seed)
+    intervals = bootstrap.intervals(
+        tally,
+        {"win_rate": _win_rate, "ties_half": _ties_half, "difference": _mean_difference},
+        shares={"win_rate": 1.0, "ties_half": 1.0},
+    )
+    prompts = len(tally["items"])
+    decided_prompts = int((tally["wins"] + tally["losses"] > 0).sum())
+
+    return Comparison(
+        prompts=prompts,
+        items=len(paired),
+        wins=int(wins.sum()),
+        ties=int(ties.sum()),
+        losses=int(losses.sum()),
+        win_rate=None if decided_prompts == 0 else float(_win_rate(counts)),
+        win_rate_interval=intervals["win_rate"],
+        win_rate_ties_half=float(_ties_half(counts)),
+        win_rate_ties_half_interval=intervals["ties_half"],
+        baseline_mean=float(before.mean()),
+        model_mean=float(after.mean()),
+        mean_difference=float(difference.mean()),
+        mean_difference_interval=intervals["difference"],
+        missing_baseline=tuple(place for place in places if place not in baseline),
+        missing_model=tuple(place for place in places if place not in model),
+        confidence=confidence,
+        notes=(
+            *_notes(prompts, decided_prompts, int(wins.sum()), int(losses.sum())),
+            *(bootstrap.cautions(prompts, "prompts") if prompts > 1 else ()),
+        ),
+    )
+
+
+def _sums_by_prompt(prompts: list[str], values: Mapping[str, NDArray[Any]]) -> Tally:
+    """Sum the rows [items] of each prompt: [prompts]."""
+    _, cluster = np.unique(prompts, return_inverse=True)
+    return {
+        name: np.asarray(np.bincount(cluster, weights=rows), dtype=np.float64)
+        for name, rows in values.items()
+    }
+
+
+def _win_rate(sums: Tally) -> NDArray[np.float64]:
+    """Among decided pairs; not a number where there are none."""
+    return ratio(sums["wins"], sums["wins"] + sums["losses"])
+
+
+def _ties_half(sums: Tally) -> NDArray[np.float64]:
+    return ratio(sums["wins"] + sums["ties"] / 2, sums["items"])
+
+
+def _mean_difference(sums: Tally) -> NDArray[np.float64]:
+    return ratio(sums["difference"], sums["items"])
+
+
+def _notes(prompts: int, decided_prompts: int, wins: int, losses: int) -> tuple[str, ...]:
+    notes = []
+    if decided_prompts == 0:
+        notes.append("Every pair is a tie, so the win rate among decided pairs is undefined.")
+    elif prompts == 1:
+        notes.append(
+            "There is one prompt only, so no interval can be given: intervals come from "
+            "differences between prompts."
+        )
+    elif decided_prompts == 1:
+        notes.append(
+            "All decided pairs belong to one prompt, so the win rate has no interval: intervals "
+            "come from differences between prompts."
+        )
+    elif wins == 0 or losses == 0:
+        notes.append(
+            f"All decided pairs went one way: the interval of the win rate takes each of the "
+            f"{decided_prompts} prompts that decide as one trial."
+        )
+    return tuple(notes)

@@ -1,1 +1,0 @@
-"""What pictures are put through before a response is judged beside them."""

@@ -1,0 +1,44 @@
+"""Pick-a-Pic v1 and v2: two JPEGs a row, and labels 0, 0.5 or 1 that people gave by a click.
+
+Columns are those of both, and of the mirrors that `docs/data.md` names, which have one schema:
+`jpg_0`, `jpg_1` (bytes), `label_0`, `label_1` (0, 0.5 or 1), `caption`, `has_label`,
+`ranking_id`, `image_0_uid`, `image_1_uid`, and more that is not read.
+
+Source: Kirstain et al. 2023, arXiv:2305.01569.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffalign.data.pairs.columns import PairColumns, pickapic_columns
+from diffalign.data.pairs.groups import GroupColumns, found_groups, refuse_left_out
+from diffalign.data.pairs.reading import AbstractReader, Form, Location
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
+from diffalign.data.source import DataConfig
+from diffalign.data.tables import open_table, table_schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickAPic(AbstractReader):
+    """Parquet files or a hub data set with Pick-a-Pic's columns."""
+
+    form: ClassVar[Form] = "table"
+    needs: ClassVar[str] = "caption, jpg_0, jpg_1, label_0, label_1"
+
+    def schema(self, location: Location, config: DataConfig) -> Schema:
+        return table_schema(location, config)
+
+    def match(self, schema: Schema, config: DataConfig) -> PairColumns | None:
+        if config.columns or found_groups(schema, config.lower_is_better):
+            return None
+        columns = pickapic_columns(schema.names, lower_is_better=config.lower_is_better)
+        if columns is not None:
+            refuse_left_out(columns, schema.names)
+        return columns
+
+    def open(
+        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+    ) -> AbstractRows | AbstractRowStream:
+        return open_table(location, columns, config)

@@ -1,0 +1,103 @@
+"""One pair, decoded and cut to size, with everything random about this visit of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from diffalign.data.decoding import BadImageError, decode
+from diffalign.data.pairs.records import ImagePair, Skipped, SkipReason
+from diffalign.data.pairs.transforms import Cut, CutImage, Size, cut
+from diffalign.data.source import DataConfig
+from diffalign.seeding import TimestepSampling, derive_seed, unit_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A row of an ImageBatch before collation."""
+
+    sample_id: str
+    prompt: str
+    """After caption dropout."""
+    caption: str
+    """Before it."""
+    images: Mapping[str, CutImage]
+    """View -> the image, cut to size."""
+    timestep: float
+    noise_seed: int
+    encoding_seeds: Mapping[str, int]
+    """View -> seed."""
+    preference: float = 1.0
+    """See `ImagePair`."""
+    importance: float = 1.0
+    """See `ImagePair`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleMaker:
+    """Turns a pair and a draw number into a sample; the same one on any rank and worker."""
+
+    config: DataConfig
+    views: tuple[str, ...]
+    """Sides that are decoded: `chosen`, `rejected` or both."""
+    run_seed: int
+    timesteps: TimestepSampling
+    schedule_length: int
+    """Length of the model's noise schedule."""
+
+    def make(self, pair: ImagePair, draw: int, target: Size) -> Sample | Skipped:
+        """The sample of one visit, or why the pair cannot be used.
+
+        Args:
+            pair: with images still encoded.
+            draw: number of earlier visits of the pair.
+            target: (height, width) of both sides.
+        """
+        how = self._cut(pair.sample_id, draw, target)
+        images = {}
+        for view in self.views:
+            try:
+                image = decode(getattr(pair, view), max_pixels=self.config.max_pixels)
+            except BadImageError as error:
+                return Skipped(
+                    sample_id=pair.sample_id, reason=error.reason, detail=error.detail, side=view
+                )
+            images[view] = cut(image, how)
+        sample_id = pair.sample_id
+        return Sample(
+            sample_id=sample_id,
+            prompt="" if self._drops_caption(sample_id, draw) else pair.prompt,
+            caption=pair.prompt,
+            images=images,
+            timestep=self.timesteps.draw(
+                self.run_seed, sample_id, draw, schedule_length=self.schedule_length
+            ),
+            noise_seed=derive_seed(self.run_seed, sample_id, draw, "noise"),
+            encoding_seeds={
+                view: derive_seed(self.run_seed, sample_id, draw, "encoding", view)
+                for view in self.views
+            },
+            preference=pair.preference,
+            importance=pair.importance,
+        )
+
+    def _drops_caption(self, sample_id: str, draw: int) -> bool:
+        coin = unit_interval(self.run_seed, sample_id, draw, "caption")
+        return coin < self.config.caption_dropout
+
+    def _cut(self, sample_id: str, draw: int, target: Size) -> Cut:
+        def coin(name: str) -> float:
+            return unit_interval(self.run_seed, sample_id, draw, name)
+
+        return Cut(
+            target=target,
+            place=(coin("top"), coin("left")) if self.config.crop == "random" else None,
+            mirrored=self.config.flip and coin("flip") < 0.5,
+        )
+
+
+def empty_caption(sample_id: str, caption: str) -> Skipped | None:
+    """Why a pair cannot be used, if it has no caption. Needs no image."""
+    if caption.strip():
+        return None
+    return Skipped(sample_id=sample_id, reason=SkipReason.EMPTY_CAPTION, detail=repr(caption))

@@ -1,0 +1,204 @@
+"""Preference pairs as a source of batches: readers, plan, and what becomes of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from diffalign.data.batches import ImageBatch
+from diffalign.data.indexed import IndexPlan, index_rows
+from diffalign.data.loader import PlannedBatches
+from diffalign.data.pairs.buckets import assign_buckets
+from diffalign.data.pairs.collate import stack, with_unit_range
+from diffalign.data.pairs.columns import PAIR_VIEWS
+from diffalign.data.pairs.preview import Preview, first_rows
+from diffalign.data.pairs.reading import OpenedData, open_data
+from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped
+from diffalign.data.pairs.samples import Sample, SampleMaker
+from diffalign.data.plans import AbstractPlan, Work
+from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.skipping import SkipLog
+from diffalign.data.source import AbstractSource, DataConfig
+from diffalign.data.streamed import StreamPlan
+from diffalign.errors import DataError
+from diffalign.seeding import TimestepSampling
+
+
+@dataclass(frozen=True)
+class _Decoder(Dataset):
+    """What a worker does; indexed by `Work`, in place of a number."""
+
+    data: OpenedData
+    maker: SampleMaker
+
+    def __getitem__(self, work: Work) -> Sample | Skipped:
+        assert work.target is not None
+        pair = self._pair(work.pair)
+        if isinstance(pair, Skipped):
+            return pair
+        return self.maker.make(pair, work.draw, work.target)
+
+    def _pair(self, pair: int | ImagePair) -> ImagePair | Skipped:
+        if isinstance(pair, ImagePair):
+            return pair
+        assert isinstance(self.data.rows, AbstractRows)
+        found = self.data.read(self.data.rows[pair])
+        assert not isinstance(found, LeftOut), "the index holds pairs only"
+        return found
+
+
+class PairSource(AbstractSource):
+    """Image pairs in random order, for ever."""
+
+    batch_type: ClassVar[type] = ImageBatch
+
+    def __init__(
+        self,
+        data: OpenedData,
+        maker: SampleMaker,
+        plan: AbstractPlan,
+        skips: SkipLog,
+        *,
+        pairs_per_device: int,
+    ) -> None:
+        """Use `open`; this takes the parts."""
+        self.views = frozenset(maker.views)
+        self._data = data
+        self._plan = plan
+        self._config = maker.config
+        self._batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
+            plan,
+            _Decoder(data, maker),
+            stack,
+            skips,
+            pairs_per_device=pairs_per_device,
+            max_bad_fraction=maker.config.max_bad_fraction,
+            workers=maker.config.workers,
+            run_seed=maker.run_seed,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        config: DataConfig,
+        *,
+        views: frozenset[str],
+        run_seed: int,
+        pairs_per_device: int,
+        timesteps: TimestepSampling,
+        schedule_length: int,
+        skipped: Path | None,
+    ) -> PairSource:
+        """Find the data, choose a reader, and index labels and captions (not of a stream).
+
+        Args:
+            config: the `data:` section.
+            views: what the objective asks for.
+            run_seed: from which every random choice derives.
+            pairs_per_device: in each micro-batch of this rank.
+            timesteps: which noise levels are visited.
+            schedule_length: of the model's noise schedule, in steps.
+            skipped: where unusable samples are listed (`skipped.jsonl` of the run folder), shared
+                by all ranks; None keeps them in memory.
+
+        Raises:
+            DataError: nothing is there, no reader understands it, it holds no preference, or it
+                does not offer a view.
+        """
+        unknown = set(views) - set(PAIR_VIEWS)
+        if unknown or not views:
+            raise DataError(
+                f"pairs offer the views {', '.join(PAIR_VIEWS)}, and the objective needs "
+                f"{', '.join(sorted(views))}: it wants another kind of data"
+            )
+        data = open_data(config)
+        if not views <= set(data.columns.sides):
+            raise DataError(
+                f"{data.summary}. Preferred images alone do for objectives such as seppo, and this "
+                f"one needs {' and '.join(sorted(views))}: give data with both"
+            )
+        skips = SkipLog(skipped)
+        maker = SampleMaker(
+            config=config,
+            views=tuple(view for view in PAIR_VIEWS if view in views),
+            run_seed=run_seed,
+            timesteps=timesteps,
+            schedule_length=schedule_length,
+        )
+        plan = _plan(data, config, run_seed=run_seed, skips=skips)
+        return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
+
+    def describe(self) -> list[str]:
+        return [self._data.summary, *self._batches.describe()]
+
+    def describe_end(self) -> list[str]:
+        return self._batches.describe_end()
+
+    def fingerprint(self) -> str:
+        """What is read, wherever it lies: by names and sizes of files and the number of pairs, or
+        for the hub by id and revision. No image is read for it, and the same on every rank."""
+        pairs = self._plan.known_pairs
+        counted = "" if pairs is None else f", {pairs:,} pairs"
+        return f"{self._data.fingerprint}{counted}"
+
+    def preview(self, n: int) -> Preview:
+        """What a dry run shows: the lines of `describe`, and the first `n` pairs.
+
+        Raises:
+            DataError: a label is not allowed, or no row is a pair.
+        """
+        return Preview(
+            lines=self.describe(), rows=first_rows(self._data, n, self._config, sorted(self.views))
+        )
+
+    def captions(self, n: int) -> list[str]:
+        """Of a stream, which brings its images along, at most 16."""
+        if isinstance(self._data.rows, AbstractRowStream):
+            pairs = islice(self._data.pairs(), min(n, 16))
+            return [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
+        columns = self._data.columns
+        rows = islice(self._data.rows.scan(columns.light()), n)
+        return [caption for row in rows if (caption := columns.caption_or_none(row))]
+
+    @property
+    def left_out_counts(self) -> dict[str, int]:
+        """Rows without a preference, by reason; of a stream, those read so far."""
+        return self._batches.left_out_counts
+
+    @property
+    def skipped_counts(self) -> dict[str, int]:
+        return self._batches.skipped_counts
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._batches.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return map(with_unit_range, self._batches)
+
+
+def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
+    """The order in which the data is seen."""
+    square = (config.resolution, config.resolution)
+    if isinstance(data.rows, AbstractRowStream):
+        return StreamPlan(
+            data,
+            run_seed=run_seed,
+            block_rows=config.shuffle_block,
+            limit=config.limit,
+            target=square,
+        )
+    index = index_rows(data.rows, data.columns, limit=config.limit, skips=skips)
+    if not config.buckets:
+        buckets = {square: np.arange(len(index.members))}
+    else:
+        buckets = assign_buckets(data, index, config, skips)
+    return IndexPlan(index, run_seed=run_seed, buckets=buckets)

@@ -1,0 +1,36 @@
+"""Square blocks hidden at random.
+
+Source: OPA-DPO (Yang et al. 2025, arXiv:2501.09695), its `blockwise` option: blocks of 14 by 14,
+the patches of CLIP's ViT-L, set to the mean of the processed picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
+from diffalign.data.responses.corruptions.masking import check_fraction, set_to_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMask(AbstractCondition):
+    """Some of the blocks set to the mean of the picture."""
+
+    origin: ClassVar[Origin] = Origin.OWN
+
+    fraction: float = 0.3
+    """Of the blocks, 0 to 1."""
+    block: int = 14
+    """Side of a block, pixels of the processed picture; they do not reach over borders of tiles."""
+
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction)
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1 pixel, got {self.block}")
+
+    def pixels(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        return set_to_mean(tiles, fraction=self.fraction, block=self.block, generator=generator)

@@ -1,0 +1,1 @@
+"""Published formats of responses: one module a format."""

@@ -1,0 +1,264 @@
+"""One pair of responses, tokenised, with the pictures under every condition that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign.data.decoding import BadImageError, decode
+from diffalign.data.pairs.records import EncodedImage, Skipped, SkipReason, UnusableRowError
+from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedResponse
+from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
+from diffalign.data.responses.corruptions.tiles import to_tiles, with_tiles
+from diffalign.data.responses.records import ResponsePair
+from diffalign.errors import ConfigError, did_you_mean
+from diffalign.seeding import cpu_generator, derive_seed
+from diffalign.views import View
+
+AnotherPicture = Callable[[str, int], EncodedImage]
+"""A picture of the training data, from the id of the sample that it is not of, and a seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSample:
+    """A row of a TokenBatch before collation."""
+
+    sample_id: str
+    draw: int
+    """Which draw of its random conditions is shown."""
+    views: frozenset[str]
+    """As in the batch."""
+    responses: Mapping[str, EncodedResponse]
+    """Response -> its tokens after the conversation."""
+    pictures: Mapping[str | None, Mapping[str, Tensor]]
+    """Condition -> what the image processor gave; empty for text alone."""
+    picture_count: int
+    weights: Mapping[str, Tensor]
+    """`response:weights` -> float32 [L], 0 for the tokens of the prompt."""
+    own_pictures: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
+        default_factory=dict
+    )
+    """(Response, condition) -> the same for a response that is about other images than the rest."""
+    paired: bool = True
+    """Whether the responses compete; False where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSampleMaker:
+    """Turns a pair and a draw number into a sample; the same one on any rank and worker."""
+
+    config: ResponseConfig
+    views: frozenset[str]
+    """Names of the views that the objective asks for."""
+    run_seed: int
+    encoder: ChatEncoder
+    another_picture: AnotherPicture | None = None
+    """For conditions that take the picture of another sample; None where the data set cannot be
+    read at random."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a view that the config does not describe."""
+        for name in sorted(self.views):
+            view = View.parse(name)
+            if view.condition:
+                _require(name, view.condition, "conditions", self.config.conditions)
+                self._check_origin(name, self.config.conditions[view.condition])
+            if view.weights:
+                _require(name, view.weights, "weights", self.config.weights)
+                try:
+                    self.config.weights[view.weights].reads(view.response)
+                except ValueError as error:
+                    raise ConfigError(f"the view {name}: {error}") from error
+
+    def make(self, pair: ResponsePair, draw: int) -> TokenSample | Skipped:
+        """The sample of one visit, or why the pair cannot be used.
+
+        Args:
+            pair: with pictures still encoded.
+            draw: number of earlier visits of the pair; taken modulo `responses.draws`.
+        """
+        draws = self.config.draws
+        try:
+            return self._sample(pair, draw if draws is None else draw % draws)
+        except UnusableRowError as error:
+            return error.skipped(pair.sample_id)
+
+    @cached_property
+    def _parsed(self) -> tuple[View, ...]:
+        return tuple(View.parse(name) for name in sorted(self.views))
+
+    def _sample(self, pair: ResponsePair, draw: int) -> TokenSample:
+        views = [view for view in self._parsed if pair.paired or view.response in pair.responses]
+        images = [self._decoded(image) for image in pair.images]
+        prompt = self.encoder.prompt(pair.turns, images)
+        own = {name: self._own(pair, name) for name in pair.own if name in self._responses_read}
+        encoded = {
+            name: self._encoded(own[name][0] if name in own else prompt, pair, name)
+            for name in sorted(self._responses_read)
+            if pair.paired or name in pair.responses
+        }
+        if not own:
+            _check_difference(encoded)
+        return TokenSample(
+            sample_id=pair.sample_id,
+            draw=draw,
+            views=self.views,
+            responses={view.response: encoded[view.response] for view in views},
+            pictures={
+                condition: self._seen(condition, prompt, images, pair, draw)
+                for condition in dict.fromkeys(view.condition for view in views)
+            },
+            own_pictures={
+                (view.response, view.condition): self._seen(
+                    view.condition, *own[view.response], pair, draw
+                )
+                for view in views
+                if view.response in own and pair.own[view.response].images != pair.images
+            },
+            paired=pair.paired,
+            picture_count=len(images),
+            weights={
+                f"{view.response}:{view.weights}": self._weights(view, encoded, pair)
+                for view in views
+                if view.weights
+            },
+        )
+
+    def _own(self, pair: ResponsePair, name: str) -> tuple[EncodedPrompt, Sequence[Image.Image]]:
+        """What a response answers that has a conversation or images of its own."""
+        conversation = pair.own[name]
+        images = [self._decoded(image, name) for image in conversation.images]
+        try:
+            return self.encoder.prompt(conversation.turns, images), images
+        except UnusableRowError as error:
+            raise UnusableRowError(error.reason, error.detail, name) from error
+
+    @cached_property
+    def _responses_read(self) -> frozenset[str]:
+        """Responses of the views, and those that their weights are made from."""
+        read = {view.response for view in self._parsed}
+        for view in self._parsed:
+            if view.weights:
+                read |= self.config.weights[view.weights].reads(view.response)
+        return frozenset(read)
+
+    def _encoded(self, prompt: EncodedPrompt, pair: ResponsePair, name: str) -> EncodedResponse:
+        if name not in pair.responses:
+            raise UnusableRowError(
+                SkipReason.MISSING_RESPONSE, f"the row has {', '.join(pair.responses)}", name
+            )
+        try:
+            return self.encoder.response(prompt, pair.responses[name])
+        except UnusableRowError as error:
+            raise UnusableRowError(error.reason, error.detail, name) from error
+
+    def _weights(
+        self, view: View, encoded: Mapping[str, EncodedResponse], pair: ResponsePair
+    ) -> Tensor:
+        assert view.weights is not None
+        own = encoded[view.response]
+        weights = torch.zeros(len(own.input_ids))
+        maker = self.config.weights[view.weights]
+        weights[own.start :] = maker.weigh(view.response, encoded, pair.spans)
+        if not weights.sum() > 0:  # also where they were divided by their sum
+            raise UnusableRowError(
+                SkipReason.NOTHING_COUNTS,
+                f"all tokens of it count nothing under the weights {view.weights}",
+                view.response,
+            )
+        return weights
+
+    def _seen(
+        self,
+        name: str | None,
+        prompt: EncodedPrompt,
+        images: Sequence[Image.Image],
+        pair: ResponsePair,
+        draw: int,
+    ) -> Mapping[str, Tensor]:
+        """The processor's outputs for the pictures under a condition."""
+        if name is None or not images:
+            return prompt.pictures
+        condition = self.config.conditions[name]
+        seeds = [
+            derive_seed(self.run_seed, pair.sample_id, draw, "condition", name, position)
+            for position in range(len(images))
+        ]
+        generators = [cpu_generator(seed) for seed in seeds]
+        starts = self._starts(condition, name, images, pair, seeds)
+        shown = [condition.picture(*each) for each in zip(starts, generators, strict=True)]
+        pictures = prompt.pictures
+        if any(new is not old for new, old in zip(shown, images, strict=True)):
+            pictures = self.encoder.pictures(prompt, shown)
+        if type(condition).pixels is AbstractCondition.pixels:
+            return pictures
+        image_processor = self.encoder.processor.image_processor
+        tiles = to_tiles(pictures, image_processor)
+        # fewer stacks than pictures where a processor puts all of a row into one
+        changed = [condition.pixels(*each) for each in zip(tiles, generators, strict=False)]
+        return with_tiles(pictures, changed, image_processor)
+
+    def _starts(
+        self,
+        condition: AbstractCondition,
+        name: str,
+        images: Sequence[Image.Image],
+        pair: ResponsePair,
+        seeds: Sequence[int],
+    ) -> Sequence[Image.Image]:
+        """The pictures that a condition starts from, in the sizes of the sample's own."""
+        if condition.origin is Origin.OWN:
+            return images
+        if condition.origin is Origin.ROW:
+            others = pair.pictures.get(name, ())
+            if len(others) != len(images):
+                raise UnusableRowError(
+                    SkipReason.MISSING_IMAGE,
+                    f"the row has {len(others)} pictures for the condition {name}, in place of "
+                    f"{len(images)}",
+                    name,
+                )
+        else:
+            assert self.another_picture is not None  # or __post_init__ would have refused
+            others = tuple(self.another_picture(pair.sample_id, seed) for seed in seeds)
+        return [
+            self._decoded(other, name).resize(own.size, Image.Resampling.BICUBIC)
+            for other, own in zip(others, images, strict=True)
+        ]
+
+    def _decoded(self, image: EncodedImage, side: str | None = None) -> Image.Image:
+        try:
+            return decode(image, max_pixels=self.config.max_pixels)
+        except BadImageError as error:
+            raise UnusableRowError(error.reason, error.detail, side) from error
+
+    def _check_origin(self, view: str, condition: AbstractCondition) -> None:
+        if condition.origin is Origin.ANOTHER and self.another_picture is None:
+            raise ConfigError(
+                f"the view {view} shows pictures of other samples, which this data set cannot be "
+                f"read for at random"
+            )
+
+
+def _check_difference(encoded: Mapping[str, EncodedResponse]) -> None:
+    """Raise UnusableRowError where chosen and rejected are the same tokens."""
+    sides = [encoded[name].tokens for name in ("chosen", "rejected") if name in encoded]
+    if len(sides) == 2 and torch.equal(*sides):
+        raise UnusableRowError(SkipReason.IDENTICAL, "both are the same tokens")
+
+
+def _require(view: str, name: str, section: str, given: Mapping[str, object]) -> None:
+    """Raise ConfigError unless a section of the config describes what a view names."""
+    if name in given:
+        return
+    known = ", ".join(given) or "none yet"
+    raise ConfigError(
+        f"the view {view} needs {name!r} under responses.{section} (there: {known})."
+        f"{did_you_mean(name, given)} Add it, for example `{name}: {{kind: ...}}`"
+    )

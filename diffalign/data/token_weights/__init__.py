@@ -1,1 +1,0 @@
-"""How much each token of a response counts."""

@@ -1,1 +1,0 @@
-"""Image grids, scores and paired comparisons."""

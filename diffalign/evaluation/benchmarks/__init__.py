@@ -1,1 +1,0 @@
-"""Published benchmarks of answers about pictures, one module each: `diffalign evaluate KIND`."""

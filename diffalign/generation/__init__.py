@@ -1,0 +1,1 @@
+"""Prompts, seeds and models -> images or responses, resumable."""

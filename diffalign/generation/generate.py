@@ -1,0 +1,197 @@
+"""Fill a folder with pictures, resumably: whatever stops a run, the next one draws what is missing.
+
+Batches are cut from the whole plan before it is known what is already there. A resumed run
+therefore draws every picture in the same company as an uninterrupted one would have, and the
+files are equal byte for byte, not only up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffalign.batching import each_or_error
+from diffalign.errors import CacheError, DiffalignError
+from diffalign.files import write_atomically
+from diffalign.generation.manifest import (
+    MANIFEST,
+    ItemKey,
+    ManifestRow,
+    append_rows,
+    file_digest,
+    read_manifest,
+)
+from diffalign.generation.prompts import Prompt
+from diffalign.imaging.image_files import encode_png
+
+_FAILURES_IN_A_ROW = 16
+"""So many failures without a success between them are not bad prompts: the run stops."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of the plan, of whichever model."""
+
+    prompt: Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be made."""
+
+    item: Item
+    reason: str
+
+
+class Artist(Protocol):
+    """What draws: `pipelines.TextToImage`, or a test's stand-in."""
+
+    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Pictures of shape [n, 3, H, W] in [-1, 1], one per prompt and seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as the manifest knows it."""
+
+    name: str
+    fingerprint: str
+    sampler: Mapping[str, Any]
+    """Everything else that shapes its pictures."""
+
+
+def plan_batches(
+    prompts: Iterable[Prompt], seeds: Sequence[int], batch_size: int
+) -> list[list[Item]]:
+    """All prompts times all seeds, the pictures of one prompt together."""
+    items = [Item(prompt, seed) for prompt in prompts for seed in seeds]
+    return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+
+
+def existing_rows(folder: Path, subjects: Iterable[Subject]) -> dict[ItemKey, ManifestRow]:
+    """What the folder already holds, if it was drawn as this run would draw it.
+
+    Raises:
+        CacheError: naming the setting that differs.
+    """
+    if not (folder / MANIFEST).exists():
+        return {}
+    fingerprints = {subject.name: subject.fingerprint for subject in subjects}
+    wanted = next(iter(subjects)).sampler
+    rows = {row.key: row for row in read_manifest(folder)}
+    for row in rows.values():
+        for name in wanted.keys() | row.sampler.keys():
+            before, now = row.sampler.get(name), wanted.get(name)
+            if before != now:
+                raise _mismatch(folder, f"sampler.{name} {before!r}", repr(now))
+        now = fingerprints.get(row.model, row.fingerprint)
+        if now != row.fingerprint:
+            raise _mismatch(folder, f"models.{row.model} of fingerprint {row.fingerprint}", now)
+    return {key: row for key, row in rows.items() if (folder / row.file).is_file()}
+
+
+def _mismatch(folder: Path, before: str, now: str) -> CacheError:
+    return CacheError(
+        f"{folder / MANIFEST} was written with {before}, and this run asks for {now}. "
+        "Pictures made differently are not compared: choose another output folder, or delete "
+        "this one"
+    )
+
+
+def missing_batches(
+    batches: Iterable[list[Item]], model: str, existing: Mapping[ItemKey, ManifestRow]
+) -> list[list[Item]]:
+    """The batches of which at least one picture is not there."""
+    return [
+        batch
+        for batch in batches
+        if any((model, item.prompt.prompt_id, item.seed) not in existing for item in batch)
+    ]
+
+
+def draw_batches(
+    folder: Path,
+    subject: Subject,
+    artist: Artist,
+    batches: Iterable[list[Item]],
+    existing: Mapping[ItemKey, ManifestRow],
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> list[Failure]:
+    """Draw, write and list the pictures of one model.
+
+    Args:
+        folder: gets `images/<model>/<prompt_id>-<seed>.png` and rows in its manifest.
+        subject: what the rows say of the model.
+        artist: draws.
+        batches: from `missing_batches`; drawn whole, so that a picture's company never changes.
+        existing: pictures that are there and stay as they are.
+        on_batch: told how many pictures a finished batch held.
+
+    Returns:
+        The pictures that could not be drawn or written; all others are safe.
+
+    Raises:
+        DiffalignError: picture after picture fails; what is written stays, and a next run goes on.
+    """
+    failures: list[Failure] = []
+    in_a_row = 0
+    for batch in batches:
+        rows = []
+        for item, outcome in _draw_each(artist, batch):
+            key = (subject.name, item.prompt.prompt_id, item.seed)
+            if key in existing:
+                continue
+            row = _write(folder, subject, item, outcome)
+            if isinstance(row, ManifestRow):
+                rows.append(row)
+                in_a_row = 0
+            else:
+                failures.append(row)
+                in_a_row += 1
+        append_rows(folder, rows)
+        if in_a_row >= _FAILURES_IN_A_ROW:
+            raise DiffalignError(
+                f"{subject.name}: {in_a_row} pictures in a row failed, the last with: "
+                f"{failures[-1].reason}. What was drawn is in {folder}; mend this and run again"
+            )
+        on_batch(len(batch))
+    return failures
+
+
+def _draw_each(artist: Artist, batch: Sequence[Item]) -> Iterator[tuple[Item, Tensor | Exception]]:
+    return each_or_error(
+        lambda items: artist.draw([item.prompt.text for item in items], [i.seed for i in items]),
+        batch,
+    )
+
+
+def _write(
+    folder: Path, subject: Subject, item: Item, outcome: Tensor | Exception
+) -> ManifestRow | Failure:
+    if isinstance(outcome, Exception):
+        return Failure(item, f"{type(outcome).__name__}: {outcome}")
+    if not torch.isfinite(outcome).all():
+        return Failure(item, "the model drew values that are not finite")
+    content = encode_png(outcome)
+    file = f"images/{subject.name}/{item.prompt.prompt_id}-{item.seed}.png"
+    try:
+        write_atomically(folder / file, content)
+    except OSError as error:
+        return Failure(item, f"cannot be written: {error}")
+    return ManifestRow(
+        model=subject.name,
+        prompt=item.prompt.text,
+        prompt_id=item.prompt.prompt_id,
+        seed=item.seed,
+        file=file,
+        sha256=file_digest(content),
+        fingerprint=subject.fingerprint,
+        sampler=dict(subject.sampler),
+    )

@@ -1,0 +1,248 @@
+"""Asking a model about pictures, greedily, and keeping its answers as they come.
+
+A rerun asks only what has no answer yet, and loads no model where nothing is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from rich.console import Console
+
+from diffalign import config as configs
+from diffalign.console import progress
+from diffalign.data.decoding import BadImageError, decode
+from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
+from diffalign.files import append_json_lines, read_json_lines
+from diffalign.models.base import AbstractModel
+from diffalign.parsing import checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How a model is asked, and where its answers are kept."""
+
+    images: Path
+    """Folder of the benchmark's pictures, under their published names."""
+    saves: Path
+    """JSON lines of answers; a rerun goes on from there."""
+    max_new_tokens: int = 512
+    """An answer ends there at the latest."""
+    system: str = ""
+    """What a system turn says before each question; empty leaves it to the chat template. That of
+    `llava-1.5-7b-hf` has none, where LLaVA's own scripts begin with Vicuna's sentence."""
+    batch_size: int = 8
+    """Questions asked at once."""
+    dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """In which the model computes; auto is bf16 on a GPU and float32 elsewhere."""
+    device: str = "auto"
+    """A torch device; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of it shapes answers, for a report."""
+        facts = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        return {**facts, "system": self.system} if self.system else facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureQuestion:
+    """One question about one picture."""
+
+    question_id: str
+    image: Path
+    text: str
+
+
+class WritesAnswers(Protocol):
+    """What is asked of a loaded model; `models.vision_language` has one."""
+
+    processor: Any
+    """Of transformers, with a chat template."""
+
+    def generate(
+        self, prompts: Sequence[str], pictures: Sequence[Sequence[Any]], *, max_new_tokens: int
+    ) -> list[str]:
+        """Greedy answers to conversations that the chat template wrote."""
+
+
+def check_one_source(
+    saved: object | None, model: AbstractModel | None, asking: Asking | None, *, name: str
+) -> None:
+    """Raise ValueError unless answers come either from a file or from a model with its settings."""
+    if (saved is None) == (model is None):
+        raise ValueError(
+            f"give either {name}=FILE with saved answers, or a model to ask: "
+            "model.kind=vlm model.path=FOLDER asking.images=FOLDER asking.saves=FILE.jsonl"
+        )
+    if (model is None) != (asking is None):
+        raise ValueError(
+            "model and asking go together: asking.images=FOLDER asking.saves=FILE.jsonl say which "
+            "pictures a model is shown and where its answers are kept"
+        )
+
+
+def ask(
+    model: AbstractModel, questions: Sequence[PictureQuestion], asking: Asking
+) -> dict[str, str]:
+    """Answers by question id.
+
+    Args:
+        model: settings of what is asked.
+        questions: with distinct ids.
+        asking: how; its file is read first and appended to.
+
+    Raises:
+        ConfigError: the file was written by another model or under other settings.
+        DataError: a picture is missing, or cannot be read.
+        ModelError: the model cannot be loaded, writes no text, or has no chat template.
+    """
+    maker = _digest(_identity(model), asking.max_new_tokens, asking.system, asking.dtype)
+    kept = _kept(asking.saves, maker)
+    known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
+    answers = {i: row.answer for i, row in kept.items() if row.asked == known.get(i)}
+    missing = [q for q in questions if q.question_id not in answers]
+    _check_pictures(missing, asking.images)
+    if missing:
+        answers |= _ask_missing(_load(model, asking), missing, asking, maker, known)
+    return answers
+
+
+def _ask_missing(
+    model: WritesAnswers,
+    missing: Sequence[PictureQuestion],
+    asking: Asking,
+    maker: str,
+    known: Mapping[str, str],
+) -> dict[str, str]:
+    answers: dict[str, str] = {}
+    asking.saves.parent.mkdir(parents=True, exist_ok=True)
+    with progress(Console(stderr=True), "answer", len(missing), unit="questions") as advance:
+        for start in range(0, len(missing), asking.batch_size):
+            batch = missing[start : start + asking.batch_size]
+            texts = _generate(model, batch, asking)
+            rows = [
+                _Kept(
+                    question_id=q.question_id,
+                    image=q.image.name,
+                    question=q.text,
+                    answer=text,
+                    asked=known[q.question_id],
+                    made_by=maker,
+                )
+                for q, text in zip(batch, texts, strict=True)
+            ]
+            append_json_lines(asking.saves, map(asdict, rows))
+            answers |= {row.question_id: row.answer for row in rows}
+            advance(len(batch))
+    return answers
+
+
+def _generate(
+    model: WritesAnswers, questions: Sequence[PictureQuestion], asking: Asking
+) -> list[str]:
+    import torch
+
+    try:
+        return model.generate(
+            [_prompt(model.processor, asking.system, question.text) for question in questions],
+            [[_picture(question.image)] for question in questions],
+            max_new_tokens=asking.max_new_tokens,
+        )
+    except torch.OutOfMemoryError as error:
+        raise DiffalignError(
+            f"the memory of the GPU does not hold {len(questions)} questions at once: set "
+            f"asking.batch_size lower. What was answered stays, and the same command goes on"
+        ) from error
+
+
+def _identity(model: AbstractModel) -> Any:
+    """Tells a model from others, also from one that lay in the same folder before."""
+    from diffalign.models.vlm.config import VLM
+
+    return model.policy_fingerprint() if isinstance(model, VLM) else configs.to_dict(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """One line of the file of answers."""
+
+    question_id: str
+    image: str
+    question: str
+    answer: str
+    asked: str
+    """Digest of image and question."""
+    made_by: str
+    """Digest of model and settings."""
+
+
+def _kept(path: Path, maker: str) -> dict[str, _Kept]:
+    if not path.is_file():
+        return {}
+    rows = read_json_lines(path)
+    if any(not isinstance(row, dict) or row.get("made_by") != maker for row in rows):
+        raise ConfigError(
+            f"{path}: holds answers of another model, or under another asking.max_new_tokens, "
+            "asking.system or asking.dtype; give asking.saves another file"
+        )
+    kept = [checked(_Kept, row, f"{path}: line {n}") for n, row in enumerate(rows, start=1)]
+    return {row.question_id: row for row in kept}
+
+
+def _check_pictures(questions: Sequence[PictureQuestion], folder: Path) -> None:
+    absent = sorted({q.image.name for q in questions if not q.image.is_file()})
+    if absent:
+        raise DataError(
+            f"{folder}: {len(absent)} pictures of the benchmark are missing, for example "
+            f"{', '.join(absent[:5])}; asking.images must hold them under their published names"
+        )
+
+
+def _load(model: AbstractModel, asking: Asking) -> WritesAnswers:
+    from diffalign.models.devices import choose_device
+    from diffalign.models.precision import DTYPES
+
+    device = choose_device(asking.device)
+    usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"
+    dtype = usual if asking.dtype == "auto" else asking.dtype
+    model.check()
+    loaded = model.load(
+        device=device, compute_dtype=DTYPES[dtype], reference="none", trainable=False
+    )
+    if not hasattr(loaded, "generate"):
+        raise ModelError(f"{model.describe()}: writes no text, so it cannot answer; use kind vlm")
+    return cast(WritesAnswers, loaded)
+
+
+def _prompt(processor: Any, system: str, text: str) -> str:
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    told = {"role": "system", "content": [{"type": "text", "text": system}]}
+    turns = [told, asked] if system else [asked]
+    try:
+        return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    except ValueError as error:
+        raise ModelError(f"the model's processor has no usable chat template: {error}") from error
+
+
+def _picture(path: Path) -> Any:
+    try:
+        return decode(path)
+    except BadImageError as error:
+        reason = f"{error.reason.value}: {error.detail}"
+        raise DataError(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def _digest(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

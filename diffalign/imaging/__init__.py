@@ -1,0 +1,1 @@
+"""Images as files, in captioned grids and in strips."""

@@ -1,0 +1,1 @@
+"""Latent diffusion models: one module a backbone."""

@@ -1,0 +1,137 @@
+"""What a denoiser is told beside the noisy latent and the time."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.models.devices import send
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """How n images were cut from their files, in pixels."""
+
+    original_sizes: Tensor
+    """Int64 [n, 2], (height, width) of the file."""
+    crop_corners: Tensor
+    """Int64 [n, 2], (top, left) of the crop in the resized image."""
+    target_size: tuple[int, int]
+    """(height, width) of the images that the network sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEmbeddings:
+    """n encoded prompts."""
+
+    hidden_states: Tensor
+    """One vector per token, shape [n, tokens, width]."""
+    pooled: Tensor | None = None
+    """One vector per prompt, shape [n, pooled width], for backbones that take one."""
+
+    def rows(self, index: Tensor) -> PromptEmbeddings:
+        """The prompts at `index`, an int64 tensor [m] on the same device; repeats are fine."""
+        return PromptEmbeddings(
+            hidden_states=self.hidden_states[index],
+            pooled=None if self.pooled is None else self.pooled[index],
+        )
+
+
+class AbstractConditioner(abc.ABC):
+    """The text encoders of a backbone and the form in which its network wants to hear of them."""
+
+    @abc.abstractmethod
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Encode n prompts, each anew, as the backbone's own pipeline would.
+
+        A dropped caption is the empty prompt, encoded like any other.
+        """
+
+    @abc.abstractmethod
+    def unconditional(self) -> PromptEmbeddings:
+        """The one row that guidance steers away from, as in the backbone's own pipeline."""
+
+    @abc.abstractmethod
+    def arguments(self, embeddings: PromptEmbeddings, framing: Framing) -> Mapping[str, Any]:
+        """Keyword arguments of the network's forward beside latent and time; rows match."""
+
+
+def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
+    """Several encodings below one another, in the given order; they are of one backbone."""
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    return PromptEmbeddings(
+        hidden_states=torch.cat([row.hidden_states for row in rows]),
+        pooled=torch.cat(pooled) if pooled else None,
+    )
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
+    """Prompts cut and padded to the tokenizer's own length, int64 [n, tokens]."""
+    ids: Tensor = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return send(ids, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutPrompts:
+    """Which of some prompts are longer than their tokenizers read."""
+
+    seen: int
+    cut: tuple[str, ...]
+    """The prompts whose ends are ignored, the longest first."""
+    longest: int
+    """Tokens of the longest prompt, the marks of its start and end included."""
+    limit: int
+    """Tokens that are read."""
+
+    def describe(self) -> str:
+        """For example `3 of 1,000 captions are longer than the 77 tokens ...`."""
+        if not self.cut:
+            return (
+                f"none of {self.seen:,} captions is cut: the longest has {self.longest} of "
+                f"{self.limit} tokens"
+            )
+        many = "s are" if len(self.cut) > 1 else " is"
+        start = self.cut[0][:60]
+        return (
+            f"{len(self.cut):,} of {self.seen:,} captions: the end{many} cut, as the text encoder "
+            f"reads {self.limit} tokens and the longest has {self.longest} ({start!r}...)"
+        )
+
+
+def cut_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> CutPrompts:
+    """Count prompts that one of the tokenizers cuts.
+
+    Args:
+        tokenizers: at least one; each knows its `model_max_length`.
+        prompts: each counts once.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    limit = min(int(tokenizer.model_max_length) for tokenizer in tokenizers)
+    lengths = {
+        prompt: max(len(ids) for ids in found)
+        for prompt, *found in zip(
+            distinct, *(_untruncated(each, distinct) for each in tokenizers), strict=True
+        )
+    }
+    cut = sorted((p for p in distinct if lengths[p] > limit), key=lambda p: -lengths[p])
+    return CutPrompts(
+        seen=len(distinct), cut=tuple(cut), longest=max(lengths.values(), default=0), limit=limit
+    )
+
+
+def _untruncated(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    if not prompts:
+        return []
+    found: list[list[int]] = tokenizer(prompts, truncation=False, verbose=False).input_ids
+    return found

@@ -1,0 +1,516 @@
+"""Settings of latent diffusion models, and how they become a model.
+
+A backbone is one file beside this one: a settings class derived from `AbstractDiffusion`, and the
+conditioner that it makes.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import diffusers
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from diffalign import components
+from diffalign.commands import command, unused
+from diffalign.errors import ModelError
+from diffalign.models import lora
+from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
+from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.diffusion.agreement import (
+    check_channels,
+    check_denoiser,
+    check_text_encoders,
+    check_trainable,
+)
+from diffalign.models.diffusion.autoencoder import Autoencoder
+from diffalign.models.diffusion.conditioning import AbstractConditioner
+from diffalign.models.diffusion.export import with_weights, write_adapter, write_pipeline
+from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
+from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
+from diffalign.models.locate import ITSELF, AbstractLocation, locate, with_network
+from diffalign.models.lora import LoraSettings
+from diffalign.models.precision import DTYPES, Precision
+from diffalign.models.preparation import align, freeze, remove_dropout, store_for_autocast
+from diffalign.models.reference import (
+    AbstractReference,
+    AdapterOff,
+    FrozenCopy,
+    NoReference,
+    PastPolicy,
+)
+from diffalign.models.runs import in_words
+
+Attention = Literal["default", "sdpa", "xformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractDiffusion(AbstractModel):
+    """Settings that all latent diffusion backbones share."""
+
+    pipeline: ClassVar[str]
+    """Name of the diffusers pipeline class that the backbone's folders are made for."""
+    left_out: ClassVar[Mapping[str, Any]]
+    """Arguments that open that pipeline without the parts that training has no use for."""
+    text_encoders: ClassVar[tuple[str, ...]]
+    """Names of the text encoders within the pipeline."""
+    component: ClassVar[str] = "unet"
+    """Name of the network within the pipeline."""
+    added_conditioning: ClassVar[str | None] = None
+    """What the network is told beside the prompt, as its `addition_embed_type` names it."""
+
+    path: str
+    """A diffusers folder, a single `.safetensors` checkpoint, a hub id such as `owner/name`, or the
+    folder of a run that trained all weights (or of one that has not finished, or of one of its
+    checkpoints)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; null is its default branch."""
+    variant: str | None = None
+    """Part of the weights' file names, such as `fp16`."""
+    config: str | None = None
+    """For a single checkpoint file: a folder or hub id of the same architecture, for what the file
+    does not hold (configurations, tokenizers, schedule)."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the network predicts; null takes what the single file says of itself (keys such as
+    `v_pred`, metadata), then what the scheduler's configuration says."""
+    zero_terminal_snr: bool | None = None
+    """Whether the last timestep holds no image at all (arXiv:2305.08891); null takes what the
+    single file says of itself (key `ztsnr`), then the scheduler's `rescale_betas_zero_snr`."""
+    unet: str | None = None
+    """Another denoiser in the place of that of `path`: a folder or hub id that holds one, alone or
+    in a folder `unet`, such as `mhdang/dpo-sdxl-text2image-v1`, or a `.safetensors` file of one."""
+    unet_revision: str | None = None
+    """Branch, tag or commit of that denoiser's hub id; null is its default branch."""
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter; null trains all weights of the network."""
+    vae: str | None = None
+    """Folder or hub id of another autoencoder, such as `madebyollin/sdxl-vae-fp16-fix`."""
+    vae_revision: str | None = None
+    """Branch, tag or commit of that autoencoder's hub id; null is its default branch."""
+    vae_dtype: Precision = "float32"
+    """Of the autoencoder. SDXL's own overflows in fp16; the fp16-fix weights do not."""
+    images_per_encoding: int = 4
+    """Images that the autoencoder encodes or decodes at once, which bounds its memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    attention: Attention = "default"
+    """`default` is diffusers' choice, `sdpa` torch's fused attention, `xformers` its extra."""
+    compile: bool = False
+    """Compile the network with torch.compile; the first steps take minutes."""
+    allow_pickle: bool = False
+    """Read pickled weights where there are no safetensors: tensors alone, by torch's restricted
+    unpickler (`weights_only=True`), which refuses a file with anything else in it."""
+
+    def __post_init__(self) -> None:
+        if self.images_per_encoding < 1:
+            raise ValueError(
+                f"images_per_encoding must be at least 1, got {self.images_per_encoding}"
+            )
+        if self.vae_revision is not None and self.vae is None:
+            raise ValueError(
+                f"vae_revision is {self.vae_revision!r}, but vae is null: name the autoencoder"
+            )
+        if self.unet_revision is not None and self.unet is None:
+            raise ValueError(
+                f"unet_revision is {self.unet_revision!r}, but unet is null: name the denoiser"
+            )
+
+    @abc.abstractmethod
+    def conditioner(self, pipeline: Any) -> AbstractConditioner:
+        """What tells the network of prompt and framing, made of the loaded pipeline's parts."""
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether an adapter is trained, so that the network without it is the reference."""
+        return self.lora is not None
+
+    @property
+    def continues_adapter(self) -> bool:
+        return self.lora is not None and self.lora.start is not None
+
+    @property
+    def library(self) -> str:
+        return "diffusers"
+
+    def usage(self, folder: str) -> str:
+        opener = "from_single_file" if self.path.endswith(".safetensors") else "from_pretrained"
+        opened = (
+            [f"pipeline = {self.pipeline}.from_pretrained({json.dumps(folder)})"]
+            if self.lora is None
+            else [
+                f"pipeline = {self.pipeline}.{opener}({json.dumps(self.path)})",
+                f"pipeline.load_lora_weights({json.dumps(folder)}, "
+                f"weight_name={json.dumps(ADAPTER_FILE)})",
+            ]
+        )
+        if self.lora is not None and self.unet is not None:
+            opened.insert(
+                1, f"# first put the denoiser of {json.dumps(self.unet)} in: pipeline.unet"
+            )
+        return "\n".join([f"from diffusers import {self.pipeline}", "", *opened])
+
+    def next_step(self, run: Path) -> str:
+        settings = {
+            **{"models.base": self._located(), "models.aligned": run},
+            **{"prompts.texts": ["a red fox in the snow", "a teapot"], "seeds": 4},
+            "output": unused(run / "compared"),  # it may hold images of fewer steps
+        }
+        return "Compare it with its base, here on two prompts:\n  " + command(
+            "generate", settings, options=["--grid"]
+        )
+
+    def _located(self) -> str | dict[str, Any]:
+        """The policy that training begins with, as `generate` takes a model."""
+        names = ("path", "revision", "variant", "config", "prediction_type")
+        where = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.continues_adapter:
+            where["lora"] = self.lora and self.lora.start
+        return self.path if len(where) == 1 else where
+
+    def policy_fingerprint(self) -> str:
+        """Identifies the policy that training begins with: network, adapter, text encoders.
+
+        How it is trained makes no difference: a new adapter is the base, a continued one is the
+        policy of the run that it comes from.
+        """
+        names = (self.component, *self.text_encoders)
+        parts = [self.pipeline, *map(self._location.identity, names), self._start()]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _start(self) -> str | None:
+        """Identifies the adapter that is continued, wherever it lies."""
+        if self.lora is None or self.lora.start is None:
+            return None
+        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
+
+    def tokenizers(self) -> list[Any]:
+        names = [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
+        return [self._location.tokenizer(name) for name in names]
+
+    @cached_property
+    def _location(self) -> AbstractLocation:
+        base = locate(
+            self.path,
+            revision=self.revision,
+            variant=self.variant,
+            config=self.config,
+            allow_pickle=self.allow_pickle,
+        )
+        if self.unet is None:
+            return base
+        return with_network(base, self.unet, revision=self.unet_revision)
+
+    @cached_property
+    def _autoencoder_location(self) -> AbstractLocation | None:
+        return None if self.vae is None else locate(self.vae, revision=self.vae_revision)
+
+    def check(self) -> None:
+        self._check_pipeline()
+        self._check_autoencoder()
+        self._check_parts()
+        self.noising()
+        network = self._blank_network()
+        for name in (self.component, "vae", *self.text_encoders):
+            self._location.check_weights(name)
+        if self.lora is not None:
+            lora.check_targets(network, self.lora)
+            lora.check_start(network, self.lora, component=self.component)
+        if self.attention == "xformers":
+            _check_xformers()
+
+    def _check_pipeline(self) -> None:
+        given = self._location.read_json("model_index.json").get("_class_name")
+        if given == self.pipeline:
+            return
+        advice = "no kind trains that"
+        for kind in components.kinds(AbstractModel):
+            other = components.find(AbstractModel, kind)  # type: ignore[type-abstract]
+            if getattr(other, "pipeline", None) == given:
+                advice = f"set kind to {kind}"
+        raise ModelError(
+            f"{self.path} holds a {given}, but kind {components.kind_of(self)} trains a "
+            f"{self.pipeline}: {advice}"
+        )
+
+    def _check_autoencoder(self) -> None:
+        try:
+            if self._autoencoder_location is not None:
+                self._autoencoder_location.read_json(f"{ITSELF}/config.json")
+                self._autoencoder_location.check_weights(ITSELF)
+        except ModelError as error:
+            raise ModelError(f"vae: {error}") from error
+
+    def _check_parts(self) -> None:
+        self._network_class()
+        unet = self._location.read_json(f"{self.component}/config.json")
+        check_denoiser(unet, added=self.added_conditioning)
+        check_trainable(unet)
+        if self._autoencoder_location is not None:
+            vae = self._autoencoder_location.read_json(f"{ITSELF}/config.json")
+            check_channels(unet, vae, vae_file=f"{self.vae}/config.json")
+        else:
+            check_channels(unet, self._location.read_json("vae/config.json"))
+        encoders = {
+            name: self._location.read_json(f"{name}/config.json") for name in self.text_encoders
+        }
+        check_text_encoders(unet, encoders)
+
+    def _blank_network(self) -> Any:
+        """The network without weights, for questions about its layers."""
+        config = self._location.read_json(f"{self.component}/config.json")
+        try:
+            with torch.device("meta"):
+                return self._network_class().from_config(config)
+        except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise ModelError(
+                f"{self.path}: {self.component}/config.json describes no network: {error}"
+            ) from error
+
+    def _network_class(self) -> Any:
+        name = self._location.read_json(f"{self.component}/config.json").get("_class_name")
+        network_class = getattr(diffusers, str(name), None)
+        if network_class is None:
+            raise ModelError(
+                f"{self.path}: {self.component}/config.json names the class {name!r}, which "
+                f"diffusers {diffusers.__version__} lacks"
+            )
+        return network_class
+
+    def noising(self) -> AbstractNoising:
+        """How the model was trained to be corrupted; reads its scheduler's configuration alone.
+
+        Raises:
+            ModelError: the configuration is missing or of a kind that is not supported.
+        """
+        return noising_from_scheduler(self._schedule)
+
+    @cached_property
+    def _schedule(self) -> dict[str, Any]:
+        return model_schedule(
+            self._location,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
+
+    def load(
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
+    ) -> DiffusionModel:
+        if reference == "adapter_off" and self.lora is None:
+            raise ModelError(
+                "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
+                "give lora a rank"
+            )
+        pipeline = self._read()
+        parts = pipeline.components
+        for name in self.text_encoders:
+            freeze(parts[name], device, compute_dtype)
+        freeze(parts["vae"], device, DTYPES[self.vae_dtype])
+        policy, stand_in = self._networks(parts[self.component], compute_dtype, reference)
+        if not trainable:
+            policy.requires_grad_(False)
+            if self.lora is None:  # an adapter is small, and DoRA reads lengths off it
+                store_for_autocast(policy, compute_dtype)
+        for network in (policy, stand_in):
+            if network is not None:
+                network.to(device)
+            if network is not None and self.compile:
+                network.compile()
+        return DiffusionModel(
+            network=policy,
+            reference=_reference(reference, policy, stand_in),
+            autoencoder=Autoencoder(parts["vae"], images_at_once=self.images_per_encoding),
+            conditioner=self.conditioner(pipeline),
+            noising=self.noising(),
+            compute_dtype=compute_dtype,
+            fingerprint=self._fingerprint(),
+            export=self._export,
+        )
+
+    def _networks(
+        self, network: Any, compute_dtype: torch.dtype, reference: ReferenceKind
+    ) -> tuple[Any, Any | None]:
+        """The policy, and where the reference asks for one, its frozen copy."""
+        remove_dropout(network.requires_grad_(False))
+        align(network)
+        self._set_attention(network)
+        stand_in = copy.deepcopy(network) if reference == "frozen_copy" else None
+        if stand_in is not None:
+            store_for_autocast(stand_in, compute_dtype)
+        if self.lora is None:
+            network.requires_grad_(True)
+        else:
+            store_for_autocast(network, compute_dtype)
+            network.float()  # DoRA reads lengths off the rounded weights
+            lora.attach(network, self.lora, component=self.component)
+            store_for_autocast(network, compute_dtype)
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        return network.train(), stand_in
+
+    def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:
+        """The pipeline in float32 on the CPU, without what training has no use for.
+
+        Args:
+            values: all weights of the network, by name, in place of those that lie there.
+        """
+        if values is None:
+            return self._read()
+        return self._read(**{self.component: with_weights(self._blank_network(), values)})
+
+    def _read(self, **components: Any) -> Any:
+        """The backbone's pipeline, in float32 on the CPU, around components that are given.
+
+        An export reads no more than training did: what was left out may not be within reach.
+        """
+        if self._autoencoder_location is not None:
+            components["vae"] = self._read_autoencoder(self._autoencoder_location)
+        try:
+            pipeline = self._location.load(
+                getattr(diffusers, self.pipeline), **self.left_out, **components
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"{self.path}: cannot be read as a {self.pipeline}: {error}"
+            ) from error
+        if self._schedule != self._location.read_json(SCHEDULE_FILE):
+            pipeline.scheduler = build_scheduler(self._schedule)
+        return pipeline
+
+    def _read_autoencoder(self, location: AbstractLocation) -> Any:
+        try:
+            return location.load(diffusers.AutoencoderKL)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"vae: cannot read an autoencoder from {self.vae}: {error}") from error
+
+    def _set_attention(self, network: Any) -> None:
+        if self.attention == "sdpa":
+            network.set_attn_processor(AttnProcessor2_0())
+        elif self.attention == "xformers":
+            network.enable_xformers_memory_efficient_attention()
+
+    def _fingerprint(self) -> str:
+        """Tells base weights and shape of the training from others; reads little of the files."""
+        weights = [
+            self._location.identity(name) for name in (self.component, "vae", *self.text_encoders)
+        ]
+        autoencoder = self._autoencoder_location and self._autoencoder_location.identity(ITSELF)
+        written = self._location.read_json(SCHEDULE_FILE)
+        shape = self.lora and replace(self.lora, start=None)
+        schedule = sorted(written.items())
+        parts = [self.pipeline, *weights, autoencoder, schedule, self.prediction_type, shape]
+        if self.prediction_type is None and self._schedule != written:
+            parts.append(sorted(self._schedule.items()))
+        parts += [self._start()] if self.continues_adapter else []
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
+        """Write `values`, the trained parameters of `network`, for the backbone's pipeline."""
+        if self.lora is not None:
+            write_adapter(
+                folder,
+                pipeline=getattr(diffusers, self.pipeline),
+                component=self.component,
+                state=lora.portable_state(network, values, self.lora),
+                kohya=self._kohya(folder, network, values),
+            )
+        else:
+            # Read anew: the encoders in memory were rounded to the precision of the run.
+            write_pipeline(folder, self._read(**{self.component: with_weights(network, values)}))
+
+    def _kohya(self, folder: Path, network: Any, values: Mapping[str, Tensor]) -> KohyaLora | None:
+        """The adapter for ComfyUI, A1111 and kohya's tools; None where such a file cannot hold it:
+        a run must not end without its result for that."""
+        assert self.lora is not None
+        try:
+            layers = lora_layers(
+                lora.adapter_state(network, values), self.lora.scale, where="this adapter"
+            )
+            return self.kohya_lora(
+                layers,
+                dtype=torch.float32,
+                title=folder.parent.name if folder.name == "final" else folder.name,
+            )
+        except ModelError:
+            return None
+
+    def kohya_lora(
+        self, layers: Mapping[str, LoraLayer], *, dtype: torch.dtype, title: str
+    ) -> KohyaLora:
+        """An adapter of this model as ComfyUI, A1111 and kohya's tools read it.
+
+        Raises:
+            ModelError: such a file cannot hold it.
+        """
+        return kohya_lora(
+            layers,
+            self.network_config,
+            dtype=dtype,
+            title=title,
+            base=self.base_name,
+            velocity=self.predicts_velocity,
+        )
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """Of the network, as diffusers writes it."""
+        return self._location.read_json(f"{self.component}/config.json")
+
+    @property
+    def base_name(self) -> str:
+        """The hub id of the base, or what it is called on this disk: never a path."""
+        path = self.path if self.unet is None else self.unet
+        local = Path(path).expanduser()
+        return local.resolve().name if local.exists() else path
+
+    @property
+    def predicts_velocity(self) -> bool:
+        return self._schedule.get("prediction_type") == "v_prediction"
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        shape = "all weights" if self.lora is None else f"LoRA of rank {self.lora.rank}"
+        start = f" from {in_words(self.lora.start)}" if self.lora and self.lora.start else ""
+        base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
+        unet = "" if self.unet is None else f" with the denoiser of {self.unet}"
+        return f"{components.kind_of(self)} from {base}{unet}, training {shape}{start}"
+
+
+def _check_xformers() -> None:
+    if importlib.util.find_spec("xformers") is None:
+        raise ModelError(
+            "attention is xformers, which is not installed: "
+            "pip install 'diffalign[xformers]', or use sdpa"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "attention is xformers, which needs a CUDA device, and this machine has none: use sdpa"
+        )
+
+
+def _reference(
+    kind: ReferenceKind, policy: nn.Module, stand_in: nn.Module | None
+) -> AbstractReference:
+    if stand_in is not None:
+        return FrozenCopy(stand_in)
+    if kind == "past_policy":
+        return PastPolicy(policy)
+    return AdapterOff() if kind == "adapter_off" else NoReference()

@@ -1,0 +1,105 @@
+"""Writing trained weights in the form that diffusers pipelines read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from diffalign.files import flush, flush_tree
+from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `folder` on success alone.
+
+    Whoever reads `folder` meanwhile, or after a crash, finds the old content or the new, whole.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        flush_tree(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        flush(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_adapter(
+    folder: Path,
+    *,
+    pipeline: Any,
+    component: str,
+    state: Mapping[str, Tensor],
+    kohya: KohyaLora | None = None,
+) -> None:
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights(folder)` reads, and beside
+    it the same for ComfyUI, A1111 and kohya's tools.
+
+    Args:
+        folder: replaced as a whole.
+        pipeline: the diffusers pipeline class that will read it.
+        component: name of the network within the pipeline, such as `unet`.
+        state: the adapter with a scale of one, by peft's names.
+        kohya: the second file; None leaves it out.
+    """
+    with replacing(folder) as partial:
+        pipeline.save_lora_weights(partial, **{f"{component}_lora_layers": dict(state)})
+        if kohya is not None:
+            save_file(kohya.tensors, partial / KOHYA_FILE, metadata=kohya.metadata)
+
+
+def with_weights(network: Any, values: Mapping[str, Tensor]) -> Any:
+    """A network of the same architecture that holds `values` themselves: nothing is copied.
+
+    Args:
+        network: gives class and configuration; it is not touched.
+        values: every parameter by name.
+    """
+    with torch.device("meta"):
+        twin = type(network).from_config(network.config)
+    twin.load_state_dict({**network.state_dict(), **values}, assign=True)
+    return twin
+
+
+def write_pipeline(folder: Path, pipeline: Any) -> None:
+    """Write a complete pipeline folder, which `from_pretrained(folder)` opens."""
+    with replacing(folder) as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        restore_prefix(partial, pipeline)
+
+
+def restore_prefix(folder: Path, pipeline: Any) -> None:
+    """Name the weights of the written CLIP text encoders as every version of transformers does.
+
+    transformers 5 writes `CLIPTextModel` without the prefix that all versions read; transformers 4
+    would start such a file from random weights, with no more than a warning.
+
+    Args:
+        folder: what `pipeline.save_pretrained` wrote.
+        pipeline: tells which of its parts are such encoders.
+    """
+    for component, part in pipeline.components.items():
+        if isinstance(part, CLIPTextModel):
+            file = folder / component / "model.safetensors"
+            named = {
+                f"text_model.{key.removeprefix('text_model.')}": value
+                for key, value in load(file.read_bytes()).items()  # not mapped: it is overwritten
+            }
+            save_file(named, file, metadata={"format": "pt"})

@@ -1,0 +1,516 @@
+"""Vision-language models of transformers: LLaVA-1.5, LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL, and others
+that are made of the same parts.
+
+What is trained: by default an adapter of the language model. The vision tower stays frozen unless
+all weights train, and the projector between the two is frozen or trained, as the settings say.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+)
+
+from diffalign.commands import command, unused
+from diffalign.errors import ModelError
+from diffalign.files import read_json
+from diffalign.models import lora
+from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX, locate_adapter
+from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.locate import ITSELF, AbstractLocation, Folder, SingleFile, locate
+from diffalign.models.lora import LoraSettings
+from diffalign.models.preparation import align, remove_dropout, store_for_autocast, widen
+from diffalign.models.reference import (
+    AbstractReference,
+    AdapterOff,
+    FrozenCopy,
+    NoReference,
+    PastPolicy,
+)
+from diffalign.models.runs import in_words
+from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
+from diffalign.models.vlm.families import TESTED, Anatomy, dissect
+from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.processor import read_processor
+from diffalign.models.vlm.token_scores import TokenScorer
+from diffalign.parsing import checked
+
+Training = Literal["frozen", "trained"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLM(AbstractModel):
+    """A vision-language model that writes answers about pictures."""
+
+    path: str
+    """A folder that transformers' `save_pretrained` wrote, or a hub id such as
+    `llava-hf/llava-1.5-7b-hf`. The family is told by its config.json."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; null is its default branch."""
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter of the language model, and of no layer outside it; null trains all
+    weights of the language model."""
+    projector: Training = "frozen"
+    """Whether the projector from vision features to tokens trains as a whole as well."""
+    projector_lr: float | None = None
+    """Peak learning rate of the projector; null takes optimizer.lr."""
+    tower: Training = "frozen"
+    """Whether the vision tower trains as a whole; only where all weights train."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Keep the frozen language model in so many bits, under an adapter (QLoRA)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    one_vision_pass: bool = True
+    """Run a frozen vision tower once per picture, for all responses and for policy and reference.
+    False runs it with every forward, which gives the same numbers. Without effect where the tower
+    or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
+    picture_pixels: int | None = None
+    """Scale larger pictures down to so many pixels, where the family gives a token to every 28 by
+    28 of them (Qwen): 602112 are 768 tokens. Null leaves the model's own bound, which for
+    Qwen2.5-VL is 16,384 tokens, more than `responses.max_length`: such pairs are skipped."""
+    positions_at_once: int = 256
+    """Tokens of responses whose logits exist at the same time: at 152,000 words, 256 are 156 MB in
+    float32."""
+    merge_on_export: bool = False
+    """Write, beside an adapter, the model that it makes of the base: in the folder `merged`."""
+
+    def __post_init__(self) -> None:
+        if self.positions_at_once < 1:
+            raise ValueError(f"positions_at_once must be at least 1, got {self.positions_at_once}")
+        if self.picture_pixels is not None and self.picture_pixels < 1:
+            raise ValueError(f"picture_pixels must be at least 1, got {self.picture_pixels}")
+        if self.projector_lr is not None and self.projector == "frozen":
+            raise ValueError(
+                f"projector_lr is {self.projector_lr:g}, but projector is frozen: set it to trained"
+            )
+        if self.projector_lr is not None and self.projector_lr <= 0:
+            raise ValueError(f"projector_lr must be greater than 0, got {self.projector_lr:g}")
+        if self.tower == "trained" and self.lora is not None:
+            raise ValueError(
+                "tower is trained, but lora adapts the language model alone: set lora to null to "
+                "train all weights, or leave the tower frozen"
+            )
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"quantization is {self.quantization}, and weights of so few bits cannot train: "
+                f"give lora a rank"
+            )
+        if self.merge_on_export and self.lora is None:
+            raise ValueError("merge_on_export merges an adapter, and lora is null: leave it out")
+
+    @property
+    def trains_adapter(self) -> bool:
+        return self.lora is not None
+
+    @property
+    def continues_adapter(self) -> bool:
+        return self.lora is not None and self.lora.start is not None
+
+    @property
+    def leaves_weights_idle(self) -> bool:
+        return self.tower == "trained"  # LLaVA's projector takes the output of an inner layer
+
+    def describe(self) -> str:
+        if self.lora is None:
+            parts = ["all weights of the language model"]
+        else:
+            start = f" from {in_words(self.lora.start)}" if self.lora.start else ""
+            parts = [f"LoRA of rank {self.lora.rank} on the language model{start}"]
+        if self.projector == "trained":
+            parts.append("the projector")
+        if self.tower == "trained":
+            parts.append("the vision tower")
+        bits = "" if self.quantization is None else f" in {self.quantization}"
+        base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
+        return f"{base}{bits}, training {', '.join(parts)}"
+
+    @property
+    def library(self) -> str:
+        return "transformers" if self.lora is None else "peft"
+
+    def usage(self, folder: str) -> str:
+        path = folder if self.lora is None else self.path
+        lines = [
+            "from transformers import AutoModelForImageTextToText, AutoProcessor",
+            "",
+            f"model = AutoModelForImageTextToText.from_pretrained({json.dumps(path)})",
+            f"processor = AutoProcessor.from_pretrained({json.dumps(folder)})",
+        ]
+        if self.lora is not None:
+            lines.insert(0, "from peft import PeftModel")
+            lines.insert(-1, f"model = PeftModel.from_pretrained(model, {json.dumps(folder)})")
+        return "\n".join(lines)
+
+    def next_step(self, run: Path) -> str:
+        asked = {
+            "model.kind": "vlm",
+            "model.path": self.path if self.lora else run / "final",
+            "model.revision": self.revision if self.lora else None,
+            "model.lora": self.lora and self.lora.continuing(run),
+            "model.quantization": self.quantization,
+            "model.picture_pixels": self.picture_pixels,
+            "asking.images": "IMAGES",
+        }
+        chair = {"objects": "OBJECTS.json", "synonyms": "SYNONYMS.txt", **asked}
+        pope = {"questions": "QUESTIONS.json", **asked, "asking.max_new_tokens": 16}
+        return (
+            "Count what it hallucinates, and the same of its base:\n  "
+            + command("evaluate chair", {**chair, "asking.saves": unused(run / "chair.jsonl")})
+            + "\n  "
+            + command("evaluate pope", {**pope, "asking.saves": unused(run / "pope.jsonl")})
+        )
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The architecture.
+
+        Raises:
+            ModelError: there is none, or none that writes text about pictures.
+        """
+        if isinstance(self._location, Folder):
+            _check_folder(self._location.path)
+        content = self._location.read_json("config.json")
+        kind = str(content.get("model_type"))
+        if kind not in CONFIG_MAPPING:
+            raise ModelError(
+                f"{self.path}: config.json names the model_type {kind!r}, which this version of "
+                f"transformers does not know. Known families are {', '.join(TESTED)}"
+            )
+        config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(content)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise ModelError(
+                f"{self.path} is a {kind}, which does not write text about pictures. Kind vlm "
+                f"trains image-text-to-text models: {', '.join(TESTED)}, and others made of a "
+                f"vision tower, a projector and a language model"
+            )
+        return config
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest row that the language model has positions for; None for any."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def _location(self) -> AbstractLocation:
+        location = locate(self.path, revision=self.revision)
+        if isinstance(location, SingleFile):
+            raise ModelError(f"{self.path} is a single file: give the folder of the model")
+        return location
+
+    def processor(self) -> Any:
+        """The processor of the model, complete; reads no weights.
+
+        Raises:
+            ModelError: it cannot be read, or would count other image tokens than the model returns.
+        """
+        path, revision = self._location.origin
+        return read_processor(
+            path, self.config, revision=revision, picture_pixels=self.picture_pixels
+        )
+
+    def check(self) -> None:
+        blank = self._blank()
+        anatomy = dissect(blank, where=self.path)
+        self._location.check_weights(ITSELF)
+        self.processor()
+        if self.quantization is not None:
+            _check_quantization(self.quantization)
+        if self.lora is not None:
+            scope = anatomy.language_scope
+            lora.check_targets(blank, self.lora, scope=scope)
+            lora.check_start(blank, self.lora, component=PEFT_PREFIX, scope=scope)
+
+    def _blank(self) -> Any:
+        """The model without values."""
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(self.config)
+
+    def load(
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
+    ) -> VisionLanguageModel:
+        if reference == "adapter_off" and self.lora is None:
+            raise ModelError(
+                "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
+                "give lora a rank"
+            )
+        if reference == "adapter_off" and self.continues_adapter and self.projector == "trained":
+            raise ModelError(
+                "reference adapter_off is the model before its adapter, but the projector goes on "
+                "from the one beside that adapter: use past_policy, the model as this run finds it"
+            )
+        model = self._read(**self._quantized(device, compute_dtype))
+        anatomy = dissect(model, where=self.path)
+        self._choose_trained(model, anatomy, compute_dtype, trainable)
+        if self.quantization is None:  # else it is there, and 8 bits cannot be moved
+            model.to(device)
+        network = TokenScorer(model, anatomy, positions_at_once=self.positions_at_once)
+        reduced = compute_dtype != torch.float32
+        with torch.autocast(device.type, dtype=compute_dtype, enabled=reduced):
+            if not network.eval().head_is_whole():
+                raise ModelError(
+                    f"{self.path}: {type(model).__name__} bounds or scales its logits after its "
+                    f"head, and log-probabilities are computed from the head alone"
+                )
+        if self.gradient_checkpointing and trainable:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        return VisionLanguageModel(
+            network=network.train(),
+            reference=_reference(reference, network, compute_dtype),
+            processor=self.processor(),
+            device=device,
+            compute_dtype=compute_dtype,
+            shares_vision=self._shares_vision(anatomy),
+            rates=self._rates(network),
+            fingerprint=self._fingerprint(),
+            export=self._export,
+        )
+
+    def _quantized(self, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
+        """What `_read` takes for a language model of few bits on a device."""
+        if self.quantization is None:
+            return {}
+        _check_quantization(self.quantization)
+        anatomy = dissect(self._blank(), where=self.path)
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=self.quantization == "4bit",
+                load_in_8bit=self.quantization == "8bit",
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=compute_dtype,
+                # Whole names: transformers 5 matches them from their beginning.
+                llm_int8_skip_modules=[anatomy.tower, anatomy.projector, anatomy.head],
+            ),
+            "device_map": {"": device},
+        }
+
+    def _read(self, **options: Any) -> Any:
+        """The model as its file has it, on the CPU unless options say otherwise."""
+        try:
+            model, report = self._location.load(
+                AutoModelForImageTextToText, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"{self.path}: cannot be read as a model: {error}") from error
+        if missing := sorted(report["missing_keys"]):
+            # transformers would go on with random numbers in their place
+            raise ModelError(
+                f"{self.path} lacks {len(missing)} weights of a {type(model).__name__}, such as "
+                f"{missing[0]}. A folder that transformers 5 wrote may call them by names that "
+                f"transformers {transformers.__version__} does not know: open it with the version "
+                f"that wrote it (transformers_version in its config.json)"
+            )
+        return model
+
+    def _choose_trained(
+        self, model: Any, anatomy: Anatomy, compute_dtype: torch.dtype, trainable: bool
+    ) -> None:
+        """Frozen weights in the precision of the computation, trained ones in float32."""
+        model.requires_grad_(False)
+        _silence(model)
+        if self.quantization is None:
+            align(model)
+        projector = model.get_submodule(anatomy.projector)
+        if self.lora is None:
+            model.requires_grad_(trainable)
+            tower = model.get_submodule(anatomy.tower)
+            tower.requires_grad_(trainable and self.tower == "trained")
+        else:  # which freezes all else
+            projector.float()  # before values of a start are put into it
+            scope = anatomy.language_scope
+            lora.attach(model, self.lora, component=PEFT_PREFIX, scope=scope)
+        projector.requires_grad_(trainable and self.projector == "trained")
+        widen(model)
+        store_for_autocast(model, compute_dtype)
+        if not trainable:
+            model.requires_grad_(False)
+
+    def _shares_vision(self, anatomy: Anatomy) -> bool:
+        returned_is_trained = anatomy.projector_in_tower and self.projector == "trained"
+        return (
+            self.one_vision_pass
+            and type(self.config).model_type in TESTED  # 4.57 gives the text part's on the instance
+            and self.tower == "frozen"
+            and not returned_is_trained
+        )
+
+    def _rates(self, network: TokenScorer) -> dict[str, float]:
+        if self.projector_lr is None:
+            return {}
+        own = {id(parameter) for parameter in network.projector.parameters()}
+        return {
+            name: self.projector_lr
+            for name, parameter in network.named_parameters()
+            if id(parameter) in own and parameter.requires_grad
+        }
+
+    def policy_fingerprint(self) -> str:
+        """Identifies the policy that training begins with, and how it reads its input.
+
+        How it is trained makes no difference: a new adapter is the base, a continued one is the
+        policy of the run that it comes from.
+        """
+        processor = self.processor()
+        parts = [
+            type(self.config).model_type,
+            self._location.identity(ITSELF),
+            self.quantization,
+            processor.chat_template,
+            processor.image_processor.to_json_string(),
+            self._shape if self.continues_adapter else None,
+            self._start(),
+        ]
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    @property
+    def _shape(self) -> LoraSettings | None:
+        """The settings of the adapter, wherever it starts."""
+        return self.lora and replace(self.lora, start=None)
+
+    def _start(self) -> str | None:
+        """Identifies the adapter that is continued, wherever it lies."""
+        if self.lora is None or self.lora.start is None:
+            return None
+        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
+
+    def _fingerprint(self) -> str:
+        """Tells base weights and shape of the training from others; reads little of the files."""
+        parts = [
+            type(self.config).model_type,
+            self._location.identity(ITSELF),
+            self._shape,
+            self.projector,
+            self.tower,
+            self.quantization,
+        ]
+        parts += [self._start()] if self.continues_adapter else []
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+    def _export(self, folder: Path, network: TokenScorer, values: Mapping[str, Tensor]) -> None:
+        """Write `values`, the trained parameters of `network`, with the processor."""
+        named = {name.removeprefix("model."): value for name, value in values.items()}
+        processor = self.processor()
+        if self.lora is None:
+            write_model(folder, base=self._read(), values=named, processor=processor)
+            return
+        whole = (network.anatomy.projector,) if self.projector == "trained" else ()
+        write_adapter(
+            folder,
+            model=network.model,
+            values=named,
+            whole=whole,
+            base=self.path,
+            revision=self.revision,
+            processor=processor,
+        )
+        if self.merge_on_export:
+            write_merged(folder / MERGED, adapter=folder, base=self._read(), processor=processor)
+
+    def write_whole(self, folder: Path, trained: Path, *, dtype: torch.dtype) -> None:
+        """Write the model that a run made, an adapter merged into it, as one folder.
+
+        Args:
+            folder: replaced as a whole.
+            trained: what the run exported: an adapter, or all weights.
+            dtype: of the weights.
+        """
+        if self.lora is not None:
+            base, processor = self._read().float(), self.processor()
+            write_merged(folder, adapter=trained, base=base, processor=processor, dtype=dtype)
+        else:
+            whole = replace(self, path=str(trained), revision=None)
+            write_model(
+                folder, base=whole._read(), values={}, processor=whole.processor(), dtype=dtype
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ModelError for a folder that holds no model, and say what it holds instead."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / PEFT_CONFIG).is_file():
+        adapter = checked(
+            dict[str, Any],
+            read_json(folder / PEFT_CONFIG, error=ModelError),
+            folder / PEFT_CONFIG,
+            error=ModelError,
+        )
+        raise ModelError(
+            f"{folder} holds an adapter: set path to its base, which was "
+            f"{adapter.get('base_model_name_or_path')}, and lora to "
+            f"{{rank: {adapter.get('r')}, start: {folder}}}"
+        )
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+    hint = (
+        f"What a run trained is in {folder / 'final'}"
+        if (folder / "final").is_dir()
+        else "A model folder is what transformers' save_pretrained writes: config.json, "
+        "*.safetensors, and the files of a processor"
+    )
+    raise ModelError(f"{folder} has no config.json (it holds: {found}). {hint}")
+
+
+def _silence(model: nn.Module) -> None:
+    """Take all dropout out: that of layers, and that which attention applies by itself."""
+    remove_dropout(model)
+    for module in model.modules():
+        for name in ("attention_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _check_quantization(bits: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"quantization is {bits}, which needs bitsandbytes, and it is not installed: "
+            f"pip install 'diffalign[bitsandbytes]', or set quantization to null"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"quantization is {bits}, which needs a CUDA device, and this machine has none: "
+            f"set quantization to null"
+        )
+
+
+def _reference(
+    kind: ReferenceKind, network: TokenScorer, compute_dtype: torch.dtype
+) -> AbstractReference:
+    if kind == "frozen_copy":
+        # What never trains is not copied: the copy's tower is the policy's.
+        shared = {id(p): p for p in network.parameters() if not p.requires_grad}
+        stand_in = copy.deepcopy(network, shared)
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                stand_in.get_parameter(name).requires_grad_(False)
+        store_for_autocast(stand_in, compute_dtype)
+        return FrozenCopy(stand_in)
+    if kind == "past_policy":
+        return PastPolicy(network)
+    if kind == "adapter_off":
+        beside = any(p.requires_grad for p in network.projector.parameters())
+        return AdapterOff(PastPolicy(network.projector) if beside else None)
+    return NoReference()

@@ -1,0 +1,237 @@
+"""Log-probabilities of the tokens of responses, without ever holding all logits.
+
+A batch of four responses of 500 tokens with their prompts over 152,000 words would be 10 GB of
+logits in float32, twice for policy and reference. The head runs on the tokens of responses alone, a
+few at a time, and again in the backward pass.
+
+Source of the divergence: Zeng et al. 2024, arXiv:2404.11999 (TDPO), sequential KL divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from diffalign.models.vlm.families import Anatomy
+from diffalign.models.vlm.vision_pass import Pictures, shown
+
+
+def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of k tokens at each of P positions, in nats.
+
+    Args:
+        logits: shape [P, vocabulary], of the positions before the tokens.
+        targets: int64 [P, k].
+
+    Returns:
+        Shape [P, k], float32 (float64 for float64 logits).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.gather(1, targets) - logits.logsumexp(dim=1, keepdim=True)
+
+
+def token_divergence(policy: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference || policy) over the vocabulary at each of P positions, in nats.
+
+    Args:
+        policy: logits, shape [P, vocabulary]; gradient flows into these alone.
+        reference: logits, same shape.
+
+    Returns:
+        Shape [P], float32 (float64 for float64 logits), at least 0.
+    """
+    dtype = torch.promote_types(policy.dtype, torch.float32)
+    expected = reference.detach().to(dtype).log_softmax(dim=1)
+    return (expected.exp() * (expected - policy.to(dtype).log_softmax(dim=1))).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseRows:
+    """Rows that go through the model together, and which of their tokens are wanted."""
+
+    input_ids: Tensor
+    """Int64 [n, L], right-padded."""
+    attention_mask: Tensor
+    """Int64 [n, L]."""
+    further: Mapping[str, Tensor]
+    """What else the model takes per token, [n, L] each."""
+    pictures: Pictures
+    """Of all rows in reading order."""
+    positions: Tensor
+    """Int64 [P], tokens of responses as indices into the n * L of all rows; never the first of a
+    row, which nothing predicts."""
+    targets: Tensor
+    """Int64 [P, k]: tokens whose probability is wanted there, such as the ones that stand there."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """What a model knows before each wanted token, and how it turns that into logits."""
+
+    hidden: Tensor
+    """Shape [P, width]."""
+    weight: Tensor
+    """Of its head, [vocabulary, width]."""
+    bias: Tensor | None
+    """Of its head, [vocabulary]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What a model says of the wanted tokens of some rows."""
+
+    log_probs: Tensor
+    """Float32 [P, k], in nats."""
+    divergence: Tensor | None = None
+    """Float32 [P], KL from the reference over the vocabulary; None where it was not asked for."""
+    states: States | None = None
+    """For a divergence from this model; None where it was not asked for."""
+
+
+class TokenScorer(nn.Module):
+    """A vision-language model that answers with log-probabilities of tokens.
+
+    This is the module that is wrapped for several processes: one forward per step and model.
+    """
+
+    def __init__(self, model: Any, anatomy: Anatomy, *, positions_at_once: int) -> None:
+        """Wrap a model of transformers.
+
+        Args:
+            model: what trains in it requires grad already.
+            anatomy: where its parts are.
+            positions_at_once: tokens whose logits exist at the same time.
+        """
+        super().__init__()
+        self.model = model
+        self.anatomy = anatomy
+        self.positions_at_once = positions_at_once
+
+    def forward(
+        self,
+        groups: Sequence[ResponseRows],
+        *,
+        reference: Sequence[States] | None = None,
+        keep_states: bool = False,
+    ) -> list[TokenScores]:
+        """Score the wanted tokens of all groups, one group after the other.
+
+        Args:
+            groups: of rows.
+            reference: what a reference kept of the same groups; asks for the divergence from it.
+            keep_states: keep, without gradient, what a divergence from this model will need.
+        """
+        scores = []
+        for number, rows in enumerate(groups):
+            hidden = self._hidden(rows)
+            other = None if reference is None else reference[number]
+            log_probs, divergence = self._score(hidden, rows.targets, other)
+            if not rows.pictures.inputs:
+                log_probs = log_probs + self._nothing_seen()
+            states = self._states(hidden) if keep_states else None
+            scores.append(TokenScores(log_probs=log_probs, divergence=divergence, states=states))
+        return scores
+
+    @torch.no_grad()
+    def choices(self, rows: ResponseRows) -> Tensor:
+        """The most probable token at each wanted position, given all tokens before: int64 [P]."""
+        hidden = self._hidden(rows)
+        return torch.cat([self._head(some).argmax(1) for some in self._split(hidden)])
+
+    def head_is_whole(self) -> bool:
+        """Whether the model's logits are what its head makes of its hidden states.
+
+        Some models bound or scale them afterwards; a forward of two tokens tells.
+        """
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self._head.weight.device)
+        with torch.no_grad():
+            hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            return torch.allclose(self._head(hidden), logits, rtol=1e-5, atol=1e-6)
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+        return self.model.get_submodule(self.anatomy.tower)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The projector, which may lie within the tower."""
+        return self.model.get_submodule(self.anatomy.projector)
+
+    @property
+    def _head(self) -> nn.Linear:
+        return self.model.get_submodule(self.anatomy.head)
+
+    def _hidden(self, rows: ResponseRows) -> Tensor:
+        """Hidden states from which the wanted tokens are predicted, [P, width]."""
+        with shown(self.tower, rows.pictures.features):
+            output = self.model.model(
+                input_ids=rows.input_ids,
+                attention_mask=rows.attention_mask,
+                use_cache=False,
+                **rows.further,
+                **rows.pictures.inputs,
+            )
+        return output.last_hidden_state.flatten(0, 1).index_select(0, rows.positions - 1)
+
+    def _score(
+        self, hidden: Tensor, targets: Tensor, other: States | None
+    ) -> tuple[Tensor, Tensor | None]:
+        pieces = self._split(hidden)
+        others = [None] * len(pieces) if other is None else self._split(other.hidden)
+        parts = []
+        for some, wanted, theirs in zip(pieces, self._split(targets), others, strict=True):
+            arguments = (some, wanted, theirs, other)
+            if torch.is_grad_enabled():
+                part = checkpoint(
+                    self._score_some, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                part = self._score_some(*arguments)
+            parts.append(part)
+        divergences = [divergence for _, divergence in parts if divergence is not None]
+        log_probs = torch.cat([log_probs for log_probs, _ in parts])
+        return log_probs, torch.cat(divergences) if divergences else None
+
+    def _score_some(
+        self, hidden: Tensor, targets: Tensor, theirs: Tensor | None, other: States | None
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self._head(hidden)
+        log_probs = token_log_probs(logits, targets)
+        if theirs is None or other is None:
+            return log_probs, None
+        return log_probs, token_divergence(logits, linear(theirs, other.weight, other.bias))
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(self.positions_at_once)
+
+    def _states(self, hidden: Tensor) -> States:
+        bias = self._head.bias
+        return States(
+            hidden=hidden.detach(),
+            weight=self._head.weight.detach(),
+            bias=None if bias is None else bias.detach(),
+        )
+
+    def _nothing_seen(self) -> Tensor | float:
+        """Zero, as a function of everything that trains and that text alone leaves unused.
+
+        Processes that average gradients wait for each other's gradient of every parameter.
+        """
+        parts = (self.anatomy.tower, self.anatomy.projector, "model.image_newline")
+        unused = [
+            parameter.sum()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and name.startswith(parts)
+        ]
+        return 0.0 * torch.stack(unused).sum() if unused else 0.0

@@ -1,0 +1,322 @@
+"""D3PO with judges: images of one prompt are compared whole, and every step of both learns from it.
+
+A round draws prompts; of each it samples several images that start from the same noise, and judges
+them. A pair of which one side is preferred gives one training pair per step of the sampler.
+
+    round-0000/   grid.png  images/  scores.jsonl  pairs.jsonl
+                  latents/  scores/   of each batch, until the round is trained on
+
+Source: Yang et al. 2023, arXiv:2311.13231, as in scripts/rm/train_d3po.py of yk7333/d3po.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import ClassVar
+
+import torch
+
+from diffalign import components
+from diffalign.data.batches import StepBatch
+from diffalign.data.source import AbstractSource
+from diffalign.files import inside, read_rows, write_atomically, write_json_lines, writing
+from diffalign.generation.prompts import PromptsConfig, read_prompts
+from diffalign.imaging.image_files import encode_png
+from diffalign.imaging.subsample import evenly_spaced
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.rollouts.base import (
+    AbstractCollector,
+    AbstractRollouts,
+    Harvest,
+    Phase,
+    RunFacts,
+    Work,
+)
+from diffalign.rollouts.judging import JudgedImage, Judges, refuse_judges_of_noise
+from diffalign.rollouts.pairing import (
+    Pairing,
+    PairRule,
+    chosen_pairs,
+    from_best_to_worst,
+    pair_up,
+)
+from diffalign.rollouts.prompt_schedule import Visit, in_batches, visits_of_round
+from diffalign.rollouts.ranked_grid import RankedGroup, draw_ranked_grid
+from diffalign.rollouts.rounds import Rounds
+from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
+from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
+from diffalign.scorers.base import AbstractScorer
+from diffalign.shapes import check_image_size
+
+_SCORES = "scores.jsonl"
+_PAIRS = "pairs.jsonl"
+_GRID = "grid.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeImage(AbstractRollouts):
+    """Rounds of images that judges compare."""
+
+    batch_type: ClassVar[type] = StepBatch
+    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
+
+    prompts: PromptsConfig | Path
+    """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
+    scorers: tuple[AbstractScorer, ...]
+    """The judges. With several, a side is preferred if it is at least as good under each of them
+    and better under one."""
+    prompts_per_round: int
+    """Prompts that a round draws, over all processes."""
+    prompts_per_batch: int = 4
+    """Prompts whose images are sampled at once on one device; memory grows with their product with
+    `images_per_prompt`."""
+    images_per_prompt: int = 2
+    """Images of each prompt, all from the same start noise; D3PO has 2."""
+    pairs: PairRule = "all"
+    """Which decided pairs of a prompt are trained on: `all`, or with `best_worst` only that of the
+    image that wins most and the one that loses most."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images in pixels; null is the network's own."""
+    pictured_images: int = 64
+    """Images that stay on disk when a round is over, out of its first ones; its grid and its scores
+    stay whole."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_below(prompts_per_round=1, prompts_per_batch=1, pictured_images=0)
+        if self.images_per_prompt < 2:
+            raise ValueError(
+                f"images_per_prompt must be at least 2, got {self.images_per_prompt}: one image "
+                f"has none to be compared with"
+            )
+        if not self.scorers:
+            raise ValueError("scorers is empty: name at least one judge, such as kind: pickscore")
+        refuse_judges_of_noise(self.scorers)
+        check_image_size(self.size)
+
+    def open(self, run: RunFacts) -> AbstractSource:
+        return Rounds(self, _Collector(self, run), run)
+
+    def describe(self) -> str:
+        judges = " and ".join(components.kind_of(scorer) for scorer in self.scorers)
+        return (
+            f"rounds of {self.prompts_per_round} prompts x {self.images_per_prompt} images, "
+            f"{self.pairs.replace('_', ' against ')} pairs by {judges}"
+        )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Consecutive visits of a round, sampled and judged together whatever the number of ranks."""
+
+    first: int
+    """Number of its first visit in the round."""
+    visits: Sequence[Visit]
+    images: int
+    """Of each visit."""
+
+    @property
+    def latents(self) -> str:
+        """The file of its trajectories."""
+        return f"latents/{self.first:04d}.safetensors"
+
+    @property
+    def scores(self) -> str:
+        """The file of its scores."""
+        return f"scores/{self.first:04d}.jsonl"
+
+    def places(self) -> list[tuple[int, int]]:
+        """Place of the visit in the batch, and number of the image, of each trajectory."""
+        return [(v, image) for v in range(len(self.visits)) for image in range(self.images)]
+
+    def pictures(self) -> list[str]:
+        """The file of the final image of each trajectory."""
+        return [f"images/{self.first + v:04d}-{image}.png" for v, image in self.places()]
+
+    def prompts(self) -> list[str]:
+        """The prompt of each trajectory."""
+        return [self.visits[v].prompt for v, _ in self.places()]
+
+
+class _Collector(AbstractCollector):
+    def __init__(self, rollouts: WholeImage, run: RunFacts) -> None:
+        self._settings = rollouts
+        self._run = run
+        self._steps = PairedSteps(run)
+        self._judges = Judges(rollouts.scorers)
+        self._prompts = [prompt.text for prompt in read_prompts(rollouts.prompts)]
+
+    def describe(self) -> list[str]:
+        return [f"{len(self._prompts)} prompts; {self._steps.describe()}"]
+
+    def fingerprint(self) -> str:
+        parts = "\0".join([*self._prompts, *self._judges.fingerprints()])
+        return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
+
+    def preview_prompts(self) -> list[str]:
+        return evenly_spaced(self._prompts, self._settings.previewed_prompts)
+
+    def preview_process(self) -> ReverseProcess:
+        return self._steps.process
+
+    def warm_up(self, model: DiffusionModel) -> None:
+        self._judges.warm_up(self._prompts[0], model.device)
+
+    def phases(self, number: int) -> Iterator[Phase]:
+        batches = self._batches(number)
+
+        yield Phase(
+            "sample",
+            [Work(b.latents, len(b.places()), partial(self._sample, b)) for b in batches],
+        )
+        yield Phase(
+            "score",
+            [Work(b.scores, len(b.places()), partial(self._score, b)) for b in batches],
+        )
+
+    def _batches(self, number: int) -> list[_Batch]:
+        settings = self._settings
+        visits = visits_of_round(
+            self._prompts, number, count=settings.prompts_per_round, run_seed=self._run.run_seed
+        )
+        size = settings.prompts_per_batch
+        return [
+            _Batch(i * size, part, settings.images_per_prompt)
+            for i, part in enumerate(in_batches(visits, size))
+        ]
+
+    def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
+        """Write the pictures, then the latents, which say that the work is done."""
+        drawn = sample_groups(
+            model,
+            self._steps.process,
+            batch.visits,
+            images=batch.images,
+            size=self._settings.size,
+        )
+        decoded = model.decode_images(drawn.latents[-1]).cpu()
+        for name, picture, usable in zip(batch.pictures(), decoded, finite(drawn), strict=True):
+            if usable and torch.isfinite(picture).all():
+                with writing(folder / name):
+                    write_atomically(folder / name, encode_png(picture))
+        write_trajectories(folder / batch.latents, drawn)
+
+    def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
+        pictures, prompts = batch.pictures(), batch.prompts()
+        scores = self._judges.judge([folder / name for name in pictures], prompts, model.device)
+        rows = [
+            JudgedImage(batch.first + v, prompt, image, picture, verdict)
+            for (v, image), prompt, picture, verdict in zip(
+                batch.places(), prompts, pictures, scores, strict=True
+            )
+        ]
+        write_json_lines(folder / batch.scores, map(asdict, rows))
+
+    def harvest(self, number: int, folder: Path) -> Harvest:
+        batches = self._batches(number)
+        images = [row for batch in batches for row in read_rows(JudgedImage, folder / batch.scores)]
+        write_json_lines(folder / _SCORES, map(asdict, images))
+        self._judges.refuse_silence(images, folder)
+        by_visit: dict[int, list[JudgedImage]] = {}
+        for image in images:
+            by_visit.setdefault(image.visit, []).append(image)
+        pairings = {visit: _pair_up(group) for visit, group in by_visit.items()}
+        pairs = [pair for batch in batches for pair in self._pairs(number, batch, pairings)]
+        write_json_lines(folder / _PAIRS, map(asdict, pairs))
+        first = self._judges.names[0]
+        draw_ranked_grid(
+            folder / _GRID,
+            [_ranked(folder, group, pairings[visit], first) for visit, group in by_visit.items()],
+            title=f"round {number}, by {' and '.join(self._judges.names)}",
+        )
+        return self._harvest(number, images, list(pairings.values()), len(pairs))
+
+    def _pairs(
+        self, number: int, batch: _Batch, pairings: Mapping[int, Pairing]
+    ) -> Iterator[TrajectoryPair]:
+        place = {at: i for i, at in enumerate(batch.places())}
+        for v, visit in enumerate(batch.visits):
+            name = batch.first + v
+            for chosen, rejected in chosen_pairs(pairings[name], self._settings.pairs):
+                yield TrajectoryPair(
+                    pair_id=f"round-{number}/{name:04d}/{chosen}-over-{rejected}",
+                    prompt=visit.prompt,
+                    file=batch.latents,
+                    trajectories=len(place),
+                    chosen=place[v, chosen],
+                    rejected=place[v, rejected],
+                )
+
+    def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
+        pairs = read_rows(TrajectoryPair, folder / _PAIRS)
+        return self._steps.batches(number, pairs, folder, start)
+
+    def _harvest(
+        self, number: int, images: Sequence[JudgedImage], pairings: Sequence[Pairing], pairs: int
+    ) -> Harvest:
+        micro_batches = self._steps.micro_batches(number, pairs)
+        steps, trained = self._steps.steps(pairs), self._steps.trained(micro_batches)
+        decided = sum(len(pairing.decided) for pairing in pairings)
+        tied = sum(pairing.tied for pairing in pairings)
+        incomparable = sum(pairing.incomparable for pairing in pairings)
+        compared = decided + tied + incomparable
+        skipped = {"tied pairs": tied, "incomparable pairs": incomparable}
+        skipped["images that were not finite"] = sum(not image.scores for image in images)
+        summary: dict[str, float] = {
+            "images": len(images),
+            "scored": sum(len(image.scores) for image in images),
+            "pairs": pairs,
+            "decided_share": decided / max(compared, 1),
+            "tied_share": tied / max(compared, 1),
+            "steps": trained,
+            "steps_dropped": steps - trained,
+        }
+        said = []
+        for name in self._judges.names:
+            given = [image.scores[name] for image in images if image.scores]
+            values = [score for score in given if score is not None]
+            skipped[f"images without a finite score by {name}"] = len(given) - len(values)
+            summary |= {f"{name}_mean": fmean(values), f"{name}_std": pstdev(values)}
+            said.append(f"{name} {fmean(values):.4g} \N{PLUS-MINUS SIGN} {pstdev(values):.2g}")
+        skipped["steps that filled no optimiser step"] = steps - trained
+        undecided = {"tied": tied, "incomparable": incomparable}
+        verdicts = [f"{decided} of {compared} pairs decided"]
+        verdicts += [f"{count} {verdict}" for verdict, count in undecided.items() if count]
+        return Harvest(
+            micro_batches=micro_batches,
+            summary=summary,
+            skipped={reason: count for reason, count in skipped.items() if count},
+            sentence=f"{len(images)} images, {', '.join(said)}; {', '.join(verdicts)}; training on "
+            f"{trained} of {steps} steps",
+        )
+
+    def release(self, folder: Path) -> None:
+        surplus = sorted(folder.glob("images/*.png"))[self._settings.pictured_images :]
+        for file in (*folder.glob("latents/*"), *folder.glob("scores/*"), *surplus):
+            file.unlink(missing_ok=True)
+
+
+def _pair_up(group: Sequence[JudgedImage]) -> Pairing:
+    vectors = {image.image: image.vector() for image in group}
+    return pair_up({image: vector for image, vector in vectors.items() if vector is not None})
+
+
+def _ranked(
+    folder: Path, group: Sequence[JudgedImage], pairing: Pairing, judge: str
+) -> RankedGroup:
+    """Images without all scores come last."""
+    judged = [image.image for image in group if image.vector() is not None]
+    others = [image.image for image in group if image.image not in judged]
+    by_number = {image.image: image for image in group}
+    ranked = [by_number[i] for i in [*from_best_to_worst(pairing, judged), *others]]
+    return RankedGroup(
+        prompt=group[0].prompt,
+        files=[inside(folder, image.file) for image in ranked],
+        scores=[image.scores.get(judge) for image in ranked],
+    )

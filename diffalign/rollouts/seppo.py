@@ -1,0 +1,435 @@
+"""SePPO's rounds: preferred images of the data, each beside one that the reference draws.
+
+A round is so many optimiser steps of preferred images. Which ones they will be is known before it
+begins. So the reference, an earlier policy of the same run, first draws an image for the prompt of
+each; then the preferred images come, and with them, as the view `sampled`, what was drawn. Both
+views share caption, time and noise. An image that a round visits twice gets two drawn ones.
+
+The data is gone through twice a round: decoding an image costs little beside drawing one.
+
+Source: Zhang et al. 2024, arXiv:2410.05255, algorithm 1. Its training code is not public. That the
+reference is picked once a round, how it draws, and that both views share time and noise is our
+reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import operator
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign import world
+from diffalign.console import progress
+from diffalign.data.batches import ImageBatch
+from diffalign.data.source import AbstractSource
+from diffalign.errors import ConfigError, DataError
+from diffalign.files import (
+    read_rows,
+    write_atomically,
+    write_image,
+    write_json_lines,
+    writing,
+)
+from diffalign.imaging.grid import GridCell, GridRow, draw_grid
+from diffalign.imaging.image_files import encode_png, pixels_of, read_picture, to_pictures
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.rollouts.base import (
+    AbstractCollector,
+    AbstractRollouts,
+    Harvest,
+    Phase,
+    ReferenceRule,
+    RunFacts,
+    Work,
+)
+from diffalign.rollouts.judging import JudgedImage, Judges, refuse_judges_of_noise
+from diffalign.rollouts.policy_snapshots import reference_round
+from diffalign.rollouts.prompt_schedule import in_batches
+from diffalign.rollouts.rounds import Rounds
+from diffalign.rollouts.sampler import sample
+from diffalign.scorers.base import AbstractScorer
+from diffalign.seeding import derive_seed
+
+SAMPLED = "sampled"
+"""Folder of what is known of drawn images, by work, and name of the file with all of it."""
+SCORES = "scores"
+"""The same for their scores."""
+GRID = "grid.png"
+
+_GRID_ROWS = 8
+_ATTEMPTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemiPolicy(AbstractRollouts):
+    """Rounds of preferred images beside the reference's own (SePPO)."""
+
+    batch_type: ClassVar[type] = ImageBatch
+    views: ClassVar[frozenset[str]] = frozenset({"chosen", "sampled"})
+    needs_data: ClassVar[bool] = True
+
+    reference: ReferenceRule = "uniform"
+    """The policy that draws, and that this round's is compared with. SePPO: `uniform`, any of those
+    that this and earlier rounds began with; `initial` and `latest` are its ablations."""
+    updates_per_round: int = 30
+    """Optimiser steps on what a round drew. SePPO: 30, for 7 rounds."""
+    process: ReverseProcess = field(
+        default_factory=lambda: ReverseProcess(steps=50, guidance=7.5, eta=0.0)
+    )
+    """How images are drawn. The paper does not say; steps and guidance are its evaluation's."""
+    images_per_batch: int = 8
+    """Images drawn at once on a device; what is drawn depends on it by float rounding."""
+    scorers: tuple[AbstractScorer, ...] = ()
+    """Judges of what was drawn, for whoever looks at a round; nothing is trained on scores."""
+    pictured_images: int = 64
+    """Drawn images that stay on disk when a round is over, out of its first ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_below(updates_per_round=1, images_per_batch=1, pictured_images=0)
+        refuse_judges_of_noise(self.scorers)
+
+    def open(self, run: RunFacts) -> AbstractSource:
+        if run.process is not None:
+            raise ConfigError(
+                "rollouts seppo yields images, not steps of a sampler: set likelihood.kind "
+                "to denoising"
+            )
+        try:
+            self.process.check_steps(run.model.noising())
+        except ValueError as error:
+            raise ConfigError(f"rollouts.process: {error}") from error
+        return Rounds(self, _Collector(self, run), run)
+
+    def describe(self) -> str:
+        who = {
+            "initial": "the run's first policy",
+            "latest": "the policy that the round began with",
+            "uniform": "one of the policies that rounds began with",
+        }[self.reference]
+        process = self.process
+        return (
+            f"rounds of {self.updates_per_round} optimiser steps; beside each preferred image one "
+            f"by {who} ({process.steps} steps, guidance {process.guidance:g}, eta {process.eta:g})"
+        )
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """One visit of a preferred image in a round, beside which an image is drawn."""
+
+    place: int
+    """In the order in which the round trains, over all ranks."""
+    sample_id: str
+    prompt: str
+    """The caption, though training may drop it."""
+    seed: int
+    """From which all noise of the drawn image derives."""
+    size: tuple[int, int]
+    """(height, width) of both images."""
+    redrawn: int = 0
+    """How often what was drawn was not finite, and drawn again."""
+
+    @property
+    def file(self) -> str:
+        """The drawn image, in the round's folder."""
+        return f"images/{self.place:06d}.png"
+
+
+Row = TypeVar("Row", _Visit, JudgedImage)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Visits of one size, whose images are drawn and judged together."""
+
+    visits: Sequence[_Visit]
+
+    @property
+    def known(self) -> str:
+        """The file of what is known of them."""
+        return f"{SAMPLED}/{self.visits[0].place:06d}.jsonl"
+
+    @property
+    def scores(self) -> str:
+        """The file of their scores."""
+        return f"{SCORES}/{self.visits[0].place:06d}.jsonl"
+
+
+class _Collector(AbstractCollector):
+    def __init__(self, settings: SemiPolicy, run: RunFacts) -> None:
+        self._settings = settings
+        self._run = run
+        self._preferred = run.open_data(frozenset({"chosen"}))
+        self._judges = Judges(settings.scorers)
+        self._micro_batches = settings.updates_per_round * run.accumulation
+        self._rows = run.samples_per_device * world.size()
+        self._shown: dict[int, Tensor] = {}
+
+    def describe(self) -> list[str]:
+        updates, images = self._settings.updates_per_round, self._micro_batches * self._rows
+        lines = [
+            *self._preferred.describe(),
+            f"a round draws {images:,} images for {updates} optimiser steps",
+        ]
+        if self._settings.reference == "uniform" and not self._run.model.trains_adapter:
+            lines.append(
+                "every round keeps the policy that it began with, all weights in float32 (3.4 GB "
+                "for SD 1.5, 10.3 GB for SDXL); of a LoRA it would be the adapter alone"
+            )
+        return lines
+
+    def describe_end(self) -> list[str]:
+        return self._preferred.describe_end()
+
+    def fingerprint(self) -> str:
+        parts = [self._preferred.fingerprint(), *self._judges.fingerprints()]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"data": self._preferred.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._preferred.load_state_dict(state["data"])
+
+    def preview_prompts(self) -> list[str]:
+        """The first captions of the first micro-batches: those that the main rank sees, however
+        many there are."""
+        count = self._settings.previewed_prompts
+        return list(dict.fromkeys(batch.captions[0] for batch in self._ahead(count)))
+
+    def preview_process(self) -> ReverseProcess:
+        return self._settings.process
+
+    def warm_up(self, model: DiffusionModel) -> None:
+        if self._settings.scorers:
+            (batch,) = self._ahead(1)
+            self._judges.warm_up(batch.captions[0], model.device)
+
+    def phases(self, number: int) -> Iterator[Phase]:
+        visits = self._visits(number)
+        batches = self._batches(visits)
+        yield Phase(
+            "sample", [Work(b.known, len(b.visits), partial(self._sample, b)) for b in batches]
+        )
+        if self._settings.scorers:
+            yield Phase(
+                "score", [Work(b.scores, len(b.visits), partial(self._score, b)) for b in batches]
+            )
+
+    def _ahead(self, count: int) -> Iterator[ImageBatch]:
+        """This rank's next micro-batches, without leaving the place in the data."""
+        place = self._preferred.state_dict()
+        yield from islice(self._preferred, count)
+        self._preferred.load_state_dict(place)
+
+    def _visits(self, number: int) -> list[_Visit]:
+        """Whatever a round will train on, the same list on every rank."""
+        everyone = world.gather(self._look_ahead(number))
+        in_order = [row for ranks in zip(*everyone, strict=True) for rows in ranks for row in rows]
+        visits: list[_Visit] = []
+        seen: Counter[str] = Counter()
+        for place, (sample_id, prompt, size) in enumerate(in_order):
+            parts = (self._run.run_seed, "sampled", number, sample_id, seen[sample_id])
+            visits.append(_Visit(place, sample_id, prompt, derive_seed(*parts), size))
+            seen[sample_id] += 1
+        return visits
+
+    def _look_ahead(self, number: int) -> list[list[tuple[str, str, tuple[int, int]]]]:
+        """Sample ids, captions and sizes of this rank's micro-batches; keeps images to show."""
+        every = max(1, self._micro_batches // _GRID_ROWS)
+        self._shown = {}
+        ahead = []
+        title, total = f"round {number}, look ahead", self._micro_batches * self._rows
+        with progress(self._run.console, title, total) as advance:
+            for index, batch in enumerate(self._ahead(self._micro_batches)):
+                images = batch.images["chosen"]
+                if index % every == 0 and len(self._shown) < _GRID_ROWS:
+                    self._shown[index * self._rows] = images[0].clone()
+                size = (images.shape[-2], images.shape[-1])
+                known = zip(batch.sample_ids, batch.captions, strict=True)
+                ahead.append([(sample_id, caption, size) for sample_id, caption in known])
+                advance(self._rows)
+        return ahead
+
+    def _batches(self, visits: Sequence[_Visit]) -> list[_Batch]:
+        """Cut without regard to ranks, so that an image never changes its company."""
+        by_size: dict[tuple[int, int], list[_Visit]] = {}
+        for visit in visits:
+            by_size.setdefault(visit.size, []).append(visit)
+        return [
+            _Batch(part)
+            for alike in by_size.values()
+            for part in in_batches(alike, self._settings.images_per_batch)
+        ]
+
+    def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
+        """Write the images, then what is known of them, which says that the work is done.
+
+        What is not finite is drawn again from other noise: its own would fail for ever.
+        """
+        done: list[_Visit] = []
+        missing = list(batch.visits)
+        for attempt in range(_ATTEMPTS):
+            failed = []
+            for visit, picture in zip(missing, self._draw(missing, attempt, model), strict=True):
+                if torch.isfinite(picture).all():
+                    with writing(folder / visit.file):
+                        write_atomically(folder / visit.file, encode_png(picture))
+                    done.append(dataclasses.replace(visit, redrawn=attempt))
+                else:
+                    failed.append(visit)
+            missing = failed
+            if not missing:
+                break
+        else:
+            raise DataError(
+                f"{folder}: what the reference drew for {missing[0].prompt!r} held values that are "
+                f"not finite {_ATTEMPTS} times. "
+                + (
+                    model.blame()
+                    or "Begin again with a lower optimizer.lr, or with precision bf16 or float32"
+                )
+            )
+        done.sort(key=lambda visit: visit.place)
+        write_json_lines(folder / batch.known, map(asdict, done))
+
+    def _draw(self, visits: Sequence[_Visit], attempt: int, model: DiffusionModel) -> Tensor:
+        """Images of some visits of one size, [n, 3, H, W], on the CPU."""
+        seeds = [derive_seed(v.seed, "again", attempt) if attempt else v.seed for v in visits]
+        with model.reference():
+            drawn = sample(
+                model,
+                self._settings.process,
+                [visit.prompt for visit in visits],
+                start_seeds=[derive_seed(seed, "start") for seed in seeds],
+                step_seeds=lambda step: [derive_seed(seed, step) for seed in seeds],
+                size=visits[0].size,
+            )
+        return model.decode_images(drawn.latents[-1]).cpu()
+
+    def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
+        visits = batch.visits
+        scores = self._judges.judge(
+            [folder / visit.file for visit in visits],
+            [visit.prompt for visit in visits],
+            model.device,
+        )
+        rows = [
+            JudgedImage(visit.place, visit.prompt, 0, visit.file, by_judge)
+            for visit, by_judge in zip(visits, scores, strict=True)
+        ]
+        write_json_lines(folder / batch.scores, map(asdict, rows))
+
+    def harvest(self, number: int, folder: Path) -> Harvest:
+        visits = _merge(_Visit, folder, SAMPLED, by="place")
+        judged = _merge(JudgedImage, folder, SCORES, by="visit")
+        if judged:
+            self._judges.refuse_silence(judged, folder)
+        self._draw_grid(number, folder, visits, judged)
+        summary: dict[str, float] = {"images": len(visits)}
+        said = [f"{len(visits):,} images by {self._reference_of(number)}"]
+        for name in self._judges.names:
+            scores = [score for row in judged if (score := row.scores[name]) is not None]
+            mean, spread = statistics.fmean(scores), statistics.pstdev(scores)
+            summary |= {f"{name}_mean": mean, f"{name}_std": spread}
+            said.append(f"{name} {mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}")
+        redrawn = sum(visit.redrawn for visit in visits)
+        return Harvest(
+            micro_batches=self._micro_batches,
+            summary=summary,
+            skipped={"images that were not finite, drawn again": redrawn} if redrawn else {},
+            sentence=", ".join(said),
+        )
+
+    def _reference_of(self, number: int) -> str:
+        drew = reference_round(self._settings.reference, self._run.run_seed, number)
+        if drew == 0:
+            return "the run's first policy"
+        return f"the policy that {'it' if drew == number else f'round {drew}'} began with"
+
+    def _draw_grid(
+        self,
+        number: int,
+        folder: Path,
+        visits: Sequence[_Visit],
+        judged: Sequence[JudgedImage],
+    ) -> None:
+        """A few preferred images, and what the reference drew beside them."""
+        rows = []
+        for place, preferred in self._shown.items():
+            score = next(iter(judged[place].scores.values())) if judged else None
+            cells = [
+                GridCell(image=to_pictures(preferred[None])[0]),
+                GridCell(image=_open(folder, visits[place]), score=score),
+            ]
+            rows.append(GridRow(caption=visits[place].prompt, cells=cells))
+        title = f"round {number}, sampled by {self._reference_of(number)}"
+        with writing(folder / GRID):
+            write_image(folder / GRID, draw_grid(rows, ["chosen", "sampled"], title=title))
+
+    def batches(self, number: int, folder: Path, start: int) -> Iterator[ImageBatch]:
+        visits = read_rows(_Visit, folder / f"{SAMPLED}.jsonl")
+        coming = islice(self._preferred, self._micro_batches - start)
+        for index, batch in enumerate(coming, start=start):
+            first = index * self._rows + world.rank() * len(batch)
+            yield _beside(batch, visits[first : first + len(batch)], folder)
+
+    def release(self, folder: Path) -> None:
+        for file in sorted(folder.glob("images/*.png"))[self._settings.pictured_images :]:
+            file.unlink(missing_ok=True)
+
+
+def _merge(cls: type[Row], folder: Path, name: str, *, by: str) -> list[Row]:
+    """The rows of all works of a phase in the order of the round, also as one file."""
+    files = folder.glob(f"{name}/*.jsonl")
+    rows = [row for file in files for row in read_rows(cls, file)]
+    rows.sort(key=operator.attrgetter(by))
+    if rows:
+        write_json_lines(folder / f"{name}.jsonl", map(asdict, rows))
+    return rows
+
+
+def _beside(batch: ImageBatch, visits: Sequence[_Visit], folder: Path) -> ImageBatch:
+    """The batch with what was drawn for it as a further view, uncropped."""
+    drawn_for = tuple(visit.sample_id for visit in visits)
+    if drawn_for != batch.sample_ids:
+        raise DataError(
+            f"{folder}: the images there were drawn for {', '.join(drawn_for)}, and the data now "
+            f"gives {', '.join(batch.sample_ids)}. It has changed since: put it back as it was, or "
+            f"start afresh"
+        )
+    images = torch.stack([pixels_of(_open(folder, visit)) for visit in visits])
+    size = torch.tensor(images.shape[-2:]).repeat(len(images), 1)
+    seeds = tuple(derive_seed(seed, "encoding", "sampled") for seed in batch.noise_seeds)
+    return dataclasses.replace(
+        batch,
+        images={**batch.images, "sampled": images},
+        original_sizes={**batch.original_sizes, "sampled": size},
+        crop_corners={**batch.crop_corners, "sampled": torch.zeros_like(size)},
+        encoding_seeds={**batch.encoding_seeds, "sampled": seeds},
+    )
+
+
+def _open(folder: Path, visit: _Visit) -> Image.Image:
+    try:
+        return read_picture(folder / visit.file)
+    except OSError as error:
+        raise DataError(
+            f"{folder / visit.file}: this image was drawn for the round and cannot be read "
+            f"({error}). Delete {folder} and resume from a checkpoint of before this round, or "
+            f"start afresh"
+        ) from error

@@ -1,0 +1,333 @@
+"""SPO: pairs of single reverse steps, compared where they are taken.
+
+At every step of a sampler a few candidates are drawn and judged at their own noise level; the best
+and the worst are a pair for the step that led to them. A pair is a fact about its step alone, not a
+verdict on a whole image handed down to all of its steps.
+
+Source: Liang et al. 2024, arXiv:2406.04314, as in RockeyCoss/SPO, whose two samplers are one here:
+see `rollouts.resampling`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from diffalign import world
+from diffalign.data.batches import StepBatch
+from diffalign.data.source import AbstractSource
+from diffalign.errors import ConfigError, DataError
+from diffalign.files import (
+    read_json,
+    write_atomically,
+    write_image,
+    write_json,
+    write_json_lines,
+    writing,
+)
+from diffalign.generation.prompts import PromptsConfig, read_prompts
+from diffalign.imaging.grid import GridCell, GridRow, draw_grid
+from diffalign.imaging.image_files import encode_png, read_picture
+from diffalign.imaging.subsample import evenly_spaced, evenly_spaced_with_ends
+from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.parsing import checked
+from diffalign.rollouts.base import (
+    AbstractCollector,
+    AbstractRollouts,
+    Harvest,
+    Phase,
+    RunFacts,
+    Work,
+)
+from diffalign.rollouts.comparisons import Comparison, Ledger, in_words, summarise
+from diffalign.rollouts.judging import Judges, ask, scorer_name
+from diffalign.rollouts.packing import own_share, pack_pool
+from diffalign.rollouts.prompt_schedule import Visit, in_batches, visits_of_round
+from diffalign.rollouts.resampling import Continuation, Resampler, Segment
+from diffalign.rollouts.rounds import Rounds
+from diffalign.rollouts.store import (
+    LATENTS,
+    STEPS,
+    StepPair,
+    read_steps,
+    step_batch,
+    write_steps,
+    write_tensors,
+)
+from diffalign.scorers.base import AbstractScorer
+from diffalign.seeding import derive_seed
+from diffalign.shapes import check_image_size
+
+SCORES = "scores.jsonl"
+GRID = "grid.png"
+
+_MOST_GRID_ROWS = 8
+_SHOWN_COMPARISONS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise(AbstractRollouts):
+    """Rounds of step-wise resampling (SPO). Defaults are those of the authors' SD 1.5 config."""
+
+    batch_type: ClassVar[type] = StepBatch
+    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
+
+    prompts: PromptsConfig | Path
+    """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
+    prompts_per_round: int
+    """Prompts that a round draws, over all processes, before the policy is trained on them. SPO: 40
+    for SD 1.5 and 8 for SDXL, of 4000."""
+    scorer: AbstractScorer
+    """Who compares candidates. One that takes the timestep judges them as noisy as they are; any
+    other one is shown the same predictions and takes them for finished images."""
+    candidates: int = 4
+    """Branches of each branch point. SPO: 4 for SD 1.5, 2 for SDXL."""
+    first_step: int = 4
+    """How many steps are taken before the first branch; they are not trained."""
+    steps_per_segment: int = 1
+    """Steps that candidates take before they are compared; one comparison labels all of them. SPO:
+    1 for SD 1.5, 4 for SDXL (the branch and `num_inner_step` 3)."""
+    threshold: float = 0.3
+    """A comparison counts if the difference of softmax([best, worst]) exceeds this, in [0, 1): 0.3
+    is a gap of 0.62 between scores, 0.4 one of 0.85. SPO: 0.3 for SD 1.5, 0.4 for SDXL."""
+    continue_from: Continuation = "random"
+    """The candidate from which a sampler goes on, prompt by prompt. Going on from the best or the
+    worst is the paper's ablation that breaks training: states are then no longer the policy's."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the images in pixels; null is the network's own."""
+    prompts_per_batch: int = 8
+    """Prompts sampled side by side on a device; what is drawn depends on it by float rounding."""
+    pictured_prompts: int = 8
+    """Prompts of a round of which pictures are kept, of the best and the worst candidate at three
+    noise levels, for `grid.png`; scores are kept of all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_below(
+            prompts_per_round=1,
+            candidates=2,
+            first_step=0,
+            steps_per_segment=1,
+            prompts_per_batch=1,
+            pictured_prompts=0,
+        )
+        if not 0 <= self.threshold < 1:
+            raise ValueError(
+                f"threshold must be in [0, 1), got {self.threshold}: it is compared with a "
+                f"difference of two probabilities"
+            )
+        check_image_size(self.size)
+
+    def describe(self) -> str:
+        way = "step" if self.steps_per_segment == 1 else f"{self.steps_per_segment} steps"
+        article = "a" if self.continue_from == "random" else "the"
+        return (
+            f"rounds of {self.prompts_per_round} prompts; after step {self.first_step}, every "
+            f"{way} {self.candidates} candidates, compared by {scorer_name(self.scorer)}, going on "
+            f"from {article} {self.continue_from} one; best and worst count if they differ by more "
+            f"than {self.threshold:g}"
+        )
+
+    def open(self, run: RunFacts) -> AbstractSource:
+        process = run.required_process()
+        if self.first_step >= process.steps:
+            raise ConfigError(
+                f"rollouts.first_step is {self.first_step}, and likelihood.process.steps is "
+                f"{process.steps}: no step is left to compare"
+            )
+        return Rounds(self, _Collector(self, run, process), run)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Consecutive visits of a round, sampled side by side."""
+
+    round_number: int
+    first: int
+    """Number of its first visit in the round."""
+    visits: Sequence[Visit]
+
+    @property
+    def record(self) -> str:
+        """The file of its comparisons, and of the pairs of steps that they label."""
+        return f"batches/{self.first:05d}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What a batch's file holds."""
+
+    pairs: Sequence[StepPair]
+    comparisons: Sequence[Comparison]
+
+
+class _Collector(AbstractCollector):
+    def __init__(self, settings: Stepwise, run: RunFacts, process: ReverseProcess) -> None:
+        self._settings = settings
+        self._run = run
+        self._process = process
+        self._prompts = [prompt.text for prompt in read_prompts(settings.prompts)]
+        self._branches = range(settings.first_step, process.steps, settings.steps_per_segment)
+        self._resampler = Resampler(
+            process=process,
+            judge=partial(ask, settings.scorer),
+            candidates=settings.candidates,
+            first_step=settings.first_step,
+            steps_per_segment=settings.steps_per_segment,
+            threshold=settings.threshold,
+            continue_from=settings.continue_from,
+            size=settings.size,
+        )
+
+    def describe(self) -> list[str]:
+        settings = self._settings
+        trained = self._process.steps - settings.first_step
+        return [
+            f"{len(self._prompts):,} prompts; each visit makes {len(self._branches)} comparisons "
+            f"that label {trained} pairs of steps, {settings.prompts_per_round * trained:,} a "
+            f"round if all of them count"
+        ]
+
+    def fingerprint(self) -> str:
+        parts = [*self._prompts, self._settings.scorer.fingerprint]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+    def preview_prompts(self) -> list[str]:
+        return evenly_spaced(self._prompts, self._settings.previewed_prompts)
+
+    def preview_process(self) -> ReverseProcess:
+        return self._process
+
+    def warm_up(self, model: DiffusionModel) -> None:
+        Judges([self._settings.scorer]).warm_up(self._prompts[0], model.device)
+
+    def phases(self, number: int) -> Iterator[Phase]:
+        settings = self._settings
+        visits = visits_of_round(
+            self._prompts, number, count=settings.prompts_per_round, run_seed=self._run.run_seed
+        )
+        works = []
+        for i, part in enumerate(in_batches(visits, settings.prompts_per_batch)):
+            batch = _Batch(number, i * settings.prompts_per_batch, part)
+            images = len(part) * settings.candidates * len(self._branches)
+            works.append(Work(batch.record, images, partial(self._sample, batch)))
+        yield Phase("sample and compare", works)
+
+    def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
+        """Write pictures, then latents, then the record, which says that the work is done."""
+        ledger = Ledger(
+            batch.visits,
+            round_number=batch.round_number,
+            first_visit=batch.first,
+            file=f"latents/{batch.first:05d}.safetensors",
+        )
+        with model.sampling():
+            for segment in self._resampler.segments(model, batch.visits):
+                ledger.add(segment)
+                if segment.first in self._shown_branches():
+                    self._write_pictures(folder, batch, segment)
+        if ledger.pairs:
+            write_tensors(folder / ledger.file, {LATENTS: ledger.latents()})
+        record = _Record(pairs=ledger.pairs, comparisons=ledger.comparisons)
+        path = folder / batch.record
+        with writing(path):
+            write_json(path, asdict(record))
+
+    def _shown_branches(self) -> list[int]:
+        """Steps whose comparisons are kept as pictures: the first, one halfway, the last."""
+        return evenly_spaced_with_ends(self._branches, _SHOWN_COMPARISONS)
+
+    def _write_pictures(self, folder: Path, batch: _Batch, segment: Segment) -> None:
+        selection = segment.selection
+        for i in range(min(len(batch.visits), self._settings.pictured_prompts - batch.first)):
+            for candidate in {int(selection.best[i]), int(selection.worst[i])}:
+                file = folder / _picture_file(batch.first + i, segment.t, candidate)
+                with writing(file):
+                    write_atomically(file, encode_png(segment.pictures[i, candidate]))
+
+    def harvest(self, number: int, folder: Path) -> Harvest:
+        files = sorted((folder / "batches").glob("*.json"))
+        records = [checked(_Record, read_json(file), file) for file in files]
+        pairs = [pair for record in records for pair in record.pairs]
+        comparisons = [row for record in records for row in record.comparisons]
+        if all(score is None for row in comparisons for score in row.scores):
+            raise DataError(
+                f"{folder}: the scorer {scorer_name(self._settings.scorer)} gave none of the "
+                f"round's candidates a finite score. Look at the pictures there; where they are as "
+                f"they should be, the scorer is at fault, else the model: go back to an earlier "
+                f"checkpoint with a lower optimizer.lr"
+            )
+        write_steps(folder, pairs)
+        write_json_lines(folder / SCORES, map(asdict, comparisons))
+        self._draw_grid(number, folder, comparisons)
+        summary = summarise(comparisons)
+        micro_batches = len(self._pack(number, len(pairs)))
+        trained = micro_batches * self._run.samples_per_device * world.size()
+        unknown = sum(row.difference is None for row in comparisons)
+        return Harvest(
+            micro_batches=micro_batches,
+            summary={**summary, "pairs": len(pairs), "trained_pairs": trained},
+            skipped={"comparisons without finite scores": unknown} if unknown else {},
+            sentence=f"{in_words(summary)}; {trained:,} of {len(pairs):,} pairs of steps fill "
+            f"optimiser steps",
+        )
+
+    def _draw_grid(self, number: int, folder: Path, comparisons: Sequence[Comparison]) -> None:
+        """What was compared: for a few prompts the best and the worst, from noisy to finished."""
+        by_branch = {
+            branch: {row.visit: row for row in comparisons if row.step == branch}
+            for branch in self._shown_branches()
+        }
+        shown = min(
+            _MOST_GRID_ROWS, self._settings.pictured_prompts, self._settings.prompts_per_round
+        )
+        rows = []
+        for visit in range(shown):
+            beside = [by_visit[visit] for by_visit in by_branch.values()]
+            cells = [cell for row in beside for cell in _cells(folder, row)]
+            rows.append(GridRow(caption=beside[0].prompt, cells=cells))
+        if not rows:
+            return
+        times = [by_visit[0].t for by_visit in by_branch.values()]
+        titles = [f"{side}, t {t}" for t in times for side in ("best", "worst")]
+        judge_name = scorer_name(self._settings.scorer)
+        with writing(folder / GRID):
+            title = f"round {number}, compared by {judge_name}; framed where the comparison counts"
+            write_image(folder / GRID, draw_grid(rows, titles, title=title))
+
+    def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
+        pairs = read_steps(folder)
+        for batch in self._pack(number, len(pairs))[start:]:
+            yield step_batch(folder, [pairs[row] for row in own_share(batch)])
+
+    def _pack(self, number: int, pairs: int) -> list[list[int]]:
+        """Global micro-batches of rows of the round's pairs."""
+        return pack_pool(
+            range(pairs),
+            rows=self._run.samples_per_device * world.size(),
+            accumulation=self._run.accumulation,
+            seed=derive_seed(self._run.run_seed, "packing", number),
+        )
+
+    def release(self, folder: Path) -> None:
+        for file in (*folder.glob("latents/*"), *folder.glob("batches/*"), folder / STEPS):
+            file.unlink(missing_ok=True)
+
+
+def _picture_file(visit: int, t: int, candidate: int) -> str:
+    return f"images/{visit:05d}-t{t:03d}-{candidate}.png"
+
+
+def _cells(folder: Path, row: Comparison) -> list[GridCell]:
+    """The best and the worst candidate of a comparison."""
+    cells = []
+    for candidate in (row.best, row.worst):
+        picture = read_picture(folder / _picture_file(row.visit, row.t, candidate))
+        best = row.valid and candidate == row.best
+        cells.append(GridCell(image=picture, score=row.scores[candidate], winner=best))
+    return cells

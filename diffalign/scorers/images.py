@@ -1,0 +1,105 @@
+"""What judges of finished pictures share: they see them as people do, in 8 bits a channel."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from diffalign.imaging.image_files import to_pictures
+from diffalign.scorers.base import AbstractScorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractPictureScorer(AbstractScorer):
+    """A judge whose authors fed it picture files, and that is fed the same here."""
+
+    @abc.abstractmethod
+    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Scores of at least one RGB picture against its prompt, shape [n], on any device."""
+
+    @property
+    def has_features(self) -> bool:
+        """Whether `features` says something of an image."""
+        return type(self).features is not AbstractPictureScorer.features
+
+    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """What the scorer sees in RGB images, apart from any prompt, shape [n, d], on any device.
+
+        Images that look alike have features of nearly the same direction.
+
+        Raises:
+            NotImplementedError: it has none (see `has_features`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no features of images")
+
+    def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
+        """Judge finished images against their prompts.
+
+        Args:
+            images: shape [n, 3, H, W], float32 in [-1, 1]; what lies outside is cut off.
+            prompts: n of them.
+            t: must be None.
+
+        Returns:
+            Shape [n], float32, on the device of `images`; NaN for an image that is not finite.
+
+        Raises:
+            ValueError: `t` is given, or counts differ.
+        """
+        if t is not None:
+            raise ValueError(
+                f"{type(self).__name__} judges finished pictures and takes no timesteps: leave out "
+                f"t, or use a step-aware scorer"
+            )
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images cannot answer {len(prompts)} prompts: one each")
+        if not prompts:
+            return images.new_zeros(0, dtype=torch.float32)
+        with torch.no_grad():
+            scores = self.judge(to_pictures(images), prompts).float().to(images.device)
+        broken = ~images.flatten(start_dim=1).isfinite().all(dim=1)  # 8 bits would hide it
+        return scores.masked_fill(broken, torch.nan)
+
+
+def cosines(
+    pictures: Sequence[Image.Image],
+    prompts: Sequence[str],
+    *,
+    embed_pictures: Callable[[Sequence[Image.Image]], Tensor],
+    embed_prompts: Callable[[Sequence[str]], Tensor],
+    pictures_per_batch: int,
+) -> Tensor:
+    """Cosine between the embeddings of each picture and its prompt, float32 [n].
+
+    Each prompt is embedded once, however many pictures answer it.
+
+    Args:
+        pictures: n of them, RGB.
+        prompts: n of them.
+        embed_pictures: m pictures -> [m, d].
+        embed_prompts: m texts -> [m, d].
+        pictures_per_batch: largest number of either that is embedded at once.
+    """
+    distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    texts = _in_batches(embed_prompts, list(distinct), pictures_per_batch)
+    images = _in_batches(embed_pictures, pictures, pictures_per_batch)
+    return (images * texts[[distinct[prompt] for prompt in prompts]]).sum(dim=-1)
+
+
+def embedded(
+    embed: Callable[[Sequence[Image.Image]], Tensor], pictures: Sequence[Image.Image], size: int
+) -> Tensor:
+    """Normalised embeddings of pictures, at most `size` at once; float32 [n, d]."""
+    with torch.no_grad():
+        return _in_batches(embed, pictures, size)
+
+
+def _in_batches(embed: Callable[[Sequence], Tensor], items: Sequence, size: int) -> Tensor:
+    parts = [embed(items[start : start + size]) for start in range(0, len(items), size)]
+    return normalize(torch.cat(parts).float(), dim=-1)

@@ -1,0 +1,279 @@
+"""The chosen answer with its content blanked out and filled in again, looking at another picture.
+
+Re-Align: objects and attributes of the chosen answer are masked; the model fills the masks while it
+is shown the most similar other picture of the data; the first of the nearest pictures whose answer
+differs enough gives the rejected answer, and is the retrieved picture of the row.
+
+Source: Xing et al. 2025, arXiv:2502.13146. The code for this part is not published; what is not in
+the paper is marked as ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffalign.data.pairs.records import EncodedImage, UnusableRowError
+from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.errors import DataError
+from diffalign.seeding import derive_seed, unit_interval
+from diffalign.synthesis.base import (
+    AbstractSynthesis,
+    Made,
+    Maker,
+    Question,
+    Unmade,
+    UnsuitedError,
+    Workbench,
+    answer_to,
+    check_one_picture,
+    messages,
+    prepared,
+)
+from diffalign.synthesis.neighbours import Pooling, digest, embed, nearest, remembered
+from diffalign.synthesis.phrases import PhraseConfig, Spans, blanked
+from diffalign.synthesis.similarity import Similarity, SimilarityConfig
+from diffalign.synthesis.writing import Request
+
+MASK = "[MASK]"
+NOTHING_TO_MASK = "nothing to mask"
+NONE_DIFFERS = "no neighbour gave an answer that differs enough"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gallery:
+    """All distinct pictures of the questions."""
+
+    images: Sequence[EncodedImage]
+    directions: Tensor
+    """Float32 [m, width], each of length 1: what the tower makes of them."""
+    number: dict[str, int]
+    """Digest -> number of the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Blanks:
+    """A question whose answer has been masked."""
+
+    text: str
+    neighbours: Sequence[int]
+    """Numbers of pictures, the nearest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveAndFill(AbstractSynthesis):
+    """The chosen answer beside the same one with the content of a retrieved picture."""
+
+    form: ClassVar[str] = "re_align"
+    picture_columns: ClassVar[tuple[str, ...]] = ("image", "retrieved_image")
+
+    neighbours: int = 5
+    """How many of the nearest pictures are tried, the nearest first. Ours."""
+    accept_below: float = 0.95
+    """Similarity to the chosen answer under which an answer is taken; for a network of
+    sentence-transformers."""
+    pooling: Pooling = "mean"
+    """How the output of the vision tower becomes one vector: mean over the patches, or the class
+    token. Ours."""
+    mask_share: float = 1.0
+    """How likely each phrase is masked; 1 masks all. Ours."""
+    instruction: str = (
+        "Here is an answer to the question '{question}' in which words are replaced by [MASK]: "
+        "'{masked}' Replace every [MASK] by words that fit the image. Keep all other words as they "
+        "are. Write nothing but the completed answer."
+    )
+    """What the model is told, with {question} and {masked}. Ours."""
+    temperature: float = 0.0
+    """At which the model fills; 0 always takes the most probable token. Ours."""
+    max_new_tokens: int = 512
+    """Of a filled answer. Ours."""
+    phrases: PhraseConfig = field(default_factory=PhraseConfig)
+    """How objects and attributes are found."""
+    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
+    """By what answers are compared."""
+
+    def __post_init__(self) -> None:
+        for name in ("neighbours", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 < self.mask_share <= 1.0:
+            raise ValueError(f"mask_share must be above 0 and at most 1, got {self.mask_share}")
+        try:
+            told = self.instruction.format(question="", masked=MASK * 3)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"instruction can be filled with {{question}} and {{masked}}, and wants {error}"
+            ) from error
+        if MASK * 3 not in told:
+            raise ValueError("instruction must have {masked}, where the masked answer stands")
+
+    def check(self) -> None:
+        self.phrases.check()
+        self.similarity.check()
+
+    def tools(self) -> dict[str, str]:
+        return {"phrases": self.phrases.name, "similarity": self.similarity.name}
+
+    def open(self, bench: Workbench) -> Maker:
+        return _Filler(
+            settings=self,
+            bench=bench,
+            gallery=_gallery(bench, self.pooling),
+            phrases=self.phrases.open(),
+            compare=self.similarity.open(bench.writer),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Filler:
+    """Makes the rejected answers of a few questions at once."""
+
+    settings: RetrieveAndFill
+    bench: Workbench
+    gallery: _Gallery
+    phrases: Callable[[str], Spans]
+    compare: Similarity
+
+    def __call__(self, questions: Sequence[Question]) -> list[Made | Unmade]:
+        """Try the nearest picture of all questions, then the next one of those that are left."""
+        by_id = {question.sample_id: question for question in questions}
+        open_ones, results = prepared(questions, self._blank)
+        least = dict.fromkeys(open_ones, 1.0)
+        for rank in range(self.settings.neighbours):
+            tried = [by_id[name] for name, some in open_ones.items() if rank < len(some.neighbours)]
+            texts, unusable = self._fill(tried, open_ones, rank)
+            results |= unusable
+            chosen = [answer_to(by_id[name]) for name in texts]
+            cosines = self.compare(chosen, list(texts.values())).tolist() if texts else []
+            for (name, text), cosine in zip(texts.items(), cosines, strict=True):
+                least[name] = min(cosine, least[name])
+                if text and cosine < self.settings.accept_below:
+                    results[name] = self._made(by_id[name], open_ones[name], rank, text, cosine)
+            open_ones = {name: some for name, some in open_ones.items() if name not in results}
+        for name in open_ones:
+            detail = f"the least similar has {least[name]:.3f}"
+            results[name] = Unmade(sample_id=name, reason=NONE_DIFFERS, detail=detail)
+        return [results[question.sample_id] for question in questions]
+
+    def _blank(self, question: Question) -> _Blanks:
+        check_one_picture(question)
+        answer = answer_to(question)
+        self.bench.picture(question.images[0])
+        path = (self.bench.seed, question.sample_id, "mask")
+        spans = [
+            span
+            for place, span in enumerate(self.phrases(answer))
+            if unit_interval(*path, place) < self.settings.mask_share
+        ]
+        if not spans:
+            raise UnsuitedError(NOTHING_TO_MASK, repr(answer)[:60])
+        own = self.gallery.number[digest(question.images[0])]
+        near = nearest(self.gallery.directions, own, k=self.settings.neighbours)
+        return _Blanks(text=blanked(answer, spans, MASK), neighbours=near)
+
+    def _fill(
+        self, questions: Sequence[Question], blanks: Mapping[str, _Blanks], rank: int
+    ) -> tuple[dict[str, str], dict[str, Made | Unmade]]:
+        """Filled answers by question, all looking at their neighbour of one rank; and failures."""
+
+        def request(question: Question) -> Request:
+            return self._request(question, blanks[question.sample_id], rank)
+
+        requests, unusable = prepared(questions, request)
+        written = self.bench.writer.write(
+            list(requests.values()),
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
+        )
+        texts = [some.text.strip() for some in written]
+        return dict(zip(requests, texts, strict=True)), unusable
+
+    def _request(self, question: Question, blanks: _Blanks, rank: int) -> Request:
+        told = self.settings.instruction.format(question=question.text, masked=blanks.text)
+        picture = self.bench.picture(self.gallery.images[blanks.neighbours[rank]])
+        turns = [Turn(role="user", text=f"{IMAGE}\n{told}")]
+        seed = derive_seed(self.bench.seed, question.sample_id, "fill", rank)
+        request = self.bench.writer.ask(self.bench.writer.prompt(turns, [picture]), seed=seed)
+        self.bench.writer.check_length(request, self.settings.max_new_tokens)
+        return request
+
+    def _made(
+        self, question: Question, blanks: _Blanks, rank: int, text: str, cosine: float
+    ) -> Made:
+        retrieved = self.gallery.images[blanks.neighbours[rank]]
+        return Made(
+            sample_id=question.sample_id,
+            values={
+                "image": self.bench.pictures.name(question.images[0]),
+                "retrieved_image": self.bench.pictures.name(retrieved),
+                "chosen": messages(question.turns, answer_to(question)),
+                "rejected": messages(question.turns, text),
+                "masked": blanks.text,
+                "masked_by": self.settings.phrases.name,
+                "similarity": round(cosine, 4),
+                "compared_by": self.settings.similarity.name,
+                "neighbour": rank + 1,
+            },
+        )
+
+
+def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
+    """The pictures of all questions that can be used, each once."""
+    found = _distinct(bench.questions)
+    model = bench.writer.model
+
+    def compute() -> dict[str, Tensor]:
+        return _features(list(found.values()), bench, pooling)
+
+    key = repr((list(found), pooling, model.fingerprint(), model.compute_dtype))
+    key = hashlib.blake2b(key.encode()).hexdigest()
+    seen = remembered(bench.folder / "features.safetensors", key, compute)
+    numbers = seen["numbers"].tolist()
+    if len(numbers) < 2:
+        raise DataError(
+            f"retrieval needs other pictures; of the questions' {len(found)} different ones "
+            f"{len(numbers)} can be used"
+        )
+    digests = list(found)
+    return _Gallery(
+        images=[found[digests[number]] for number in numbers],
+        directions=torch.nn.functional.normalize(seen["features"].float(), dim=1),
+        number={digests[number]: place for place, number in enumerate(numbers)},
+    )
+
+
+def _distinct(questions: Sequence[Question | Unmade]) -> dict[str, EncodedImage]:
+    """Every picture once, by its digest; those that are not there are left to their questions."""
+    found: dict[str, EncodedImage] = {}
+    for question in questions:
+        for image in question.images if isinstance(question, Question) else ():
+            with contextlib.suppress(OSError):
+                found.setdefault(digest(image), image)
+    return found
+
+
+def _features(
+    images: Sequence[EncodedImage], bench: Workbench, pooling: Pooling
+) -> dict[str, Tensor]:
+    """What the tower makes of the pictures that can be decoded, and the numbers of these."""
+    numbers: list[int] = []
+    features: list[Tensor] = []
+    size = bench.writer.batch_size
+    for start in range(0, len(images), size):
+        pictures = []
+        for number, image in enumerate(images[start : start + size], start=start):
+            with contextlib.suppress(UnusableRowError):
+                pictures.append(bench.picture(image))
+                numbers.append(number)
+        if pictures:
+            features.append(embed(bench.writer.model, pictures, pooling=pooling))
+    return {
+        "numbers": torch.tensor(numbers, dtype=torch.int64),
+        "features": torch.cat(features) if features else torch.zeros(0, 1),
+    }

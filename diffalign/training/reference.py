@@ -1,0 +1,129 @@
+"""A run whose reference was computed before: when it may be, and what its values depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffalign import components, config
+from diffalign.cache.references import CachedReference, Contents
+from diffalign.data.responses.source import ResponseSource
+from diffalign.errors import ConfigError
+from diffalign.models.vlm.config import VLM
+from diffalign.views import View
+
+if TYPE_CHECKING:
+    from diffalign.training.build import RunConfig
+
+PAIRS_PER_SHARD = 4096
+READING = 2
+"""Goes up when rows become other tokens than before. 2: each response under its own conversation,
+beside its own images, and with one end token."""
+
+
+def folder_of(run: RunConfig) -> Path:
+    """Where the reference values of a run lie."""
+    return run.reference_cache or run.output / "cache/references"
+
+
+def check(run: RunConfig) -> None:
+    """Raise ConfigError where the reference cannot be known before training."""
+    if run.responses is None:
+        raise ConfigError(
+            "the reference can be computed in advance for answers (a section responses): "
+            "denoising errors depend on noise that is drawn anew at every visit, and keeping "
+            "several draws of them is not offered yet. Leave reference at auto"
+        )
+    if not run.objective.needs_reference:
+        raise ConfigError(
+            f"the objective {components.kind_of(run.objective)} compares with no reference: leave "
+            f"reference at auto"
+        )
+    try:
+        run.likelihood.check_known_in_advance(run.objective.views)
+    except ValueError as error:
+        raise ConfigError(f"reference: {error}. Leave reference at auto") from error
+    if _conditions(run) and run.responses.draws is None:
+        raise ConfigError(
+            f"the objective shows pictures under {', '.join(_conditions(run))}, which "
+            f"responses.draws: null draws anew at every visit: set it to the number of draws to "
+            f"compute, such as 4 (epoch e then shows draw e modulo 4), or to 1 where nothing about "
+            f"the condition is random (zero, replaced)"
+        )
+
+
+def contents(
+    run: RunConfig, source: ResponseSource, *, pairs_per_shard: int = PAIRS_PER_SHARD
+) -> Contents:
+    """What `diffalign precompute` computes for a run.
+
+    Raises:
+        ConfigError: its rows are unpaired.
+    """
+    _refuse_unpaired(source)
+    return Contents(
+        fingerprint=_fingerprint(run, source),
+        views=tuple(sorted(run.objective.views)),
+        draws=_draws(run),
+        pairs=len(source),
+        pairs_per_shard=pairs_per_shard,
+    )
+
+
+def open_cached(run: RunConfig, source: ResponseSource) -> CachedReference:
+    """The values that were computed for a run, or for one that agrees in all they depend on.
+
+    Raises:
+        CacheError: see `CachedReference.open`.
+        ConfigError: the rows are unpaired.
+    """
+    _refuse_unpaired(source)
+    return CachedReference.open(
+        folder_of(run),
+        fingerprint=_fingerprint(run, source),
+        views=run.objective.views,
+        draws=_draws(run),
+    )
+
+
+def _refuse_unpaired(source: ResponseSource) -> None:
+    if not source.paired:
+        raise ConfigError(
+            "reference is cached, and the data has unpaired rows, of which each has some of the "
+            "views only: their reference values are not kept in advance. Leave reference at auto"
+        )
+
+
+def _draws(run: RunConfig) -> int:
+    assert run.responses is not None, "check() was called"
+    return (run.responses.draws or 1) if _conditions(run) else 1
+
+
+def _conditions(run: RunConfig) -> list[str]:
+    return sorted({str(view.condition) for view in _parsed(run) if view.condition})
+
+
+def _parsed(run: RunConfig) -> list[View]:
+    return [View.parse(name) for name in sorted(run.objective.views)]
+
+
+def _fingerprint(run: RunConfig, source: ResponseSource) -> Mapping[str, Any]:
+    """All that the values of the run's views depend on, and nothing else: another objective, length
+    or adapter may use them."""
+    assert run.responses is not None and isinstance(run.model, VLM), "check() was called"
+    responses = config.to_dict(run.responses)
+    weights = {str(view.weights) for view in _parsed(run) if view.weights}
+    conditions = _conditions(run)
+    return {
+        "model (weights, start of the adapter, processor)": run.model.policy_fingerprint(),
+        "training.precision": run.training.precision,
+        "data": source.fingerprint(),
+        "reading of rows": READING,
+        **{f"responses.{key}": responses[key] for key in ("kind", "columns", "max_length")},
+        **{f"responses.conditions.{name}": responses["conditions"][name] for name in conditions},
+        **{f"responses.weights.{name}": responses["weights"][name] for name in sorted(weights)},
+        "likelihood.kind": components.kind_of(run.likelihood),
+        **{f"likelihood.{key}": value for key, value in run.likelihood.defining_settings().items()},
+        **({"seed": run.seed} if conditions else {}),
+    }

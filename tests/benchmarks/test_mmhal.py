@@ -1,0 +1,107 @@
+"""MMHal-Bench: ratings as published, and figures worked by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from diffalign.benchmarks.mmhal.rules import (
+    MEASURES,
+    OWN_TEMPLATE,
+    Item,
+    RatedItem,
+    parse_rating,
+    read_items,
+    tally,
+)
+from diffalign.errors import DataError
+from diffalign.judges.templates import fill
+
+
+@pytest.mark.parametrize(
+    ("reply", "rating"),
+    [
+        ("It is fine.\nRating: 5, very informative", 5),
+        ("RATING: 0", 0),
+        ("Rating: 4 ... so rating: 4", 4),
+        ("Rating: 4 or rating: 3", None),
+        ("Rating: 7", None),
+        ("rating 4", None),
+        ("", None),
+    ],
+)
+def test_exactly_one_rating_counts(reply, rating):
+    assert parse_rating(reply) == rating
+
+
+def item(place: int, answer: str = "a b") -> Item:
+    return Item(place=place, contents=("Dog",), question="?", gold="!", answer=answer)
+
+
+def test_figures_worked_by_hand():
+    counts = tally([RatedItem(item=item(n), rating=r) for n, r in enumerate((6, 3, 2, 0))])
+    totals = {name: np.asarray(count.sum()) for name, count in counts.items()}
+    values = {name: float(measure.statistic(totals)) for name, measure in MEASURES.items()}
+    assert values == pytest.approx(
+        {
+            "score": 11 / 4,
+            "hallucination_rate": 100 * 2 / 4,
+            "informativeness": 100 * (3 + 0 + 2 + 0) / 4 / 3,
+            "mean_length": 2,
+        }
+    )
+
+
+def test_types_go_round_by_eight():
+    assert [item(n).question_type for n in (0, 1, 7, 8, 95)] == [
+        "attribute",
+        "adversarial",
+        "other",
+        "attribute",
+        "other",
+    ]
+
+
+ROW = {"image_content": ["Dog", "Cat"], "question": "?", "gt_answer": "!", "model_answer": "x"}
+
+
+def write(path, rows):
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_answers_stand_in_the_file_or_beside_it(tmp_path):
+    items = write(tmp_path / "items.json", [ROW])
+    (one,) = read_items(items, None)
+    assert (one.contents, one.question, one.gold, one.answer) == (("Dog", "Cat"), "?", "!", "x")
+    answers = write(tmp_path / "answers.json", [{"text": "beside"}])
+    (one,) = read_items(items, answers)
+    assert one.answer == "beside"
+
+
+@pytest.mark.parametrize(
+    ("rows", "answers", "message"),
+    [
+        ([{**ROW, "model_answer": ""}], None, "1 answers are empty, for example that of item 1"),
+        ([ROW], [{"text": "a"}, {"text": "b"}], "2 answers to the 1 questions"),
+        ([{**ROW, "image_content": "Dog"}], None, "no list image_content"),
+        ([{"question": "?"}], None, "no key model_answer"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, rows, answers, message):
+    beside = None if answers is None else write(tmp_path / "answers.json", answers)
+    with pytest.raises(DataError, match=message):
+        read_items(write(tmp_path / "items.json", rows), beside)
+
+
+def test_templates_take_names_or_the_published_order():
+    values = {"contents": "Dog", "question": "Q", "gold": "G", "answer": "A {x}"}
+    assert fill("{}|{}|{}|{}", **values) == "Dog|Q|G|A {x}"
+    assert fill("{answer} to {question}", **values) == "A {x} to Q"
+    assert "The model's answer: A {x}" in fill(OWN_TEMPLATE, **values)
+    with pytest.raises(
+        DataError, match=r"filled with contents, question, gold, answer .*'picture'"
+    ):
+        fill("{picture}", **values)

@@ -1,0 +1,177 @@
+"""POPE: parsing and figures worked by hand, and the published questions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from diffalign.benchmarks.pope.rules import (
+    MEASURES,
+    JudgedAnswer,
+    Question,
+    parse_answer,
+    read_answers,
+    read_questions,
+    says,
+    tally,
+)
+from diffalign.errors import DataError
+from tests.benchmarks.shared_data import shared_folder
+
+ANSWERS = (
+    "Yes, there is a dog.",
+    "No",
+    "no, I cannot see.",
+    "There is not a cat in the image",
+    "It does not. Yes",
+    "Nothing here",
+    "yes",
+    "Yes. no",
+)
+PARSED = ["yes", "no", "no", "no", "no", "yes", "yes", "yes"]
+LABELS = ["yes", "no", "no", "yes", "no", "no", "yes", "no"]
+
+
+@pytest.mark.parametrize(("answer", "parsed"), list(zip(ANSWERS, PARSED, strict=True)))
+def test_answers_are_parsed_as_published(answer, parsed):
+    assert parse_answer(answer) == parsed
+
+
+@pytest.mark.parametrize("answer", ["NO", "Not at all", "none", "Maybe", "", ". no"])
+def test_whatever_is_no_spelt_no_is_a_yes(answer):
+    assert parse_answer(answer) == "yes"
+
+
+SAID = {
+    "Yes, a dog.": "yes",
+    "No, there is none.": "no",
+    "I cannot tell from the picture": None,
+    "The image shows a street": None,
+    "There is NO cat": "no",
+    "yes": "yes",
+    "YES": "yes",
+    "Not sure": "no",
+    "Maybe. No": None,
+    "nope": None,
+    "": None,
+    " ": None,
+    "There isn't a chair, no": "no",
+}
+
+
+@pytest.mark.parametrize("answer", SAID)
+def test_what_is_neither_yes_nor_no_is_told_from_both(answer):
+    assert says(answer) == SAID[answer]
+
+
+def test_what_is_neither_is_counted_apart():
+    judged = [
+        JudgedAnswer(question=q, answer=a)
+        for q, a in zip(questions(["yes", "no"] * 6), list(SAID)[:12], strict=True)
+    ]
+    counts = {name: int(count.sum()) for name, count in tally(judged, ["0.jpg", "1.jpg"]).items()}
+    assert counts["neither_yes_nor_no"] == 6
+    assert counts["no_read_as_yes"] == 2
+    assert counts["true_negatives"] + counts["false_negatives"] == 1
+
+
+def questions(labels: list[str]) -> list[Question]:
+    return [
+        Question(question_id=str(n), image=f"{n % 2}.jpg", text="Is there a dog?", label=label)
+        for n, label in enumerate(labels, start=1)
+    ]
+
+
+def values(labels: list[str], answers) -> dict[str, float]:
+    asked = questions(labels)
+    judged = [JudgedAnswer(question=q, answer=a) for q, a in zip(asked, answers, strict=True)]
+    counts = tally(judged, ["0.jpg", "1.jpg"])
+    totals = {name: np.asarray(count.sum()) for name, count in counts.items()}
+    return {name: float(measure.statistic(totals)) for name, measure in MEASURES.items()}
+
+
+def test_figures_worked_by_hand():
+    figures = values(LABELS, ANSWERS)
+    assert figures["mean_length"] == (5 + 1 + 4 + 8 + 4 + 2 + 1 + 2) / 8
+    del figures["mean_length"]
+    assert figures == pytest.approx(
+        {  # TP 2, FP 2, TN 3, FN 1
+            "accuracy": 62.5,
+            "precision": 50.0,
+            "recall": 66.6667,
+            "f1": 57.1429,
+            "yes_ratio": 50.0,
+            "neither_ratio": 12.5,
+        },
+        abs=1e-4,
+    )
+
+
+def test_yes_to_everything_shows_in_the_share_of_yes():
+    figures = values(["yes", "no"], ["Yes", "Yes"])
+    assert (figures["recall"], figures["precision"], figures["yes_ratio"]) == (100, 50, 100)
+
+
+def test_no_to_everything_leaves_precision_undefined():
+    figures = values(["yes", "no"], ["No", "No"])
+    assert np.isnan(figures["precision"])
+    assert (figures["recall"], figures["f1"], figures["yes_ratio"]) == (0, 0, 0)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_answers_find_their_questions_by_id(tmp_path):
+    asked = questions(["yes", "no", "no"])
+    rows = [{"question_id": 3, "answer": "No"}, {"question_id": "1", "text": "Yes"}]
+    judged = read_answers(write(tmp_path / "a.jsonl", rows), asked)
+    assert [(item.question.question_id, item.answer) for item in judged] == [
+        ("1", "Yes"),
+        ("3", "No"),
+    ]
+
+
+def test_answers_without_ids_are_taken_in_order(tmp_path):
+    asked = questions(["yes", "no"])
+    rows = [{"question": "?", "answer": "Yes"}, {"question": "?", "answer": "No"}]
+    judged = read_answers(write(tmp_path / "a.jsonl", rows), asked)
+    assert [item.answer for item in judged] == ["Yes", "No"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question_id": 9, "answer": "No"}], "1 answers are to questions that are not there.*9"),
+        ([{"question_id": 1, "answer": "No"}] * 2, "1 question_ids stand more than once.*1"),
+        ([{"answer": "No"}], "1 answers without question_id to 2 questions"),
+        ([{"answer": "No"}, {"question_id": 1, "answer": "No"}], "1 of 2 answers have no"),
+        ([{"question_id": 1}], "no key answer or response"),
+    ],
+)
+def test_answers_that_cannot_be_placed_are_refused(tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        read_answers(write(tmp_path / "a.jsonl", rows), questions(["yes", "no"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"label": "maybe"}, "label must be yes or no"), ({"image": None}, "has no image")],
+)
+def test_questions_that_are_none_are_refused(tmp_path, change, message):
+    row = {"question_id": 1, "image": "a.jpg", "text": "?", "label": "yes", **change}
+    row = {key: value for key, value in row.items() if value is not None}
+    with pytest.raises(DataError, match=message):
+        read_questions(write(tmp_path / "q.jsonl", [row]))
+
+
+@pytest.mark.parametrize("split", ["random", "popular", "adversarial"])
+def test_three_thousand_real_questions_parse(split):
+    asked = read_questions(shared_folder("pope") / f"coco_pope_{split}.json")
+    assert len(asked) == 3000
+    assert Counter(question.label for question in asked) == {"yes": 1500, "no": 1500}
+    assert len({question.image for question in asked}) == 500

@@ -1,0 +1,261 @@
+"""Reverse steps: which settings have a density, and that guidance is the pipeline's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.schedulers import scheduling_ddim
+
+from diffalign.models.diffusion.noising import StraightPath, noising_from_scheduler
+from diffalign.models.diffusion.reverse import ReverseProcess, reverse_step
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
+from diffalign.models.lora import LoraSettings
+
+CPU = torch.device("cpu")
+SCHEDULE = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+BACKBONES = {
+    "sd15": (SD15, StableDiffusionPipeline),
+    "sd15_v": (SD15, StableDiffusionPipeline),
+    "sdxl": (SDXL, StableDiffusionXLPipeline),
+    "sdxl_v": (SDXL, StableDiffusionXLPipeline),
+}
+
+
+def noise(seed, rows=2):
+    return torch.randn((rows, 4, 4, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def load(folder, settings, **changes):
+    return settings(path=str(folder), **changes).load(
+        device=CPU, compute_dtype=torch.float32, reference="none"
+    )
+
+
+@pytest.fixture
+def model(tiny_sd15):
+    return load(tiny_sd15, SD15, lora=LoraSettings(rank=2))
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_the_published_code():
+    assert ReverseProcess() == ReverseProcess(steps=20, guidance=5.0, eta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"guidance": 0.5}, "guidance must be at least 1, which is none, got 0.5"),
+        ({"eta": -0.5}, r"eta must be in \[0, 1\], got -0.5"),
+        ({"eta": 1.5}, r"eta must be in \[0, 1\], got 1.5"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ReverseProcess(**settings)
+
+
+def test_deterministic_steps_can_be_taken_and_have_no_density():
+    noising = noising_from_scheduler(SCHEDULE)
+    ReverseProcess(eta=0.0).check_steps(noising)
+    with pytest.raises(ValueError, match=r"eta must be above 0.*a step without noise has no den"):
+        ReverseProcess(eta=0.0).check(noising)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "offset", "refused"),
+    [
+        ("leading", 1, False),
+        ("trailing", 0, False),
+        ("leading", 0, True),
+        ("linspace", 0, True),
+    ],
+)
+def test_a_last_step_that_goes_nowhere_is_refused(spacing, offset, refused):
+    noising = noising_from_scheduler(
+        {**SCHEDULE, "timestep_spacing": spacing, "steps_offset": offset}
+    )
+
+    if not refused:
+        ReverseProcess().check(noising)
+        return
+    with pytest.raises(
+        ValueError,
+        match=r"step 20 of 20 goes from timestep 0 to 0 .* set steps_offset to 1 with "
+        rf"timestep_spacing leading.*\(they are {offset} and {spacing}\)",
+    ):
+        ReverseProcess().check(noising)
+
+
+def test_every_standard_deviation_that_passes_is_above_zero():
+    noising = noising_from_scheduler(SCHEDULE)
+    for steps in (1, 2, 10, 50, 500):
+        process = ReverseProcess(steps=steps, eta=0.1)
+        process.check(noising)
+        t, t_next = torch.tensor(noising.reverse_times(steps)).unbind(dim=1)
+        assert (noising.reverse_std(t, t_next, eta=0.1) > 0).all()
+
+
+def test_more_steps_than_the_schedule_has_are_refused():
+    noising = noising_from_scheduler(SCHEDULE)
+
+    with pytest.raises(ValueError, match="steps is 1001, but the model's schedule has 1000"):
+        ReverseProcess(steps=1001).check(noising)
+    with pytest.raises(ValueError, match=r"start at timestep 1000, but .* ends at 999: take fewer"):
+        ReverseProcess(steps=1000).check(noising)
+
+
+def test_epsilon_where_there_is_no_image_at_all_is_refused():
+    config = {**SCHEDULE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+    with pytest.raises(ValueError, match="timestep 999 holds no image at all"):
+        ReverseProcess().check(noising_from_scheduler(config))
+    ReverseProcess().check(noising_from_scheduler(config, prediction_type="v_prediction"))
+
+
+def test_a_straight_path_is_refused():
+    with pytest.raises(ValueError, match="straight path are deterministic and have no density"):
+        ReverseProcess().check(StraightPath(schedule_length=1000))
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+def test_one_time_for_all_rows_is_that_time_for_each(model):
+    conditioning = model.guidance_conditioning(["a", "b"], guidance=5.0)
+
+    one = reverse_step(model, ReverseProcess(), noise(0), 501, 451, conditioning)
+    each = reverse_step(
+        model,
+        ReverseProcess(),
+        noise(0),
+        torch.tensor([501, 501]),
+        torch.tensor([451, 451]),
+        conditioning,
+    )
+
+    assert torch.equal(one.mean, each.mean)
+    assert torch.equal(one.std, each.std)
+    assert one.std.shape == (2,)
+
+
+def test_rows_may_be_at_different_times(model):
+    conditioning = model.guidance_conditioning(["a", "b"], guidance=5.0)
+    states = noise(0)
+
+    both = reverse_step(
+        model,
+        ReverseProcess(),
+        states,
+        torch.tensor([951, 51]),
+        torch.tensor([901, 1]),
+        conditioning,
+    )
+    second = reverse_step(
+        model,
+        ReverseProcess(),
+        states[1:],
+        51,
+        1,
+        model.guidance_conditioning(["b"], guidance=5.0),
+    )
+
+    torch.testing.assert_close(both.mean[1:], second.mean)
+    torch.testing.assert_close(both.denoised[1:], second.denoised)
+    assert both.std[1].item() == pytest.approx(0.0405967319, abs=1e-6)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_step_is_made_of_the_guided_prediction(model, guidance):
+    process = ReverseProcess(guidance=guidance)
+    conditioning = model.guidance_conditioning(["a", "b"], guidance=guidance)
+    states, t = noise(0), torch.tensor([501, 501])
+    prediction = model.guided(states, t, conditioning, guidance=guidance)
+    mean, std = model.noising.transition(states, prediction, t, t - 50, eta=1.0)
+
+    step = reverse_step(model, process, states, 501, 451, conditioning)
+
+    assert torch.equal(step.mean, mean)
+    assert torch.equal(step.std, std)
+    assert torch.equal(step.denoised, model.noising.denoised(states, prediction, t))
+
+
+def test_gradient_flows_through_both_branches_of_the_guidance(model):
+    states, t = noise(0), torch.tensor([501, 501])
+    conditioning = model.guidance_conditioning(["a", "b"], guidance=5.0)
+    step = reverse_step(model, ReverseProcess(), states, 501, 451, conditioning)
+    step.mean.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.trained_parameters()}
+    model.network.zero_grad()
+
+    unconditional, conditional = (
+        model.predict(states, t, {"encoder_hidden_states": rows})
+        for rows in conditioning["encoder_hidden_states"].chunk(2)
+    )
+    prediction = -4.0 * unconditional + 5.0 * conditional
+    model.noising.transition(states, prediction, t, t - 50, eta=1.0)[0].sum().backward()
+
+    assert any(gradient.norm() > 0 for gradient in gradients.values())
+    for name, parameter in model.trained_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
+
+
+# --- the pipeline's own way ---------------------------------------------------------------------
+
+
+def pipeline_trajectory(pipeline, prompts, process, start, draws, monkeypatch):
+    """What diffusers makes of the same noises."""
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    remaining = iter(draws)
+    monkeypatch.setattr(scheduling_ddim, "randn_tensor", lambda *_, **__: next(remaining))
+    return pipeline(
+        prompts,
+        latents=start,
+        num_inference_steps=process.steps,
+        guidance_scale=process.guidance,
+        eta=process.eta,
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize(
+    ("backbone", "zeros"),
+    [("sd15", None), ("sd15_v", None), ("sdxl", True), ("sdxl", False), ("sdxl_v", True)],
+)
+def test_a_trajectory_is_that_of_the_pipeline(backbone, guidance, zeros, request, monkeypatch):
+    settings, pipeline_class = BACKBONES[backbone]
+    folder = request.getfixturevalue(f"tiny_{backbone}")
+    process = ReverseProcess(steps=4, guidance=guidance, eta=0.8)
+    prompts = ["a red circle", "two blue squares"]
+    draws = [noise(seed) for seed in range(1, 5)]
+    pipeline = pipeline_class.from_pretrained(folder)
+    if zeros is not None:
+        pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        monkeypatch.setattr(SDXL, "_read", lambda _: pipeline)
+    expected = pipeline_trajectory(pipeline, prompts, process, noise(0), draws, monkeypatch)
+
+    model = load(folder, settings)
+    state = noise(0)
+    with model.sampling():
+        conditioning = model.guidance_conditioning(prompts, guidance=guidance)
+        times = model.noising.reverse_times(process.steps)
+        for draw, (t, t_next) in zip(draws, times, strict=True):
+            step = reverse_step(model, process, state, t, t_next, conditioning)
+            state = step.mean + step.std.reshape(-1, 1, 1, 1) * draw
+
+    torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-4)

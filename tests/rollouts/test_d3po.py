@@ -1,0 +1,316 @@
+"""Rounds of whole images on a tiny model: what they leave on disk, and what is trained on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from diffalign import config
+from diffalign.errors import ConfigError, DataError
+from diffalign.files import read_json_lines
+from diffalign.likelihoods.transition import Transition
+from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.lora import LoraSettings
+from diffalign.rollouts import d3po as d3po
+from diffalign.rollouts.base import AbstractRollouts
+from diffalign.rollouts.d3po import WholeImage
+from tests.comparison.brightness import Brightness
+from tests.rollouts.runs import facts
+from tests.runs import Killed, files
+
+PROCESS = ReverseProcess(steps=3, guidance=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A config with nothing but rollouts."""
+
+    rollouts: AbstractRollouts
+
+
+@pytest.fixture
+def settings(tiny_sd15):
+    return SD15(path=str(tiny_sd15), lora=LoraSettings(rank=2))
+
+
+@pytest.fixture
+def model(settings):
+    return settings.load(
+        device=torch.device("cpu"), compute_dtype=torch.float32, reference="adapter_off"
+    )
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"{name}\n" for name in ("a cat", "a dog", "an owl", "a bat", "fog")))
+    return path
+
+
+def rollouts(prompts, **changes):
+    given = {
+        "prompts": prompts,
+        "scorers": (Brightness(),),
+        "prompts_per_round": 3,
+        "prompts_per_batch": 2,
+        "images_per_prompt": 3,
+        "previewed_prompts": 1,
+    }
+    return WholeImage(**(given | changes))
+
+
+def start(rollouts, settings, model, folder, *, samples_per_device=2, accumulation=3):
+    """The source of a run, bound to its model."""
+    run = facts(
+        folder,
+        run_seed=11,
+        model=settings,
+        samples_per_device=samples_per_device,
+        accumulation=accumulation,
+        process=PROCESS,
+    )
+    source = rollouts.open(run)
+    if model is not None:
+        source.bind(model)
+    return source
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "round-0000/round.json").read_text())["harvest"]
+
+
+def test_a_round_leaves_pictures_scores_pairs_and_a_grid(prompts, settings, model, tmp_path):
+    folder = tmp_path / "rounds/round-0000"
+    next(iter(start(rollouts(prompts), settings, model, tmp_path / "rounds")))
+    images = read_json_lines(folder / "scores.jsonl")
+    assert [(row["visit"], row["image"]) for row in images] == [
+        (visit, image) for visit in range(3) for image in range(3)
+    ]
+    brightness = {}
+    for row in images:
+        with Image.open(folder / row["file"]) as picture:
+            levels = torch.tensor(list(picture.convert("RGB").tobytes()), dtype=torch.float64)
+        brightness[row["visit"], row["image"]] = row["scores"]["brightness"]
+        assert row["scores"]["brightness"] == pytest.approx(levels.mean().item() / 255, abs=1e-5)
+    wins = [
+        tuple(map(int, row["pair_id"].rpartition("/")[2].split("-over-")))
+        for row in read_json_lines(folder / "pairs.jsonl")
+    ]
+    visits = [int(row["pair_id"].split("/")[1]) for row in read_json_lines(folder / "pairs.jsonl")]
+    assert Counter(visits) == {0: 3, 1: 3, 2: 3}
+    for visit, (winner, loser) in zip(visits, wins, strict=True):
+        assert brightness[visit, winner] > brightness[visit, loser]
+    assert Image.open(folder / "grid.png").width > 3 * 256
+    assert (tmp_path / "rounds/film_strip.png").exists()
+    assert sorted(path.name for path in (folder / "latents").iterdir()) == [
+        "0000.safetensors",
+        "0002.safetensors",
+    ]
+
+
+def test_the_harvest_counts(prompts, settings, model, tmp_path):
+    next(iter(start(rollouts(prompts), settings, model, tmp_path)))
+    harvest = record(tmp_path)
+    assert harvest["micro_batches"] == 12  # 9 pairs, 8 of which fill groups of 2, 3 steps each
+    summary = harvest["summary"]
+    assert (summary["images"], summary["pairs"], summary["steps"]) == (9, 9, 24)
+    assert (summary["decided_share"], summary["tied_share"]) == (1, 0)
+    scores = [
+        row["scores"]["brightness"] for row in read_json_lines(tmp_path / "round-0000/scores.jsonl")
+    ]
+    values = torch.tensor(scores, dtype=torch.float64)
+    assert summary["brightness_mean"] == pytest.approx(values.mean().item())
+    assert summary["brightness_std"] == pytest.approx(values.std(correction=0).item())
+    assert harvest["skipped"] == {"steps that filled no optimiser step": 3}
+    assert "9 of 9 pairs decided; training on 24 of 27 steps" in harvest["sentence"]
+
+
+def test_at_the_sampling_weights_every_ratio_is_one(prompts, settings, model, tmp_path):
+    likelihood = Transition(process=PROCESS)
+    for batch in islice(start(rollouts(prompts), settings, model, tmp_path), 6):
+        prepared = likelihood.prepare(model, batch)
+        found = likelihood.evaluate(model, prepared)
+        for view in ("chosen", "rejected"):
+            for row, name in enumerate(batch.sample_ids):
+                stored = sampled_log_likelihood(tmp_path / "round-0000", name, view)
+                assert found[view][row].item() == pytest.approx(stored, abs=1e-5)
+
+
+def sampled_log_likelihood(folder: Path, sample_id: str, view: str) -> float:
+    pair_id, _, step = sample_id.rpartition("/step-")
+    pairs = {row["pair_id"]: row for row in read_json_lines(folder / "pairs.jsonl")}
+    pair = pairs[pair_id]
+    with safe_open(folder / pair["file"], framework="pt") as file:
+        return file.get_tensor("log_likelihoods")[int(step), pair[view]].item()
+
+
+def test_both_sides_of_a_pair_share_their_start(prompts, settings, model, tmp_path):
+    starts = 0
+    for batch in islice(start(rollouts(prompts), settings, model, tmp_path), 12):
+        for row, name in enumerate(batch.sample_ids):
+            chosen, rejected = (
+                batch.states[batch.state_rows[view][row]] for view in ("chosen", "rejected")
+            )
+            assert torch.equal(chosen, rejected) == name.endswith("/step-0")
+            starts += name.endswith("/step-0")
+    assert starts == 8
+
+
+def test_best_against_worst_trains_on_one_pair_a_prompt(prompts, settings, model, tmp_path):
+    chosen = rollouts(prompts, pairs="best_worst")
+    next(iter(start(chosen, settings, model, tmp_path)))
+    assert record(tmp_path)["summary"]["pairs"] == 3
+
+
+def test_scorers_that_contradict_each_other_decide_nothing(prompts, settings, model, tmp_path):
+    judges = (Brightness(), Brightness(scale=-1.0))
+    opposed = rollouts(prompts, scorers=judges, prompts_per_round=1)
+    with pytest.raises(DataError, match="10 rounds in a row had fewer pairs"):
+        next(iter(start(opposed, settings, model, tmp_path)))
+    harvest = record(tmp_path)
+    assert harvest["skipped"] == {"incomparable pairs": 3}
+    assert "0 of 3 pairs decided, 3 incomparable" in harvest["sentence"]
+
+
+def test_images_without_a_score_make_no_pair_and_are_counted(prompts, settings, model, tmp_path):
+    prompts.write_text("a cat\nnan\nfog\n")
+    next(iter(start(rollouts(prompts), settings, model, tmp_path)))
+    harvest = record(tmp_path)
+    assert harvest["skipped"]["images without a finite score by brightness"] == 3
+    assert harvest["summary"]["pairs"] == 6
+    assert (tmp_path / "round-0000/grid.png").exists()
+
+
+def test_a_scorer_that_never_says_a_number_stops_the_run(prompts, settings, model, tmp_path):
+    prompts.write_text("nan\n")
+    with pytest.raises(DataError, match="scorer brightness gave none of the round's 9 images a"):
+        next(iter(start(rollouts(prompts), settings, model, tmp_path)))
+
+
+def test_an_image_that_broke_makes_no_pair(prompts, settings, model, tmp_path, monkeypatch):
+    draw = d3po.sample_groups
+
+    def breaking(*arguments, **options):
+        trajectories = draw(*arguments, **options)
+        trajectories.latents[1, 0] = torch.nan
+        return trajectories
+
+    monkeypatch.setattr(d3po, "sample_groups", breaking)
+    next(iter(start(rollouts(prompts), settings, model, tmp_path)))
+    harvest = record(tmp_path)
+    assert harvest["skipped"]["images that were not finite"] == 2  # the first of either batch
+    assert not (tmp_path / "round-0000/images/0000-0.png").exists()
+    assert harvest["summary"]["pairs"] == 1 + 3 + 1
+
+
+def test_a_round_that_was_trained_on_keeps_its_pictures_alone(prompts, settings, model, tmp_path):
+    source = start(rollouts(prompts, pictured_images=4), settings, model, tmp_path)
+    list(islice(source, 13))  # the first round has 12
+    source.release(source.state_dict())
+    assert not list((tmp_path / "round-0000/latents").iterdir())
+    assert len(read_json_lines(tmp_path / "round-0000/scores.jsonl")) == 9
+    assert len(list((tmp_path / "round-0000/images").iterdir())) == 4
+    assert list((tmp_path / "round-0001/latents").iterdir())
+
+
+def test_killed_at_any_write_a_round_comes_out_the_same(
+    prompts, settings, model, tmp_path, monkeypatch
+):
+    small = rollouts(prompts, prompts_per_round=2, prompts_per_batch=1, images_per_prompt=2)
+
+    def one_batch(folder):
+        return next(iter(start(small, settings, model, folder, samples_per_device=1)))
+
+    whole = one_batch(tmp_path / "whole")
+    expected = files(tmp_path / "whole")
+    replace, writes = Path.replace, 0
+    while True:
+        left = writes
+
+        def failing(draft, target):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return replace(draft, target)
+
+        monkeypatch.setattr(Path, "replace", failing)
+        folder = tmp_path / str(writes)
+        try:
+            one_batch(folder)
+        except Killed:
+            monkeypatch.setattr(Path, "replace", replace)
+            batch = one_batch(folder)
+            assert batch.sample_ids == whole.sample_ids
+            assert torch.equal(batch.states, whole.states)
+            found = {
+                name: content for name, content in files(folder).items() if ".part" not in name
+            }
+            assert found == expected, f"killed at write {writes}"
+        else:
+            break
+        writes += 1
+    assert writes >= 1 + 2 * 3 + 2 + 3  # begun; pictures, latents and scores of 2 works; harvest
+
+
+def test_it_needs_the_steps_of_a_sampler(prompts, settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"set likelihood\.kind to transition"):
+        rollouts(prompts).open(facts(tmp_path, model=settings))
+
+
+def test_other_prompts_and_other_judges_are_another_run(prompts, settings, tmp_path):
+    def fingerprint(file=prompts, **changes):
+        return start(rollouts(file, **changes), settings, None, tmp_path).fingerprint()
+
+    first = fingerprint()
+    assert fingerprint(scorers=(Brightness(scale=2.0),)) != first
+    copied = tmp_path / "moved.txt"
+    copied.write_text(prompts.read_text())
+    assert fingerprint(copied) == first
+    copied.write_text("another\n")
+    assert fingerprint(copied) != first
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("images_per_prompt: 1", "one image has none to be compared with"),
+        ("scorers: []", "scorers is empty"),
+        ("scorers: [{kind: nobody}]", r"rollouts\.scorers\[0\]\.kind: there is no 'nobody'"),
+        ("scorers: [{kind: tests.comparison.brightness, scale: big}]", r"scorers\[0\]\.scale must"),
+        ("prompts_per_round: 0", "prompts_per_round must be at least 1"),
+        ("size: [512]", r"size must be \[height, width\] .* got \[512\]"),
+        ("size: [510, 512]", "multiples of 8"),
+        ("pairs: some", "must be one of all, best_worst"),
+        ("previewed_prompts: -1", "must be at least 0"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, keys, message):
+    given = {
+        "scorers": "[{kind: tests.comparison.brightness}]",
+        "prompts_per_round": "4",
+        "prompts": "p.txt",
+    }
+    name, _, value = keys.partition(": ")
+    lines = [f"  {key}: {text}\n" for key, text in (given | {name: value}).items()]
+    path = tmp_path / "run.yaml"
+    path.write_text("rollouts:\n  kind: d3po\n" + "".join(lines))
+    with pytest.raises(ConfigError, match=message):
+        config.load(Section, path)
+
+
+def test_a_judge_of_noisy_images_is_sent_to_stepwise(prompts):
+    class Timed(Brightness):
+        takes_time = True
+
+    with pytest.raises(ValueError, match="these are finished; stepwise takes such"):
+        rollouts(prompts, scorers=(Timed(),))
