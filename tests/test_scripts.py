@@ -43,7 +43,14 @@ def from_the_repository(monkeypatch) -> None:
 
 
 def test_no_script_is_forgotten():
-    tested = {*SMALL, *ELSEWHERE, "compare_methods.py", "compare_answers.py", "update_readme.py"}
+    tested = {
+        *SMALL,
+        *ELSEWHERE,
+        "compare_methods.py",
+        "compare_answers.py",
+        "update_readme.py",
+        "list_modules.py",
+    }
     assert {path.name for path in SCRIPTS.glob("*.py")} == tested
 
 

@@ -308,9 +308,9 @@ def test_impossible_settings_are_refused(tmp_path, keys, message):
         config.load(Section, path)
 
 
-def test_a_judge_of_noisy_images_is_sent_to_stepwise(prompts):
+def test_a_judge_of_noisy_images_is_sent_to_spo(prompts):
     class Timed(Brightness):
         takes_time = True
 
-    with pytest.raises(ValueError, match="these are finished; stepwise takes such"):
+    with pytest.raises(ValueError, match="these are finished; spo takes such"):
         rollouts(prompts, scorers=(Timed(),))
