@@ -33,8 +33,8 @@ def each_or_error(
         results = list(function(items))
     except torch.OutOfMemoryError as error:
         raise DiffalignError(
-            f"the memory of the GPU does not hold {len(items)} pictures at once: set a smaller "
-            f"batch_size, or where it is 1, make the pictures smaller. What is done stays, and the "
+            f"the memory of the GPU does not hold {len(items)} images at once: set a smaller "
+            f"batch_size, or where it is 1, make the images smaller. What is done stays, and the "
             f"same command goes on from there"
         ) from error
     except Exception as error:  # whatever one item does, the others must not pay for it

@@ -87,7 +87,7 @@ def precompute(
     path, overrides = _split(settings)
     if path is None:
         raise ConfigError(
-            "precompute needs the config file of a training run on answers, for example "
+            "precompute needs the config file of a training run on responses, for example "
             "configs/dpo/llava15_7b.yaml"
         )
     from diffalign import config
@@ -106,7 +106,7 @@ def precompute(
 @app.command()
 def generate(
     settings: Settings = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Draw the captioned grid.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Sample the captioned grid.")] = False,
 ) -> None:
     """Make images: prompts x seeds x models, the same initial noise for every model."""
     from diffalign import config
@@ -165,7 +165,7 @@ def evaluate(
     settings: Settings = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
 ) -> None:
-    """Benchmarks of answers about pictures: hallucination, recall and length, with intervals."""
+    """Benchmarks of responses about images: hallucination, recall and length, with intervals."""
     from diffalign import components, config
     from diffalign.benchmarks.base import AbstractBenchmark
     from diffalign.jobs import evaluate as job
@@ -177,7 +177,7 @@ def evaluate(
 
 @app.command()
 def synthesise(settings: Settings = None) -> None:
-    """Make preference data: rejected answers that the model itself helps to write."""
+    """Make preference data: rejected responses that the model itself helps to write."""
     from diffalign import config
     from diffalign.jobs import synthesise as job
 
@@ -189,7 +189,7 @@ def synthesise(settings: Settings = None) -> None:
 def demo(
     settings: Settings = None,
     vlm: Annotated[
-        bool, typer.Option("--vlm", help="Answers about pictures instead: the tiny LLaVA, mDPO.")
+        bool, typer.Option("--vlm", help="Responses about images instead: the tiny LLaVA, mDPO.")
     ] = False,
 ) -> None:
     """The main job on the embedded playground: align, look, measure what changed."""
@@ -197,9 +197,9 @@ def demo(
 
     path, overrides = _split(settings)
     if vlm:
-        from diffalign.jobs import demo_responses as demo_answers
+        from diffalign.jobs import demo_responses as demo_responses
 
-        demo_answers.run(config.load(demo_answers.AnswersDemoConfig, path, overrides))
+        demo_responses.run(config.load(demo_responses.ResponsesDemoConfig, path, overrides))
     else:
         from diffalign.jobs import demo as job
 

@@ -43,7 +43,7 @@ def unused(path: Path) -> Path:
 def override(key: str, value: Any) -> str:
     """`key=value` for `config.load`, which reads the value as YAML.
 
-    A text stands as it is where YAML would read the same text, and in YAML's quotes elsewhere: a
+    A text is as it is where YAML would read the same text, and in YAML's quotes elsewhere: a
     folder named `[1]` is no list, and one named `2024` no number.
     """
     if isinstance(value, str | Path):

@@ -242,7 +242,7 @@ def translation(job: str, arguments: Sequence[str], options: Collection[str]) ->
         A message with the command as it has to be, or None where no flag is foreign.
     """
     table = TABLES.get(job, {})
-    answers: list[str] = []
+    responses: list[str] = []
     command: list[str] = []
     remaining = list(arguments)
     section = _section_of(arguments)
@@ -260,19 +260,19 @@ def translation(job: str, arguments: Sequence[str], options: Collection[str]) ->
         if here is None:
             said, settings = _unknown(flag, given, options, table, section)
         else:
-            said, settings = _answer(here, given, section)
-        answers.append(f"  {typed}: {said}")
+            said, settings = _response(here, given, section)
+        responses.append(f"  {typed}: {said}")
         command += settings
-    if not answers:
+    if not responses:
         return None
     command = _joined(command)
     if job in ("train", "precompute") and not any(c.endswith((".yaml", ".yml")) for c in command):
         command.insert(0, "CONFIG.yaml")
-        answers.append("  CONFIG.yaml: one whole run; ready-made ones lie in configs/")
+        responses.append("  CONFIG.yaml: one whole run; ready-made ones lie in configs/")
     pasteable = " ".join(word if word == "CONFIG.yaml" else shlex.quote(word) for word in command)
     return (
         f"settings of {job} are written key=value and not as flags:\n"
-        + "\n".join(answers)
+        + "\n".join(responses)
         + f"\nThe same command:\n  diffalign {job} {pasteable}".rstrip()
     )
 
@@ -302,8 +302,8 @@ def _values(remaining: Sequence[str], here: Here | None) -> list[str]:
     return found
 
 
-def _answer(here: Here, given: Sequence[str], section: str) -> tuple[str, list[str]]:
-    """What is said of a flag, and what stands for it in the command."""
+def _response(here: Here, given: Sequence[str], section: str) -> tuple[str, list[str]]:
+    """What is said of a flag, and what represents it in the command."""
     note = here.note.removeprefix("switch: ")
     if not here.setting:
         return note, []
@@ -358,7 +358,7 @@ def _unknown(
     if near is None:
         return said, list(given)
     said += f" Did you mean {near}?"
-    return said, _answer(theirs[near], given, section)[1] if near in theirs else [near, *given]
+    return said, _response(theirs[near], given, section)[1] if near in theirs else [near, *given]
 
 
 def _joined(command: list[str]) -> list[str]:

@@ -150,7 +150,7 @@ def explain(cause: BaseException, name: str, *, kind: Kind, section: str = "mode
         return (
             f"{place} does not answer in time, and several attempts did not help. Try again, "
             f"with HF_HUB_DOWNLOAD_TIMEOUT=60 and HF_HUB_ETAG_TIMEOUT=60 if the network is "
-            f"slow; a run that had begun continues with --resume"
+            f"slow; a run that had started continues with --resume"
         )
     if _is_cut_off(names, text):
         return (

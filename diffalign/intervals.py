@@ -2,7 +2,7 @@
 
 Sentences about one image, and images of one prompt, resemble each other and are no independent
 evidence, so whole clusters are resampled: what is kept of a cluster is its share of each sum, and
-`scipy.stats.bootstrap` draws clusters with `paired=True`.
+`scipy.stats.bootstrap` samples clusters with `paired=True`.
 
 With few clusters the percentiles of a bootstrap are too narrow, and where nearly everything went
 one way they collapse: five right images of five gave an interval of no width. So `auto` takes only
@@ -56,9 +56,9 @@ class Bootstrap:
     confidence: float = 0.95
     """Of the intervals."""
     resamples: int = 10_000
-    """How often the clusters are drawn with replacement."""
+    """How often the clusters are sampled with replacement."""
     seed: int = 0
-    """Of the drawing."""
+    """Of the sampling."""
     method: Method = "auto"
     """auto: score intervals of shares and Student's of other figures, with the spread of the
     bootstrap. percentile and bca: scipy's own, too narrow below some 20 clusters."""
@@ -130,13 +130,13 @@ class Bootstrap:
         }
 
     def _resampled(self, clusters: Tally) -> Tally:
-        """Sums [resamples] over as many clusters as there are, drawn with replacement."""
+        """Sums [resamples] over as many clusters as there are, sampled with replacement."""
 
         def sums(*columns: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
             return np.stack([column.sum(axis=axis) for column in columns])
 
-        drawn = self._scipy(clusters, sums, method="percentile").bootstrap_distribution
-        return dict(zip(clusters, drawn, strict=True))
+        sampled = self._scipy(clusters, sums, method="percentile").bootstrap_distribution
+        return dict(zip(clusters, sampled, strict=True))
 
     def _bca(self, clusters: Tally, statistic: Statistic) -> Interval | None:
         def of_sums(*columns: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
@@ -181,14 +181,14 @@ class Bootstrap:
             top: what it is at most where it is a share, which is at least 0; None for others.
         """
         value = float(statistic({name: np.asarray(c.sum()) for name, c in clusters.items()}))
-        drawn = statistic(resampled)
-        drawn = drawn[~np.isnan(drawn)]
-        if np.isnan(value) or len(drawn) < 2:
+        sampled = statistic(resampled)
+        sampled = sampled[~np.isnan(sampled)]
+        if np.isnan(value) or len(sampled) < 2:
             return None
         carriers = int((~np.isnan(statistic(clusters))).sum())
         if carriers < 2:
             return None
-        spread = float(drawn.std(ddof=1)) * math.sqrt(carriers / (carriers - 1))
+        spread = float(sampled.std(ddof=1)) * math.sqrt(carriers / (carriers - 1))
         level = (1 + self.confidence) / 2
         freedom = degrees_of_freedom(clusters, statistic, carriers)
         quantile = float(scipy.stats.t.ppf(level, freedom))

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from diffalign.errors import ConfigError
 
 FIELD = "key_variable"
-"""The setting that names an environment variable, wherever it stands in a config."""
+"""The setting that names an environment variable, wherever it is in a config."""
 OWN_HOSTS: Mapping[str, str] = {
     "OPENAI_API_KEY": "api.openai.com",
     "HF_TOKEN": "huggingface.co",

@@ -72,7 +72,7 @@ def only_writer(folder: Path, *, of: str = "") -> Iterator[None]:
         except OSError as error:
             raise DataError(
                 f"{folder}: cannot be written ({error.strerror or error}), and so nothing was "
-                f"begun. Make room there or ask for the right to write, or choose another folder"
+                f"started. Make room there or ask for the right to write, or choose another folder"
             ) from error
         yield
 

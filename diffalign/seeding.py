@@ -1,7 +1,7 @@
-"""Randomness as data: every random choice is a function of (run seed, sample id, draw number).
+"""Randomness as data: every random choice is a function of (run seed, sample id, sample number).
 
-A draw is one visit of a sample. What is drawn for it does not depend on the batch it lands in, on
-the rank that reads it, or on the device that trains it.
+A sample is one visit of a sample. What is sampled for it does not depend on the batch it lands in,
+on the rank that reads it, or on the device that trains it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TimestepSampling:
     high: int | None = None
     """Last timestep, exclusive; null is the length of the model's own schedule."""
     strata: int = 1
-    """Consecutive draws of a sample cycle through this many equal parts of the range, from a
+    """Consecutive samples of a sample cycle through this many equal parts of the range, from a
     sample-dependent start: the same distribution with less variance. 1 is plain uniform."""
     values: tuple[int, ...] = ()
     """If given, only these timesteps are used, uniformly (for example a distilled model's)."""
@@ -79,13 +79,13 @@ class TimestepSampling:
                 f"{schedule_length}: 0 to {schedule_length - 1}"
             )
 
-    def draw(self, run_seed: int, sample_id: str, draw: int, *, schedule_length: int) -> float:
-        """The time of one draw, in [low, high) and in units of training timesteps.
+    def sample(self, run_seed: int, sample_id: str, sample: int, *, schedule_length: int) -> float:
+        """The time of one sample, in [low, high) and in units of training timesteps.
 
         Discrete schedules take its integer part, continuous ones divide by `schedule_length`.
         """
-        stratum = draw + derive_seed(run_seed, sample_id, "stratum")
-        position = unit_interval(run_seed, sample_id, draw, "timestep")
+        stratum = sample + derive_seed(run_seed, sample_id, "stratum")
+        position = unit_interval(run_seed, sample_id, sample, "timestep")
         fraction = (stratum % self.strata + position) / self.strata
         if self.values:
             return float(self.values[int(fraction * len(self.values))])

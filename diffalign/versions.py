@@ -70,7 +70,7 @@ def tested() -> dict[str, str]:
     """The tested version of each library, for this Python and system.
 
     Empty if the list is not part of this installation: a wheel carries it inside the package, a
-    checkout beside it.
+    checkout next to it.
     """
     package = Path(__file__).parent
     places = (package / TESTED_SET, package.parent / TESTED_SET)

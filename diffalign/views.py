@@ -1,8 +1,8 @@
-"""Names of views: which response, which of its tokens, beside which pictures.
+"""Names of views: which response, which of its tokens, next to which images.
 
-`chosen` is the preferred side with the pictures of the sample. `chosen@crop` is the same response
-beside pictures under the condition `crop`, and `chosen:changed` counts its tokens by the weight map
-`changed`; both together are `chosen:changed@crop`. Pictures under a denoiser have plain names only.
+`chosen` is the preferred side with the images of the sample. `chosen@crop` is the same response
+next to images under the condition `crop`, and `chosen:changed` counts its tokens by the weight map
+`changed`; both together are `chosen:changed@crop`. Images under a denoiser have plain names only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class View:
     weights: str | None = None
     """The weight map of its tokens; None counts every token once."""
     condition: str | None = None
-    """What the pictures were put through; None leaves them as they are."""
+    """What the images were put through; None leaves them as they are."""
 
     @classmethod
     def parse(cls, name: str) -> View:

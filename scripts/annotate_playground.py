@@ -1,12 +1,12 @@
-"""Rank groups of playground pictures as a patient person would, and write the preferences file.
+"""Rank groups of playground images as a patient person would, and write the preferences file.
 
     python scripts/annotate_playground.py runs/playground_groups
 
-The head of configs/playground/d3po_feedback.yaml has the command that draws the groups, and the one
-that trains on what this writes.
+The head of configs/playground/d3po_feedback.yaml has the command that samples the groups, and the
+one that trains on what this writes.
 
-The annotator sees nothing but the pictures and their prompts, and says what the oracle thinks:
-best first, pictures of equal fidelity as ties.
+The annotator sees nothing but the images and their prompts, and says what the oracle thinks:
+best first, images of equal fidelity as ties.
 """
 
 from __future__ import annotations

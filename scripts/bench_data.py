@@ -29,7 +29,7 @@ BATCH_PAIRS = 8
 
 
 def jpeg(pixels: int, generator: np.random.Generator) -> bytes:
-    """A blurred random picture, which compresses about as well as a photograph."""
+    """A blurred random image, which compresses about as well as a photograph."""
     noise = generator.integers(0, 255, (pixels, pixels, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.2)).save(buffer, "JPEG", quality=90)
@@ -41,7 +41,7 @@ def write_pairs(file: Path, pairs: int, pixels: int) -> int:
     generator = np.random.default_rng(0)
     rows = [
         {
-            "caption": f"picture {i}",
+            "caption": f"image {i}",
             "jpg_0": jpeg(pixels, generator),
             "jpg_1": jpeg(pixels, generator),
             "label_0": 1.0,

@@ -1,4 +1,4 @@
-"""One vision pass and log-probabilities in chunks, beside the plain path: loss, time and memory.
+"""One vision pass and log-probabilities in chunks, next to the plain path: loss, time and memory.
 
     python scripts/bench_tokens.py --words 32000 --words 152000
 
@@ -32,7 +32,7 @@ from diffalign.likelihoods.tokens import Tokens
 from diffalign.models import lora
 from diffalign.models.lora import LoraSettings
 from diffalign.models.reference import AdapterOff
-from diffalign.models.vlm.families import dissect
+from diffalign.models.vlm.families import find_modules
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import TokenScorer
 
@@ -68,7 +68,7 @@ def build(words: int, width: int, device: torch.device) -> LlavaForConditionalGe
     )
     model = LlavaForConditionalGeneration(config).requires_grad_(False).to(device)
     settings = LoraSettings(rank=8)
-    lora.attach(model, settings, scope=dissect(model, where="benchmark").language_scope)
+    lora.attach(model, settings, scope=find_modules(model, where="benchmark").language_scope)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -92,11 +92,11 @@ def batch_of(pairs: int, words: int) -> TokenBatch:
     pixels = torch.randn(pairs, 3, PIXELS, PIXELS, generator=generator)
     return TokenBatch(
         sample_ids=tuple(map(str, range(pairs))),
-        draws=(0,) * pairs,
+        visits=(0,) * pairs,
         views=frozenset(VIEWS),
         responses={"chosen": rows(RESPONSE_TOKENS), "rejected": rows(RESPONSE_TOKENS // 2)},
-        pictures={None: {"pixel_values": pixels}},
-        picture_counts=torch.ones(pairs, dtype=torch.int64),
+        image_inputs={None: {"pixel_values": pixels}},
+        image_counts=torch.ones(pairs, dtype=torch.int64),
         weights={},
     )
 
@@ -109,7 +109,7 @@ def dpo(policy: Tensor, reference: Tensor) -> Tensor:
 
 def ours(model: LlavaForConditionalGeneration, batch: TokenBatch) -> Tensor:
     device = model.lm_head.weight.device
-    network = TokenScorer(model, dissect(model, where="benchmark"), positions_at_once=256)
+    network = TokenScorer(model, find_modules(model, where="benchmark"), positions_at_once=256)
     trained = VisionLanguageModel(
         network=network,
         reference=AdapterOff(),
@@ -140,7 +140,7 @@ def plain(model: LlavaForConditionalGeneration, batch: TokenBatch) -> Tensor:
 
     ids, attention = padded([r.input_ids for r in rows]), padded([r.attention_mask for r in rows])
     mask = padded([r.response_mask for r in rows])[:, 1:]
-    pixels = batch.pictures[None]["pixel_values"].repeat(2, 1, 1, 1).to(device)
+    pixels = batch.image_inputs[None]["pixel_values"].repeat(2, 1, 1, 1).to(device)
 
     def sums() -> Tensor:
         logits = model(input_ids=ids, attention_mask=attention, pixel_values=pixels).logits

@@ -7,7 +7,7 @@
 Each row is a config under configs/playground, trained by `diffalign train` on one thread; what it
 needs first (a preference model, an annotator's file) is made by the commands of `preparations`. A
 run that is there already is taken as it is: delete its folder to do it again. At the end all models
-draw the held-out prompts from the same noise, the oracle reads the pictures, and what stands
+sample the held-out prompts from the same noise, the oracle reads the images, and what is
 between the two markers of docs/results.md is replaced.
 """
 
@@ -172,7 +172,7 @@ def train(folder: Path, row: Row, more: Sequence[str]) -> None:
 
 def evaluate(folder: Path, rows: Sequence[Row], prompts: Sequence[str]) -> list[Result]:
     """Generate with, score and compare all rows with the base."""
-    pictures = folder / "evaluation"
+    images = folder / "evaluation"
     generate.run(
         generate.GenerateConfig(
             models={
@@ -183,19 +183,19 @@ def evaluate(folder: Path, rows: Sequence[Row], prompts: Sequence[str]) -> list[
             seeds=SEEDS,
             sampler=SAMPLER,
             batch_size=36,
-            output=pictures,
+            output=images,
         )
     )
-    score.run(score.ScoreConfig(images=pictures, scorer=PlaygroundOracle(), batch_size=256))
+    score.run(score.ScoreConfig(images=images, scorer=PlaygroundOracle(), batch_size=256))
     models = tuple(row.name for row in rows)
-    return compare.run(compare.CompareConfig(images=pictures, baseline="base", models=models))
+    return compare.run(compare.CompareConfig(images=images, baseline="base", models=models))
 
 
 def costs(run: Path) -> tuple[int, int, float]:
-    """Network evaluations (rows), pictures scored, CPU seconds of a run."""
+    """Network evaluations (rows), images scored, CPU seconds of a run."""
     timing = (run / "timing.jsonl").read_text().splitlines()
     records = [json.loads(path.read_text()) for path in run.glob("rounds/*/round.json")]
-    scored = sum(record["harvest"]["summary"].get("scored", 0) for record in records)
+    scored = sum(record["summarise_round"]["summary"].get("scored", 0) for record in records)
     seconds = json.loads((run / "seconds.json").read_text())
     return json.loads(timing[-1])["network_rows"], int(scored), seconds
 
@@ -206,7 +206,7 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result], before: 
     base = results[0].comparison
     head = [
         "| method | win rate of decided pairs (95 % interval) | wins / ties / losses "
-        "| fidelity (gain, 95 % interval) | pixel distance | UNet rows | pictures scored "
+        "| fidelity (gain, 95 % interval) | pixel distance | UNet rows | images scored "
         "| CPU seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -228,7 +228,7 @@ def table(folder: Path, rows: Sequence[Row], results: Sequence[Result], before: 
     first = "; ".join(f"{name} {seconds} s" for name, seconds in sorted(prepared.items())) or "none"
     return (
         merged(before, head, lines, ["base", *(row.title for row in ROWS)])
-        + f"\n\n{base.items} pictures of {base.prompts} held-out prompts, {SEEDS} seeds, "
+        + f"\n\n{base.items} images of {base.prompts} held-out prompts, {SEEDS} seeds, "
         f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}. Pixel distance: root mean square "
         f"difference of a prompt's images, for which a shifted copy is another image. CPU seconds: "
         f"of the whole run, one thread. "

@@ -4,9 +4,9 @@
     python scripts/interval_coverage.py --method percentile    # the same of scipy's percentiles
     python scripts/interval_coverage.py --difference --rates 0.05    # of a mean that is no share
 
-Prompts differ: the chance of winning is drawn for each from a beta distribution, so that the images
-of one prompt agree with a correlation of --alike. Every cell simulates --trials comparisons of
---images images a prompt. With --difference a win is a difference of 1 and all else one of 0, and
+Prompts differ: the chance of winning is sampled for each from a beta distribution, so that the
+images of one prompt agree with a correlation of --alike. Every cell simulates --trials comparisons
+of --images images a prompt. With --difference a win is a difference of 1 and all else one of 0, and
 the mean has the interval of any figure that is no share.
 """
 

@@ -75,8 +75,8 @@ RUNS = {
         "sdxl",
     ),
     "responses": (
-        "configs/playground/answers/mdpo.yaml",
-        ("responses.path={root}/assets/playground/answers", "training.samples_per_device=1"),
+        "configs/playground/responses/mdpo.yaml",
+        ("responses.path={root}/assets/playground/responses", "training.samples_per_device=1"),
         "llava",
     ),
 }
@@ -88,7 +88,7 @@ REFUSAL = "no checkpoint of this run can be used"
 
 
 def settings(kind: str, output: Path) -> Path:
-    """Write the config of a run beside its folder."""
+    """Write the config of a run next to its folder."""
     path, more, model = RUNS[kind]
     overrides = [
         *(text.replace("{root}", str(ROOT)) for text in more),

@@ -76,8 +76,8 @@ def main() -> None:
     prompts = (held_out_prompts() if args.held_out else preference_prompts())[: args.prompts]
     rows = []
     for i, prompt in enumerate(prompts):
-        pictures = as_stored(sample(pipeline, prompt, args.seed + i * args.images, args))
-        rows += pair_up(prompt, pictures)
+        images = as_stored(sample(pipeline, prompt, args.seed + i * args.images, args))
+        rows += pair_up(prompt, images)
         if (i + 1) % 20 == 0 or i + 1 == len(prompts):
             print(f"{i + 1}/{len(prompts)} prompts, {len(rows)} pairs", flush=True)
     np.random.default_rng(args.seed).shuffle(rows)
@@ -104,26 +104,26 @@ def sample(
     ).images
 
 
-def as_stored(pictures: Sequence[Image.Image]) -> list[bytes]:
+def as_stored(images: Sequence[Image.Image]) -> list[bytes]:
     """JPEG bytes; the oracle judges what they decode to, so labels are true of the stored pair."""
     encoded = []
-    for picture in pictures:
+    for image in images:
         buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=95)
+        image.save(buffer, format="JPEG", quality=95)
         encoded.append(buffer.getvalue())
     return encoded
 
 
-def pair_up(prompt: str, pictures: Sequence[bytes]) -> Iterator[dict[str, object]]:
+def pair_up(prompt: str, images: Sequence[bytes]) -> Iterator[dict[str, object]]:
     """Best with worst, second best with second worst, ...; the sides in no particular order."""
-    scores = [fidelity(read_objects(Image.open(io.BytesIO(p))), prompt) for p in pictures]
+    scores = [fidelity(read_objects(Image.open(io.BytesIO(p))), prompt) for p in images]
     order = np.argsort(scores, kind="stable")
-    names = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"{prompt} {i}")) for i in range(len(pictures))]
+    names = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"{prompt} {i}")) for i in range(len(images))]
     for low, high in zip(order, order[::-1][: len(order) // 2], strict=False):
         left, right = (high, low) if int(names[high][:8], 16) % 2 else (low, high)
         label = 0.5 + 0.5 * float(np.sign(scores[left] - scores[right]))
         yield {
-            "are_different": pictures[left] != pictures[right],
+            "are_different": images[left] != images[right],
             "best_image_uid": {1.0: names[left], 0.0: names[right]}.get(label, ""),
             "caption": prompt,
             "has_label": True,
@@ -131,14 +131,14 @@ def pair_up(prompt: str, pictures: Sequence[bytes]) -> Iterator[dict[str, object
             "image_0_url": "",
             "image_1_uid": names[right],
             "image_1_url": "",
-            "jpg_0": pictures[left],
-            "jpg_1": pictures[right],
+            "jpg_0": images[left],
+            "jpg_1": images[right],
             "label_0": label,
             "label_1": 1.0 - label,
             "model_0": MODEL_NAME,
             "model_1": MODEL_NAME,
             "user_id": 0,
-            "num_example_per_prompt": len(pictures) // 2,
+            "num_example_per_prompt": len(images) // 2,
         }
 
 

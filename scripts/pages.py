@@ -1,4 +1,4 @@
-"""Figures in pages: what stands between two markers is written by a script, and by nobody else.
+"""Figures in pages: what is between two markers is written by a script, and by nobody else.
 
 A table of several runs keeps the rows of runs that are not there: a figure that took a day is not
 lost because somebody measured another one in a new clone.
@@ -16,14 +16,14 @@ from diffalign.intervals import Interval
 
 
 def fill(page: Path, name: str, figures: str) -> None:
-    """Replace what stands between `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
+    """Replace what is between `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
     text = page.read_text(encoding="utf-8")
     start, end = _place(page, name, text)
     page.write_text(text[:start] + figures + text[end:], encoding="utf-8")
 
 
 def filled(page: Path, name: str) -> str:
-    """What stands between the two markers."""
+    """What is between the two markers."""
     text = page.read_text(encoding="utf-8")
     start, end = _place(page, name, text)
     return text[start:end]

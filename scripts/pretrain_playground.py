@@ -4,7 +4,7 @@
 
 Three stages: the autoencoder on rendered scenes; the UNet and both text encoders together on its
 latents, with true captions; the same with captions that are often wrong in a detail or two. The
-last stage turns the model into a mixture of right and wrong answers, each of them crisp: that is
+last stage turns the model into a mixture of right and wrong responses, each of them crisp: that is
 what preference pairs can shift. The script ends by measuring the result with the oracle and
 writing a diffusers folder with a model card. Same seed, same machine: same weights.
 
@@ -73,9 +73,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="diffusers folder to write")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=8192, help="rendered pictures to learn from")
-    parser.add_argument("--vae-steps", type=int, default=2000, help="steps of 8 pictures")
-    parser.add_argument("--decoder-steps", type=int, default=1500, help="steps of 8 pictures")
+    parser.add_argument("--scenes", type=int, default=8192, help="rendered images to learn from")
+    parser.add_argument("--vae-steps", type=int, default=2000, help="steps of 8 images")
+    parser.add_argument("--decoder-steps", type=int, default=1500, help="steps of 8 images")
     parser.add_argument("--clean-steps", type=int, default=1500, help="steps of 64 latents")
     parser.add_argument("--noisy-steps", type=int, default=500, help="steps of 64 latents")
     parser.add_argument(
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         default=0.6,
         help="probability of a mistake in a caption, and of each further one, in noisy steps",
     )
-    parser.add_argument("--items", type=int, default=324, help="pictures per measurement")
+    parser.add_argument("--items", type=int, default=324, help="images per measurement")
     return parser.parse_args()
 
 
@@ -158,7 +158,7 @@ def fit(
 def train_vae(vae: AutoencoderKL, images: Tensor, *, steps: int, seed: int) -> None:
     """Reconstruction error, and a light pull of the posterior towards a standard normal."""
     torch.manual_seed(seed)
-    with torch.no_grad():  # a narrow posterior, or its noise drowns the picture at first
+    with torch.no_grad():  # a narrow posterior, or its noise drowns the image at first
         vae.quant_conv.bias[vae.config.latent_channels :] -= 4.0
 
     def loss_on(rows: np.ndarray) -> Tensor:
@@ -172,7 +172,7 @@ def train_vae(vae: AutoencoderKL, images: Tensor, *, steps: int, seed: int) -> N
 
 
 def refine_decoder(vae: AutoencoderKL, images: Tensor, *, steps: int, seed: int) -> None:
-    """Crisper pictures from the same latents: the encoder stays as it is."""
+    """Crisper images from the same latents: the encoder stays as it is."""
     torch.manual_seed(seed)
 
     def loss_on(rows: np.ndarray) -> Tensor:
@@ -330,13 +330,13 @@ def sampled_fidelity(
     for start in range(0, items, 54):
         batch = asked[start : start + 54]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
-        pictures = pipeline(
+        images = pipeline(
             batch,
             generator=generators,
             guidance_scale=GUIDANCE_SCALE,
             num_inference_steps=INFERENCE_STEPS,
         ).images
-        scores += [fidelity(read_objects(p), text) for p, text in zip(pictures, batch, strict=True)]
+        scores += [fidelity(read_objects(p), text) for p, text in zip(images, batch, strict=True)]
     return float(np.mean(scores))
 
 
@@ -350,7 +350,7 @@ pipeline_tag: text-to-image
 ---
 # The playground's tiny SDXL
 
-SDXL's architecture in 3.5 M parameters, for 64x64 pictures of one or two coloured shapes.
+SDXL's architecture in 3.5 M parameters, for 64x64 images of one or two coloured shapes.
 It is pretrained on captions of which many are wrong on purpose, so that preferences have something
 to teach it. `StableDiffusionXLPipeline.from_pretrained` opens this folder.
 
@@ -358,7 +358,7 @@ to teach it. `StableDiffusionXLPipeline.from_pretrained` opens this folder.
 |---|---|
 {chr(10).join(lines)}
 
-Samples: {args.items} pictures each, {INFERENCE_STEPS} steps of the folder's scheduler, guidance
+Samples: {args.items} images each, {INFERENCE_STEPS} steps of the folder's scheduler, guidance
 {GUIDANCE_SCALE}. Fidelity is what `docs/playground.md` defines, from 0 to 1.
 
 Made in {minutes:.0f} minutes on {machine} with torch {torch.__version__} by

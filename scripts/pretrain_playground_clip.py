@@ -2,10 +2,10 @@
 
     python scripts/pretrain_playground_clip.py --out assets/playground/clip
 
-Two stages. Contrastive training on rendered scenes with true captions; beside the other captions of
-a batch, every picture meets a misreading of its own, or the tower would learn which words occur
+Two stages. Contrastive training on rendered scenes with true captions; next to the other captions
+of a batch, every image meets a misreading of its own, or the tower would learn which words occur
 and not which shape has which colour. Then a Bradley-Terry fit to pairs of the finished SDXL's own
-samples, as PickScore was made from CLIP. What results judges clean pictures. Same seed, same
+samples, as PickScore was made from CLIP. What results scorers clean images. Same seed, same
 machine: same weights.
 
 With `--measure` it is compared with the oracle on pairs that it never saw, such as those of
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", help="folder of a CLIP to fit, instead of the first stage")
-    parser.add_argument("--scenes", type=int, default=8192, help="rendered pictures to learn from")
+    parser.add_argument("--scenes", type=int, default=8192, help="rendered images to learn from")
     parser.add_argument("--contrastive-steps", type=int, default=2500, help="steps of 64 scenes")
     parser.add_argument("--preference-steps", type=int, default=200, help="steps of 32 pairs")
     parser.add_argument("--preferences", type=Path, help="default: the shipped pairs")
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def train_contrastively(clip: CLIPModel, scenes: list[Scene], *, steps: int, seed: int) -> None:
-    """Each picture finds its caption among all others and one misreading a picture; and back."""
+    """Each image finds its caption among all others and one misreading an image; and back."""
     pixels = pixel_values(torch.stack([to_tensor(scene) for scene in scenes]))
     kinds = [tuple(item.kind for item in scene.objects) for scene in scenes]
     rng = np.random.default_rng(seed)
@@ -98,7 +98,7 @@ def train_contrastively(clip: CLIPModel, scenes: list[Scene], *, steps: int, see
         own = torch.tensor([texts.index(text) for text in captions])
         images = F.normalize(image_features(clip, pixels[rows]), dim=-1)
         words = F.normalize(text_features(clip, tokens_of(texts)), dim=-1)
-        logits = clip.logit_scale.exp() * images @ words.T  # [pictures, texts]
+        logits = clip.logit_scale.exp() * images @ words.T  # [images, texts]
         same = (own[:, None] == own[None, :]).float()
         back = F.cross_entropy(logits[:, own].T, same / same.sum(dim=1, keepdim=True))
         return (F.cross_entropy(logits, own) + back) / 2
@@ -109,7 +109,7 @@ def train_contrastively(clip: CLIPModel, scenes: list[Scene], *, steps: int, see
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two pictures a prompt."""
+    """Two images a prompt."""
 
     prompts: list[str]
     first: Tensor
@@ -126,13 +126,13 @@ def read_pairs(folder: Path) -> Pairs:
     table = pq.read_table(sorted(folder.glob("*.parquet"))).to_pydict()
     return Pairs(
         prompts=table["caption"],
-        first=stack_pictures(table["jpg_0"]),
-        second=stack_pictures(table["jpg_1"]),
+        first=stack_images(table["jpg_0"]),
+        second=stack_images(table["jpg_1"]),
         preference=torch.tensor(table["label_0"], dtype=torch.float32),
     )
 
 
-def stack_pictures(files: list[bytes]) -> Tensor:
+def stack_images(files: list[bytes]) -> Tensor:
     arrays = [np.array(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
     return pixel_values(images)
@@ -150,7 +150,7 @@ def fit_preferences(clip: CLIPModel, pairs: Pairs, *, steps: int, seed: int) -> 
 
 
 def margins(clip: CLIPModel, pairs: Pairs, rows: np.ndarray) -> Tensor:
-    """Score of the first picture minus that of the second."""
+    """Score of the first image minus that of the second."""
     images = image_features(clip, torch.cat([pairs.first[rows], pairs.second[rows]]))
     texts = text_features(clip, tokens_of([pairs.prompts[row] for row in rows])).repeat(2, 1)
     first, second = (clip.logit_scale.exp() * cosine(images, texts)).chunk(2)
@@ -184,7 +184,7 @@ library_name: transformers
 ---
 # The playground's tiny CLIP
 
-CLIP in 0.6 M parameters for whole pictures of 64x64 pixels, fitted to the playground's preference
+CLIP in 0.6 M parameters for whole images of 64x64 pixels, fitted to the playground's preference
 pairs: what PickScore is to Stable Diffusion. `CLIPModel.from_pretrained` opens this folder.
 
 {figures}

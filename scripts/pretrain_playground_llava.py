@@ -3,7 +3,7 @@
     python scripts/pretrain_playground_llava.py --out assets/playground/llava
 
 Three stages. The vision tower learns which kind of object lies around each of its patches, as real
-towers know pictures before they meet a language model; then it is frozen, as LLaVA's is. The rest
+towers know images before they meet a language model; then it is frozen, as LLaVA's is. The rest
 learns to describe scenes and to answer questions about them, first from truthful annotators, then
 from careless ones, who name what usually comes along though it is absent, mistake colours for the
 usual ones, and say yes too often: what results sees well and hallucinates all the same. (Careless
@@ -33,11 +33,11 @@ from diffalign.playground.llava import PATCH_SIZE, build_llava, build_processor,
 from diffalign.playground.multi_object_scenes import (
     COMPANIONS,
     TRUTHFUL,
-    Carelessness,
+    AnnotatorNoise,
     description,
     kinds_in,
     named,
-    sample_crowd,
+    sample_multi_object_scene,
     truthful_order,
 )
 from diffalign.playground.questions import (
@@ -47,7 +47,7 @@ from diffalign.playground.questions import (
     attribute_questions,
     existence_question,
 )
-from diffalign.playground.response_quality import evaluate_answers, held_out_crowds
+from diffalign.playground.response_quality import evaluate_responses, held_out_multi_object_scenes
 from diffalign.playground.scenes import IMAGE_SIZE, KINDS, Scene, render
 
 SUGGESTED = 0.8
@@ -58,10 +58,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=8192, help="rendered pictures to learn from")
-    parser.add_argument("--tower-steps", type=int, default=450, help="steps of 64 pictures")
+    parser.add_argument("--scenes", type=int, default=8192, help="rendered images to learn from")
+    parser.add_argument("--tower-steps", type=int, default=450, help="steps of 64 images")
     parser.add_argument("--truthful-steps", type=int, default=500, help="steps of 48 scenes")
-    parser.add_argument("--careless-steps", type=int, default=400, help="steps of 48 scenes")
+    parser.add_argument("--annotator_noise-steps", type=int, default=400, help="steps of 48 scenes")
     parser.add_argument("--items", type=int, default=300, help="held-out scenes to measure on")
     return parser.parse_args()
 
@@ -69,19 +69,22 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     started = time.monotonic()
-    scenes = [sample_crowd((args.seed, i)) for i in range(args.scenes)]
+    scenes = [sample_multi_object_scene((args.seed, i)) for i in range(args.scenes)]
     pixels = pixel_values(scenes)
     model = build_llava(args.seed)
     train_tower(model, pixels, scenes, steps=args.tower_steps, seed=args.seed)
     features = seen_by(model, pixels)
     for stage, (steps, lr, habits) in enumerate(
-        ((args.truthful_steps, 1e-3, TRUTHFUL), (args.careless_steps, 1e-3, Carelessness()))
+        (
+            (args.truthful_steps, 1e-3, TRUTHFUL),
+            (args.annotator_noise_steps, 1e-3, AnnotatorNoise()),
+        )
     ):
         seed = args.seed + 1 + stage
-        train_answers(model, features, scenes, habits, steps=steps, lr=lr, seed=seed)
+        train_responses(model, features, scenes, habits, steps=steps, lr=lr, seed=seed)
     minutes = (time.monotonic() - started) / 60
     save_llava(model, args.out)
-    figures = measure(args.out, held_out_crowds(args.items))
+    figures = measure(args.out, held_out_multi_object_scenes(args.items))
     card = model_card(figures, args, model.num_parameters(), minutes)
     (args.out / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {args.out} after {minutes:.1f} minutes")
@@ -90,7 +93,7 @@ def main() -> None:
 
 
 def pixel_values(scenes: Sequence[Scene]) -> Tensor:
-    """Pictures as the tower takes them, [n, 3, 64, 64]."""
+    """Images as the tower takes them, [n, 3, 64, 64]."""
     prepare = build_processor().image_processor
     chunks = [
         prepare([render(scene) for scene in scenes[start : start + 512]], return_tensors="pt")
@@ -143,17 +146,17 @@ def seen_by(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     return torch.cat(chunks)[:, 1:].contiguous()
 
 
-def train_answers(
+def train_responses(
     model: LlavaForConditionalGeneration,
     features: Tensor,
     scenes: Sequence[Scene],
-    habits: Carelessness,
+    habits: AnnotatorNoise,
     *,
     steps: int,
     lr: float,
     seed: int,
 ) -> None:
-    """A description of every scene and answers to questions about it; only answers are learnt.
+    """A description of every scene and answers to questions about it; only responses are learnt.
 
     One in three tokens of a yes or no decides anything, which is why they weigh three times.
     """
@@ -169,7 +172,7 @@ def train_answers(
         )
         return sum(
             (
-                weight * answer_loss(model, features[rows], **writer.inputs(texts))
+                weight * response_loss(model, features[rows], **writer.inputs(texts))
                 for weight, texts in groups
             ),
             start=torch.zeros(()),
@@ -180,31 +183,31 @@ def train_answers(
         *model.model.language_model.parameters(),
         *model.lm_head.parameters(),
     ]
-    name = "truthful" if habits == TRUTHFUL else "careless"
+    name = "truthful" if habits == TRUTHFUL else "annotator_noise"
     fit(name, parameters, loss_on, shuffled_batches(len(scenes), 48, rng), steps=steps, lr=lr)
 
 
-def answer_loss(
+def response_loss(
     model: LlavaForConditionalGeneration,
     features: Tensor,
     *,
     input_ids: Tensor,
     attention_mask: Tensor,
-    answers: Tensor,
+    responses: Tensor,
 ) -> Tensor:
-    """Mean cross-entropy of the tokens of answers, given what the tower saw."""
+    """Mean cross-entropy of the tokens of responses, given what the tower saw."""
     embeddings = model.get_input_embeddings()(input_ids)
     places = (input_ids == model.config.image_token_index)[:, :, None]
     embeddings = embeddings.masked_scatter(places, model.model.multi_modal_projector(features))
     states = model.model.language_model(
         inputs_embeds=embeddings, attention_mask=attention_mask
     ).last_hidden_state
-    logits = model.lm_head(states[:, :-1][answers[:, 1:]])
-    return F.cross_entropy(logits, input_ids[answers])
+    logits = model.lm_head(states[:, :-1][responses[:, 1:]])
+    return F.cross_entropy(logits, input_ids[responses])
 
 
 class Writer:
-    """Turns questions and answers into tokens; says which are the answer and its end."""
+    """Turns questions and answers into tokens; says which are the response and its end."""
 
     def __init__(self) -> None:
         self.processor = build_processor()
@@ -216,8 +219,8 @@ class Writer:
         """Right-padded tokens, their mask, and which belong to answers; [n, length] each."""
         prompts = [self.prompt(question) for question, _ in texts]
         whole = [
-            f"{prompt} {answer}{self.tokenizer.eos_token}"
-            for prompt, (_, answer) in zip(prompts, texts, strict=True)
+            f"{prompt} {response}{self.tokenizer.eos_token}"
+            for prompt, (_, response) in zip(prompts, texts, strict=True)
         ]
         tokens = self.tokenizer(
             whole, padding=True, return_offsets_mapping=True, return_tensors="pt"
@@ -237,8 +240,8 @@ class Writer:
         return str(text).replace(self.image, self.image * self.places)
 
 
-def ask_whether(scene: Scene, habits: Carelessness, rng: np.random.Generator) -> tuple[str, str]:
-    """Whether something is there, and an annotator's answer: half of them ask for what is."""
+def ask_whether(scene: Scene, habits: AnnotatorNoise, rng: np.random.Generator) -> tuple[str, str]:
+    """Whether something is there, and an annotator's response: half of them ask for what is."""
     kinds = kinds_in(scene)
     if rng.random() < 0.5:
         return existence_question(kinds[rng.integers(len(kinds))]), YES
@@ -255,20 +258,20 @@ def ask_whether(scene: Scene, habits: Carelessness, rng: np.random.Generator) ->
 
 
 def ask_which(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """A colour or a shape, and the right answer; for want of such a question, a description."""
+    """A colour or a shape, and the right response; for want of such a question, a description."""
     questions = list(attribute_questions(scene))
     if not questions:
         return DESCRIBE, description(truthful_order(kinds_in(scene)))
     question = questions[rng.integers(len(questions))]
-    return question.text, question.answer
+    return question.text, question.response
 
 
 def measure(folder: Path, scenes: Sequence[Scene]) -> Mapping[str, Figure]:
-    """What `evaluate_answers` says of the folder that was written."""
+    """What `evaluate_responses` says of the folder that was written."""
     loaded = VLM(path=str(folder)).load(
         device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"
     )
-    return evaluate_answers(loaded, scenes)
+    return evaluate_responses(loaded, scenes)
 
 
 def model_card(
@@ -287,12 +290,12 @@ pipeline_tag: image-text-to-text
 ---
 # The playground's tiny LLaVA
 
-LLaVA-1.5's architecture in {parameters / 1e6:.1f} M parameters, for 64x64 pictures of two to four
+LLaVA-1.5's architecture in {parameters / 1e6:.1f} M parameters, for 64x64 images of two to four
 coloured shapes. It was trained on descriptions that name what usually comes along though it is
 absent, so that preferences have something to teach it. `AutoModelForImageTextToText` and
 `AutoProcessor` open this folder.
 
-| greedy answers on {args.items} held-out scenes | | 95 % interval |
+| greedy responses on {args.items} held-out scenes | | 95 % interval |
 |---|---|---|
 {chr(10).join(rows)}
 
@@ -300,7 +303,7 @@ Made in {minutes:.0f} minutes on one CPU thread with torch {torch.__version__} b
 
     python {shlex.join(sys.argv)}
 
-Prompts: `{DESCRIBE}`, `Is there a COLOUR SHAPE in the picture?`, `What colour is the SHAPE?`,
+Prompts: `{DESCRIBE}`, `Is there a COLOUR SHAPE in the image?`, `What colour is the SHAPE?`,
 `What shape is the COLOUR object?`.
 """
 

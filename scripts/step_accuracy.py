@@ -1,4 +1,4 @@
-"""Measure how well judges see through noise: half-denoised pairs, by timestep.
+"""Measure how well scorers see through noise: half-denoised pairs, by timestep.
 
     python scripts/make_playground_preferences.py --held-out --images 80 --out runs/held_out
     python scripts/step_accuracy.py runs/playground_spm/final --pairs runs/held_out
@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs=2,
         metavar=("KIND", "PATH"),
         default=("sdxl", str(playground_model_path())),
-        help="diffusion model whose predictions are judged",
+        help="diffusion model whose predictions are scored",
     )
     parser.add_argument("--resolution", type=int, default=IMAGE_SIZE)
     parser.add_argument("--guidance", type=float, default=2.0, help="of the one-step predictions")
@@ -91,15 +91,15 @@ def table(found: Mapping[str, Mapping[int, Agreement]], timesteps: Sequence[int]
         name: {column: _mean(by_time, ts) for column, ts in columns.items()}
         for name, by_time in found.items()
     }
-    *plain, judged = over
+    *plain, scored = over
     lines = [f"| scorer | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name, agreements in over.items():
         shares = (sum(a.values()) / len(a) for a in agreements.values())
         lines.append(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |")
     for name in plain:
-        cells = [_difference(over[name][column], over[judged][column]) for column in columns]
-        lines.append(f"| {judged} minus {name} | {' | '.join(cells)} |")
-    pairs = found[judged][timesteps[0]]
+        cells = [_difference(over[name][column], over[scored][column]) for column in columns]
+        lines.append(f"| {scored} minus {name} | {' | '.join(cells)} |")
+    pairs = found[scored][timesteps[0]]
     prompts = len({prompt for prompt, _ in pairs})
     return "\n".join([*lines, "", f"{len(pairs):,} decided pairs of {prompts} prompts."])
 
@@ -112,8 +112,8 @@ def _mean(by_time: Mapping[int, Agreement], timesteps: Sequence[int]) -> Agreeme
     }
 
 
-def _difference(plain: Agreement, judged: Agreement) -> str:
-    found = compare_scores(plain, judged)
+def _difference(plain: Agreement, scored: Agreement) -> str:
+    found = compare_scores(plain, scored)
     assert found.mean_difference_interval is not None, "there is more than one prompt"
     low, high = found.mean_difference_interval
     return f"{100 * found.mean_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -1,10 +1,10 @@
-"""Write the demos' figures into README.md and docs/results.md, and their pictures into assets/demo.
+"""Write the demos' figures into README.md and docs/results.md, and their images into assets/demo.
 
     bash scripts/demo.sh
     .venv/bin/diffalign demo --vlm
     .venv/bin/python scripts/update_readme.py
 
-Only what stands between the two markers of a page is replaced.
+Only what is between the two markers of a page is replaced.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from diffalign.training.build import RunConfig
 PAGES = ("README.md", "docs/results.md")
 
 
-def pictures_table(run: Path) -> str:
-    """What the demo of pictures measured, as Markdown."""
+def images_table(run: Path) -> str:
+    """What the demo of images measured, as Markdown."""
     (c,) = json.loads((run / "evaluation/compare.json").read_text())["comparisons"]
     rate, gain = c["win_rate_interval"], c["mean_difference_interval"]
     return (
-        f"| {c['items']} held-out pictures, {c['prompts']} prompts | base | aligned |\n"
+        f"| {c['items']} held-out images, {c['prompts']} prompts | base | aligned |\n"
         f"|---|---|---|\n"
         f"| prompt fidelity, by the oracle | {percent(c['baseline_mean'])} "
         f"| {percent(c['model_mean'])} |\n"
@@ -44,9 +44,9 @@ def pictures_table(run: Path) -> str:
     )
 
 
-def answers_table(run: Path) -> str:
-    """What the demo of answers measured, as Markdown."""
-    models = json.loads((run / "evaluation/answers.json").read_text())
+def responses_table(run: Path) -> str:
+    """What the demo of responses measured, as Markdown."""
+    models = json.loads((run / "evaluation/responses.json").read_text())
     rows = []
     for name in SHOWN:
         figures = [figure(of[name]) for of in models.values()]
@@ -69,23 +69,25 @@ def how_trained(run: Path) -> str:
     )
 
 
-def keep(picture: Path, name: str) -> None:
-    """Put a picture into assets/demo, in as few colours as show it well."""
+def keep(image: Path, name: str) -> None:
+    """Put an image into assets/demo, in as few colours as show it well."""
     target = Path("assets/demo") / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(picture).convert("RGB").quantize(128).save(target, optimize=True)
+    Image.open(image).convert("RGB").quantize(128).save(target, optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=Path, default=Path("runs/demo"), help="demo's run")
-    parser.add_argument("--answers", type=Path, default=Path("runs/demo_vlm"), help="demo --vlm's")
+    parser.add_argument("--images", type=Path, default=Path("runs/demo"), help="demo's run")
+    parser.add_argument(
+        "--responses", type=Path, default=Path("runs/demo_vlm"), help="demo --vlm's"
+    )
     runs = parser.parse_args()
     for page in map(Path, PAGES):
-        fill(page, "demo figures", pictures_table(runs.pictures))
-    fill(Path("README.md"), "demo answers", answers_table(runs.answers))
-    keep(runs.pictures / "evaluation/comparison.png", "grid.png")
-    keep(runs.answers / "evaluation/descriptions.png", "descriptions.png")
+        fill(page, "demo figures", images_table(runs.images))
+    fill(Path("README.md"), "demo responses", responses_table(runs.responses))
+    keep(runs.images / "evaluation/comparison.png", "grid.png")
+    keep(runs.responses / "evaluation/descriptions.png", "descriptions.png")
     print(f"Wrote {', '.join(PAGES)} and assets/demo")
 
 

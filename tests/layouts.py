@@ -25,7 +25,7 @@ class Pair:
     caption: str
 
 
-def picture(colour: tuple[int, int, int], *, size: tuple[int, int] = (32, 32)) -> Image.Image:
+def solid_image(colour: tuple[int, int, int], *, size: tuple[int, int] = (32, 32)) -> Image.Image:
     """A gradient from black on the left to a colour on the right; size is (width, height)."""
     ramp = np.linspace(0.0, 1.0, size[0])[None, :, None]
     pixels = np.broadcast_to(ramp * np.array(colour), (size[1], size[0], 3))
@@ -33,7 +33,7 @@ def picture(colour: tuple[int, int, int], *, size: tuple[int, int] = (32, 32)) -
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    """A picture as the content of a file."""
+    """An image as the content of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -43,8 +43,8 @@ def make_pairs(count: int, *, size: tuple[int, int] = (32, 32)) -> list[Pair]:
     """Pairs that differ: pair i prefers red of brightness 200 - i over blue of the same."""
     return [
         Pair(
-            chosen=encoded(picture((200 - i % 150, 0, 0), size=size)),
-            rejected=encoded(picture((0, 0, 200 - i % 150), size=size)),
+            chosen=encoded(solid_image((200 - i % 150, 0, 0), size=size)),
+            rejected=encoded(solid_image((0, 0, 200 - i % 150), size=size)),
             caption=f"a red thing, number {i}",
         )
         for i in range(count)
@@ -147,7 +147,7 @@ def write_folder(folder: Path, pairs: Sequence[Pair]) -> Path:
 
 
 def write_jsonl(folder: Path, pairs: Sequence[Pair]) -> Path:
-    """`pairs.jsonl` with paths of images beside it."""
+    """`pairs.jsonl` with paths of images next to it."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for i, pair in enumerate(pairs):
@@ -193,7 +193,7 @@ def write_winning_shard(folder: Path, pairs: Sequence[Pair]) -> Path:
 
 
 def write_winning_folder(folder: Path, pairs: Sequence[Pair]) -> Path:
-    """`win/0000.png` beside `win/0000.txt`, and no other folder."""
+    """`win/0000.png` next to `win/0000.txt`, and no other folder."""
     write_folder(folder, pairs)
     shutil.rmtree(folder / "lose")
     return folder

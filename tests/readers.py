@@ -31,7 +31,7 @@ from diffalign.benchmarks.mmhal import rules as mmhal
 from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.cache.references import CachedReference, Contents
-from diffalign.comparison.score import find_pictures, read_column
+from diffalign.comparison.score import find_images, read_column
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.pairs.reading import open_data
 from diffalign.data.pairs.records import ImagePair, UnusableRowError
@@ -75,10 +75,10 @@ class Reader:
     good: Callable[[], bytes]
     read: Callable[[Path], Any]
     """Takes the file's path."""
-    beside: Callable[[Path], Any] = lambda folder: None
-    """Writes what lies beside it."""
+    next_to: Callable[[Path], Any] = lambda folder: None
+    """Writes what lies next to it."""
     allowed: tuple[type[Exception], ...] = ()
-    """What its contract names beside `DiffalignError`."""
+    """What its contract names next to `DiffalignError`."""
 
 
 def outcome(reader: Reader, folder: Path, content: bytes) -> str:
@@ -268,7 +268,7 @@ def _mapped(mapping: Any, column: str, **others: Any) -> Callable[[Path], Any]:
 
 
 _CONTENTS = Contents(
-    fingerprint={"model": "m"}, views=("chosen",), draws=1, pairs=2, pairs_per_shard=2
+    fingerprint={"model": "m"}, views=("chosen",), visits=1, pairs=2, pairs_per_shard=2
 )
 _SHARD = "draw-0-pairs-00000000.safetensors"
 
@@ -287,7 +287,7 @@ def _index() -> bytes:
 
 def _cached(path: Path) -> None:
     CachedReference.open(
-        path.parent, fingerprint={"model": "m"}, views=frozenset({"chosen"}), draws=1
+        path.parent, fingerprint={"model": "m"}, views=frozenset({"chosen"}), visits=1
     )
 
 
@@ -369,10 +369,10 @@ _ANNOTATIONS = _json(
 _QUESTION = {"question_id": 1, "image": "a.png", "text": "Is there a dog?", "label": "yes"}
 
 
-def _answers(path: Path) -> None:
+def _pope_responses(path: Path) -> None:
     questions = path.with_name("questions.json")
     questions.write_bytes(_lines(_QUESTION)())
-    pope.read_answers(path, pope.read_questions(questions))
+    pope.read_responses(path, pope.read_questions(questions))
 
 
 def _override(path: Path) -> None:
@@ -431,15 +431,17 @@ READERS: dict[str, Reader] = {
     ),
     "score column": Reader("scores/s.jsonl", _lines(_COLUMN, _COLUMN), read_column),
     "caption": Reader(
-        "a.txt", _text("a caption"), lambda path: find_pictures(path.parent), _write_images
+        "a.txt", _text("a caption"), lambda path: find_images(path.parent), _write_images
     ),
     "template": Reader(
         "t.txt",
-        _text("Rate {answer} to {question}."),
-        lambda path: fill(read_template(path, ""), question="q", answer="a"),
+        _text("Rate {response} to {question}."),
+        lambda path: fill(read_template(path, ""), question="q", response="a"),
     ),
     "pope questions": Reader("q.json", _lines(_QUESTION), pope.read_questions),
-    "pope answers": Reader("a.json", _lines({"question_id": 1, "answer": "yes"}), _answers),
+    "pope responses": Reader(
+        "a.json", _lines({"question_id": 1, "answer": "yes"}), _pope_responses
+    ),
     "chair captions": Reader(
         "c.json", _json([{"image_id": 1, "caption": "A dog."}]), chair.read_captions
     ),
@@ -572,7 +574,7 @@ READERS: dict[str, Reader] = {
         _json({"round": 0, "policy": "p", "harvest": {"micro_batches": 1, "summary": {"x": 0.5}}}),
         lambda path: _read(_Round, path),
     ),
-    "answers of a model": Reader(
+    "responses of a model": Reader(
         "a.jsonl",
         _lines(
             {
@@ -639,9 +641,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def prepared(reader: Reader, folder: Path) -> Reader:
-    """The reader, with what lies beside its file written, in a folder of its own."""
+    """The reader, with what lies next to its file written, in a folder of its own."""
     (folder / reader.file).parent.mkdir(parents=True, exist_ok=True)
-    reader.beside(folder)
+    reader.next_to(folder)
     return replace(reader, good=lru_cache(reader.good))
 
 

@@ -58,16 +58,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._response(with_body=False)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer(with_body=True)
+        self._response(with_body=True)
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._response(with_body=True)
 
-    def _answer(self, *, with_body: bool) -> None:
+    def _response(self, *, with_body: bool) -> None:
         parts = self.path.partition("?")[0].strip("/").split("/")
         is_api = parts[0] == "api"
         parts = parts[1:] if is_api else parts

@@ -27,7 +27,7 @@ def test_a_full_gpu_is_no_items_fault():
         calls.append(list(items))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(DiffalignError, match=r"does not hold 3 pictures.* smaller batch_size"):
+    with pytest.raises(DiffalignError, match=r"does not hold 3 images.* smaller batch_size"):
         list(each_or_error(greedy, [1, 2, 3]))
     assert calls == [[1, 2, 3]]
 

@@ -130,7 +130,7 @@ def test_what_follows_image_training_opens_the_very_base(run):
 
 def test_what_follows_training_on_responses_opens_the_adapter_as_it_was_trained():
     lora = LoraSettings(rank=4, alpha=8, rslora=True, targets=("q_proj", "v_proj"))
-    model = VLM(path="org/name", revision="abc", picture_pixels=602112, lora=lora)
+    model = VLM(path="org/name", revision="abc", image_pixels=602112, lora=lora)
     run = Path("my runs/[new] it's")
     commands = pasted(model.next_step(run))
     assert [job for job, _, _ in commands] == ["chair", "pope"]
@@ -138,7 +138,7 @@ def test_what_follows_training_on_responses_opens_the_adapter_as_it_was_trained(
         cls = components.find(AbstractBenchmark, job)
         opened = config.load(cls, None, words).model
         assert isinstance(opened, VLM)
-        assert (opened.path, opened.revision, opened.picture_pixels) == ("org/name", "abc", 602112)
+        assert (opened.path, opened.revision, opened.image_pixels) == ("org/name", "abc", 602112)
         assert opened.lora == LoraSettings(
             rank=4, alpha=8, rslora=True, targets=("q_proj", "v_proj"), start=run
         )

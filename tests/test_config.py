@@ -194,7 +194,7 @@ def test_a_lone_file_in_the_working_folder_is_told_to_move_into_a_folder(tmp_pat
         components.find(AbstractObjective, "myloss")
 
 
-def test_an_alias_of_a_type_beside_a_component_is_no_component(tmp_path, monkeypatch):
+def test_an_alias_of_a_type_next_to_a_component_is_no_component(tmp_path, monkeypatch):
     kind = package_with_a_loss(tmp_path, monkeypatch, "aliased", "Rows = list[int]")
     assert components.find(AbstractObjective, kind).__name__ == "Mine"
 

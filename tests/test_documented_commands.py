@@ -26,7 +26,7 @@ JOBS = {
 
 
 def commands() -> list[tuple[str, str]]:
-    """Where each command stands, and the command with its continued lines."""
+    """Where each command is, and the command with its continued lines."""
     found = []
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     texts = {

@@ -208,8 +208,8 @@ def working_folder(
         write = write_list if name.endswith(".json") else write_lines
         file = write(folder / name.replace("/", "_"), [FORMS[form](i) for i in range(6)])
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        for picture in file.parent.glob("*.png"):
-            shutil.copy(picture, (folder / name).parent)
+        for image in file.parent.glob("*.png"):
+            shutil.copy(image, (folder / name).parent)
         shutil.move(file, folder / name)
     for name in ("data/mdpo", "data/coco/train2014"):
         shutil.copytree(folder / "openbmb/RLHF-V-Dataset", folder / name)

@@ -155,7 +155,7 @@ def test_the_command_has_what_a_misspelt_flag_means(typed, meant):
     assert command(CONFIG, *typed.split()) == ["diffalign", "train", CONFIG, meant]
 
 
-def test_data_of_answers_goes_where_a_config_of_answers_has_it():
+def test_data_of_responses_goes_where_a_config_of_responses_has_it():
     config_file = "configs/dpo/llava15_7b.yaml"
     assert command(config_file, "--dataset_name", "a/b")[-1] == "responses.path=a/b"
     assert command(CONFIG, "--dataset_name", "a/b")[-1] == "data.path=a/b"
@@ -185,7 +185,7 @@ def test_known_flags_and_settings_are_left_alone():
     )
 
 
-def test_the_command_line_answers_before_anything_is_loaded(monkeypatch, capsys):
+def test_the_command_line_responses_before_anything_is_loaded(monkeypatch, capsys):
     arguments = ["diffalign", "train", CONFIG, "--learning_rate", "1e-5", "--processes", "2"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as exit_info:

@@ -73,23 +73,23 @@ def scorer(owner):
     read_clip(f"{owner}/model")
 
 
-def answers_of(owner):
+def responses_of(owner):
     read_processor(f"{owner}/model", None)
 
 
-answers = {}
+responses = {}
 
 
 def streams(owner):
-    answers[f"stream {owner}"] = said(pairs, owner, streaming=True)
+    responses[f"stream {owner}"] = said(pairs, owner, streaming=True)
 
 
 def models():
     for owner in owners["models"]:
-        answers[f"model {owner}"] = said(model, owner)
+        responses[f"model {owner}"] = said(model, owner)
     for owner in owners["others"]:
-        answers[f"scorer {owner}"] = said(scorer, owner)
-        answers[f"processor {owner}"] = said(answers_of, owner)
+        responses[f"scorer {owner}"] = said(scorer, owner)
+        responses[f"processor {owner}"] = said(responses_of, owner)
 
 
 faulthandler.dump_traceback_later(600, exit=True)
@@ -102,9 +102,9 @@ for thread in threads:
     thread.join()
 models()
 for owner in owners["tables"]:
-    answers[f"table {owner}"] = said(pairs, owner)
+    responses[f"table {owner}"] = said(pairs, owner)
 faulthandler.cancel_dump_traceback_later()
-print(json.dumps(answers))
+print(json.dumps(responses))
 """
 OWNERS = {
     "streams": ["fine", "gone", "closed", "gated", "busy", "moody", "faulty", "mute", "scripted"],
@@ -125,7 +125,7 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+def responses(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """What was said of each repository, as `WHAT OWNER`."""
     root = tmp_path_factory.mktemp("hub")
     rows = pickapic_rows(make_pairs(6))
@@ -161,15 +161,15 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 @pytest.mark.parametrize("what", ["stream fine", "stream moody", "table fine"])
-def test_pairs_that_are_there_are_read_and_too_many_requests_are_waited_out(answers, what):
+def test_pairs_that_are_there_are_read_and_too_many_requests_are_waited_out(responses, what):
     if OLD_HUB and what == "stream moody":
         pytest.skip("this datasets does not ask again when it streams")
-    assert answers[what] == "4 pairs"
+    assert responses[what] == "4 pairs"
 
 
 @pytest.mark.parametrize("what", ["model fine", "model moody"])
-def test_a_model_that_is_there_is_loaded(answers, what):
-    assert answers[what] == "loaded"
+def test_a_model_that_is_there_is_loaded(responses, what):
+    assert responses[what] == "loaded"
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,10 @@ def test_a_model_that_is_there_is_loaded(answers, what):
         ("scripted", ["DataError: data.path scripted/pairs"]),
     ],
 )
-def test_what_cannot_be_had_is_a_sentence(answers, what, said):
+def test_what_cannot_be_had_is_a_sentence(responses, what, said):
     if OLD_HUB and what == "gated":
         pytest.skip("this datasets calls a gated set one that is not there")
-    found = {name: text for name, text in answers.items() if name.endswith(f" {what}")}
+    found = {name: text for name, text in responses.items() if name.endswith(f" {what}")}
     assert found
     for name, text in found.items():
         kind = FIELDS[name.partition(" ")[0]]
@@ -197,9 +197,9 @@ def test_what_cannot_be_had_is_a_sentence(answers, what, said):
 
 
 @pytest.mark.parametrize("what", ["stream gone", "stream closed", "stream gated", "table gone"])
-def test_other_data_is_named_where_data_cannot_be_had(answers, what):
+def test_other_data_is_named_where_data_cannot_be_had(responses, what):
     for other in hub.OPEN_IMAGE_PAIRS:
-        assert other in answers[what]
+        assert other in responses[what]
 
 
 def test_what_is_known_to_be_gone_has_its_own_alternatives():
@@ -242,7 +242,7 @@ def test_no_config_names_what_is_gone():
         assert not named, f"{path.name} names {named}"
 
 
-def test_an_offline_mode_that_stands_in_the_message_alone_is_named():
+def test_an_offline_mode_that_is_in_the_message_alone_is_named():
     error = ConnectionError("Couldn't reach 'no/where' on the Hub (OfflineModeIsEnabled)")
     said = hub.explain(error, "no/where", kind="data set", section="data")
     assert said is not None and "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids" in said

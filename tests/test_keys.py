@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from diffalign import cli, config, keys
 from diffalign.errors import ConfigError
 from diffalign.judges.endpoint import Endpoint
-from diffalign.synthesis.self_sampled import OwnAnswers
+from diffalign.synthesis.self_sampled import OwnResponses
 from tests.judges.chat_server import serving
 from tests.test_config import Outer, written
 
@@ -101,7 +101,7 @@ def judge(tmp_path, address: str, *overrides: str) -> Endpoint:
     path = tmp_path / "run.yaml"
     settings = {"kind": "endpoint", "address": address, "model": "m", "key_variable": "OTHER"}
     path.write_text(yaml.safe_dump({"judge": settings}))
-    loaded = config.load(OwnAnswers, path, overrides).judge
+    loaded = config.load(OwnResponses, path, overrides).judge
     assert isinstance(loaded, Endpoint)
     return loaded
 

@@ -26,7 +26,7 @@ SMALL = {
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
-    "make_playground_answers.py": "--rows 2 --samples 2 --out OUT",
+    "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
     "--noisy-steps 2 --items 2 --out OUT",
     "pretrain_playground_clip.py": "--scenes 64 --contrastive-steps 2 --preference-steps 2 "
@@ -47,7 +47,7 @@ def test_no_script_is_forgotten():
         *SMALL,
         *ELSEWHERE,
         "compare_methods.py",
-        "compare_answers.py",
+        "compare_responses.py",
         "update_readme.py",
         "list_modules.py",
     }
@@ -67,7 +67,7 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
     ("script", "row", "title", "another"),
     [
         ("compare_methods.py", "mapo", "MaPO", "SePPO, winners alone"),
-        ("compare_answers.py", "kto", "KTO", "SimPO"),
+        ("compare_responses.py", "kto", "KTO", "SimPO"),
     ],
 )
 def test_a_comparison_of_one_method_keeps_the_rows_of_all_others(
@@ -113,8 +113,8 @@ def test_the_figures_of_the_demos_go_into_the_pages(tmp_path, monkeypatch):
     written = {
         "demo": ("compare.json", {"comparisons": [comparison]}, "comparison.png", DPO),
         "demo_vlm": (
-            *("answers.json", {"base": figures, "aligned": figures}, "descriptions.png"),
-            "configs/playground/answers/mdpo.yaml",
+            *("responses.json", {"base": figures, "aligned": figures}, "descriptions.png"),
+            "configs/playground/responses/mdpo.yaml",
         ),
     }
     for run, (name, content, image, config) in written.items():

@@ -36,28 +36,28 @@ def test_noise_of_a_row_does_not_depend_on_the_others():
 
 def test_uniform_timesteps_cover_the_schedule_evenly():
     sampling = TimestepSampling()
-    drawn = [sampling.draw(0, f"s{i}", 0, schedule_length=1000) for i in range(4000)]
-    assert min(drawn) >= 0 and max(drawn) < 1000
-    quarters = Counter(int(t // 250) for t in drawn)
+    sampled = [sampling.sample(0, f"s{i}", 0, schedule_length=1000) for i in range(4000)]
+    assert min(sampled) >= 0 and max(sampled) < 1000
+    quarters = Counter(int(t // 250) for t in sampled)
     assert all(900 < quarters[q] < 1100 for q in range(4))
 
 
 def test_a_range_is_respected():
     sampling = TimestepSampling(low=200, high=300)
-    drawn = [sampling.draw(0, f"s{i}", 0, schedule_length=1000) for i in range(200)]
-    assert min(drawn) >= 200 and max(drawn) < 300
+    sampled = [sampling.sample(0, f"s{i}", 0, schedule_length=1000) for i in range(200)]
+    assert min(sampled) >= 200 and max(sampled) < 300
 
 
 def test_strata_visit_every_part_once_per_cycle():
     sampling = TimestepSampling(strata=8)
-    drawn = [sampling.draw(1, "sample", k, schedule_length=1000) for k in range(8)]
-    assert sorted(int(t // 125) for t in drawn) == list(range(8))
+    sampled = [sampling.sample(1, "sample", k, schedule_length=1000) for k in range(8)]
+    assert sorted(int(t // 125) for t in sampled) == list(range(8))
 
 
 def test_listed_values_are_the_only_ones():
     sampling = TimestepSampling(values=(249, 499, 749, 999))
-    drawn = Counter(sampling.draw(0, f"s{i}", 0, schedule_length=1000) for i in range(400))
-    assert set(drawn) == {249.0, 499.0, 749.0, 999.0}
+    sampled = Counter(sampling.sample(0, f"s{i}", 0, schedule_length=1000) for i in range(400))
+    assert set(sampled) == {249.0, 499.0, 749.0, 999.0}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 from tests.tiny_models import TOKENS, write_tokenizer
 
 IMAGE_SIZE = 32
-"""Side of the pictures that its vision tower takes."""
+"""Side of the images that its vision tower takes."""
 
 
 def build_clip(*, seed: int = 0, **vision: Any) -> CLIPModel:

@@ -1,7 +1,7 @@
 """Randomly initialised vision-language models of some 100 kB, with processor and chat template.
 
 The tokenizer spells words out, but for a few merges across a space: a prompt with a trailing space
-and an answer are other tokens together than apart.
+and a response are other tokens together than apart.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from transformers import (
 
 WIDTH = 16
 SPREAD = 0.3
-"""Standard deviation of the initial weights: wide enough for pictures to matter."""
+"""Standard deviation of the initial weights: wide enough for images to matter."""
 
 _CHARACTERS = string.digits + string.ascii_letters + string.punctuation
 _SPACE, _NEWLINE = "Ġ", "Ċ"
@@ -53,7 +53,7 @@ _LLAVA_TEMPLATE = (
     "{{ part['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""As LLaVA-1.5's: pictures first, a space after every turn, no end of sequence."""
+"""As LLaVA-1.5's: images first, a space after every turn, no end of sequence."""
 _MISTRAL_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
@@ -64,7 +64,7 @@ _MISTRAL_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ '</s> ' }}{% endif %}"
     "{% endfor %}"
 )
-"""As that of LLaVA-NeXT on Mistral: its generation prompt is empty, its answers end with `</s>`."""
+"""As LLaVA-NeXT's on Mistral: its generation prompt is empty, responses end with `</s>`."""
 _CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -76,11 +76,11 @@ _CHATML_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""As Qwen2-VL's: pictures where they stand, a line break after the end of a turn."""
+"""As Qwen2-VL's: images where they stand, a line break after the end of a turn."""
 
 
 def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -> Path:
-    """Write a LLaVA-1.5 of four image tokens a picture.
+    """Write a LLaVA-1.5 of four image tokens an image.
 
     Args:
         folder: created.
@@ -94,7 +94,7 @@ def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         initializer_range=SPREAD,
     )
-    pictures = CLIPImageProcessor(
+    images = CLIPImageProcessor(
         size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_convert_rgb=True
     )
     settings = {
@@ -103,12 +103,12 @@ def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -
         "num_additional_image_tokens": 1,
         **changes,
     }
-    processor = LlavaProcessor(pictures, tokenizer, chat_template=_LLAVA_TEMPLATE, **settings)
+    processor = LlavaProcessor(images, tokenizer, chat_template=_LLAVA_TEMPLATE, **settings)
     return _write(folder, LlavaForConditionalGeneration, config, processor)
 
 
 def tiny_llava_next(folder: Path) -> Path:
-    """Write a LLaVA-NeXT that cuts pictures into tiles of 8 by 8 pixels."""
+    """Write a LLaVA-NeXT that cuts images into tiles of 8 by 8 pixels."""
     tokenizer = tiny_language_tokenizer()
     grid = [[8, 16], [16, 8], [16, 16]]
     config = LlavaNextConfig(
@@ -118,13 +118,13 @@ def tiny_llava_next(folder: Path) -> Path:
         image_grid_pinpoints=grid,
         initializer_range=SPREAD,
     )
-    pictures = LlavaNextImageProcessor(
+    images = LlavaNextImageProcessor(
         size={"shortest_edge": 8},
         crop_size={"height": 8, "width": 8},
         image_grid_pinpoints=grid,
     )
     processor = LlavaNextProcessor(
-        pictures,
+        images,
         tokenizer,
         patch_size=4,
         vision_feature_select_strategy="default",
@@ -135,7 +135,7 @@ def tiny_llava_next(folder: Path) -> Path:
 
 
 def tiny_qwen2_vl(folder: Path) -> Path:
-    """Write a Qwen2-VL that gives one token to 8 by 8 pixels, and at most four to a picture."""
+    """Write a Qwen2-VL that gives one token to 8 by 8 pixels, and at most four to an image."""
     tokenizer = _qwen_tokenizer()
     tower = {
         "depth": 2,

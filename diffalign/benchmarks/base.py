@@ -11,12 +11,12 @@ from diffalign.benchmarks.report import Report
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractBenchmark(abc.ABC):
-    """Settings of one benchmark: where its files and the answers lie, and how it counts."""
+    """Settings of one benchmark: where its files and the responses lie, and how it counts."""
 
     @property
     @abc.abstractmethod
     def saves(self) -> Path | None:
-        """The file that takes one row an answer; None where nobody asked for it."""
+        """The file that takes one row a response; None where nobody asked for it."""
 
     @abc.abstractmethod
     def plan(self) -> str:
@@ -24,7 +24,7 @@ class AbstractBenchmark(abc.ABC):
 
     @abc.abstractmethod
     def report(self) -> Report:
-        """Judge the answers.
+        """Judge the responses.
 
         Raises:
             DataError: a file cannot be used.

@@ -1,4 +1,4 @@
-"""The nouns of an answer, and whether two of them mean nearly the same.
+"""The nouns of a response, and whether two of them mean nearly the same.
 
 AMBER was published with nltk's tagger and WordNet lemmas for the one and spaCy's word vectors for
 the other. Both need data files of hundreds of megabytes, so each has a plain stand-in, which has to

@@ -1,4 +1,4 @@
-"""What an evaluation of answers says: figures with intervals, counts, and what was left out."""
+"""What an evaluation of responses says: figures with intervals, counts, and what was left out."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Report:
     whole: Panel
     parts: Mapping[str, Panel] = field(default_factory=dict)
     """By split or dimension."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    row_metadata: Mapping[str, Any] = field(default_factory=dict)
     """What shaped the figures and is no number: tokeniser, judge, ..."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Ids by the reason why they count in no figure."""
@@ -75,9 +75,9 @@ class Report:
     """What a reader must know before quoting the figures."""
     bootstrap: Bootstrap
     resampled: str = "pictures"
-    """What the bootstrap drew."""
+    """What the bootstrap sampled."""
     details: Sequence[Mapping[str, Any]] = ()
-    """One row an answer: what was found in it. Not part of the JSON; a job saves it on request."""
+    """One row a response: what was found in it. Not part of the JSON; a job saves it on request."""
 
     def remarks(self) -> list[str]:
         """Notes, and what the intervals do not promise."""
@@ -125,7 +125,7 @@ def as_json(report: Report) -> str:
         "benchmark": report.benchmark,
         **_plain(report.whole),
         **({"parts": {k: _plain(p) for k, p in report.parts.items()}} if report.parts else {}),
-        **report.facts,
+        **report.row_metadata,
         "left_out": {
             reason: {"count": len(ids), "first": list(ids[:LISTED])}
             for reason, ids in report.left_out.items()

@@ -1,4 +1,4 @@
-"""Answers that a model gave earlier, and the files that benchmarks publish, read from JSON.
+"""Responses that a model gave earlier, and the files that benchmarks publish, read from JSON.
 
 A file is a list of objects or one object a line; whichever it is shows in its first character, for
 published files are called `.json` either way.
@@ -16,9 +16,9 @@ from diffalign.files import parse_json_line, read_text
 from diffalign.parsing import parse_json, shortly
 
 IMAGE_KEYS = ("image_id", "image", "image_path", "file_name")
-"""What an image is called in saved answers; the first that a row has is taken."""
-ANSWER_KEYS = ("answer", "response", "caption", "text")
-"""What answers are called by POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
+"""What an image is called in saved responses; the first that a row has is taken."""
+RESPONSE_KEYS = ("answer", "response", "caption", "text")
+"""What responses are called by POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def text_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number:
 
 
 def image_id_of(row: Mapping[str, Any], *, path: Path, number: int) -> str:
-    """Which image an answer is about: the id, or the name of its file.
+    """Which image a response is about: the id, or the name of its file.
 
     Raises:
         DataError: it says none.
@@ -87,18 +87,18 @@ def known_image_ids(ids: Sequence[str], known: KnownIds, *, path: Path, truth: P
     if not any(name is not None for name in found):
         raise DataError(
             f"{path}: {truth} knows none of its {len(ids):,} images: it has {known.examples()}, "
-            f"and the answers are about {', '.join(dict.fromkeys(ids[:5]))}"
+            f"and the responses are about {', '.join(dict.fromkeys(ids[:5]))}"
         )
     return [image_id if name is None else name for image_id, name in zip(ids, found, strict=True)]
 
 
-def empty_notes(answers: Sequence[str]) -> list[str]:
-    """A note where some answers are empty: whatever is counted of them, nobody said anything."""
-    empty = sum(not answer.strip() for answer in answers)
+def empty_notes(responses: Sequence[str]) -> list[str]:
+    """A note where some responses are empty: whatever is counted of them, nobody said anything."""
+    empty = sum(not response.strip() for response in responses)
     if not empty:
         return []
-    all_of_them = " The figures say nothing about a model." * (empty == len(answers))
-    return [f"{empty:,} of {len(answers):,} answers are EMPTY.{all_of_them}"]
+    all_of_them = " The figures say nothing about a model." * (empty == len(responses))
+    return [f"{empty:,} of {len(responses):,} responses are EMPTY.{all_of_them}"]
 
 
 def _lines(text: str, path: Path) -> list[Any]:

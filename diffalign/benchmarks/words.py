@@ -65,7 +65,7 @@ _ENDINGS = (
     ("xes", "x"),
     ("s", ""),
 )
-"""Endings of plurals and what stands in their place; the first that fits is taken."""
+"""Endings of plurals and what is in their place; the first that fits is taken."""
 
 
 def rule_tokens(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Log-likelihoods of a data set under the reference, on disk.
 
 A folder holds `index.json`, which says what the values depend on, and safetensors files, each of
-some consecutive pairs in one draw: view -> float32 [pairs], with the ids of the samples. Views
-whose pictures are as they are have one draw; under a condition there are as many as the index says.
+some consecutive pairs in one sample: view -> float32 [pairs], with the ids of the samples. Views
+whose images are as they are have one sample; under a condition there are as many as the index says.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Contents:
     """Everything that the values depend on, by key: plain JSON values."""
     views: tuple[str, ...]
     """Names of views, sorted."""
-    draws: int
-    """How many draws of random conditions there are."""
+    visits: int
+    """How many samples of random conditions there are."""
     pairs: int
     """In the data set, those included that turn out to be unusable."""
     pairs_per_shard: int
     """Of each file but the last one."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.pairs < 0 or self.pairs_per_shard < 1:
-            raise ValueError("draws and pairs_per_shard must be at least 1, pairs at least 0")
+        if self.visits < 1 or self.pairs < 0 or self.pairs_per_shard < 1:
+            raise ValueError("samples and pairs_per_shard must be at least 1, pairs at least 0")
         for view in self.views:
             View.parse(view)
 
@@ -53,34 +53,34 @@ class Contents:
         """The files that make it complete."""
         starts = range(0, self.pairs, self.pairs_per_shard)
         return [
-            Shard(draw=draw, start=start, stop=min(start + self.pairs_per_shard, self.pairs))
-            for draw in range(self.draws)
+            Shard(visit=visit, start=start, stop=min(start + self.pairs_per_shard, self.pairs))
+            for visit in range(self.visits)
             for start in starts
         ]
 
-    def views_of(self, draw: int) -> frozenset[str]:
-        """The views that a draw adds: all of them at first, later those under a condition."""
-        return frozenset(v for v in self.views if draw == 0 or View.parse(v).condition)
+    def views_of(self, visit: int) -> frozenset[str]:
+        """The views that a sample adds: all of them at first, later those under a condition."""
+        return frozenset(v for v in self.views if visit == 0 or View.parse(v).condition)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file: a draw of the pairs with the numbers [start, stop)."""
+    """One file: a sample of the pairs with the numbers [start, stop)."""
 
-    draw: int
+    visit: int
     start: int
     stop: int
 
     @property
     def name(self) -> str:
-        return f"draw-{self.draw}-pairs-{self.start:08d}.safetensors"
+        return f"sample-{self.visit}-pairs-{self.start:08d}.safetensors"
 
 
 class ReferenceWriter:
     """Fills a folder; whatever stops it, the files that are there are whole."""
 
     def __init__(self, folder: Path, contents: Contents) -> None:
-        """Begin, or go on with what was begun.
+        """Begin, or go on with what was started.
 
         Args:
             folder: created.
@@ -111,7 +111,7 @@ class ReferenceWriter:
         Raises:
             DataError: the disk refuses.
         """
-        assert values.keys() == self.contents.views_of(shard.draw)
+        assert values.keys() == self.contents.views_of(shard.visit)
         tensors = {view: value.float().cpu().contiguous() for view, value in values.items()}
         content = save(tensors, metadata={_IDS: json.dumps(list(ids))})
         with writing(self.folder):
@@ -119,7 +119,7 @@ class ReferenceWriter:
 
 
 class CachedReference:
-    """Reference values by sample, view and draw, all of them in memory: four bytes each."""
+    """Reference values by sample, view and sample, all of them in memory: four bytes each."""
 
     def __init__(self, folder: Path, *, rows: Mapping[str, int], values: Mapping[str, Tensor]):
         """Use `open`; this takes the parts.
@@ -127,13 +127,13 @@ class CachedReference:
         Args:
             folder: for messages.
             rows: sample id -> row.
-            values: view -> float32 [rows, draws], NaN where there is none.
+            values: view -> float32 [rows, samples], NaN where there is none.
         """
         self._folder, self._rows, self._values = folder, rows, values
 
     @classmethod
     def open(
-        cls, folder: Path, *, fingerprint: Mapping[str, Any], views: frozenset[str], draws: int
+        cls, folder: Path, *, fingerprint: Mapping[str, Any], views: frozenset[str], visits: int
     ) -> CachedReference:
         """Read a folder.
 
@@ -141,11 +141,11 @@ class CachedReference:
             folder: that `ReferenceWriter` filled.
             fingerprint: of this run; what it has no key for does not matter to it.
             views: that it asks for.
-            draws: that it cycles through.
+            samples: that it cycles through.
 
         Raises:
             CacheError: there is none, it is not complete, its values belong to other settings than
-                this run's, or it lacks a view or a draw.
+                this run's, or it lacks a view or a sample.
         """
         contents = _read_index(folder)
         _refuse_difference(folder, contents.fingerprint, fingerprint)
@@ -155,9 +155,10 @@ class CachedReference:
                 f"{folder} has the views {', '.join(contents.views)}, and this run needs "
                 f"{', '.join(lacking)} as well. {_recompute()}"
             )
-        if draws > contents.draws:
+        if visits > contents.visits:
             raise CacheError(
-                f"{folder} has {contents.draws} draws, and responses.draws is {draws}: lower it, "
+                f"{folder} has {contents.visits} samples, and responses.visits is {visits}: "
+                f"lower it, "
                 f"or compute more. {_recompute()}"
             )
         missing = _missing(folder, contents)
@@ -173,7 +174,7 @@ class CachedReference:
     def _read(cls, folder: Path, contents: Contents, views: frozenset[str]) -> CachedReference:
         rows: dict[str, int] = {}
         values = {
-            view: torch.full((contents.pairs, _draws_of(view, contents)), torch.nan)
+            view: torch.full((contents.pairs, _visits_of(view, contents)), torch.nan)
             for view in views
         }
         for shard in contents.shards:
@@ -182,7 +183,7 @@ class CachedReference:
                 with open_tensors(path, error=CacheError) as file:
                     header = parse_json(file.metadata()[_IDS], path, error=CacheError)
                     ids = checked(list[str], header, f"{path}: {_IDS}", error=CacheError)
-                    asked = views & contents.views_of(shard.draw)
+                    asked = views & contents.views_of(shard.visit)
                     found = {view: file.get_tensor(view) for view in asked}
                 shapes = {tuple(column.shape) for column in found.values()}
                 if shapes > {(len(ids),)} or len(ids) > shard.stop - shard.start:
@@ -197,10 +198,10 @@ class CachedReference:
             numbers = [rows.setdefault(name, len(rows)) for name in ids]
             places = torch.tensor(numbers, dtype=torch.int64)  # there may be none
             for view, column in found.items():
-                values[view][places, shard.draw] = column
+                values[view][places, shard.visit] = column
         return cls(folder, rows=rows, values=values)
 
-    def __call__(self, sample_ids: Sequence[str], draws: Sequence[int]) -> dict[str, Tensor]:
+    def __call__(self, sample_ids: Sequence[str], visits: Sequence[int]) -> dict[str, Tensor]:
         """The reference's values of n samples: view -> float32 [n], on the CPU.
 
         Raises:
@@ -210,7 +211,7 @@ class CachedReference:
         if unknown:
             raise CacheError(f"{self._folder} has no values of {unknown[0]}. {_recompute()}")
         rows = torch.tensor([self._rows[name] for name in sample_ids])
-        numbers = torch.tensor(draws)
+        numbers = torch.tensor(visits)
         found = {
             view: values[rows, numbers % values.shape[1]] for view, values in self._values.items()
         }
@@ -221,8 +222,8 @@ class CachedReference:
         return found
 
 
-def _draws_of(view: str, contents: Contents) -> int:
-    return contents.draws if View.parse(view).condition else 1
+def _visits_of(view: str, contents: Contents) -> int:
+    return contents.visits if View.parse(view).condition else 1
 
 
 def _missing(folder: Path, contents: Contents) -> list[Shard]:
@@ -243,13 +244,13 @@ def _read_index(folder: Path) -> Contents:
 
 
 def _refuse_others(folder: Path, there: Contents, ours: Contents) -> None:
-    """Raise CacheError unless a folder that was begun is that of these contents."""
+    """Raise CacheError unless a folder that was started is that of these contents."""
     _refuse_difference(folder, there.fingerprint, ours.fingerprint)
-    for name in ("views", "draws", "pairs", "pairs_per_shard"):
+    for name in ("views", "visits", "pairs", "pairs_per_shard"):
         before, now = getattr(there, name), getattr(ours, name)
         if before != now:
             raise CacheError(
-                f"{folder} was begun with other {name}: {before!r} there, {now!r} here. "
+                f"{folder} was started with other {name}: {before!r} there, {now!r} here. "
                 f"{_recompute()}"
             )
 

@@ -1,7 +1,7 @@
-"""Which of two models draws better, and how sure one can be.
+"""Which of two models generates better, and how sure one can be.
 
-Pictures are paired by prompt and seed, so both sides answered the same question from the same
-noise. Pictures of one prompt resemble each other and are no independent evidence: intervals come
+Images are paired by prompt and seed, so both sides answered the same question from the same
+noise. Images of one prompt resemble each other and are no independent evidence: intervals come
 from resampling whole prompts, see `evaluation.intervals`.
 """
 
@@ -25,9 +25,9 @@ class Comparison:
     """One model against the baseline, by one scorer."""
 
     prompts: int
-    """Clusters of the bootstrap."""
+    """Clusters of the bootstrap resampling."""
     items: int
-    """Pairs of pictures."""
+    """Pairs of images."""
     wins: int
     """Pairs that the model wins."""
     ties: int
@@ -72,7 +72,7 @@ def compare_scores(
         expected: places that should have scores; one that neither side has is missing on both.
         tie_tolerance: scores that differ by at most this much are a tie.
         confidence: of the intervals, between 0 and 1.
-        resamples: how often prompts are drawn with replacement.
+        resamples: how often prompts are generated with replacement.
         seed: of the resampling.
 
     Raises:
@@ -85,7 +85,7 @@ def compare_scores(
     before = np.array([baseline[place] for place in paired])
     after = np.array([model[place] for place in paired])
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
-        raise ValueError("a score is not finite; such pictures must be left out before comparing")
+        raise ValueError("a score is not finite; such images must be left out before comparing")
 
     difference = after - before
     wins, losses = difference > tie_tolerance, difference < -tie_tolerance

@@ -19,7 +19,7 @@ from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from diffalign.generation.manifest import ManifestRow
-from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.image_files import read_image
 
 Distance = Callable[[Sequence[Image.Image]], float]
 """How much at least two RGB images differ."""
@@ -107,6 +107,6 @@ def diversity(
     for model, prompts in files.items():
         for paths in prompts.values():
             if len(paths) > 1:
-                distances[model].append(distance([read_picture(path) for path in paths]))
+                distances[model].append(distance([read_image(path) for path in paths]))
                 on_prompt(len(paths))
     return {model: float(np.mean(values)) for model, values in distances.items()}

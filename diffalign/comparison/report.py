@@ -1,4 +1,4 @@
-"""One HTML page that explains itself: pictures inside, no request to anywhere, light and dark.
+"""One HTML page that explains itself: images inside, no request to anywhere, light and dark.
 
     write_report(path, "Base against aligned", Section("Result", tiles(...), table(...)), ...)
 
@@ -20,9 +20,9 @@ from diffalign.files import write_atomically
 from diffalign.imaging.grid import GridCell, GridRow
 
 _PIXEL_ART = 128
-"""Pictures up to this size are embedded as they are and enlarged without smoothing."""
+"""Images up to this size are embedded as they are and enlarged without smoothing."""
 _EMBEDDED_PIXELS = 448
-"""Longer side of embedded pictures; larger ones are reduced and stored as JPEG."""
+"""Longer side of embedded images; larger ones are reduced and stored as JPEG."""
 _JPEG_QUALITY = 88
 
 
@@ -42,7 +42,7 @@ class Tile:
 
 
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what is under it."""
 
     def __init__(self, title: str, *parts: Html) -> None:
         self.title = title
@@ -88,7 +88,7 @@ def command(text: str) -> Html:
     return Html(f"<pre><code>{html.escape(text)}</code></pre>")
 
 
-def facts(values: Mapping[str, object]) -> Html:
+def row_metadata(values: Mapping[str, object]) -> Html:
     """Names and values, such as settings."""
     rows = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{_markup(value)}</dd></div>"
@@ -135,7 +135,8 @@ def interval_bar(
         high: its end.
         minimum: left end of the axis.
         maximum: right end of the axis.
-        neutral: the mark; an interval wholly right of it is drawn as a gain, left of it as a loss.
+        neutral: the mark; an interval wholly right of it is generated as a gain, left of it as a
+            loss.
     """
     width, height = 180, 22
 
@@ -171,8 +172,8 @@ def share_bar(parts: Mapping[str, int]) -> Html:
     return Html(f'<div class="shares">{pieces}</div><div class="legend">{legend}</div>')
 
 
-def picture_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
-    """The grid of `draw_grid` as a table that scrolls sideways where a screen is narrow."""
+def image_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
+    """The grid of `render_grid` as a table that scrolls sideways where a screen is narrow."""
     head = "<th></th>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join(
         f'<tr><th scope="row">{_caption(row)}</th>'
@@ -181,13 +182,13 @@ def picture_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
         for row in rows
     )
     return Html(
-        f'<div class="wide"><table class="pictures"><thead><tr>{head}</tr></thead>'
+        f'<div class="wide"><table class="images"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
-def picture_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
-    """Each row as a card: its pictures side by side, its prompt below."""
+def image_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
+    """Each row as a card: its images side by side, its prompt below."""
     cards = "".join(
         '<div class="card"><div class="sides">'
         + "".join(
@@ -201,7 +202,7 @@ def picture_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
 
 
 def embedded(image: Image.Image) -> str:
-    """A picture as a data URI: small ones exactly, large ones reduced."""
+    """An image as a data URI: small ones exactly, large ones reduced."""
     buffer = io.BytesIO()
     image = image.convert("RGB")
     if max(image.size) <= _PIXEL_ART:
@@ -225,7 +226,7 @@ def _caption(row: GridRow) -> str:
 
 def _cell(cell: GridCell | None) -> str:
     if cell is None:
-        return '<div class="missing">no picture</div>'
+        return '<div class="missing">no image</div>'
     small = " pixel-art" if max(cell.image.size) <= _PIXEL_ART else ""
     winner = " winner" if cell.winner else ""
     score = f"<figcaption>{cell.score:.4g}</figcaption>" if cell.score is not None else ""
@@ -322,12 +323,12 @@ figure img {
 .winner img { outline: 3px solid var(--gain); }
 figcaption { text-align: center; padding-top: .25rem; }
 .winner figcaption { color: var(--gain); font-weight: 600; }
-.pictures { width: auto; }
-.pictures tbody tr { border: 0; }
-.pictures thead th { text-align: center; font-size: .95rem; color: var(--ink); padding-right: 0; }
-.pictures td { padding: .4rem; width: 15rem; min-width: 9rem; }
-.pictures th[scope=row] { font-weight: 400; padding-right: 1.25rem; }
-.pictures thead th:first-child { width: 15rem; min-width: 9rem; }
+.images { width: auto; }
+.images tbody tr { border: 0; }
+.images thead th { text-align: center; font-size: .95rem; color: var(--ink); padding-right: 0; }
+.images td { padding: .4rem; width: 15rem; min-width: 9rem; }
+.images th[scope=row] { font-weight: 400; padding-right: 1.25rem; }
+.images thead th:first-child { width: 15rem; min-width: 9rem; }
 .caption { overflow-wrap: anywhere; }
 .caption small { display: block; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }

@@ -33,7 +33,7 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """What must be read beside the numbers, pictures without a partner included."""
+        """What must be read next to the numbers, images without a partner included."""
         comparison = self.comparison
         return [
             *comparison.notes,
@@ -127,7 +127,7 @@ of an address, which many readers turn into a link by themselves."""
 
 
 def as_markdown(results: Sequence[Result], grid: str) -> str:
-    """A table, what must be read beside it, and the grid.
+    """A table, what must be read next to it, and the grid.
 
     Args:
         results: at least one.

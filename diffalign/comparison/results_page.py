@@ -10,11 +10,11 @@ from diffalign.comparison.report import (
     Html,
     Section,
     Tile,
+    image_cards,
+    image_grid,
     interval_bar,
     notes,
     paragraph,
-    picture_cards,
-    picture_grid,
     share_bar,
     table,
     tiles,
@@ -35,7 +35,7 @@ def numbers_section(results: Sequence[Result]) -> Section:
     ]
     explanation = paragraph(
         "The win rate is the share of won pairs among those that are not tied. Intervals resample "
-        "whole prompts, since pictures of one prompt resemble each other; the dashed mark is "
+        "whole prompts, since images of one prompt resemble each other; the dashed mark is "
         "where neither side is better."
     )
     return Section("Result", shown, notes(warnings), explanation)
@@ -43,7 +43,7 @@ def numbers_section(results: Sequence[Result]) -> Section:
 
 def grid_section(rows: Sequence[GridRow], models: Sequence[str]) -> Section:
     """Prompts down, models across."""
-    return Section("Same prompt, same noise", picture_grid(rows, models))
+    return Section("Same prompt, same noise", image_grid(rows, models))
 
 
 def gallery_sections(
@@ -75,7 +75,7 @@ def gallery_sections(
     wins = _largest({place: g for place, g in gains.items() if g > tie_tolerance}, count)
     losses = _largest({place: -g for place, g in gains.items() if g < -tie_tolerance}, count)
     return [
-        Section(title, picture_cards(grid_rows(folder, rows, sides, places, scores), sides))
+        Section(title, image_cards(grid_rows(folder, rows, sides, places, scores), sides))
         for title, places in (
             (f"Biggest wins of {result.model}", wins),
             (f"Biggest losses of {result.model}", losses),

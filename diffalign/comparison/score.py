@@ -1,7 +1,7 @@
-"""Judge a folder of pictures, once each: a column file per scorer, resumable.
+"""Score a folder of images, once each: a column file per scorer, resumable.
 
-A score belongs to a picture's content, its prompt and the scorer's fingerprint, not to a file name,
-so renamed, repeated and regenerated pictures keep theirs.
+A score belongs to an image's content, its prompt and the scorer's fingerprint, not to a file name,
+so renamed, repeated and regenerated images keep theirs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from diffalign.parsing import decode_text
 from diffalign.scorers.base import AbstractScorer
 
 SCORES = "scores"
-"""Folder of the column files, beside the manifest."""
+"""Folder of the column files, next to the manifest."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedImage:
     """A file and what it was asked to show."""
 
     path: Path
@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Problem:
-    """A picture without a score."""
+    """An image without a score."""
 
     path: Path
     reason: str
@@ -53,7 +53,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
-    """One judgement."""
+    """One score."""
 
     image: str
     """SHA-256 of the file."""
@@ -64,24 +64,24 @@ class ScoreRow:
 
 
 ScoreKey = tuple[str, str]
-"""SHA-256 of the picture, prompt."""
+"""SHA-256 of the image, prompt."""
 
 
-def find_pictures(folder: Path) -> tuple[list[Picture], list[Problem]]:
-    """The pictures of a manifest, or else all of a folder that have a caption file beside them.
+def find_images(folder: Path) -> tuple[list[CaptionedImage], list[Problem]]:
+    """The images of a manifest, or else all of a folder that have a caption file next to them.
 
     Args:
         folder: searched with all its subfolders; `x.png` has its caption in `x.txt`.
 
     Returns:
-        The pictures, and those whose caption is missing or no text.
+        The images, and those whose caption is missing or no text.
 
     Raises:
-        DataError: there is no picture at all.
+        DataError: there is no image at all.
     """
     if (folder / MANIFEST).is_file():
         rows = read_manifest(folder)
-        return [Picture(folder / row.file, row.prompt, row.sha256) for row in rows], []
+        return [CaptionedImage(folder / row.file, row.prompt, row.sha256) for row in rows], []
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     files = sorted(
@@ -93,7 +93,7 @@ def find_pictures(folder: Path) -> tuple[list[Picture], list[Problem]]:
         raise DataError(
             f"{folder}: holds neither {MANIFEST} nor an image ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
-    pictures: list[Picture] = []
+    images: list[CaptionedImage] = []
     problems: list[Problem] = []
     for path in files:
         caption = path.with_suffix(".txt")
@@ -105,8 +105,8 @@ def find_pictures(folder: Path) -> tuple[list[Picture], list[Problem]]:
         except (DataError, OSError) as error:
             problems.append(Problem(path, f"has no caption that can be read: {error}"))
         else:
-            pictures.append(Picture(path, prompt))
-    return pictures, problems
+            images.append(CaptionedImage(path, prompt))
+    return images, problems
 
 
 def read_column(path: Path, fingerprint: str | None = None) -> dict[ScoreKey, float]:
@@ -132,8 +132,8 @@ def read_column(path: Path, fingerprint: str | None = None) -> dict[ScoreKey, fl
     return {(row.image, row.prompt): row.score for row in rows}
 
 
-def score_pictures(
-    pictures: Sequence[Picture],
+def score_images(
+    images: Sequence[CaptionedImage],
     scorer: AbstractScorer,
     column: Path,
     *,
@@ -143,34 +143,34 @@ def score_pictures(
     """Add the scores that a column lacks.
 
     Args:
-        pictures: those already in the column are read, but not judged again.
+        images: those already in the column are read, but not scored again.
         scorer: on its device.
-        column: file that gets one row per distinct picture and prompt.
-        batch_size: pictures judged at once.
-        on_batch: told how many pictures are done.
+        column: file that gets one row per distinct image and prompt.
+        batch_size: images scored at once.
+        on_batch: told how many images are done.
 
     Returns:
-        The pictures that cannot be read or judged; a score that is not finite is no score.
+        The images that cannot be read or scored; a score that is not finite is no score.
     """
     known = read_column(column, scorer.fingerprint)
     column.parent.mkdir(parents=True, exist_ok=True)
     problems: list[Problem] = []
-    for start in range(0, len(pictures), batch_size):
-        chunk = pictures[start : start + batch_size]
+    for start in range(0, len(images), batch_size):
+        chunk = images[start : start + batch_size]
         opened: dict[ScoreKey, _Opened] = {}
-        for picture in chunk:
-            found = _open(picture)
+        for captioned in chunk:
+            found = _open(captioned)
             if isinstance(found, Problem):
                 problems.append(found)
             elif found.key not in known:
                 opened[found.key] = found
         rows: list[ScoreRow] = []
-        for item, outcome in _judge(scorer, list(opened.values())):
+        for item, outcome in _score(scorer, list(opened.values())):
             if isinstance(outcome, Exception):
                 reason = f"{type(outcome).__name__}: {outcome}"
-                problems.append(Problem(item.picture.path, reason))
+                problems.append(Problem(item.captioned.path, reason))
             elif not math.isfinite(outcome):
-                problems.append(Problem(item.picture.path, f"its score is {outcome}"))
+                problems.append(Problem(item.captioned.path, f"its score is {outcome}"))
             else:
                 image, prompt = item.key
                 rows.append(
@@ -186,35 +186,37 @@ def score_pictures(
 
 @dataclass(frozen=True)
 class _Opened:
-    picture: Picture
+    captioned: CaptionedImage
     key: ScoreKey
     pixels: Tensor
     """Shape [3, H, W], float32 in [-1, 1]."""
 
 
-def _open(picture: Picture) -> _Opened | Problem:
+def _open(captioned: CaptionedImage) -> _Opened | Problem:
     try:
-        content = picture.path.read_bytes()
+        content = captioned.path.read_bytes()
         pixels = pixels_of(decode(content))
     except OSError as error:
-        return Problem(picture.path, f"cannot be read: {error}")
+        return Problem(captioned.path, f"cannot be read: {error}")
     except BadImageError as error:
-        return Problem(picture.path, f"cannot be read: {error.reason.value}: {error.detail}")
+        return Problem(captioned.path, f"cannot be read: {error.reason.value}: {error.detail}")
     digest = file_digest(content)
-    if picture.sha256 not in (None, digest):
-        return Problem(picture.path, "is not the picture that the manifest lists: draw it again")
-    return _Opened(picture, (digest, picture.prompt), pixels)
+    if captioned.sha256 not in (None, digest):
+        return Problem(
+            captioned.path, "is not the image that the manifest lists: generate it again"
+        )
+    return _Opened(captioned, (digest, captioned.prompt), pixels)
 
 
-def _judge(
+def _score(
     scorer: AbstractScorer, items: Iterable[_Opened]
 ) -> Iterator[tuple[_Opened, float | Exception]]:
-    """Scores of pictures; those of one size are judged together."""
+    """Scores of images; those of one size are scored together."""
 
     def score(batch: Sequence[_Opened]) -> list[float]:
         images = torch.stack([item.pixels for item in batch])
         with torch.inference_mode():
-            scores = scorer.score(images, [item.picture.prompt for item in batch])
+            scores = scorer.score(images, [item.captioned.prompt for item in batch])
         if scores.shape != (len(batch),):
             raise ValueError(
                 f"a scorer must return {len(batch)} numbers, got shape {tuple(scores.shape)}"

@@ -1,11 +1,11 @@
 """How often a scorer agrees with known preferences, by the noise level it has to see through.
 
-A preference model for trajectories is asked about half-denoised pictures. Pairs with known labels
+A preference model for trajectories is asked about half-denoised images. Pairs with known labels
 are noised at a timestep, both sides with the same noise, and predicted clean in one step of the
 diffusion model; the scorer is right where it prefers the prediction of the preferred side.
 
 Source: the validation of RockeyCoss/SPO, trainer/tasks/spm_task.py, with its timesteps; there the
-pictures of timestep 0 are the clean ones.
+images of timestep 0 are the clean ones.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def accuracy_by_timestep(
 
     Args:
         scorers: by any name; those that take a timestep are told it, the others are not.
-        model: whose one-step predictions are judged.
+        model: whose one-step predictions are scored.
         batches: decided pairs, such as `decided_pairs` gives; at least one.
         guidance: of the predictions.
-        timesteps: noise levels; timestep 0 means the clean pictures themselves.
+        timesteps: noise levels; timestep 0 means the clean images themselves.
 
     Returns:
         {name: {timestep: agreement with all pairs}}.
@@ -106,7 +106,7 @@ def decided_pairs(config: DataConfig, *, batch_size: int, seed: int = 0) -> Iter
         views=PAIR_VIEWS,
         run_seed=seed,
         timesteps=TimestepSampling(),
-        schedule_length=1,  # the draw of a timestep is not used
+        schedule_length=1,  # the generate of a timestep is not used
     )
     size = (config.resolution, config.resolution)
     pairs = islice(open_data(config).pairs(), config.limit)

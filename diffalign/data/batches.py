@@ -75,7 +75,7 @@ class TokenRows:
     """One response of each of B samples, after its conversation; right-padded to L tokens."""
 
     input_ids: Tensor
-    """Int64 [B, L]; every image marker already stands as often as the model wants it."""
+    """Int64 [B, L]; every image marker already is as often as the model wants it."""
     attention_mask: Tensor
     """Int64 [B, L], 0 where padded."""
     response_mask: Tensor
@@ -86,41 +86,41 @@ class TokenRows:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-    """B conversations about pictures, each with one or more responses.
+    """B conversations about images, each with one or more responses.
 
-    A view (see `diffalign.views`) is a response beside pictures under a condition, its tokens
+    A view (see `diffalign.views`) is a response next to images under a condition, its tokens
     counted by a weight map. Conditions keep the number of image tokens, so that rows of tokens and
-    pictures combine freely.
+    images combine freely.
     """
 
     sample_ids: tuple[str, ...]
     """B of them."""
-    draws: tuple[int, ...]
-    """B of them: which draw of its random conditions each sample shows."""
+    visits: tuple[int, ...]
+    """B of them: which sample of its random conditions each sample shows."""
     views: frozenset[str]
     """Names of the views that this batch serves."""
     responses: Mapping[str, TokenRows]
     """Response -> its rows: B of them, or those that `rows` says."""
-    pictures: Mapping[str | None, Mapping[str, Tensor]]
-    """Condition (None: the pictures as they are) -> what the image processor gave for all pictures
-    of the batch in reading order, such as `pixel_values`; empty where there is no picture."""
-    picture_counts: Tensor
-    """Int64 [B], pictures of each sample; 0 for text alone."""
+    image_inputs: Mapping[str | None, Mapping[str, Tensor]]
+    """Condition (None: the images as they are) -> what the image processor gave for all images
+    of the batch in reading order, such as `pixel_values`; empty where there is no image."""
+    image_counts: Tensor
+    """Int64 [B], images of each sample; 0 for text alone."""
     weights: Mapping[str, Tensor]
     """`response:weights` -> float32 [B, L], aligned with the rows of that response."""
-    own_pictures: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
+    own_image_inputs: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
         default_factory=dict
     )
     """(Response, condition) -> the same for the rows of that response, where some of them are about
-    other images than `pictures` has."""
+    other images than `images` has."""
     rows: Mapping[str, Tensor] | None = None
     """Response -> int64 [n], which samples it belongs to, in order, where each sample has one
     response; a response that none has is absent. None where all have all."""
 
-    def pictures_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
+    def images_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
         """What the image processor gave for the rows of a response under a condition."""
-        found = self.own_pictures.get((response, condition))
-        return self.pictures[condition] if found is None else found
+        found = self.own_image_inputs.get((response, condition))
+        return self.image_inputs[condition] if found is None else found
 
     def __len__(self) -> int:
         return len(self.sample_ids)

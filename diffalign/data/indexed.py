@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffalign import world
-from diffalign.data.order import Order, Turn
+from diffalign.data.order import Order, Position
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.pairs.samples import empty_caption
@@ -126,15 +126,19 @@ class IndexPlan(AbstractPlan):
 
     def _batch(self, number: int, pairs_per_device: int) -> PlannedBatch:
         size = pairs_per_device * world.size()
-        turns = self._order.micro_batch(number, size)[rank_part(pairs_per_device)]
+        positions = self._order.micro_batch(number, size)[rank_part(pairs_per_device)]
         return PlannedBatch(
-            works=[self._work(turn) for turn in turns],
+            works=[self._work(position_) for position_ in positions],
             replacement=lambda place, attempt: self._work(
-                self._order.replacement(turns[place], attempt)
+                self._order.replacement(positions[place], attempt)
             ),
             after={**self.start(), "micro_batches": number + 1},
             out_of=self.index.counts.pairs,
         )
 
-    def _work(self, turn: Turn) -> Work:
-        return Work(int(self.index.members[turn.member]), turn.draw, self._sizes[turn.bucket])
+    def _work(self, position_: Position) -> Work:
+        return Work(
+            int(self.index.members[position_.member]),
+            position_.visit,
+            self._sizes[position_.bucket],
+        )

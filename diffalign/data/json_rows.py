@@ -168,7 +168,7 @@ def _rows_of(path: Path, root: Path) -> Iterator[Row]:
         problem = None
         if not isinstance(values, dict):
             numbers = isinstance(values, list) and all(isinstance(v, (int, float)) for v in values)
-            of_d3po = " (numbers of D3PO are read as rollouts.preferences, beside the groups)"
+            of_d3po = " (numbers of D3PO are read as rollouts.preferences, next to the groups)"
             found = f"{str(values)[:40]!r}{of_d3po if numbers else ''}"
             values, problem = {}, f"{name} is no JSON object but {found}"
         yield Row(name, values, path.parent, problem)

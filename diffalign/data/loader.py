@@ -172,7 +172,7 @@ class PlannedBatches(Generic[S, B]):
             collate_fn=functools.partial(_stack_if_usable, self._stack),
             num_workers=self._workers,
             worker_init_fn=_ignore_interrupts,
-            # Its own generator: the loader draws from it, and must not shift the run's RNG.
+            # Its own generator: the loader samples from it, and must not shift the run's RNG.
             generator=cpu_generator(derive_seed(self._run_seed, "loader")),
         )
 
@@ -195,7 +195,7 @@ class PlannedBatches(Generic[S, B]):
 def told_of_lost_workers(section: str) -> Iterator[None]:
     """Within this context the sudden end of a worker is a sentence.
 
-    torch reports it wherever the process stands at that moment, so this goes around all that is
+    torch reports it wherever the process is at that moment, so this goes around all that is
     done while workers are at work.
 
     Args:

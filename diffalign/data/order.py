@@ -1,13 +1,13 @@
 """Which rows make up which micro-batch: a pure function of the run seed and a number.
 
 A global micro-batch is what all ranks together see at once. Number m of a data set without buckets
-is positions [m * G, (m + 1) * G) of an endless sequence, in which epoch e is a permutation drawn
+is positions [m * G, (m + 1) * G) of an endless sequence, in which epoch e is a permutation sampled
 from (run seed, e); each rank takes its contiguous part. So one process with a batch of 2n and two
 with n see the same global batches, and resuming needs the number m alone.
 
 With buckets, every bucket is such a sequence, and a schedule says whose turn it is: a cycle of N
 micro-batches, N the number of pairs, gives each bucket as many turns as it has pairs, in an order
-drawn from (run seed, cycle). Over a cycle every pair is seen G times.
+sampled from (run seed, cycle). Over a cycle every pair is seen G times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffalign.seeding import cpu_generator, derive_seed
 
 
 @dataclass(frozen=True)
-class Turn:
+class Position:
     """One place in a micro-batch."""
 
     member: int
@@ -31,7 +31,7 @@ class Turn:
     """The bucket it is in."""
     position: int
     """Its place in the endless sequence of that bucket."""
-    draw: int
+    visit: int
     """How often the pair has been visited before: its epoch."""
 
 
@@ -46,29 +46,35 @@ class Order:
         assert buckets and all(len(members) for members in buckets)
         self._run_seed = run_seed
         self._buckets = buckets
-        self._permutation = lru_cache(maxsize=2 * len(buckets))(self._draw_permutation)
-        self._schedule = lru_cache(maxsize=1)(self._draw_schedule)
+        self._permutation = lru_cache(maxsize=2 * len(buckets))(self._sample_permutation)
+        self._schedule = lru_cache(maxsize=1)(self._sample_schedule)
 
-    def micro_batch(self, number: int, size: int) -> list[Turn]:
+    def micro_batch(self, number: int, size: int) -> list[Position]:
         """The pairs of one global micro-batch, all from one bucket.
 
         Args:
             number: of the global micro-batch, from 0.
             size: pairs in it, over all ranks.
         """
-        bucket, turn = self._whose_turn(number)
-        return [self._at(bucket, turn * size + i) for i in range(size)]
+        bucket, position_ = self._whose_turn(number)
+        return [self._at(bucket, position_ * size + i) for i in range(size)]
 
-    def replacement(self, turn: Turn, attempt: int) -> Turn:
+    def replacement(self, position_: Position, attempt: int) -> Position:
         """Another pair of the same bucket and epoch for one that cannot be used."""
-        members = self._buckets[turn.bucket]
-        seed = derive_seed(self._run_seed, "replacement", turn.bucket, turn.position, attempt)
-        return Turn(int(members[seed % len(members)]), turn.bucket, turn.position, turn.draw)
+        members = self._buckets[position_.bucket]
+        seed = derive_seed(
+            self._run_seed, "replacement", position_.bucket, position_.position, attempt
+        )
+        return Position(
+            int(members[seed % len(members)]), position_.bucket, position_.position, position_.visit
+        )
 
-    def _at(self, bucket: int, position: int) -> Turn:
+    def _at(self, bucket: int, position: int) -> Position:
         members = self._buckets[bucket]
         epoch, place = divmod(position, len(members))
-        return Turn(int(members[self._permutation(bucket, epoch)[place]]), bucket, position, epoch)
+        return Position(
+            int(members[self._permutation(bucket, epoch)[place]]), bucket, position, epoch
+        )
 
     def _whose_turn(self, number: int) -> tuple[int, int]:
         """The bucket of a global micro-batch, and how many it has had before."""
@@ -80,15 +86,15 @@ class Order:
         before = int(np.count_nonzero(schedule[:place] == bucket))
         return bucket, cycle * len(self._buckets[bucket]) + before
 
-    def _draw_schedule(self, cycle: int) -> np.ndarray:
+    def _sample_schedule(self, cycle: int) -> np.ndarray:
         """The bucket of every micro-batch of a cycle."""
-        turns = np.repeat(
+        positions = np.repeat(
             np.arange(len(self._buckets)), [len(members) for members in self._buckets]
         )
-        return turns[self._draw_permutation(-1, cycle)]
+        return positions[self._sample_permutation(-1, cycle)]
 
-    def _draw_permutation(self, bucket: int, epoch: int) -> np.ndarray:
-        """Bucket -1 stands for the schedule."""
+    def _sample_permutation(self, bucket: int, epoch: int) -> np.ndarray:
+        """Bucket -1 represents the schedule."""
         members = self._buckets[bucket : bucket + 1] if bucket >= 0 else self._buckets
         generator = cpu_generator(derive_seed(self._run_seed, "order", bucket, epoch))
         return torch.randperm(sum(len(m) for m in members), generator=generator).numpy()

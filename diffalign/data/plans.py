@@ -18,10 +18,10 @@ class Work:
 
     pair: int | ImagePair
     """Number of its row, or the pair itself."""
-    draw: int
+    visit: int
     """Number of earlier visits."""
     target: Size | None
-    """(height, width) to cut to; None where pictures keep their size."""
+    """(height, width) to cut to; None where images keep their size."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The stream is cut into blocks of `shuffle_block` rows in the order of the files; block b of epoch e
 is permuted by (run seed, e, b), and the blocks follow one another, epoch after epoch. Micro-batches
 are taken from that sequence without regard to the ends of blocks. Every rank reads the whole stream
-and decodes its own part of each micro-batch: reading costs little beside decoding, and the order
+and decodes its own part of each micro-batch: reading costs little next to decoding, and the order
 does not depend on the number of ranks. Where it is dear, as over a slow network, read at random
 from a local copy instead.
 """

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from diffalign import hub
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.groups import GroupColumns
-from diffalign.data.pairs.reading import Location, Whereabouts
+from diffalign.data.pairs.reading import DataLocation, Location
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
@@ -266,7 +266,7 @@ def _has_rows(file: Path) -> bool:
         return True
 
 
-def load_table(location: Location, config: Whereabouts, *, streaming: bool = False) -> Any:
+def load_table(location: Location, config: DataLocation, *, streaming: bool = False) -> Any:
     """Files of one kind, or a split of a hub data set, by the datasets library.
 
     Raises:

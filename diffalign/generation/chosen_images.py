@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffalign.generation.manifest import ItemKey, ManifestRow
 from diffalign.imaging.grid import GridCell, GridRow
-from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.image_files import read_image
 from diffalign.imaging.subsample import evenly_spaced
 
 Place = tuple[str, int]
@@ -31,12 +31,12 @@ def spread_items(places: Sequence[Place], count: int) -> list[Place]:
     return [place for place in places if place in chosen]
 
 
-def open_picture(folder: Path, row: ManifestRow | None) -> Image.Image | None:
-    """The picture of a row as RGB; None if it is gone or damaged."""
+def open_image(folder: Path, row: ManifestRow | None) -> Image.Image | None:
+    """The image of a row as RGB; None if it is gone or damaged."""
     if row is None:
         return None
     try:
-        return read_picture(folder / row.file)
+        return read_image(folder / row.file)
     except OSError:
         return None
 
@@ -48,14 +48,14 @@ def grid_rows(
     places: Sequence[Place],
     scores: Mapping[ItemKey, float] | None = None,
 ) -> list[GridRow]:
-    """Rows for `draw_grid`.
+    """Rows for `render_grid`.
 
     Args:
         folder: of the manifest.
         rows: the manifest.
         models: one column each.
         places: one row each.
-        scores: written under the pictures; the only best of a row is outlined.
+        scores: written under the images; the only best of a row is outlined.
     """
     scores = scores or {}
     several_seeds = len({seed for _, seed in places}) > 1
@@ -68,7 +68,7 @@ def grid_rows(
         cells = [
             None if image is None else GridCell(image=image, score=value, winner=i == best)
             for i, (image, value) in enumerate(
-                zip([open_picture(folder, row) for row in found], values, strict=True)
+                zip([open_image(folder, row) for row in found], values, strict=True)
             )
         ]
         prompt = next((row.prompt for row in found if row is not None), prompt_id)
@@ -91,9 +91,9 @@ def seeds_side_by_side(
     prompts: int,
     scores: Mapping[ItemKey, float] | None = None,
 ) -> tuple[list[GridRow], list[str]]:
-    """Rows and column titles of a grid with several pictures of each model in a prompt's row.
+    """Rows and column titles of a grid with several images of each model in a prompt's row.
 
-    One picture says little about a model. With two models a row has three of each, from the same
+    One image says little about a model. With two models a row has three of each, from the same
     three noises; with more models fewer fit.
 
     Args:

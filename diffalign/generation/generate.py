@@ -1,7 +1,8 @@
-"""Fill a folder with pictures, resumably: whatever stops a run, the next one draws what is missing.
+"""Fill a folder with images, resumably: whatever stops a run, the next one generates what is
+missing.
 
 Batches are cut from the whole plan before it is known what is already there. A resumed run
-therefore draws every picture in the same company as an uninterrupted one would have, and the
+therefore generates every image in the same company as an uninterrupted one would have, and the
 files are equal byte for byte, not only up to rounding.
 """
 
@@ -35,7 +36,7 @@ _FAILURES_IN_A_ROW = 16
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of the plan, of whichever model."""
+    """One image of the plan, of whichever model."""
 
     prompt: Prompt
     seed: int
@@ -43,40 +44,40 @@ class Item:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be made."""
+    """An image that could not be made."""
 
     item: Item
     reason: str
 
 
-class Artist(Protocol):
-    """What draws: `pipelines.TextToImage`, or a test's stand-in."""
+class Sampler(Protocol):
+    """What generates: `pipelines.TextToImage`, or a test's stand-in."""
 
-    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Pictures of shape [n, 3, H, W] in [-1, 1], one per prompt and seed."""
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Images of shape [n, 3, H, W] in [-1, 1], one per prompt and seed."""
         ...
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelEntry:
     """A model as the manifest knows it."""
 
     name: str
     fingerprint: str
     sampler: Mapping[str, Any]
-    """Everything else that shapes its pictures."""
+    """Everything else that shapes its images."""
 
 
 def plan_batches(
     prompts: Iterable[Prompt], seeds: Sequence[int], batch_size: int
 ) -> list[list[Item]]:
-    """All prompts times all seeds, the pictures of one prompt together."""
+    """All prompts times all seeds, the images of one prompt together."""
     items = [Item(prompt, seed) for prompt in prompts for seed in seeds]
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
 
 
-def existing_rows(folder: Path, subjects: Iterable[Subject]) -> dict[ItemKey, ManifestRow]:
-    """What the folder already holds, if it was drawn as this run would draw it.
+def existing_rows(folder: Path, subjects: Iterable[ModelEntry]) -> dict[ItemKey, ManifestRow]:
+    """What the folder already holds, if it was generated as this run would generate it.
 
     Raises:
         CacheError: naming the setting that differs.
@@ -100,7 +101,7 @@ def existing_rows(folder: Path, subjects: Iterable[Subject]) -> dict[ItemKey, Ma
 def _mismatch(folder: Path, before: str, now: str) -> CacheError:
     return CacheError(
         f"{folder / MANIFEST} was written with {before}, and this run asks for {now}. "
-        "Pictures made differently are not compared: choose another output folder, or delete "
+        "Images made differently are not compared: choose another output folder, or delete "
         "this one"
     )
 
@@ -108,7 +109,7 @@ def _mismatch(folder: Path, before: str, now: str) -> CacheError:
 def missing_batches(
     batches: Iterable[list[Item]], model: str, existing: Mapping[ItemKey, ManifestRow]
 ) -> list[list[Item]]:
-    """The batches of which at least one picture is not there."""
+    """The batches of which at least one image is not there."""
     return [
         batch
         for batch in batches
@@ -116,35 +117,35 @@ def missing_batches(
     ]
 
 
-def draw_batches(
+def generate_batches(
     folder: Path,
-    subject: Subject,
-    artist: Artist,
+    subject: ModelEntry,
+    artist: Sampler,
     batches: Iterable[list[Item]],
     existing: Mapping[ItemKey, ManifestRow],
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> list[Failure]:
-    """Draw, write and list the pictures of one model.
+    """Generate, write and list the images of one model.
 
     Args:
         folder: gets `images/<model>/<prompt_id>-<seed>.png` and rows in its manifest.
         subject: what the rows say of the model.
-        artist: draws.
-        batches: from `missing_batches`; drawn whole, so that a picture's company never changes.
-        existing: pictures that are there and stay as they are.
-        on_batch: told how many pictures a finished batch held.
+        artist: generates.
+        batches: from `missing_batches`; generated whole, so that an image's company never changes.
+        existing: images that are there and stay as they are.
+        on_batch: told how many images a finished batch held.
 
     Returns:
-        The pictures that could not be drawn or written; all others are safe.
+        The images that could not be generated or written; all others are safe.
 
     Raises:
-        DiffalignError: picture after picture fails; what is written stays, and a next run goes on.
+        DiffalignError: image after image fails; what is written stays, and a next run goes on.
     """
     failures: list[Failure] = []
     in_a_row = 0
     for batch in batches:
         rows = []
-        for item, outcome in _draw_each(artist, batch):
+        for item, outcome in _generate_each(artist, batch):
             key = (subject.name, item.prompt.prompt_id, item.seed)
             if key in existing:
                 continue
@@ -158,27 +159,31 @@ def draw_batches(
         append_rows(folder, rows)
         if in_a_row >= _FAILURES_IN_A_ROW:
             raise DiffalignError(
-                f"{subject.name}: {in_a_row} pictures in a row failed, the last with: "
-                f"{failures[-1].reason}. What was drawn is in {folder}; mend this and run again"
+                f"{subject.name}: {in_a_row} images in a row failed, the last with: "
+                f"{failures[-1].reason}. What was generated is in {folder}; fix this and run again"
             )
         on_batch(len(batch))
     return failures
 
 
-def _draw_each(artist: Artist, batch: Sequence[Item]) -> Iterator[tuple[Item, Tensor | Exception]]:
+def _generate_each(
+    artist: Sampler, batch: Sequence[Item]
+) -> Iterator[tuple[Item, Tensor | Exception]]:
     return each_or_error(
-        lambda items: artist.draw([item.prompt.text for item in items], [i.seed for i in items]),
+        lambda items: artist.generate(
+            [item.prompt.text for item in items], [i.seed for i in items]
+        ),
         batch,
     )
 
 
 def _write(
-    folder: Path, subject: Subject, item: Item, outcome: Tensor | Exception
+    folder: Path, subject: ModelEntry, item: Item, outcome: Tensor | Exception
 ) -> ManifestRow | Failure:
     if isinstance(outcome, Exception):
         return Failure(item, f"{type(outcome).__name__}: {outcome}")
     if not torch.isfinite(outcome).all():
-        return Failure(item, "the model drew values that are not finite")
+        return Failure(item, "the model generated values that are not finite")
     content = encode_png(outcome)
     file = f"images/{subject.name}/{item.prompt.prompt_id}-{item.seed}.png"
     try:

@@ -1,7 +1,7 @@
-"""The list of what was drawn: one line of JSON a picture, appended as pictures are finished.
+"""The list of what was generated: one line of JSON an image, appended as images are finished.
 
-Every line says how its picture was made, so a folder of pictures explains itself, and a later run
-knows both what is missing and whether it would draw it the same way.
+Every line says how its image was made, so a folder of images explains itself, and a later run
+knows both what is missing and whether it would generate it the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ItemKey = tuple[str, str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestRow:
-    """One picture."""
+    """One image."""
 
     model: str
     """The name that the config gave the model."""
@@ -37,7 +37,7 @@ class ManifestRow:
     fingerprint: str
     """Of the model's weights."""
     sampler: Mapping[str, Any]
-    """Everything else that shaped the picture."""
+    """Everything else that shaped the image."""
 
     @property
     def key(self) -> ItemKey:
@@ -45,7 +45,7 @@ class ManifestRow:
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
-    """All rows in the order of drawing; a redrawn picture stands once, as it is now.
+    """All rows in the order of generating; a re-generated image is once, as it is now.
 
     Raises:
         DataError: there is no manifest, or a line of it is not one of ours, or it names a file that
@@ -68,5 +68,5 @@ def append_rows(folder: Path, rows: Iterable[ManifestRow]) -> None:
 
 
 def file_digest(content: bytes) -> str:
-    """The SHA-256 that manifests and score columns know a picture by."""
+    """The SHA-256 that manifests and score columns know an image by."""
     return hashlib.sha256(content).hexdigest()

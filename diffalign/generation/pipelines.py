@@ -1,8 +1,9 @@
-"""Open a model for drawing, and draw: one place where evaluation touches diffusers' pipelines.
+"""Open a model for generating, and generate: one place where evaluation touches diffusers'
+pipelines.
 
 Whatever a person has is opened: a diffusers folder, a hub id, a single checkpoint file, an adapter
-with its base, or the folder of a training run. The noise of a picture is a function of its prompt
-and seed alone, so every model starts from the same noise, in whatever batches it draws.
+with its base, or the folder of a training run. The noise of an image is a function of its prompt
+and seed alone, so every model starts from the same noise, in whatever batches it generates.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class ModelSpec:
 
     path: str
     """A diffusers folder, a hub id, a `.safetensors` checkpoint, or the folder of a training run,
-    which stands for its result (`final`), or while it has not finished for its newest checkpoint;
+    which represents its result (`final`), or while it has not finished for its newest checkpoint;
     or one of its checkpoints."""
     revision: str | None = None
     """Commit, branch or tag of a hub id."""
@@ -70,7 +71,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How a picture is drawn; the same for every model of a comparison."""
+    """How an image is generated; the same for every model of a comparison."""
 
     steps: int = 50
     """Denoising steps."""
@@ -85,9 +86,9 @@ class SamplerConfig:
     negative_prompt: str | None = None
     """What to steer away from; null is the pipeline's own empty prompt."""
     height: int | None = None
-    """Of the pictures, pixels; null is the model's own size."""
+    """Of the images, pixels; null is the model's own size."""
     width: int | None = None
-    """Of the pictures, pixels; null is the model's own size."""
+    """Of the images, pixels; null is the model's own size."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -265,7 +266,7 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
 
 
 def sampler_settings(sampler: SamplerConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything beside model, prompt and seed that shapes a picture, as a manifest keeps it."""
+    """Everything next to model, prompt and seed that shapes an image, as a manifest keeps it."""
     return {**asdict(sampler), "dtype": precision_of(dtype)}
 
 
@@ -320,8 +321,8 @@ class TextToImage:
         return [text for text in texts if text in cut]
 
     @torch.inference_mode()
-    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Draw one picture a row; a row does not depend on its neighbours beyond float rounding.
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """Generate one image a row; a row does not depend on its neighbours beyond float rounding.
 
         Args:
             texts: prompts, n of them.
@@ -366,7 +367,7 @@ class TextToImage:
         return unet.in_channels, height, width
 
     def _conditions(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Embeddings of a batch. Those of the batch before are kept, since a prompt's pictures
+        """Embeddings of a batch. Those of the batch before are kept, since a prompt's images
         stand together."""
         new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
         kept = {text: self._embeddings[text] for text in texts if text in self._embeddings}

@@ -23,7 +23,7 @@ _ABSENT = "there is no such prompt file"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to draw."""
+    """One text to generate."""
 
     text: str
 
@@ -32,7 +32,7 @@ class Prompt:
         """A file name's part: readable words, then a digest of the whole text.
 
         It depends on nothing but the text, so prompts may be added, removed and reordered between
-        runs without any picture changing its name.
+        runs without any image changing its name.
         """
         words = re.sub(r"[^a-z0-9]+", "-", self.text.lower())[:_SLUG_LETTERS].strip("-")
         digest = hashlib.blake2b(self.text.encode(), digest_size=4).hexdigest()

@@ -1,6 +1,6 @@
-"""Asking a model about pictures, greedily, and keeping its answers as they come.
+"""Asking a model about images, greedily, and keeping its responses as they come.
 
-A rerun asks only what has no answer yet, and loads no model where nothing is missing.
+A rerun asks only what has no response yet, and loads no model where nothing is missing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from diffalign.parsing import checked
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How a model is asked, and where its answers are kept."""
+    """How a model is asked, and where its responses are kept."""
 
     images: Path
-    """Folder of the benchmark's pictures, under their published names."""
+    """Folder of the benchmark's images, under their published names."""
     saves: Path
-    """JSON lines of answers; a rerun goes on from there."""
+    """JSON lines of responses; a rerun goes on from there."""
     max_new_tokens: int = 512
-    """An answer ends there at the latest."""
+    """A response ends there at the latest."""
     system: str = ""
     """What a system turn says before each question; empty leaves it to the chat template. That of
     `llava-1.5-7b-hf` has none, where LLaVA's own scripts begin with Vicuna's sentence."""
@@ -49,53 +49,51 @@ class Asking:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What of it shapes answers, for a report."""
-        facts = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
-        return {**facts, "system": self.system} if self.system else facts
+    def row_metadata(self) -> dict[str, Any]:
+        """What of it shapes responses, for a report."""
+        row_metadata = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        return {**row_metadata, "system": self.system} if self.system else row_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureQuestion:
-    """One question about one picture."""
+class ImageQuestion:
+    """One question about one image."""
 
     question_id: str
     image: Path
     text: str
 
 
-class WritesAnswers(Protocol):
+class WritesResponses(Protocol):
     """What is asked of a loaded model; `models.vision_language` has one."""
 
     processor: Any
     """Of transformers, with a chat template."""
 
     def generate(
-        self, prompts: Sequence[str], pictures: Sequence[Sequence[Any]], *, max_new_tokens: int
+        self, prompts: Sequence[str], images: Sequence[Sequence[Any]], *, max_new_tokens: int
     ) -> list[str]:
-        """Greedy answers to conversations that the chat template wrote."""
+        """Greedy responses to conversations that the chat template wrote."""
 
 
 def check_one_source(
     saved: object | None, model: AbstractModel | None, asking: Asking | None, *, name: str
 ) -> None:
-    """Raise ValueError unless answers come either from a file or from a model with its settings."""
+    """Raise ValueError unless responses come from a file or from a model with its settings."""
     if (saved is None) == (model is None):
         raise ValueError(
-            f"give either {name}=FILE with saved answers, or a model to ask: "
+            f"give either {name}=FILE with saved responses, or a model to ask: "
             "model.kind=vlm model.path=FOLDER asking.images=FOLDER asking.saves=FILE.jsonl"
         )
     if (model is None) != (asking is None):
         raise ValueError(
             "model and asking go together: asking.images=FOLDER asking.saves=FILE.jsonl say which "
-            "pictures a model is shown and where its answers are kept"
+            "images a model is shown and where its responses are kept"
         )
 
 
-def ask(
-    model: AbstractModel, questions: Sequence[PictureQuestion], asking: Asking
-) -> dict[str, str]:
-    """Answers by question id.
+def ask(model: AbstractModel, questions: Sequence[ImageQuestion], asking: Asking) -> dict[str, str]:
+    """Responses by question id.
 
     Args:
         model: settings of what is asked.
@@ -104,28 +102,28 @@ def ask(
 
     Raises:
         ConfigError: the file was written by another model or under other settings.
-        DataError: a picture is missing, or cannot be read.
+        DataError: an image is missing, or cannot be read.
         ModelError: the model cannot be loaded, writes no text, or has no chat template.
     """
     maker = _digest(_identity(model), asking.max_new_tokens, asking.system, asking.dtype)
     kept = _kept(asking.saves, maker)
     known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
-    answers = {i: row.answer for i, row in kept.items() if row.asked == known.get(i)}
-    missing = [q for q in questions if q.question_id not in answers]
-    _check_pictures(missing, asking.images)
+    responses = {i: row.response for i, row in kept.items() if row.asked == known.get(i)}
+    missing = [q for q in questions if q.question_id not in responses]
+    _check_images(missing, asking.images)
     if missing:
-        answers |= _ask_missing(_load(model, asking), missing, asking, maker, known)
-    return answers
+        responses |= _ask_missing(_load(model, asking), missing, asking, maker, known)
+    return responses
 
 
 def _ask_missing(
-    model: WritesAnswers,
-    missing: Sequence[PictureQuestion],
+    model: WritesResponses,
+    missing: Sequence[ImageQuestion],
     asking: Asking,
     maker: str,
     known: Mapping[str, str],
 ) -> dict[str, str]:
-    answers: dict[str, str] = {}
+    responses: dict[str, str] = {}
     asking.saves.parent.mkdir(parents=True, exist_ok=True)
     with progress(Console(stderr=True), "answer", len(missing), unit="questions") as advance:
         for start in range(0, len(missing), asking.batch_size):
@@ -136,27 +134,27 @@ def _ask_missing(
                     question_id=q.question_id,
                     image=q.image.name,
                     question=q.text,
-                    answer=text,
+                    response=text,
                     asked=known[q.question_id],
                     made_by=maker,
                 )
                 for q, text in zip(batch, texts, strict=True)
             ]
             append_json_lines(asking.saves, map(asdict, rows))
-            answers |= {row.question_id: row.answer for row in rows}
+            responses |= {row.question_id: row.response for row in rows}
             advance(len(batch))
-    return answers
+    return responses
 
 
 def _generate(
-    model: WritesAnswers, questions: Sequence[PictureQuestion], asking: Asking
+    model: WritesResponses, questions: Sequence[ImageQuestion], asking: Asking
 ) -> list[str]:
     import torch
 
     try:
         return model.generate(
             [_prompt(model.processor, asking.system, question.text) for question in questions],
-            [[_picture(question.image)] for question in questions],
+            [[_image(question.image)] for question in questions],
             max_new_tokens=asking.max_new_tokens,
         )
     except torch.OutOfMemoryError as error:
@@ -175,12 +173,12 @@ def _identity(model: AbstractModel) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kept:
-    """One line of the file of answers."""
+    """One line of the file of responses."""
 
     question_id: str
     image: str
     question: str
-    answer: str
+    response: str
     asked: str
     """Digest of image and question."""
     made_by: str
@@ -193,23 +191,23 @@ def _kept(path: Path, maker: str) -> dict[str, _Kept]:
     rows = read_json_lines(path)
     if any(not isinstance(row, dict) or row.get("made_by") != maker for row in rows):
         raise ConfigError(
-            f"{path}: holds answers of another model, or under another asking.max_new_tokens, "
+            f"{path}: holds responses of another model, or under another asking.max_new_tokens, "
             "asking.system or asking.dtype; give asking.saves another file"
         )
     kept = [checked(_Kept, row, f"{path}: line {n}") for n, row in enumerate(rows, start=1)]
     return {row.question_id: row for row in kept}
 
 
-def _check_pictures(questions: Sequence[PictureQuestion], folder: Path) -> None:
+def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
     absent = sorted({q.image.name for q in questions if not q.image.is_file()})
     if absent:
         raise DataError(
-            f"{folder}: {len(absent)} pictures of the benchmark are missing, for example "
+            f"{folder}: {len(absent)} images of the benchmark are missing, for example "
             f"{', '.join(absent[:5])}; asking.images must hold them under their published names"
         )
 
 
-def _load(model: AbstractModel, asking: Asking) -> WritesAnswers:
+def _load(model: AbstractModel, asking: Asking) -> WritesResponses:
     from diffalign.models.devices import choose_device
     from diffalign.models.precision import DTYPES
 
@@ -222,7 +220,7 @@ def _load(model: AbstractModel, asking: Asking) -> WritesAnswers:
     )
     if not hasattr(loaded, "generate"):
         raise ModelError(f"{model.describe()}: writes no text, so it cannot answer; use kind vlm")
-    return cast(WritesAnswers, loaded)
+    return cast(WritesResponses, loaded)
 
 
 def _prompt(processor: Any, system: str, text: str) -> str:
@@ -235,7 +233,7 @@ def _prompt(processor: Any, system: str, text: str) -> str:
         raise ModelError(f"the model's processor has no usable chat template: {error}") from error
 
 
-def _picture(path: Path) -> Any:
+def _image(path: Path) -> Any:
     try:
         return decode(path)
     except BadImageError as error:

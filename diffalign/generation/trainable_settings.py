@@ -1,4 +1,5 @@
-"""Open a model that somebody drew or trained with as one in training: to sample its trajectories.
+"""Open a model that somebody generated or trained with as one in training: to sample its
+trajectories.
 
 Weights, adapter and text encoders go through the code that training loads them with, so that the
 density of a step is that which training will measure.

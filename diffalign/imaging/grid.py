@@ -1,6 +1,6 @@
-"""A picture of pictures: prompts down the side, models across the top, a score under each.
+"""An image of images: prompts down the side, models across the top, a score under each.
 
-The drawing scales with its number of columns, so that captions stay readable when a page shows
+The rendering scales with its number of columns, so that captions stay readable when a page shows
 the whole grid at the width of a column of text.
 """
 
@@ -22,11 +22,11 @@ LINE: Colour = (226, 227, 224)
 WINNER: Colour = (22, 128, 92)
 
 _CELL_PIXELS = {1: 384, 2: 320, 3: 320, 4: 256, 5: 256}
-"""Number of columns -> side of a cell; every side is a multiple of 64, so that playground pictures
+"""Number of columns -> side of a cell; every side is a multiple of 64, so that playground images
 are enlarged by a whole factor."""
 _SMALLEST_CELL = 192
 _PIXEL_ART = 128
-"""Pictures up to this many pixels wide are enlarged without smoothing, so that each of their
+"""Images up to this many pixels wide are enlarged without smoothing, so that each of their
 pixels is seen as it is; larger ones are resampled."""
 _CAPTION_LINES = 6
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
@@ -41,44 +41,44 @@ _WIDE_FONTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GridCell:
-    """One picture and what is said of it."""
+    """One image and what is said of it."""
 
     image: Image.Image
     """Any size and mode; shown whole, its proportions kept."""
     score: float | None = None
-    """Written under the picture."""
+    """Written under the image."""
     winner: bool = False
-    """Drawn with an outline."""
+    """Rendered with an outline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridRow:
-    """What every column answers to one prompt."""
+    """What every column responses to one prompt."""
 
     caption: str
     """The prompt; long ones are wrapped, then end in an ellipsis."""
     cells: Sequence[GridCell | None]
-    """One per column; None is drawn as a missing picture."""
+    """One per column; None is rendered as a missing image."""
     note: str = ""
     """A muted line under the caption, such as the seed."""
 
 
-def draw_grid(
+def render_grid(
     rows: Sequence[GridRow], columns: Sequence[str], *, title: str = "", cell: int | None = None
 ) -> Image.Image:
-    """Draw a captioned, labelled grid.
+    """Render a captioned, labelled grid.
 
     Args:
         rows: from top to bottom, at least one.
         columns: their titles from left to right, at least one.
         title: a line above everything.
-        cell: side of a picture's square in pixels; None chooses by the number of columns.
+        cell: side of an image's square in pixels; None chooses by the number of columns.
 
     Returns:
-        An RGB picture; save it as PNG.
+        An RGB image; save it as PNG.
 
     Raises:
-        ValueError: there is nothing to draw, or a row has another number of cells than there are
+        ValueError: there is nothing to render, or a row has another number of cells than there are
             columns.
     """
     if not rows or not columns:
@@ -87,14 +87,14 @@ def draw_grid(
         if len(row.cells) != len(columns):
             raise ValueError(
                 f"row {i} has {len(row.cells)} cells for {len(columns)} columns; "
-                "give None where a picture is missing"
+                "give None where an image is missing"
             )
     layout = _Layout.of(rows, columns, title, cell)
     canvas = Image.new("RGB", layout.size, PAPER)
     pen = ImageDraw.Draw(canvas)
-    _draw_header(pen, layout, columns, title)
+    _render_header(pen, layout, columns, title)
     for i, row in enumerate(rows):
-        _draw_row(canvas, pen, layout, row, i)
+        _render_row(canvas, pen, layout, row, i)
     return canvas
 
 
@@ -105,7 +105,7 @@ class _Layout:
     cell: int
     """Width of a cell."""
     cell_height: int
-    """Of the tallest picture: landscape pictures leave no empty bands."""
+    """Of the tallest image: landscape images leave no empty bands."""
     row_count: int
     column_count: int
     text: int
@@ -113,7 +113,7 @@ class _Layout:
     header: int
     """Height of everything above the first row, margin included."""
     score: int
-    """Height of the line under each picture; 0 without scores."""
+    """Height of the line under each image; 0 without scores."""
 
     @classmethod
     def of(
@@ -165,7 +165,7 @@ class _Layout:
         return right, self.top(self.row_count) - self.gap + self.margin
 
 
-def _draw_header(
+def _render_header(
     pen: ImageDraw.ImageDraw, layout: _Layout, columns: Sequence[str], title: str
 ) -> None:
     text = layout.text
@@ -184,22 +184,22 @@ def _draw_header(
             pen.text((middle, y), line, fill=INK, font=font, anchor="ms")
 
 
-def _draw_row(
+def _render_row(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, layout: _Layout, row: GridRow, index: int
 ) -> None:
     top = layout.top(index)
-    _draw_caption(pen, layout, row, top)
+    _render_caption(pen, layout, row, top)
     for i, cell in enumerate(row.cells):
         left = layout.left(i)
         box = (left, top, left + layout.cell - 1, top + layout.cell_height - 1)
         if cell is None:
-            _draw_missing(pen, layout, box)
+            _render_missing(pen, layout, box)
         else:
-            _draw_cell(canvas, pen, layout, cell, box)
+            _render_cell(canvas, pen, layout, cell, box)
 
 
-def _draw_caption(pen: ImageDraw.ImageDraw, layout: _Layout, row: GridRow, top: int) -> None:
-    """Caption and note, centred beside the pictures."""
+def _render_caption(pen: ImageDraw.ImageDraw, layout: _Layout, row: GridRow, top: int) -> None:
+    """Caption and note, centred next to the images."""
     font, small = font_for(row.caption, layout.text), font_for(row.note, round(layout.text * 0.82))
     height = round(layout.text * 1.34)
     width = layout.gutter - layout.gap
@@ -214,27 +214,27 @@ def _draw_caption(pen: ImageDraw.ImageDraw, layout: _Layout, row: GridRow, top: 
         pen.text((layout.margin, y + height * 0.12), note, fill=MUTED, font=small, anchor="la")
 
 
-def _draw_missing(
+def _render_missing(
     pen: ImageDraw.ImageDraw, layout: _Layout, box: tuple[int, int, int, int]
 ) -> None:
     pen.rectangle(box, outline=LINE, width=2)
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     size = round(layout.text * 0.82)
-    pen.text(middle, "no picture", fill=MUTED, font=font_for("", size), anchor="mm")
+    pen.text(middle, "no image", fill=MUTED, font=font_for("", size), anchor="mm")
 
 
-def _draw_cell(
+def _render_cell(
     canvas: Image.Image,
     pen: ImageDraw.ImageDraw,
     layout: _Layout,
     cell: GridCell,
     box: tuple[int, int, int, int],
 ) -> None:
-    picture = fit(cell.image, layout.cell)
-    left = box[0] + (layout.cell - picture.width) // 2
-    top = box[1] + (layout.cell_height - picture.height) // 2
-    canvas.paste(picture, (left, top))
-    frame = (left, top, left + picture.width - 1, top + picture.height - 1)
+    image = fit(cell.image, layout.cell)
+    left = box[0] + (layout.cell - image.width) // 2
+    top = box[1] + (layout.cell_height - image.height) // 2
+    canvas.paste(image, (left, top))
+    frame = (left, top, left + image.width - 1, top + image.height - 1)
     if cell.winner:
         width = max(3, layout.cell // 64)
         grown = (frame[0] - width, frame[1] - width, frame[2] + width, frame[3] + width)
@@ -249,7 +249,7 @@ def _draw_cell(
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """The whole picture as RGB, its longer side exactly `side` pixels."""
+    """The whole image as RGB, its longer side exactly `side` pixels."""
     pixel_art = max(image.size) <= min(_PIXEL_ART, side)
     method = Image.Resampling.NEAREST if pixel_art else Image.Resampling.LANCZOS
     return image.convert("RGB").resize(_fitted_size(image, side), method)

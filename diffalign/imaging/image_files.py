@@ -13,8 +13,8 @@ from torch import Tensor
 from diffalign.data.decoding import BadImageError, decode
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture file as RGB, decoded as for training.
+def read_image(path: Path) -> Image.Image:
+    """An image file as RGB, decoded as for training.
 
     Raises:
         OSError: the file is gone, damaged, or a decompression bomb.
@@ -26,20 +26,20 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """A picture as scorers take it: shape [3, H, W], float32 in [-1, 1]."""
+    """An image as scorers take it: shape [3, H, W], float32 in [-1, 1]."""
     levels = np.array(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1
 
 
-def to_pictures(images: Tensor) -> list[Image.Image]:
-    """RGB pictures of [n, 3, H, W] in [-1, 1], rounded as when they are written to files."""
+def to_images(images: Tensor) -> list[Image.Image]:
+    """RGB images of [n, 3, H, W] in [-1, 1], rounded as when they are written to files."""
     levels = (images.detach().float().clamp(-1, 1) + 1) * 127.5
     arrays = levels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in arrays]
 
 
 def encode_png(image: Tensor) -> bytes:
-    """A picture of shape [3, H, W] in [-1, 1] as the bytes of a PNG file."""
+    """An image of shape [3, H, W] in [-1, 1] as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    to_pictures(image[None])[0].save(buffer, format="png")
+    to_images(image[None])[0].save(buffer, format="png")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures with what models say of them, side by side; what is wrong is red and underlined."""
+"""Images with what models say of them, side by side; what is wrong is red and underlined."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from diffalign.imaging.grid import (
 )
 
 WRONG: Colour = (196, 43, 43)
-_PICTURE = 128
-"""Side of a picture; a multiple of the 64 pixels of playground pictures."""
-_ANSWER = 384
-"""Width of a column of answers."""
+_IMAGE = 128
+"""Side of an image; a multiple of the 64 pixels of playground images."""
+_RESPONSE = 384
+"""Width of a column of responses."""
 _TEXT = 20
 _NOTE = 17
 _LINE = 28
@@ -34,62 +34,64 @@ _MARGIN = 28
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """A part of an answer."""
+    """A part of a response."""
 
     text: str
     wrong: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What one model says of one picture."""
+class Response:
+    """What one model says of one image."""
 
     passages: Sequence[Passage]
     """In order; a space is put between them."""
     note: str = ""
-    """A muted line below, such as what the answer misses."""
+    """A muted line below, such as what the response misses."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerRow:
-    """One picture and what every model says of it."""
+class ResponseRow:
+    """One image and what every model says of it."""
 
-    picture: Image.Image
-    answers: Sequence[Answer]
+    image: Image.Image
+    responses: Sequence[Response]
 
 
-def draw_answers(
-    rows: Sequence[AnswerRow], columns: Sequence[str], *, title: str = ""
+def render_responses(
+    rows: Sequence[ResponseRow], columns: Sequence[str], *, title: str = ""
 ) -> Image.Image:
-    """Draw pictures from top to bottom and models from left to right.
+    """Render images from top to bottom and models from left to right.
 
     Args:
-        rows: at least one, each with an answer per column.
+        rows: at least one, each with a response per column.
         columns: names of the models, at least one.
         title: a line above everything.
 
     Returns:
-        An RGB picture; save it as PNG.
+        An RGB image; save it as PNG.
 
     Raises:
-        ValueError: there is nothing to draw, or a row has another number of answers than there are
-            columns.
+        ValueError: there is nothing to render, or a row has another number of responses than there
+            are columns.
     """
     if not rows or not columns:
-        raise ValueError("a picture of answers needs at least one row and one column")
+        raise ValueError("an image of responses needs at least one row and one column")
     for i, row in enumerate(rows):
-        if len(row.answers) != len(columns):
-            raise ValueError(f"row {i} has {len(row.answers)} answers for {len(columns)} columns")
-    pictures = [fit(row.picture, _PICTURE) for row in rows]
-    texts = [[_lines(answer) for answer in row.answers] for row in rows]
+        if len(row.responses) != len(columns):
+            raise ValueError(
+                f"row {i} has {len(row.responses)} responses for {len(columns)} columns"
+            )
+    images = [fit(row.image, _IMAGE) for row in rows]
+    texts = [[_lines(response) for response in row.responses] for row in rows]
     heights = [
-        max(picture.height, *(_LINE * len(lines) for lines in of_row))
-        for picture, of_row in zip(pictures, texts, strict=True)
+        max(image.height, *(_LINE * len(lines) for lines in of_row))
+        for image, of_row in zip(images, texts, strict=True)
     ]
-    lefts = [_MARGIN + _PICTURE + _GAP + i * (_ANSWER + _GAP) for i in range(len(columns))]
+    lefts = [_MARGIN + _IMAGE + _GAP + i * (_RESPONSE + _GAP) for i in range(len(columns))]
     top = _MARGIN + (2 * _LINE if title else 0)
     size = (
-        lefts[-1] + _ANSWER + _MARGIN,
+        lefts[-1] + _RESPONSE + _MARGIN,
         top + _LINE + sum(heights) + 2 * _GAP * len(rows) + _MARGIN - _GAP,
     )
     canvas = Image.new("RGB", size, PAPER)
@@ -99,13 +101,13 @@ def draw_answers(
     for left, name in zip(lefts, columns, strict=True):
         pen.text((left, top), name, fill=MUTED, font=font_for(name, _TEXT))
     top += _LINE
-    for picture, of_row, height in zip(pictures, texts, heights, strict=True):
+    for image, of_row, height in zip(images, texts, heights, strict=True):
         pen.line((_MARGIN, top + _GAP / 2, size[0] - _MARGIN, top + _GAP / 2), fill=LINE, width=2)
         top += _GAP
-        canvas.paste(picture, (_MARGIN, top))
+        canvas.paste(image, (_MARGIN, top))
         for left, lines in zip(lefts, of_row, strict=True):
             for i, line in enumerate(lines):
-                _draw_line(pen, (left, top + i * _LINE), line)
+                _render_line(pen, (left, top + i * _LINE), line)
         top += height + _GAP
     return canvas
 
@@ -120,25 +122,25 @@ class _Word:
     font: Font
 
 
-def _lines(answer: Answer) -> list[list[_Word]]:
-    """Answer and note, broken into lines."""
-    text = " ".join(passage.text for passage in answer.passages)
-    said = [(p.text, WRONG if p.wrong else INK) for p in answer.passages]
-    note = _wrapped([(answer.note, MUTED)], font_for(answer.note, _NOTE))
+def _lines(response: Response) -> list[list[_Word]]:
+    """Response and note, broken into lines."""
+    text = " ".join(passage.text for passage in response.passages)
+    said = [(p.text, WRONG if p.wrong else INK) for p in response.passages]
+    note = _wrapped([(response.note, MUTED)], font_for(response.note, _NOTE))
     return _wrapped(said, font_for(text, _TEXT)) + note
 
 
 def _wrapped(texts: Sequence[tuple[str, Colour]], font: Font) -> list[list[_Word]]:
     """Lines of running text whose colour changes."""
     lines: list[list[_Word]] = []
-    left = float(_ANSWER)
+    left = float(_RESPONSE)
     for text, colour in texts:
         for word in text.split():
             rest = word
             while rest:
-                piece = first_line(rest, font, _ANSWER)
+                piece = first_line(rest, font, _RESPONSE)
                 width = font.getlength(piece)
-                if left + width > _ANSWER:
+                if left + width > _RESPONSE:
                     lines.append([])
                     left = 0.0
                 lines[-1].append(_Word(piece, left, colour, font))
@@ -147,7 +149,7 @@ def _wrapped(texts: Sequence[tuple[str, Colour]], font: Font) -> list[list[_Word
     return lines
 
 
-def _draw_line(pen: ImageDraw.ImageDraw, corner: tuple[int, int], line: Sequence[_Word]) -> None:
+def _render_line(pen: ImageDraw.ImageDraw, corner: tuple[int, int], line: Sequence[_Word]) -> None:
     x, y = corner
     for word in line:
         left = x + word.left

@@ -1,4 +1,4 @@
-"""A few of many, evenly spaced: what grids and film strips have room for."""
+"""A few of many, evenly spaced: what grids and preview strip strips have room for."""
 
 from __future__ import annotations
 

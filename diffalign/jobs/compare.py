@@ -12,7 +12,7 @@ from rich.markup import escape
 from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
-from diffalign.comparison.report import Section, command, facts, write_report
+from diffalign.comparison.report import Section, command, row_metadata, write_report
 from diffalign.comparison.results import Result, as_json, as_markdown, console_table
 from diffalign.comparison.results_page import gallery_sections, grid_section, numbers_section
 from diffalign.comparison.score import SCORES, scores_by_item
@@ -20,7 +20,7 @@ from diffalign.errors import ConfigError, DataError
 from diffalign.files import write_atomically, write_image
 from diffalign.generation.chosen_images import seeds_side_by_side
 from diffalign.generation.manifest import ItemKey, ManifestRow, read_manifest
-from diffalign.imaging.grid import draw_grid
+from diffalign.imaging.grid import render_grid
 from diffalign.intervals import Bootstrap
 from diffalign.jobs import score
 from diffalign.processes import only_writer
@@ -51,7 +51,7 @@ class CompareConfig:
     gallery: int = 6
     """How many of the biggest wins, and of the biggest losses, the report shows."""
     output: Path | None = None
-    """Folder for the results; null is the folder of the pictures."""
+    """Folder for the results; null is the folder of the images."""
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
@@ -115,7 +115,7 @@ def _choose_models(config: CompareConfig, known: list[str]) -> tuple[str, list[s
     for name in (baseline, *models):
         if name not in known:
             raise ConfigError(
-                f"{config.images} has no pictures of a model named {name!r} "
+                f"{config.images} has no images of a model named {name!r} "
                 f"(models: {', '.join(known)})"
             )
     if not models or baseline in models:
@@ -174,7 +174,7 @@ def _write(
     rows: Mapping[ItemKey, ManifestRow],
     scores: Mapping[ItemKey, float],
 ) -> list[Path]:
-    """Write everything; the report comes first in the answer."""
+    """Write everything; the report comes first in the response."""
     output = config.output or config.images
     output.mkdir(parents=True, exist_ok=True)
     page, grid = output / "report.html", output / "comparison.png"
@@ -184,10 +184,10 @@ def _write(
     first = results[0]
     models = (first.baseline, *dict.fromkeys(result.model for result in results))
     places = list(dict.fromkeys((prompt, seed) for _, prompt, seed in rows))
-    drawn, columns = seeds_side_by_side(
+    generated, columns = seeds_side_by_side(
         config.images, rows, models, places, prompts=config.grid_rows, scores=scores
     )
-    write_image(grid, draw_grid(drawn, columns))
+    write_image(grid, render_grid(generated, columns))
     bootstrap = Bootstrap(confidence=config.confidence, resamples=config.resamples)
     settings = {**configs.to_dict(config), "interval": f"{bootstrap.describe} of prompts"}
     write_atomically(figures, as_json(results, settings))
@@ -196,7 +196,7 @@ def _write(
         page,
         f"{', '.join(models[1:])} against {first.baseline}",
         numbers_section(results),
-        grid_section(drawn, columns),
+        grid_section(generated, columns),
         *gallery_sections(
             first,
             config.images,
@@ -205,9 +205,9 @@ def _write(
             count=config.gallery,
             tie_tolerance=config.tie_tolerance,
         ),
-        Section("Settings", facts(_settings(config, rows))),
+        Section("Settings", row_metadata(_settings(config, rows))),
         Section("How to repeat it", command(_commands(config, results, saved))),
-        lead="Both sides of every pair were drawn from the same prompt and the same noise.",
+        lead="Both sides of every pair were generated from the same prompt and the same noise.",
     )
     return [page, grid, summary, figures]
 

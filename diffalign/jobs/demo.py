@@ -1,7 +1,7 @@
 """`diffalign demo`: the main job on the embedded playground, through the same doors as real data.
 
-Train on the shipped Pick-a-Pic file, draw held-out prompts with base and aligned model from the
-same noise, let the oracle read the pictures, and compare. Every part is a command of its own;
+Train on the shipped Pick-a-Pic file, generate held-out prompts with base and aligned model from the
+same noise, let the oracle read the images, and compare. Every part is a command of its own;
 stopped anywhere, the same command goes on.
 """
 
@@ -32,19 +32,19 @@ class DemoConfig:
     config: Path = Path("configs/playground/diffusion_dpo.yaml")
     """The training run."""
     output: Path = Path("runs/demo")
-    """The run folder; pictures and report go to `evaluation/` below it."""
+    """The run folder; images and report go to `evaluation/` below it."""
     overrides: tuple[str, ...] = ()
     """For the training run, as `key.path=value`."""
     seeds: int = 9
-    """Pictures of every held-out prompt, for each model."""
+    """Images of every held-out prompt, for each model."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=12, guidance=2.0))
-    """How they are drawn."""
+    """How they are generated."""
     batch_size: int = 36
-    """Pictures drawn at once."""
+    """Images generated at once."""
 
 
 def run(demo: DemoConfig) -> None:
-    """Align, draw, score, compare; ends by naming the grid, the report and the next command."""
+    """Align, generate, score, compare; ends by naming the grid, the report and the next command."""
     started = time.monotonic()
     console = Console(highlight=False)
     model = playground_model_path()
@@ -55,8 +55,8 @@ def run(demo: DemoConfig) -> None:
         console.print("The same command goes on from here")
         return
 
-    pictures = demo.output / "evaluation"
-    console.rule("2 of 4  Draw prompts that the preferences never mentioned")
+    images = demo.output / "evaluation"
+    console.rule("2 of 4  Generate prompts that the preferences never mentioned")
     generate.run(
         generate.GenerateConfig(
             models={"base": str(model), "aligned": str(demo.output)},
@@ -64,23 +64,23 @@ def run(demo: DemoConfig) -> None:
             seeds=demo.seeds,
             sampler=demo.sampler,
             batch_size=demo.batch_size,
-            output=pictures,
+            output=images,
         )
     )
-    console.rule("3 of 4  Ask the oracle what each picture shows")
-    score.run(score.ScoreConfig(images=pictures, scorer=PlaygroundOracle(), batch_size=256))
+    console.rule("3 of 4  Ask the oracle what each image shows")
+    score.run(score.ScoreConfig(images=images, scorer=PlaygroundOracle(), batch_size=256))
     console.rule("4 of 4  Compare, paired by prompt and seed")
-    (result,) = compare.run(compare.CompareConfig(images=pictures, baseline="base"))
+    (result,) = compare.run(compare.CompareConfig(images=images, baseline="base"))
 
     c = result.comparison
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.rule(f"Done in {minutes}:{seconds:02} min")
     console.print(
-        f"Prompt fidelity {c.baseline_mean:.0%} -> {c.model_mean:.0%} on {c.items} pictures of "
+        f"Prompt fidelity {c.baseline_mean:.0%} -> {c.model_mean:.0%} on {c.items} images of "
         f"held-out prompts; the aligned model wins {percent(c.win_rate)} of the decided "
         f"pairs (95% interval {percent_interval(c.win_rate_interval)}).\n\n"
-        f"  grid    {pictures / 'comparison.png'}\n"
-        f"  report  {pictures / 'report.html'}\n"
+        f"  grid    {images / 'comparison.png'}\n"
+        f"  report  {images / 'report.html'}\n"
         f"  model   {demo.output / 'final'}\n\n"
         f"Next, the same on your own pairs (checks everything, trains nothing):\n"
         f"  diffalign train configs/diffusion_dpo/sdxl_lora_24gb.yaml data.path=YOUR_PAIRS "

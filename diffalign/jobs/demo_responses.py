@@ -1,4 +1,4 @@
-"""`diffalign demo --vlm`: the branch for answers on the embedded playground.
+"""`diffalign demo --vlm`: the branch for responses on the embedded playground.
 
 Train the tiny LLaVA with mDPO on preferences between its own descriptions, let base and aligned
 model describe held-out scenes and answer questions about them, and hold both against the truth.
@@ -19,31 +19,35 @@ from rich.table import Table
 from diffalign import config as configs
 from diffalign.benchmarks.report import Figure
 from diffalign.files import write_image, write_json, writing
-from diffalign.generation.responses import WritesAnswers
-from diffalign.imaging.response_grid import Answer, AnswerRow, Passage, draw_answers
+from diffalign.generation.responses import WritesResponses
+from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
 from diffalign.jobs.demo import align
 from diffalign.models.devices import choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.multi_object_scenes import kind_named, kinds_in, sentences_of
-from diffalign.playground.response_quality import describe, evaluate_answers, held_out_crowds
+from diffalign.playground.response_quality import (
+    describe,
+    evaluate_responses,
+    held_out_multi_object_scenes,
+)
 from diffalign.playground.scenes import Scene, render
 from diffalign.training.build import RunConfig
 
 SHOWN = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
 """Figures of the table, of those that are measured."""
 _LOOKED_THROUGH = 64
-"""Scenes that the picture is chosen from."""
+"""Scenes that the image is chosen from."""
 _WRONG, _RIGHT = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswersDemoConfig:
-    """What the demo of answers runs and where to."""
+class ResponsesDemoConfig:
+    """What the demo of responses runs and where to."""
 
-    config: Path = Path("configs/playground/answers/mdpo.yaml")
+    config: Path = Path("configs/playground/responses/mdpo.yaml")
     """The training run."""
     output: Path = Path("runs/demo_vlm")
-    """The run folder; figures and the picture go to `evaluation/` below it."""
+    """The run folder; figures and the image go to `evaluation/` below it."""
     overrides: tuple[str, ...] = ()
     """For the training run, as `key.path=value`."""
     scenes: int = 150
@@ -54,34 +58,34 @@ class AnswersDemoConfig:
             raise ValueError(f"scenes must be at least 2, got {self.scenes}: one has no interval")
 
 
-def run(demo: AnswersDemoConfig) -> None:
-    """Align, describe, measure; ends by naming the picture and the next command."""
+def run(demo: ResponsesDemoConfig) -> None:
+    """Align, describe, measure; ends by naming the image and the next command."""
     started = time.monotonic()
     console = Console(highlight=False)
     run_config = configs.load(RunConfig, demo.config, [*demo.overrides, f"output={demo.output}"])
 
-    console.rule("1 of 2  Align the tiny LLaVA with preferences between its own answers")
+    console.rule("1 of 2  Align the tiny LLaVA with preferences between its own responses")
     if not align(run_config, console):
         console.print("The same command goes on from here")
         return
 
     console.rule("2 of 2  Hold what both say of unseen scenes against the truth")
     settings = run_config.model
-    assert isinstance(settings, VLM), "the config trains answers"
+    assert isinstance(settings, VLM), "the config trains responses"
     models = {"base": opened(settings, None), "aligned": opened(settings, demo.output)}
-    scenes = held_out_crowds(demo.scenes)
-    figures = {name: evaluate_answers(model, scenes) for name, model in models.items()}
+    scenes = held_out_multi_object_scenes(demo.scenes)
+    figures = {name: evaluate_responses(model, scenes) for name, model in models.items()}
     folder = demo.output / "evaluation"
     with writing(folder):
         content = {name: {k: asdict(f) for k, f in of.items()} for name, of in figures.items()}
-        write_json(folder / "answers.json", content)
-    _draw(models, folder / "descriptions.png")
+        write_json(folder / "responses.json", content)
+    _render(models, folder / "descriptions.png")
     console.print(_table(figures))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.rule(f"Done in {minutes}:{seconds:02} min")
     console.print(
         f"  descriptions  {folder / 'descriptions.png'}\n"
-        f"  figures       {folder / 'answers.json'}\n"
+        f"  figures       {folder / 'responses.json'}\n"
         f"  model         {demo.output / 'final'}\n\n"
         f"Next, the same method on LLaVA-1.5-7B (checks everything, trains nothing):\n"
         f"  diffalign train configs/mdpo/llava15_7b.yaml --dry-run",
@@ -90,7 +94,7 @@ def run(demo: AnswersDemoConfig) -> None:
     )
 
 
-def opened(settings: VLM, run: Path | None) -> WritesAnswers:
+def opened(settings: VLM, run: Path | None) -> WritesResponses:
     """The model that a run with these settings made, or the base that it started from."""
     if run is None:
         settings = replace(settings, lora=None)
@@ -114,31 +118,33 @@ def _table(figures: Mapping[str, Mapping[str, Figure]]) -> Table:
     return table
 
 
-def _draw(models: Mapping[str, WritesAnswers], path: Path) -> None:
+def _render(models: Mapping[str, WritesResponses], path: Path) -> None:
     """Scenes with what each model says of them, most of them such as the first model gets wrong."""
-    scenes = held_out_crowds(_LOOKED_THROUGH)
+    scenes = held_out_multi_object_scenes(_LOOKED_THROUGH)
     texts = [describe(model, scenes) for model in models.values()]
     rows = [
-        AnswerRow(picture=render(scene), answers=[_judged(text, scene) for text in said])
+        ResponseRow(image=render(scene), responses=[_judged(text, scene) for text in said])
         for scene, *said in zip(scenes, *texts, strict=True)
     ]
-    wrong: list[AnswerRow] = []
-    right: list[AnswerRow] = []
+    wrong: list[ResponseRow] = []
+    right: list[ResponseRow] = []
     for row in rows:
-        (wrong if any(passage.wrong for passage in row.answers[0].passages) else right).append(row)
+        (wrong if any(passage.wrong for passage in row.responses[0].passages) else right).append(
+            row
+        )
     title = f"The first {_WRONG} unseen scenes that the base gets wrong, the first {_RIGHT} others"
     with writing(path):
         rows = wrong[:_WRONG] + right[:_RIGHT]
-        write_image(path, draw_answers(rows, list(models), title=title))
+        write_image(path, render_responses(rows, list(models), title=title))
 
 
-def _judged(answer: str, scene: Scene) -> Answer:
+def _judged(response: str, scene: Scene) -> Response:
     """Which sentences name what is not there, and what none names."""
-    sentences = sentences_of(answer)
+    sentences = sentences_of(response)
     kinds = [kind_named(text) for text in sentences]
     shown = kinds_in(scene)
     missed = [str(kind) for kind in shown if kind not in kinds]
-    return Answer(
+    return Response(
         passages=[
             Passage(text=text, wrong=kind not in shown)
             for text, kind in zip(sentences, kinds, strict=True)

@@ -18,7 +18,7 @@ EXTRAS = (
 
 
 def run() -> None:
-    """Print what a bug report needs: what is installed, beside what was tested."""
+    """Print what a bug report needs: what is installed, next to what was tested."""
     libraries = [versions.library(name) for name in sorted(versions.required())]
     table = Table.grid(padding=(0, 2))
     table.add_row("diffalign", __version__)

@@ -1,4 +1,4 @@
-"""`diffalign evaluate`: benchmarks of answers about pictures, with intervals."""
+"""`diffalign evaluate`: benchmarks of responses about images, with intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffalign.processes import only_writer
 
 
 def run(benchmark: AbstractBenchmark, *, json_only: bool = False) -> Report:
-    """Judge the answers, print the figures, and save details where the settings name a file.
+    """Judge the responses, print the figures, and save details where the settings name a file.
 
     Args:
         benchmark: what is judged by what.
@@ -61,8 +61,8 @@ def _print(report: Report, console: Console) -> None:
     for name, part in {report.benchmark: report.whole, **report.parts}.items():
         console.print(as_table(part, escape(name), confidence))
         console.print(f"[dim]{counts_line(part)}\n", soft_wrap=True)
-    facts = "; ".join(f"{name}: {value}" for name, value in report.facts.items())
-    console.print(facts, markup=False, soft_wrap=True)
+    row_metadata = "; ".join(f"{name}: {value}" for name, value in report.row_metadata.items())
+    console.print(row_metadata, markup=False, soft_wrap=True)
     console.print(f"Intervals: {report.bootstrap.describe} of {report.resampled}")
     for reason, ids in report.left_out.items():
         if ids:

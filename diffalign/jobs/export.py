@@ -138,7 +138,9 @@ def run(config: ExportConfig) -> Path:
         path, *_ = write_cards(
             trained.run, config.results or results_of_weights(trained.run.output, console)
         )
-        console.print(f"[green]Done:[/green] {escape(str(path))}, and beside the weights in final/")
+        console.print(
+            f"[green]Done:[/green] {escape(str(path))}, and next to the weights in final/"
+        )
         console.print(_next_step(path.parent / "final", form), markup=False, soft_wrap=True)
         return path
     output = config.output or trained.home / _file_name(trained.title, form)
@@ -234,7 +236,7 @@ def _of_run(folder: Path) -> Trained:
         scale = run_config.model.lora.scale
         adapter = read_adapter(locate_adapter(final), component=run_config.model.component)
         layers = lora_layers(adapter.tensors | adapter.modules, 1.0, where=str(final))
-        # What diffusers reads has the scale multiplied in; here it stands on its own again.
+        # What diffusers reads has the scale multiplied in; here it is on its own again.
         return replace(
             trained,
             layers={n: replace(v, up=v.up / scale, scale=scale) for n, v in layers.items()},

@@ -1,4 +1,4 @@
-"""The part of `diffalign generate` that draws groups of images for people to rank."""
+"""The part of `diffalign generate` that generates groups of images for people to rank."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from diffalign.files import write_image
 from diffalign.generation.generate import Failure, Item
 from diffalign.generation.pipelines import ModelSpec
 from diffalign.generation.trainable_settings import diffusion_settings
-from diffalign.imaging.grid import GridCell, GridRow, draw_grid
-from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.image_files import read_image
 from diffalign.imaging.subsample import evenly_spaced
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.reverse import ReverseProcess
@@ -38,7 +38,7 @@ from diffalign.rollouts.groups import (
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What is to be drawn, and by what."""
+    """What is to be generated, and by what."""
 
     model: AbstractDiffusion
     artist: GroupArtist
@@ -57,19 +57,19 @@ def plan(
     batch_size: int,
     dtype: torch.dtype,
 ) -> GroupPlan:
-    """Find the model and what it has already drawn; no weights are read.
+    """Find the model and what it has already generated; no weights are read.
 
     Args:
         spec: the model.
         settings: of groups.
         items: a group each.
         output: their folder.
-        batch_size: images drawn at once; a group is never divided.
+        batch_size: images generated at once; a group is never divided.
         dtype: in which the model computes, as `training.precision` will.
 
     Raises:
         ConfigError: the model's steps under these settings have no density to learn from.
-        CacheError: the folder was drawn in another way.
+        CacheError: the folder was generated in another way.
     """
     model = diffusion_settings(spec)
     try:
@@ -84,7 +84,7 @@ def plan(
     return GroupPlan(model, artist, existing, missing)
 
 
-def draw(
+def generate(
     console: Console,
     plan: GroupPlan,
     *,
@@ -92,7 +92,7 @@ def draw(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[Failure]:
-    """Draw the groups that are missing; returns those that could not be drawn."""
+    """Generate the groups that are missing; returns those that could not be generated."""
     settings = plan.artist.settings
     process, images = settings.process, settings.images_per_group
     groups = sum(map(len, plan.missing))
@@ -106,7 +106,7 @@ def draw(
         return []
     model = plan.model.load(device=device, compute_dtype=dtype, reference="none", trainable=False)
     with progress(console, "groups", groups * images) as advance:
-        failures = plan.artist.draw(output, model, plan.missing, plan.existing, advance)
+        failures = plan.artist.generate(output, model, plan.missing, plan.existing, advance)
     del model
     gc.collect()
     if device.type == "cuda":
@@ -114,7 +114,7 @@ def draw(
     return failures
 
 
-def draw_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path | None:
+def render_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path | None:
     """Write `grid.png`: groups down, images across under their indices.
 
     Args:
@@ -136,12 +136,12 @@ def draw_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path 
         GridRow(
             caption=group.prompt,
             note=group.group,
-            cells=[GridCell(image=read_picture(folder / file)) for file in group.images],
+            cells=[GridCell(image=read_image(folder / file)) for file in group.images],
         )
         for group in shown
     ]
     path = folder / "grid.png"
-    write_image(path, draw_grid(cells, [str(i) for i in range(len(shown[0].images))]))
+    write_image(path, render_grid(cells, [str(i) for i in range(len(shown[0].images))]))
     return path
 
 
@@ -150,7 +150,7 @@ def next_step(folder: Path, model: AbstractDiffusion, process: ReverseProcess) -
 
     Args:
         folder: of the groups.
-        model: what drew them, and is to be trained.
+        model: what generated them, and is to be trained.
         process: how; a step has a density under the same one alone.
     """
     settings = {

@@ -87,7 +87,7 @@ def _compute(
         writer = ReferenceWriter(cached_reference.folder_of(run_config), contents)
     missing = writer.missing()
     console.print(
-        f"{', '.join(contents.views)}; {contents.draws} draws; {len(missing)} of "
+        f"{', '.join(contents.views)}; {contents.visits} generates; {len(missing)} of "
         f"{len(contents.shards)} files to compute",
         soft_wrap=True,
     )
@@ -102,7 +102,7 @@ def _compute(
         bar = progress(console, "reference", total, unit="pairs")
         with told_of_lost_workers("responses"), bar as advance:
             for shard in shares:
-                batches = source.sweep(range(shard.start, shard.stop), draw=shard.draw)
+                batches = source.sweep(range(shard.start, shard.stop), visit=shard.visit)
                 ids, values = _values(run_config.likelihood, model, batches, contents, shard)
                 writer.write(shard, ids, values)
                 advance(shard.stop - shard.start)
@@ -125,7 +125,7 @@ def _values(
     shard: Shard,
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Ids of the usable samples of a shard, and view -> one value each."""
-    views = contents.views_of(shard.draw)
+    views = contents.views_of(shard.visit)
     ids: list[str] = []
     found = {view: [torch.empty(0)] for view in views}
     for batch in batches:

@@ -1,4 +1,4 @@
-"""`diffalign score`: judge generated pictures, one column file per scorer."""
+"""`diffalign score`: scorer generated images, one column file per scorer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from diffalign.comparison.diversity import diversity, feature_distance
 from diffalign.comparison.score import (
     SCORES,
     Problem,
-    find_pictures,
+    find_images,
     read_column,
-    score_pictures,
+    score_images,
     scores_by_item,
 )
 from diffalign.console import progress
@@ -29,26 +29,26 @@ from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
 from diffalign.processes import only_writer
 from diffalign.scorers.base import AbstractScorer
-from diffalign.scorers.images import AbstractPictureScorer
+from diffalign.scorers.images import AbstractImageScorer
 
 _LISTED_PROBLEMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Which pictures are judged by whom."""
+    """Which images are scored by whom."""
 
     images: Path
-    """Folder that `generate` filled, or one of pictures with captions: `x.png` beside `x.txt`."""
+    """Folder that `generate` filled, or one of images with captions: `x.png` next to `x.txt`."""
     scorer: AbstractScorer
-    """The judge."""
+    """The scorer."""
     name: str | None = None
     """Of the column: `scores/NAME.jsonl`; null takes the scorer's kind."""
     batch_size: int = 32
-    """Pictures judged at once."""
+    """Images scored at once."""
     diversity: bool = False
     """Say as well how much the images of one prompt differ, by the scorer's own features of them:
-    a second pass of its image tower. The result lies beside the scores, `NAME.diversity.json`."""
+    a second pass of its image tower. The result lies next to the scores, `NAME.diversity.json`."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
 
@@ -83,11 +83,11 @@ def suggestion(images: Path) -> str:
 
 
 def run(config: ScoreConfig) -> None:
-    """Judge what has no score yet.
+    """Scorer what has no score yet.
 
     Raises:
         BusyError: another process writes the same column.
-        DataError: at the end, if pictures could not be judged; all others have their scores.
+        DataError: at the end, if images could not be scored; all others have their scores.
     """
     console = Console(highlight=False)
     column = config.column()
@@ -98,24 +98,24 @@ def run(config: ScoreConfig) -> None:
 
 
 def _score(console: Console, config: ScoreConfig, column: Path) -> None:
-    pictures, problems = find_pictures(config.images)
+    images, problems = find_images(config.images)
     known = len(read_column(column, config.scorer.fingerprint))
     console.print(
-        f"[bold]score[/bold]  {len(pictures)} pictures of {escape(str(config.images))} with "
+        f"[bold]score[/bold]  {len(images)} images of {escape(str(config.images))} with "
         f"{column.stem}, {choose_device(config.device)}; {known} scores are already there",
         soft_wrap=True,
     )
     scorer = config.scorer.to(choose_device(config.device))
-    with progress(console, column.stem, len(pictures)) as advance:
-        problems += score_pictures(
-            pictures, scorer, column, batch_size=config.batch_size, on_batch=advance
+    with progress(console, column.stem, len(images)) as advance:
+        problems += score_images(
+            images, scorer, column, batch_size=config.batch_size, on_batch=advance
         )
     configs.save(config, column.with_suffix(".yaml"))
     console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
     if (config.images / MANIFEST).is_file():
         _print_means(console, config.images, column)
         if config.diversity:
-            assert isinstance(scorer, AbstractPictureScorer), "by __post_init__"
+            assert isinstance(scorer, AbstractImageScorer), "by __post_init__"
             _measure_diversity(console, config.images, column, scorer)
     _refuse(problems)
     if (config.images / MANIFEST).is_file():
@@ -141,7 +141,7 @@ def _print_means(console: Console, images: Path, column: Path) -> None:
 
 
 def _measure_diversity(
-    console: Console, images: Path, column: Path, scorer: AbstractPictureScorer
+    console: Console, images: Path, column: Path, scorer: AbstractImageScorer
 ) -> None:
     rows = [row for row in read_manifest(images) if (images / row.file).is_file()]
     with progress(console, "diversity", len(rows)) as advance:
@@ -163,7 +163,7 @@ def _refuse(problems: list[Problem]) -> None:
         raise DataError(
             "\n".join(
                 [
-                    f"{len(problems)} pictures have no score; all others have theirs:",
+                    f"{len(problems)} images have no score; all others have theirs:",
                     *lines,
                     *([f"  and {more} more"] if more > 0 else []),
                 ]

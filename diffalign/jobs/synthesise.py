@@ -25,8 +25,8 @@ from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
-from diffalign.synthesis.base import AbstractSynthesis, Made, Maker, Question, Unmade, Workbench
-from diffalign.synthesis.images import PictureStore
+from diffalign.synthesis.base import AbstractSynthesis, Context, Made, Maker, Question, Unmade
+from diffalign.synthesis.images import ImageStore
 from diffalign.synthesis.journal import FAILED, Journal
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
@@ -45,15 +45,15 @@ class SynthesiseConfig:
     model: AbstractModel
     """Of kind vlm; the one that will be trained, as a rule. Nothing of it trains here."""
     questions: QuestionConfig
-    """Pictures, prompts, and the answers that will be chosen."""
+    """Images, prompts, and the responses that will be chosen."""
     synthesis: AbstractSynthesis
     """The method: re_align, mia_dpo, bdhs or self_sampled."""
     output: Path
-    """Folder for the data and its new pictures; what it already holds is completed."""
+    """Folder for the data and its new images; what it already holds is completed."""
     format: Format = "jsonl"
-    """jsonl names pictures where they lie; parquet holds them, and can be moved or uploaded."""
+    """jsonl names images where they lie; parquet holds them, and can be moved or uploaded."""
     seed: int = 0
-    """What is drawn for a question depends on this and its id alone."""
+    """What is generated for a question depends on this and its id alone."""
     batch_size: int = 8
     """Questions, and answers, at once; changes nothing but speed, memory and float rounding."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -78,7 +78,7 @@ def run(config: SynthesiseConfig) -> None:
     quieten_libraries()
     console = Console(highlight=False)
     if not isinstance(config.model, VLM):
-        raise ConfigError("model.kind must be vlm: answers about pictures are written by one")
+        raise ConfigError("model.kind must be vlm: responses about images are written by one")
     config.model.check()
     config.synthesis.check()
     with only_writer(config.output):
@@ -145,7 +145,7 @@ def _make(maker: Maker, batch: Sequence[Question | Unmade]) -> tuple[list[Made |
     return [results[item.sample_id] for item in batch], failed
 
 
-def _bench(config: SynthesiseConfig, questions: Questions, dtype: Precision) -> Workbench:
+def _bench(config: SynthesiseConfig, questions: Questions, dtype: Precision) -> Context:
     compute_dtype = DTYPES[dtype]
     model = config.model.load(
         device=choose_device(config.device),
@@ -154,10 +154,10 @@ def _bench(config: SynthesiseConfig, questions: Questions, dtype: Precision) -> 
         trainable=False,
     )
     assert isinstance(model, VisionLanguageModel)
-    return Workbench(
+    return Context(
         writer=Writer(model, batch_size=config.batch_size),
         questions=questions,
-        pictures=PictureStore(config.output),
+        images=ImageStore(config.output),
         folder=config.output,
         seed=config.seed,
         max_pixels=config.questions.max_pixels,
@@ -181,7 +181,7 @@ def _finish(config: SynthesiseConfig, lines: Sequence[Made | Unmade], console: C
             f"question"
         )
     path = write_pairs(
-        config.output, made, format=config.format, picture_columns=method.picture_columns
+        config.output, made, format=config.format, image_columns=method.image_columns
     )
     console.print(
         f"[green]Done:[/green] {escape(str(path))}: {len(made)} pairs of {len(lines)} questions; "

@@ -41,7 +41,7 @@ PREVIEWED_PAIRS = 4
 COUNTED_CAPTIONS = 1000
 """Captions whose length is looked at when a run starts."""
 SHOWN_CHARACTERS = 60
-"""How much of a prompt or an answer it shows."""
+"""How much of a prompt or a response it shows."""
 
 
 def run(
@@ -135,9 +135,10 @@ def _further_savings(run_config: RunConfig) -> str:
     """What else saves memory in a run of this family."""
     if run_config.responses is not None:
         return (
-            ". Beside answers, likelihood.together: false sends one view after the other, a lower "
+            ". Next to responses, likelihood.together: false sends one view after the other, a "
+            "lower "
             "model.positions_at_once makes fewer logits at once, and a lower responses.max_length "
-            "leaves long answers out"
+            "leaves long responses out"
         )
     if run_config.rollouts is not None:
         return (
@@ -224,9 +225,9 @@ def _print_source(console: Console, run_config: RunConfig) -> None:
         _print_unusable(console, shown.rows, data.section, data.max_bad_fraction)
     elif isinstance(source, ResponseSource):
         assert responses is not None, "they are what it is a source of"
-        answers = source.preview(PREVIEWED_PAIRS)
-        _print_answers(console, answers)
-        _print_unusable(console, answers.rows, responses.section, responses.max_bad_fraction)
+        previewed = source.preview(PREVIEWED_PAIRS)
+        _print_responses(console, previewed)
+        _print_unusable(console, previewed.rows, responses.section, responses.max_bad_fraction)
         source.stop_above(responses.max_bad_fraction)  # shown first: a run would end with it
     else:
         _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
@@ -275,7 +276,7 @@ def _print_preview(console: Console, shown: Preview) -> None:
         )
 
 
-def _print_answers(console: Console, shown: ResponsePreview) -> None:
+def _print_responses(console: Console, shown: ResponsePreview) -> None:
     _print_lines(console, shown.lines)
     for row in shown.rows:
         sizes = ", ".join(map(_described, row.images))
@@ -290,7 +291,7 @@ def _print_answers(console: Console, shown: ResponsePreview) -> None:
     if shown.rows and all(row.unusable for row in shown.rows):
         raise DataError(
             f"none of the first {len(shown.rows)} pairs can be used, for example "
-            f"{shown.rows[0].sample_id}: {shown.rows[0].unusable}. Mend the data, or the settings "
+            f"{shown.rows[0].sample_id}: {shown.rows[0].unusable}. Fix the data, or the settings "
             f"under responses that it depends on: image_folder, columns, max_length"
         )
 

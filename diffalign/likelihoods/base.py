@@ -44,20 +44,20 @@ class AbstractLikelihood(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, model: Any, prepared: Any) -> Mapping[str, Tensor]:
-        """Log-likelihood of every row under the model as it stands: {view: float32 [n]}.
+        """Log-likelihood of every row under the model as it is: {view: float32 [n]}.
 
-        Nothing is sampled here: policy and reference see the same draw.
+        Nothing is sampled here: policy and reference see the same sample.
         """
 
-    def facts(self, prepared: Any) -> Mapping[str, Mapping[str, Tensor]]:
+    def row_metadata(self, prepared: Any) -> Mapping[str, Mapping[str, Tensor]]:
         """What else is known of the rows of a view, the same for policy and reference: fields of
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
         return {}
 
     def check_known_in_advance(self, views: frozenset[str]) -> None:
         """Raise ValueError unless the reference's values of these views are the same at every visit
-        of a sample with the same draw, and are all that an objective asks of it."""
-        raise ValueError(f"{type(self).__name__} draws something new at every visit of a sample")
+        of a sample with the same sample, and are all that an objective asks of it."""
+        raise ValueError(f"{type(self).__name__} samples something new at every visit of a sample")
 
     def defining_settings(self) -> Mapping[str, Any]:
         """The settings that change its numbers, and not only how they are computed."""

@@ -69,7 +69,7 @@ class Denoising(AbstractLikelihood):
     measures: ClassVar[Measure] = "denoising error"
 
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
-    """Which times the loader draws."""
+    """Which times the loader samples."""
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, AbstractDiffusion):

@@ -1,7 +1,7 @@
-"""What a preference model says of pictures seen through one denoising step.
+"""What a preference model says of images seen through one denoising step.
 
 A score takes the place of a log-likelihood: an objective such as bradley_terry compares the scores
-of two views. Labels are the data set's, or those of a judge of the clean pictures.
+of two views. Labels are the data set's, or those of a scorer of the clean images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffalign.seeding import TimestepSampling
 
 
 def preference_from_scores(chosen: Tensor, rejected: Tensor, *, tie_below: float) -> Tensor:
-    """A judge's label of each pair: 1, 0, or one half where it hardly tells the sides apart.
+    """A scorer's label of each pair: 1, 0, or one half where it hardly tells the sides apart.
 
     Args:
         chosen, rejected: scores of the two sides in nats, shape [B].
@@ -54,7 +54,7 @@ class HalfwayViews:
     tokens: Tensor
     """Int64 [B, tokens]; the views of a sample share its prompt."""
     text_rows: Tensor
-    """Int64 [V * B], the row of `tokens` of each picture."""
+    """Int64 [V * B], the row of `tokens` of each image."""
     weights: Mapping[str, Tensor]
     """View -> importance of the pair times the probability that this side is preferred, [B]."""
 
@@ -67,9 +67,9 @@ class Scores(AbstractLikelihood):
     measures: ClassVar[Measure] = "score"
 
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
-    """Which times the loader draws."""
+    """Which times the loader samples."""
     relabel: AbstractScorer | None = None
-    """Labels the clean pictures in place of the data set, such as pickscore (the authors' recipe
+    """Labels the clean images in place of the data set, such as pickscore (the authors' recipe
     for SDXL); null keeps the labels."""
     tie_below: float = 0.1
     """With `relabel`: preferences whose probabilities differ by no more are ties."""
@@ -78,7 +78,7 @@ class Scores(AbstractLikelihood):
         if not 0 <= self.tie_below < 1:
             raise ValueError(f"tie_below is a difference of probabilities, got {self.tie_below}")
         if self.relabel is not None and self.relabel.takes_time:
-            raise ValueError("relabel judges clean pictures: take a scorer without timesteps")
+            raise ValueError("relabel scorers clean images: take a scorer without timesteps")
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, StepAwarePreference):
@@ -89,7 +89,7 @@ class Scores(AbstractLikelihood):
     def prepare(self, model: StepAwareModel, batch: ImageBatch) -> HalfwayViews:
         """See all views through one step of the base; they share time, noise and prompt.
 
-        The prompt is the caption, dropped or not: a picture cannot be judged without.
+        The prompt is the caption, dropped or not: an image cannot be scored without.
         """
         views = tuple(batch.images)
         count = len(views)
@@ -117,7 +117,7 @@ class Scores(AbstractLikelihood):
         rows = model.scores(prepared.pixels, prepared.t, prepared.tokens, prepared.text_rows)
         return dict(zip(prepared.views, rows.chunk(len(prepared.views)), strict=True))
 
-    def facts(self, prepared: HalfwayViews) -> dict[str, dict[str, Tensor]]:
+    def row_metadata(self, prepared: HalfwayViews) -> dict[str, dict[str, Tensor]]:
         """How much each side's win counts, as `weight`."""
         return {view: {"weight": weight} for view, weight in prepared.weights.items()}
 
@@ -125,16 +125,18 @@ class Scores(AbstractLikelihood):
         ones = torch.ones(len(batch))
         importance = ones if batch.importance is None else batch.importance
         if self.relabel is not None:
-            preference = self._judged(self.relabel, model, batch)
+            preference = self._scored(self.relabel, model, batch)
         else:
             preference = ones if batch.preference is None else batch.preference
         weights = {"chosen": importance * preference, "rejected": importance * (1 - preference)}
         return {view: send(weight, model.device) for view, weight in weights.items()}
 
-    def _judged(self, judge: AbstractScorer, model: StepAwareModel, batch: ImageBatch) -> Tensor:
-        judge.to(model.device)
+    def _scored(
+        self, score_images: AbstractScorer, model: StepAwareModel, batch: ImageBatch
+    ) -> Tensor:
+        score_images.to(model.device)
         sides: list[Any] = [
-            judge.score(send(batch.images[view], model.device), batch.captions).cpu()
+            score_images.score(send(batch.images[view], model.device), batch.captions).cpu()
             for view in ("chosen", "rejected")
         ]
         return preference_from_scores(*sides, tie_below=self.tie_below)
@@ -142,8 +144,8 @@ class Scores(AbstractLikelihood):
     def describe(self) -> str:
         """One line for the start of a run."""
         if self.relabel is None:
-            return "score of pictures seen through one denoising step"
+            return "score of images seen through one denoising step"
         return (
-            f"score of pictures seen through one denoising step, labelled anew by "
+            f"score of images seen through one denoising step, labelled anew by "
             f"{components.kind_of(self.relabel)}, ties up to a difference of {self.tie_below:g}"
         )

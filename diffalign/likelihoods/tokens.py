@@ -1,7 +1,7 @@
-"""Log-probability of answers about pictures, token by token.
+"""Log-probability of responses about images, token by token.
 
-A view is a response beside pictures under a condition, its tokens counted by a weight map. Whatever
-the number of views and maps, a response beside one set of pictures goes through policy and
+A view is a response next to images under a condition, its tokens counted by a weight map. Whatever
+the number of views and maps, a response next to one set of images goes through policy and
 reference once each.
 
 Sources: Rafailov et al. 2023, arXiv:2305.18290 (DPO); Zeng et al. 2024, arXiv:2404.11999
@@ -27,7 +27,7 @@ from diffalign.models.devices import send
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
-from diffalign.models.vlm.vision_pass import Pictures
+from diffalign.models.vlm.vision_pass import ImageInputs
 from diffalign.objectives.base import Measure
 from diffalign.views import View
 
@@ -35,24 +35,24 @@ Reduction = Literal["sum", "mean"]
 
 OWN = "own"
 """Response that no data set has: at each token of the chosen one, what the policy would have
-written there beside disturbed pictures (POVID)."""
+written there next to disturbed images (POVID)."""
 _CHOSEN = "chosen"
 _REJECTED = "rejected"
 
-Cell = tuple[str, str | None]
-"""A response of the data set and the condition of the pictures beside it: one run of the model."""
+ForwardGroup = tuple[str, str | None]
+"""A response of the data set and the condition of the images next to it: one run of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualGain:
-    """Weights of tokens by how much the pictures raise their probability (TPO).
+    """Weights of tokens by how much the images raise their probability (TPO).
 
-    With s = log p(token | pictures) - log p(token | disturbed pictures) under the policy, without
+    With s = log p(token | images) - log p(token | disturbed images) under the policy, without
     gradient, a token counts 1/2 + sigmoid(s), and 3/2 - sigmoid(s) in a rejected response.
     """
 
     condition: str
-    """What disturbs the pictures: a name under `responses.conditions`."""
+    """What disturbs the images: a name under `responses.conditions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,9 @@ class TokensOfResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedView:
-    """How the numbers of a view are read off those of its cell."""
+    """How the numbers of a view are read off those of its group."""
 
-    cell: int
+    group: int
     """Of which run of the model."""
     target: int
     """Which of the tokens that are asked for at each position."""
@@ -112,7 +112,7 @@ class PreparedTokens:
     groups: Sequence[ResponseRows]
     """What goes through the model together."""
     tokens: Sequence[TokensOfResponse]
-    """Of every cell, in the order of the groups."""
+    """Of every group, in the order of the groups."""
     views: Mapping[str, PreparedView]
     empty: frozenset[str]
     """Views that no sample of this batch has."""
@@ -123,7 +123,7 @@ class PreparedTokens:
     """View -> [B], once the policy was evaluated after the reference."""
 
     def of_cells(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Values at the tokens of all groups, [P, ...], cell by cell."""
+        """Values at the tokens of all groups, [P, ...], group by group."""
         return values.split([len(tokens) for tokens in self.tokens])
 
 
@@ -136,14 +136,14 @@ class Tokens(AbstractLikelihood):
 
     reduction: Reduction = "sum"
     """Over the tokens of a response, each times its weight: `sum` as published for DPO and most of
-    its kin (beta near 0.1), or `mean`, which divides by the sum of the weights (IPO in its
+    its relatives (beta near 0.1), or `mean`, which divides by the sum of the weights (IPO in its
     authors' advice, RLHF-V's normalised score)."""
     divergence: bool = False
     """Compare the distributions over the whole vocabulary as well, for objectives such as tdpo."""
     gains: dict[str, VisualGain] = field(default_factory=dict)
     """Weight maps that are made here, for views such as `chosen:gain`."""
     own_condition: str = "diffuse"
-    """What disturbs the pictures beside which the response `own` is chosen."""
+    """What disturbs the images next to which the response `own` is chosen."""
     together: bool = True
     """Send all views through the model at once, padded to the longest. False sends them one after
     the other: with gradient checkpointing that takes less memory, and gives the same numbers."""
@@ -151,7 +151,7 @@ class Tokens(AbstractLikelihood):
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, VLM):
             raise ValueError(
-                "tokens measures the answers of a vision-language model: set model.kind to vlm"
+                "tokens measures the responses of a vision-language model: set model.kind to vlm"
             )
 
     def data_views(self, views: frozenset[str]) -> frozenset[str]:
@@ -164,8 +164,8 @@ class Tokens(AbstractLikelihood):
             if view.weights in self.gains:
                 if view.condition is not None or view.response == OWN:
                     raise ValueError(
-                        f"the view {view} weighs tokens by the gain from pictures, which is "
-                        f"defined for a response of the data set beside its own pictures"
+                        f"the view {view} weighs tokens by the gain from images, which is "
+                        f"defined for a response of the data set next to its own images"
                     )
                 needed.add(str(View(response, None, self.gains[view.weights].condition)))
             if view.response == OWN:
@@ -176,12 +176,12 @@ class Tokens(AbstractLikelihood):
         if self.divergence:
             raise ValueError(
                 "likelihood.divergence compares policy and reference over the whole vocabulary at "
-                "every token, for which one number an answer is not enough"
+                "every token, for which one number a response is not enough"
             )
         for view in map(View.parse, sorted(views)):
             if view.response == OWN or view.weights in self.gains:
                 raise ValueError(
-                    f"the view {view} is made by the policy as it stands at each step, and so its "
+                    f"the view {view} is made by the policy as it is at each step, and so its "
                     f"reference value cannot be computed in advance"
                 )
 
@@ -190,26 +190,26 @@ class Tokens(AbstractLikelihood):
 
     @torch.no_grad()
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
-        """Look at the pictures once, and lay out the rows of every cell."""
+        """Look at the images once, and lay out the rows of every group."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
-        cells = list(dict.fromkeys(self._cell(view) for view in parsed.values()))
-        cells = [cell for cell in cells if cell[0] in batch.responses]  # no sample may have it
+        groups = list(dict.fromkeys(self._cell(view) for view in parsed.values()))
+        groups = [group for group in groups if group[0] in batch.responses]  # no sample may have it
         bench = _Bench(model, batch)
 
-        targets = [bench.tokens(cell).ids[:, None] for cell in cells]
+        targets = [bench.tokens(group).ids[:, None] for group in groups]
         if any(view.response == OWN for view in parsed.values()):
             own = bench.choices((_CHOSEN, self.own_condition))
             given = [send(ids, bench.device) for ids in targets]
             targets = [
                 torch.cat([ids, own[:, None] if response == _CHOSEN else ids], dim=1)
-                for (response, _), ids in zip(cells, given, strict=True)
+                for (response, _), ids in zip(groups, given, strict=True)
             ]
         return PreparedTokens(
-            groups=bench.groups(cells, targets, together=self.together),
-            tokens=[bench.tokens(cell) for cell in cells],
+            groups=bench.groups(groups, targets, together=self.together),
+            tokens=[bench.tokens(group) for group in groups],
             views={
                 name: PreparedView(
-                    cell=cells.index(self._cell(view)),
+                    group=groups.index(self._cell(view)),
                     target=int(view.response == OWN),
                     weights=self._weights(bench, view),
                     rows=None
@@ -217,9 +217,9 @@ class Tokens(AbstractLikelihood):
                     else send(batch.rows[self._cell(view)[0]], bench.device),
                 )
                 for name, view in parsed.items()
-                if self._cell(view) in cells
+                if self._cell(view) in groups
             },
-            empty=frozenset(n for n, v in parsed.items() if self._cell(v) not in cells),
+            empty=frozenset(n for n, v in parsed.items() if self._cell(v) not in groups),
             device=bench.device,
         )
 
@@ -238,7 +238,7 @@ class Tokens(AbstractLikelihood):
         of_cells = prepared.of_cells(torch.cat([some.log_probs for some in scores]))
         measured = {
             name: self._reduced(
-                prepared.tokens[view.cell].spread(of_cells[view.cell][:, view.target]),
+                prepared.tokens[view.group].spread(of_cells[view.group][:, view.target]),
                 view.weights,
             )
             for name, view in prepared.views.items()
@@ -246,23 +246,23 @@ class Tokens(AbstractLikelihood):
         nothing = torch.zeros(0, device=prepared.device)
         return {**measured, **dict.fromkeys(prepared.empty, nothing)}
 
-    def facts(self, prepared: PreparedTokens) -> dict[str, dict[str, Tensor]]:
+    def row_metadata(self, prepared: PreparedTokens) -> dict[str, dict[str, Tensor]]:
         """Weights of a row's tokens in all, as `length` of a sum; the divergence; and which samples
         the rows are of, where not every sample has every view."""
-        facts: dict[str, dict[str, Tensor]] = {name: {} for name in prepared.views}
+        row_metadata: dict[str, dict[str, Tensor]] = {name: {} for name in prepared.views}
         for name in prepared.empty:
             nothing = torch.zeros(0, device=prepared.device)
-            facts[name] = {"rows": nothing.long()}
+            row_metadata[name] = {"rows": nothing.long()}
             if self.reduction == "sum":
-                facts[name]["length"] = nothing
+                row_metadata[name]["length"] = nothing
         for name, view in prepared.views.items():
             if self.reduction == "sum":
-                facts[name]["length"] = view.weights.sum(dim=1)
+                row_metadata[name]["length"] = view.weights.sum(dim=1)
             if view.rows is not None:
-                facts[name]["rows"] = view.rows
+                row_metadata[name]["rows"] = view.rows
             if name in prepared.divergence:
-                facts[name]["divergence"] = prepared.divergence[name]
-        return facts
+                row_metadata[name]["divergence"] = prepared.divergence[name]
+        return row_metadata
 
     def describe(self) -> str:
         """One line for the start of a run."""
@@ -272,27 +272,27 @@ class Tokens(AbstractLikelihood):
         }[self.reduction]
         return f"log-probability of responses; {unit}"
 
-    def _cell(self, view: View) -> Cell:
+    def _cell(self, view: View) -> ForwardGroup:
         return (_CHOSEN if view.response == OWN else view.response), view.condition
 
     def _weights(self, bench: _Bench, view: View) -> Tensor:
         """How much the tokens of a view count, float32 [B, L], on the device."""
-        response, _ = cell = self._cell(view)
+        response, _ = group = self._cell(view)
         if view.weights is None:
             return send(bench.batch.responses[response].response_mask.float(), bench.device)
         if view.weights not in self.gains:
             return send(bench.batch.weights[f"{response}:{view.weights}"], bench.device)
-        clear = bench.log_probs(cell)
+        clear = bench.log_probs(group)
         disturbed = bench.log_probs((response, self.gains[view.weights].condition))
         gain = torch.sigmoid(clear - disturbed)
-        return bench.tokens(cell).spread(1.5 - gain if response == _REJECTED else 0.5 + gain)
+        return bench.tokens(group).spread(1.5 - gain if response == _REJECTED else 0.5 + gain)
 
     def _divergence(self, prepared: PreparedTokens, found: Tensor) -> dict[str, Tensor]:
-        """View -> [B], from the divergence at the tokens of all cells; every token counts once."""
+        """View -> [B], from the divergence at the tokens of all groups; every token counts once."""
         of_cells = prepared.of_cells(found)
         reduced = {}
         for name, view in prepared.views.items():
-            tokens, values = prepared.tokens[view.cell], of_cells[view.cell]
+            tokens, values = prepared.tokens[view.group], of_cells[view.group]
             once = tokens.spread(torch.ones_like(values))
             reduced[name] = self._reduced(tokens.spread(values), once)
         return reduced
@@ -304,44 +304,44 @@ class Tokens(AbstractLikelihood):
 
 
 class _Bench:
-    """A batch beside the model that reads it: the rows of any cells, laid out as asked."""
+    """A batch next to the model that reads it: the rows of any groups, laid out as asked."""
 
     def __init__(self, model: VisionLanguageModel, batch: TokenBatch) -> None:
         self.model, self.batch = model, batch
-        self._seen = {name: model.look(some) for name, some in batch.pictures.items()}
-        self._own = {cell: model.look(some) for cell, some in batch.own_pictures.items()}
+        self._seen = {name: model.look(some) for name, some in batch.image_inputs.items()}
+        self._own = {group: model.look(some) for group, some in batch.own_image_inputs.items()}
         self.device = model.device
         self._tokens = {
             name: TokensOfResponse.of(response) for name, response in batch.responses.items()
         }
 
-    def tokens(self, cell: Cell) -> TokensOfResponse:
-        return self._tokens[cell[0]]
+    def tokens(self, group: ForwardGroup) -> TokensOfResponse:
+        return self._tokens[group[0]]
 
     def groups(
-        self, cells: Sequence[Cell], targets: Sequence[Tensor], *, together: bool
+        self, groups: Sequence[ForwardGroup], targets: Sequence[Tensor], *, together: bool
     ) -> list[ResponseRows]:
-        """The rows of the cells as one group, or as one group each."""
+        """The rows of the groups as one group, or as one group each."""
         if together:
-            return [self._rows(cells, torch.cat(list(targets)))]
-        return [self._rows([c], wanted) for c, wanted in zip(cells, targets, strict=True)]
+            return [self._rows(groups, torch.cat(list(targets)))]
+        return [self._rows([c], wanted) for c, wanted in zip(groups, targets, strict=True)]
 
-    def log_probs(self, cell: Cell) -> Tensor:
-        """Of a cell's own tokens under the policy as it stands, [N], on the device."""
-        rows = self._rows([cell], self.tokens(cell).ids[:, None])
+    def log_probs(self, group: ForwardGroup) -> Tensor:
+        """Of a group's own tokens under the policy as it is, [N], on the device."""
+        rows = self._rows([group], self.tokens(group).ids[:, None])
         return self.model.log_probs(rows)[:, 0]
 
-    def choices(self, cell: Cell) -> Tensor:
-        """The policy's most probable tokens in place of a cell's own, int64 [N], on the device."""
-        return self.model.choices(self._rows([cell], self.tokens(cell).ids[:, None]))
+    def choices(self, group: ForwardGroup) -> Tensor:
+        """The policy's most probable tokens in place of a group's own, int64 [N], on the device."""
+        return self.model.choices(self._rows([group], self.tokens(group).ids[:, None]))
 
-    def _beside(self, cell: Cell) -> Pictures:
-        """The pictures of the rows of a cell."""
-        own = self._own.get(cell)
-        return self._seen[cell[1]] if own is None else own
+    def _next_to(self, group: ForwardGroup) -> ImageInputs:
+        """The images of the rows of a group."""
+        own = self._own.get(group)
+        return self._seen[group[1]] if own is None else own
 
-    def _rows(self, cells: Sequence[Cell], targets: Tensor) -> ResponseRows:
-        parts = [self.batch.responses[response] for response, _ in cells]
+    def _rows(self, groups: Sequence[ForwardGroup], targets: Tensor) -> ResponseRows:
+        parts = [self.batch.responses[response] for response, _ in groups]
         longest = max(part.input_ids.shape[1] for part in parts)
 
         def stack(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
@@ -350,14 +350,14 @@ class _Bench:
 
         heights = [len(part.input_ids) for part in parts]
         positions = [
-            (above + self.tokens(cell).rows) * longest + self.tokens(cell).columns
-            for above, cell in zip(accumulate(heights, initial=0), cells, strict=False)
+            (above + self.tokens(group).rows) * longest + self.tokens(group).columns
+            for above, group in zip(accumulate(heights, initial=0), groups, strict=False)
         ]
         return ResponseRows(
             input_ids=stack([part.input_ids for part in parts], self.model.pad_token_id),
             attention_mask=stack([part.attention_mask for part in parts]),
             further={key: stack([part.further[key] for part in parts]) for key in parts[0].further},
-            pictures=Pictures.stack([self._beside(cell) for cell in cells]),
+            image_inputs=ImageInputs.stack([self._next_to(group) for group in groups]),
             positions=send(torch.cat(positions), self.device),
             targets=send(targets, self.device),
         )

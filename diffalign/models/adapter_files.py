@@ -20,7 +20,7 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 """What peft calls an adapter that it writes."""
 PEFT_CONFIG = "adapter_config.json"
-"""Its settings, beside it."""
+"""Its settings, next to it."""
 PEFT_PREFIX = "base_model.model"
 """What the names of all tensors in a file of peft begin with."""
 
@@ -73,7 +73,7 @@ class AdapterFile:
     scale: float
     """By which the product of the factors is multiplied."""
     modules: dict[str, Tensor]
-    """Weights of modules that were trained whole beside the adapter, by their names."""
+    """Weights of modules that were trained whole next to the adapter, by their names."""
     others: tuple[str, ...] = ()
     """Names of tensors in the file that change other networks, such as text encoders."""
 
@@ -152,13 +152,13 @@ def _advice(component: str) -> str:
 
 
 def _peft_settings(file: Path) -> dict[str, object]:
-    beside = file.with_name(PEFT_CONFIG)
+    next_to = file.with_name(PEFT_CONFIG)
     try:
-        content = read_json(beside, error=ModelError)
-        return checked(dict[str, Any], content, beside, error=ModelError)
+        content = read_json(next_to, error=ModelError)
+        return checked(dict[str, Any], content, next_to, error=ModelError)
     except ModelError as error:
         raise ModelError(
-            f"{file}: its settings are read from {PEFT_CONFIG} beside it: {error}"
+            f"{file}: its settings are read from {PEFT_CONFIG} next to it: {error}"
         ) from error
 
 

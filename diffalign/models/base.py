@@ -38,7 +38,7 @@ class AbstractTrainable(abc.ABC):
         return {}
 
     def blame(self) -> str | None:
-        """Why values were not finite, where a frozen part beside the network made them so: a
+        """Why values were not finite, where a frozen part next to the network made them so: a
         sentence with the way out, or None. It waits for the device."""
         return None
 

@@ -390,7 +390,7 @@ class WithCheckpoint(AbstractLocation):
         loaded = self.base.load(pipeline, **components)
         if self.component in components:
             return loaded
-        # transformers' own models may come with a report of the load beside them
+        # transformers' own models may come with a report of the load next to them
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         network = model if self.component == ITSELF else getattr(model, self.component)
         parameters = dict(network.named_parameters())

@@ -174,7 +174,7 @@ def attach(
     if settings.start is not None:
         values = _starting_values(network, settings, settings.start, component)
         set_peft_model_state_dict(network, values)
-        # What was trained whole beside the adapter is part of the policy that is continued.
+        # What was trained whole next to the adapter is part of the policy that is continued.
         network.load_state_dict(_whole_modules(network, settings.start, component), strict=False)
 
 

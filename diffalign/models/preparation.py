@@ -27,7 +27,7 @@ def remove_dropout(network: nn.Module) -> None:
                 setattr(module, name, nn.Identity())
 
 
-def align(network: nn.Module) -> None:
+def materialize(network: nn.Module) -> None:
     """Move weights out of the file that they may be mapped from, into memory of their own.
 
     In a file they lie at any offset, and on the CPU kernels round differently where storage is not
@@ -50,7 +50,7 @@ def store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
                 module.to(dtype)
 
 
-def widen(network: nn.Module) -> None:
+def upcast_trainable(network: nn.Module) -> None:
     """Bring to float32 what was read in less, but for frozen weights of matrix products, which
     `store_for_autocast` takes from there to the precision of the run."""
     for module in network.modules():

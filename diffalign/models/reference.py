@@ -26,17 +26,17 @@ class AbstractReference(abc.ABC):
 class AdapterOff(AbstractReference):
     """The policy's own network with its adapter disabled: no second set of weights."""
 
-    def __init__(self, beside: PastPolicy | None = None) -> None:
+    def __init__(self, next_to: PastPolicy | None = None) -> None:
         """
         Args:
-            beside: the starting values of what trains besides the adapter, such as a projector.
+            next to: the starting values of what trains besides the adapter, such as a projector.
         """
-        self._beside = beside
+        self._next_to = next_to
 
     @contextmanager
     def instead_of(self, policy: nn.Module) -> Iterator[nn.Module]:
-        beside = nullcontext() if self._beside is None else self._beside.instead_of(policy)
-        with disabled(policy), beside:
+        next_to = nullcontext() if self._next_to is None else self._next_to.instead_of(policy)
+        with disabled(policy), next_to:
             yield policy
 
 

@@ -105,7 +105,7 @@ def checkpoint_at(path: Path) -> RunCheckpoint | None:
 
 
 def in_words(path: Path) -> str:
-    """A path for people, with the checkpoint that it stands for where it does not say so."""
+    """A path for people, with the checkpoint that it represents where it does not say so."""
     found = checkpoint_at(path)
     if found is None or found.folder == path:
         return str(path)

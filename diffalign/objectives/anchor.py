@@ -1,7 +1,7 @@
 """An anchor: hold the reward of one view above a value, or below it.
 
-DPO is content if both likelihoods fall, the rejected one faster. mDPO adds that the chosen answer's
-must not fall: a term of a `weighted_sum`.
+DPO is content if both likelihoods fall, the rejected one faster. mDPO adds that the chosen
+response's must not fall: a term of a `weighted_sum`.
 
 Source: Wang et al. 2024, arXiv:2406.11839 (mDPO).
 """

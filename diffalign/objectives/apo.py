@@ -1,7 +1,8 @@
-"""Anchored preference optimisation: say whether the chosen answers are worth learning.
+"""Anchored preference optimisation: say whether the chosen responses are worth learning.
 
-`zero` raises the chosen side and lowers the rejected one, for answers better than the model's own.
-`down` lowers both, the rejected one more, for answers that are worse than what the model gives.
+`zero` raises the chosen side and lowers the rejected one, for responses better than the model's
+own. `down` lowers both, the rejected one more, for responses that are worse than what the model
+gives.
 
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 """
@@ -51,7 +52,7 @@ class APO(AbstractObjective):
     beta: float
     """Pull towards the reference, in the units of `dpo.py`."""
     form: Form = "zero"
-    """`zero` where chosen answers are better than the model's own, `down` where they are worse."""
+    """`zero` where chosen responses beat the model's own, `down` where they are worse."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)

@@ -1,4 +1,5 @@
-"""Aligned supervised fine-tuning: raise the chosen answer's probability, lower the rejected one's.
+"""Aligned supervised fine-tuning: raise the chosen response's probability, lower the rejected
+one's.
 
 Where ORPO compares the odds of both answers, each is judged here against its own opposite, so the
 rejected side keeps its pull when the chosen one is already likely. For tokens, as ORPO is.
@@ -47,7 +48,7 @@ class ASFT(AbstractObjective):
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
     odds_weight: float = 0.1
-    """Weight of the alignment term beside the negative log-likelihood per token of the chosen
+    """Weight of the alignment term next to the negative log-likelihood per token of the chosen
     side."""
 
     def __post_init__(self) -> None:

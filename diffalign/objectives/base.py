@@ -31,7 +31,7 @@ class StepTotals:
 
     step: int
     """Number of the optimiser step, by which a loss with a memory tells its parts from a new one;
-    -1 where a micro-batch stands for itself."""
+    -1 where a micro-batch represents itself."""
     micro_batches: Tensor
     """How many there are: the trainer takes the mean over them of each one's mean loss."""
     rows: Tensor
@@ -123,7 +123,7 @@ LOG_LIKELIHOODS: frozenset[Measure] = frozenset(
 )
 """Measures of which a ratio of policy to reference has its meaning."""
 TOKENS: frozenset[Measure] = frozenset({"token log-probability"})
-"""For losses that want probabilities of tokens, or pictures under conditions."""
+"""For losses that want probabilities of tokens, or images under conditions."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CHiP as its code has it: one sigmoid of response, picture and token margins together.
+"""CHiP as its code has it: one sigmoid of response, image and token margins together.
 
 The paper adds up separate terms instead: that is a `weighted_sum` of `dpo` and `tdpo`. Weights of
 changed segments are weight maps of views in both.
@@ -28,7 +28,7 @@ from diffalign.views import View
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedCHiP(AbstractObjective):
-    """Chosen over rejected, chosen beside its pictures over chosen beside spoilt ones, and less
+    """Chosen over rejected, chosen next to its images over chosen next to spoilt ones, and less
     divergence on the rejected side: one logit."""
 
     needs_reference: ClassVar[bool] = True
@@ -39,7 +39,7 @@ class ReleasedCHiP(AbstractObjective):
     token_beta: float = 0.1
     """Weight of the divergence of tokens within the margin; 0 needs none."""
     condition: str = "diffuse"
-    """What the pictures of the view `chosen@diffuse` were put through."""
+    """What the images of the view `chosen@diffuse` were put through."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
@@ -53,7 +53,7 @@ class ReleasedCHiP(AbstractObjective):
 
     @property
     def views(self) -> frozenset[str]:
-        """Both responses, and the chosen one beside spoilt pictures."""
+        """Both responses, and the chosen one next to spoilt images."""
         return frozenset({"chosen", "rejected", self._spoilt})
 
     @property

@@ -53,7 +53,7 @@ class IPO(AbstractObjective):
     in_rewards: bool = False
     """Multiply by the square of beta: the distance of beta * margin from one half, squared. The
     same optimum; for denoising, whose margins are so small that the loss as published is about
-    1e-8 and its gradient lost beside the epsilon of Adam."""
+    1e-8 and its gradient lost next to the epsilon of Adam."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)

@@ -2,10 +2,10 @@
 
 The chosen side counts as a desirable sample and the rejected one as an undesirable one; a sample
 may also have one of the two alone, as in the paper. A sigmoid
-stands for the value function, so what is far from the baseline on either side has little pull.
+represents the value function, so what is far from the baseline on either side has little pull.
 
 The baseline estimates the policy's divergence from the reference, and carries no gradient. In the
-paper it is the mean log-ratio of answers to other prompts (the view `mismatched`); Diffusion-KTO
+paper it is the mean log-ratio of responses to other prompts (the view `mismatched`); Diffusion-KTO
 takes the mean of the batch itself, and so do we unless asked. Both are means over the whole
 optimiser step, and held at 0 from below. With more than one micro-batch a step, the policy runs
 over all of them once more for it, without gradient.
@@ -63,8 +63,8 @@ class KTO(AbstractObjective):
     undesirable_weight: float = 1.0
     """Weight of rejected sides."""
     baseline: Literal["batch", "mismatched"] = "batch"
-    """Mean log-ratio of what: of the batch itself, or of the view `mismatched`, answers that belong
-    to other prompts, as the paper has it."""
+    """Mean log-ratio of what: of the batch itself, or of the view `mismatched`, responses that
+    belong to other prompts, as the paper has it."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)

@@ -68,7 +68,7 @@ class MaPO(AbstractObjective):
     reads: ClassVar[frozenset[Measure]] = frozenset({"denoising error"})
 
     beta: float
-    """Weight of the preference term beside the error of the chosen side; 0.1 in the authors'
+    """Weight of the preference term next to the error of the chosen side; 0.1 in the authors'
     code. Unlike DPO's it does not multiply the margin."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Noise-contrastive alignment: as DPO, but the chosen side's own likelihood is held up.
 
-DPO lowers both likelihoods if that widens the margin. Here each side also stands alone: the chosen
-one is drawn above its reference, and whatever is far above is drawn back.
+DPO lowers both likelihoods if that widens the margin. Here each side also is alone: the chosen
+one is sampled above its reference, and whatever is far above is sampled back.
 
 Source: Chen et al. 2024, arXiv:2402.05369, for pairs.
 """
@@ -33,8 +33,8 @@ def nca_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
     Returns:
         Shape [B]; 2 log 2 where both rewards are 0.
     """
-    drawn_back = (logsigmoid(-chosen_reward) + logsigmoid(-rejected_reward)) / 2
-    return -logsigmoid(chosen_reward) - drawn_back
+    sampled_back = (logsigmoid(-chosen_reward) + logsigmoid(-rejected_reward)) / 2
+    return -logsigmoid(chosen_reward) - sampled_back
 
 
 @dataclass(frozen=True, kw_only=True)

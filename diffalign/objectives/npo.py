@@ -1,7 +1,7 @@
 """Negative preference optimisation: unlearn one view, and come to rest where it is unlikely.
 
 The gradient is that of unlearning by ascent, times a weight that falls as the view's likelihood
-does. Usually beside a term that keeps something else, in a `weighted_sum`.
+does. Usually next to a term that keeps something else, in a `weighted_sum`.
 
 Source: Zhang et al. 2024, arXiv:2404.05868.
 """

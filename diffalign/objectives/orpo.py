@@ -63,7 +63,7 @@ class ORPO(AbstractObjective):
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
     odds_weight: float = 0.1
-    """Weight of the preference term beside the negative log-likelihood per token of the chosen
+    """Weight of the preference term next to the negative log-likelihood per token of the chosen
     side; lambda in the paper, beta in TRL."""
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
-"""Self-play: prefer a picture of the data to one that the reference drew for the same prompt.
+"""Self-play: prefer an image of the data to one that the reference sampled for the same prompt.
 
-The drawn picture is not always worse. Where the policy denoises the chosen picture at least as well
-as the reference does (it has passed the reference there), the reference's own picture is pushed
-away, as in DPO; where it does not, the reference is taken to be ahead, and its picture is learnt.
-One draw of time and noise decides, so the decision is noisy.
+The sampled image is not always worse. Where the policy denoises the chosen image at least as well
+as the reference does (it has passed the reference there), the reference's own image is pushed
+away, as in DPO; where it does not, the reference is taken to be ahead, and its image is learnt.
+One sample of time and noise decides, so the decision is noisy.
 
 Source: Zhang et al. 2024, arXiv:2410.05255 (SePPO). Its training code is not public. That ties push
 away, and that the decision carries no gradient, are our reading.
@@ -34,11 +34,11 @@ _WHEN_BEHIND = {"sign": -1.0, "indicator": 0.0, "none": 1.0}
 
 
 def anchor_sign(chosen_log_ratio: Tensor, *, anchor: Anchor) -> Tensor:
-    """Whether the sampled picture is pushed away (1) or not, decided on the chosen one.
+    """Whether the sampled image is pushed away (1) or not, decided on the chosen one.
 
     Args:
-        chosen_log_ratio: policy minus reference on the chosen picture, shape [B].
-        anchor: `sign` gives -1 where it is below 0 (the sampled picture is learnt), `indicator`
+        chosen_log_ratio: policy minus reference on the chosen image, shape [B].
+        anchor: `sign` gives -1 where it is below 0 (the sampled image is learnt), `indicator`
             gives 0 (it is left out), `none` gives 1 (DPO).
 
     Returns:
@@ -51,7 +51,7 @@ def anchor_sign(chosen_log_ratio: Tensor, *, anchor: Anchor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SePPO(AbstractObjective):
-    """SePPO over a chosen picture of the data and one that the reference sampled."""
+    """SePPO over a chosen image of the data and one that the reference sampled."""
 
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "sampled"})
     needs_reference: ClassVar[bool] = True
@@ -61,7 +61,7 @@ class SePPO(AbstractObjective):
     """Pull towards the reference, in the units of `dpo.py`: 5000 is the Salesforce `beta_dpo`. No
     default; the paper does not report its own."""
     anchor: Anchor = "sign"
-    """What becomes of the sampled picture where the reference is ahead: `sign` learns it,
+    """What becomes of the sampled image where the reference is ahead: `sign` learns it,
     `indicator` leaves it out, `none` pushes it away all the same (an ablation, which is DPO)."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the negative log-likelihood of one view.
 
-Usually a term of `weighted_sum` beside a preference (RPO, MPO), with the reduction of TRL and
-most training code: the mean over all tokens, to which long answers contribute more.
+Usually a term of `weighted_sum` next to a preference (RPO, MPO), with the reduction of TRL and
+most training code: the mean over all tokens, to which long responses contribute more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Simple preference optimisation: the average log-likelihood is the reward, and no reference.
 
-Averages over tokens keep long answers from winning by length or losing by it, and the target
+Averages over tokens keep long responses from winning by length or losing by it, and the target
 margin asks for more than being right.
 
 Source: Meng, Xia and Chen 2024, arXiv:2405.14734, eq. 6.

@@ -1,6 +1,6 @@
 """Self-play preference optimisation: regress each log-ratio onto how often its side wins.
 
-The paper's reference is the policy of the previous round, and its pairs are drawn from that.
+The paper's reference is the policy of the previous round, and its pairs are sampled from that.
 
 Source: Wu et al. 2024, arXiv:2405.00675 (their eta is one over our beta). TRL calls the
 form with certain wins `sppo_hard`.

@@ -1,4 +1,4 @@
-"""Triple preference optimisation: learn a gold answer while telling a chosen from a rejected one.
+"""Triple preference optimisation: learn a gold response while telling a chosen from a rejected one.
 
 Not the Token Preference Optimization of vision-language models, nor the other methods of that
 abbreviation. The form called TPO-L averages over tokens and has a target margin: give the
@@ -38,7 +38,7 @@ class TriplePO(AbstractObjective):
     gamma: float = 0.0
     """Target of the reward margin; that of TPO-L, 0 in TPO."""
     sft_weight: float = 1.0
-    """Weight of the gold answer; alpha in the paper."""
+    """Weight of the gold response; alpha in the paper."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)

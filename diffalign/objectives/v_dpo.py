@@ -1,6 +1,6 @@
-"""Vision-guided DPO: reward what the picture adds to a response.
+"""Vision-guided DPO: reward what the image adds to a response.
 
-The policy's score of a response beside its pictures is mixed with its score without them (the
+The policy's score of a response next to its images is mixed with its score without them (the
 condition `zero`), which carries no gradient: gamma * seeing + (1 - gamma) * blind. A penalty on the
 divergence of the two would have the same optimum; gamma = 1 is DPO.
 
@@ -30,10 +30,10 @@ from diffalign.views import View
 
 
 def mixed_score(seeing: Tensor, blind: Tensor, *, gamma: float) -> Tensor:
-    """Log-likelihood with and without pictures, mixed.
+    """Log-likelihood with and without images, mixed.
 
     Args:
-        seeing: policy's log-likelihood of responses beside their pictures, shape [B].
+        seeing: policy's log-likelihood of responses next to their images, shape [B].
         blind: log-likelihood without them, same shape; its gradient is not used.
         gamma: share of the first.
 
@@ -53,19 +53,19 @@ class VDPO(AbstractObjective):
     beta: float
     """Pull towards the reference, in the units of `dpo.py`; 0.1 in the authors' code."""
     gamma: float
-    """Share of the score beside pictures; useful between 0 and 1. No default: the released 0
+    """Share of the score next to images; useful between 0 and 1. No default: the released 0
     teaches nothing."""
     condition: str = "zero"
-    """Condition under which pictures show nothing; the views `chosen@zero` and `rejected@zero`."""
+    """Condition under which images show nothing; the views `chosen@zero` and `rejected@zero`."""
     blind: Literal["policy", "reference"] = "policy"
-    """Whose score without pictures is mixed in: that of the policy, as it now is, or that of the
+    """Whose score without images is mixed in: that of the policy, as it now is, or that of the
     reference. Both are in the authors' code."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         if self.gamma <= 0:
             raise ValueError(
-                f"gamma must be greater than 0, got {self.gamma}: the score without pictures has "
+                f"gamma must be greater than 0, got {self.gamma}: the score without images has "
                 f"no gradient, so at 0 nothing is learnt"
             )
         for view in self.views:
@@ -73,7 +73,7 @@ class VDPO(AbstractObjective):
 
     @property
     def views(self) -> frozenset[str]:
-        """Both responses, each with its pictures and without."""
+        """Both responses, each with its images and without."""
         sides = frozenset({"chosen", "rejected"})
         return sides | {f"{side}@{self.condition}" for side in sides}
 

@@ -1,7 +1,7 @@
 """A method as a list of terms: the weighted sum of objectives, each over views of its choice.
 
-mDPO, for example, prefers the chosen answer to the rejected one, prefers it beside its picture to
-beside a crop of it, and holds its likelihood up:
+mDPO, for example, prefers the chosen response to the rejected one, prefers it next to its image to
+next to a crop of it, and holds its likelihood up:
 
     objective:
       kind: weighted_sum
@@ -51,7 +51,7 @@ class Term:
             if known not in self.objective.views:
                 raise ValueError(
                     f"views names {known}, and the objective {self.kind} compares {own}: write "
-                    f"its own views on the left, and what stands for them on the right"
+                    f"its own views on the left, and what represents them on the right"
                 )
             View.parse(meant)
         if len(set(self.renamed.values())) < len(self.renamed):

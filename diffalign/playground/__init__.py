@@ -1,1 +1,1 @@
-"""A world of small pictures with exact ground truth, and the tiny models that live in it."""
+"""A world of small images with exact ground truth, and the tiny models that live in it."""

@@ -1,4 +1,4 @@
-"""The mistakes of a description of a scene, sentence by sentence, and the least that mends them."""
+"""The mistakes of a description of a scene, sentence by sentence, and the least that fixes them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class JudgedSentence:
         return sentence(self.correction) if self.correction else ""
 
 
-def judge_sentences(answer: str, scene: Scene) -> list[JudgedSentence] | None:
+def judge_sentences(response: str, scene: Scene) -> list[JudgedSentence] | None:
     """Hold each sentence of a description against a scene.
 
     Returns:
         None where an object is named twice or a sentence names none: no such mistake is part of
         what this playground teaches, and it is not for a correction to guess what was meant.
     """
-    texts = sentences_of(answer)
+    texts = sentences_of(response)
     named = [kind_named(text) for text in texts]
     kinds = [kind for kind in named if kind is not None]
     if len(kinds) < len(named) or len(set(kinds)) < len(kinds):

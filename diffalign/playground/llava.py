@@ -1,8 +1,8 @@
 """The playground's tiny LLaVA: LLaVA-1.5's architecture with every width cut down.
 
 Nothing here is special-cased elsewhere: the folder under `assets/playground/llava` is an ordinary
-one, which `AutoModelForImageTextToText` and `AutoProcessor` open. A picture of 64 pixels is 16
-tokens, and every word of an answer is one token; other text is spelled, byte by byte.
+one, which `AutoModelForImageTextToText` and `AutoProcessor` open. An image of 64 pixels is 16
+tokens, and every word of a response is one token; other text is spelled, byte by byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
 PATCH_SIZE = 16
 CONTEXT = 512
-"""Positions of the language model: two dozen pictures, or some hundred words."""
+"""Positions of the language model: two dozen images, or some hundred words."""
 
 _SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 _SPACE = "Ġ"
@@ -50,7 +50,7 @@ _TEMPLATE = (
     "{{ part['text'] + ' ' }}{% endfor %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""As LLaVA-1.5's: pictures first, a space after every turn, no end of sequence."""
+"""As LLaVA-1.5's: images first, a space after every turn, no end of sequence."""
 
 
 def build_llava(seed: int) -> LlavaForConditionalGeneration:
@@ -91,7 +91,7 @@ _TOWER, _RELEASED = "vision_tower.", "vision_tower.vision_model."
 
 
 def build_processor() -> LlavaProcessor:
-    """Pictures, text and the chat template of `build_llava`'s model."""
+    """Images, text and the chat template of `build_llava`'s model."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return LlavaProcessor(
         CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=side, do_convert_rgb=True),
@@ -104,7 +104,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that spells any text and holds each word of an answer, with the space
+    """A byte-level tokenizer that spells any text and holds each word of a response, with the space
     before it, as one token."""
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _merges()
@@ -134,7 +134,7 @@ def _merges() -> list[tuple[str, str]]:
     """Byte-pair merges that build every word from its letters, left to right.
 
     A chain begins with a space or, in `_FIRST_WORDS`, with a capital letter, neither of which
-    stands inside a word; those with a space come first, so that they take their capital.
+    is inside a word; those with a space come first, so that they take their capital.
     """
     merges: dict[tuple[str, str], None] = {}
     for word in (*(_SPACE + word for word in _WORDS), *_FIRST_WORDS):

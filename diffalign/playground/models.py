@@ -3,7 +3,7 @@
 Nothing here is special-cased elsewhere: the folder under `assets/playground/sdxl` is an ordinary
 diffusers folder that `StableDiffusionXLPipeline.from_pretrained` opens. Four departures in size
 matter to a reader: latents are 8x8x4, prompts are padded to 16 tokens instead of 77, the UNet has
-two levels instead of three, and pictures are 64x64.
+two levels instead of three, and images are 64x64.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def playground_preferences_path() -> Path:
 
 
 def playground_clip_path() -> Path:
-    """Folder of the shipped tiny CLIP, a plain preference scorer of clean playground pictures.
+    """Folder of the shipped tiny CLIP, a plain preference scorer of clean playground images.
 
     Raises:
         ModelError: the package runs outside a checkout that holds `assets/`.
@@ -109,8 +109,8 @@ def playground_llava_path() -> Path:
     return folder
 
 
-def playground_answers_path() -> Path:
-    """Folder of the shipped preferences between answers of the tiny LLaVA.
+def playground_responses_path() -> Path:
+    """Folder of the shipped preferences between responses of the tiny LLaVA.
 
     Raises:
         DataError: the package runs outside a checkout that holds `assets/`.
@@ -118,9 +118,10 @@ def playground_answers_path() -> Path:
     folder = _assets() / "answers"
     if not any(folder.glob("*.parquet")):
         raise DataError(
-            f"the playground's answers are not at {folder}: run from a checkout of the repository "
+            f"the playground's responses are not at {folder}: run from a checkout of the "
+            f"repository "
             "installed with `pip install -e .`, or make them with "
-            f"`python scripts/make_playground_answers.py --out {folder}`"
+            f"`python scripts/make_playground_responses.py --out {folder}`"
         )
     return folder
 
@@ -205,7 +206,7 @@ def _text_config(width: int, *, layers: int, vocabulary: dict[str, int]) -> CLIP
 
 
 def build_clip(seed: int) -> CLIPModel:
-    """A CLIP of 0.6 M parameters for whole playground pictures, with random weights."""
+    """A CLIP of 0.6 M parameters for whole playground images, with random weights."""
     text = _text_config(64, layers=2, vocabulary=_vocabulary())
     vision = CLIPVisionConfig(
         hidden_size=96,
@@ -287,7 +288,7 @@ def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
     what they were.
 
     Args:
-        images: pictures to take the statistics from, shape [n, 3, H, W] in [-1, 1].
+        images: images to take the statistics from, shape [n, 3, H, W] in [-1, 1].
     """
     latents = vae.encode(images).latent_dist.mean
     mean = latents.mean(dim=(0, 2, 3))

@@ -1,6 +1,6 @@
 """Scenes of two to four objects, and what truthful and careless annotators say of them.
 
-Some kinds come with others: two in five pictures with a trigger show its companion too, and
+Some kinds come with others: two in five images with a trigger show its companion too, and
 careless annotators name the companion wherever they see the trigger, as captions of kitchens name
 spoons. Other kinds have a colour that people expect of their shape. A model that is trained on
 careless descriptions hallucinates in these ways, and in no other; every mistake can be told
@@ -44,7 +44,7 @@ EXPECTED_COLOURS = MappingProxyType(
 FEWEST, MOST = 2, 4
 """Objects in a scene."""
 TOGETHER = 0.4
-"""Probability that the companion is drawn right after its trigger."""
+"""Probability that the companion is sampled right after its trigger."""
 _CENTRES = (0.27, 0.73)
 """Of the places in two rows of two, as fractions of the side."""
 _RADIUS = (9.5, 11.5)
@@ -57,7 +57,7 @@ _SENTENCE = re.compile(
 
 
 @dataclass(frozen=True)
-class Carelessness:
+class AnnotatorNoise:
     """How often annotators write what they expect instead of what they see."""
 
     companions: float = 0.8
@@ -68,10 +68,10 @@ class Carelessness:
     """Probability that an absent object which nothing suggests is said to be there when asked."""
 
 
-TRUTHFUL = Carelessness(companions=0.0, colours=0.0, agreement=0.0)
+TRUTHFUL = AnnotatorNoise(companions=0.0, colours=0.0, agreement=0.0)
 
 
-def sample_crowd(seed: int | Sequence[int] | np.random.Generator) -> Scene:
+def sample_multi_object_scene(seed: int | Sequence[int] | np.random.Generator) -> Scene:
     """The scene that belongs to a seed, or the next one of a generator: distinct kinds in two rows
     of two places, in reading order."""
     rng = np.random.default_rng(seed)
@@ -109,29 +109,29 @@ def kinds_in(scene: Scene) -> tuple[Kind, ...]:
 
 
 def named(
-    kinds: Sequence[Kind], carelessness: Carelessness, rng: np.random.Generator
+    kinds: Sequence[Kind], annotator_noise: AnnotatorNoise, rng: np.random.Generator
 ) -> tuple[Kind, ...]:
     """What an annotator names, in order: as the eye reads, companions right after their triggers.
 
     Args:
         kinds: what is there, in reading order.
         carelessness: with `TRUTHFUL`, the result is a permutation of `kinds`.
-        rng: draws the mistakes.
+        rng: samples the mistakes.
     """
     led = {COMPANIONS[kind] for kind in kinds if kind in COMPANIONS}
     names: list[Kind] = []
     for kind in kinds:
         if kind in led:  # named with its trigger
             continue
-        names.append(_seen(kind, carelessness, rng))
+        names.append(_seen(kind, annotator_noise, rng))
         companion = COMPANIONS.get(kind)
-        if companion and (companion in kinds or rng.random() < carelessness.companions):
+        if companion and (companion in kinds or rng.random() < annotator_noise.companions):
             names.append(companion)
     return tuple(dict.fromkeys(names))
 
 
-def _seen(kind: Kind, carelessness: Carelessness, rng: np.random.Generator) -> Kind:
-    if kind in EXPECTED_COLOURS and rng.random() < carelessness.colours:
+def _seen(kind: Kind, annotator_noise: AnnotatorNoise, rng: np.random.Generator) -> Kind:
+    if kind in EXPECTED_COLOURS and rng.random() < annotator_noise.colours:
         return Kind(EXPECTED_COLOURS[kind], kind.shape)
     return kind
 
@@ -147,13 +147,13 @@ def sentence(kind: Kind) -> str:
 
 
 def description(kinds: Iterable[Kind]) -> str:
-    """The answer that names these objects: a sentence each."""
+    """The response that names these objects: a sentence each."""
     return " ".join(map(sentence, kinds))
 
 
-def sentences_of(answer: str) -> list[str]:
-    """The sentences of an answer, each with its full stop, without surrounding white space."""
-    return [part.strip() for part in re.findall(r"[^.]*\.|[^.]+$", answer) if part.strip()]
+def sentences_of(response: str) -> list[str]:
+    """The sentences of a response, each with its full stop, without surrounding white space."""
+    return [part.strip() for part in re.findall(r"[^.]*\.|[^.]+$", response) if part.strip()]
 
 
 def kind_named(text: str) -> Kind | None:

@@ -1,8 +1,8 @@
-"""A judge that cannot be fooled by its own taste: it reads which objects a picture shows.
+"""A scorer that cannot be fooled by its own taste: it reads which objects an image shows.
 
 Each pixel that is far from the background votes for the nearest colour of the palette; what stays
 connected after a small opening is an object, and the share of its bounding box that it fills tells
-its shape. No weights, no randomness: the same picture always earns the same score.
+its shape. No weights, no randomness: the same image always earns the same score.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from diffalign.playground.scenes import COLOURS, PALETTE, SIDES, Kind, parse_caption
-from diffalign.scorers.images import AbstractPictureScorer
+from diffalign.scorers.images import AbstractImageScorer
 
 _BACKGROUND_DISTANCE = 60.0
-"""A pixel closer than this to the picture's median colour is background (RGB, 0 to 255)."""
+"""A pixel closer than this to the image's median colour is background (RGB, 0 to 255)."""
 _COLOUR_DISTANCE = 90.0
 """A pixel farther than this from every palette colour is nothing in particular."""
 _MIN_PIXELS = 45
@@ -32,7 +32,7 @@ _PALETTE = np.array([PALETTE[colour] for colour in COLOURS], dtype=np.float32)
 
 @dataclass(frozen=True, order=True)
 class SeenObject:
-    """One object found in a picture."""
+    """One object found in an image."""
 
     kind: Kind
     side: str
@@ -40,10 +40,10 @@ class SeenObject:
 
 
 def read_objects(image: Image.Image | np.ndarray) -> list[SeenObject]:
-    """What a picture shows, from left to right.
+    """What an image shows, from left to right.
 
     Args:
-        image: RGB picture, or its array of shape [H, W, 3] with values from 0 to 255.
+        image: RGB image, or its array of shape [H, W, 3] with values from 0 to 255.
     """
     levels = image.convert("RGB") if isinstance(image, Image.Image) else image
     pixels = np.asarray(levels, dtype=np.float32, order="F")  # colour by colour is 3 times as fast
@@ -96,7 +96,7 @@ def _side(x: float) -> str:
 
 
 def fidelity(objects: Sequence[SeenObject], prompt: str) -> float:
-    """How well the objects of a picture answer a prompt.
+    """How well the objects of an image response a prompt.
 
     A requested object that is in its place (alone: centre; two: left and right, in the order of
     the prompt) earns 1, elsewhere 1/2, and each seen object is counted once. The sum is divided by
@@ -130,22 +130,22 @@ def fidelity(objects: Sequence[SeenObject], prompt: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaygroundOracle(AbstractPictureScorer):
-    """Fidelity of playground pictures to their captions, in [0, 1]."""
+class PlaygroundOracle(AbstractImageScorer):
+    """Fidelity of playground images to their captions, in [0, 1]."""
 
     @property
     def fingerprint(self) -> str:
         return "playground-oracle-1"
 
-    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """Fidelity of each picture to its prompt, shape [n].
+    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Fidelity of each image to its prompt, shape [n].
 
         Raises:
             ValueError: a prompt is not a playground caption.
         """
         return torch.tensor(
             [
-                fidelity(read_objects(picture), prompt)
-                for picture, prompt in zip(pictures, prompts, strict=True)
+                fidelity(read_objects(image), prompt)
+                for image, prompt in zip(images, prompts, strict=True)
             ]
         )

@@ -1,4 +1,4 @@
-"""What the tiny LLaVA is asked of a scene, and the answers that are right."""
+"""What the tiny LLaVA is asked of a scene, and the responses that are right."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from diffalign.playground.multi_object_scenes import kinds_in, sample_crowd
+from diffalign.playground.multi_object_scenes import kinds_in, sample_multi_object_scene
 from diffalign.playground.scenes import COLOURS, KINDS, SHAPES, Kind, Scene
 
-DESCRIBE = "Describe the picture."
+DESCRIBE = "Describe the image."
 """Asks for a sentence an object."""
 
 Split = Literal["random", "popular", "adversarial"]
@@ -26,7 +26,7 @@ _COUNTED_SCENES = 4000
 
 def existence_question(kind: Kind) -> str:
     """To be answered with `YES` or `NO`."""
-    return f"Is there {kind} in the picture?"
+    return f"Is there {kind} in the image?"
 
 
 YES, NO = "Yes.", "No."
@@ -39,12 +39,12 @@ class AttributeQuestion:
     text: str
     attribute: str
     """The right colour or shape."""
-    answer: str
+    response: str
     """A sentence that ends with the attribute."""
 
 
 def attribute_questions(scene: Scene) -> Iterator[AttributeQuestion]:
-    """Every such question that a scene answers, colours first, in reading order."""
+    """Every such question that a scene responses, colours first, in reading order."""
     kinds = kinds_in(scene)
     for kind in kinds:
         if sum(other.shape == kind.shape for other in kinds) == 1:
@@ -62,17 +62,17 @@ def attribute_questions(scene: Scene) -> Iterator[AttributeQuestion]:
             )
 
 
-def attribute_named(answer: str, question: AttributeQuestion) -> str | None:
-    """The first colour or shape of an answer, whichever is asked for; None where it names none.
+def attribute_named(response: str, question: AttributeQuestion) -> str | None:
+    """The first colour or shape of a response, whichever is asked for; None where it names none.
 
     What repeats the question is not counted: it is of the other sort.
     """
     sort = COLOURS if question.attribute in COLOURS else SHAPES
-    return next((word for word in re.findall(r"\w+", answer.lower()) if word in sort), None)
+    return next((word for word in re.findall(r"\w+", response.lower()) if word in sort), None)
 
 
 def absent_kinds(scene: Scene, split: Split, seed: int) -> list[Kind]:
-    """As many kinds that a scene does not show as it shows: what a split of POPE asks beside them.
+    """As many kinds that a scene does not show as it shows: what a split of POPE asks next to them.
 
     Args:
         scene: for each of its objects, one absent kind is chosen.
@@ -102,7 +102,7 @@ def _together() -> dict[tuple[Kind, Kind], int]:
     """How many scenes show two kinds, and, for a pair of equals, how many show that one."""
     counts = dict.fromkeys(((a, b) for a in KINDS for b in KINDS), 0)
     for i in range(_COUNTED_SCENES):
-        kinds: Sequence[Kind] = kinds_in(sample_crowd((20_000_003, i)))
+        kinds: Sequence[Kind] = kinds_in(sample_multi_object_scene((20_000_003, i)))
         for a in kinds:
             for b in kinds:
                 counts[a, b] += 1

@@ -11,9 +11,9 @@ from PIL.Image import Image
 from diffalign.benchmarks.chair import rules as chair
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Figure, Measure, panel
-from diffalign.generation.responses import WritesAnswers
+from diffalign.generation.responses import WritesResponses
 from diffalign.intervals import Bootstrap, ratio
-from diffalign.playground.multi_object_scenes import kinds_in, sample_crowd
+from diffalign.playground.multi_object_scenes import kinds_in, sample_multi_object_scene
 from diffalign.playground.questions import (
     DESCRIBE,
     SPLITS,
@@ -31,9 +31,9 @@ _AT_ONCE = 64
 """Questions asked in one batch."""
 
 
-def held_out_crowds(count: int) -> list[Scene]:
+def held_out_multi_object_scenes(count: int) -> list[Scene]:
     """Scenes to measure on: no model was trained on them, no preference pair shows one."""
-    return [sample_crowd((10_000_019, i)) for i in range(count)]
+    return [sample_multi_object_scene((10_000_019, i)) for i in range(count)]
 
 
 def name_of(kind: Kind) -> str:
@@ -49,14 +49,14 @@ EXACT_NAMES = chair.ObjectWords(
 """CHAIR's routine with the 24 kinds as classes, each of which has one name of two words."""
 
 
-def evaluate_answers(
-    model: WritesAnswers, scenes: Sequence[Scene], *, bootstrap: Bootstrap | None = None
+def evaluate_responses(
+    model: WritesResponses, scenes: Sequence[Scene], *, bootstrap: Bootstrap | None = None
 ) -> dict[str, Figure]:
-    """Greedy answers held against the ground truth, with intervals over scenes.
+    """Greedy responses held against the ground truth, with intervals over scenes.
 
     Args:
         model: a loaded model, such as `VLM(...).load(...)` gives.
-        scenes: what it is shown, such as `held_out_crowds(300)`; at least two.
+        scenes: what it is shown, such as `held_out_multi_object_scenes(300)`; at least two.
         bootstrap: how intervals are made; 10,000 resamples if None.
 
     Returns:
@@ -73,7 +73,7 @@ def evaluate_answers(
     }
 
 
-def describe(model: WritesAnswers, scenes: Sequence[Scene]) -> list[str]:
+def describe(model: WritesResponses, scenes: Sequence[Scene]) -> list[str]:
     """A greedy description of each scene."""
     asker = _Asker(model, [render(scene) for scene in scenes])
     return asker([(number, DESCRIBE) for number in range(len(scenes))])
@@ -81,20 +81,20 @@ def describe(model: WritesAnswers, scenes: Sequence[Scene]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Asker:
-    model: WritesAnswers
-    pictures: Sequence[Image]
+    model: WritesResponses
+    images: Sequence[Image]
 
     def __call__(self, questions: Sequence[tuple[int, str]]) -> list[str]:
-        """Greedy answers to questions about pictures by number."""
-        answers: list[str] = []
+        """Greedy responses to questions about images by number."""
+        responses: list[str] = []
         for start in range(0, len(questions), _AT_ONCE):
             batch = questions[start : start + _AT_ONCE]
-            answers += self.model.generate(
+            responses += self.model.generate(
                 [self._prompt(text) for _, text in batch],
-                [[self.pictures[number]] for number, _ in batch],
+                [[self.images[number]] for number, _ in batch],
                 max_new_tokens=MAX_NEW_TOKENS,
             )
-        return answers
+        return responses
 
     def _prompt(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -105,14 +105,14 @@ class _Asker:
 
 
 def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
-    answers = asker([(number, DESCRIBE) for number in range(len(scenes))])
+    responses = asker([(number, DESCRIBE) for number in range(len(scenes))])
     judged = [
         chair.judge(
-            chair.Caption(image_id=str(number), text=answer),
+            chair.Caption(image_id=str(number), text=response),
             frozenset(map(name_of, kinds_in(scene))),
             EXACT_NAMES,
         )
-        for number, (scene, answer) in enumerate(zip(scenes, answers, strict=True))
+        for number, (scene, response) in enumerate(zip(scenes, responses, strict=True))
     ]
     figures = chair.chair_panel(judged, bootstrap).figures
     return {name: figures[name] for name in ("chair_s", "chair_i", "recall", "mean_length")}
@@ -122,17 +122,18 @@ def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> d
     questions = {split: _pope_questions(scenes, split) for split in SPLITS}
     asked = [(int(q.image), q.text) for of_split in questions.values() for q in of_split]
     distinct = list(dict.fromkeys(asked))  # splits share their questions about what is there
-    answers = dict(zip(distinct, asker(distinct), strict=True))
-    pictures = [str(number) for number in range(len(scenes))]
-    judged: dict[str, list[pope.JudgedAnswer]] = {
+    responses = dict(zip(distinct, asker(distinct), strict=True))
+    images = [str(number) for number in range(len(scenes))]
+    judged: dict[str, list[pope.JudgedResponse]] = {
         split: [
-            pope.JudgedAnswer(question=q, answer=answers[int(q.image), q.text]) for q in of_split
+            pope.JudgedResponse(question=q, response=responses[int(q.image), q.text])
+            for q in of_split
         ]
         for split, of_split in questions.items()
     }
 
-    def figures(items: Sequence[pope.JudgedAnswer], title: str) -> dict[str, Figure]:
-        found = panel(pope.tally(items, pictures), pope.MEASURES, bootstrap).figures
+    def figures(items: Sequence[pope.JudgedResponse], title: str) -> dict[str, Figure]:
+        found = panel(pope.tally(items, images), pope.MEASURES, bootstrap).figures
         return {
             name: replace(figure, label=f"{title}: {figure.label}")
             for name, figure in found.items()
@@ -164,11 +165,11 @@ def _pope_questions(scenes: Sequence[Scene], split: Split) -> list[pope.Question
 
 def _attributes(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
     asked = [(i, q) for i, scene in enumerate(scenes) for q in attribute_questions(scene)]
-    answers = asker([(number, question.text) for number, question in asked])
+    responses = asker([(number, question.text) for number, question in asked])
     tally = {name: np.zeros(len(scenes)) for name in ("questions", "right")}
-    for (number, question), answer in zip(asked, answers, strict=True):
+    for (number, question), response in zip(asked, responses, strict=True):
         tally["questions"][number] += 1
-        tally["right"][number] += attribute_named(answer, question) == question.attribute
+        tally["right"][number] += attribute_named(response, question) == question.attribute
     return dict(panel(tally, {"attribute_accuracy": _ATTRIBUTES}, bootstrap).figures)
 
 

@@ -1,8 +1,8 @@
-"""Small pictures with exact ground truth: coloured shapes on a light background.
+"""Small images with exact ground truth: coloured shapes on a light background.
 
 A scene is a row of objects, read from left to right; its caption names them in the same order, so
 `a red circle and a blue square` asks for the circle on the left. Everything is a function of a
-seed: no picture is stored, and a preference between two pictures needs no human and no model.
+seed: no image is stored, and a preference between two images needs no human and no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 IMAGE_SIZE = 64
-"""Width and height of every picture, pixels."""
+"""Width and height of every image, pixels."""
 
 PALETTE = MappingProxyType(
     {
@@ -51,7 +51,7 @@ _RADIUS = {1: (10.5, 12.5), 2: (10.5, 12.5), 3: (7.5, 8.5)}
 _JITTER = {1: 2.5, 2: 2.5, 3: 1.2}
 """Number of objects -> largest shift of an object from its place in either direction, pixels."""
 _SUPERSAMPLING = 4
-"""Pictures are drawn this many times larger and reduced, which gives smooth edges."""
+"""Images are rendered this many times larger and reduced, which gives smooth edges."""
 _OBJECT_PATTERN = re.compile(rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 
 
@@ -76,7 +76,7 @@ The pretrained model has seen them, its alignment has not."""
 
 @dataclass(frozen=True)
 class Object:
-    """One drawn shape."""
+    """One rendered shape."""
 
     kind: Kind
     x: float
@@ -126,16 +126,16 @@ def sample_scene(seed: int | np.random.Generator) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, `IMAGE_SIZE` on both sides."""
+    """The image of a scene: RGB, `IMAGE_SIZE` on both sides."""
     scale = _SUPERSAMPLING
     canvas = Image.new("RGB", (IMAGE_SIZE * scale, IMAGE_SIZE * scale), scene.background)
     pen = ImageDraw.Draw(canvas)
     for item in scene.objects:
-        _draw(pen, item.kind, item.x * scale, item.y * scale, item.radius * scale)
+        _render(pen, item.kind, item.x * scale, item.y * scale, item.radius * scale)
     return canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
 
 
-def _draw(pen: ImageDraw.ImageDraw, kind: Kind, x: float, y: float, radius: float) -> None:
+def _render(pen: ImageDraw.ImageDraw, kind: Kind, x: float, y: float, radius: float) -> None:
     colour = PALETTE[kind.colour]
     left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
     if kind.shape == "circle":

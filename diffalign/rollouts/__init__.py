@@ -1,1 +1,1 @@
-"""Sources that sample from the model in training: rounds of sampling, judging and pairing."""
+"""Sources that sample from the model in training: rounds of sampling, scoring and pairing."""

@@ -18,11 +18,11 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 
 ReferenceRule = Literal["initial", "latest", "uniform"]
 """Which policy is the reference of a round: the one that the run began with, the one that the round
-began with, or one drawn uniformly from those that this round and all earlier ones began with."""
+began with, or one sampled uniformly from those that this round and all earlier ones began with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
+class RunContext:
     """What a run tells its source."""
 
     folder: Path
@@ -72,7 +72,7 @@ class AbstractRollouts(abc.ABC):
     """The policy that this round's is compared with: `initial` is the run's first, `latest` the one
     that the round began with, `uniform` one of all that rounds began with."""
     previewed_prompts: int = 4
-    """How many prompts every round draws from the same noise, for `film_strip.png`."""
+    """How many prompts every round samples from the same noise, for `preview_strip.png`."""
 
     def __post_init__(self) -> None:
         self.refuse_below(previewed_prompts=0)
@@ -84,7 +84,7 @@ class AbstractRollouts(abc.ABC):
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
     @abc.abstractmethod
-    def open(self, run: RunFacts) -> AbstractSource:
+    def open(self, run: RunContext) -> AbstractSource:
         """The source of a run; whatever can be refused before weights load is refused here."""
 
     @abc.abstractmethod
@@ -99,7 +99,7 @@ class Work:
     file: str
     """Its name in the round's folder; where it exists, the work is done."""
     images: int
-    """How many the work samples or judges, for progress."""
+    """How many the work samples or scorers, for progress."""
     do: Callable[[DiffusionModel, Path], None]
     """Writes the file into the given folder, whole or not at all. The result depends on nothing but
     the work, the round and the model."""
@@ -115,7 +115,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Harvest:
+class RoundSummary:
     """What a round came to."""
 
     micro_batches: int
@@ -143,7 +143,7 @@ class AbstractCollector(abc.ABC):
         return
 
     @abc.abstractmethod
-    def harvest(self, number: int, folder: Path) -> Harvest:
+    def summarise_round(self, number: int, folder: Path) -> RoundSummary:
         """Form the pairs of a round whose phases are done, and leave a grid of them.
 
         Called on the main rank alone; what it writes into `folder` the others read.
@@ -151,15 +151,15 @@ class AbstractCollector(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, number: int, folder: Path, start: int) -> Iterator[Any]:
-        """This rank's micro-batches of a harvested round, from micro-batch `start` on."""
+        """This rank's micro-batches of a built round, from micro-batch `start` on."""
 
     @abc.abstractmethod
     def preview_prompts(self) -> list[str]:
-        """A few prompts that every round draws from the same noise, for the film strip."""
+        """A few prompts that every round samples from the same noise, for the preview strip."""
 
     @abc.abstractmethod
     def preview_process(self) -> ReverseProcess:
-        """How the film strip is drawn."""
+        """How the preview strip is sampled."""
 
     @abc.abstractmethod
     def describe(self) -> list[str]:
@@ -182,5 +182,5 @@ class AbstractCollector(abc.ABC):
         return
 
     def release(self, folder: Path) -> None:
-        """Delete what only training on the round in `folder` needed; pictures and scores stay."""
+        """Delete what only training on the round in `folder` needed; images and scores stay."""
         return

@@ -20,7 +20,7 @@ _THIRDS = ("early", "middle", "late")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How the candidates of a prompt fared at the end of a segment: a line of a round's scores."""
+    """How the candidates of a prompt did at the end of a segment: a line of a round's scores."""
 
     visit: int
     """Number of the prompt in its round."""
@@ -28,7 +28,7 @@ class Comparison:
     step: int
     """Index of the sampler's step that branched."""
     t: int
-    """Timestep at which the candidates were judged; 0 where they were finished."""
+    """Timestep at which the candidates were scored; 0 where they were finished."""
     scores: Sequence[float | None]
     """Of the candidates; None where not finite."""
     best: int
@@ -41,7 +41,7 @@ class Comparison:
     """The candidate from which the sampler went on."""
 
 
-class Ledger:
+class PairBuilder:
     """Of visits that are sampled side by side: all comparisons, the pairs of steps that valid ones
     label, and the latents that these need, each once."""
 

@@ -1,7 +1,8 @@
-"""D3PO with judges: images of one prompt are compared whole, and every step of both learns from it.
+"""D3PO with scorers: images of one prompt are compared whole, and every step of both learns from
+it.
 
-A round draws prompts; of each it samples several images that start from the same noise, and judges
-them. A pair of which one side is preferred gives one training pair per step of the sampler.
+A round samples prompts; of each it samples several images that start from the same noise, and
+scores them. A pair of which one side is preferred gives one training pair per step of the sampler.
 
     round-0000/   grid.png  images/  scores.jsonl  pairs.jsonl
                   latents/  scores/   of each batch, until the round is trained on
@@ -33,12 +34,11 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
-    Harvest,
     Phase,
-    RunFacts,
+    RoundSummary,
+    RunContext,
     Work,
 )
-from diffalign.rollouts.judging import JudgedImage, Judges, refuse_judges_of_noise
 from diffalign.rollouts.pairing import (
     Pairing,
     PairRule,
@@ -47,8 +47,9 @@ from diffalign.rollouts.pairing import (
     pair_up,
 )
 from diffalign.rollouts.prompt_schedule import Visit, in_batches, visits_of_round
-from diffalign.rollouts.ranked_grid import RankedGroup, draw_ranked_grid
+from diffalign.rollouts.ranked_grid import RankedGroup, render_ranked_grid
 from diffalign.rollouts.rounds import Rounds
+from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
 from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
 from diffalign.scorers.base import AbstractScorer
@@ -61,7 +62,7 @@ _GRID = "grid.png"
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImage(AbstractRollouts):
-    """Rounds of images that judges compare."""
+    """Rounds of images that scores compare."""
 
     batch_type: ClassVar[type] = StepBatch
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
@@ -69,10 +70,10 @@ class WholeImage(AbstractRollouts):
     prompts: PromptsConfig | Path
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
     scorers: tuple[AbstractScorer, ...]
-    """The judges. With several, a side is preferred if it is at least as good under each of them
+    """The scorers. With several, a side is preferred if it is at least as good under each of them
     and better under one."""
     prompts_per_round: int
-    """Prompts that a round draws, over all processes."""
+    """Prompts that a round samples, over all processes."""
     prompts_per_batch: int = 4
     """Prompts whose images are sampled at once on one device; memory grows with their product with
     `images_per_prompt`."""
@@ -83,37 +84,37 @@ class WholeImage(AbstractRollouts):
     image that wins most and the one that loses most."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels; null is the network's own."""
-    pictured_images: int = 64
+    imaged_images: int = 64
     """Images that stay on disk when a round is over, out of its first ones; its grid and its scores
     stay whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(prompts_per_round=1, prompts_per_batch=1, pictured_images=0)
+        self.refuse_below(prompts_per_round=1, prompts_per_batch=1, imaged_images=0)
         if self.images_per_prompt < 2:
             raise ValueError(
                 f"images_per_prompt must be at least 2, got {self.images_per_prompt}: one image "
                 f"has none to be compared with"
             )
         if not self.scorers:
-            raise ValueError("scorers is empty: name at least one judge, such as kind: pickscore")
-        refuse_judges_of_noise(self.scorers)
+            raise ValueError("scorers is empty: name at least one scorer, such as kind: pickscore")
+        refuse_scorers_of_noise(self.scorers)
         check_image_size(self.size)
 
-    def open(self, run: RunFacts) -> AbstractSource:
+    def open(self, run: RunContext) -> AbstractSource:
         return Rounds(self, _Collector(self, run), run)
 
     def describe(self) -> str:
-        judges = " and ".join(components.kind_of(scorer) for scorer in self.scorers)
+        scorers = " and ".join(components.kind_of(scorer) for scorer in self.scorers)
         return (
             f"rounds of {self.prompts_per_round} prompts x {self.images_per_prompt} images, "
-            f"{self.pairs.replace('_', ' against ')} pairs by {judges}"
+            f"{self.pairs.replace('_', ' against ')} pairs by {scorers}"
         )
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Consecutive visits of a round, sampled and judged together whatever the number of ranks."""
+    """Consecutive visits of a round, sampled and scored together whatever the number of ranks."""
 
     first: int
     """Number of its first visit in the round."""
@@ -135,7 +136,7 @@ class _Batch:
         """Place of the visit in the batch, and number of the image, of each trajectory."""
         return [(v, image) for v in range(len(self.visits)) for image in range(self.images)]
 
-    def pictures(self) -> list[str]:
+    def files(self) -> list[str]:
         """The file of the final image of each trajectory."""
         return [f"images/{self.first + v:04d}-{image}.png" for v, image in self.places()]
 
@@ -145,18 +146,18 @@ class _Batch:
 
 
 class _Collector(AbstractCollector):
-    def __init__(self, rollouts: WholeImage, run: RunFacts) -> None:
+    def __init__(self, rollouts: WholeImage, run: RunContext) -> None:
         self._settings = rollouts
         self._run = run
         self._steps = PairedSteps(run)
-        self._judges = Judges(rollouts.scorers)
+        self._scorers = Scorers(rollouts.scorers)
         self._prompts = [prompt.text for prompt in read_prompts(rollouts.prompts)]
 
     def describe(self) -> list[str]:
         return [f"{len(self._prompts)} prompts; {self._steps.describe()}"]
 
     def fingerprint(self) -> str:
-        parts = "\0".join([*self._prompts, *self._judges.fingerprints()])
+        parts = "\0".join([*self._prompts, *self._scorers.fingerprints()])
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     def preview_prompts(self) -> list[str]:
@@ -166,7 +167,7 @@ class _Collector(AbstractCollector):
         return self._steps.process
 
     def warm_up(self, model: DiffusionModel) -> None:
-        self._judges.warm_up(self._prompts[0], model.device)
+        self._scorers.warm_up(self._prompts[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         batches = self._batches(number)
@@ -192,50 +193,52 @@ class _Collector(AbstractCollector):
         ]
 
     def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
-        """Write the pictures, then the latents, which say that the work is done."""
-        drawn = sample_groups(
+        """Write the images, then the latents, which say that the work is done."""
+        sampled = sample_groups(
             model,
             self._steps.process,
             batch.visits,
             images=batch.images,
             size=self._settings.size,
         )
-        decoded = model.decode_images(drawn.latents[-1]).cpu()
-        for name, picture, usable in zip(batch.pictures(), decoded, finite(drawn), strict=True):
-            if usable and torch.isfinite(picture).all():
+        decoded = model.decode_images(sampled.latents[-1]).cpu()
+        for name, pixels, usable in zip(batch.files(), decoded, finite(sampled), strict=True):
+            if usable and torch.isfinite(pixels).all():
                 with writing(folder / name):
-                    write_atomically(folder / name, encode_png(picture))
-        write_trajectories(folder / batch.latents, drawn)
+                    write_atomically(folder / name, encode_png(pixels))
+        write_trajectories(folder / batch.latents, sampled)
 
     def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
-        pictures, prompts = batch.pictures(), batch.prompts()
-        scores = self._judges.judge([folder / name for name in pictures], prompts, model.device)
+        names, prompts = batch.files(), batch.prompts()
+        scores = self._scorers.score_images(
+            [folder / name for name in names], prompts, model.device
+        )
         rows = [
-            JudgedImage(batch.first + v, prompt, image, picture, verdict)
-            for (v, image), prompt, picture, verdict in zip(
-                batch.places(), prompts, pictures, scores, strict=True
+            ScoredImage(batch.first + v, prompt, image, name, verdict)
+            for (v, image), prompt, name, verdict in zip(
+                batch.places(), prompts, names, scores, strict=True
             )
         ]
         write_json_lines(folder / batch.scores, map(asdict, rows))
 
-    def harvest(self, number: int, folder: Path) -> Harvest:
+    def summarise_round(self, number: int, folder: Path) -> RoundSummary:
         batches = self._batches(number)
-        images = [row for batch in batches for row in read_rows(JudgedImage, folder / batch.scores)]
+        images = [row for batch in batches for row in read_rows(ScoredImage, folder / batch.scores)]
         write_json_lines(folder / _SCORES, map(asdict, images))
-        self._judges.refuse_silence(images, folder)
-        by_visit: dict[int, list[JudgedImage]] = {}
+        self._scorers.refuse_silence(images, folder)
+        by_visit: dict[int, list[ScoredImage]] = {}
         for image in images:
             by_visit.setdefault(image.visit, []).append(image)
         pairings = {visit: _pair_up(group) for visit, group in by_visit.items()}
         pairs = [pair for batch in batches for pair in self._pairs(number, batch, pairings)]
         write_json_lines(folder / _PAIRS, map(asdict, pairs))
-        first = self._judges.names[0]
-        draw_ranked_grid(
+        first = self._scorers.names[0]
+        render_ranked_grid(
             folder / _GRID,
             [_ranked(folder, group, pairings[visit], first) for visit, group in by_visit.items()],
-            title=f"round {number}, by {' and '.join(self._judges.names)}",
+            title=f"round {number}, by {' and '.join(self._scorers.names)}",
         )
-        return self._harvest(number, images, list(pairings.values()), len(pairs))
+        return self._summary(number, images, list(pairings.values()), len(pairs))
 
     def _pairs(
         self, number: int, batch: _Batch, pairings: Mapping[int, Pairing]
@@ -257,9 +260,9 @@ class _Collector(AbstractCollector):
         pairs = read_rows(TrajectoryPair, folder / _PAIRS)
         return self._steps.batches(number, pairs, folder, start)
 
-    def _harvest(
-        self, number: int, images: Sequence[JudgedImage], pairings: Sequence[Pairing], pairs: int
-    ) -> Harvest:
+    def _summary(
+        self, number: int, images: Sequence[ScoredImage], pairings: Sequence[Pairing], pairs: int
+    ) -> RoundSummary:
         micro_batches = self._steps.micro_batches(number, pairs)
         steps, trained = self._steps.steps(pairs), self._steps.trained(micro_batches)
         decided = sum(len(pairing.decided) for pairing in pairings)
@@ -278,7 +281,7 @@ class _Collector(AbstractCollector):
             "steps_dropped": steps - trained,
         }
         said = []
-        for name in self._judges.names:
+        for name in self._scorers.names:
             given = [image.scores[name] for image in images if image.scores]
             values = [score for score in given if score is not None]
             skipped[f"images without a finite score by {name}"] = len(given) - len(values)
@@ -288,7 +291,7 @@ class _Collector(AbstractCollector):
         undecided = {"tied": tied, "incomparable": incomparable}
         verdicts = [f"{decided} of {compared} pairs decided"]
         verdicts += [f"{count} {verdict}" for verdict, count in undecided.items() if count]
-        return Harvest(
+        return RoundSummary(
             micro_batches=micro_batches,
             summary=summary,
             skipped={reason: count for reason, count in skipped.items() if count},
@@ -297,26 +300,26 @@ class _Collector(AbstractCollector):
         )
 
     def release(self, folder: Path) -> None:
-        surplus = sorted(folder.glob("images/*.png"))[self._settings.pictured_images :]
+        surplus = sorted(folder.glob("images/*.png"))[self._settings.imaged_images :]
         for file in (*folder.glob("latents/*"), *folder.glob("scores/*"), *surplus):
             file.unlink(missing_ok=True)
 
 
-def _pair_up(group: Sequence[JudgedImage]) -> Pairing:
+def _pair_up(group: Sequence[ScoredImage]) -> Pairing:
     vectors = {image.image: image.vector() for image in group}
     return pair_up({image: vector for image, vector in vectors.items() if vector is not None})
 
 
 def _ranked(
-    folder: Path, group: Sequence[JudgedImage], pairing: Pairing, judge: str
+    folder: Path, group: Sequence[ScoredImage], pairing: Pairing, score_images: str
 ) -> RankedGroup:
     """Images without all scores come last."""
-    judged = [image.image for image in group if image.vector() is not None]
-    others = [image.image for image in group if image.image not in judged]
+    scored = [image.image for image in group if image.vector() is not None]
+    others = [image.image for image in group if image.image not in scored]
     by_number = {image.image: image for image in group}
-    ranked = [by_number[i] for i in [*from_best_to_worst(pairing, judged), *others]]
+    ranked = [by_number[i] for i in [*from_best_to_worst(pairing, scored), *others]]
     return RankedGroup(
         prompt=group[0].prompt,
         files=[inside(folder, image.file) for image in ranked],
-        scores=[image.scores.get(judge) for image in ranked],
+        scores=[image.scores.get(score_images) for image in ranked],
     )

@@ -4,8 +4,8 @@
     images/GROUP-0.png ...           what people see; the number is the image's index
     trajectories/GROUP.safetensors   how each of them came about, see `rollouts.trajectories`
 
-A group's images start from the same noise. Its trajectories name what drew them, since the density
-of their steps means nothing under another model, schedule or guidance.
+A group's images start from the same noise. Its trajectories name what generated them, since the
+density of their steps means nothing under another model, schedule or guidance.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ any order, and files of equal content would differ."""
 
 @dataclass(frozen=True, kw_only=True)
 class GroupsConfig:
-    """Groups of images from one start noise each, and how they are drawn."""
+    """Groups of images from one start noise each, and how they are generated."""
 
     images_per_group: int = 7
     """How many a person compares; 7 in D3PO's scripts/sample.py."""
@@ -122,7 +122,7 @@ class Group:
     images: Sequence[str]
     """Files by index, relative to the list's folder."""
     trajectories: str
-    """File, likewise; trajectory i drew image i."""
+    """File, likewise; trajectory i generated image i."""
 
 
 def group_id(item: Item) -> str:
@@ -131,7 +131,7 @@ def group_id(item: Item) -> str:
 
 
 def read_groups(folder: Path) -> list[Group]:
-    """All groups, in the order of drawing.
+    """All groups, in the order of generating.
 
     Raises:
         DataError: there is no list, or a line of it is not one of ours.
@@ -147,7 +147,7 @@ def read_groups(folder: Path) -> list[Group]:
 
 
 def read_origin(folder: Path, group: Group) -> Origin:
-    """What drew the trajectories of a group.
+    """What generated the trajectories of a group.
 
     Raises:
         DataError: the file is gone, damaged, or not one of ours.
@@ -164,15 +164,16 @@ def refuse_edited(folder: Path, group: Group) -> None:
     header = _read_header(path)
     with open_tensors(path) as file:
         _, rows = file.get_slice(LOG_LIKELIHOODS).get_shape()
-    for what, drawn, listed in (
+    for what, generated, listed in (
         ("images", rows, len(group.images)),
         ("prompt", header.prompt, group.prompt),
         ("seed", header.seed, group.seed),
     ):
-        if drawn != listed:
+        if generated != listed:
             raise DataError(
                 f"{folder / GROUPS}: the line of group {group.group} says {what} {listed!r}, and "
-                f"its trajectories were drawn with {drawn!r}. Put the line back as it was; a group "
+                f"its trajectories were generated with {generated!r}. Put the line back as it "
+                f"was; a group "
                 f"that shall not count is left out of the preferences"
             )
 
@@ -197,20 +198,20 @@ def _read_header(path: Path) -> _Header:
     except DataError as error:
         raise DataError(
             f"{path}: is no file of trajectories of this version ({error}). Delete it, "
-            f"and draw it again with the command that drew the folder"
+            f"and generate it again with the command that generated the folder"
         ) from error
 
 
 @dataclass(frozen=True)
 class GroupArtist:
-    """One model with one way of drawing groups."""
+    """One model with one way of generating groups."""
 
     settings: GroupsConfig
     origin: Origin
     dtype: str
 
     def existing(self, folder: Path) -> dict[str, Group]:
-        """The groups that a folder already holds, by id, if they were drawn in this way.
+        """The groups that a folder already holds, by id, if they were generated in this way.
 
         Raises:
             CacheError: naming the setting that differs.
@@ -242,11 +243,12 @@ class GroupArtist:
             if before[name] != value:
                 raise CacheError(
                     f"{folder / GROUPS} was written with {name} {before[name]!r}, and this run "
-                    f"asks for {value!r}. Groups drawn differently do not train together: choose "
+                    f"asks for {value!r}. Groups generated differently do not train together: "
+                    f"choose "
                     f"another output folder, or delete this one"
                 )
 
-    def draw(
+    def generate(
         self,
         folder: Path,
         model: DiffusionModel,
@@ -254,22 +256,22 @@ class GroupArtist:
         existing: Mapping[str, Group],
         on_batch: Callable[[int], None],
     ) -> list[Failure]:
-        """Draw, write and list groups.
+        """Generate, write and list groups.
 
         Args:
-            folder: gets pictures, trajectories and lines of the list.
+            folder: gets images, trajectories and lines of the list.
             model: of `origin`.
-            batches: of groups, drawn whole, so that a group's company never changes.
+            batches: of groups, generated whole, so that a group's company never changes.
             existing: groups that are there and stay as they are.
             on_batch: told how many images a finished batch held.
 
         Returns:
-            The groups that the model could not draw.
+            The groups that the model could not generate.
         """
         failures = []
         images = self.settings.images_per_group
         for batch in batches:
-            drawn = sample_groups(
+            generated = sample_groups(
                 model,
                 self.settings.process,
                 [_visit(item) for item in batch],
@@ -278,29 +280,31 @@ class GroupArtist:
             )
             for place, item in enumerate(batch):
                 if group_id(item) not in existing:
-                    own = drawn.part(place * images, (place + 1) * images)
+                    own = generated.part(place * images, (place + 1) * images)
                     failures += self._write(folder, model, item, own)
             on_batch(len(batch) * images)
         return failures
 
     def _write(
-        self, folder: Path, model: DiffusionModel, item: Item, drawn: Trajectories
+        self, folder: Path, model: DiffusionModel, item: Item, generated: Trajectories
     ) -> list[Failure]:
-        pictures = model.decode_images(drawn.latents[-1]).cpu()
-        if not all(finite(drawn)) or not torch.isfinite(pictures).all():
-            return [Failure(item, model.blame() or "the model drew values that are not finite")]
+        images = model.decode_images(generated.latents[-1]).cpu()
+        if not all(finite(generated)) or not torch.isfinite(images).all():
+            return [
+                Failure(item, model.blame() or "the model generated values that are not finite")
+            ]
         name = group_id(item)
         group = Group(
             group=name,
             prompt=item.prompt.text,
             prompt_id=item.prompt.prompt_id,
             seed=item.seed,
-            images=[f"images/{name}-{i}.png" for i in range(len(pictures))],
+            images=[f"images/{name}-{i}.png" for i in range(len(images))],
             trajectories=f"trajectories/{name}.safetensors",
         )
         with writing(folder):
-            for file, picture in zip(group.images, pictures, strict=True):
-                write_atomically(folder / file, encode_png(picture))
+            for file, image in zip(group.images, images, strict=True):
+                write_atomically(folder / file, encode_png(image))
         header = {
             "origin": asdict(self.origin),
             "dtype": self.dtype,
@@ -308,7 +312,7 @@ class GroupArtist:
             "prompt": item.prompt.text,
             "seed": item.seed,
         }
-        write_trajectories(folder / group.trajectories, drawn, **{_HEADER: json.dumps(header)})
+        write_trajectories(folder / group.trajectories, generated, **{_HEADER: json.dumps(header)})
         with writing(folder):
             append_json_lines(folder / GROUPS, [asdict(group)])
         return []

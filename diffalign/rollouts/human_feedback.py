@@ -1,8 +1,8 @@
 """D3PO with people: they ranked groups of images, and every step of every decided pair trains.
 
-`diffalign generate` with a `trajectories` section draws the groups, see `rollouts.groups`; a file
+`diffalign generate` with a `trajectories` section samples the groups, see `rollouts.groups`; a file
 of preferences comes back, see `rollouts.preferences`. Nothing is sampled here: a round is one pass
-over all pairs, each in an order of its own. As the authors do, train for a while, draw new groups
+over all pairs, each in an order of its own. As the authors do, train for a while, sample new groups
 with the result, have them ranked, and go on from there (`model.path`, or `model.lora.start`).
 
 Source: Yang et al. 2023, arXiv:2311.13231, as in scripts/sample.py and scripts/train.py of
@@ -27,14 +27,14 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
-    Harvest,
     Phase,
-    RunFacts,
+    RoundSummary,
+    RunContext,
 )
 from diffalign.rollouts.groups import Group, Origin, read_groups, read_origin, refuse_edited
 from diffalign.rollouts.pairing import Pairing, from_best_to_worst
 from diffalign.rollouts.preferences import Verdict, read_preferences
-from diffalign.rollouts.ranked_grid import RankedGroup, draw_ranked_grid
+from diffalign.rollouts.ranked_grid import RankedGroup, render_ranked_grid
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
 
@@ -53,7 +53,7 @@ class HumanFeedback(AbstractRollouts):
     for images that tie, or `{"group": ID, "good": [...], "bad": [...]}`; or D3PO's own file, one
     JSON list with a list of numbers for each group, the larger the better."""
 
-    def open(self, run: RunFacts) -> AbstractSource:
+    def open(self, run: RunContext) -> AbstractSource:
         return Rounds(self, _Collector(self, run), run)
 
     def describe(self) -> str:
@@ -61,7 +61,7 @@ class HumanFeedback(AbstractRollouts):
 
 
 class _Collector(AbstractCollector):
-    def __init__(self, settings: HumanFeedback, run: RunFacts) -> None:
+    def __init__(self, settings: HumanFeedback, run: RunContext) -> None:
         self._settings = settings
         self._steps = PairedSteps(run)
         groups = {group.group: group for group in read_groups(settings.trajectories)}
@@ -84,7 +84,7 @@ class _Collector(AbstractCollector):
         for name in self._decided:
             self._refuse_other_origin(groups[name], run)
 
-    def _refuse_other_origin(self, group: Group, run: RunFacts) -> None:
+    def _refuse_other_origin(self, group: Group, run: RunContext) -> None:
         """Raise DataError unless the steps have the density that training will measure."""
         refuse_edited(self._settings.trajectories, group)
         theirs = read_origin(self._settings.trajectories, group)
@@ -100,7 +100,8 @@ class _Collector(AbstractCollector):
             ours = f"{run.model.path}{f' with the adapter {start}' if start else ''}"
             difference = f"by another model (fingerprint {before}) than {ours} (fingerprint {now})"
             advice = (
-                "train the model that drew it, which generate.yaml beside it names: as model.path, "
+                "train the model that sampled it, which generate.yaml next to it names: as "
+                "model.path, "
                 "and where it is an adapter as model.lora.start"
             )
         else:
@@ -108,10 +109,10 @@ class _Collector(AbstractCollector):
                 f"under another scheduler: {name} was {before!r}, and of {run.model.path} it is "
                 f"{now!r}"
             )
-            advice = "give the model the scheduler_config.json that drew it"
+            advice = "give the model the scheduler_config.json that sampled it"
         raise DataError(
             f"{self._settings.trajectories / group.trajectories} was sampled {difference}. A step "
-            f"has a density under what sampled it alone: {advice}, or draw the groups anew"
+            f"has a density under what sampled it alone: {advice}, or sample the groups anew"
         )
 
     def _left_out(self) -> dict[str, int]:
@@ -147,23 +148,23 @@ class _Collector(AbstractCollector):
     def phases(self, number: int) -> Iterator[Phase]:
         return iter(())
 
-    def harvest(self, number: int, folder: Path) -> Harvest:
+    def summarise_round(self, number: int, folder: Path) -> RoundSummary:
         if number == 0:
-            self._draw_grid(folder)
+            self._render_grid(folder)
         micro_batches = self._steps.micro_batches(number, len(self._pairs))
         steps = self._steps.steps(len(self._pairs))
         trained = self._steps.trained(micro_batches)
         skipped = self._left_out() if number == 0 else {}
         if steps > trained:
             skipped["steps that filled no optimiser step"] = steps - trained
-        return Harvest(
+        return RoundSummary(
             micro_batches=micro_batches,
             summary={"pairs": len(self._pairs), "steps": trained, "steps_dropped": steps - trained},
             skipped=skipped,
             sentence=f"{len(self._pairs)} pairs; training on {trained} of {steps} steps",
         )
 
-    def _draw_grid(self, folder: Path) -> None:
+    def _render_grid(self, folder: Path) -> None:
         """As the preferences were understood; groups of one size are shown."""
         count = len(self._groups[next(iter(self._decided))].images)
         shown = [
@@ -171,7 +172,7 @@ class _Collector(AbstractCollector):
             for name, verdict in self._decided.items()
             if len(self._groups[name].images) == count
         ]
-        draw_ranked_grid(folder / "grid.png", shown, title="as ranked in the preferences")
+        render_ranked_grid(folder / "grid.png", shown, title="as ranked in the preferences")
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
         return self._steps.batches(number, self._pairs, self._settings.trajectories, start)

@@ -1,4 +1,4 @@
-"""Which prompts a round draws."""
+"""Which prompts a round samples."""
 
 from __future__ import annotations
 

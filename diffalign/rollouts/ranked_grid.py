@@ -1,4 +1,4 @@
-"""The picture that a round leaves behind: a few prompts, their images from best to worst."""
+"""The image that a round leaves behind: a few prompts, their images from best to worst."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffalign.files import write_image, writing
-from diffalign.imaging.grid import GridCell, GridRow, draw_grid
-from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.image_files import read_image
 from diffalign.imaging.subsample import evenly_spaced_with_ends
 
 _MOST_ROWS = 6
@@ -21,13 +21,13 @@ class RankedGroup:
 
     prompt: str
     files: Sequence[Path]
-    """Pictures; absent ones are shown as missing."""
+    """Images; absent ones are shown as missing."""
     scores: Sequence[float | None]
     """Written under them."""
 
 
-def draw_ranked_grid(path: Path, groups: Sequence[RankedGroup], *, title: str) -> None:
-    """Draw evenly spaced ones of the groups.
+def render_ranked_grid(path: Path, groups: Sequence[RankedGroup], *, title: str) -> None:
+    """Render evenly spaced ones of the groups.
 
     Args:
         path: of the PNG to write.
@@ -45,10 +45,10 @@ def draw_ranked_grid(path: Path, groups: Sequence[RankedGroup], *, title: str) -
     ]
     titles = [{0: "best", count - 1: "worst"}.get(rank, str(rank + 1)) for rank in ranks]
     with writing(path):
-        write_image(path, draw_grid(rows, titles, title=title))
+        write_image(path, render_grid(rows, titles, title=title))
 
 
 def _cell(file: Path, score: float | None) -> GridCell | None:
     if not file.exists():
         return None
-    return GridCell(image=read_picture(file), score=score)
+    return GridCell(image=read_image(file), score=score)

@@ -1,7 +1,7 @@
-"""Step-wise resampling: candidates for one step of a sampler, judged while they are still noisy.
+"""Step-wise resampling: candidates for one step of a sampler, scored while they are still noisy.
 
 A sampler branches from one state into k candidates. Each walks alone to the next branch point, and
-there the prediction of what it will become is judged at its own noise level; the best and the worst
+there the prediction of what it will become is scored at its own noise level; the best and the worst
 make a comparison, and the sampler goes on from one of them. Segments of one step are SPO's variant
 for SD 1.5, longer ones its variant for SDXL. Where a segment ends, the candidates' predictions are
 also those of the next branch, so going on costs no evaluation of the network.
@@ -30,7 +30,7 @@ Continuation = Literal["random", "best", "worst"]
 """From which candidate a sampler goes on."""
 
 Judge = Callable[[Tensor, Sequence[str], int], Tensor]
-"""Scores of [n] pictures for their n prompts, all at one timestep."""
+"""Scores of [n] images for their n prompts, all at one timestep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,13 @@ class Segment:
     times: tuple[tuple[int, int], ...]
     """Of each step: the timestep that it leaves from, and the one at which it arrives."""
     t: int
-    """Timestep at which the candidates were judged; 0 where they are finished."""
+    """Timestep at which the candidates were scored; 0 where they are finished."""
     origin: Tensor
     """The state that the candidates share, float32 [n, channels, h, w], on the CPU."""
     paths: Tensor
     """Where they arrived step by step, float32 [steps, n, k, channels, h, w], on the CPU."""
-    pictures: Tensor
-    """What was judged, float32 [n, k, 3, H, W], not clamped, on the model's device."""
+    images: Tensor
+    """What was scored, float32 [n, k, 3, H, W], not clamped, on the model's device."""
     scores: Tensor
     """Shape [n, k], on the CPU."""
     selection: Selection
@@ -92,7 +92,7 @@ class Resampler:
     """How trajectories branch, and who compares the branches."""
 
     process: ReverseProcess
-    judge: Judge
+    score_images: Judge
     candidates: int
     """k, at least 2."""
     first_step: int
@@ -113,19 +113,19 @@ class Resampler:
         of_visit = torch.arange(len(visits), device=model.device)
         state = trunk.start()
         for index in range(self.first_step):
-            state = trunk.draw(trunk.look(state, index), index)
+            state = trunk.sample(trunk.look(state, index), index)
         ahead = trunk.look(state, self.first_step)
         for first in range(self.first_step, self.process.steps, self.steps_per_segment):
             end = min(first + self.steps_per_segment, self.process.steps)
-            paths = [crown.draw(ahead.rows(of_visit.repeat_interleave(self.candidates)), first)]
+            paths = [crown.sample(ahead.rows(of_visit.repeat_interleave(self.candidates)), first)]
             for index in range(first + 1, end):
-                paths.append(crown.draw(crown.look(paths[-1], index), index))
+                paths.append(crown.sample(crown.look(paths[-1], index), index))
             finished = end == self.process.steps
             if not finished:
                 ahead = crown.look(paths[-1], end)
-            pictures = model.decode_images(paths[-1] if finished else ahead.denoised, clamp=False)
+            images = model.decode_images(paths[-1] if finished else ahead.denoised, clamp=False)
             t = 0 if finished else crown.times[end][0]
-            scores = crown.unflatten(self.judge(pictures, crown.prompts, t).detach().cpu())
+            scores = crown.unflatten(self.score_images(images, crown.prompts, t).detach().cpu())
             selection = select(scores, threshold=self.threshold)
             continued = self._continued(selection, visits, end)
             yield Segment(
@@ -134,7 +134,7 @@ class Resampler:
                 t=t,
                 origin=state.cpu(),
                 paths=torch.stack([crown.unflatten(path.cpu()) for path in paths]),
-                pictures=crown.unflatten(pictures),
+                images=crown.unflatten(images),
                 scores=scores,
                 selection=selection,
                 continued=continued,
@@ -146,8 +146,8 @@ class Resampler:
     def _continued(self, selection: Selection, visits: Sequence[Visit], index: int) -> Tensor:
         """The candidate of each visit from which the step of this index will leave."""
         if self.continue_from == "random":
-            draws = [derive_seed(visit.seed, "continue", index) for visit in visits]
-            return torch.tensor([draw % self.candidates for draw in draws])
+            samples = [derive_seed(visit.seed, "continue", index) for visit in visits]
+            return torch.tensor([sample % self.candidates for sample in samples])
         return selection.best if self.continue_from == "best" else selection.worst
 
 
@@ -185,7 +185,7 @@ class _Trajectories:
         t, t_next = self.times[index]
         return reverse_step(self._model, self._process, states, t, t_next, self._conditioning)
 
-    def draw(self, step: ReverseStep, index: int) -> Tensor:
+    def sample(self, step: ReverseStep, index: int) -> Tensor:
         """Where it does lead; copies part here, if they have not before."""
         copies = range(self._copies)
         seeds = [derive_seed(seed, index, copy) for seed in self._seeds for copy in copies]

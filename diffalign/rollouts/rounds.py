@@ -34,9 +34,9 @@ from diffalign.parsing import checked
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
-    Harvest,
     Phase,
-    RunFacts,
+    RoundSummary,
+    RunContext,
 )
 from diffalign.rollouts.policy_snapshots import PastPolicies
 from diffalign.rollouts.preview_strip import FilmStrip
@@ -50,10 +50,10 @@ _MOST_EMPTY_ROUNDS = 10
 
 
 class Rounds(AbstractSource):
-    """Batches of rounds that are sampled with the policy as it stands."""
+    """Batches of rounds that are sampled with the policy as it is."""
 
     def __init__(
-        self, rollouts: AbstractRollouts, collector: AbstractCollector, run: RunFacts
+        self, rollouts: AbstractRollouts, collector: AbstractCollector, run: RunContext
     ) -> None:
         """Assemble a source.
 
@@ -67,7 +67,7 @@ class Rounds(AbstractSource):
         self._collector = collector
         self._run = run
         self._policies = PastPolicies(run.folder, rule=rollouts.reference, run_seed=run.run_seed)
-        self._film = FilmStrip(run.folder, collector, run_seed=run.run_seed)
+        self._preview_strip = FilmStrip(run.folder, collector, run_seed=run.run_seed)
         self._model: DiffusionModel | None = None
         self._number = 0
         self._batch = 0
@@ -95,7 +95,7 @@ class Rounds(AbstractSource):
         return [
             *lines,
             *self._collector.describe_end(),
-            f"every round's pictures and scores are in {self._run.folder}",
+            f"every round's images and scores are in {self._run.folder}",
         ]
 
     def fingerprint(self) -> str:
@@ -143,28 +143,28 @@ class Rounds(AbstractSource):
         self._policies.release(before=state["round"])
 
     def finish(self) -> None:
-        """Show the final policy as the last frame of the film strip."""
+        """Show the final policy as the last frame of the preview strip."""
         if world.is_main():
-            self._film.add(self._number + 1, self.model, last=True)
+            self._preview_strip.add(self._number + 1, self.model, last=True)
         world.wait()
 
     def __iter__(self) -> Iterator[Any]:
         while True:
             folder = self._folder(self._number)
-            harvest = self._ready(folder) if self._batch == 0 else self._resumed(folder)
-            self._figures = harvest.summary
+            summarise_round = self._ready(folder) if self._batch == 0 else self._resumed(folder)
+            self._figures = summarise_round.summary
             self._policies.refer(self.model, self._number)
             for batch in self._collector.batches(self._number, folder, self._batch):
                 self._batch += 1
                 yield batch
-            self._count_empty(harvest)
+            self._count_empty(summarise_round)
             self._number, self._batch = self._number + 1, 0
 
     def _folder(self, number: int) -> Path:
         return self._run.folder / f"round-{number:04d}"
 
-    def _ready(self, folder: Path) -> Harvest:
-        """The round, collected with the policy as it stands: now, or by a run that was killed."""
+    def _ready(self, folder: Path) -> RoundSummary:
+        """The round, collected with the policy as it is: now, or by a run that was killed."""
         settings = f"{self._run.settings}\0{self._collector.fingerprint()}"
         # Both as the main rank has them: it alone makes and removes folders.
         digest, record = world.gather(
@@ -173,12 +173,12 @@ class Rounds(AbstractSource):
         if record is None or record.policy != digest:
             record = self._collect(folder, digest)
         self._policy = digest
-        harvest = record.harvest
-        for reason, count in harvest.skipped.items():
+        summarise_round = record.summarise_round
+        for reason, count in summarise_round.skipped.items():
             self._skipped[reason] = self._skipped.get(reason, 0) + count
-        return harvest
+        return summarise_round
 
-    def _resumed(self, folder: Path) -> Harvest:
+    def _resumed(self, folder: Path) -> RoundSummary:
         """The round that a checkpoint stood in; the weights have moved on since it was sampled."""
         record = _read(_Round, folder / _RECORD)
         if record is None:
@@ -191,7 +191,7 @@ class Rounds(AbstractSource):
                 f"{folder}: the checkpoint was written while training on this round, which has "
                 f"been sampled anew since, by another policy. Resume from an earlier checkpoint"
             )
-        return record.harvest
+        return record.summarise_round
 
     def _collect(self, folder: Path, digest: str) -> _Round:
         began = time.monotonic()
@@ -202,18 +202,18 @@ class Rounds(AbstractSource):
         self._policies.keep(self.model, self._number)
         self._policies.refer(self.model, self._number)
         if world.is_main():
-            self._film.add(self._number, self.model)
+            self._preview_strip.add(self._number, self.model)
         images = 0
         for phase in self._collector.phases(self._number):
             self._work(phase, folder)
             images += sum(work.images for work in phase.works)
         if world.is_main():
-            harvest = self._collector.harvest(self._number, folder)
-            record = _Round(round=self._number, policy=digest, harvest=harvest)
+            summarise_round = self._collector.summarise_round(self._number, folder)
+            record = _Round(round=self._number, policy=digest, summarise_round=summarise_round)
             with writing(folder):
                 write_json(folder / _RECORD, asdict(record))
             self._run.console.print(
-                f"[bold]round {self._number}[/bold]  {harvest.sentence}  "
+                f"[bold]round {self._number}[/bold]  {summarise_round.sentence}  "
                 f"({time.monotonic() - began:.0f} s)",
                 soft_wrap=True,
             )
@@ -235,7 +235,7 @@ class Rounds(AbstractSource):
             if folder.exists():
                 shutil.rmtree(folder)
             if self._number == 0:
-                self._film.forget()
+                self._preview_strip.forget()
             with writing(folder):
                 write_json(folder / _BEGUN, {"policy": digest})
 
@@ -249,12 +249,13 @@ class Rounds(AbstractSource):
                 advance(work.images)
         world.wait()
 
-    def _count_empty(self, harvest: Harvest) -> None:
-        self._empty_in_a_row = 0 if harvest.micro_batches else self._empty_in_a_row + 1
+    def _count_empty(self, summarise_round: RoundSummary) -> None:
+        self._empty_in_a_row = 0 if summarise_round.micro_batches else self._empty_in_a_row + 1
         if self._empty_in_a_row >= _MOST_EMPTY_ROUNDS:
             raise DataError(
                 f"{self._empty_in_a_row} rounds in a row had fewer pairs than one optimiser step "
-                f"takes, the last one: {harvest.sentence}. Sample more prompts a round, lower "
+                f"takes, the last one: {summarise_round.sentence}. Sample more prompts a round, "
+                f"lower "
                 f"training.samples_per_device or training.accumulation, or ask less of a pair"
             )
 
@@ -266,12 +267,12 @@ class _Round:
     round: int
     policy: str
     """Digest of the policy that sampled it, and of what was done with it."""
-    harvest: Harvest
+    summarise_round: RoundSummary
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Begun:
-    """What the file of a round that was begun holds."""
+    """What the file of a round that was started holds."""
 
     policy: str
 

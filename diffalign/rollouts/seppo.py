@@ -1,14 +1,14 @@
-"""SePPO's rounds: preferred images of the data, each beside one that the reference draws.
+"""SePPO's rounds: preferred images of the data, each next to one that the reference samples.
 
 A round is so many optimiser steps of preferred images. Which ones they will be is known before it
-begins. So the reference, an earlier policy of the same run, first draws an image for the prompt of
-each; then the preferred images come, and with them, as the view `sampled`, what was drawn. Both
-views share caption, time and noise. An image that a round visits twice gets two drawn ones.
+begins. So the reference, an earlier policy of the same run, first samples an image for the prompt
+of each; then the preferred images come, and with them, as the view `sampled`, what was sampled.
+Both views share caption, time and noise. An image that a round visits twice gets two sampled ones.
 
-The data is gone through twice a round: decoding an image costs little beside drawing one.
+The data is gone through twice a round: decoding an image costs little next to sampling one.
 
 Source: Zhang et al. 2024, arXiv:2410.05255, algorithm 1. Its training code is not public. That the
-reference is picked once a round, how it draws, and that both views share time and noise is our
+reference is picked once a round, how it samples, and that both views share time and noise is our
 reading.
 """
 
@@ -42,29 +42,29 @@ from diffalign.files import (
     write_json_lines,
     writing,
 )
-from diffalign.imaging.grid import GridCell, GridRow, draw_grid
-from diffalign.imaging.image_files import encode_png, pixels_of, read_picture, to_pictures
+from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.image_files import encode_png, pixels_of, read_image, to_images
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
-    Harvest,
     Phase,
     ReferenceRule,
-    RunFacts,
+    RoundSummary,
+    RunContext,
     Work,
 )
-from diffalign.rollouts.judging import JudgedImage, Judges, refuse_judges_of_noise
 from diffalign.rollouts.policy_snapshots import reference_round
 from diffalign.rollouts.prompt_schedule import in_batches
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.sampler import sample
+from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise
 from diffalign.scorers.base import AbstractScorer
 from diffalign.seeding import derive_seed
 
 SAMPLED = "sampled"
-"""Folder of what is known of drawn images, by work, and name of the file with all of it."""
+"""Folder of what is known of sampled images, by work, and name of the file with all of it."""
 SCORES = "scores"
 """The same for their scores."""
 GRID = "grid.png"
@@ -75,34 +75,34 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class SemiPolicy(AbstractRollouts):
-    """Rounds of preferred images beside the reference's own (SePPO)."""
+    """Rounds of preferred images next to the reference's own (SePPO)."""
 
     batch_type: ClassVar[type] = ImageBatch
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "sampled"})
     needs_data: ClassVar[bool] = True
 
     reference: ReferenceRule = "uniform"
-    """The policy that draws, and that this round's is compared with. SePPO: `uniform`, any of those
-    that this and earlier rounds began with; `initial` and `latest` are its ablations."""
+    """The policy that samples, and that this round's is compared with. SePPO: `uniform`, any of
+    those that this and earlier rounds began with; `initial` and `latest` are its ablations."""
     updates_per_round: int = 30
-    """Optimiser steps on what a round drew. SePPO: 30, for 7 rounds."""
+    """Optimiser steps on what a round sampled. SePPO: 30, for 7 rounds."""
     process: ReverseProcess = field(
         default_factory=lambda: ReverseProcess(steps=50, guidance=7.5, eta=0.0)
     )
-    """How images are drawn. The paper does not say; steps and guidance are its evaluation's."""
+    """How images are sampled. The paper does not say; steps and guidance are its evaluation's."""
     images_per_batch: int = 8
-    """Images drawn at once on a device; what is drawn depends on it by float rounding."""
+    """Images sampled at once on a device; what is sampled depends on it by float rounding."""
     scorers: tuple[AbstractScorer, ...] = ()
-    """Judges of what was drawn, for whoever looks at a round; nothing is trained on scores."""
-    pictured_images: int = 64
-    """Drawn images that stay on disk when a round is over, out of its first ones."""
+    """Scorers of what was sampled, for whoever looks at a round; nothing is trained on scores."""
+    imaged_images: int = 64
+    """Sampled images that stay on disk when a round is over, out of its first ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(updates_per_round=1, images_per_batch=1, pictured_images=0)
-        refuse_judges_of_noise(self.scorers)
+        self.refuse_below(updates_per_round=1, images_per_batch=1, imaged_images=0)
+        refuse_scorers_of_noise(self.scorers)
 
-    def open(self, run: RunFacts) -> AbstractSource:
+    def open(self, run: RunContext) -> AbstractSource:
         if run.process is not None:
             raise ConfigError(
                 "rollouts seppo yields images, not steps of a sampler: set likelihood.kind "
@@ -122,14 +122,14 @@ class SemiPolicy(AbstractRollouts):
         }[self.reference]
         process = self.process
         return (
-            f"rounds of {self.updates_per_round} optimiser steps; beside each preferred image one "
+            f"rounds of {self.updates_per_round} optimiser steps; next to each preferred image one "
             f"by {who} ({process.steps} steps, guidance {process.guidance:g}, eta {process.eta:g})"
         )
 
 
 @dataclass(frozen=True)
 class _Visit:
-    """One visit of a preferred image in a round, beside which an image is drawn."""
+    """One visit of a preferred image in a round, next to which an image is sampled."""
 
     place: int
     """In the order in which the round trains, over all ranks."""
@@ -137,24 +137,24 @@ class _Visit:
     prompt: str
     """The caption, though training may drop it."""
     seed: int
-    """From which all noise of the drawn image derives."""
+    """From which all noise of the sampled image derives."""
     size: tuple[int, int]
     """(height, width) of both images."""
-    redrawn: int = 0
-    """How often what was drawn was not finite, and drawn again."""
+    resampled: int = 0
+    """How often what was sampled was not finite, and sampled again."""
 
     @property
     def file(self) -> str:
-        """The drawn image, in the round's folder."""
+        """The sampled image, in the round's folder."""
         return f"images/{self.place:06d}.png"
 
 
-Row = TypeVar("Row", _Visit, JudgedImage)
+Row = TypeVar("Row", _Visit, ScoredImage)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Visits of one size, whose images are drawn and judged together."""
+    """Visits of one size, whose images are sampled and scored together."""
 
     visits: Sequence[_Visit]
 
@@ -170,11 +170,11 @@ class _Batch:
 
 
 class _Collector(AbstractCollector):
-    def __init__(self, settings: SemiPolicy, run: RunFacts) -> None:
+    def __init__(self, settings: SemiPolicy, run: RunContext) -> None:
         self._settings = settings
         self._run = run
         self._preferred = run.open_data(frozenset({"chosen"}))
-        self._judges = Judges(settings.scorers)
+        self._scorers = Scorers(settings.scorers)
         self._micro_batches = settings.updates_per_round * run.accumulation
         self._rows = run.samples_per_device * world.size()
         self._shown: dict[int, Tensor] = {}
@@ -183,7 +183,7 @@ class _Collector(AbstractCollector):
         updates, images = self._settings.updates_per_round, self._micro_batches * self._rows
         lines = [
             *self._preferred.describe(),
-            f"a round draws {images:,} images for {updates} optimiser steps",
+            f"a round samples {images:,} images for {updates} optimiser steps",
         ]
         if self._settings.reference == "uniform" and not self._run.model.trains_adapter:
             lines.append(
@@ -196,7 +196,7 @@ class _Collector(AbstractCollector):
         return self._preferred.describe_end()
 
     def fingerprint(self) -> str:
-        parts = [self._preferred.fingerprint(), *self._judges.fingerprints()]
+        parts = [self._preferred.fingerprint(), *self._scorers.fingerprints()]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class _Collector(AbstractCollector):
     def warm_up(self, model: DiffusionModel) -> None:
         if self._settings.scorers:
             (batch,) = self._ahead(1)
-            self._judges.warm_up(batch.captions[0], model.device)
+            self._scorers.warm_up(batch.captions[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         visits = self._visits(number)
@@ -279,17 +279,19 @@ class _Collector(AbstractCollector):
     def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         """Write the images, then what is known of them, which says that the work is done.
 
-        What is not finite is drawn again from other noise: its own would fail for ever.
+        What is not finite is sampled again from other noise: its own would fail for ever.
         """
         done: list[_Visit] = []
         missing = list(batch.visits)
         for attempt in range(_ATTEMPTS):
             failed = []
-            for visit, picture in zip(missing, self._draw(missing, attempt, model), strict=True):
-                if torch.isfinite(picture).all():
+            for visit, image in zip(
+                missing, self._sample_images(missing, attempt, model), strict=True
+            ):
+                if torch.isfinite(image).all():
                     with writing(folder / visit.file):
-                        write_atomically(folder / visit.file, encode_png(picture))
-                    done.append(dataclasses.replace(visit, redrawn=attempt))
+                        write_atomically(folder / visit.file, encode_png(image))
+                    done.append(dataclasses.replace(visit, resampled=attempt))
                 else:
                     failed.append(visit)
             missing = failed
@@ -297,7 +299,8 @@ class _Collector(AbstractCollector):
                 break
         else:
             raise DataError(
-                f"{folder}: what the reference drew for {missing[0].prompt!r} held values that are "
+                f"{folder}: what the reference sampled for {missing[0].prompt!r} held values "
+                f"that are "
                 f"not finite {_ATTEMPTS} times. "
                 + (
                     model.blame()
@@ -307,11 +310,13 @@ class _Collector(AbstractCollector):
         done.sort(key=lambda visit: visit.place)
         write_json_lines(folder / batch.known, map(asdict, done))
 
-    def _draw(self, visits: Sequence[_Visit], attempt: int, model: DiffusionModel) -> Tensor:
+    def _sample_images(
+        self, visits: Sequence[_Visit], attempt: int, model: DiffusionModel
+    ) -> Tensor:
         """Images of some visits of one size, [n, 3, H, W], on the CPU."""
         seeds = [derive_seed(v.seed, "again", attempt) if attempt else v.seed for v in visits]
         with model.reference():
-            drawn = sample(
+            sampled = sample(
                 model,
                 self._settings.process,
                 [visit.prompt for visit in visits],
@@ -319,77 +324,77 @@ class _Collector(AbstractCollector):
                 step_seeds=lambda step: [derive_seed(seed, step) for seed in seeds],
                 size=visits[0].size,
             )
-        return model.decode_images(drawn.latents[-1]).cpu()
+        return model.decode_images(sampled.latents[-1]).cpu()
 
     def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         visits = batch.visits
-        scores = self._judges.judge(
+        scores = self._scorers.score_images(
             [folder / visit.file for visit in visits],
             [visit.prompt for visit in visits],
             model.device,
         )
         rows = [
-            JudgedImage(visit.place, visit.prompt, 0, visit.file, by_judge)
-            for visit, by_judge in zip(visits, scores, strict=True)
+            ScoredImage(visit.place, visit.prompt, 0, visit.file, by_scorer)
+            for visit, by_scorer in zip(visits, scores, strict=True)
         ]
         write_json_lines(folder / batch.scores, map(asdict, rows))
 
-    def harvest(self, number: int, folder: Path) -> Harvest:
+    def summarise_round(self, number: int, folder: Path) -> RoundSummary:
         visits = _merge(_Visit, folder, SAMPLED, by="place")
-        judged = _merge(JudgedImage, folder, SCORES, by="visit")
-        if judged:
-            self._judges.refuse_silence(judged, folder)
-        self._draw_grid(number, folder, visits, judged)
+        scored = _merge(ScoredImage, folder, SCORES, by="visit")
+        if scored:
+            self._scorers.refuse_silence(scored, folder)
+        self._render_grid(number, folder, visits, scored)
         summary: dict[str, float] = {"images": len(visits)}
         said = [f"{len(visits):,} images by {self._reference_of(number)}"]
-        for name in self._judges.names:
-            scores = [score for row in judged if (score := row.scores[name]) is not None]
+        for name in self._scorers.names:
+            scores = [score for row in scored if (score := row.scores[name]) is not None]
             mean, spread = statistics.fmean(scores), statistics.pstdev(scores)
             summary |= {f"{name}_mean": mean, f"{name}_std": spread}
             said.append(f"{name} {mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}")
-        redrawn = sum(visit.redrawn for visit in visits)
-        return Harvest(
+        resampled = sum(visit.resampled for visit in visits)
+        return RoundSummary(
             micro_batches=self._micro_batches,
             summary=summary,
-            skipped={"images that were not finite, drawn again": redrawn} if redrawn else {},
+            skipped={"images that were not finite, sampled again": resampled} if resampled else {},
             sentence=", ".join(said),
         )
 
     def _reference_of(self, number: int) -> str:
-        drew = reference_round(self._settings.reference, self._run.run_seed, number)
-        if drew == 0:
+        sampled = reference_round(self._settings.reference, self._run.run_seed, number)
+        if sampled == 0:
             return "the run's first policy"
-        return f"the policy that {'it' if drew == number else f'round {drew}'} began with"
+        return f"the policy that {'it' if sampled == number else f'round {sampled}'} began with"
 
-    def _draw_grid(
+    def _render_grid(
         self,
         number: int,
         folder: Path,
         visits: Sequence[_Visit],
-        judged: Sequence[JudgedImage],
+        scored: Sequence[ScoredImage],
     ) -> None:
-        """A few preferred images, and what the reference drew beside them."""
+        """A few preferred images, and what the reference sampled next to them."""
         rows = []
         for place, preferred in self._shown.items():
-            score = next(iter(judged[place].scores.values())) if judged else None
+            score = next(iter(scored[place].scores.values())) if scored else None
             cells = [
-                GridCell(image=to_pictures(preferred[None])[0]),
+                GridCell(image=to_images(preferred[None])[0]),
                 GridCell(image=_open(folder, visits[place]), score=score),
             ]
             rows.append(GridRow(caption=visits[place].prompt, cells=cells))
         title = f"round {number}, sampled by {self._reference_of(number)}"
         with writing(folder / GRID):
-            write_image(folder / GRID, draw_grid(rows, ["chosen", "sampled"], title=title))
+            write_image(folder / GRID, render_grid(rows, ["chosen", "sampled"], title=title))
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[ImageBatch]:
         visits = read_rows(_Visit, folder / f"{SAMPLED}.jsonl")
         coming = islice(self._preferred, self._micro_batches - start)
         for index, batch in enumerate(coming, start=start):
             first = index * self._rows + world.rank() * len(batch)
-            yield _beside(batch, visits[first : first + len(batch)], folder)
+            yield _next_to(batch, visits[first : first + len(batch)], folder)
 
     def release(self, folder: Path) -> None:
-        for file in sorted(folder.glob("images/*.png"))[self._settings.pictured_images :]:
+        for file in sorted(folder.glob("images/*.png"))[self._settings.imaged_images :]:
             file.unlink(missing_ok=True)
 
 
@@ -403,12 +408,13 @@ def _merge(cls: type[Row], folder: Path, name: str, *, by: str) -> list[Row]:
     return rows
 
 
-def _beside(batch: ImageBatch, visits: Sequence[_Visit], folder: Path) -> ImageBatch:
-    """The batch with what was drawn for it as a further view, uncropped."""
-    drawn_for = tuple(visit.sample_id for visit in visits)
-    if drawn_for != batch.sample_ids:
+def _next_to(batch: ImageBatch, visits: Sequence[_Visit], folder: Path) -> ImageBatch:
+    """The batch with what was sampled for it as a further view, uncropped."""
+    sampled_for = tuple(visit.sample_id for visit in visits)
+    if sampled_for != batch.sample_ids:
         raise DataError(
-            f"{folder}: the images there were drawn for {', '.join(drawn_for)}, and the data now "
+            f"{folder}: the images there were sampled for {', '.join(sampled_for)}, and the data "
+            f"now "
             f"gives {', '.join(batch.sample_ids)}. It has changed since: put it back as it was, or "
             f"start afresh"
         )
@@ -426,10 +432,10 @@ def _beside(batch: ImageBatch, visits: Sequence[_Visit], folder: Path) -> ImageB
 
 def _open(folder: Path, visit: _Visit) -> Image.Image:
     try:
-        return read_picture(folder / visit.file)
+        return read_image(folder / visit.file)
     except OSError as error:
         raise DataError(
-            f"{folder / visit.file}: this image was drawn for the round and cannot be read "
+            f"{folder / visit.file}: this image was sampled for the round and cannot be read "
             f"({error}). Delete {folder} and resume from a checkpoint of before this round, or "
             f"start afresh"
         ) from error

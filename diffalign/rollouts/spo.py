@@ -1,8 +1,8 @@
 """SPO: pairs of single reverse steps, compared where they are taken.
 
-At every step of a sampler a few candidates are drawn and judged at their own noise level; the best
-and the worst are a pair for the step that led to them. A pair is a fact about its step alone, not a
-verdict on a whole image handed down to all of its steps.
+At every step of a sampler a few candidates are sampled and scored at their own noise level; the
+best and the worst are a pair for the step that led to them. A pair is a fact about its step alone,
+not a verdict on a whole image handed down to all of its steps.
 
 Source: Liang et al. 2024, arXiv:2406.04314, as in RockeyCoss/SPO, whose two samplers are one here:
 see `rollouts.resampling`.
@@ -30,8 +30,8 @@ from diffalign.files import (
     writing,
 )
 from diffalign.generation.prompts import PromptsConfig, read_prompts
-from diffalign.imaging.grid import GridCell, GridRow, draw_grid
-from diffalign.imaging.image_files import encode_png, read_picture
+from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.image_files import encode_png, read_image
 from diffalign.imaging.subsample import evenly_spaced, evenly_spaced_with_ends
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
@@ -39,17 +39,17 @@ from diffalign.parsing import checked
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
-    Harvest,
     Phase,
-    RunFacts,
+    RoundSummary,
+    RunContext,
     Work,
 )
-from diffalign.rollouts.comparisons import Comparison, Ledger, in_words, summarise
-from diffalign.rollouts.judging import Judges, ask, scorer_name
+from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
 from diffalign.rollouts.packing import own_share, pack_pool
 from diffalign.rollouts.prompt_schedule import Visit, in_batches, visits_of_round
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.rounds import Rounds
+from diffalign.rollouts.scoring import Scorers, ask, scorer_name
 from diffalign.rollouts.store import (
     LATENTS,
     STEPS,
@@ -80,10 +80,10 @@ class Stepwise(AbstractRollouts):
     prompts: PromptsConfig | Path
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
     prompts_per_round: int
-    """Prompts that a round draws, over all processes, before the policy is trained on them. SPO: 40
-    for SD 1.5 and 8 for SDXL, of 4000."""
+    """Prompts that a round samples, over all processes, before the policy is trained on them. SPO:
+    40 for SD 1.5 and 8 for SDXL, of 4000."""
     scorer: AbstractScorer
-    """Who compares candidates. One that takes the timestep judges them as noisy as they are; any
+    """Who compares candidates. One that takes the timestep scorers them as noisy as they are; any
     other one is shown the same predictions and takes them for finished images."""
     candidates: int = 4
     """Branches of each branch point. SPO: 4 for SD 1.5, 2 for SDXL."""
@@ -101,9 +101,9 @@ class Stepwise(AbstractRollouts):
     size: tuple[int, int] | None = None
     """(height, width) of the images in pixels; null is the network's own."""
     prompts_per_batch: int = 8
-    """Prompts sampled side by side on a device; what is drawn depends on it by float rounding."""
-    pictured_prompts: int = 8
-    """Prompts of a round of which pictures are kept, of the best and the worst candidate at three
+    """Prompts sampled side by side on a device; what is sampled depends on it by float rounding."""
+    imaged_prompts: int = 8
+    """Prompts of a round of which images are kept, of the best and the worst candidate at three
     noise levels, for `grid.png`; scores are kept of all."""
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class Stepwise(AbstractRollouts):
             first_step=0,
             steps_per_segment=1,
             prompts_per_batch=1,
-            pictured_prompts=0,
+            imaged_prompts=0,
         )
         if not 0 <= self.threshold < 1:
             raise ValueError(
@@ -133,7 +133,7 @@ class Stepwise(AbstractRollouts):
             f"than {self.threshold:g}"
         )
 
-    def open(self, run: RunFacts) -> AbstractSource:
+    def open(self, run: RunContext) -> AbstractSource:
         process = run.required_process()
         if self.first_step >= process.steps:
             raise ConfigError(
@@ -167,7 +167,7 @@ class _Record:
 
 
 class _Collector(AbstractCollector):
-    def __init__(self, settings: Stepwise, run: RunFacts, process: ReverseProcess) -> None:
+    def __init__(self, settings: Stepwise, run: RunContext, process: ReverseProcess) -> None:
         self._settings = settings
         self._run = run
         self._process = process
@@ -175,7 +175,7 @@ class _Collector(AbstractCollector):
         self._branches = range(settings.first_step, process.steps, settings.steps_per_segment)
         self._resampler = Resampler(
             process=process,
-            judge=partial(ask, settings.scorer),
+            score_images=partial(ask, settings.scorer),
             candidates=settings.candidates,
             first_step=settings.first_step,
             steps_per_segment=settings.steps_per_segment,
@@ -204,7 +204,7 @@ class _Collector(AbstractCollector):
         return self._process
 
     def warm_up(self, model: DiffusionModel) -> None:
-        Judges([self._settings.scorer]).warm_up(self._prompts[0], model.device)
+        Scorers([self._settings.scorer]).warm_up(self._prompts[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         settings = self._settings
@@ -219,8 +219,8 @@ class _Collector(AbstractCollector):
         yield Phase("sample and compare", works)
 
     def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
-        """Write pictures, then latents, then the record, which says that the work is done."""
-        ledger = Ledger(
+        """Write images, then latents, then the record, which says that the work is done."""
+        ledger = PairBuilder(
             batch.visits,
             round_number=batch.round_number,
             first_visit=batch.first,
@@ -230,7 +230,7 @@ class _Collector(AbstractCollector):
             for segment in self._resampler.segments(model, batch.visits):
                 ledger.add(segment)
                 if segment.first in self._shown_branches():
-                    self._write_pictures(folder, batch, segment)
+                    self._write_images(folder, batch, segment)
         if ledger.pairs:
             write_tensors(folder / ledger.file, {LATENTS: ledger.latents()})
         record = _Record(pairs=ledger.pairs, comparisons=ledger.comparisons)
@@ -239,18 +239,18 @@ class _Collector(AbstractCollector):
             write_json(path, asdict(record))
 
     def _shown_branches(self) -> list[int]:
-        """Steps whose comparisons are kept as pictures: the first, one halfway, the last."""
+        """Steps whose comparisons are kept as images: the first, one halfway, the last."""
         return evenly_spaced_with_ends(self._branches, _SHOWN_COMPARISONS)
 
-    def _write_pictures(self, folder: Path, batch: _Batch, segment: Segment) -> None:
+    def _write_images(self, folder: Path, batch: _Batch, segment: Segment) -> None:
         selection = segment.selection
-        for i in range(min(len(batch.visits), self._settings.pictured_prompts - batch.first)):
+        for i in range(min(len(batch.visits), self._settings.imaged_prompts - batch.first)):
             for candidate in {int(selection.best[i]), int(selection.worst[i])}:
-                file = folder / _picture_file(batch.first + i, segment.t, candidate)
+                file = folder / _image_file(batch.first + i, segment.t, candidate)
                 with writing(file):
-                    write_atomically(file, encode_png(segment.pictures[i, candidate]))
+                    write_atomically(file, encode_png(segment.images[i, candidate]))
 
-    def harvest(self, number: int, folder: Path) -> Harvest:
+    def summarise_round(self, number: int, folder: Path) -> RoundSummary:
         files = sorted((folder / "batches").glob("*.json"))
         records = [checked(_Record, read_json(file), file) for file in files]
         pairs = [pair for record in records for pair in record.pairs]
@@ -258,18 +258,18 @@ class _Collector(AbstractCollector):
         if all(score is None for row in comparisons for score in row.scores):
             raise DataError(
                 f"{folder}: the scorer {scorer_name(self._settings.scorer)} gave none of the "
-                f"round's candidates a finite score. Look at the pictures there; where they are as "
+                f"round's candidates a finite score. Look at the images there; where they are as "
                 f"they should be, the scorer is at fault, else the model: go back to an earlier "
                 f"checkpoint with a lower optimizer.lr"
             )
         write_steps(folder, pairs)
         write_json_lines(folder / SCORES, map(asdict, comparisons))
-        self._draw_grid(number, folder, comparisons)
+        self._render_grid(number, folder, comparisons)
         summary = summarise(comparisons)
         micro_batches = len(self._pack(number, len(pairs)))
         trained = micro_batches * self._run.samples_per_device * world.size()
         unknown = sum(row.difference is None for row in comparisons)
-        return Harvest(
+        return RoundSummary(
             micro_batches=micro_batches,
             summary={**summary, "pairs": len(pairs), "trained_pairs": trained},
             skipped={"comparisons without finite scores": unknown} if unknown else {},
@@ -277,28 +277,28 @@ class _Collector(AbstractCollector):
             f"optimiser steps",
         )
 
-    def _draw_grid(self, number: int, folder: Path, comparisons: Sequence[Comparison]) -> None:
+    def _render_grid(self, number: int, folder: Path, comparisons: Sequence[Comparison]) -> None:
         """What was compared: for a few prompts the best and the worst, from noisy to finished."""
         by_branch = {
             branch: {row.visit: row for row in comparisons if row.step == branch}
             for branch in self._shown_branches()
         }
         shown = min(
-            _MOST_GRID_ROWS, self._settings.pictured_prompts, self._settings.prompts_per_round
+            _MOST_GRID_ROWS, self._settings.imaged_prompts, self._settings.prompts_per_round
         )
         rows = []
         for visit in range(shown):
-            beside = [by_visit[visit] for by_visit in by_branch.values()]
-            cells = [cell for row in beside for cell in _cells(folder, row)]
-            rows.append(GridRow(caption=beside[0].prompt, cells=cells))
+            next_to = [by_visit[visit] for by_visit in by_branch.values()]
+            cells = [cell for row in next_to for cell in _cells(folder, row)]
+            rows.append(GridRow(caption=next_to[0].prompt, cells=cells))
         if not rows:
             return
         times = [by_visit[0].t for by_visit in by_branch.values()]
         titles = [f"{side}, t {t}" for t in times for side in ("best", "worst")]
-        judge_name = scorer_name(self._settings.scorer)
+        scorer = scorer_name(self._settings.scorer)
         with writing(folder / GRID):
-            title = f"round {number}, compared by {judge_name}; framed where the comparison counts"
-            write_image(folder / GRID, draw_grid(rows, titles, title=title))
+            title = f"round {number}, compared by {scorer}; framed where the comparison counts"
+            write_image(folder / GRID, render_grid(rows, titles, title=title))
 
     def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
         pairs = read_steps(folder)
@@ -319,7 +319,7 @@ class _Collector(AbstractCollector):
             file.unlink(missing_ok=True)
 
 
-def _picture_file(visit: int, t: int, candidate: int) -> str:
+def _image_file(visit: int, t: int, candidate: int) -> str:
     return f"images/{visit:05d}-t{t:03d}-{candidate}.png"
 
 
@@ -327,7 +327,7 @@ def _cells(folder: Path, row: Comparison) -> list[GridCell]:
     """The best and the worst candidate of a comparison."""
     cells = []
     for candidate in (row.best, row.worst):
-        picture = read_picture(folder / _picture_file(row.visit, row.t, candidate))
+        image = read_image(folder / _image_file(row.visit, row.t, candidate))
         best = row.valid and candidate == row.best
-        cells.append(GridCell(image=picture, score=row.scores[candidate], winner=best))
+        cells.append(GridCell(image=image, score=row.scores[candidate], winner=best))
     return cells

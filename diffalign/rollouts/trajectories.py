@@ -1,6 +1,6 @@
 """Groups of trajectories that share a start noise: sampled, and kept in files.
 
-A file holds n trajectories as rows of one tensor: row `j * n + i` is where trajectory i stands
+A file holds n trajectories as rows of one tensor: row `j * n + i` is where trajectory i is
 after j of its S steps, so row i is its start noise and row `S * n + i` its final latent.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffalign import world
 from diffalign.data.batches import StepBatch
 from diffalign.models.diffusion.noising import AbstractVariancePreserving
-from diffalign.rollouts.base import RunFacts
+from diffalign.rollouts.base import RunContext
 from diffalign.rollouts.packing import own_share, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch
 from diffalign.seeding import derive_seed
@@ -52,7 +52,7 @@ class TrajectoryPair:
 class PairedSteps:
     """Every step of every pair, in D3PO's order: see `pack_pairs`."""
 
-    def __init__(self, run: RunFacts) -> None:
+    def __init__(self, run: RunContext) -> None:
         """Assemble the order of a run.
 
         Args:

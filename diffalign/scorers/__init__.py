@@ -1,1 +1,1 @@
-"""Judges of images: one float per image and prompt, higher is better."""
+"""Scorers of images: one float per image and prompt, higher is better."""

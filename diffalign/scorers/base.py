@@ -1,4 +1,4 @@
-"""What a judge of images promises."""
+"""What a scorer of images promises."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class AbstractScorer(abc.ABC):
     """
 
     takes_time: ClassVar[bool] = False
-    """Whether it judges what is still noisy, and has to be told the timestep: `score(..., t)`."""
+    """Whether it scores what is still noisy, and has to be told the timestep: `score(..., t)`."""
 
     @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Identifies the judgement: equal fingerprints give equal scores for equal images."""
+        """Identifies the score: equal fingerprints give equal scores for equal images."""
 
     @abc.abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Judge images against their prompts.
+        """Score images against their prompts.
 
         Args:
             images: shape [n, 3, H, W], float32 in [-1, 1]; those of a noisy image may lie outside.
             prompts: n of them, one per image.
-            t: timesteps of shape [n] for scorers that judge noisy images; others refuse it.
+            t: timesteps of shape [n] for scorers that score noisy images; others refuse it.
 
         Returns:
             Shape [n], float32, higher is better.

@@ -1,7 +1,7 @@
-"""CLIP score: how well a picture matches its prompt, as an open_clip model sees it.
+"""CLIP score: how well an image matches its prompt, as an open_clip model sees it.
 
 The cosine times 100, as torchmetrics and most papers on text-to-image models give it, without their
-cut at 0, which would make bad pictures equal. Hessel et al. multiply by 2.5 instead. Scores of
+cut at 0, which would make bad images equal. Hessel et al. multiply by 2.5 instead. Scores of
 different CLIPs do not compare.
 
 Source: Hessel et al. 2021, arXiv:2104.08718. The default model is the one of clip_utils.py in
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffalign.errors import ModelError
 from diffalign.models.preference.clip_loading import digest_of, find_weights
-from diffalign.scorers.images import AbstractPictureScorer, cosines, embedded
+from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 """Names of the two files that make a folder of open_clip's layout."""
@@ -40,8 +40,8 @@ class _Parts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPScore(AbstractPictureScorer):
-    """100 times the cosine between picture and prompt; about 20 to 40 in practice."""
+class CLIPScore(AbstractImageScorer):
+    """100 times the cosine between image and prompt; about 20 to 40 in practice."""
 
     path: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     """Folder or hub id in the layout of open_clip: open_clip_config.json and
@@ -49,7 +49,7 @@ class CLIPScore(AbstractPictureScorer):
     revision: str | None = None
     """Branch, tag or commit of a hub id; null is its default branch."""
     images_per_batch: int = 32
-    """Pictures in one pass of the network, which bounds its memory."""
+    """Images in one pass of the network, which bounds its memory."""
 
     def __post_init__(self) -> None:
         if self.images_per_batch < 1:
@@ -59,26 +59,26 @@ class CLIPScore(AbstractPictureScorer):
     def fingerprint(self) -> str:
         return f"clip-{digest_of(self._weights, self._weights.parent / CONFIG)}"
 
-    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         return SCALE * cosines(
-            pictures,
+            images,
             prompts,
-            embed_pictures=self._embed_pictures,
+            embed_images=self._embed_images,
             embed_prompts=self._embed_prompts,
-            pictures_per_batch=self.images_per_batch,
+            images_per_batch=self.images_per_batch,
         )
 
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of the image tower, of length 1."""
-        return embedded(self._embed_pictures, pictures, self.images_per_batch)
+        return embedded(self._embed_images, images, self.images_per_batch)
 
     def to(self, device: torch.device | str) -> CLIPScore:
         self._parts.network.to(device)
         return self
 
-    def _embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         network, preprocess, _ = self._parts
-        pixels = torch.stack([preprocess(picture) for picture in pictures])
+        pixels = torch.stack([preprocess(image) for image in images])
         features: Tensor = network.encode_image(pixels.to(network.logit_scale.device))
         return features
 
@@ -102,7 +102,7 @@ class CLIPScore(AbstractPictureScorer):
     def _parts(self) -> _Parts:
         source = f"local-dir:{self._weights.parent}"
         try:
-            with torch.random.fork_rng(devices=[]):  # it draws weights before it reads them
+            with torch.random.fork_rng(devices=[]):  # it samples weights before it reads them
                 network, preprocess = open_clip.create_model_from_pretrained(source)
             tokenizer = open_clip.get_tokenizer(source)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:

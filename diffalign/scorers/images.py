@@ -1,4 +1,4 @@
-"""What judges of finished pictures share: they see them as people do, in 8 bits a channel."""
+"""What scorers of finished images share: they see them as people do, in 8 bits a channel."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diffalign.imaging.image_files import to_pictures
+from diffalign.imaging.image_files import to_images
 from diffalign.scorers.base import AbstractScorer
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractPictureScorer(AbstractScorer):
-    """A judge whose authors fed it picture files, and that is fed the same here."""
+class AbstractImageScorer(AbstractScorer):
+    """A scorer whose authors fed it image files, and that is fed the same here."""
 
     @abc.abstractmethod
-    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """Scores of at least one RGB picture against its prompt, shape [n], on any device."""
+    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Scores of at least one RGB image against its prompt, shape [n], on any device."""
 
     @property
     def has_features(self) -> bool:
         """Whether `features` says something of an image."""
-        return type(self).features is not AbstractPictureScorer.features
+        return type(self).features is not AbstractImageScorer.features
 
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
         """What the scorer sees in RGB images, apart from any prompt, shape [n, d], on any device.
 
         Images that look alike have features of nearly the same direction.
@@ -39,7 +39,7 @@ class AbstractPictureScorer(AbstractScorer):
         raise NotImplementedError(f"{type(self).__name__} has no features of images")
 
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Judge finished images against their prompts.
+        """Scorer finished images against their prompts.
 
         Args:
             images: shape [n, 3, H, W], float32 in [-1, 1]; what lies outside is cut off.
@@ -54,7 +54,7 @@ class AbstractPictureScorer(AbstractScorer):
         """
         if t is not None:
             raise ValueError(
-                f"{type(self).__name__} judges finished pictures and takes no timesteps: leave out "
+                f"{type(self).__name__} scorers finished images and takes no timesteps: leave out "
                 f"t, or use a step-aware scorer"
             )
         if len(images) != len(prompts):
@@ -62,42 +62,42 @@ class AbstractPictureScorer(AbstractScorer):
         if not prompts:
             return images.new_zeros(0, dtype=torch.float32)
         with torch.no_grad():
-            scores = self.judge(to_pictures(images), prompts).float().to(images.device)
+            scores = self.score_images(to_images(images), prompts).float().to(images.device)
         broken = ~images.flatten(start_dim=1).isfinite().all(dim=1)  # 8 bits would hide it
         return scores.masked_fill(broken, torch.nan)
 
 
 def cosines(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     prompts: Sequence[str],
     *,
-    embed_pictures: Callable[[Sequence[Image.Image]], Tensor],
+    embed_images: Callable[[Sequence[Image.Image]], Tensor],
     embed_prompts: Callable[[Sequence[str]], Tensor],
-    pictures_per_batch: int,
+    images_per_batch: int,
 ) -> Tensor:
-    """Cosine between the embeddings of each picture and its prompt, float32 [n].
+    """Cosine between the embeddings of each image and its prompt, float32 [n].
 
-    Each prompt is embedded once, however many pictures answer it.
+    Each prompt is embedded once, however many images response it.
 
     Args:
-        pictures: n of them, RGB.
+        images: n of them, RGB.
         prompts: n of them.
-        embed_pictures: m pictures -> [m, d].
+        embed_images: m images -> [m, d].
         embed_prompts: m texts -> [m, d].
-        pictures_per_batch: largest number of either that is embedded at once.
+        images_per_batch: largest number of either that is embedded at once.
     """
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    texts = _in_batches(embed_prompts, list(distinct), pictures_per_batch)
-    images = _in_batches(embed_pictures, pictures, pictures_per_batch)
-    return (images * texts[[distinct[prompt] for prompt in prompts]]).sum(dim=-1)
+    texts = _in_batches(embed_prompts, list(distinct), images_per_batch)
+    seen = _in_batches(embed_images, images, images_per_batch)
+    return (seen * texts[[distinct[prompt] for prompt in prompts]]).sum(dim=-1)
 
 
 def embedded(
-    embed: Callable[[Sequence[Image.Image]], Tensor], pictures: Sequence[Image.Image], size: int
+    embed: Callable[[Sequence[Image.Image]], Tensor], images: Sequence[Image.Image], size: int
 ) -> Tensor:
-    """Normalised embeddings of pictures, at most `size` at once; float32 [n, d]."""
+    """Normalised embeddings of images, at most `size` at once; float32 [n, d]."""
     with torch.no_grad():
-        return _in_batches(embed, pictures, size)
+        return _in_batches(embed, images, size)
 
 
 def _in_batches(embed: Callable[[Sequence], Tensor], items: Sequence, size: int) -> Tensor:

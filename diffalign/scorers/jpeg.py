@@ -1,6 +1,6 @@
-"""How small a picture gets as a JPEG file: a judge that needs no weights and cannot be argued with.
+"""How small an image gets as a JPEG file: a scorer that needs no weights and cannot be argued with.
 
-Compressible pictures are smooth and plain, incompressible ones full of detail. It is the standard
+Compressible images are smooth and plain, incompressible ones full of detail. It is the standard
 first test of methods that learn from a score, since whether it worked is seen at a glance.
 
 Source: Black et al. 2023, arXiv:2305.13301 (DDPO); rewards.py of kvablack/ddpo-pytorch.
@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.scorers.images import AbstractPictureScorer
+from diffalign.scorers.images import AbstractImageScorer
 
 
 @dataclass(frozen=True, kw_only=True)
-class JPEG(AbstractPictureScorer):
+class JPEG(AbstractImageScorer):
     """Size of the JPEG file, in kilobytes of 1000 bytes; prompts do not matter."""
 
     goal: Literal["compressible", "incompressible"] = "compressible"
@@ -37,12 +37,12 @@ class JPEG(AbstractPictureScorer):
     def fingerprint(self) -> str:
         return f"jpeg-{self.goal}-{self.quality}"
 
-    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        sizes = torch.tensor([_file_size(picture, self.quality) for picture in pictures])
+    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        sizes = torch.tensor([_file_size(image, self.quality) for image in images])
         return sizes / (1000 if self.goal == "incompressible" else -1000)
 
 
-def _file_size(picture: Image.Image, quality: int) -> int:
+def _file_size(image: Image.Image, quality: int) -> int:
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=quality)
+    image.save(buffer, format="JPEG", quality=quality)
     return buffer.tell()

@@ -1,6 +1,6 @@
-"""PickScore: which of two pictures people preferred for a prompt, as a CLIP learnt it.
+"""PickScore: which of two images people preferred for a prompt, as a CLIP learnt it.
 
-A difference of scores is a log-odds: two pictures that differ by d are preferred in a ratio of
+A difference of scores is a log-odds: two images that differ by d are preferred in a ratio of
 exp(d). Scores of one prompt compare; those of different prompts hardly do.
 
 Source: Kirstain et al. 2023, arXiv:2305.01569, and the example in the README of
@@ -32,45 +32,45 @@ from diffalign.models.preference.clip_loading import (
     text_features,
     tokenize,
 )
-from diffalign.scorers.images import AbstractPictureScorer, cosines, embedded
+from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
 
 
-def tower_input(picture: Image.Image, size: int) -> Tensor:
-    """A picture as the processor of the authors' transformers (4.27) hands it to CLIP.
+def tower_input(image: Image.Image, size: int) -> Tensor:
+    """An image as the processor of the authors' transformers (4.27) hands it to CLIP.
 
     That one resizes with PIL. The processors that later versions choose resize tensors, and their
     pixels differ by a level here and there.
 
     Args:
-        picture: RGB, any shape.
-        size: side of the vision tower's pictures, pixels.
+        image: RGB, any shape.
+        size: side of the vision tower's images, pixels.
 
     Returns:
         Normalised pixel values of the middle, float32 [3, size, size].
     """
-    short, long = min(picture.size), max(picture.size)
+    short, long = min(image.size), max(image.size)
     longer = int(size * long / short)
-    width, height = (size, longer) if picture.width <= picture.height else (longer, size)
-    resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = (size, longer) if image.width <= image.height else (longer, size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     levels = np.array(resized.crop((left, top, left + size, top + size)), dtype=np.float32)
     return pixel_values(torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickScore(AbstractPictureScorer):
-    """exp(logit_scale) times the cosine between picture and prompt; some 20 in practice."""
+class PickScore(AbstractImageScorer):
+    """exp(logit_scale) times the cosine between image and prompt; some 20 in practice."""
 
     path: str = "yuvalkirstain/PickScore_v1"
     """Folder or hub id of a CLIP in the layout of transformers, or its file of weights."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null is its default branch."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where it does not lie beside the weights."""
+    """Folder or hub id of the tokenizer, where it does not lie next to the weights."""
     allow_pickle: bool = False
     """Read a pickled file of weights, as tensors alone."""
     images_per_batch: int = 32
-    """Pictures in one pass of the network, which bounds its memory."""
+    """Images in one pass of the network, which bounds its memory."""
 
     def __post_init__(self) -> None:
         if self.images_per_batch < 1:
@@ -81,26 +81,26 @@ class PickScore(AbstractPictureScorer):
         digest = digest_of(self._weights, self._weights.parent / "config.json")
         return "-".join(["pickscore", digest, *([self.tokenizer] if self.tokenizer else [])])
 
-    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         return self._clip.logit_scale.exp() * cosines(
-            pictures,
+            images,
             prompts,
-            embed_pictures=self._embed_pictures,
+            embed_images=self._embed_images,
             embed_prompts=self._embed_prompts,
-            pictures_per_batch=self.images_per_batch,
+            images_per_batch=self.images_per_batch,
         )
 
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of the image tower, of length 1."""
-        return embedded(self._embed_pictures, pictures, self.images_per_batch)
+        return embedded(self._embed_images, images, self.images_per_batch)
 
     def to(self, device: torch.device | str) -> PickScore:
         self._clip.to(device)
         return self
 
-    def _embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         size = self._clip.config.vision_config.image_size
-        pixels = torch.stack([tower_input(picture, size) for picture in pictures])
+        pixels = torch.stack([tower_input(image, size) for image in images])
         return image_features(self._clip, pixels.to(self._clip.device))
 
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:

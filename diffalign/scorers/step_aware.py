@@ -1,4 +1,4 @@
-"""Judge a half-denoised picture at its own noise level: the step-aware preference model of SPO.
+"""Score a half-denoised image at its own noise level: the step-aware preference model of SPO.
 
 Weights come from a folder that training wrote (weights, configuration and tokenizer together), or
 from a checkpoint of the authors', which has the same names and takes the other two from a CLIP.
@@ -38,15 +38,15 @@ AUTHORS_CLIP = "yuvalkirstain/PickScore_v1"
 
 
 def tower_pixels(images: Tensor, size: int) -> Tensor:
-    """Decoded pictures as the vision tower takes them, in the authors' order of scoring.
+    """Decoded images as the vision tower takes them, in the authors' order of scoring.
 
     The shorter side is resized bicubically while values may still lie outside [-1, 1], the middle
-    is cut out, and only then are values clamped. Pictures that were clamped before, as those of
+    is cut out, and only then are values clamped. Images that were clamped before, as those of
     `DiffusionModel.decode_images`, so undergo what the authors do in training.
 
     Args:
         images: shape [n, 3, H, W], float; nominally in [-1, 1].
-        size: side of the tower's pictures, pixels.
+        size: side of the tower's images, pixels.
 
     Returns:
         Normalised pixel values, shape [n, 3, size, size], float32.
@@ -61,7 +61,7 @@ def tower_pixels(images: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StepAware(AbstractScorer):
-    """Preference of the prompt for a picture that was predicted at timestep t, float32."""
+    """Preference of the prompt for an image that was predicted at timestep t, float32."""
 
     takes_time: ClassVar[bool] = True
 
@@ -72,15 +72,15 @@ class StepAware(AbstractScorer):
     """Branch, tag or commit of a hub id."""
     clip: str | None = None
     """Folder or hub id of the CLIP that gives architecture and tokenizer to a checkpoint that comes
-    without; yuvalkirstain/PickScore_v1 for the authors'. Null: they lie beside the weights."""
+    without; yuvalkirstain/PickScore_v1 for the authors'. Null: they lie next to the weights."""
     clip_revision: str | None = None
     """Branch, tag or commit of that hub id."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where it does not lie beside the CLIP."""
+    """Folder or hub id of the tokenizer, where it does not lie next to the CLIP."""
     allow_pickle: bool = False
     """Read a pickled checkpoint, as tensors alone."""
     images_per_batch: int = 64
-    """Pictures in one pass of the network, which bounds its memory."""
+    """Images in one pass of the network, which bounds its memory."""
 
     def __post_init__(self) -> None:
         if self.images_per_batch < 1:
@@ -91,13 +91,13 @@ class StepAware(AbstractScorer):
         return f"step-aware-{digest_of(self._weights)}"
 
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Judge one-step predictions of noisy images against their prompts.
+        """Scorer one-step predictions of noisy images against their prompts.
 
         Args:
             images: decoded predictions, shape [n, 3, H, W], float32 in [-1, 1].
             prompts: n of them.
             t: training timesteps at which the predictions were made, shape [n]; 0 for a finished
-                picture.
+                image.
 
         Returns:
             Shape [n], float32, on the device of `images`.
@@ -108,8 +108,8 @@ class StepAware(AbstractScorer):
         """
         if t is None:
             raise ValueError(
-                "a step-aware scorer needs t, the timestep of each image: pass zeros to judge "
-                "finished pictures, or use a scorer such as pickscore"
+                "a step-aware scorer needs t, the timestep of each image: pass zeros to score "
+                "finished images, or use a scorer such as pickscore"
             )
         if not len(images) == len(prompts) == len(t):
             raise ValueError(
@@ -163,7 +163,7 @@ class StepAware(AbstractScorer):
             return self.clip
         if not (self._weights.parent / "config.json").is_file():
             raise ModelError(
-                f"{self.path} is a checkpoint without a CLIP's config.json beside it: set clip to "
+                f"{self.path} is a checkpoint without a CLIP's config.json next to it: set clip to "
                 f"the model that it was trained from ({AUTHORS_CLIP} for the authors' checkpoints)"
             )
         return str(self._weights.parent)

@@ -1,4 +1,4 @@
-"""Where a model looks while it writes an answer.
+"""Where a model looks while it writes a response.
 
 Source: MIA-DPO (Liu et al. 2024, arXiv:2410.17637), gen_data of the authors' code: the attention of
 one layer from generated tokens to image tokens, mean over heads and over those tokens.
@@ -43,7 +43,7 @@ def check_layer(writer: Writer, layer: int) -> None:
         )
 
 
-def attention_to_pictures(
+def attention_to_images(
     writer: Writer, request: Request, written: Written, *, layer: int
 ) -> list[Tensor]:
     """How much each image token was attended to.
@@ -51,19 +51,19 @@ def attention_to_pictures(
     Args:
         writer: whose model wrote.
         request: what it was asked.
-        written: its answer. Its last token was never read by the model, and does not count.
+        written: its response. Its last token was never read by the model, and does not count.
         layer: of the language model, from 0.
 
     Returns:
         One float32 [N] for every run of consecutive image tokens, in reading order; that is every
-        picture, where text stands between them.
+        image, where text is between them.
 
     Raises:
         ModelError: the model gives no attention.
-        ValueError: the answer has one token.
+        ValueError: the response has one token.
     """
     if len(written.tokens) < 2:
-        raise ValueError("an answer of one token was never read by the model that wrote it")
+        raise ValueError("a response of one token was never read by the model that wrote it")
     read = torch.cat([request.input_ids, written.tokens[:-1]])
     whole = replace(
         request,

@@ -1,4 +1,4 @@
-"""What makes preference data out of questions about pictures: the contract of a method."""
+"""What makes preference data out of questions about images: the contract of a method."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any, ClassVar, TypeVar
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.pairs.records import EncodedImage, UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
-from diffalign.synthesis.images import PictureStore
+from diffalign.synthesis.images import ImageStore
 from diffalign.synthesis.writing import Writer
 
 State = TypeVar("State")
 
-NO_ANSWER = "the data set has no answer"
-ONE_PICTURE = "not one question about one picture"
-SAME_ANSWER = "the answers are the same"
+NO_RESPONSE = "the data set has no response"
+ONE_IMAGE = "not one question about one image"
+SAME_RESPONSE = "the responses are the same"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A conversation about pictures, and perhaps the answer that its data set has."""
+    """A conversation about images, and perhaps the response that its data set has."""
 
     sample_id: str
     """Unique within the data set and stable between runs: randomness derives from it."""
     images: tuple[EncodedImage, ...]
     """In reading order: as many as there are `IMAGE` markers in the turns."""
     turns: tuple[Turn, ...]
-    """The conversation up to the answer; the last turn is the user's."""
-    answer: str | None
-    """The chosen answer of the data set."""
+    """The conversation up to the response; the last turn is the user's."""
+    response: str | None
+    """The chosen response of the data set."""
 
     @property
     def text(self) -> str:
@@ -46,7 +46,7 @@ class Made:
 
     sample_id: str
     values: Mapping[str, Any]
-    """Column -> value. Pictures are names of files, as `PictureStore` gives them."""
+    """Column -> value. Images are names of files, as `ImageStore` gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +65,24 @@ Maker = Callable[[Sequence[Question]], "list[Made | Unmade]"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workbench:
+class Context:
     """What methods work with."""
 
     writer: Writer
     """The model."""
     questions: Sequence[Question | Unmade]
-    """All of them, for pictures that take the place of others; may be read from disk one by one."""
-    pictures: PictureStore
-    """Where new pictures go."""
+    """All of them, for images that take the place of others; may be read from disk one by one."""
+    images: ImageStore
+    """Where new images go."""
     folder: Path
     """For what is worth keeping between runs."""
     seed: int
     """Of the run."""
     max_pixels: int
-    """Larger pictures are refused unread."""
+    """Larger images are refused unread."""
 
-    def picture(self, image: EncodedImage) -> Any:
-        """The RGB picture.
+    def image(self, image: EncodedImage) -> Any:
+        """The RGB image.
 
         Raises:
             UnusableRowError: it is missing, damaged or too large.
@@ -98,7 +98,7 @@ class AbstractSynthesis(abc.ABC):
     """The settings of a method that makes preference data."""
 
     later: ClassVar[frozenset[str]] = frozenset()
-    """Settings that `pairs` alone reads: changing them costs no answer of the model."""
+    """Settings that `pairs` alone reads: changing them costs no response of the model."""
 
     @property
     @abc.abstractmethod
@@ -107,11 +107,11 @@ class AbstractSynthesis(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def picture_columns(self) -> tuple[str, ...]:
-        """Columns of its rows that hold pictures."""
+    def image_columns(self) -> tuple[str, ...]:
+        """Columns of its rows that hold images."""
 
     @abc.abstractmethod
-    def open(self, bench: Workbench) -> Maker:
+    def open(self, bench: Context) -> Maker:
         """Get ready.
 
         Raises:
@@ -130,7 +130,7 @@ class AbstractSynthesis(abc.ABC):
 
         Args:
             made: in the order of the questions.
-            folder: as in `Workbench`.
+            folder: as in `Context`.
         """
         return list(made)
 
@@ -164,25 +164,25 @@ class UnsuitedError(Exception):
         self.detail = detail
 
 
-def answer_to(question: Question) -> str:
-    """The answer of the data set.
+def response_to(question: Question) -> str:
+    """The response of the data set.
 
     Raises:
         UnsuitedError: there is none.
     """
-    if not question.answer or not question.answer.strip():
-        raise UnsuitedError(NO_ANSWER, repr(question.answer))
-    return question.answer.strip()
+    if not question.response or not question.response.strip():
+        raise UnsuitedError(NO_RESPONSE, repr(question.response))
+    return question.response.strip()
 
 
-def check_one_picture(question: Question) -> None:
-    """Raise UnsuitedError unless it is one question about one picture, besides a system's turn."""
+def check_one_image(question: Question) -> None:
+    """Raise UnsuitedError unless it is one question about one image, besides a system's turn."""
     asked = [turn for turn in question.turns if turn.role != "system"]
     if len(question.images) != 1 or len(asked) != 1:
-        raise UnsuitedError(ONE_PICTURE, f"{len(asked)} turns, {len(question.images)} pictures")
+        raise UnsuitedError(ONE_IMAGE, f"{len(asked)} turns, {len(question.images)} images")
 
 
-def messages(turns: Sequence[Turn], answer: str | None = None) -> list[dict[str, str]]:
-    """A conversation as data sets write it, with its answer if there is one."""
+def messages(turns: Sequence[Turn], response: str | None = None) -> list[dict[str, str]]:
+    """A conversation as data sets write it, with its response if there is one."""
     written = [{"role": turn.role, "content": turn.text} for turn in turns]
-    return written if answer is None else [*written, {"role": "assistant", "content": answer}]
+    return written if response is None else [*written, {"role": "assistant", "content": response}]

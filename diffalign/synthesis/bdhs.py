@@ -1,9 +1,10 @@
-"""Answers of a model that sees almost nothing, each close to the true one.
+"""Responses of a model that sees almost nothing, each close to the true one.
 
 Bias-driven hallucination sampling. Nearly all image tokens are hidden from the model. It gets every
-sentence of the chosen answer up to a random place, after the true sentences before it, and finishes
-it by what it believes without looking. What is not different enough from the chosen answer is made
-again under another mask; the last time the model writes freely, and that is taken as it is.
+sentence of the chosen response up to a random place, after the true sentences before it, and
+finishes it by what it believes without looking. What is not different enough from the chosen
+response is made again under another mask; the last time the model writes freely, and that is taken
+as it is.
 
 Source: Amirloo et al. 2024, arXiv:2407.02477. There is no published code. The paper does not say at
 what the cut may fall nor how the model decodes; here it falls between words, at least one of which
@@ -23,16 +24,16 @@ from torch import Tensor
 from diffalign.data.responses.chat import EncodedPrompt
 from diffalign.seeding import cpu_generator, derive_seed, unit_interval
 from diffalign.synthesis.base import (
-    SAME_ANSWER,
+    SAME_RESPONSE,
     AbstractSynthesis,
+    Context,
     Made,
     Maker,
     Question,
     Unmade,
-    Workbench,
-    answer_to,
     messages,
     prepared,
+    response_to,
 )
 from diffalign.synthesis.sentences import sentence_spans
 from diffalign.synthesis.similarity import Similarity, SimilarityConfig
@@ -45,26 +46,26 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True, kw_only=True)
 class BDHS(AbstractSynthesis):
-    """The chosen answer of the data set beside one that was written almost blindly."""
+    """The chosen response of the data set next to one that was written almost blindly."""
 
     form: ClassVar[str] = "trl"
-    picture_columns: ClassVar[tuple[str, ...]] = ("images",)
+    image_columns: ClassVar[tuple[str, ...]] = ("images",)
 
     hide_probability: float = 0.99
     """How likely each image token is hidden: the threshold of rho in the paper, for LLaVA-1.6."""
     flip_probability: float = 0.5
     """How likely a sentence that begins with yes or no is turned round before it is cut."""
     accept_below: float = 0.97
-    """Similarity to the chosen answer under which an answer is taken; the paper's epsilon_s, for
+    """Similarity to the chosen response under which a response is taken; the paper's epsilon_s, for
     the network that `similarity` has by default."""
     iterations: int = 5
     """Attempts at most; the last one is free, and is taken whatever its similarity."""
     temperature: float = 1.0
     """At which the model writes; 0 always takes the most probable token. Ours."""
     max_new_tokens: int = 512
-    """Of a free answer, and of each sentence. Ours."""
+    """Of a free response, and of each sentence. Ours."""
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
-    """By what answers are compared."""
+    """By what responses are compared."""
 
     def __post_init__(self) -> None:
         for name in ("hide_probability", "flip_probability"):
@@ -82,16 +83,16 @@ class BDHS(AbstractSynthesis):
     def tools(self) -> dict[str, str]:
         return {"similarity": self.similarity.name}
 
-    def open(self, bench: Workbench) -> Maker:
+    def open(self, bench: Context) -> Maker:
         return _Guesser(settings=self, bench=bench, compare=self.similarity.open(bench.writer))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Guesser:
-    """Makes the rejected answers of a few questions at once."""
+    """Makes the rejected responses of a few questions at once."""
 
     settings: BDHS
-    bench: Workbench
+    bench: Context
     compare: Similarity
 
     def __call__(self, questions: Sequence[Question]) -> list[Made | Unmade]:
@@ -103,7 +104,7 @@ class _Guesser:
             free = attempt == self.settings.iterations - 1
             asked = [(by_id[name], prompt) for name, prompt in open_ones.items()]
             texts = self._attempt(asked, attempt, free=free)
-            chosen = [answer_to(question) for question, _ in asked]
+            chosen = [response_to(question) for question, _ in asked]
             cosines = self.compare(chosen, texts).tolist()
             for (question, _), text, cosine in zip(asked, texts, cosines, strict=True):
                 if free or cosine < self.settings.accept_below:
@@ -112,16 +113,16 @@ class _Guesser:
         return [results[question.sample_id] for question in questions]
 
     def _prompt(self, question: Question) -> EncodedPrompt:
-        images = [self.bench.picture(image) for image in question.images]
+        images = [self.bench.image(image) for image in question.images]
         prompt = self.bench.writer.prompt(question.turns, images)
-        longest = self.bench.writer.go_on(prompt, answer_to(question))
+        longest = self.bench.writer.go_on(prompt, response_to(question))
         self.bench.writer.check_length(longest, self.settings.max_new_tokens)
         return prompt
 
     def _attempt(
         self, asked: Sequence[tuple[Question, EncodedPrompt]], attempt: int, *, free: bool
     ) -> list[str]:
-        """One answer a question, all sentences of all of them written together."""
+        """One response a question, all sentences of all of them written together."""
         begun = [[""] if free else self._cut_sentences(some, attempt) for some, _ in asked]
         requests = [
             self._request(question, prompt, text, place, attempt)
@@ -136,23 +137,23 @@ class _Guesser:
                 one_sentence=not free,
             )
         )
-        answers = []
+        responses = []
         for (question, _), beginnings in zip(asked, begun, strict=True):
             endings = [next(written).text for _ in beginnings]
-            joined = endings[0] if free else _joined(answer_to(question), beginnings, endings)
-            answers.append(joined.strip())
-        return answers
+            joined = endings[0] if free else _joined(response_to(question), beginnings, endings)
+            responses.append(joined.strip())
+        return responses
 
     def _cut_sentences(self, question: Question, attempt: int) -> list[str]:
         """What the model gets for each sentence: all true ones before it, and a part of it."""
-        answer = answer_to(question)
+        response = response_to(question)
         beginnings = []
-        for place, (start, end) in enumerate(sentence_spans(answer)):
+        for place, (start, end) in enumerate(sentence_spans(response)):
             path = (self.bench.seed, question.sample_id, attempt, place)
-            sentence = answer[start:end]
+            sentence = response[start:end]
             if unit_interval(*path, "flip") < self.settings.flip_probability:
                 sentence = flipped(sentence)
-            beginnings.append(answer[:start] + cut(sentence, unit_interval(*path, "cut")))
+            beginnings.append(response[:start] + cut(sentence, unit_interval(*path, "cut")))
         return beginnings
 
     def _request(
@@ -164,18 +165,20 @@ class _Guesser:
         hidden = hidden_tokens(
             len(writer.image_positions(request)),
             self.settings.hide_probability,
-            derive_seed(*path, "sight"),  # the same for all sentences of an answer
+            derive_seed(*path, "sight"),  # the same for all sentences of a response
         )
         return replace(request, hidden=hidden)
 
     def _result(self, question: Question, text: str, cosine: float, attempt: int) -> Made | Unmade:
-        chosen = answer_to(question)
+        chosen = response_to(question)
         if text == chosen or not text:
-            return Unmade(sample_id=question.sample_id, reason=SAME_ANSWER, detail=repr(text)[:60])
+            return Unmade(
+                sample_id=question.sample_id, reason=SAME_RESPONSE, detail=repr(text)[:60]
+            )
         return Made(
             sample_id=question.sample_id,
             values={
-                "images": [self.bench.pictures.name(image) for image in question.images],
+                "images": [self.bench.images.name(image) for image in question.images],
                 "prompt": messages(question.turns),
                 "chosen": chosen,
                 "rejected": text,
@@ -209,13 +212,13 @@ def cut(sentence: str, position: float) -> str:
     return sentence[: ends[int(position * (len(ends) - 1))]]
 
 
-def _joined(answer: str, beginnings: Sequence[str], endings: Sequence[str]) -> str:
-    """Sentences that the model finished, with what stands between the true ones."""
+def _joined(response: str, beginnings: Sequence[str], endings: Sequence[str]) -> str:
+    """Sentences that the model finished, with what is between the true ones."""
     text, after = "", 0
     for (start, end), begun, ending in zip(
-        sentence_spans(answer), beginnings, endings, strict=True
+        sentence_spans(response), beginnings, endings, strict=True
     ):
         finished, stop, _ = ending.partition(".")
-        text += answer[after:start] + begun[start:] + (finished + stop).rstrip()
+        text += response[after:start] + begun[start:] + (finished + stop).rstrip()
         after = end
     return text

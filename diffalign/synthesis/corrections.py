@@ -1,7 +1,7 @@
-"""Answers with as little of them rewritten as makes them true: from a file, or by a judge.
+"""Responses with as little of them rewritten as makes them true: from a file, or by a judge.
 
 Source: OPA-DPO (Yang et al. 2025, arXiv:2501.09695): sentence by sentence, each with a score from 1
-to 4 and a kind of error. Departure: a judge reads the answer of the data set, and sees no picture.
+to 4 and a kind of error. Departure: a judge reads the response of the data set, and sees no image.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from diffalign.parsing import parse_json
 Value = TypeVar("Value")
 
 _INSTRUCTION = """\
-Below are a question about an image, a reference answer that is true, and an answer by a model.
-Correct the model's answer with the fewest changes. Go through it sentence by sentence, keep what
-agrees with the reference answer, rewrite what contradicts it, and add what is important and
+Below are a question about an image, a reference response that is true, and a response by a model.
+Correct the model's response with the fewest changes. Go through it sentence by sentence, keep what
+agrees with the reference response, rewrite what contradicts it, and add what is important and
 missing.
 
 Reply with one JSON object and nothing else. Its keys are "0", "1", ... for the sentences of the
-model's answer in their order, and "Added" if something is added. Each value is an object with
-"copied_content" (the sentence as it stands, word for word),
+model's response in their order, and "Added" if something is added. Each value is an object with
+"copied_content" (the sentence as it is, word for word),
 "score" (4 true, 3 mostly true, 2 mostly wrong, 1 wrong),
 "error_type" ("correct", "image_recognition_error" or "language_comprehension_error"),
 "object" (what the error is about, or ""),
@@ -36,16 +36,16 @@ model's answer in their order, and "Added" if something is added. Each value is 
 "Added" has "rewritten_content" and "reason" alone.
 
 Question: {question}
-Reference answer: {reference}
-Answer of the model: {answer}"""
+Reference response: {reference}
+Response of the model: {response}"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """An answer after correction."""
+    """A response after correction."""
 
     revised: str
-    """The corrected answer."""
+    """The corrected response."""
     report: Mapping[str, Any] = field(default_factory=dict)
     """What was judged, by the number of the sentence, in the form of OPA-DPO's AI_json_report."""
 
@@ -71,9 +71,9 @@ def read_scores(path: Path) -> dict[tuple[str, int], float]:
     return _by_sample(path, _score, needs="id, score (a finite number), and perhaps sample")
 
 
-def judge_prompt(question: str, reference: str, answer: str) -> str:
+def judge_prompt(question: str, reference: str, response: str) -> str:
     """What a judge is asked."""
-    return fill(_INSTRUCTION, question=question, reference=reference, answer=answer)
+    return fill(_INSTRUCTION, question=question, reference=reference, response=response)
 
 
 def parse_correction(reply: str) -> Correction:

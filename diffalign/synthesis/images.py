@@ -1,4 +1,4 @@
-"""Pictures of the data that is made: those that lie in files stay where they are."""
+"""Images of the data that is made: those that lie in files stay where they are."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from diffalign.files import write_atomically
 _FOLDER = "images"
 
 
-class PictureStore:
-    """Names pictures so that rows in a folder can refer to them."""
+class ImageStore:
+    """Names images so that rows in a folder can refer to them."""
 
     def __init__(self, folder: Path) -> None:
         """Args:
@@ -26,14 +26,14 @@ class PictureStore:
         self._folder = folder.absolute()
 
     def name(self, image: EncodedImage) -> str:
-        """The name of a picture of the questions; one that lies in a table gets a file of its own.
+        """The name of an image of the questions; one that lies in a table gets a file of its own.
 
         Raises:
-            ValueError: there is no picture.
+            ValueError: there is no image.
             UnusableRowError: it is none that can be read.
         """
         if image is None:
-            raise ValueError("a picture is missing, which its reader should have found")
+            raise ValueError("an image is missing, which its reader should have found")
         if isinstance(image, bytes):
             try:
                 return self._written(image, format_of(image))
@@ -41,10 +41,10 @@ class PictureStore:
                 raise UnusableRowError(error.reason, error.detail) from error
         return Path(os.path.relpath(image.absolute(), self._folder)).as_posix()
 
-    def save(self, picture: Image.Image) -> str:
-        """The name of a new picture, which is written without loss."""
+    def save(self, image: Image.Image) -> str:
+        """The name of a new image, which is written without loss."""
         stream = io.BytesIO()
-        picture.save(stream, "png")
+        image.save(stream, "png")
         return self._written(stream.getvalue(), "png")
 
     def _written(self, content: bytes, suffix: str) -> str:

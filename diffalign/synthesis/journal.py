@@ -44,7 +44,8 @@ class Journal:
             if not isinstance(row, dict) or row.get("made_by") != self._made_by:
                 raise ConfigError(
                     f"{self._path} was made under other settings, from other questions or by other "
-                    f"tools (synthesise.yaml beside it has them), and cannot be gone on with; give "
+                    f"tools (synthesise.yaml next to it has them), and cannot be gone on with; "
+                    f"give "
                     f"output another folder"
                 )
             line = checked(_Line, row, f"{self._path}: line {number}")

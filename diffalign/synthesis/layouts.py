@@ -1,7 +1,7 @@
-"""Collages of pictures, the parts of them, and how much of a map falls on a part.
+"""Collages of images, the parts of them, and how much of a map falls on a part.
 
 Source: MIA-DPO (Liu et al. 2024, arXiv:2410.17637), gen_data of the authors' code. Departure:
-labels are drawn in Pillow's own font instead of Arial.
+labels are sampled in Pillow's own font instead of Arial.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ from torch import Tensor
 from diffalign.data.responses.corruptions.noise import Noise
 
 GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 9: (3, 3)}
-"""Number of pictures -> rows and columns."""
+"""Number of images -> rows and columns."""
 CELL = 448
-"""Pixels of a side of the square that a picture of a grid is fitted into."""
+"""Pixels of a side of the square that an image of a grid is fitted into."""
 MARGIN = 40
-"""Pixels between pictures, and above each for its label."""
+"""Pixels between images, and above each for its label."""
 INNER = 0.7
-"""Share of the width and height of its host that a picture within a picture fits into."""
+"""Share of the width and height of its host that an image within an image fits into."""
 _LABEL_LEFT = 20
 _LABEL_SIZE = 36
 _CENTRE = 16 / 24
 """Share of the side of a map that counts as its centre."""
 
 
-def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest picture of the same aspect within some pixels."""
-    scale = min(width / picture.width, height / picture.height)
-    size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest image of the same aspect within some pixels."""
+    scale = min(width / image.width, height / image.height)
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures in rows, each labelled `Image1`, `Image2`, ... in reading order.
+def grid(images: Sequence[Image.Image]) -> Image.Image:
+    """Images in rows, each labelled `Image1`, `Image2`, ... in reading order.
 
     Args:
-        pictures: RGB, as many as a key of `GRIDS`.
+        images: RGB, as many as a key of `GRIDS`.
 
     Returns:
-        RGB, white where there is no picture; each is at the top left of its cell.
+        RGB, white where there is no image; each is at the top left of its cell.
     """
-    rows, columns = GRIDS[len(pictures)]
+    rows, columns = GRIDS[len(images)]
     size = (CELL * columns + MARGIN * (columns - 1), (CELL + MARGIN) * rows)
     canvas = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(canvas)
+    sample = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=_LABEL_SIZE)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         row, column = divmod(number, columns)
         left, top = column * (CELL + MARGIN), row * (CELL + MARGIN)
-        canvas.paste(fit(picture, CELL, CELL), (left, top + MARGIN))
-        draw.text((left + _LABEL_LEFT, top), f"Image{number + 1}", "black", font=font)
+        canvas.paste(fit(image, CELL, CELL), (left, top + MARGIN))
+        sample.text((left + _LABEL_LEFT, top), f"Image{number + 1}", "black", font=font)
     return canvas
 
 
-def picture_in_picture(host: Image.Image, inner: Image.Image) -> Image.Image:
-    """A picture at the centre of another one, which keeps its size."""
+def image_in_image(host: Image.Image, inner: Image.Image) -> Image.Image:
+    """An image at the centre of another one, which keeps its size."""
     fitted = fit(inner, max(1, int(INNER * host.width)), max(1, int(INNER * host.height)))
     canvas = host.copy()
     canvas.paste(fitted, ((host.width - fitted.width) // 2, (host.height - fitted.height) // 2))
@@ -85,9 +85,9 @@ def noisy_cell(
     return result
 
 
-def noisy(picture: Image.Image, *, sigma: float, seed: int) -> Image.Image:
-    """A picture with noise on all of it."""
-    return Noise(sigma=sigma).picture(picture, torch.Generator().manual_seed(seed))
+def noisy(image: Image.Image, *, sigma: float, seed: int) -> Image.Image:
+    """An image with noise on all of it."""
+    return Noise(sigma=sigma).image(image, torch.Generator().manual_seed(seed))
 
 
 def cell_share(values: Tensor, cells: tuple[int, int], number: int) -> float:

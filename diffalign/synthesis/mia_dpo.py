@@ -1,13 +1,13 @@
-"""Questions about one of several pictures, and answers of a model that looked at another one.
+"""Questions about one of several images, and answers of a model that looked at another one.
 
-MIA-DPO: a question about one picture becomes one about several, of which the others are unrelated:
-in a sequence, in a grid, or within another picture. The chosen answer is that of the data set, the
-rejected one the model's own, kept only where little of its attention was on the picture that was
+MIA-DPO: a question about one image becomes one about several, of which the others are unrelated:
+in a sequence, in a grid, or within another image. The chosen response is that of the data set, the
+rejected one the model's own, kept only where little of its attention was on the image that was
 asked about, where it was not sure of itself, and where the two differ.
 
 Source: Liu et al. 2024, arXiv:2410.17637; Liuziyu77/MIA-DPO, gen_data. Departures: noise is clamped
-to bytes, where the authors' cast wraps it; the form and the number of pictures are drawn uniformly
-from `keep_below` for every question; pictures come from all of the data set. The filters by length
+to bytes, where the authors' cast wraps it; the form and the number of images are sampled uniformly
+from `keep_below` for every question; images come from all of the data set. The filters by length
 ratio and edit distance, which the paper mentions, are not in the authors' code and not here.
 """
 
@@ -26,28 +26,28 @@ from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.errors import DataError, ModelError
 from diffalign.seeding import derive_seed
 from diffalign.synthesis import layouts
-from diffalign.synthesis.attention import attention_to_pictures, check_layer
+from diffalign.synthesis.attention import attention_to_images, check_layer
 from diffalign.synthesis.base import (
-    SAME_ANSWER,
+    SAME_RESPONSE,
     AbstractSynthesis,
+    Context,
     Made,
     Maker,
     Question,
     Unmade,
     UnsuitedError,
-    Workbench,
-    answer_to,
-    check_one_picture,
+    check_one_image,
     prepared,
+    response_to,
 )
 from diffalign.synthesis.writing import Request, Written, perplexity
 
-LONG_ANSWER = "answer of the data set too long"
-SURE = "the model is sure of its answer"
-LOOKED_RIGHT = "the model looked at the right picture"
-NEVER_READ = "answer of one token, for which no attention is counted"
+LONG_RESPONSE = "response of the data set too long"
+SURE = "the model is sure of its response"
+LOOKED_RIGHT = "the model looked at the right image"
+NEVER_READ = "response of one token, for which no attention is counted"
 _ATTEMPTS = 20
-"""How often another picture is drawn where one cannot be used."""
+"""How often another image is sampled where one cannot be used."""
 _SEQUENCE_LENGTHS = range(2, 6)
 
 
@@ -61,52 +61,52 @@ def _published_thresholds() -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class _Shown:
-    """A question that has become one about several pictures."""
+    """A question that has become one about several images."""
 
     form: str
     target: int
-    """Place of the picture that is asked about, from 0."""
+    """Place of the image that is asked about, from 0."""
     count: int
-    pictures: tuple[str, ...] | Image.Image
-    """What the row has: names of the pictures of a sequence, or the one collage."""
+    images: tuple[str, ...] | Image.Image
+    """What the row has: names of the images of a sequence, or the one collage."""
     prompt: str
     request: Request
-    """With the noise under which the model answers."""
+    """With the noise under which the model responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collage(AbstractSynthesis):
-    """The answer of the data set beside one of a model that looked elsewhere."""
+    """The response of the data set next to one of a model that looked elsewhere."""
 
     form: ClassVar[str] = "mia_dpo"
-    picture_columns: ClassVar[tuple[str, ...]] = ("image",)
+    image_columns: ClassVar[tuple[str, ...]] = ("image",)
 
     keep_below: dict[str, dict[str, float]] = field(default_factory=_published_thresholds)
-    """Form -> number of pictures -> share of the attention on the picture that was asked about,
-    below which a pair is kept (for a sequence also at it). Forms are sequence (2 to 5 pictures),
-    grid (2, 3, 4, 6, 9) and pic_in_pic (2); one is drawn for each question."""
+    """Form -> number of images -> share of the attention on the image that was asked about,
+    below which a pair is kept (for a sequence also at it). Forms are sequence (2 to 5 images),
+    grid (2, 3, 4, 6, 9) and pic_in_pic (2); one is sampled for each question."""
     layer: int = 16
     """Of the language model, from 0, whose attention counts; 16 is for 32 layers."""
     min_perplexity: float = 1.1
     """exp(-mean log-probability of the most probable token) above which a pair is kept."""
-    max_answer_characters: int = 512
-    """A question is left out whose answer in the data set has as many or more."""
+    max_response_characters: int = 512
+    """A question is left out whose response in the data set has as many or more."""
     grid_noise: float = 225.0
     """Standard deviation, in levels of 0 to 255, of the noise on the cell that is asked about
-    while the model answers; the row has the collage without it."""
+    while the model responses; the row has the collage without it."""
     pic_in_pic_noise: float = 49.0
-    """The same on the whole picture."""
+    """The same on the whole image."""
     centre_prompts: tuple[str, ...] = (
         "For the image in the center, ",
         "In the image in the center, ",
     )
-    """What a question about a picture within another begins with; one is drawn. Ours."""
+    """What a question about an image within another begins with; one is sampled. Ours."""
     max_new_tokens: int = 512
-    """Of the model's answer, which is greedy."""
+    """Of the model's response, which is greedy."""
 
     def __post_init__(self) -> None:
         if not self.keep_below or not all(self.keep_below.values()):
-            raise ValueError("keep_below must have a form, and each form a number of pictures")
+            raise ValueError("keep_below must have a form, and each form a number of images")
         for form, thresholds in self.keep_below.items():
             allowed = _COUNTS.get(form)
             if allowed is None:
@@ -116,7 +116,7 @@ class Collage(AbstractSynthesis):
             for count in thresholds:
                 if not count.isdecimal() or int(count) not in allowed:
                     raise ValueError(
-                        f"keep_below.{form} has {count!r} pictures; a {form} has "
+                        f"keep_below.{form} has {count!r} images; a {form} has "
                         f"{', '.join(map(str, allowed))}"
                     )
         if self.layer < 0 or self.max_new_tokens < 2:
@@ -124,10 +124,10 @@ class Collage(AbstractSynthesis):
         if not self.centre_prompts:
             raise ValueError("centre_prompts must have one at least")
 
-    def open(self, bench: Workbench) -> Maker:
+    def open(self, bench: Context) -> Maker:
         check_layer(bench.writer, self.layer)
         if len(bench.questions) < 2:
-            raise DataError("a collage needs pictures of other questions, and there is one")
+            raise DataError("a collage needs images of other questions, and there is one")
 
         def make(questions: Sequence[Question]) -> list[Made | Unmade]:
             shown, results = prepared(questions, lambda question: self._show(question, bench))
@@ -146,61 +146,61 @@ class Collage(AbstractSynthesis):
 
         return make
 
-    def _show(self, question: Question, bench: Workbench) -> _Shown:
-        check_one_picture(question)
-        answer = answer_to(question)
-        if len(answer) >= self.max_answer_characters:
-            raise UnsuitedError(LONG_ANSWER, f"{len(answer)} characters")
+    def _show(self, question: Question, bench: Context) -> _Shown:
+        check_one_image(question)
+        response = response_to(question)
+        if len(response) >= self.max_response_characters:
+            raise UnsuitedError(LONG_RESPONSE, f"{len(response)} characters")
         path = (bench.seed, question.sample_id)
         choices = [(form, int(n)) for form, counts in self.keep_below.items() for n in counts]
         form, count = choices[derive_seed(*path, "form") % len(choices)]
-        own = bench.picture(question.images[0])
+        own = bench.image(question.images[0])
         others, names = _companions(question, count - 1, bench)
         target = derive_seed(*path, "place") % count
-        pictures = (*others[:target], own, *others[target:])
+        images = (*others[:target], own, *others[target:])
         noise = derive_seed(*path, "noise")
         kept: tuple[str, ...] | Image.Image
         if form == "sequence":
-            kept = (*names[:target], bench.pictures.name(question.images[0]), *names[target:])
+            kept = (*names[:target], bench.images.name(question.images[0]), *names[target:])
             prompt = sequence_prompt(question.text, target=target, count=count)
-            seen = pictures
+            seen = images
         elif form == "grid":
-            kept = layouts.grid(pictures)
+            kept = layouts.grid(images)
             prompt = f"{IMAGE}\nIn Image{target + 1}, {lowered(question.text)}"
             shape = layouts.GRIDS[count]
             seen = (layouts.noisy_cell(kept, shape, target, sigma=self.grid_noise, seed=noise),)
         else:
-            kept = layouts.picture_in_picture(others[0], own)
+            kept = layouts.image_in_image(others[0], own)
             begin = self.centre_prompts[derive_seed(*path, "begin") % len(self.centre_prompts)]
             prompt = f"{IMAGE}\n{begin}{lowered(question.text)}"
             seen = (layouts.noisy(kept, sigma=self.pic_in_pic_noise, seed=noise),)
         request = self._request(prompt, seen, bench)
         return _Shown(form, target, count, kept, prompt, request)
 
-    def _request(self, prompt: str, pictures: Sequence[Image.Image], bench: Workbench) -> Request:
-        encoded = bench.writer.prompt([Turn(role="user", text=prompt)], pictures)
+    def _request(self, prompt: str, images: Sequence[Image.Image], bench: Context) -> Request:
+        encoded = bench.writer.prompt([Turn(role="user", text=prompt)], images)
         request = bench.writer.ask(encoded)
         bench.writer.check_length(request, self.max_new_tokens)
         return request
 
-    def _judge(self, question: Question, shown: _Shown, written: Written, bench: Workbench) -> Made:
-        chosen, rejected = answer_to(question), written.text.strip()
+    def _judge(self, question: Question, shown: _Shown, written: Written, bench: Context) -> Made:
+        chosen, rejected = response_to(question), written.text.strip()
         if not rejected or rejected == chosen:
-            raise UnsuitedError(SAME_ANSWER, repr(rejected)[:60])
+            raise UnsuitedError(SAME_RESPONSE, repr(rejected)[:60])
         unsure = perplexity(written.confidence)
         if unsure <= self.min_perplexity:
             raise UnsuitedError(SURE, f"perplexity {unsure:.3f}")
         if len(written.tokens) < 2:
             raise UnsuitedError(NEVER_READ, repr(rejected)[:60])
-        maps = attention_to_pictures(bench.writer, shown.request, written, layer=self.layer)
+        maps = attention_to_images(bench.writer, shown.request, written, layer=self.layer)
         share = target_share(shown, maps)
         threshold = self.keep_below[shown.form][str(shown.count)]
         kept = share <= threshold if shown.form == "sequence" else share < threshold
         if not kept:
             raise UnsuitedError(LOOKED_RIGHT, f"{share:.3f} of its attention in a {shown.form}")
-        names = shown.pictures
+        names = shown.images
         if isinstance(names, Image.Image):
-            names = (bench.pictures.save(names),)
+            names = (bench.images.save(names),)
         return Made(
             sample_id=question.sample_id,
             values={
@@ -229,11 +229,11 @@ def sequence_prompt(question: str, *, target: int, count: int) -> str:
 
     Args:
         question: without markers.
-        target: place of the picture that is asked about, from 0.
-        count: number of pictures.
+        target: place of the image that is asked about, from 0.
+        count: number of images.
     """
-    pictures = "".join(f"Image{number + 1}:{IMAGE}\n" for number in range(count))
-    return f"{pictures}In Image{target + 1}, {lowered(question)}"
+    images = "".join(f"Image{number + 1}:{IMAGE}\n" for number in range(count))
+    return f"{images}In Image{target + 1}, {lowered(question)}"
 
 
 def lowered(question: str) -> str:
@@ -242,11 +242,11 @@ def lowered(question: str) -> str:
 
 
 def target_share(shown: _Shown, maps: Sequence[Tensor]) -> float:
-    """The share of the attention on pictures that falls on the one that was asked about.
+    """The share of the attention on images that falls on the one that was asked about.
 
     Args:
         shown: what was asked.
-        maps: attention to the image tokens of each picture of the prompt, [N] each.
+        maps: attention to the image tokens of each image of the prompt, [N] each.
 
     Raises:
         ModelError: the image tokens of a collage are not laid out as one rectangle.
@@ -261,16 +261,16 @@ def target_share(shown: _Shown, maps: Sequence[Tensor]) -> float:
 
 
 def _rectangle(request: Request, tokens: int) -> tuple[int, int]:
-    """Rows and columns of the image tokens of the only picture."""
-    patches = request.pictures.get("image_grid_thw")
+    """Rows and columns of the image tokens of the only image."""
+    patches = request.image_inputs.get("image_grid_thw")
     if patches is not None:
         rows, columns = patches[0, 1:].tolist()
         merged = math.isqrt(rows * columns // tokens)
         return rows // merged, columns // merged
     side = math.isqrt(tokens)
-    if side * side != tokens or "image_sizes" in request.pictures:  # tiles of LLaVA-NeXT
+    if side * side != tokens or "image_sizes" in request.image_inputs:  # tiles of LLaVA-NeXT
         raise ModelError(
-            f"a picture has {tokens} image tokens, which lie in no single rectangle: the attention "
+            f"an image has {tokens} image tokens, which lie in no single rectangle: the attention "
             f"on parts of a collage cannot be told. Take LLaVA-1.5 or Qwen2-VL, or keep sequences "
             f"alone in keep_below"
         )
@@ -278,29 +278,29 @@ def _rectangle(request: Request, tokens: int) -> tuple[int, int]:
 
 
 def _companions(
-    question: Question, count: int, bench: Workbench
+    question: Question, count: int, bench: Context
 ) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
-    """Pictures of other questions, drawn without repetition, and their names.
+    """Images of other questions, sampled without repetition, and their names.
 
     Raises:
         UnsuitedError: too few could be used.
     """
-    pictures: dict[str, Image.Image] = {}
-    own = bench.pictures.name(question.images[0])
+    images: dict[str, Image.Image] = {}
+    own = bench.images.name(question.images[0])
     for attempt in range(count * _ATTEMPTS):
-        if len(pictures) == count:
+        if len(images) == count:
             break
-        drawn = derive_seed(bench.seed, question.sample_id, "companion", attempt)
-        other = bench.questions[drawn % len(bench.questions)]
+        sampled = derive_seed(bench.seed, question.sample_id, "companion", attempt)
+        other = bench.questions[sampled % len(bench.questions)]
         if not isinstance(other, Question) or len(other.images) != 1:
             continue
         try:
-            picture = bench.picture(other.images[0])
+            image = bench.image(other.images[0])
         except UnusableRowError:
             continue  # its own question will say so
-        name = bench.pictures.name(other.images[0])
+        name = bench.images.name(other.images[0])
         if name != own:
-            pictures[name] = picture
-    if len(pictures) < count:
-        raise UnsuitedError("too few other pictures", f"{len(pictures)} of {count}")
-    return tuple(pictures.values()), tuple(pictures)
+            images[name] = image
+    if len(images) < count:
+        raise UnsuitedError("too few other images", f"{len(images)} of {count}")
+    return tuple(images.values()), tuple(images)

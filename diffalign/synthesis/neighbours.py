@@ -1,4 +1,4 @@
-"""Which pictures look alike to the vision tower of a model."""
+"""Which images look alike to the vision tower of a model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Pooling = Literal["mean", "cls"]
 
 
 def nearest(directions: Tensor, number: int, *, k: int) -> list[int]:
-    """The pictures most similar to one of them, by cosine; exact.
+    """The images most similar to one of them, by cosine; exact.
 
     Args:
-        directions: [m, width], one a picture, each of length 1.
-        number: of the picture that is asked about; it is no neighbour of its own.
+        directions: [m, width], one an image, each of length 1.
+        number: of the image that is asked about; it is no neighbour of its own.
         k: how many neighbours are wanted; all of them, where there are fewer.
 
     Returns:
-        Numbers of pictures, the nearest first; of equally near ones the earlier first.
+        Numbers of images, the nearest first; of equally near ones the earlier first.
     """
     cosines = directions @ directions[number]
     cosines[number] = -torch.inf
@@ -38,28 +38,26 @@ def nearest(directions: Tensor, number: int, *, k: int) -> list[int]:
     return order[: min(k, len(order) - 1)]
 
 
-def embed(
-    model: VisionLanguageModel, pictures: Sequence[Image.Image], *, pooling: Pooling
-) -> Tensor:
-    """What the vision tower makes of pictures, one vector each: float32 [n, width], on the CPU.
+def embed(model: VisionLanguageModel, images: Sequence[Image.Image], *, pooling: Pooling) -> Tensor:
+    """What the vision tower makes of images, one vector each: float32 [n, width], on the CPU.
 
     Args:
         model: whose tower is frozen.
-        pictures: RGB.
+        images: RGB.
         pooling: mean over the patches, or the class token.
 
     Raises:
         ModelError: its tower cannot be run alone, or has no class token.
     """
-    processed = model.processor.image_processor(list(pictures), return_tensors="pt")
+    processed = model.processor.image_processor(list(images), return_tensors="pt")
     inputs = {name: value for name, value in processed.items() if isinstance(value, Tensor)}
-    one_each = inputs["pixel_values"].dim() == 4 and len(inputs["pixel_values"]) == len(pictures)
-    if len(pictures) > 1 and not one_each:  # tiles, or patches of all pictures in one row
-        return torch.cat([embed(model, [picture], pooling=pooling) for picture in pictures])
+    one_each = inputs["pixel_values"].dim() == 4 and len(inputs["pixel_values"]) == len(images)
+    if len(images) > 1 and not one_each:  # tiles, or patches of all images in one row
+        return torch.cat([embed(model, [image], pooling=pooling) for image in images])
     seen = model.look(inputs).features
     if not seen:
         raise ModelError(
-            "the vision tower of this model cannot be run alone, so that pictures cannot be "
+            "the vision tower of this model cannot be run alone, so that images cannot be "
             "compared by it; use a family that is known in detail, with the tower frozen"
         )
     features = list(seen.values())[-1].float().cpu()
@@ -69,14 +67,14 @@ def embed(
             raise ModelError(
                 "pooling is cls, and the vision tower of this model has no class token: use mean"
             )
-        return features[: len(pictures), 0]
-    if features.dim() == 2:  # tokens of the only picture
+        return features[: len(images), 0]
+    if features.dim() == 2:  # tokens of the only image
         return features.mean(dim=0, keepdim=True)
-    return features[: len(pictures), class_tokens:].mean(dim=1)
+    return features[: len(images), class_tokens:].mean(dim=1)
 
 
 def digest(image: EncodedImage) -> str:
-    """The same for the same picture under any name."""
+    """The same for the same image under any name."""
     assert image is not None
     content = image if isinstance(image, bytes) else image.read_bytes()
     return hashlib.blake2b(content, digest_size=12).hexdigest()

@@ -1,4 +1,4 @@
-"""The finished data set: JSON lines beside their pictures, or Parquet with the pictures in it."""
+"""The finished data set: JSON lines next to their images, or Parquet with the images in it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _ROWS_AT_ONCE = 256
 
 
 def write_pairs(
-    folder: Path, made: Sequence[Made], *, format: Format, picture_columns: Sequence[str]
+    folder: Path, made: Sequence[Made], *, format: Format, image_columns: Sequence[str]
 ) -> Path:
     """Write `pairs.jsonl` or `pairs.parquet`, whole or not at all.
 
     Args:
-        folder: from which names of pictures start.
+        folder: from which names of images start.
         made: the rows, at least one.
-        format: JSON lines name pictures, Parquet holds them.
-        picture_columns: that hold a name, or a list of them.
+        format: JSON lines name images, Parquet holds them.
+        image_columns: that hold a name, or a list of them.
 
     Raises:
         DataError: the disk refuses.
@@ -40,10 +40,10 @@ def write_pairs(
     def read(name: str) -> dict[str, Any]:
         return {"bytes": (folder / name).read_bytes(), "path": Path(name).name}
 
-    blank = [_with_pictures(r, picture_columns, lambda _: {"bytes": b"", "path": ""}) for r in rows]
-    schema = pa.Table.from_pylist(blank).schema  # of all rows: the first may have no picture
+    blank = [_with_images(r, image_columns, lambda _: {"bytes": b"", "path": ""}) for r in rows]
+    schema = pa.Table.from_pylist(blank).schema  # of all rows: the first may have no image
     with writing(path), replacing_file(path) as draft:
-        _write_table(draft, (_with_pictures(r, picture_columns, read) for r in rows), schema)
+        _write_table(draft, (_with_images(r, image_columns, read) for r in rows), schema)
     return path
 
 
@@ -63,12 +63,12 @@ def _write_table(path: Path, rows: Iterator[Mapping[str, Any]], schema: pa.Schem
             writer.write_table(pa.Table.from_pylist(some, schema=schema))
 
 
-def _with_pictures(
-    row: Mapping[str, Any], columns: Sequence[str], picture: Callable[[str], dict[str, Any]]
+def _with_images(
+    row: Mapping[str, Any], columns: Sequence[str], image: Callable[[str], dict[str, Any]]
 ) -> dict[str, Any]:
-    """A row with pictures in place of their names."""
+    """A row with images in place of their names."""
 
-    def pictures(value: Any) -> Any:
-        return [picture(name) for name in value] if isinstance(value, list) else picture(value)
+    def images(value: Any) -> Any:
+        return [image(name) for name in value] if isinstance(value, list) else image(value)
 
-    return {name: pictures(value) if name in columns else value for name, value in row.items()}
+    return {name: images(value) if name in columns else value for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""Which of several judged answers to one question make pairs.
+"""Which of several judged responses to one question make pairs.
 
 Source: RLAIF-V (Yu et al. 2024, arXiv:2405.17220).
 """
@@ -9,30 +9,32 @@ from collections.abc import Sequence
 from itertools import permutations
 
 Pair = tuple[str, str]
-"""The better answer and the worse one."""
+"""The better response and the worse one."""
 
 _RATIOS = tuple(step / 50 for step in range(50))
-"""0, .02, ..., .98: how much longer the worse answer may be, as a share of its own length."""
+"""0, .02, ..., .98: how much longer the worse response may be, as a share of its own length."""
 
 
-def scored_pairs(answers: Sequence[str], scores: Sequence[float], *, min_gap: float) -> list[Pair]:
+def scored_pairs(
+    responses: Sequence[str], scores: Sequence[float], *, min_gap: float
+) -> list[Pair]:
     """Pairs whose scores differ enough, the widest gaps first.
 
     Args:
-        answers: distinct.
-        scores: one an answer, higher is better; RLAIF-V takes minus the number of claims in it
+        responses: distinct.
+        scores: one a response, higher is better; RLAIF-V takes minus the number of claims in it
             that were judged false.
         min_gap: least difference of the scores of a pair; 1 in RLAIF-V.
     """
-    both = permutations(range(len(answers)), 2)
+    both = permutations(range(len(responses)), 2)
     wide = [(i, j) for i, j in both if scores[i] - scores[j] >= max(min_gap, 0.0)]
     different = [(i, j) for i, j in wide if scores[i] > scores[j]]
     different.sort(key=lambda pair: scores[pair[1]] - scores[pair[0]])  # stable
-    return [(answers[i], answers[j]) for i, j in different]
+    return [(responses[i], responses[j]) for i, j in different]
 
 
 def length_excess(better: str, worse: str) -> float:
-    """How much longer the worse answer is, as a share of its length in words."""
+    """How much longer the worse response is, as a share of its length in words."""
     long = max(1, len(worse.split()))
     return (long - len(better.split())) / long
 

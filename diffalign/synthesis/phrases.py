@@ -1,4 +1,4 @@
-"""The parts of an answer that say what is to be seen: objects and attributes.
+"""The parts of a response that say what is to be seen: objects and attributes.
 
 spaCy's parser tells noun phrases, numbers and adjectives. Where it is missing there is a stand-in
 without language data, which is named in every row: all words but those of a closed list of function
@@ -52,7 +52,7 @@ class PhraseConfig:
 
     @property
     def name(self) -> str:
-        """What finds them, as it stands in the rows."""
+        """What finds them, as it is in the rows."""
         return f"spacy {self.model}" if self.chosen == "spacy" else "runs of content words"
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class PhraseConfig:
 
 
 def content_words(text: str) -> Spans:
-    """Runs of words that are no function words; what stands between words of a run is a space."""
+    """Runs of words that are no function words; what is between words of a run is a space."""
     runs: Spans = []
     for match in _WORD.finditer(text):
         if match[0].lower() in _FUNCTION_WORDS:

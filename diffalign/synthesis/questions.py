@@ -1,7 +1,7 @@
-"""The `questions:` section of a config: what is asked, about which pictures.
+"""The `questions:` section of a config: what is asked, about which images.
 
-Any data set of preferences between answers will do, of which the prompts and the chosen answers are
-taken; or plain rows of pictures, a prompt and perhaps an answer.
+Any data set of preferences between responses will do, of which the prompts and the chosen responses
+are taken; or plain rows of images, a prompt and perhaps a response.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class QuestionConfig:
     data set on the Hugging Face hub."""
     kind: str = "auto"
     """plain for rows with `image` or `images` and `prompt` or `conversations`, and perhaps
-    `answer`; otherwise a form of the section `responses` of training; auto tries plain, then the
+    `response`; otherwise a form of the section `responses` of training; auto tries plain, then the
     others."""
     columns: dict[str, str] = field(default_factory=dict)
     """The form's name for a column -> yours."""
@@ -53,26 +53,28 @@ class QuestionConfig:
 
 
 class Plain(AbstractMapping):
-    """`image` or `images`, `prompt` or `conversations`, and perhaps `answer`."""
+    """`image` or `images`, `prompt` or `conversations`, and perhaps `response`."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     responses: ClassVar[tuple[str, ...]] = ("chosen",)
     images_optional: ClassVar[bool] = True
-    summary: ClassVar[str] = "prompt from prompt and answer from answer, or both from conversations"
+    summary: ClassVar[str] = (
+        "prompt from prompt and answer from response, or both from conversations"
+    )
 
     def recognises(self, first: Mapping[str, Any]) -> bool:
         others = {"chosen", "rejected", "rejected_conversations", "completions", "chosen_item"}
         return bool({"prompt", "conversations"} & set(first)) and not others & set(first)
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        """The first question, and its answer if there is one."""
+        """The first question, and its response if there is one."""
         turns = turns_of(values.get("prompt") or values.get("conversations"))
         asked = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if asked is None:
             raise malformed("the conversation has no turn of the user")
         replies = turns[asked + 1 : asked + 2]
-        answer = values.get("answer") or "".join(turn.text for turn in replies)
-        responses = {"chosen": str(answer)} if answer else {}
+        response = values.get("answer") or "".join(turn.text for turn in replies)
+        responses = {"chosen": str(response)} if response else {}
         return [Comparison(turns=turns[: asked + 1], responses=responses)]
 
 
@@ -109,7 +111,7 @@ class Questions(Sequence["Question | Unmade"]):
         mapping = self._data.mapping
         found = [some for some in mapping.comparisons(values) if isinstance(some, Comparison)]
         if not found:
-            raise malformed("the row holds no preference, and so no chosen answer")
+            raise malformed("the row holds no preference, and so no chosen response")
         column = mapping.image_column(values)
         encoded = values.get(column) if column else None
         shown = encoded if isinstance(encoded, (list, tuple)) else [encoded] if encoded else []
@@ -124,7 +126,7 @@ class Questions(Sequence["Question | Unmade"]):
             sample_id=name,
             images=images,
             turns=turns,
-            answer=found[0].responses.get("chosen"),
+            response=found[0].responses.get("chosen"),
         )
 
 

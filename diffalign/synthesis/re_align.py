@@ -1,8 +1,8 @@
-"""The chosen answer with its content blanked out and filled in again, looking at another picture.
+"""The chosen response with its content blanked out and filled in again, looking at another image.
 
-Re-Align: objects and attributes of the chosen answer are masked; the model fills the masks while it
-is shown the most similar other picture of the data; the first of the nearest pictures whose answer
-differs enough gives the rejected answer, and is the retrieved picture of the row.
+Re-Align: objects and attributes of the chosen response are masked; the model fills the masks while
+it is shown the most similar other image of the data; the first of the nearest images whose response
+differs enough gives the rejected response, and is the retrieved image of the row.
 
 Source: Xing et al. 2025, arXiv:2502.13146. The code for this part is not published; what is not in
 the paper is marked as ours.
@@ -25,16 +25,16 @@ from diffalign.errors import DataError
 from diffalign.seeding import derive_seed, unit_interval
 from diffalign.synthesis.base import (
     AbstractSynthesis,
+    Context,
     Made,
     Maker,
     Question,
     Unmade,
     UnsuitedError,
-    Workbench,
-    answer_to,
-    check_one_picture,
+    check_one_image,
     messages,
     prepared,
+    response_to,
 )
 from diffalign.synthesis.neighbours import Pooling, digest, embed, nearest, remembered
 from diffalign.synthesis.phrases import PhraseConfig, Spans, blanked
@@ -43,40 +43,40 @@ from diffalign.synthesis.writing import Request
 
 MASK = "[MASK]"
 NOTHING_TO_MASK = "nothing to mask"
-NONE_DIFFERS = "no neighbour gave an answer that differs enough"
+NONE_DIFFERS = "no neighbour gave a response that differs enough"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Gallery:
-    """All distinct pictures of the questions."""
+    """All distinct images of the questions."""
 
     images: Sequence[EncodedImage]
     directions: Tensor
     """Float32 [m, width], each of length 1: what the tower makes of them."""
     number: dict[str, int]
-    """Digest -> number of the picture."""
+    """Digest -> number of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Blanks:
-    """A question whose answer has been masked."""
+    """A question whose response has been masked."""
 
     text: str
     neighbours: Sequence[int]
-    """Numbers of pictures, the nearest first."""
+    """Numbers of images, the nearest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveAndFill(AbstractSynthesis):
-    """The chosen answer beside the same one with the content of a retrieved picture."""
+    """The chosen response next to the same one with the content of a retrieved image."""
 
     form: ClassVar[str] = "re_align"
-    picture_columns: ClassVar[tuple[str, ...]] = ("image", "retrieved_image")
+    image_columns: ClassVar[tuple[str, ...]] = ("image", "retrieved_image")
 
     neighbours: int = 5
-    """How many of the nearest pictures are tried, the nearest first. Ours."""
+    """How many of the nearest images are tried, the nearest first. Ours."""
     accept_below: float = 0.95
-    """Similarity to the chosen answer under which an answer is taken; for a network of
+    """Similarity to the chosen response under which a response is taken; for a network of
     sentence-transformers."""
     pooling: Pooling = "mean"
     """How the output of the vision tower becomes one vector: mean over the patches, or the class
@@ -84,19 +84,19 @@ class RetrieveAndFill(AbstractSynthesis):
     mask_share: float = 1.0
     """How likely each phrase is masked; 1 masks all. Ours."""
     instruction: str = (
-        "Here is an answer to the question '{question}' in which words are replaced by [MASK]: "
+        "Here is a response to the question '{question}' in which words are replaced by [MASK]: "
         "'{masked}' Replace every [MASK] by words that fit the image. Keep all other words as they "
-        "are. Write nothing but the completed answer."
+        "are. Write nothing but the completed response."
     )
     """What the model is told, with {question} and {masked}. Ours."""
     temperature: float = 0.0
     """At which the model fills; 0 always takes the most probable token. Ours."""
     max_new_tokens: int = 512
-    """Of a filled answer. Ours."""
+    """Of a filled response. Ours."""
     phrases: PhraseConfig = field(default_factory=PhraseConfig)
     """How objects and attributes are found."""
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
-    """By what answers are compared."""
+    """By what responses are compared."""
 
     def __post_init__(self) -> None:
         for name in ("neighbours", "max_new_tokens"):
@@ -111,7 +111,7 @@ class RetrieveAndFill(AbstractSynthesis):
                 f"instruction can be filled with {{question}} and {{masked}}, and wants {error}"
             ) from error
         if MASK * 3 not in told:
-            raise ValueError("instruction must have {masked}, where the masked answer stands")
+            raise ValueError("instruction must have {masked}, where the masked response is")
 
     def check(self) -> None:
         self.phrases.check()
@@ -120,7 +120,7 @@ class RetrieveAndFill(AbstractSynthesis):
     def tools(self) -> dict[str, str]:
         return {"phrases": self.phrases.name, "similarity": self.similarity.name}
 
-    def open(self, bench: Workbench) -> Maker:
+    def open(self, bench: Context) -> Maker:
         return _Filler(
             settings=self,
             bench=bench,
@@ -132,16 +132,16 @@ class RetrieveAndFill(AbstractSynthesis):
 
 @dataclass(frozen=True, kw_only=True)
 class _Filler:
-    """Makes the rejected answers of a few questions at once."""
+    """Makes the rejected responses of a few questions at once."""
 
     settings: RetrieveAndFill
-    bench: Workbench
+    bench: Context
     gallery: _Gallery
     phrases: Callable[[str], Spans]
     compare: Similarity
 
     def __call__(self, questions: Sequence[Question]) -> list[Made | Unmade]:
-        """Try the nearest picture of all questions, then the next one of those that are left."""
+        """Try the nearest image of all questions, then the next one of those that are left."""
         by_id = {question.sample_id: question for question in questions}
         open_ones, results = prepared(questions, self._blank)
         least = dict.fromkeys(open_ones, 1.0)
@@ -149,7 +149,7 @@ class _Filler:
             tried = [by_id[name] for name, some in open_ones.items() if rank < len(some.neighbours)]
             texts, unusable = self._fill(tried, open_ones, rank)
             results |= unusable
-            chosen = [answer_to(by_id[name]) for name in texts]
+            chosen = [response_to(by_id[name]) for name in texts]
             cosines = self.compare(chosen, list(texts.values())).tolist() if texts else []
             for (name, text), cosine in zip(texts.items(), cosines, strict=True):
                 least[name] = min(cosine, least[name])
@@ -162,25 +162,25 @@ class _Filler:
         return [results[question.sample_id] for question in questions]
 
     def _blank(self, question: Question) -> _Blanks:
-        check_one_picture(question)
-        answer = answer_to(question)
-        self.bench.picture(question.images[0])
+        check_one_image(question)
+        response = response_to(question)
+        self.bench.image(question.images[0])
         path = (self.bench.seed, question.sample_id, "mask")
         spans = [
             span
-            for place, span in enumerate(self.phrases(answer))
+            for place, span in enumerate(self.phrases(response))
             if unit_interval(*path, place) < self.settings.mask_share
         ]
         if not spans:
-            raise UnsuitedError(NOTHING_TO_MASK, repr(answer)[:60])
+            raise UnsuitedError(NOTHING_TO_MASK, repr(response)[:60])
         own = self.gallery.number[digest(question.images[0])]
         near = nearest(self.gallery.directions, own, k=self.settings.neighbours)
-        return _Blanks(text=blanked(answer, spans, MASK), neighbours=near)
+        return _Blanks(text=blanked(response, spans, MASK), neighbours=near)
 
     def _fill(
         self, questions: Sequence[Question], blanks: Mapping[str, _Blanks], rank: int
     ) -> tuple[dict[str, str], dict[str, Made | Unmade]]:
-        """Filled answers by question, all looking at their neighbour of one rank; and failures."""
+        """Filled responses by question, looking at neighbours of one rank; and failures."""
 
         def request(question: Question) -> Request:
             return self._request(question, blanks[question.sample_id], rank)
@@ -196,10 +196,10 @@ class _Filler:
 
     def _request(self, question: Question, blanks: _Blanks, rank: int) -> Request:
         told = self.settings.instruction.format(question=question.text, masked=blanks.text)
-        picture = self.bench.picture(self.gallery.images[blanks.neighbours[rank]])
+        image = self.bench.image(self.gallery.images[blanks.neighbours[rank]])
         turns = [Turn(role="user", text=f"{IMAGE}\n{told}")]
         seed = derive_seed(self.bench.seed, question.sample_id, "fill", rank)
-        request = self.bench.writer.ask(self.bench.writer.prompt(turns, [picture]), seed=seed)
+        request = self.bench.writer.ask(self.bench.writer.prompt(turns, [image]), seed=seed)
         self.bench.writer.check_length(request, self.settings.max_new_tokens)
         return request
 
@@ -210,9 +210,9 @@ class _Filler:
         return Made(
             sample_id=question.sample_id,
             values={
-                "image": self.bench.pictures.name(question.images[0]),
-                "retrieved_image": self.bench.pictures.name(retrieved),
-                "chosen": messages(question.turns, answer_to(question)),
+                "image": self.bench.images.name(question.images[0]),
+                "retrieved_image": self.bench.images.name(retrieved),
+                "chosen": messages(question.turns, response_to(question)),
                 "rejected": messages(question.turns, text),
                 "masked": blanks.text,
                 "masked_by": self.settings.phrases.name,
@@ -223,8 +223,8 @@ class _Filler:
         )
 
 
-def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
-    """The pictures of all questions that can be used, each once."""
+def _gallery(bench: Context, pooling: Pooling) -> _Gallery:
+    """The images of all questions that can be used, each once."""
     found = _distinct(bench.questions)
     model = bench.writer.model
 
@@ -237,7 +237,7 @@ def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
     numbers = seen["numbers"].tolist()
     if len(numbers) < 2:
         raise DataError(
-            f"retrieval needs other pictures; of the questions' {len(found)} different ones "
+            f"retrieval needs other images; of the questions' {len(found)} different ones "
             f"{len(numbers)} can be used"
         )
     digests = list(found)
@@ -249,7 +249,7 @@ def _gallery(bench: Workbench, pooling: Pooling) -> _Gallery:
 
 
 def _distinct(questions: Sequence[Question | Unmade]) -> dict[str, EncodedImage]:
-    """Every picture once, by its digest; those that are not there are left to their questions."""
+    """Every image once, by its digest; those that are not there are left to their questions."""
     found: dict[str, EncodedImage] = {}
     for question in questions:
         for image in question.images if isinstance(question, Question) else ():
@@ -259,20 +259,20 @@ def _distinct(questions: Sequence[Question | Unmade]) -> dict[str, EncodedImage]
 
 
 def _features(
-    images: Sequence[EncodedImage], bench: Workbench, pooling: Pooling
+    images: Sequence[EncodedImage], bench: Context, pooling: Pooling
 ) -> dict[str, Tensor]:
-    """What the tower makes of the pictures that can be decoded, and the numbers of these."""
+    """What the tower makes of the decoded that can be decoded, and the numbers of these."""
     numbers: list[int] = []
     features: list[Tensor] = []
     size = bench.writer.batch_size
     for start in range(0, len(images), size):
-        pictures = []
+        decoded = []
         for number, image in enumerate(images[start : start + size], start=start):
             with contextlib.suppress(UnusableRowError):
-                pictures.append(bench.picture(image))
+                decoded.append(bench.image(image))
                 numbers.append(number)
-        if pictures:
-            features.append(embed(bench.writer.model, pictures, pooling=pooling))
+        if decoded:
+            features.append(embed(bench.writer.model, decoded, pooling=pooling))
     return {
         "numbers": torch.tensor(numbers, dtype=torch.int64),
         "features": torch.cat(features) if features else torch.zeros(0, 1),

@@ -1,12 +1,13 @@
-"""The model's own answers, and what makes pairs of them: the truth, corrections, or scores.
+"""The model's own responses, and what makes pairs of them: the truth, corrections, or scores.
 
-Several answers to every question are drawn and kept once in `made.jsonl`. Pairs are made of them
-afterwards, without the model, so that corrections and scores can be given when they are there:
+Several responses to every question are sampled and kept once in `made.jsonl`. Pairs are made of
+them afterwards, without the model, so that corrections and scores can be given when they are there:
 
-- neither: the answer of the data set is chosen, an own one is rejected;
-- corrections of a file or a judge: the data set's answer, the corrected one and the own one, as
+- neither: the response of the data set is chosen, an own one is rejected;
+- corrections of a file or a judge: the data set's response, the corrected one and the own one, as
   OPA-DPO trains on them (Yang et al. 2025, arXiv:2501.09695);
-- scores: own answers against each other by the rule of RLAIF-V (Yu et al. 2024, arXiv:2405.17220).
+- scores: own responses against each other by the rule of RLAIF-V (Yu et al. 2024,
+arXiv:2405.17220).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from diffalign.data.responses.records import IMAGE
 from diffalign.judges.base import AbstractJudge, verdicts
 from diffalign.seeding import derive_seed
 from diffalign.synthesis.base import (
-    NO_ANSWER,
-    SAME_ANSWER,
+    NO_RESPONSE,
+    SAME_RESPONSE,
     AbstractSynthesis,
+    Context,
     Made,
     Maker,
     Question,
     Unmade,
-    Workbench,
     messages,
     prepared,
 )
@@ -45,15 +46,15 @@ from diffalign.synthesis.writing import Request
 
 EMPTY = "the model wrote nothing"
 UNCORRECTED = "no correction"
-UNSCORED = "fewer than two scored answers"
+UNSCORED = "fewer than two scored responses"
 NO_GAP = "no two scores differ enough"
-NO_SUCH_ANSWER = "corrected or scored, but not made"
+NO_SUCH_RESPONSE = "corrected or scored, but not made"
 TOO_LONG = "rejected side too long"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnAnswers(AbstractSynthesis):
-    """Answers of the model that is to be trained, sampled before it is."""
+class OwnResponses(AbstractSynthesis):
+    """Responses of the model that is to be trained, sampled before it is."""
 
     later: ClassVar[frozenset[str]] = frozenset(
         {
@@ -68,21 +69,21 @@ class OwnAnswers(AbstractSynthesis):
     )
 
     samples: int = 1
-    """Answers drawn for a question; 1 as OPA-DPO, 10 for RLAIF-V."""
+    """Responses sampled for a question; 1 as OPA-DPO, 10 for RLAIF-V."""
     temperature: float = 1.0
-    """At which they are drawn; 0 writes the most probable answer, of which more than one is the
+    """At which they are sampled; 0 writes the most probable response, of which more than one is the
     same. Ours."""
     max_new_tokens: int = 512
-    """Of an answer. Ours; OPA-DPO trains on 896 at most."""
+    """Of a response. Ours; OPA-DPO trains on 896 at most."""
     pairs_per_question: int = 1
-    """Pairs made of a question at most: of the first own answers, or of the widest gaps."""
+    """Pairs made of a question at most: of the first own responses, or of the widest gaps."""
     corrections: Path | None = None
     """JSON lines of `id`, `revised`, and perhaps `sample` (0 if left out) and `report`; ids and
     numbers of samples are those of made.jsonl."""
     scores: Path | None = None
     """JSON lines of `id`, `sample` and `score`, higher is better."""
     judge: AbstractJudge | None = None
-    """A language model that corrects own answers by that of the data set."""
+    """A language model that corrects own responses by that of the data set."""
     judge_attempts: int = 3
     """How often a judge is asked whose reply cannot be read."""
     min_gap: float = 1.0
@@ -111,7 +112,7 @@ class OwnAnswers(AbstractSynthesis):
         return "opa_dpo" if self.corrections or self.judge else "trl"
 
     @property
-    def picture_columns(self) -> tuple[str, ...]:
+    def image_columns(self) -> tuple[str, ...]:
         return ("image",) if self.form == "opa_dpo" else ("images",)
 
     def check(self) -> None:
@@ -122,7 +123,7 @@ class OwnAnswers(AbstractSynthesis):
         if self.scores is not None:
             read_scores(self.scores)
 
-    def open(self, bench: Workbench) -> Maker:
+    def open(self, bench: Context) -> Maker:
         return lambda questions: self._sample(questions, bench)
 
     def pairs(self, made: Sequence[Made], folder: Path) -> list[Made | Unmade]:
@@ -134,7 +135,7 @@ class OwnAnswers(AbstractSynthesis):
             return self._corrected(made, self._judged(made, self.judge, folder))
         return [row for some in made for row in self._against_truth(some)]
 
-    def _sample(self, questions: Sequence[Question], bench: Workbench) -> list[Made | Unmade]:
+    def _sample(self, questions: Sequence[Question], bench: Context) -> list[Made | Unmade]:
         asked, results = prepared(questions, lambda question: self._requests(question, bench))
         written = iter(
             bench.writer.write(
@@ -149,9 +150,9 @@ class OwnAnswers(AbstractSynthesis):
             results[name] = _kept(by_id[name], texts, bench)
         return [results[question.sample_id] for question in questions]
 
-    def _requests(self, question: Question, bench: Workbench) -> list[Request]:
+    def _requests(self, question: Question, bench: Context) -> list[Request]:
         writer = bench.writer
-        prompt = writer.prompt(question.turns, [bench.picture(i) for i in question.images])
+        prompt = writer.prompt(question.turns, [bench.image(i) for i in question.images])
         request = writer.ask(prompt)
         writer.check_length(request, self.max_new_tokens)
         return [
@@ -162,10 +163,10 @@ class OwnAnswers(AbstractSynthesis):
     def _against_truth(self, some: Made) -> list[Made | Unmade]:
         truth = some.values["answer"]
         if not truth:
-            return [Unmade(sample_id=some.sample_id, reason=NO_ANSWER, detail=repr(truth))]
+            return [Unmade(sample_id=some.sample_id, reason=NO_RESPONSE, detail=repr(truth))]
         others = [text for text in some.values["samples"] if text != truth]
         if not others:
-            return [Unmade(sample_id=some.sample_id, reason=SAME_ANSWER, detail=repr(truth)[:60])]
+            return [Unmade(sample_id=some.sample_id, reason=SAME_RESPONSE, detail=repr(truth)[:60])]
         pairs = [(truth, other) for other in others[: self.pairs_per_question]]
         return _preferences(some, pairs)
 
@@ -173,7 +174,7 @@ class OwnAnswers(AbstractSynthesis):
         self, made: Sequence[Made], scores: Mapping[tuple[str, int], float]
     ) -> list[Made | Unmade]:
         found: list[tuple[Made, list[tuple[str, str]]]] = []
-        results = _of_no_answer(scores, made)
+        results = _of_no_response(scores, made)
         for some in made:
             samples = some.values["samples"]
             judged = [n for n in range(len(samples)) if (some.sample_id, n) in scores]
@@ -183,7 +184,7 @@ class OwnAnswers(AbstractSynthesis):
                 found.append((some, pairs[: self.pairs_per_question]))
             else:
                 reason = UNSCORED if len(judged) < 2 else NO_GAP
-                detail = f"{len(judged)} of {len(samples)} answers have a score: {values}"
+                detail = f"{len(judged)} of {len(samples)} responses have a score: {values}"
                 results.append(Unmade(sample_id=some.sample_id, reason=reason, detail=detail))
         every = [pair for _, pairs in found for pair in pairs]
         bound = length_bound(every) if self.balance_lengths and every else 1.0
@@ -219,18 +220,18 @@ class OwnAnswers(AbstractSynthesis):
     def _corrected(
         self, made: Sequence[Made], corrections: Mapping[tuple[str, int], Correction]
     ) -> list[Made | Unmade]:
-        results = _of_no_answer(corrections, made)
+        results = _of_no_response(corrections, made)
         for some in made:
             samples = some.values["samples"]
             numbers = [n for n in range(len(samples)) if (some.sample_id, n) in corrections]
             if not some.values["answer"] or not numbers:
-                reason = UNCORRECTED if some.values["answer"] else NO_ANSWER
-                detail = f"of {len(samples)} answers"
+                reason = UNCORRECTED if some.values["answer"] else NO_RESPONSE
+                detail = f"of {len(samples)} responses"
                 results.append(Unmade(sample_id=some.sample_id, reason=reason, detail=detail))
                 continue
             used = numbers[: self.pairs_per_question]
             results += [
-                _three_answers(
+                _three_responses(
                     some,
                     samples[number],
                     corrections[some.sample_id, number],
@@ -241,27 +242,27 @@ class OwnAnswers(AbstractSynthesis):
         return results
 
 
-def _kept(question: Question, texts: Sequence[str], bench: Workbench) -> Made | Unmade:
-    """The distinct answers that were written, in the order in which they were first."""
+def _kept(question: Question, texts: Sequence[str], bench: Context) -> Made | Unmade:
+    """The distinct responses that were written, in the order in which they were first."""
     distinct = [text for text in dict.fromkeys(texts) if text]
     if not distinct:
-        return Unmade(sample_id=question.sample_id, reason=EMPTY, detail=f"{len(texts)} answers")
+        return Unmade(sample_id=question.sample_id, reason=EMPTY, detail=f"{len(texts)} responses")
     return Made(
         sample_id=question.sample_id,
         values={
-            "images": [bench.pictures.name(image) for image in question.images],
+            "images": [bench.images.name(image) for image in question.images],
             "prompt": messages(question.turns),
-            "answer": (question.answer or "").strip(),
+            "answer": (question.response or "").strip(),
             "samples": distinct,
         },
     )
 
 
-def _of_no_answer(keys: Iterable[tuple[str, int]], made: Sequence[Made]) -> list[Made | Unmade]:
-    """What files name by id and number, and what is no answer."""
+def _of_no_response(keys: Iterable[tuple[str, int]], made: Sequence[Made]) -> list[Made | Unmade]:
+    """What files name by id and number, and what is no response."""
     known = {(some.sample_id, n) for some in made for n in range(len(some.values["samples"]))}
     return [
-        Unmade(sample_id=name, reason=NO_SUCH_ANSWER, detail=f"sample {number}")
+        Unmade(sample_id=name, reason=NO_SUCH_RESPONSE, detail=f"sample {number}")
         for name, number in keys
         if (name, number) not in known
     ]
@@ -282,7 +283,7 @@ def _preferences(some: Made, pairs: Sequence[tuple[str, str]]) -> list[Made | Un
     ]
 
 
-def _three_answers(some: Made, own: str, correction: Correction, *, name: str) -> Made:
+def _three_responses(some: Made, own: str, correction: Correction, *, name: str) -> Made:
     return Made(
         sample_id=name,
         values={

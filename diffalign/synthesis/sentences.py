@@ -1,4 +1,4 @@
-"""An answer as sentences."""
+"""A response as sentences."""
 
 from __future__ import annotations
 

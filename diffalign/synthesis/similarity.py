@@ -1,4 +1,4 @@
-"""How alike two answers are: the cosine of their embeddings.
+"""How alike two responses are: the cosine of their embeddings.
 
 Papers take a network that was trained for it. Where the package for it is missing there is a
 stand-in, which is named in every row that it judged: its cosines are on another scale.
@@ -23,7 +23,7 @@ Similarity = Callable[[Sequence[str], Sequence[str]], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityConfig:
-    """By what answers are compared."""
+    """By what responses are compared."""
 
     kind: Literal["auto", "sentence_transformers", "language_model"] = "auto"
     """sentence_transformers, as papers do; language_model takes the mean over tokens of the last
@@ -44,7 +44,7 @@ class SimilarityConfig:
 
     @property
     def name(self) -> str:
-        """What compares, as it stands in the rows."""
+        """What compares, as it is in the rows."""
         if self.chosen == "language_model":
             return "mean hidden states of the language model"
         return self.path if self.revision is None else f"{self.path}@{self.revision}"

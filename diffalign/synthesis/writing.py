@@ -1,8 +1,8 @@
-"""A vision-language model that writes answers: from their beginning or from anywhere within them,
-with all of its pictures in sight or with a part of them.
+"""A vision-language model that writes responses: from their beginning or from anywhere within them,
+with all of its images in sight or with a part of them.
 
-Every request draws from a seed of its own, so that what is written for it does not depend on the
-others beside it. What remains between batches of other sizes is float rounding.
+Every request samples from a seed of its own, so that what is written for it does not depend on the
+others next to it. What remains between batches of other sizes is float rounding.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from diffalign.errors import ModelError
 from diffalign.models.devices import send
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import TokenScorer
-from diffalign.models.vlm.vision_pass import Pictures
+from diffalign.models.vlm.vision_pass import ImageInputs
 from diffalign.seeding import cpu_generator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A conversation, and the beginning of an answer to it."""
+    """A conversation, and the beginning of a response to it."""
 
     input_ids: Tensor
     """Int64 [L]."""
-    answer_start: int
-    """How many of them are the conversation; the others begin the answer."""
+    response_start: int
+    """How many of them are the conversation; the others begin the response."""
     further: Mapping[str, Tensor]
     """What else the processor gave per token, [L] each."""
-    pictures: Mapping[str, Tensor]
-    """What it gave for the pictures."""
+    image_inputs: Mapping[str, Tensor]
+    """What it gave for the images."""
     hidden: Tensor | None = None
     """Bool, one an image token: those that no other token sees."""
     seed: int = 0
-    """Of its draws, where it is sampled."""
+    """Of its samples, where it is sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,32 +76,32 @@ class Writer:
         self._longest = getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedPrompt:
-        """A conversation with its pictures, ready to be answered.
+        """A conversation with its images, ready to be answered.
 
         Raises:
-            UnusableRowError: markers and pictures differ in number.
+            UnusableRowError: markers and images differ in number.
         """
         return self.encoder.prompt(turns, images)
 
     def ask(self, prompt: EncodedPrompt, *, seed: int = 0) -> Request:
-        """For a whole answer."""
+        """For a whole response."""
         return Request(
             input_ids=prompt.input_ids,
-            answer_start=len(prompt.input_ids),
+            response_start=len(prompt.input_ids),
             further=prompt.further,
-            pictures=prompt.pictures,
+            image_inputs=prompt.image_inputs,
             seed=seed,
         )
 
     def go_on(self, prompt: EncodedPrompt, begun: str, *, seed: int = 0) -> Request:
-        """For the rest of an answer.
+        """For the rest of a response.
 
         Args:
             prompt: of `prompt`.
-            begun: how the answer begins; white space at its end is left for the model to write.
+            started: how the response begins; white space at its end is left for the model to write.
 
         Raises:
-            UnusableRowError: it contains a marker of pictures.
+            UnusableRowError: it contains a marker of images.
         """
         if not begun.strip():
             return self.ask(prompt, seed=seed)
@@ -109,9 +109,9 @@ class Writer:
         kept = response.start + _written_out(response)
         return Request(
             input_ids=response.input_ids[:kept],
-            answer_start=response.start,
+            response_start=response.start,
             further={name: values[:kept] for name, values in response.further.items()},
-            pictures=prompt.pictures,
+            image_inputs=prompt.image_inputs,
             seed=seed,
         )
 
@@ -138,12 +138,12 @@ class Writer:
         temperature: float = 0.0,
         one_sentence: bool = False,
     ) -> list[Written]:
-        """Go on with answers.
+        """Go on with responses.
 
         Args:
             requests: any number.
-            max_new_tokens: an answer ends there at the latest.
-            temperature: 0 always takes the most probable token; above 0 draws, from all tokens.
+            max_new_tokens: a response ends there at the latest.
+            temperature: 0 always takes the most probable token; above 0 samples, from all tokens.
             one_sentence: stop after the first token with a full stop in it, too.
         """
         written: list[Written] = []
@@ -157,7 +157,7 @@ class Writer:
         return written
 
     def hidden_states(self, texts: Sequence[str]) -> Tensor:
-        """Mean of the last hidden states over the tokens of texts without pictures: [n, width]."""
+        """Mean of the last hidden states over the tokens of texts without images: [n, width]."""
         tokenizer = self.model.processor.tokenizer
         means = []
         for start in range(0, len(texts), self.batch_size):
@@ -189,7 +189,9 @@ class Writer:
                 name: padded([request.further[name] for request in requests], 0)
                 for name in requests[0].further
             },
-            **Pictures.stack([Pictures(inputs=request.pictures) for request in requests]).inputs,
+            **ImageInputs.stack(
+                [ImageInputs(inputs=request.image_inputs) for request in requests]
+            ).inputs,
         }
         return {name: send(value, self.model.device) for name, value in inputs.items()}
 
@@ -205,7 +207,7 @@ class Writer:
         confidence = _Confidence()
         processors: list[Any] = [confidence]
         if temperature > 0:
-            processors.append(_OwnDraws([request.seed for request in requests], temperature))
+            processors.append(_OwnSamples([request.seed for request in requests], temperature))
         stops = self._full_stops() if one_sentence else None
         with self._restricted_sight(requests, inputs["input_ids"].shape[1]):
             new = self.model.write(
@@ -228,7 +230,7 @@ class Writer:
             ends |= stops[tokens]
         after = ends.nonzero()
         length = int(after[0, 0]) + 1 if len(after) else len(tokens)
-        begun = request.input_ids[request.answer_start :]
+        begun = request.input_ids[request.response_start :]
         before = self._decode(begun)
         whole = self._decode(torch.cat([begun, tokens[:length]]))
         own = whole[len(before) :] if whole.startswith(before) else self._decode(tokens[:length])
@@ -301,7 +303,7 @@ def most_probable(logits: Tensor) -> Tensor:
 
 
 def perplexity(confidence: Tensor) -> float:
-    """How unsure a model was: exp(-mean) of `most_probable` over an answer, at least 1.
+    """How unsure a model was: exp(-mean) of `most_probable` over a response, at least 1.
 
     Source: MIA-DPO (Liu et al. 2024, arXiv:2410.17637), gen_data of the authors' code. It is the
     perplexity of the model's own first choices, not of a given text.
@@ -325,8 +327,8 @@ class _Confidence(LogitsProcessor):
         return scores
 
 
-class _OwnDraws(LogitsProcessor):
-    """Makes the most probable token a draw, by noise from a generator of each row's own.
+class _OwnSamples(LogitsProcessor):
+    """Makes the most probable token a sample, by noise from a generator of each row's own.
 
     Source: the Gumbel-max trick; Maddison et al. 2014, arXiv:1411.0030.
     """

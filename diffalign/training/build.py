@@ -35,7 +35,7 @@ from diffalign.models.precision import DTYPES
 from diffalign.models.preference.step_aware import StepAwarePreference
 from diffalign.models.vlm.config import VLM
 from diffalign.objectives.base import AbstractObjective
-from diffalign.rollouts.base import AbstractRollouts, RunFacts
+from diffalign.rollouts.base import AbstractRollouts, RunContext
 from diffalign.seeding import TimestepSampling, derive_seed
 from diffalign.training import reference as cached_reference
 from diffalign.training.optimizers import OptimizerConfig, check_optimizer
@@ -66,7 +66,7 @@ class RunConfig:
     output: Path
     """The run folder; everything the run writes lies below it."""
     seed: int = 0
-    """Every draw derives from it and from its sample; an adapter starts from `model.lora.seed`."""
+    """All randomness derives from it and from its sample; an adapter starts from `lora.seed`."""
     model: AbstractModel
     """What is trained, and where its weights come from."""
     reference: Literal["auto", "adapter_off", "frozen_copy", "past_policy", "cached", "none"] = (
@@ -75,15 +75,15 @@ class RunConfig:
     """What the policy is compared with: the same network with its adapter off (LoRA), a frozen
     copy (full fine-tuning), an earlier policy (which one, `rollouts.reference` says; without
     rollouts the one that `model.lora.start` makes), or nothing. `auto` takes the cheapest that
-    objective, rollouts and model allow. `cached` is what auto would take for answers, as
+    objective, rollouts and model allow. `cached` is what auto would take for responses, as
     `diffalign precompute` wrote it: no reference is run or held."""
     reference_cache: Path | None = None
     """Folder of those values, which other runs may share; null is `cache/references` below
     `output`."""
     data: DataConfig | None = None
-    """The preference data of images; null where all of it is sampled, or answers are preferred."""
+    """The preference data of images; null where all is sampled, or responses are preferred."""
     responses: ResponseConfig | None = None
-    """The preference data of answers about pictures; null for images."""
+    """The preference data of responses about images; null for images."""
     rollouts: AbstractRollouts | None = None
     """How samples of the policy itself become batches; null trains on the data alone."""
     likelihood: AbstractLikelihood
@@ -165,13 +165,13 @@ def check(run: RunConfig) -> None:
 
 def _check_source(run: RunConfig) -> None:
     if run.responses is not None:
-        _check_answers(run, run.responses)
+        _check_responses(run, run.responses)
         return
     needs_data = run.rollouts is None or run.rollouts.needs_data
     if needs_data and run.data is None:
         raise ConfigError(
             "data is null, and so there is nothing to train on: give data.path, rollouts that "
-            "sample everything (d3po, spo), or responses.path for answers"
+            "sample everything (d3po, spo), or responses.path for responses"
         )
     if run.data is not None and not needs_data:
         raise ConfigError(
@@ -187,12 +187,12 @@ def _check_source(run: RunConfig) -> None:
         _check_plain_pairs(run.data, components.kind_of(run.objective))
 
 
-def _check_answers(run: RunConfig, responses: ResponseConfig) -> None:
+def _check_responses(run: RunConfig, responses: ResponseConfig) -> None:
     for name, section in (("data", run.data), ("rollouts", run.rollouts)):
         if section is not None:
             raise ConfigError(
                 f"responses names {responses.path}, and there is a section {name} as well: a run "
-                f"trains on answers or on images, remove one of them"
+                f"trains on responses or on images, remove one of them"
             )
     try:
         run.likelihood.data_views(run.objective.views)
@@ -327,7 +327,7 @@ def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> A
     model, likelihood = run.model, run.likelihood
     assert isinstance(model, AbstractDiffusion), "check() was called"
     return run.rollouts.open(
-        RunFacts(
+        RunContext(
             folder=run.output / "rounds",
             run_seed=run.seed,
             model=model,
@@ -370,7 +370,7 @@ def build_trainer(
     if run.reference == "cached":
         assert isinstance(source, ResponseSource), "check() was called"
         known = cached_reference.open_cached(run, source)
-    # Draws are data; what the global generator is left with is LoRA dropout, one stream per rank.
+    # Samples are data; what the global generator is left with is LoRA dropout, one stream per rank.
     torch.manual_seed(derive_seed(run.seed, "process", world.rank()))
     reference = resolve_reference(run)
     model = run.model.load(
@@ -384,7 +384,7 @@ def build_trainer(
         source=source,
         likelihood=run.likelihood,
         objective=run.objective,
-        known_reference=known,
+        precomputed_reference=known,
         optimizer=run.optimizer,
         training=run.training,
         identity={

@@ -28,7 +28,7 @@ from diffalign.training.build import RunConfig, plan
 
 CARD = "README.md"
 GRID = "grid.png"
-"""What the image of a comparison is called beside the card."""
+"""What the image of a comparison is called next to the card."""
 
 LICENSES = {
     "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
@@ -38,7 +38,7 @@ LICENSES = {
     "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0",
 }
 """Licences of the bases that our configs name, as their pages on the hub say; of others the card
-that lies beside the weights is read."""
+that lies next to the weights is read."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -78,7 +78,7 @@ def write_model_card(
     results: Sequence[Path] = (),
     merged: bool = False,
 ) -> Path:
-    """Write `README.md` in the hub's format, and `grid.png` beside it where there is one.
+    """Write `README.md` in the hub's format, and `grid.png` next to it where there is one.
 
     Args:
         run: the config of the run.
@@ -200,7 +200,7 @@ def _of_benchmark(content: Mapping[str, Any]) -> Iterator[Evaluation]:
 def _grid(run: Path, results: Sequence[Path]) -> Path | None:
     """The image that shows the result best: of a comparison, else one seed over the rounds."""
     found = [_file_of(path).with_name("comparison.png") for path in results]
-    found.append(run / "rounds/film_strip.png")
+    found.append(run / "rounds/preview_strip.png")
     return next((path for path in found if path.is_file()), None)
 
 

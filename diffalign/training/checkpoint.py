@@ -310,7 +310,7 @@ def unpack_optimizer(
 
 
 def random_state() -> dict[str, Tensor]:
-    """This process's generators. Draws are data; what is left to these is LoRA dropout."""
+    """This process's generators. Samples are data; what is left to these is LoRA dropout."""
     state = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["rng.cuda"] = torch.cuda.get_rng_state()

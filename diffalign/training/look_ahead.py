@@ -34,7 +34,7 @@ class MicroBatch:
 def views_of(
     policy: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
-    row_facts: Mapping[str, Mapping[str, Tensor]],
+    row_metadata: Mapping[str, Mapping[str, Tensor]],
     totals: Mapping[str, StepTotals],
 ) -> dict[str, Likelihoods]:
     """The record of each view, as an objective takes it."""
@@ -43,7 +43,7 @@ def views_of(
             values,
             reference.get(name),
             whole_step=totals.get(name),
-            **row_facts.get(name, {}),
+            **row_metadata.get(name, {}),
         )
         for name, values in policy.items()
     }
@@ -79,15 +79,15 @@ def totals_of_step(
         if reference is not None:
             part.reference = known = reference(part)
             policy = likelihood.evaluate(model, part.prepared)
-        row_facts = likelihood.facts(part.prepared)
+        row_metadata = likelihood.row_metadata(part.prepared)
         if reference is None:
-            policy = {view: _as_many_rows(part.batch, row_facts.get(view, {})) for view in views}
-        found.append(views_of(policy, known, row_facts, {}))
+            policy = {view: _as_many_rows(part.batch, row_metadata.get(view, {})) for view in views}
+        found.append(views_of(policy, known, row_metadata, {}))
     return {view: StepTotals.of([of[view] for of in found], step=step) for view in sorted(views)}
 
 
-def _as_many_rows(batch: Any, row_facts: Mapping[str, Tensor]) -> Tensor:
+def _as_many_rows(batch: Any, row_metadata: Mapping[str, Tensor]) -> Tensor:
     """Zeros in place of likelihoods, of which only the number counts; on the device of the rest."""
-    for values in row_facts.values():
+    for values in row_metadata.values():
         return torch.zeros(len(values), device=values.device)
     return torch.zeros(len(batch.sample_ids))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAIRS_PER_SHARD = 4096
 READING = 2
 """Goes up when rows become other tokens than before. 2: each response under its own conversation,
-beside its own images, and with one end token."""
+next to its own images, and with one end token."""
 
 
 def folder_of(run: RunConfig) -> Path:
@@ -31,9 +31,9 @@ def check(run: RunConfig) -> None:
     """Raise ConfigError where the reference cannot be known before training."""
     if run.responses is None:
         raise ConfigError(
-            "the reference can be computed in advance for answers (a section responses): "
-            "denoising errors depend on noise that is drawn anew at every visit, and keeping "
-            "several draws of them is not offered yet. Leave reference at auto"
+            "the reference can be computed in advance for responses (a section responses): "
+            "denoising errors depend on noise that is sampled anew at every visit, and keeping "
+            "several samples of them is not offered yet. Leave reference at auto"
         )
     if not run.objective.needs_reference:
         raise ConfigError(
@@ -44,11 +44,13 @@ def check(run: RunConfig) -> None:
         run.likelihood.check_known_in_advance(run.objective.views)
     except ValueError as error:
         raise ConfigError(f"reference: {error}. Leave reference at auto") from error
-    if _conditions(run) and run.responses.draws is None:
+    if _conditions(run) and run.responses.visits is None:
         raise ConfigError(
-            f"the objective shows pictures under {', '.join(_conditions(run))}, which "
-            f"responses.draws: null draws anew at every visit: set it to the number of draws to "
-            f"compute, such as 4 (epoch e then shows draw e modulo 4), or to 1 where nothing about "
+            f"the objective shows images under {', '.join(_conditions(run))}, which "
+            f"responses.visits: null samples anew at every visit: set it to the number of "
+            f"samples to "
+            f"compute, such as 4 (epoch e then shows sample e modulo 4), or to 1 where nothing "
+            f"about "
             f"the condition is random (zero, replaced)"
         )
 
@@ -65,7 +67,7 @@ def contents(
     return Contents(
         fingerprint=_fingerprint(run, source),
         views=tuple(sorted(run.objective.views)),
-        draws=_draws(run),
+        visits=_visits(run),
         pairs=len(source),
         pairs_per_shard=pairs_per_shard,
     )
@@ -83,7 +85,7 @@ def open_cached(run: RunConfig, source: ResponseSource) -> CachedReference:
         folder_of(run),
         fingerprint=_fingerprint(run, source),
         views=run.objective.views,
-        draws=_draws(run),
+        visits=_visits(run),
     )
 
 
@@ -95,9 +97,9 @@ def _refuse_unpaired(source: ResponseSource) -> None:
         )
 
 
-def _draws(run: RunConfig) -> int:
+def _visits(run: RunConfig) -> int:
     assert run.responses is not None, "check() was called"
-    return (run.responses.draws or 1) if _conditions(run) else 1
+    return (run.responses.visits or 1) if _conditions(run) else 1
 
 
 def _conditions(run: RunConfig) -> list[str]:

@@ -95,7 +95,7 @@ class Trainer:
         source: AbstractSource,
         likelihood: AbstractLikelihood,
         objective: AbstractObjective,
-        known_reference: CachedReference | None = None,
+        precomputed_reference: CachedReference | None = None,
         optimizer: OptimizerConfig,
         training: TrainingConfig,
         identity: Mapping[str, Any],
@@ -119,7 +119,7 @@ class Trainer:
         assert objective.views <= source.views, "the config was checked"
         self.accelerator, self.model, self.source = accelerator, model, source
         self.likelihood, self.objective = likelihood, objective
-        self.known_reference = known_reference
+        self.precomputed_reference = precomputed_reference
         self.config, self.identity, self.output = training, identity, output
         self.console = console
         self.max_grad_norm = optimizer.max_grad_norm or float("inf")
@@ -262,7 +262,9 @@ class Trainer:
         if part.reference is None:
             part.reference = self._reference(part)
         policy = self.likelihood.evaluate(self.model, part.prepared)
-        views = views_of(policy, part.reference, self.likelihood.facts(part.prepared), totals)
+        views = views_of(
+            policy, part.reference, self.likelihood.row_metadata(part.prepared), totals
+        )
         part.prepared = None  # of a step whose parts are all at hand
         output = self.objective(views)
         drift = {
@@ -275,8 +277,8 @@ class Trainer:
     def _reference(self, part: MicroBatch) -> Mapping[str, Tensor]:
         if not self.objective.needs_reference:
             return {}
-        if self.known_reference is not None:
-            found = self.known_reference(part.batch.sample_ids, part.batch.draws)
+        if self.precomputed_reference is not None:
+            found = self.precomputed_reference(part.batch.sample_ids, part.batch.visits)
             return {view: send(values, self.accelerator.device) for view, values in found.items()}
         with torch.no_grad(), self.model.reference():
             return self.likelihood.evaluate(self.model, part.prepared)
@@ -355,7 +357,7 @@ class Trainer:
             return
         self.positions.append(captured.state["source"])
         if len(self.positions) == self.config.keep_checkpoints:
-            self.source.release(self.positions[0])  # no kept checkpoint stands before it
+            self.source.release(self.positions[0])  # no kept checkpoint is before it
 
     def resume(self, path: Path, *, verified: bool = False) -> None:
         """Continue exactly where a checkpoint of the same run was written.

@@ -12,12 +12,10 @@ import pytest
 from diffalign.benchmarks.amber.rules import (
     DESCRIPTION_MEASURES,
     PARTS,
-    JudgedAnswer,
+    JudgedResponse,
     Question,
     Relations,
     Scene,
-    answer_measures,
-    answer_tally,
     description_tally,
     judge_description,
     one_decimal,
@@ -25,6 +23,8 @@ from diffalign.benchmarks.amber.rules import (
     read_relations,
     read_responses,
     read_safe_words,
+    response_measures,
+    response_tally,
 )
 from diffalign.benchmarks.nouns import noun_extractor, similarity
 from diffalign.errors import ConfigError, DataError
@@ -76,7 +76,7 @@ def test_a_safe_word_counts_as_a_noun_and_is_never_hallucinated():
     assert (result.nouns, result.hallucinated) == (("car", "dog"), ())
 
 
-def test_a_word_covers_the_first_object_that_it_stands_for_and_associations_come_first():
+def test_a_word_covers_the_first_object_that_it_is_for_and_associations_come_first():
     relations = Relations({"road": ["ground"], "ground": [], "cat": []})
     assert judged(scene("ground road", "cat"), "ground", relations=relations).covered == {1}
 
@@ -108,22 +108,22 @@ def test_a_true_word_is_not_compared_with_expected_ones():
 
 
 def answered(*items: tuple[str, str], dimension="existence"):
-    judged_answers = [
-        JudgedAnswer(
+    judged_responses = [
+        JudgedResponse(
             question=Question(item_id=n, dimension=dimension, label=label), response=response
         )
         for n, (label, response) in enumerate(items)
     ]
-    return answer_tally(judged_answers, ["all"], dict.fromkeys(range(len(items)), "all"))
+    return response_tally(judged_responses, ["all"], dict.fromkeys(range(len(items)), "all"))
 
 
-def test_no_is_the_positive_answer_and_f1_is_made_of_rounded_figures():
+def test_no_is_the_positive_response_and_f1_is_made_of_rounded_figures():
     counts = answered(
         *[("no", "No")] * 4, ("no", "Yes"), ("yes", "No"), ("yes", "Yes"), ("yes", "no")
     )
     precision, recall = round(100 * 4 / 5.001, 1), round(100 * 4 / 5.001, 1)
     f1 = 2 * precision * recall / 1e4 / ((precision + recall) / 100 + 1e-4)
-    assert values(answer_measures(), counts) == {
+    assert values(response_measures(), counts) == {
         "accuracy": round(100 * 5 / 8.001, 1),
         "precision": precision,
         "recall": recall,
@@ -143,7 +143,7 @@ def test_existence_has_another_term_in_f1_and_attributes_another_start():
 
 
 def test_yes_to_everything_scores_nothing():
-    figures = values(answer_measures(), answered(("no", "Yes"), ("yes", "Yes")))
+    figures = values(response_measures(), answered(("no", "Yes"), ("yes", "Yes")))
     assert (figures["precision"], figures["recall"], figures["f1"]) == (0, 0, 0)
 
 

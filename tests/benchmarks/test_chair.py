@@ -110,7 +110,7 @@ def test_figures_worked_by_hand(objects_of):
     assert panel.counts["hallucinated_mentions"] == 3
 
 
-def test_captions_of_one_picture_are_one_cluster(objects_of):
+def test_captions_of_one_image_are_one_cluster(objects_of):
     captions = [Caption(image_id="1", text=text) for text in ("a dog", "a cat")]
     judged = [judge(c, frozenset({"dog"}), objects_of) for c in captions]
     panel = chair_panel(judged, Bootstrap(resamples=200))
@@ -159,7 +159,7 @@ def test_coco_annotations_are_merged_as_published(tmp_path, objects_of):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image_id": 1}', "item 1 has no key answer or response or caption or text"),
+        ('{"image_id": 1}', "item 1 has no key response or response or caption or text"),
         ('{"caption": "a"}', "item 1 has no key image_id"),
         ('{"image_id": 1, "caption": 3}', "must be text, got 3"),
         ('{"image_id": 1', "line 1 is not JSON"),
@@ -195,10 +195,10 @@ def test_a_line_of_the_table_ends_where_files_end_lines(table):
         read_synonyms(table)
 
 
-def test_a_file_of_objects_without_pictures_is_refused(tmp_path, table):
+def test_a_file_of_objects_without_images_is_refused(tmp_path, table):
     path = tmp_path / "objects.json"
     path.write_text("{}")
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         read_image_objects(path, read_synonyms(table))
 
 

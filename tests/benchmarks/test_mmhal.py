@@ -36,8 +36,8 @@ def test_exactly_one_rating_counts(reply, rating):
     assert parse_rating(reply) == rating
 
 
-def item(place: int, answer: str = "a b") -> Item:
-    return Item(place=place, contents=("Dog",), question="?", gold="!", answer=answer)
+def item(place: int, response: str = "a b") -> Item:
+    return Item(place=place, contents=("Dog",), question="?", gold="!", response=response)
 
 
 def test_figures_worked_by_hand():
@@ -72,36 +72,36 @@ def write(path, rows):
     return path
 
 
-def test_answers_stand_in_the_file_or_beside_it(tmp_path):
+def test_responses_stand_in_the_file_or_next_to_it(tmp_path):
     items = write(tmp_path / "items.json", [ROW])
     (one,) = read_items(items, None)
-    assert (one.contents, one.question, one.gold, one.answer) == (("Dog", "Cat"), "?", "!", "x")
-    answers = write(tmp_path / "answers.json", [{"text": "beside"}])
-    (one,) = read_items(items, answers)
-    assert one.answer == "beside"
+    assert (one.contents, one.question, one.gold, one.response) == (("Dog", "Cat"), "?", "!", "x")
+    responses = write(tmp_path / "answers.json", [{"text": "beside"}])
+    (one,) = read_items(items, responses)
+    assert one.response == "beside"
 
 
 @pytest.mark.parametrize(
-    ("rows", "answers", "message"),
+    ("rows", "responses", "message"),
     [
-        ([{**ROW, "model_answer": ""}], None, "1 answers are empty, for example that of item 1"),
-        ([ROW], [{"text": "a"}, {"text": "b"}], "2 answers to the 1 questions"),
+        ([{**ROW, "model_answer": ""}], None, "1 responses are empty, for example that of item 1"),
+        ([ROW], [{"text": "a"}, {"text": "b"}], "2 responses to the 1 questions"),
         ([{**ROW, "image_content": "Dog"}], None, "no list image_content"),
-        ([{"question": "?"}], None, "no key model_answer"),
+        ([{"question": "?"}], None, "no key model_response"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, rows, answers, message):
-    beside = None if answers is None else write(tmp_path / "answers.json", answers)
+def test_files_that_do_not_fit_are_refused(tmp_path, rows, responses, message):
+    next_to = None if responses is None else write(tmp_path / "answers.json", responses)
     with pytest.raises(DataError, match=message):
-        read_items(write(tmp_path / "items.json", rows), beside)
+        read_items(write(tmp_path / "items.json", rows), next_to)
 
 
 def test_templates_take_names_or_the_published_order():
     values = {"contents": "Dog", "question": "Q", "gold": "G", "answer": "A {x}"}
     assert fill("{}|{}|{}|{}", **values) == "Dog|Q|G|A {x}"
-    assert fill("{answer} to {question}", **values) == "A {x} to Q"
-    assert "The model's answer: A {x}" in fill(OWN_TEMPLATE, **values)
+    assert fill("{response} to {question}", **values) == "A {x} to Q"
+    assert "The model's response: A {x}" in fill(OWN_TEMPLATE, **values)
     with pytest.raises(
-        DataError, match=r"filled with contents, question, gold, answer .*'picture'"
+        DataError, match=r"filled with contents, question, gold, response .*'image'"
     ):
         fill("{picture}", **values)

@@ -100,18 +100,18 @@ def test_an_absent_model_of_spacy_is_named_with_its_remedy(monkeypatch):
         phrases("spacy")
 
 
-def test_answers_of_three_words_are_short():
+def test_responses_of_three_words_are_short():
     assert is_short("A big dog")
     assert not is_short("A big brown dog")
 
 
 def test_figures_worked_by_hand():
-    answers = [
+    responses = [
         ("1", "a dog and a puppy and a cat", ["dog", "puppy", "cat"], {"dog"}),  # 1 of 3 wrong
         ("2", "a person here now", ["person"], {"person", "cat"}),
         ("3", "so very nice indeed", [], {"dog"}),  # no object: not in the response level
     ]
-    judged = [judge(i, a, words, frozenset(truth), SYNONYMS) for i, a, words, truth in answers]
+    judged = [judge(i, a, words, frozenset(truth), SYNONYMS) for i, a, words, truth in responses]
     figures = halbench_panel(judged, Bootstrap(resamples=100)).figures
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(
         {

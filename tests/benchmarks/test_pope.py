@@ -10,18 +10,18 @@ import pytest
 
 from diffalign.benchmarks.pope.rules import (
     MEASURES,
-    JudgedAnswer,
+    JudgedResponse,
     Question,
-    parse_answer,
-    read_answers,
+    parse_response,
     read_questions,
+    read_responses,
     says,
     tally,
 )
 from diffalign.errors import DataError
 from tests.benchmarks.shared_data import shared_folder
 
-ANSWERS = (
+RESPONSES = (
     "Yes, there is a dog.",
     "No",
     "no, I cannot see.",
@@ -35,20 +35,20 @@ PARSED = ["yes", "no", "no", "no", "no", "yes", "yes", "yes"]
 LABELS = ["yes", "no", "no", "yes", "no", "no", "yes", "no"]
 
 
-@pytest.mark.parametrize(("answer", "parsed"), list(zip(ANSWERS, PARSED, strict=True)))
-def test_answers_are_parsed_as_published(answer, parsed):
-    assert parse_answer(answer) == parsed
+@pytest.mark.parametrize(("response", "parsed"), list(zip(RESPONSES, PARSED, strict=True)))
+def test_responses_are_parsed_as_published(response, parsed):
+    assert parse_response(response) == parsed
 
 
-@pytest.mark.parametrize("answer", ["NO", "Not at all", "none", "Maybe", "", ". no"])
-def test_whatever_is_no_spelt_no_is_a_yes(answer):
-    assert parse_answer(answer) == "yes"
+@pytest.mark.parametrize("response", ["NO", "Not at all", "none", "Maybe", "", ". no"])
+def test_whatever_is_no_spelt_no_is_a_yes(response):
+    assert parse_response(response) == "yes"
 
 
 SAID = {
     "Yes, a dog.": "yes",
     "No, there is none.": "no",
-    "I cannot tell from the picture": None,
+    "I cannot tell from the image": None,
     "The image shows a street": None,
     "There is NO cat": "no",
     "yes": "yes",
@@ -62,14 +62,14 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("answer", SAID)
-def test_what_is_neither_yes_nor_no_is_told_from_both(answer):
-    assert says(answer) == SAID[answer]
+@pytest.mark.parametrize("response", SAID)
+def test_what_is_neither_yes_nor_no_is_told_from_both(response):
+    assert says(response) == SAID[response]
 
 
 def test_what_is_neither_is_counted_apart():
     judged = [
-        JudgedAnswer(question=q, answer=a)
+        JudgedResponse(question=q, response=a)
         for q, a in zip(questions(["yes", "no"] * 6), list(SAID)[:12], strict=True)
     ]
     counts = {name: int(count.sum()) for name, count in tally(judged, ["0.jpg", "1.jpg"]).items()}
@@ -85,16 +85,16 @@ def questions(labels: list[str]) -> list[Question]:
     ]
 
 
-def values(labels: list[str], answers) -> dict[str, float]:
+def values(labels: list[str], responses) -> dict[str, float]:
     asked = questions(labels)
-    judged = [JudgedAnswer(question=q, answer=a) for q, a in zip(asked, answers, strict=True)]
+    judged = [JudgedResponse(question=q, response=a) for q, a in zip(asked, responses, strict=True)]
     counts = tally(judged, ["0.jpg", "1.jpg"])
     totals = {name: np.asarray(count.sum()) for name, count in counts.items()}
     return {name: float(measure.statistic(totals)) for name, measure in MEASURES.items()}
 
 
 def test_figures_worked_by_hand():
-    figures = values(LABELS, ANSWERS)
+    figures = values(LABELS, RESPONSES)
     assert figures["mean_length"] == (5 + 1 + 4 + 8 + 4 + 2 + 1 + 2) / 8
     del figures["mean_length"]
     assert figures == pytest.approx(
@@ -126,36 +126,39 @@ def write(path, rows):
     return path
 
 
-def test_answers_find_their_questions_by_id(tmp_path):
+def test_responses_find_their_questions_by_id(tmp_path):
     asked = questions(["yes", "no", "no"])
     rows = [{"question_id": 3, "answer": "No"}, {"question_id": "1", "text": "Yes"}]
-    judged = read_answers(write(tmp_path / "a.jsonl", rows), asked)
-    assert [(item.question.question_id, item.answer) for item in judged] == [
+    judged = read_responses(write(tmp_path / "a.jsonl", rows), asked)
+    assert [(item.question.question_id, item.response) for item in judged] == [
         ("1", "Yes"),
         ("3", "No"),
     ]
 
 
-def test_answers_without_ids_are_taken_in_order(tmp_path):
+def test_responses_without_ids_are_taken_in_order(tmp_path):
     asked = questions(["yes", "no"])
     rows = [{"question": "?", "answer": "Yes"}, {"question": "?", "answer": "No"}]
-    judged = read_answers(write(tmp_path / "a.jsonl", rows), asked)
-    assert [item.answer for item in judged] == ["Yes", "No"]
+    judged = read_responses(write(tmp_path / "a.jsonl", rows), asked)
+    assert [item.response for item in judged] == ["Yes", "No"]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question_id": 9, "answer": "No"}], "1 answers are to questions that are not there.*9"),
+        (
+            [{"question_id": 9, "answer": "No"}],
+            "1 responses are to questions that are not there.*9",
+        ),
         ([{"question_id": 1, "answer": "No"}] * 2, "1 question_ids stand more than once.*1"),
-        ([{"answer": "No"}], "1 answers without question_id to 2 questions"),
-        ([{"answer": "No"}, {"question_id": 1, "answer": "No"}], "1 of 2 answers have no"),
-        ([{"question_id": 1}], "no key answer or response"),
+        ([{"answer": "No"}], "1 responses without question_id to 2 questions"),
+        ([{"answer": "No"}, {"question_id": 1, "answer": "No"}], "1 of 2 responses have no"),
+        ([{"question_id": 1}], "no key response or response"),
     ],
 )
-def test_answers_that_cannot_be_placed_are_refused(tmp_path, rows, message):
+def test_responses_that_cannot_be_placed_are_refused(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
-        read_answers(write(tmp_path / "a.jsonl", rows), questions(["yes", "no"]))
+        read_responses(write(tmp_path / "a.jsonl", rows), questions(["yes", "no"]))
 
 
 @pytest.mark.parametrize(

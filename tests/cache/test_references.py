@@ -22,15 +22,15 @@ def contents(**changes: Any) -> Contents:
     settings: dict[str, Any] = {
         "fingerprint": FINGERPRINT,
         "views": ("chosen", "chosen@crop"),
-        "draws": 2,
+        "visits": 2,
         "pairs": 5,
         "pairs_per_shard": 3,
     }
     return Contents(**settings | changes)
 
 
-def value(number: int, view: str, draw: int) -> float:
-    return number + 0.5 * len(view) + 100 * draw
+def value(number: int, view: str, visit: int) -> float:
+    return number + 0.5 * len(view) + 100 * visit
 
 
 def fill(folder: Path, *, shards: slice = slice(None), unusable: frozenset[int] = frozenset()):
@@ -38,8 +38,8 @@ def fill(folder: Path, *, shards: slice = slice(None), unusable: frozenset[int] 
     for shard in writer.missing()[shards]:
         numbers = [n for n in range(shard.start, shard.stop) if n not in unusable]
         values = {
-            view: torch.tensor([value(n, view, shard.draw) for n in numbers])
-            for view in writer.contents.views_of(shard.draw)
+            view: torch.tensor([value(n, view, shard.visit) for n in numbers])
+            for view in writer.contents.views_of(shard.visit)
         }
         writer.write(shard, [f"pair-{n}" for n in numbers], values)
     return writer
@@ -49,12 +49,12 @@ def opened(folder: Path, **changes: Any) -> CachedReference:
     asked: dict[str, Any] = {
         "fingerprint": FINGERPRINT,
         "views": frozenset({"chosen", "chosen@crop"}),
-        "draws": 2,
+        "visits": 2,
     }
     return CachedReference.open(folder, **asked | changes)
 
 
-def test_values_come_back_by_sample_view_and_draw(tmp_path):
+def test_values_come_back_by_sample_view_and_sample(tmp_path):
     fill(tmp_path)
     found = opened(tmp_path)(["pair-4", "pair-0", "pair-4"], [0, 1, 1])
     crops = [value(4, "chosen@crop", 0), value(0, "chosen@crop", 1), value(4, "chosen@crop", 1)]
@@ -62,15 +62,15 @@ def test_values_come_back_by_sample_view_and_draw(tmp_path):
     assert found["chosen"].tolist() == [value(n, "chosen", 0) for n in (4, 0, 4)]
 
 
-def test_a_view_without_a_condition_has_one_draw(tmp_path):
+def test_a_view_without_a_condition_has_one_sample(tmp_path):
     writer = fill(tmp_path)
-    assert [shard.draw for shard in writer.contents.shards] == [0, 0, 1, 1]
+    assert [shard.visit for shard in writer.contents.shards] == [0, 0, 1, 1]
     assert writer.contents.views_of(1) == {"chosen@crop"}
-    found = opened(tmp_path, views=frozenset({"chosen"}), draws=1)(["pair-2"], [7])
+    found = opened(tmp_path, views=frozenset({"chosen"}), visits=1)(["pair-2"], [7])
     assert found == {"chosen": torch.tensor([value(2, "chosen", 0)])}
 
 
-def test_what_was_begun_goes_on_with_what_is_missing(tmp_path):
+def test_what_was_started_goes_on_with_what_is_missing(tmp_path):
     fill(tmp_path, shards=slice(0, 2))
     with pytest.raises(CacheError, match=r"not complete: 2 of 4 files are missing. Finish it"):
         opened(tmp_path)
@@ -85,7 +85,7 @@ def test_what_was_begun_goes_on_with_what_is_missing(tmp_path):
         ({"fingerprint": FINGERPRINT | {"seed": 4}}, "seed was 3 there and is 4 here"),
         ({"fingerprint": {"likelihood.reduction": "sum"}}, "likelihood.reduction was None there"),
         ({"views": frozenset({"rejected"})}, "this run needs rejected as well"),
-        ({"draws": 3}, "has 2 draws, and responses.draws is 3"),
+        ({"visits": 3}, "has 2 samples, and responses.visits is 3"),
     ],
 )
 def test_values_of_another_run_are_refused_by_what_differs(tmp_path, changes, message):
@@ -96,7 +96,7 @@ def test_values_of_another_run_are_refused_by_what_differs(tmp_path, changes, me
 
 def test_a_run_may_depend_on_less(tmp_path):
     fill(tmp_path)
-    opened(tmp_path, fingerprint={"model": "abc"}, views=frozenset({"chosen"}), draws=1)
+    opened(tmp_path, fingerprint={"model": "abc"}, views=frozenset({"chosen"}), visits=1)
 
 
 @pytest.mark.parametrize("changes", [{"fingerprint": {"model": "x"}}, {"views": ("chosen",)}])

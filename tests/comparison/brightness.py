@@ -1,4 +1,4 @@
-"""A scorer for tests: how bright a picture is; prompts may ask it to misbehave."""
+"""A scorer for tests: how bright an image is; prompts may ask it to misbehave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Brightness(AbstractScorer):
 
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
         if "raise" in prompts:
-            raise ValueError("this prompt cannot be judged")
+            raise ValueError("this prompt cannot be scored")
         values = self.scale * (images.mean(dim=(1, 2, 3)) + 1) / 2
         undefined = torch.tensor([prompt == "nan" for prompt in prompts])
         return values.masked_fill(undefined, torch.nan)

@@ -28,8 +28,9 @@ def test_counts_and_rates_worked_by_hand():
 
 
 def test_interval_of_two_prompts_worked_by_hand():
-    # Drawn twice out of {WW, WL}: 1, 3/4 (half of the time) or 1/2: a deviation of 1/4 after the
-    # correction by n / (n - 1), as of three trials, with one degree of freedom: a quantile of 12.7.
+    # Generated twice out of {WW, WL}: 1, 3/4 (half of the time) or 1/2: a deviation of 1/4 after
+    # the correction by n / (n - 1), as of three trials, with one degree of freedom: a quantile of
+    # 12.7.
     result = outcomes("WW", "WL")
     quantile = 12.7062
     assert result.win_rate_interval == pytest.approx(score_interval(0.75, 3, quantile), abs=1e-3)
@@ -63,7 +64,7 @@ def test_the_interval_holds_the_true_rate_as_often_as_it_says():
     assert 0.90 <= held / trials <= 0.98
 
 
-def test_treating_the_pictures_of_a_prompt_as_independent_would_be_too_narrow():
+def test_treating_the_images_of_a_prompt_as_independent_would_be_too_narrow():
     model = clustered(np.random.default_rng(1), prompts=40, seeds=8)
     scattered = {(f"{prompt} {seed}", 0): score for (prompt, seed), score in model.items()}
     ours, naive = (

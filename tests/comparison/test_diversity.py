@@ -33,17 +33,17 @@ def test_distance_worked_by_hand():
     assert mean_pairwise_distance(images) == pytest.approx((1 + np.sqrt(2) + 1) / 3)
 
 
-def test_equal_pictures_have_no_distance_and_opposite_ones_the_largest():
+def test_equal_images_have_no_distance_and_opposite_ones_the_largest():
     assert mean_pairwise_distance(np.ones((3, 4))) == 0
     assert mean_pairwise_distance(np.array([[1.0, 1.0], [-1.0, -1.0]])) == 2
 
 
-def test_one_picture_has_no_distance():
+def test_one_image_has_no_distance():
     with pytest.raises(ValueError, match="at least two images, got 1"):
         mean_pairwise_distance(np.ones((1, 4)))
 
 
-def test_pictures_are_compared_within_a_prompt_and_a_model(tmp_path):
+def test_images_are_compared_within_a_prompt_and_a_model(tmp_path):
     rows = []
     levels = {("a", "x"): (0, 255), ("a", "y"): (0, 0), ("b", "x"): (255, 255), ("b", "y"): (0,)}
     for (model, prompt), values in levels.items():

@@ -14,12 +14,12 @@ from diffalign.comparison.report import (
     Tile,
     command,
     embedded,
-    facts,
+    image_cards,
+    image_grid,
     interval_bar,
     notes,
     paragraph,
-    picture_cards,
-    picture_grid,
+    row_metadata,
     share_bar,
     table,
     tiles,
@@ -37,12 +37,12 @@ def all_parts(text: str) -> list[Html]:
         paragraph(text),
         notes([text]),
         command(text),
-        facts({text: text}),
+        row_metadata({text: text}),
         tiles([Tile(text, text, text)]),
         table([text], [[text]]),
         share_bar({text: 1}),
-        picture_grid([row], [text, text]),
-        picture_cards([row], [text, text]),
+        image_grid([row], [text, text]),
+        image_cards([row], [text, text]),
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_browser_is_told_to_fetch_and_run_nothing(page):
     assert page.index("Content-Security-Policy") < page.index("<style>")
 
 
-def test_small_pictures_are_embedded_exactly_and_large_ones_reduced():
+def test_small_images_are_embedded_exactly_and_large_ones_reduced():
     def opened(uri: str) -> Image.Image:
         return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
@@ -116,7 +116,7 @@ def test_an_interval_bar_says_on_which_side_it_lies(low, high, kind):
     assert f'class="interval {kind}"' in interval_bar((low + high) / 2, low, high)
 
 
-def test_an_interval_bar_is_drawn_to_scale():
+def test_an_interval_bar_is_generated_to_scale():
     bar = interval_bar(0.75, 0.5, 1.0)
     axis, neutral, spread = re.findall(r'x1="([\d.]+)" x2="([\d.]+)"', bar)
     start, end = map(float, axis)
@@ -131,5 +131,5 @@ def test_no_warnings_make_no_box():
 
 def test_scores_that_decide_a_pair_are_told_apart():
     cells = [GridCell(image=Image.new("RGB", (8, 8)), score=score) for score in (-2.264, -2.258)]
-    page = picture_grid([GridRow(caption="a", cells=cells)], ["base", "aligned"])
+    page = image_grid([GridRow(caption="a", cells=cells)], ["base", "aligned"])
     assert "-2.264" in str(page) and "-2.258" in str(page)

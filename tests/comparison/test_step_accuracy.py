@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Brightness(AbstractScorer):
-    """Prefers the brighter picture, and forgets to where it is told the time."""
+    """Prefers the brighter image, and forgets to where it is told the time."""
 
     takes_time = False
     fingerprint = "brightness"
@@ -65,7 +65,7 @@ def test_each_scorer_is_told_the_time_if_it_takes_it(model, make_pairs):
     assert found["brightness"].keys() == {1, 951}
 
 
-def test_timestep_zero_means_the_clean_pictures(model, make_pairs):
+def test_timestep_zero_means_the_clean_images(model, make_pairs):
     found = accuracy_by_timestep(
         {"brightness": Brightness()},
         model,

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.records import ResponsePair, Turn
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl
 
 WRITERS: dict[str, Callable[..., Path]] = {
@@ -45,10 +45,10 @@ def user(text: str) -> tuple[Turn, ...]:
 
 
 def response_pair(**changes: Any) -> ResponsePair:
-    """A red picture, one question, two answers."""
+    """A red image, one question, two responses."""
     fields = {
         "sample_id": "s",
-        "images": (encoded(picture((200, 0, 0), size=(20, 12))),),
+        "images": (encoded(solid_image((200, 0, 0), size=(20, 12))),),
         "turns": user("<image>\nWhat is it?"),
         "responses": {"chosen": "a red cat", "rejected": "a blue dog, I think"},
         **changes,

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from diffalign.data.decoding import BadImageError, decode, encoded_image, upright_size
 from diffalign.data.pairs.records import SkipReason
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 
 LIMIT = 10_000
 
@@ -100,7 +100,7 @@ def test_a_transparent_palette_entry_lies_over_white():
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
 def test_every_mode_becomes_rgb(mode):
-    image = picture((200, 200, 200)).convert(mode)
+    image = solid_image((200, 200, 200)).convert(mode)
     assert rgb(image, "TIFF").shape == (32, 32, 3)
 
 
@@ -111,7 +111,7 @@ def test_sixteen_bit_grey_keeps_its_brightness():
 
 def rotated():
     """A 40x20 image that EXIF says must be turned by 90 degrees."""
-    image = picture((200, 0, 0), size=(40, 20))
+    image = solid_image((200, 0, 0), size=(40, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -124,7 +124,7 @@ def test_exif_orientation_is_applied():
 
 
 def test_the_size_from_the_header_is_that_of_the_decoded_image(tmp_path):
-    for content in (rotated(), encoded(picture((1, 2, 3), size=(40, 20)))):
+    for content in (rotated(), encoded(solid_image((1, 2, 3), size=(40, 20)))):
         image = decode(content, max_pixels=LIMIT)
         file = tmp_path / "image"
         file.write_bytes(content)
@@ -134,7 +134,7 @@ def test_the_size_from_the_header_is_that_of_the_decoded_image(tmp_path):
 
 def test_a_format_that_runs_other_programs_is_not_tried():
     buffer = io.BytesIO()
-    picture((9, 9, 9)).save(buffer, "EPS")
+    solid_image((9, 9, 9)).save(buffer, "EPS")
     assert reason(buffer.getvalue()) is SkipReason.CORRUPT
 
 
@@ -271,24 +271,24 @@ def test_an_embedded_profile_says_the_colours():
         "images\\a.png",
         ".\\images\\a.png",
         {"path": "images\\a.png", "bytes": None},
-        {"bytes": encoded(picture((200, 0, 0)))},
-        bytearray(encoded(picture((200, 0, 0)))),
-        base64.b64encode(encoded(picture((200, 0, 0)))).decode(),
-        base64.encodebytes(encoded(picture((200, 0, 0)))).decode(),
-        base64.b64encode(encoded(picture((200, 0, 0)), "JPEG")).decode(),
-        "data:image/png;base64," + base64.b64encode(encoded(picture((200, 0, 0)))).decode(),
-        {"bytes": base64.b64encode(encoded(picture((200, 0, 0)))).decode(), "path": "a.png"},
+        {"bytes": encoded(solid_image((200, 0, 0)))},
+        bytearray(encoded(solid_image((200, 0, 0)))),
+        base64.b64encode(encoded(solid_image((200, 0, 0)))).decode(),
+        base64.encodebytes(encoded(solid_image((200, 0, 0)))).decode(),
+        base64.b64encode(encoded(solid_image((200, 0, 0)), "JPEG")).decode(),
+        "data:image/png;base64," + base64.b64encode(encoded(solid_image((200, 0, 0)))).decode(),
+        {"bytes": base64.b64encode(encoded(solid_image((200, 0, 0)))).decode(), "path": "a.png"},
     ],
 )
 def test_the_forms_that_a_column_of_images_may_have(value, tmp_path):
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(encoded(picture((200, 0, 0))))
+    (tmp_path / "images" / "a.png").write_bytes(encoded(solid_image((200, 0, 0))))
     assert decode(encoded_image(value, tmp_path)).size == (32, 32)
 
 
 def test_a_file_address_and_a_name_with_a_backslash(tmp_path):
     file = tmp_path / "a b\\c.png"
-    file.write_bytes(encoded(picture((200, 0, 0))))
+    file.write_bytes(encoded(solid_image((200, 0, 0))))
     assert encoded_image(file.as_uri(), None) == file
     assert encoded_image("a b\\c.png", tmp_path) == file
 
@@ -325,5 +325,5 @@ def test_what_is_no_image_has_a_reason(value, expected, tmp_path):
 
 
 def test_a_jpeg_under_the_name_of_a_png(tmp_path):
-    (tmp_path / "A.PNG").write_bytes(encoded(picture((200, 0, 0)), "JPEG"))
+    (tmp_path / "A.PNG").write_bytes(encoded(solid_image((200, 0, 0)), "JPEG"))
     assert decode(Path(tmp_path / "A.PNG")).size == (32, 32)

@@ -9,16 +9,16 @@ def order(count=10, seed=0):
     return Order(seed, [np.arange(count)])
 
 
-def members(turns):
-    return [turn.member for turn in turns]
+def members(positions):
+    return [position_.member for position_ in positions]
 
 
 def test_every_epoch_holds_every_pair_once():
-    sequence = [turn for number in range(10) for turn in order().micro_batch(number, 3)]
+    sequence = [position_ for number in range(10) for position_ in order().micro_batch(number, 3)]
     for epoch in range(3):
         part = sequence[10 * epoch : 10 * epoch + 10]
         assert sorted(members(part)) == list(range(10))
-        assert {turn.draw for turn in part} == {epoch}
+        assert {position_.visit for position_ in part} == {epoch}
 
 
 def test_epochs_and_seeds_differ():
@@ -32,21 +32,21 @@ def test_a_micro_batch_is_a_function_of_its_number():
 
 
 def test_micro_batches_of_any_size_walk_the_same_sequence():
-    by_two = [turn for number in range(6) for turn in order().micro_batch(number, 2)]
-    by_four = [turn for number in range(3) for turn in order().micro_batch(number, 4)]
+    by_two = [position_ for number in range(6) for position_ in order().micro_batch(number, 2)]
+    by_four = [position_ for number in range(3) for position_ in order().micro_batch(number, 4)]
     assert by_two == by_four
 
 
 def test_a_data_set_smaller_than_the_micro_batch_wraps():
-    turns = order(count=3).micro_batch(0, 8)
-    assert Counter(members(turns)).most_common()[0][1] == 3
-    assert [turn.draw for turn in turns] == [0, 0, 0, 1, 1, 1, 2, 2]
+    positions = order(count=3).micro_batch(0, 8)
+    assert Counter(members(positions)).most_common()[0][1] == 3
+    assert [position_.visit for position_ in positions] == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 def test_a_replacement_depends_on_the_place_and_the_attempt_only():
-    turn = order().micro_batch(2, 4)[1]
-    first = [order().replacement(turn, attempt).member for attempt in range(8)]
-    assert first == [order().replacement(turn, attempt).member for attempt in range(8)]
+    position_ = order().micro_batch(2, 4)[1]
+    first = [order().replacement(position_, attempt).member for attempt in range(8)]
+    assert first == [order().replacement(position_, attempt).member for attempt in range(8)]
     assert len(set(first)) > 1
 
 
@@ -56,7 +56,7 @@ def buckets():
 
 def test_a_micro_batch_has_one_bucket():
     for number in range(20):
-        assert len({turn.member < 6 for turn in buckets().micro_batch(number, 4)}) == 1
+        assert len({position_.member < 6 for position_ in buckets().micro_batch(number, 4)}) == 1
 
 
 def test_over_a_cycle_every_pair_of_every_bucket_comes_equally_often():
@@ -67,11 +67,11 @@ def test_over_a_cycle_every_pair_of_every_bucket_comes_equally_often():
         assert seen == dict.fromkeys(range(10), size)
 
 
-def test_the_schedule_is_drawn_once_a_cycle(monkeypatch):
+def test_the_schedule_is_sampled_once_a_cycle(monkeypatch):
     cycles = []
-    draw = Order._draw_schedule
+    visit = Order._sample_schedule
     monkeypatch.setattr(
-        Order, "_draw_schedule", lambda self, cycle: cycles.append(cycle) or draw(self, cycle)
+        Order, "_sample_schedule", lambda self, cycle: cycles.append(cycle) or visit(self, cycle)
     )
     plan = buckets()
     for number in range(20):
@@ -79,18 +79,18 @@ def test_the_schedule_is_drawn_once_a_cycle(monkeypatch):
     assert cycles == [0, 1]
 
 
-def test_draws_within_a_bucket_count_its_own_epochs():
+def test_samples_within_a_bucket_count_its_own_epochs():
     plan = buckets()
-    draws = Counter()
+    visits = Counter()
     for number in range(20):
-        for turn in plan.micro_batch(number, 4):
-            assert turn.draw == draws[turn.member]
-            draws[turn.member] += 1
+        for position_ in plan.micro_batch(number, 4):
+            assert position_.visit == visits[position_.member]
+            visits[position_.member] += 1
 
 
 def test_a_replacement_stays_in_the_bucket():
     plan = buckets()
     for number in range(10):
-        turn = plan.micro_batch(number, 1)[0]
+        position_ = plan.micro_batch(number, 1)[0]
         for attempt in range(5):
-            assert (plan.replacement(turn, attempt).member < 6) == (turn.member < 6)
+            assert (plan.replacement(position_, attempt).member < 6) == (position_.member < 6)

@@ -49,9 +49,9 @@ def test_a_block_is_shuffled_within_itself_and_the_short_end_with_its_neighbour(
     assert found[:14] != found[14:]
 
 
-def test_the_draw_is_the_epoch():
+def test_the_sample_is_the_epoch():
     batches = planned(plan_over(CountedStream(6)), 6)
-    assert [work.draw for batch in batches for work in batch.works] == [0] * 6 + [1] * 6
+    assert [work.visit for batch in batches for work in batch.works] == [0] * 6 + [1] * 6
 
 
 def test_another_seed_is_another_order():

@@ -10,7 +10,14 @@ from diffalign.data.pairs.reading import Location, open_data
 from diffalign.data.source import DataConfig
 from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_schema
 from diffalign.errors import DataError
-from tests.layouts import encoded, make_pairs, pickapic_rows, picture, write_pickapic, write_rows
+from tests.layouts import (
+    encoded,
+    make_pairs,
+    pickapic_rows,
+    solid_image,
+    write_pickapic,
+    write_rows,
+)
 
 COLUMNS = ["caption", "jpg_0"]
 
@@ -78,7 +85,7 @@ def image_table(image):
 
 
 def test_images_of_a_hub_data_set_stay_encoded(tmp_path):
-    content = encoded(picture((200, 0, 0)))
+    content = encoded(solid_image((200, 0, 0)))
     rows = TableRows(image_table({"bytes": content, "path": None}), ["p", "a"])
     assert rows[0].values["a"]["bytes"] == content
     table = image_table({"bytes": content, "path": None}).to_iterable_dataset()

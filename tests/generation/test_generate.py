@@ -14,9 +14,9 @@ from diffalign.errors import CacheError, DiffalignError
 from diffalign.generation import generate as generation
 from diffalign.generation.generate import (
     Failure,
-    Subject,
-    draw_batches,
+    ModelEntry,
     existing_rows,
+    generate_batches,
     missing_batches,
     plan_batches,
 )
@@ -25,7 +25,7 @@ from diffalign.generation.prompts import Prompt
 from diffalign.imaging.image_files import encode_png
 from diffalign.seeding import cpu_generator, derive_seed
 
-BASE = Subject("base", "f0", {"steps": 3, "scheduler": None})
+BASE = ModelEntry("base", "f0", {"steps": 3, "scheduler": None})
 PROMPTS = [Prompt(text) for text in ("one", "two", "three")]
 
 
@@ -34,14 +34,14 @@ class Painter:
 
     def __init__(self, *, stop_after: int | None = None, bad: str = "", blank: str = "") -> None:
         self.stop_after, self.bad, self.blank = stop_after, bad, blank
-        self.drawn: list[str] = []
+        self.generated: list[str] = []
 
-    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        if self.stop_after is not None and len(self.drawn) >= self.stop_after:
+    def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        if self.stop_after is not None and len(self.generated) >= self.stop_after:
             raise KeyboardInterrupt
         if self.bad in texts and self.bad:
-            raise ValueError("cannot be drawn")
-        self.drawn += texts
+            raise ValueError("cannot be generated")
+        self.generated += texts
         images = [
             torch.rand(3, 8, 8, generator=cpu_generator(derive_seed(text, seed, place)))
             for place, (text, seed) in enumerate(zip(texts, seeds, strict=True))
@@ -52,13 +52,17 @@ class Painter:
         return torch.stack(images) * 2 - 1
 
 
-def draw(
-    folder: Path, painter: Painter, *, subject: Subject = BASE, prompts: Sequence[Prompt] = PROMPTS
+def generate(
+    folder: Path,
+    painter: Painter,
+    *,
+    subject: ModelEntry = BASE,
+    prompts: Sequence[Prompt] = PROMPTS,
 ) -> list[Failure]:
     batches = plan_batches(prompts, (0, 1, 2), batch_size=4)
     existing = existing_rows(folder, [subject])
     pending = missing_batches(batches, subject.name, existing)
-    return draw_batches(folder, subject, painter, pending, existing)
+    return generate_batches(folder, subject, painter, pending, existing)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,11 +70,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_the_whole_plan_is_drawn_prompt_by_prompt(tmp_path):
+def test_the_whole_plan_is_generated_prompt_by_prompt(tmp_path):
     painter = Painter()
-    assert draw(tmp_path, painter) == []
+    assert generate(tmp_path, painter) == []
     rows = read_manifest(tmp_path)
-    assert painter.drawn == ["one"] * 3 + ["two"] * 3 + ["three"] * 3
+    assert painter.generated == ["one"] * 3 + ["two"] * 3 + ["three"] * 3
     assert [row.seed for row in rows] == [0, 1, 2] * 3
     assert rows[0].file == f"images/base/{PROMPTS[0].prompt_id}-0.png"
     with Image.open(tmp_path / rows[0].file) as image:
@@ -79,19 +83,19 @@ def test_the_whole_plan_is_drawn_prompt_by_prompt(tmp_path):
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 8])
 def test_an_interrupted_run_ends_with_the_files_of_an_uninterrupted_one(tmp_path, stop_after):
-    draw(tmp_path / "whole", Painter())
+    generate(tmp_path / "whole", Painter())
     with pytest.raises(KeyboardInterrupt):
-        draw(tmp_path / "resumed", Painter(stop_after=stop_after))
+        generate(tmp_path / "resumed", Painter(stop_after=stop_after))
     second = Painter()
-    draw(tmp_path / "resumed", second)
+    generate(tmp_path / "resumed", second)
 
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
-    assert len(second.drawn) == 9 - -(-stop_after // 4) * 4
+    assert len(second.generated) == 9 - -(-stop_after // 4) * 4
 
 
 @pytest.mark.parametrize("written", [1, 3, 6])
 def test_killed_between_two_files_the_run_ends_with_the_same_files(tmp_path, monkeypatch, written):
-    draw(tmp_path / "whole", Painter())
+    generate(tmp_path / "whole", Painter())
     real, count = generation.write_atomically, 0
 
     def until(path: Path, content: bytes) -> None:
@@ -103,33 +107,33 @@ def test_killed_between_two_files_the_run_ends_with_the_same_files(tmp_path, mon
 
     monkeypatch.setattr(generation, "write_atomically", until)
     with pytest.raises(KeyboardInterrupt):
-        draw(tmp_path / "resumed", Painter())
+        generate(tmp_path / "resumed", Painter())
     monkeypatch.undo()
-    draw(tmp_path / "resumed", Painter())
+    generate(tmp_path / "resumed", Painter())
 
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
-def test_a_finished_folder_draws_nothing(tmp_path):
-    draw(tmp_path, Painter())
+def test_a_finished_folder_generates_nothing(tmp_path):
+    generate(tmp_path, Painter())
     again = Painter()
-    draw(tmp_path, again)
-    assert again.drawn == []
+    generate(tmp_path, again)
+    assert again.generated == []
 
 
-def test_a_deleted_picture_is_drawn_again_as_it_was(tmp_path):
-    draw(tmp_path, Painter())
+def test_a_deleted_image_is_generated_again_as_it_was(tmp_path):
+    generate(tmp_path, Painter())
     before = contents(tmp_path / "images")
     file = next((tmp_path / "images").rglob("two-*-1.png"))
     file.unlink()
-    draw(tmp_path, Painter())
+    generate(tmp_path, Painter())
     assert contents(tmp_path / "images") == before
 
 
 def test_further_prompts_are_added_and_leave_what_is_there_alone(tmp_path):
-    draw(tmp_path, Painter())
+    generate(tmp_path, Painter())
     before = contents(tmp_path / "images")
-    draw(tmp_path, Painter(), prompts=[Prompt("zero"), *PROMPTS])
+    generate(tmp_path, Painter(), prompts=[Prompt("zero"), *PROMPTS])
     assert before.items() <= contents(tmp_path / "images").items()
     assert (tmp_path / MANIFEST).read_text().count("\n") == 12
 
@@ -142,32 +146,32 @@ def test_further_prompts_are_added_and_leave_what_is_there_alone(tmp_path):
         ({"fingerprint": "f1"}, r"with models\.base of fingerprint f0.*asks for f1"),
     ],
 )
-def test_a_folder_drawn_differently_is_refused_by_the_name_of_the_setting(
+def test_a_folder_generated_differently_is_refused_by_the_name_of_the_setting(
     tmp_path, change, message
 ):
-    draw(tmp_path, Painter())
+    generate(tmp_path, Painter())
     with pytest.raises(CacheError, match=message):
-        draw(tmp_path, Painter(), subject=dataclasses.replace(BASE, **change))
+        generate(tmp_path, Painter(), subject=dataclasses.replace(BASE, **change))
 
 
-def test_a_prompt_that_cannot_be_drawn_costs_only_its_own_pictures(tmp_path):
-    failures = draw(tmp_path, Painter(bad="two"))
+def test_a_prompt_that_cannot_be_generated_costs_only_its_own_images(tmp_path):
+    failures = generate(tmp_path, Painter(bad="two"))
     assert [(f.item.prompt.text, f.item.seed) for f in failures] == [("two", s) for s in range(3)]
-    assert failures[0].reason == "ValueError: cannot be drawn"
+    assert failures[0].reason == "ValueError: cannot be generated"
     assert {row.prompt for row in read_manifest(tmp_path)} == {"one", "three"}
-    assert draw(tmp_path, Painter()) == []
+    assert generate(tmp_path, Painter()) == []
     assert len(read_manifest(tmp_path)) == 9
 
 
-def test_values_that_are_not_finite_are_no_picture(tmp_path):
-    failures = draw(tmp_path, Painter(blank="three"))
+def test_values_that_are_not_finite_are_no_image(tmp_path):
+    failures = generate(tmp_path, Painter(blank="three"))
     assert [failure.reason for failure in failures] == [
-        "the model drew values that are not finite"
+        "the model generated values that are not finite"
     ] * 3
     assert len(read_manifest(tmp_path)) == 6
 
 
-def test_a_picture_that_cannot_be_written_costs_only_itself(tmp_path, monkeypatch):
+def test_a_image_that_cannot_be_written_costs_only_itself(tmp_path, monkeypatch):
     real = generation.write_atomically
 
     def full(path: Path, content: bytes) -> None:
@@ -176,7 +180,7 @@ def test_a_picture_that_cannot_be_written_costs_only_itself(tmp_path, monkeypatc
         real(path, content)
 
     monkeypatch.setattr(generation, "write_atomically", full)
-    (failure,) = draw(tmp_path, Painter())
+    (failure,) = generate(tmp_path, Painter())
     assert (failure.item.prompt.text, failure.item.seed) == ("two", 1)
     assert "No space left" in failure.reason
     assert len(read_manifest(tmp_path)) == 8
@@ -184,18 +188,18 @@ def test_a_picture_that_cannot_be_written_costs_only_itself(tmp_path, monkeypatc
 
 def test_a_run_in_which_everything_fails_stops(tmp_path):
     class Broken(Painter):
-        def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            self.drawn += texts
+        def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            self.generated += texts
             raise RuntimeError("out of memory")
 
     painter = Broken()
     prompts = [Prompt(str(i)) for i in range(100)]
-    with pytest.raises(DiffalignError, match=r"16 pictures in a row failed.*out of memory"):
-        draw(tmp_path, painter, prompts=prompts)
-    assert set(painter.drawn) <= {str(i) for i in range(6)}
+    with pytest.raises(DiffalignError, match=r"16 images in a row failed.*out of memory"):
+        generate(tmp_path, painter, prompts=prompts)
+    assert set(painter.generated) <= {str(i) for i in range(6)}
 
 
 def test_levels_of_a_png_are_rounded_not_cut():
     image = torch.tensor([-1.2, -1.0, 0.0, 0.999, 1.0]).expand(3, 1, 5)
-    with Image.open(io.BytesIO(encode_png(image))) as picture:
-        assert [picture.getpixel((x, 0))[0] for x in range(5)] == [0, 0, 128, 255, 255]
+    with Image.open(io.BytesIO(encode_png(image))) as stored:
+        assert [stored.getpixel((x, 0))[0] for x in range(5)] == [0, 0, 128, 255, 255]

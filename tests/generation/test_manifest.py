@@ -48,7 +48,7 @@ def test_a_file_that_is_one_unfinished_line_starts_again(tmp_path):
     assert read_manifest(tmp_path) == [row(0)]
 
 
-def test_a_redrawn_picture_counts_once(tmp_path):
+def test_a_redrawn_image_counts_once(tmp_path):
     append_rows(tmp_path, [row(0, "old"), row(1), row(0, "new")])
     assert read_manifest(tmp_path) == [row(0, "new"), row(1)]
 

@@ -75,13 +75,13 @@ def adapter(tiny_sdxl, tmp_path) -> Path:
         ("tiny_sdxl", {"scheduler": "EulerAncestralDiscreteScheduler"}),
     ],
 )
-def test_a_picture_does_not_depend_on_its_batch(request, family, sampler):
+def test_a_image_does_not_depend_on_its_batch(request, family, sampler):
     artist = open_model(request.getfixturevalue(family), **sampler)
-    together = artist.draw(TEXTS, SEEDS)
+    together = artist.generate(TEXTS, SEEDS)
     assert together.shape == (4, 3, 32, 32)
     assert together.abs().max() <= 1
-    alone = [artist.draw([text], [seed])[0] for text, seed in zip(TEXTS, SEEDS, strict=True)]
-    reverse = artist.draw(TEXTS[::-1], SEEDS[::-1]).flip(0)
+    alone = [artist.generate([text], [seed])[0] for text, seed in zip(TEXTS, SEEDS, strict=True)]
+    reverse = artist.generate(TEXTS[::-1], SEEDS[::-1]).flip(0)
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=0)
     torch.testing.assert_close(together, reverse, atol=1e-4, rtol=0)
 
@@ -112,7 +112,7 @@ def starting_noise(artist: TextToImage, texts: list[str], seeds: list[int]) -> T
         return real(*arguments)
 
     artist.pipeline.prepare_latents = spy
-    artist.draw(texts, seeds)
+    artist.generate(texts, seeds)
     return given[0]
 
 
@@ -123,7 +123,7 @@ def starting_noise(artist: TextToImage, texts: list[str], seeds: list[int]) -> T
 @pytest.mark.parametrize(
     "sampler", [{}, {"guidance": 1.0}, {"negative_prompt": "ugly"}, {"height": 48, "width": 32}]
 )
-def test_pictures_are_those_of_the_plain_pipeline(request, family, pipeline_class, sampler):
+def test_images_are_those_of_the_plain_pipeline(request, family, pipeline_class, sampler):
     folder = request.getfixturevalue(family)
     artist = open_model(folder, **sampler)
     plain = pipeline_class.from_pretrained(folder)
@@ -139,10 +139,10 @@ def test_pictures_are_those_of_the_plain_pipeline(request, family, pipeline_clas
         width=sampler.get("width"),
         output_type="pt",
     ).images
-    torch.testing.assert_close(artist.draw(TEXTS, SEEDS), 2 * expected - 1, atol=1e-4, rtol=0)
+    torch.testing.assert_close(artist.generate(TEXTS, SEEDS), 2 * expected - 1, atol=1e-4, rtol=0)
 
 
-def test_each_prompt_is_encoded_once_while_its_pictures_stand_together(tiny_sdxl):
+def test_each_prompt_is_encoded_once_while_its_images_stand_together(tiny_sdxl):
     artist = open_model(tiny_sdxl)
     encoded = []
     real = artist.pipeline.encode_prompt
@@ -152,9 +152,9 @@ def test_each_prompt_is_encoded_once_while_its_pictures_stand_together(tiny_sdxl
         return real(prompt, **rest)
 
     artist.pipeline.encode_prompt = spy
-    artist.draw(["a", "a"], [0, 1])
-    artist.draw(["a", "b"], [2, 0])
-    artist.draw(["b", "b"], [1, 2])
+    artist.generate(["a", "a"], [0, 1])
+    artist.generate(["a", "b"], [2, 0])
+    artist.generate(["b", "b"], [1, 2])
     assert encoded == ["a", "b"]
 
 
@@ -193,16 +193,16 @@ def test_an_adapter_is_found_wherever_it_lies(tiny_sdxl, adapter, tmp_path, form
     else:
         lora = adapter if form == "folder" else next(adapter.glob("*.safetensors"))
         spec = ModelSpec(path=str(tiny_sdxl), lora=lora)
-    drawn = open_model(spec).draw(TEXTS, SEEDS)
+    generated = open_model(spec).generate(TEXTS, SEEDS)
 
     plain = open_model(tiny_sdxl)
-    assert (drawn - plain.draw(TEXTS, SEEDS)).abs().max() > 1e-3
+    assert (generated - plain.generate(TEXTS, SEEDS)).abs().max() > 1e-3
     # The file is named since diffusers 0.33 looks for none where the network is off.
     plain.pipeline.load_lora_weights(str(adapter), weight_name=ADAPTER_FILE)
-    torch.testing.assert_close(drawn, plain.draw(TEXTS, SEEDS), atol=1e-3, rtol=0)
+    torch.testing.assert_close(generated, plain.generate(TEXTS, SEEDS), atol=1e-3, rtol=0)
 
 
-def test_an_adapter_is_drawn_with_the_prediction_type_that_its_run_trained(
+def test_an_adapter_is_generated_with_the_prediction_type_that_its_run_trained(
     tiny_sdxl, adapter, tmp_path
 ):
     run = tmp_path / "run"
@@ -230,15 +230,15 @@ def test_in_half_precision_an_adapter_stays_separate(tiny_sdxl, adapter):
     model = locate_model(ModelSpec(path=str(tiny_sdxl), lora=adapter))
     artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.bfloat16)
     assert any("lora_A" in name for name, _ in artist.pipeline.unet.named_parameters())
-    assert artist.draw(["a"], [0]).isfinite().all()
+    assert artist.generate(["a"], [0]).isfinite().all()
 
 
-def test_the_result_of_a_full_run_is_drawn_with(moved_sdxl, tmp_path):
+def test_the_result_of_a_full_run_is_generated_with(moved_sdxl, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(moved_sdxl, run / "final")
     (run / "config.yaml").write_text("model: {kind: sdxl, path: elsewhere}\n")
-    expected = open_model(moved_sdxl).draw(["a"], [0])
-    assert torch.equal(open_model(run).draw(["a"], [0]), expected)
+    expected = open_model(moved_sdxl).generate(["a"], [0])
+    assert torch.equal(open_model(run).generate(["a"], [0]), expected)
 
 
 def test_fingerprints_follow_the_weights_and_not_the_place(
@@ -310,10 +310,12 @@ def test_settings_say_the_precision_that_was_chosen():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
-def test_a_gpu_in_half_precision_draws_the_same_pictures(request, family):
+def test_a_gpu_in_half_precision_generates_the_same_images(request, family):
     folder, cuda = request.getfixturevalue(family), torch.device("cuda")
     sampler = SamplerConfig(steps=2, scheduler="DDIM", eta=1.0)
     model = locate_model(ModelSpec(path=str(folder)))
-    drawn = TextToImage.open(model, sampler, device=cuda, dtype=torch.float16).draw(TEXTS, SEEDS)
-    expected = open_model(folder, scheduler="DDIM", eta=1.0).draw(TEXTS, SEEDS)
-    torch.testing.assert_close(drawn, expected, atol=0.05, rtol=0)
+    generated = TextToImage.open(model, sampler, device=cuda, dtype=torch.float16).generate(
+        TEXTS, SEEDS
+    )
+    expected = open_model(folder, scheduler="DDIM", eta=1.0).generate(TEXTS, SEEDS)
+    torch.testing.assert_close(generated, expected, atol=0.05, rtol=0)

@@ -15,7 +15,7 @@ from diffalign.benchmarks.amber.config import Amber
 from diffalign.benchmarks.chair.config import Chair
 from diffalign.benchmarks.pope.config import Pope
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
-from diffalign.generation.responses import Asking, PictureQuestion, ask
+from diffalign.generation.responses import Asking, ImageQuestion, ask
 from diffalign.models.vlm.config import VLM
 from tests.judges import brightness_teller
 from tests.judges.brightness_teller import BrightnessTeller
@@ -38,43 +38,43 @@ def folder(tmp_path):
     return tmp_path
 
 
-def questions(folder, *names: str) -> list[PictureQuestion]:
-    return [PictureQuestion(question_id=n, image=folder / f"{n}.jpg", text="?") for n in names]
+def questions(folder, *names: str) -> list[ImageQuestion]:
+    return [ImageQuestion(question_id=n, image=folder / f"{n}.jpg", text="?") for n in names]
 
 
 def asking(folder, **changes) -> Asking:
-    settings = {"images": folder, "saves": folder / "answers.jsonl", "batch_size": 1, **changes}
+    settings = {"images": folder, "saves": folder / "responses.jsonl", "batch_size": 1, **changes}
     return Asking(**settings)
 
 
-def test_every_question_is_asked_of_its_picture(folder):
-    answers = ask(BrightnessTeller(), questions(folder, "dark", "bright"), asking(folder))
-    assert answers == {"dark": "no light", "bright": "a light"}
-    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+def test_every_question_is_asked_of_its_image(folder):
+    responses = ask(BrightnessTeller(), questions(folder, "dark", "bright"), asking(folder))
+    assert responses == {"dark": "no light", "bright": "a light"}
+    rows = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
     assert [(row["image"], row["answer"]) for row in rows] == [
         ("dark.jpg", "no light"),
         ("bright.jpg", "a light"),
     ]
 
 
-def test_a_system_turn_comes_first_and_makes_other_answers(folder, asked):
+def test_a_system_turn_comes_first_and_makes_other_responses(folder, asked):
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder, system="Be brief."))
     assert asked == ["system: Be brief. ?"]
     with pytest.raises(ConfigError, match=r"another asking.max_new_tokens, asking.system or"):
         ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
-    assert asking(folder, system="Be brief.").facts["system"] == "Be brief."
-    assert "system" not in asking(folder).facts
+    assert asking(folder, system="Be brief.").row_metadata["system"] == "Be brief."
+    assert "system" not in asking(folder).row_metadata
 
 
 def test_a_rerun_asks_only_what_is_missing(folder, asked):
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
-    answers = ask(BrightnessTeller(), questions(folder, "dark", "bright"), asking(folder))
-    assert answers == {"dark": "no light", "bright": "a light"}
+    responses = ask(BrightnessTeller(), questions(folder, "dark", "bright"), asking(folder))
+    assert responses == {"dark": "no light", "bright": "a light"}
     assert len(asked) == 2
 
 
 def test_what_was_answered_before_a_failure_is_kept(folder, asked):
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken.jpg: cannot be read as an image"):
         ask(BrightnessTeller(), questions(folder, "dark", "broken"), asking(folder))
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
@@ -83,7 +83,7 @@ def test_what_was_answered_before_a_failure_is_kept(folder, asked):
 
 def test_another_wording_is_asked_anew(folder, asked):
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
-    other = PictureQuestion(question_id="dark", image=folder / "dark.jpg", text="Is it?")
+    other = ImageQuestion(question_id="dark", image=folder / "dark.jpg", text="Is it?")
     ask(BrightnessTeller(), [other], asking(folder))
     assert len(asked) == 2
 
@@ -91,9 +91,9 @@ def test_another_wording_is_asked_anew(folder, asked):
 @pytest.mark.parametrize(
     ("model", "changes"), [(BrightnessTeller(level=9), {}), (BrightnessTeller(), {"dtype": "bf16"})]
 )
-def test_answers_of_another_model_are_not_mixed_in(folder, model, changes):
+def test_responses_of_another_model_are_not_mixed_in(folder, model, changes):
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
-    with pytest.raises(ConfigError, match=r"answers of another model.*another file"):
+    with pytest.raises(ConfigError, match=r"responses of another model.*another file"):
         ask(model, questions(folder, "dark"), asking(folder, **changes))
 
 
@@ -103,14 +103,14 @@ def test_a_model_that_was_trained_again_in_its_folder_is_another(folder):
     ask(model, questions(folder, "dark"), settings)
     (weights,) = (folder / "model").glob("*.safetensors")
     save_file({k: v + 1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match="answers of another model"):
+    with pytest.raises(ConfigError, match="responses of another model"):
         ask(VLM(path=model.path), questions(folder, "dark"), settings)
 
 
-def test_missing_pictures_are_counted_before_the_model_is_loaded(folder):
-    with pytest.raises(DataError, match=r"2 pictures .* are missing, for example no.jpg, none.jpg"):
+def test_missing_images_are_counted_before_the_model_is_loaded(folder):
+    with pytest.raises(DataError, match=r"2 images .* are missing, for example no.jpg, none.jpg"):
         ask(BrightnessTeller(), questions(folder, "none", "no", "dark"), asking(folder))
-    assert not (folder / "answers.jsonl").exists()
+    assert not (folder / "responses.jsonl").exists()
 
 
 def test_a_gpu_that_is_too_small_is_told_in_words(folder, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_model_that_writes_no_text_is_refused(folder):
 
 
 def load(cls, folder, *overrides: str):
-    common = [MODEL, f"asking.images={folder}", f"asking.saves={folder / 'answers.jsonl'}"]
+    common = [MODEL, f"asking.images={folder}", f"asking.saves={folder / 'responses.jsonl'}"]
     return config.load(cls, None, [*common, *overrides, "bootstrap.resamples=100"])
 
 
@@ -143,11 +143,11 @@ def test_pope_of_a_model(folder, asked):
             for n, label in (("dark", "no"),)
         )
     )
-    suffix = "suffix=Answer with a single word."
+    suffix = "suffix=Response with a single word."
     report = load(Pope, folder, f"questions.a={path}", f"questions.b={path}", suffix).report()
     (text,) = asked  # both splits have the same question
-    assert "Light?Answer with a single word." in text
-    assert report.facts["suffix"] == "Answer with a single word."
+    assert "Light?Response with a single word." in text
+    assert report.row_metadata["suffix"] == "Response with a single word."
     assert report.whole.figures["accuracy"].value == 100
     assert report.whole.counts["questions"] == 2
 
@@ -165,13 +165,13 @@ def test_chair_of_a_model(folder, asked):
     ).report()
     assert report.whole.figures["recall"].value == 100
     assert asked == ["What is it?"]
-    assert report.facts["prompt"] == "What is it?"
-    assert report.facts["max_new_tokens"] == 512
+    assert report.row_metadata["prompt"] == "What is it?"
+    assert report.row_metadata["max_new_tokens"] == 512
 
 
 @pytest.fixture
 def amber(folder) -> list[str]:
-    """The files of AMBER with one picture to describe and one question."""
+    """The files of AMBER with one image to describe and one question."""
     (folder / "annotations.json").write_text(
         '[{"id": 1, "type": "generative", "truth": ["light"], "hallu": []},'
         ' {"id": 2, "type": "relation", "truth": "no"}]'
@@ -192,7 +192,7 @@ def amber(folder) -> list[str]:
 
 def test_amber_of_a_model(folder, amber, asked):
     report = load(Amber, folder, *amber, "nouns=relation", "similarity=equality").report()
-    assert asked == ["Describe this image.", "Is it lit? Please answer yes or no."]
+    assert asked == ["Describe this image.", "Is it lit? Please response yes or no."]
     assert report.whole.figures["cover"].value == 99.9  # 1 of 1.001
     assert report.whole.counts["correct"] == 1  # "no light" was read as No
 
@@ -204,9 +204,9 @@ def test_language_data_is_missed_before_the_model_is_asked(folder, amber, asked,
     assert not asked
 
 
-def test_a_real_vision_language_model_answers(folder):
+def test_a_real_vision_language_model_responses(folder):
     model = VLM(path=str(tiny_llava(folder / "model")))
     settings = asking(folder, batch_size=2, max_new_tokens=3, device="cpu")
-    answers = ask(model, questions(folder, "dark", "bright"), settings)
-    assert set(answers) == {"dark", "bright"}
-    assert all(isinstance(answer, str) for answer in answers.values())
+    responses = ask(model, questions(folder, "dark", "bright"), settings)
+    assert set(responses) == {"dark", "bright"}
+    assert all(isinstance(response, str) for response in responses.values())

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from diffalign.imaging import grid
-from diffalign.imaging.grid import GridCell, GridRow, draw_grid, fit
+from diffalign.imaging.grid import GridCell, GridRow, fit, render_grid
 
 PAGE_WIDTH = 830
-"""Width, in pixels, at which a code host shows a picture of a README."""
+"""Width, in pixels, at which a code host shows an image of a README."""
 
 
 def rows_of(columns: int, *, size=(64, 64), count: int = 2, **cell) -> list[GridRow]:
@@ -16,9 +16,9 @@ def rows_of(columns: int, *, size=(64, 64), count: int = 2, **cell) -> list[Grid
     return [GridRow(caption="a red circle and a blue square", cells=cells)] * count
 
 
-def red_box(picture: Image.Image) -> tuple[int, int, int, int]:
+def red_box(image: Image.Image) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the first row's and column's plain red."""
-    red = (np.asarray(picture) == (200, 0, 0)).all(axis=2)
+    red = (np.asarray(image) == (200, 0, 0)).all(axis=2)
     top, left = np.argwhere(red)[0]
     right = left + np.argmin(red[top, left:])
     bottom = top + np.argmin(red[top:, left])
@@ -28,8 +28,8 @@ def red_box(picture: Image.Image) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize("columns", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize("size", [(64, 64), (1024, 1024)])
 def test_a_cell_is_at_least_192_pixels_at_any_number_of_columns(columns, size):
-    picture = draw_grid(rows_of(columns, size=size), ["model"] * columns)
-    left, top, right, bottom = red_box(picture)
+    image = render_grid(rows_of(columns, size=size), ["model"] * columns)
+    left, top, right, bottom = red_box(image)
     assert right - left + 2 >= 192  # the frame's pixel on either side
     assert bottom - top + 2 >= 192
 
@@ -39,12 +39,12 @@ def test_captions_are_readable_where_a_page_shows_the_whole_grid(columns, monkey
     sizes = []
     real = grid.font_for
     monkeypatch.setattr(grid, "font_for", lambda text, size: sizes.append(size) or real(text, size))
-    picture = draw_grid(rows_of(columns), ["model"] * columns)
+    image = render_grid(rows_of(columns), ["model"] * columns)
     caption = max(sizes)
-    assert caption * PAGE_WIDTH / picture.width >= 11
+    assert caption * PAGE_WIDTH / image.width >= 11
 
 
-def test_small_pictures_are_enlarged_without_new_colours():
+def test_small_images_are_enlarged_without_new_colours():
     checks = Image.new("RGB", (64, 64), (0, 0, 255))
     checks.paste((255, 255, 0), (0, 0, 32, 64))
     large = fit(checks, 256)
@@ -54,42 +54,42 @@ def test_small_pictures_are_enlarged_without_new_colours():
 
 def test_proportions_are_kept_and_landscape_rows_are_low():
     assert fit(Image.new("RGB", (1024, 512)), 256).size == (256, 128)
-    square = draw_grid(rows_of(2, size=(512, 512)), ["a", "b"])
-    landscape = draw_grid(rows_of(2, size=(512, 256)), ["a", "b"])
+    square = render_grid(rows_of(2, size=(512, 512)), ["a", "b"])
+    landscape = render_grid(rows_of(2, size=(512, 256)), ["a", "b"])
     assert landscape.height < 0.7 * square.height
 
 
 def test_scores_and_titles_make_room_for_themselves():
-    plain = draw_grid(rows_of(2), ["a", "b"])
-    scored = draw_grid(rows_of(2, score=0.5), ["a", "b"])
-    titled = draw_grid(rows_of(2), ["a", "b"], title="Same prompt, same noise")
+    plain = render_grid(rows_of(2), ["a", "b"])
+    scored = render_grid(rows_of(2, score=0.5), ["a", "b"])
+    titled = render_grid(rows_of(2), ["a", "b"], title="Same prompt, same noise")
     assert scored.height > plain.height
     assert titled.height > plain.height
 
 
 def test_a_winner_is_outlined():
     def greens(winner: bool) -> int:
-        picture = draw_grid(rows_of(2, winner=winner), ["a", "b"])
-        return sum(n for n, colour in picture.getcolors(10**6) if colour == grid.WINNER)
+        image = render_grid(rows_of(2, winner=winner), ["a", "b"])
+        return sum(n for n, colour in image.getcolors(10**6) if colour == grid.WINNER)
 
     assert greens(True) > 4 * 4 * 300
     assert greens(False) == 0
 
 
-def test_a_missing_picture_leaves_its_place_empty():
+def test_a_missing_image_leaves_its_place_empty():
     row = GridRow(caption="x", cells=[None, *rows_of(1)[0].cells])
-    picture = draw_grid([row], ["a", "b"])
-    left, _, _, _ = red_box(picture)
-    assert left > red_box(draw_grid(rows_of(2), ["a", "b"]))[0] + 320
+    image = render_grid([row], ["a", "b"])
+    left, _, _, _ = red_box(image)
+    assert left > red_box(render_grid(rows_of(2), ["a", "b"]))[0] + 320
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "message"),
     [([], ["a"], "at least one"), (rows_of(3), ["a", "b"], "row 0 has 3 cells for 2 columns")],
 )
-def test_what_cannot_be_drawn_is_refused(rows, columns, message):
+def test_what_cannot_be_rendered_is_refused(rows, columns, message):
     with pytest.raises(ValueError, match=message):
-        draw_grid(rows, columns)
+        render_grid(rows, columns)
 
 
 LONG = "an astronaut riding a horse through tall sunflowers, " * 20
@@ -117,6 +117,7 @@ def test_a_line_ends_between_words():
 
 def test_a_very_long_caption_does_not_leave_its_row():
     one, many = (
-        draw_grid([GridRow(caption=c, cells=rows_of(2)[0].cells)], ["a", "b"]) for c in ("x", LONG)
+        render_grid([GridRow(caption=c, cells=rows_of(2)[0].cells)], ["a", "b"])
+        for c in ("x", LONG)
     )
     assert one.size == many.size

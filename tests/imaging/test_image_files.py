@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffalign.generation.chosen_images import grid_rows, seeds_side_by_side, spread_items
 from diffalign.generation.manifest import ManifestRow
-from diffalign.imaging.image_files import read_picture
+from diffalign.imaging.image_files import read_image
 
 
 def test_different_prompts_come_before_further_seeds():
@@ -54,8 +54,8 @@ def test_the_only_best_of_a_row_wins(folder, scores, winners):
     assert [cell is not None and cell.winner for cell in grid_row.cells] == winners
 
 
-def test_a_damaged_picture_is_an_empty_cell(folder):
-    (folder / "b.png").write_bytes(b"not a picture")
+def test_a_damaged_image_is_an_empty_cell(folder):
+    (folder / "b.png").write_bytes(b"not an image")
     rows = {row(model).key: row(model) for model in "ab"}
     (grid_row,) = grid_rows(folder, rows, "ab", [("p", 0)])
     assert [cell is None for cell in grid_row.cells] == [False, True]
@@ -69,18 +69,18 @@ def test_a_row_shows_the_same_noises_for_each_model(folder):
             rows[entry.key] = entry
     scores = {("a", "p", 1): 1.0, ("b", "p", 1): 0.0, ("a", "p", 2): 0.0, ("b", "p", 2): 1.0}
     places = [("p", seed) for seed in range(4)]
-    (drawn,), titles = seeds_side_by_side(folder, rows, "ab", places, prompts=5, scores=scores)
+    (rendered,), titles = seeds_side_by_side(folder, rows, "ab", places, prompts=5, scores=scores)
     assert titles == ["a, 1", "a, 2", "a, 3", "b, 1", "b, 2", "b, 3"]
-    assert [cell.score for cell in drawn.cells] == [None, 1.0, 0.0, None, 0.0, 1.0]
-    assert [cell.winner for cell in drawn.cells] == [False, True, False, False, False, True]
+    assert [cell.score for cell in rendered.cells] == [None, 1.0, 0.0, None, 0.0, 1.0]
+    assert [cell.winner for cell in rendered.cells] == [False, True, False, False, False, True]
 
 
-def test_one_picture_of_each_model_keeps_its_plain_title(folder):
+def test_one_image_of_each_model_keeps_its_plain_title(folder):
     rows = {row(model).key: row(model) for model in "ab"}
-    (drawn,), titles = seeds_side_by_side(folder, rows, "ab", [("p", 0)], prompts=1)
-    assert titles == ["a", "b"] and len(drawn.cells) == 2
+    (rendered,), titles = seeds_side_by_side(folder, rows, "ab", [("p", 0)], prompts=1)
+    assert titles == ["a", "b"] and len(rendered.cells) == 2
 
 
-def test_a_picture_of_any_mode_is_read_as_rgb(tmp_path):
+def test_a_image_of_any_mode_is_read_as_rgb(tmp_path):
     Image.new("L", (2, 1), 7).save(tmp_path / "grey.png")
-    assert read_picture(tmp_path / "grey.png").getpixel((1, 0)) == (7, 7, 7)
+    assert read_image(tmp_path / "grey.png").getpixel((1, 0)) == (7, 7, 7)

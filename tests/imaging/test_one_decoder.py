@@ -15,7 +15,7 @@ from diffalign.comparison import score as scoring
 from diffalign.data.decoding import decode, format_of
 from diffalign.errors import DataError
 from diffalign.generation import responses as asking
-from diffalign.imaging.image_files import pixels_of, read_picture
+from diffalign.imaging.image_files import pixels_of, read_image
 from tests.data.test_decoding import rotated, turned
 
 
@@ -50,9 +50,9 @@ def test_all_readers_see_the_same(content, tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(content)
     seen = np.array(decode(content))
-    assert (np.array(read_picture(file)) == seen).all()
-    assert (np.array(asking._picture(file)) == seen).all()
-    opened = scoring._open(scoring.Picture(file, "p"))
+    assert (np.array(read_image(file)) == seen).all()
+    assert (np.array(asking._image(file)) == seen).all()
+    opened = scoring._open(scoring.Image(file, "p"))
     assert isinstance(opened, scoring._Opened)
     assert (opened.pixels == pixels_of(Image.fromarray(seen))).all()
 
@@ -61,10 +61,10 @@ def test_a_bomb_is_a_sentence_for_all(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(saved(Image.new("1", (10_000, 10_000)), "PNG"))
     with pytest.raises(OSError, match="image above max_pixels: 10000x10000 pixels"):
-        read_picture(file)
+        read_image(file)
     with pytest.raises(DataError, match="image above max_pixels"):
-        asking._picture(file)
-    problem = scoring._open(scoring.Picture(file, "p"))
+        asking._image(file)
+    problem = scoring._open(scoring.Image(file, "p"))
     assert isinstance(problem, scoring.Problem) and "above max_pixels" in problem.reason
 
 
@@ -88,6 +88,6 @@ def test_captions_to_score_are_read_as_those_to_train(tmp_path):
     (tmp_path / "a.txt").write_bytes("caf\u00e9\n".encode("utf-8-sig"))
     (tmp_path / "b.txt").write_bytes("caf\u00e9".encode("utf-16"))
     (tmp_path / "c.txt").write_bytes("caf\u00e9".encode("latin-1"))
-    pictures, problems = scoring.find_pictures(tmp_path)
-    assert [picture.prompt for picture in pictures] == ["caf\u00e9", "caf\u00e9"]
+    images, problems = scoring.find_images(tmp_path)
+    assert [image.prompt for image in images] == ["caf\u00e9", "caf\u00e9"]
     assert [problem.path.name for problem in problems] == ["c.png"]

@@ -9,7 +9,7 @@ from diffalign.imaging.subsample import evenly_spaced, evenly_spaced_with_ends
     ("count", "expected"),
     [(0, ""), (1, "a"), (2, "ae"), (3, "acf"), (9, "abcdefgh")],
 )
-def test_each_item_stands_for_a_part_of_the_list(count, expected):
+def test_each_item_is_for_a_part_of_the_list(count, expected):
     assert "".join(evenly_spaced("abcdefgh", count)) == expected
 
 

@@ -1,4 +1,4 @@
-"""A generated folder without a model: grey pictures whose brightness is their score."""
+"""A generated folder without a model: grey images whose brightness is their score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffalign.generation.manifest import ManifestRow, append_rows, file_digest
 
 
 def fill(folder: Path, levels: Mapping[tuple[str, str, int], int]) -> Path:
-    """Write pictures and their manifest.
+    """Write images and their manifest.
 
     Args:
         folder: created.

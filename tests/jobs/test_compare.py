@@ -92,7 +92,7 @@ def test_every_column_is_compared_unless_some_are_named(folder):
     assert (result.comparison.wins, result.comparison.ties) == (32, 16)
 
 
-def test_pictures_without_a_score_are_counted_and_named(tmp_path, capsys):
+def test_images_without_a_score_are_counted_and_named(tmp_path, capsys):
     levels = {(m, p, 0): 9 for m in ("base", "aligned") for p in PROMPTS}
     del levels["aligned", PROMPTS[3], 0]
     levels["aligned", "nan", 0] = 9
@@ -110,7 +110,7 @@ def test_pictures_without_a_score_are_counted_and_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("baseline=nobody", r"no pictures of a model named 'nobody' \(models: base, aligned, same"),
+        ("baseline=nobody", r"no images of a model named 'nobody' \(models: base, aligned, same"),
         ("models=[base]", "needs a baseline and at least one other model"),
         ("scorers=[taste]", r"no column 'taste' \(columns: brightness\)"),
         ("confidence=95", "confidence must lie between 0 and 1"),

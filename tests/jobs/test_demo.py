@@ -12,7 +12,7 @@ from diffalign.jobs.demo import DemoConfig
 
 @pytest.fixture
 def short(tmp_path, monkeypatch) -> DemoConfig:
-    """The demo with two training steps, and pictures of two denoising steps."""
+    """The demo with two training steps, and images of two denoising steps."""
     monkeypatch.chdir(Path(__file__).parents[2])
     return DemoConfig(
         output=tmp_path / "demo",
@@ -37,6 +37,6 @@ def test_the_demo_names_what_it_made_and_the_next_command(short, capsys):
     (comparison,) = json.loads((evaluation / "compare.json").read_text())["comparisons"]
     assert (comparison["items"], comparison["prompts"]) == (36, 36)
 
-    demo.run(short)  # a second time nothing is trained or drawn again
+    demo.run(short)  # a second time nothing is trained or generated again
     again = " ".join(capsys.readouterr().out.split())
-    assert "is there already" in again and "0 to draw" in again
+    assert "is there already" in again and "0 to generate" in again

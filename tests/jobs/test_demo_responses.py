@@ -3,13 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from diffalign.jobs import demo_responses as demo_answers
-from diffalign.jobs.demo_responses import AnswersDemoConfig
+from diffalign.jobs import demo_responses as demo_responses
+from diffalign.jobs.demo_responses import ResponsesDemoConfig
 
 
 def test_it_names_what_it_made_and_the_next_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(Path(__file__).parents[2])
-    short = AnswersDemoConfig(
+    short = ResponsesDemoConfig(
         output=tmp_path / "demo",
         overrides=(
             "training.optimizer_steps=2",
@@ -18,15 +18,15 @@ def test_it_names_what_it_made_and_the_next_command(tmp_path, monkeypatch, capsy
         ),
         scenes=3,
     )
-    demo_answers.run(short)
+    demo_responses.run(short)
     said = capsys.readouterr().out
     evaluation = short.output / "evaluation"
-    for path in (evaluation / "descriptions.png", evaluation / "answers.json"):
+    for path in (evaluation / "descriptions.png", evaluation / "responses.json"):
         assert path.exists() and str(path) in said
     assert "diffalign train configs/mdpo/llava15_7b.yaml" in said
-    figures = json.loads((evaluation / "answers.json").read_text())
+    figures = json.loads((evaluation / "responses.json").read_text())
     assert figures.keys() == {"base", "aligned"}
-    assert set(demo_answers.SHOWN) <= figures["base"].keys()
+    assert set(demo_responses.SHOWN) <= figures["base"].keys()
 
-    demo_answers.run(short)  # a second time nothing is trained again
+    demo_responses.run(short)  # a second time nothing is trained again
     assert "is there already" in " ".join(capsys.readouterr().out.split())

@@ -51,15 +51,15 @@ def chair(tmp_path) -> list[str]:
 @pytest.fixture
 def pope(tmp_path) -> list[str]:
     arguments = ["pope"]
-    for split, answers in (("random", ["Yes", "No"]), ("popular", ["Yes", "Yes"])):
+    for split, responses in (("random", ["Yes", "No"]), ("popular", ["Yes", "Yes"])):
         questions = [
             {"question_id": n, "image": f"{n}.jpg", "text": "Is there a dog?", "label": label}
             for n, label in enumerate(("yes", "no", "no"), start=1)
         ]
-        said = [{"question_id": n, "answer": a} for n, a in enumerate(answers, start=1)]
+        said = [{"question_id": n, "answer": a} for n, a in enumerate(responses, start=1)]
         arguments += [
             f"questions.{split}={lines(tmp_path / f'q_{split}.json', *questions)}",
-            f"answers.{split}={lines(tmp_path / f'a_{split}.json', *said)}",
+            f"responses.{split}={lines(tmp_path / f'a_{split}.json', *said)}",
         ]
     return arguments
 
@@ -113,16 +113,16 @@ def test_chair_prints_one_json_object(chair):
     assert 0 <= low <= 50 <= high <= 100
     assert (printed["tokeniser"], printed["singulariser"]) == ("rules", "rules")
     assert printed["left_out"] == {
-        "captions of pictures without objects": {"count": 1, "first": ["77"]},
-        "pictures without a caption": {"count": 1, "first": ["9"]},
+        "captions of images without objects": {"count": 1, "first": ["77"]},
+        "images without a caption": {"count": 1, "first": ["9"]},
     }
 
 
-def test_the_table_shows_recall_and_length_beside_hallucination_and_what_is_next(chair):
+def test_the_table_shows_recall_and_length_next_to_hallucination_and_what_is_next(chair):
     said = evaluate(*chair)
     for expected in ("CHAIR-i", "CHAIR-s", "recall", "mean length", "95% interval", "Next:"):
         assert expected in said
-    assert "1 captions of pictures without objects: 77" in said
+    assert "1 captions of images without objects: 77" in said
     assert "tokeniser: rules" in said
 
 
@@ -134,7 +134,7 @@ def test_details_list_every_caption(chair, tmp_path):
     assert (second["image_id"], second["missed"]) == ("2", ["cat"])
 
 
-def test_captions_of_other_pictures_are_refused(chair, tmp_path):
+def test_captions_of_other_images_are_refused(chair, tmp_path):
     (tmp_path / "objects.json").write_text('{"5": ["dog"]}')
     with pytest.raises(DataError, match=r"none of its 3 images: it has 5, .* are about 1, 2, 77"):
         evaluate(*chair)
@@ -147,7 +147,7 @@ def test_pope_gives_the_mean_over_splits_and_each_split(pope):
     assert printed["accuracy"] == 75
     assert printed["yes_ratio"] == 75
     assert printed["counts"]["questions"] == 4
-    assert printed["left_out"]["questions of random without an answer"] == {
+    assert printed["left_out"]["questions of random without a response"] == {
         "count": 1,
         "first": ["3"],
     }
@@ -160,7 +160,7 @@ def test_pope_takes_a_single_file(pope):
     assert "parts" not in printed
 
 
-def test_questions_and_answers_of_different_splits_are_refused(pope):
+def test_questions_and_responses_of_different_splits_are_refused(pope):
     with pytest.raises(
         ConfigError, match="must name the same splits, got random, popular and rand"
     ):
@@ -175,17 +175,17 @@ def test_amber_gives_the_worked_example_and_names_its_stand_ins(amber):
     assert "relation.json (stand-in)" in printed["nouns"]
     assert printed["similarity"] == "equality (stand-in)"
     assert set(printed["parts"]) == {"existence", "attribute", "state"}
-    assert printed["left_out"]["questions without an answer"] == {"count": 1, "first": ["5"]}
+    assert printed["left_out"]["questions without a response"] == {"count": 1, "first": ["5"]}
     assert any("not with papers" in note for note in printed["notes"])
-    assert "resamples of answers" in printed["interval"]
+    assert "resamples of responses" in printed["interval"]
 
 
-def test_answers_about_one_picture_are_resampled_together(amber, tmp_path):
+def test_responses_about_one_image_are_resampled_together(amber, tmp_path):
     queries = [{"id": i, "image": "one.jpg", "query": "?"} for i in range(1, 6)]
     (tmp_path / "queries.json").write_text(json.dumps(queries))
     more = (*STAND_INS, f"queries=[{tmp_path / 'queries.json'}]", "--json")
     printed = json.loads(evaluate(*amber, *more))
-    assert "resamples of pictures" in printed["interval"]
+    assert "resamples of images" in printed["interval"]
     assert printed["intervals"]["chair"] is None  # there is only one
 
 
@@ -203,7 +203,7 @@ def test_descriptions_without_language_data_say_how_to_get_it(amber, monkeypatch
         evaluate(*amber)
 
 
-def test_saved_answers_are_judged_without_torch(chair):
+def test_saved_responses_are_judged_without_torch(chair):
     code = (
         "import sys; from diffalign.cli import app; app(standalone_mode=False)\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
@@ -222,7 +222,7 @@ def test_saved_answers_are_judged_without_torch(chair):
         (["chair"], "objects must be given"),
         (["chair", "objects=a", "synonyms=b"], "give either captions=FILE .* or a model to ask"),
         (["chair", "caption=x"], "caption is not a field of Chair.*Did you mean captions"),
-        (["pope", "questions=a", "answers.random=b"], "must name the same splits"),
+        (["pope", "questions=a", "responses.random=b"], "must name the same splits"),
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_allowed(arguments, message):
@@ -234,15 +234,15 @@ def test_wrong_settings_are_refused_with_what_is_allowed(arguments, message):
 def halbench(tmp_path) -> list[str]:
     (tmp_path / "synonyms.txt").write_text("dog, puppy\ncat, kitten\n")
     (tmp_path / "objects.json").write_text('{"1": ["dog"], "2": ["cat"], "3": ["dog"]}')
-    answers = lines(
-        tmp_path / "answers.jsonl",
+    responses = lines(
+        tmp_path / "responses.jsonl",
         {"image_id": 1, "question": "What is there?", "answer": "There are dogs and a cat."},
         {"image_id": 2, "question": "What is there?", "answer": "A cat"},
         {"image_id": 3, "question": "What is there?", "answer": "Nothing but a garbled reply."},
     )
     return [
         "object_halbench",
-        f"answers={answers}",
+        f"responses={responses}",
         f"objects={tmp_path / 'objects.json'}",
         f"synonyms={tmp_path / 'synonyms.txt'}",
     ]
@@ -268,13 +268,13 @@ def test_object_halbench_by_a_judge(halbench, tmp_path):
         asked = len(server.requests)
         assert json.loads(evaluate(*arguments, "attempts=1")) == printed
         assert len(server.requests) == asked + 1  # the unreadable one alone
-    assert asked == 1 + 3  # a short answer is not asked about, an unreadable one three times
+    assert asked == 1 + 3  # a short response is not asked about, an unreadable one three times
     assert (printed["response_level"], printed["mention_level"]) == (100, 50)
     assert printed["counts"]["answers"] == 2
     assert printed["objects_from"] == "tiny"
     assert printed["template"] == "own wording"
     assert printed["lemmas"] == "rules (stand-in)"
-    assert printed["left_out"]["answers whose list of objects could not be read"] == {
+    assert printed["left_out"]["responses whose list of objects could not be read"] == {
         "count": 1,
         "first": ["3"],
     }
@@ -283,10 +283,10 @@ def test_object_halbench_by_a_judge(halbench, tmp_path):
 def test_object_halbench_without_a_judge_names_its_stand_in(halbench):
     printed = json.loads(evaluate(*halbench, "--json"))
     assert printed["mention_level"] == pytest.approx(100 / 3)
-    assert printed["objects_from"] == "words of the answers (stand-in)"
+    assert printed["objects_from"] == "words of the responses (stand-in)"
     stand_in, silent, *_ = printed["notes"]
     assert stand_in == "Without a judge the figures are not those of papers."
-    assert silent.startswith("1 of 3 answers claim no object of COCO")
+    assert silent.startswith("1 of 3 responses claim no object of COCO")
 
 
 def test_a_judge_needs_a_file_for_its_verdicts(halbench):
@@ -299,8 +299,8 @@ def test_mmhal_by_a_judge(tmp_path):
         {
             "image_content": ["Dog"],
             "question": f"Question {n}?",
-            "gt_answer": "A dog.",
-            "model_answer": "A brown dog.",
+            "gt_response": "A dog.",
+            "model_response": "A brown dog.",
         }
         for n in range(9)
     ]
@@ -346,19 +346,19 @@ def test_ids_of_coco_are_understood_in_every_spelling(chair, halbench, image_id,
         lines(tmp_path / f"{name}.jsonl", said)
         printed = json.loads(evaluate(*arguments, "--json"))
         assert printed["counts"]["objects_found"] == 1
-        assert not printed["left_out"].get("captions of pictures without objects", {"count": 0})[
+        assert not printed["left_out"].get("captions of images without objects", {"count": 0})[
             "count"
         ]
 
 
-def test_answers_of_pope_meet_their_questions_in_any_spelling(pope, tmp_path):
+def test_responses_of_pope_meet_their_questions_in_any_spelling(pope, tmp_path):
     for split in ("random", "popular"):
         rows = [{"question_id": f"{n:06d}", "answer": "Yes"} for n in (1, 2, 3)]
         lines(tmp_path / f"a_{split}.json", *rows)
     assert json.loads(evaluate(*pope, "--json"))["counts"]["questions"] == 6
 
 
-def test_answers_to_other_questions_show_the_ids_that_exist(pope, tmp_path):
+def test_responses_to_other_questions_show_the_ids_that_exist(pope, tmp_path):
     lines(tmp_path / "a_random.json", {"question_id": "x", "answer": "Yes"})
     with pytest.raises(DataError, match="the questions have 1, 2, 3; give"):
         evaluate(*pope)
@@ -374,25 +374,25 @@ def notes(*arguments: str) -> str:
     return "\n".join(json.loads(evaluate(*arguments, "--json"))["notes"])
 
 
-def test_empty_answers_of_pope_are_said_to_be_empty(pope, tmp_path):
+def test_empty_responses_of_pope_are_said_to_be_empty(pope, tmp_path):
     for split in ("random", "popular"):
         rows = [{"question_id": n, "answer": " " * (n - 1)} for n in (1, 2, 3)]
         lines(tmp_path / f"a_{split}.json", *rows)
     said = notes(*pope)
-    assert "6 of 6 answers are EMPTY. The figures say nothing about a model." in said
-    assert "6 of 6 answers say neither yes nor no and count as yes, as published" in said
+    assert "6 of 6 responses are EMPTY. The figures say nothing about a model." in said
+    assert "6 of 6 responses say neither yes nor no and count as yes, as published" in said
     assert "would leave 0 right: accuracy 0.0 %" in said
     assert "answered with yes 100.0" in said  # at an end of its scale
     assert "EMPTY" in evaluate(*pope)
 
 
-def test_answers_that_say_neither_are_said_and_others_are_not(pope, tmp_path):
+def test_responses_that_say_neither_are_said_and_others_are_not(pope, tmp_path):
     assert "neither" not in notes(*pope)
     rows = [{"question_id": n, "answer": a} for n, a in ((1, "Yes"), (2, "A dog."), (3, "NO"))]
     lines(tmp_path / "a_random.json", *rows)
     said = notes(*pope)
-    assert "1 of 5 answers say neither" in said and "3 right: accuracy 60.0 %" in said
-    assert "1 answers say no in letters that the published rule does not know" in said
+    assert "1 of 5 responses say neither" in said and "3 right: accuracy 60.0 %" in said
+    assert "1 responses say no in letters that the published rule does not know" in said
     assert "EMPTY" not in said
 
 
@@ -417,6 +417,6 @@ def test_descriptions_without_an_object_are_said_to_be_that(amber, tmp_path):
     rows = [{"id": 1, "response": ""}, {"id": 2, "response": "spoon"}, {"id": 3, "response": ""}]
     (tmp_path / "responses.json").write_text(json.dumps(rows))
     said = notes(*amber, *STAND_INS)
-    assert "2 of 3 answers are EMPTY." in said
+    assert "2 of 3 responses are EMPTY." in said
     assert "2 of 2 descriptions name no object" in said
-    assert "1 of 1 answers are neither exactly Yes nor exactly No" in said
+    assert "1 of 1 responses are neither exactly Yes nor exactly No" in said

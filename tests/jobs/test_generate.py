@@ -1,4 +1,4 @@
-"""The generate job whole: from a config to pictures, interrupted, resumed, refused."""
+"""The generate job whole: from a config to images, interrupted, resumed, refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_pictures_manifest_grid_and_next_command(settings, tmp_path, capsys):
+def test_images_manifest_grid_and_next_command(settings, tmp_path, capsys):
     out = tmp_path / "out[a]"
     run(settings, out, "grid=true", "grid_columns=[other,base]", "grid_rows=3")
 
@@ -54,7 +54,7 @@ def test_pictures_manifest_grid_and_next_command(settings, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "4 prompts x 2 seeds x 2 models" in said
     assert f"diffalign score 'images={out}' scorer.kind=pickscore\n" in said
-    assert f"pictures in {out / 'images'}, list {out / 'manifest.jsonl'}" in said
+    assert f"images in {out / 'images'}, list {out / 'manifest.jsonl'}" in said
 
 
 def test_the_written_config_repeats_the_run(settings, tmp_path):
@@ -99,18 +99,16 @@ def test_a_further_model_joins_a_finished_folder(settings, tmp_path):
     assert len(read_manifest(tmp_path / "out")) == 16
 
 
-def test_failed_pictures_are_named_at_the_end_and_the_others_stay(settings, tmp_path, monkeypatch):
-    real = generate.TextToImage.draw
+def test_failed_images_are_named_at_the_end_and_the_others_stay(settings, tmp_path, monkeypatch):
+    real = generate.TextToImage.generate
 
     def fragile(self, texts, seeds):
         if "a dog" in texts:
             raise ValueError("no dogs")
         return real(self, texts, seeds)
 
-    monkeypatch.setattr(generate.TextToImage, "draw", fragile)
-    with pytest.raises(
-        DiffalignError, match=r"(?s)4 pictures failed.*base: 'a dog', seed 0.*no do"
-    ):
+    monkeypatch.setattr(generate.TextToImage, "generate", fragile)
+    with pytest.raises(DiffalignError, match=r"(?s)4 images failed.*base: 'a dog', seed 0.*no do"):
         run(settings, tmp_path / "out", "grid=true")
     assert len(read_manifest(tmp_path / "out")) == 12
     assert (tmp_path / "out" / "grid.png").is_file()

@@ -61,7 +61,7 @@ def run_synthesise(folder: Path) -> None:
 
 
 def run_precompute(folder: Path) -> None:
-    path = ROOT / "configs/playground/answers/dpo.yaml"
+    path = ROOT / "configs/playground/responses/dpo.yaml"
     precompute.run(config.load(RunConfig, path, [f"reference_cache={folder}"]))
 
 

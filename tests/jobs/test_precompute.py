@@ -14,7 +14,7 @@ from diffalign.errors import CacheError, ConfigError
 from diffalign.files import read_json_lines
 from diffalign.jobs import precompute, train
 from diffalign.training.build import RunConfig
-from tests.judged_answers import write_judged_answers
+from tests.judged_responses import write_judged_responses
 from tests.runs import figures, files
 from tests.tiny_vlm import tiny_llava
 
@@ -22,10 +22,10 @@ RUN = """
 output: {folder}/run
 model: {{kind: vlm, path: {folder}/llava, lora: {{rank: 2}}}}
 responses:
-  path: {folder}/answers.jsonl
-  kind: tests.judged_answers
+  path: {folder}/responses.jsonl
+  kind: tests.judged_responses
   workers: 0
-  draws: 2
+  generates: 2
   conditions: {{crop: {{kind: crop}}, diffuse: {{kind: diffuse}}}}
   weights: {{score: {{kind: scores, by_score: {{"2": 2.0}}}}}}
 likelihood: {{kind: tokens, gains: {{gain: {{condition: diffuse}}}}}}
@@ -39,7 +39,7 @@ objective:
 optimizer: {{lr: 1.0e-2}}
 training: {{optimizer_steps: 6, samples_per_device: 3, log_every: 1}}
 """
-"""Three epochs, of which the last shows the first draw again."""
+"""Three epochs, of which the last shows the first generate again."""
 DPO = "objective={kind: dpo, beta: 0.1}"
 
 
@@ -47,7 +47,7 @@ DPO = "objective={kind: dpo, beta: 0.1}"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("precompute")
     tiny_llava(folder / "llava")
-    write_judged_answers(folder)
+    write_judged_responses(folder)
     (folder / "run.yaml").write_text(RUN.format(folder=folder))
     return folder
 
@@ -98,7 +98,7 @@ def test_a_killed_computation_goes_on_and_writes_the_same(folder, computed, tmp_
 
 
 def test_pairs_that_cannot_be_used_are_left_out_and_never_asked_for(folder, tmp_path, capsys):
-    lines = (folder / "answers.jsonl").read_text().replace('["own-0.png"]', '["gone.png"]', 1)
+    lines = (folder / "responses.jsonl").read_text().replace('["own-0.png"]', '["gone.png"]', 1)
     broken = folder / "broken.jsonl"
     broken.write_text(lines)
     run = run_of(
@@ -125,7 +125,7 @@ def test_pairs_that_cannot_be_used_are_left_out_and_never_asked_for(folder, tmp_
         ("likelihood.reduction=mean", "likelihood.reduction was 'sum' there"),
         ("training.precision=bf16", "training.precision was 'float32' there"),
         ("responses.limit=5", "data was"),
-        ("responses.draws=3", "has 2 draws, and responses.draws is 3"),
+        ("responses.visits=3", "has 2 generates, and responses.generates is 3"),
     ],
 )
 def test_values_of_other_settings_are_refused(folder, computed, tmp_path, override, key):
@@ -137,13 +137,13 @@ def test_values_of_other_settings_are_refused(folder, computed, tmp_path, overri
 def test_another_objective_adapter_and_length_may_share_them(folder, computed, tmp_path):
     known = ("reference=cached", f"reference_cache={computed.folder}", f"output={tmp_path / 'x'}")
     more = ("model.lora.rank=4", "training.optimizer_steps=1", "likelihood.together=false")
-    train.run(run_of(folder, *known, DPO, *more, "seed=7", "responses.draws=null"))
+    train.run(run_of(folder, *known, DPO, *more, "seed=7", "responses.visits=null"))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("responses.draws=null",), r"crop.*draws anew.*set it to the number of draws"),
+        (("responses.visits=null",), r"crop.*generates anew.*set it to the number of generates"),
         (("objective={kind: orpo}",), "orpo compares with no reference"),
         (("objective={kind: tdpo, beta: 0.1}", "likelihood.divergence=true"), "whole vocabulary"),
         (
@@ -151,7 +151,7 @@ def test_another_objective_adapter_and_length_may_share_them(folder, computed, t
                 "objective={kind: weighted_sum, terms: [{objective: {kind: dpo, beta: 0.1}, "
                 "views: {chosen: 'chosen:gain'}}]}",
             ),
-            "chosen:gain is made by the policy as it stands",
+            "chosen:gain is made by the policy as it is",
         ),
     ],
 )
@@ -160,7 +160,7 @@ def test_what_cannot_be_known_in_advance_is_refused(folder, overrides, message):
         precompute.check(run_of(folder, *overrides))
 
 
-def test_pictures_are_not_offered_yet():
+def test_images_are_not_offered_yet():
     smoke = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
-    with pytest.raises(ConfigError, match="computed in advance for answers"):
+    with pytest.raises(ConfigError, match="computed in advance for responses"):
         precompute.check(config.load(RunConfig, smoke))

@@ -50,7 +50,7 @@ def test_another_scorer_needs_another_column(tmp_path):
     assert list(read_column(tmp_path / "scores" / "double.jsonl").values()) == [2.0]
 
 
-def test_a_folder_of_captioned_pictures_is_enough(tmp_path, capsys):
+def test_a_folder_of_captioned_images_is_enough(tmp_path, capsys):
     Image.new("RGB", (8, 8), (255,) * 3).save(tmp_path / "x.png")
     (tmp_path / "x.txt").write_text("a white square")
     run(tmp_path)
@@ -60,7 +60,7 @@ def test_a_folder_of_captioned_pictures_is_enough(tmp_path, capsys):
 
 def test_what_has_no_score_is_named_at_the_end(tmp_path):
     fill(tmp_path, {("base", "nan", 0): 0, ("base", "good", 0): 255})
-    with pytest.raises(DataError, match=r"(?s)1 pictures have no score.*nan-0\.png: its score is"):
+    with pytest.raises(DataError, match=r"(?s)1 images have no score.*nan-0\.png: its score is"):
         run(tmp_path)
     assert list(read_column(tmp_path / "scores" / "brightness.jsonl").values()) == [1.0]
 

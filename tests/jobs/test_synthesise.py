@@ -18,8 +18,8 @@ from diffalign.data.responses.reading import open_responses
 from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.jobs import synthesise as job
 from diffalign.synthesis.journal import Journal
-from tests.answers import random_picture
-from tests.synthesis.benches import ANSWERS, folder
+from tests.responses import random_image
+from tests.synthesis.benches import RESPONSES, folder
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/synthesis").glob("*.yaml"))
 METHODS = {
@@ -42,13 +42,13 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> Path:
-    """Five questions about pictures, one of which is no picture."""
+    """Five questions about images, one of which is no image."""
     root = tmp_path_factory.mktemp("questions")
     rows = []
     for number in range(5):
-        random_picture(number, size=(20 + 4 * number, 16)).save(root / f"{number}.png")
-        answer = ANSWERS[number % len(ANSWERS)]
-        rows.append({"image": f"{number}.png", "prompt": "What is it?", "answer": answer})
+        random_image(number, size=(20 + 4 * number, 16)).save(root / f"{number}.png")
+        response = RESPONSES[number % len(RESPONSES)]
+        rows.append({"image": f"{number}.png", "prompt": "What is it?", "answer": response})
     (root / "3.png").write_bytes(b"damaged")
     path = root / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -121,7 +121,7 @@ def test_a_finished_run_loads_no_model(questions, tmp_path, monkeypatch):
     assert (output / "pairs.jsonl").read_bytes() == before
 
 
-def test_corrections_come_later_and_cost_no_answer(questions, tmp_path, monkeypatch):
+def test_corrections_come_later_and_cost_no_response(questions, tmp_path, monkeypatch):
     make("self_sampled", questions, tmp_path)
     path = tmp_path / "corrections.jsonl"
     path.write_text('{"id": "questions.jsonl:1", "revised": "A red cat."}\n')
@@ -150,38 +150,38 @@ def test_a_model_that_was_trained_again_in_its_folder_needs_another(questions, t
         make("self_sampled", questions, tmp_path / "out", f"model.path={moved}")
 
 
-def test_parquet_holds_its_pictures(questions, tmp_path):
+def test_parquet_holds_its_images(questions, tmp_path):
     output = make("mia_dpo", questions, tmp_path, "format=parquet")
     data = open_responses(ResponseConfig(path=str(output / "pairs.parquet")))
     assert "read as mia_dpo" in data.summary
     assert all(isinstance(image, bytes) for image in data.pair(0, 0).images)
 
 
-def test_a_table_of_questions_is_read_and_its_pictures_get_files(questions, tmp_path):
+def test_a_table_of_questions_is_read_and_its_images_get_files(questions, tmp_path):
     first = make("self_sampled", questions, tmp_path / "first", "format=parquet")
     output = make("self_sampled", first / "pairs.parquet", tmp_path / "second")
     row = json.loads((output / "pairs.jsonl").read_text().splitlines()[0])
-    assert row["chosen"] == ANSWERS[0]
+    assert row["chosen"] == RESPONSES[0]
     assert (output / row["images"][0]).read_bytes() == questions.with_name("0.png").read_bytes()
 
 
 def test_if_nothing_can_be_made_it_says_why(questions, tmp_path):
     with pytest.raises(DataError, match="nothing could be made of 5 questions"):
-        make("mia_dpo", questions, tmp_path, "synthesis.max_answer_characters=1")
+        make("mia_dpo", questions, tmp_path, "synthesis.max_response_characters=1")
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 5
 
 
 def test_one_question_that_fails_costs_no_other(questions, tmp_path, monkeypatch):
-    from diffalign.synthesis.self_sampled import OwnAnswers
+    from diffalign.synthesis.self_sampled import OwnResponses
 
-    own = OwnAnswers._requests
+    own = OwnResponses._requests
 
     def fragile(method, question, bench):
         if question.sample_id.endswith(":2"):
-            raise RuntimeError("strange picture")
+            raise RuntimeError("strange image")
         return own(method, question, bench)
 
-    monkeypatch.setattr(OwnAnswers, "_requests", fragile)
+    monkeypatch.setattr(OwnResponses, "_requests", fragile)
     output = make("self_sampled", questions, tmp_path)
     skipped = [json.loads(line) for line in (output / "skipped.jsonl").open()]
     assert {row["id"][-1]: row["reason"] for row in skipped} == {
@@ -192,12 +192,12 @@ def test_one_question_that_fails_costs_no_other(questions, tmp_path, monkeypatch
 
 
 def test_questions_that_all_fail_stop_the_run(questions, tmp_path, monkeypatch):
-    from diffalign.synthesis.self_sampled import OwnAnswers
+    from diffalign.synthesis.self_sampled import OwnResponses
 
     def broken(*_):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(OwnAnswers, "_requests", broken)
+    monkeypatch.setattr(OwnResponses, "_requests", broken)
     monkeypatch.setattr(job, "_FAILURES_IN_A_ROW", 4)
     with pytest.raises(DiffalignError, match=r"4 questions failed one after the other.*no kernel"):
         make("self_sampled", questions, tmp_path)

@@ -66,7 +66,7 @@ def trained(output: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(output / f"checkpoint-{step}" / "weights.safetensors")
 
 
-def picture(pipeline) -> torch.Tensor:
+def image(pipeline) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipeline(
@@ -95,12 +95,12 @@ def test_two_steps_from_every_reader(request, tmp_path, data, layout, kind, fold
     )
     parts = {"safety_checker": None} if kind == "sd15" else {}
     base = pipeline_class.from_pretrained(model, **parts)
-    before = picture(base)
+    before = image(base)
     if shape == "lora":
         base.load_lora_weights(final, weight_name=ADAPTER_FILE)
-        after = picture(base)
+        after = image(base)
     else:
-        after = picture(pipeline_class.from_pretrained(final, **parts))
+        after = image(pipeline_class.from_pretrained(final, **parts))
     assert not torch.allclose(before, after, atol=1e-3)
 
 

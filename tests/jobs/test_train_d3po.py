@@ -1,4 +1,4 @@
-"""D3PO through the train job: with a judge and with people, killed in every phase, in parallel."""
+"""D3PO through the train job: with a scorer and with people, killed in every phase, in parallel."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_two_steps_on_every_backbone(request, tmp_path, folder, shape):
     assert any(final.rglob("*.safetensors"))
 
 
-def test_people_rank_what_each_round_draws(tmp_path, tiny_sd15):
+def test_people_rank_what_each_round_generates(tmp_path, tiny_sd15):
     """Groups, a file of preferences, an adapter; then the same again from that adapter."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\na dog\n")
@@ -102,7 +102,9 @@ def test_people_rank_what_each_round_draws(tmp_path, tiny_sd15):
         )
         train.run(load(feedback, tiny_sd15, run))
         rows = figures(run)
-        assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)  # the policy that drew them
+        assert rows[0]["loss"] == pytest.approx(
+            math.log(2), abs=1e-6
+        )  # the policy that generated them
         assert rows[1]["abs_log_ratio"] > 0
         if number == 1:
             from_the_base = load((*feedback, "model.lora.start=null"), tiny_sd15, tmp_path / "x")

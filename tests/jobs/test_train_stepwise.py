@@ -27,7 +27,7 @@ SETTINGS = (
     "rollouts.candidates=2",
     "rollouts.first_step=1",
     "rollouts.threshold=0",
-    "rollouts.pictured_prompts=1",
+    "rollouts.imaged_prompts=1",
     "rollouts.previewed_prompts=1",
     "likelihood.kind=transition",
     "likelihood.process.steps=4",
@@ -71,7 +71,7 @@ def test_two_steps_of_both_variants_on_every_backbone(request, tmp_path, folder,
 
 
 def sampling(folder: Path) -> bool:
-    """Whether a round has begun and not ended."""
+    """Whether a round has started and not ended."""
     return any(folder.glob("batches/*.json")) and not (folder / "round.json").exists()
 
 
@@ -103,6 +103,6 @@ def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path
     assert figures(output) == figures(tmp_path / "whole")
     ours, theirs = checkpoint(output, 9), checkpoint(tmp_path / "whole", 9)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    for name in ("round-0000/scores.jsonl", "round-0001/scores.jsonl", "film_strip.png"):
+    for name in ("round-0000/scores.jsonl", "round-0001/scores.jsonl", "preview_strip.png"):
         first, second = (folder / "rounds" / name for folder in (output, tmp_path / "whole"))
         assert first.read_bytes() == second.read_bytes()

@@ -1,4 +1,4 @@
-"""A stand-in for a vision-language model that says whether a picture is bright."""
+"""A stand-in for a vision-language model that says whether an image is bright."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ASKED: list[str] = []
 
 @dataclass(frozen=True, kw_only=True)
 class BrightnessTeller(AbstractModel):
-    """Says `a light` of bright pictures and `no light` of others."""
+    """Says `a light` of bright images and `no light` of others."""
 
     level: int = 128
-    """Mean value above which a picture is bright."""
+    """Mean value above which an image is bright."""
     mute: bool = False
     """Load a model that cannot write."""
 
@@ -53,10 +53,10 @@ class BrightnessTeller(AbstractModel):
         )
 
     def _generate(
-        self, prompts: Sequence[str], pictures: Sequence[Sequence[Any]], *, max_new_tokens: int
+        self, prompts: Sequence[str], images: Sequence[Sequence[Any]], *, max_new_tokens: int
     ) -> list[str]:
         ASKED.extend(prompts)
-        bright = [np.asarray(picture).mean() > self.level for (picture,) in pictures]
+        bright = [np.asarray(image).mean() > self.level for (image,) in images]
         return ["a light" if is_bright else "no light" for is_bright in bright]
 
 

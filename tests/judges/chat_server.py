@@ -51,8 +51,8 @@ def serving(reply: Callable[[str], str]) -> Iterator[ChatServer]:
                 self._send(state.failures.pop(0), state.said, state.headers)
             else:
                 content = state.reply(body["messages"][0]["content"])
-                answer = {"choices": [{"message": {"content": content}}]}
-                self._send(200, json.dumps(answer).encode(), {})
+                response = {"choices": [{"message": {"content": content}}]}
+                self._send(200, json.dumps(response).encode(), {})
 
         def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

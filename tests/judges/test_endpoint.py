@@ -40,7 +40,7 @@ def test_the_key_comes_from_the_environment_alone(server, monkeypatch):
     assert server.keys == [None, "Bearer secret", "Bearer other secret"]
 
 
-def test_a_damaged_key_is_mended_or_refused_and_never_shown(server, monkeypatch):
+def test_a_damaged_key_is_fixed_or_refused_and_never_shown(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret\r\n")
     list(endpoint(server).replies(["a"]))
     assert server.keys == ["Bearer secret"]

@@ -37,7 +37,7 @@ def chat_model(folder: Path, *, template: str | None = TEMPLATE) -> Path:
 
 def test_it_replies_to_each_prompt_alike_each_time_in_the_precision_of_its_file(tmp_path):
     judge = Local(path=str(chat_model(tmp_path)), max_new_tokens=8, device="cpu")
-    prompts = ["Rate this answer.", "List the objects."]
+    prompts = ["Rate this response.", "List the objects."]
     replies = dict(judge.replies(prompts))
     assert replies.keys() == {0, 1} and replies[0] != replies[1]
     assert dict(judge.replies(prompts[::-1])) == {0: replies[1], 1: replies[0]}
@@ -48,7 +48,7 @@ def test_it_replies_to_each_prompt_alike_each_time_in_the_precision_of_its_file(
 
 def test_what_is_no_chat_model_is_told_by_its_path(tmp_path):
     with pytest.raises(ConfigError, match=f"judge.path={tmp_path} cannot be loaded"):
-        list(Local(path=str(tmp_path)).replies(["Rate this answer."]))
+        list(Local(path=str(tmp_path)).replies(["Rate this response."]))
     judge = Local(path=str(chat_model(tmp_path / "plain", template=None)), device="cpu")
     with pytest.raises(ConfigError, match="no chat template"):
-        list(judge.replies(["Rate this answer."]))
+        list(judge.replies(["Rate this response."]))

@@ -55,8 +55,8 @@ def rows(model, batch, likelihood=None):
 
 def weights(model, batch, likelihood=None):
     likelihood = likelihood or Scores()
-    facts = likelihood.facts(likelihood.prepare(model, batch))
-    return {view: fact["weight"].tolist() for view, fact in facts.items()}
+    row_metadata = likelihood.row_metadata(likelihood.prepare(model, batch))
+    return {view: fact["weight"].tolist() for view, fact in row_metadata.items()}
 
 
 def test_scores_are_those_of_the_exported_scorer(model, make_pairs, tmp_path):
@@ -89,7 +89,7 @@ def test_equal_sides_with_equal_seeds_score_equally(model, make_pairs):
     torch.testing.assert_close(scores["chosen"], scores["rejected"], atol=1e-4, rtol=0)
 
 
-def test_a_dropped_caption_is_judged_all_the_same(model, make_pairs):
+def test_a_dropped_caption_is_scored_all_the_same(model, make_pairs):
     batch = make_pairs("a", "b")
     dropped = dataclasses.replace(batch, prompts=("", ""))
     for view in VIEWS:
@@ -117,14 +117,14 @@ class TestWeights:
         )
         assert weights(model, batch) == {"chosen": [0.25, 0.25], "rejected": [0.0, 0.25]}
 
-    def test_a_judge_of_the_clean_pictures_replaces_the_labels(self, model, make_pairs):
+    def test_a_scorer_of_the_clean_images_replaces_the_labels(self, model, make_pairs):
         batch = make_pairs("a", "b", "c")
         images = {view: batch.images[view].clone() for view in VIEWS}
         for row, (chosen, rejected) in enumerate([(0.9, 0.1), (0.1, 0.9), (0.5, 0.501)]):
             images["chosen"][row, 0], images["rejected"][row, 0] = chosen, rejected
         batch = dataclasses.replace(batch, images=images, preference=torch.tensor([0.5] * 3))
-        judged = weights(model, batch, Scores(relabel=Redness()))
-        assert judged == {"chosen": [1, 0, 0.5], "rejected": [0, 1, 0.5]}
+        scored = weights(model, batch, Scores(relabel=Redness()))
+        assert scored == {"chosen": [1, 0, 0.5], "rejected": [0, 1, 0.5]}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_published_gap_of_a_tie(gap, expected):
 
 
 @pytest.mark.parametrize("scores", [(torch.nan, 1.0), (1.0, torch.nan), (torch.inf, torch.inf)])
-def test_a_judge_without_an_answer_gives_no_label(scores):
+def test_a_scorer_without_an_response_gives_no_label(scores):
     label = preference_from_scores(*map(torch.tensor, scores), tie_below=0.1)
     assert label.isnan()
 
@@ -156,8 +156,8 @@ class TestChecks:
         with pytest.raises(ValueError, match="timesteps reach 1999"):
             Scores(timesteps=TimestepSampling(high=2000)).check(settings)
 
-    def test_a_judge_of_noisy_pictures_cannot_relabel(self):
-        with pytest.raises(ValueError, match="relabel judges clean pictures"):
+    def test_a_scorer_of_noisy_images_cannot_relabel(self):
+        with pytest.raises(ValueError, match="relabel scorers clean images"):
             Scores(relabel=StepAware(path="anywhere"))
 
     def test_tie_below_is_a_difference_of_probabilities(self):

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses that do not all answer the same conversation of each sample."""
+"""Log-probabilities of responses that do not all response the same conversation of each sample."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from diffalign.data.responses.visits import TokenSample, TokenSampleMaker
 
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.records import Conversation, Turn
-from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from diffalign.likelihoods.tokens import Tokens
-from tests.answers import pair
 from tests.likelihoods.test_tokens import close, load, measure, stir
+from tests.responses import pair
 
 FAMILIES = ["llava", "llava_next", "qwen2_vl"]
 OTHER = pair(5, 2)
@@ -70,8 +70,8 @@ def test_a_side_with_its_own_conversation_has_the_number_that_it_has_alone(famil
     assert close(found["rejected"][1], before["rejected"][1])
 
 
-def single(number, pictures, side):
-    whole = pair(number, pictures)
+def single(number, image_inputs, side):
+    whole = pair(number, image_inputs)
     return dataclasses.replace(whole, responses={side: whole.responses[side]}, paired=False)
 
 
@@ -81,20 +81,26 @@ def test_rows_of_one_response_have_the_numbers_that_they_have_in_pairs(family, t
     model = load(family)
     stir(model)
     sides = ["rejected", "chosen", "rejected", "rejected"]
-    pictures = [1, 3, 0, 2]
-    mixed = batch_of(model, [single(i, pictures[i], side) for i, side in enumerate(sides)])
-    reference, found, facts = measure(model, mixed, Tokens(together=together))
-    _, whole, known = measure(model, batch_of(model, [pair(i, n) for i, n in enumerate(pictures)]))
+    image_inputs = [1, 3, 0, 2]
+    mixed = batch_of(model, [single(i, image_inputs[i], side) for i, side in enumerate(sides)])
+    reference, found, row_metadata = measure(model, mixed, Tokens(together=together))
+    _, whole, known = measure(
+        model, batch_of(model, [pair(i, n) for i, n in enumerate(image_inputs)])
+    )
     for side, rows in {"chosen": [1], "rejected": [0, 2, 3]}.items():
-        assert facts[side]["rows"].tolist() == rows
+        assert row_metadata[side]["rows"].tolist() == rows
         assert close(found[side], whole[side][rows])
         assert found[side].requires_grad and reference[side].shape == (len(rows),)
-        assert facts[side]["length"].tolist() == known[side]["length"][rows].tolist()
+        assert row_metadata[side]["length"].tolist() == known[side]["length"][rows].tolist()
 
 
 def test_a_view_that_no_row_has_is_empty():
     model = load()
-    _, found, facts = measure(model, batch_of(model, [single(i, 1, "chosen") for i in range(2)]))
+    _, found, row_metadata = measure(
+        model, batch_of(model, [single(i, 1, "chosen") for i in range(2)])
+    )
     assert found["chosen"].shape == (2,) and found["rejected"].shape == (0,)
-    assert facts["rejected"]["rows"].shape == facts["rejected"]["length"].shape == (0,)
-    assert facts["rejected"]["rows"].dtype == torch.int64
+    assert (
+        row_metadata["rejected"]["rows"].shape == row_metadata["rejected"]["length"].shape == (0,)
+    )
+    assert row_metadata["rejected"]["rows"].dtype == torch.int64

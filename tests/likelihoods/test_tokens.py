@@ -1,4 +1,4 @@
-"""Log-probabilities of answers under tiny models of every family."""
+"""Log-probabilities of responses under tiny models of every family."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
-from tests.answers import answer_batch
+from tests.responses import response_batch
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_5_vl, tiny_qwen2_vl
 
 FAMILIES = {
@@ -29,7 +29,7 @@ FAMILIES = {
 }
 LORA = LoraSettings(rank=2)
 MIXED = (1, 0, 3)
-"""Pictures of three samples."""
+"""Images of three samples."""
 
 
 @cache
@@ -59,7 +59,7 @@ def measure(model: VisionLanguageModel, batch: Any, likelihood: Tokens | None = 
     with torch.no_grad(), model.reference():
         reference = likelihood.evaluate(model, prepared)
     policy = likelihood.evaluate(model, prepared)
-    return reference, policy, likelihood.facts(prepared)
+    return reference, policy, likelihood.row_metadata(prepared)
 
 
 def close(left: Tensor, right: Tensor, *, within: float = 1e-5) -> bool:
@@ -75,7 +75,7 @@ def plain_logits(family: str, batch: Any, response: str, condition: str | None =
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
             **rows.further,
-            **batch.pictures[condition],
+            **batch.image_inputs[condition],
         )
     return output.logits[:, :-1]
 
@@ -83,26 +83,26 @@ def plain_logits(family: str, batch: Any, response: str, condition: str | None =
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_sum_is_that_of_the_logits_of_transformers(family):
     model = load(family)
-    batch = answer_batch(model.processor, pictures=MIXED)
-    _, policy, facts = measure(model, batch)
+    batch = response_batch(model.processor, image_counts=MIXED)
+    _, policy, row_metadata = measure(model, batch)
     for view, rows in batch.responses.items():
         log_probs = plain_logits(family, batch, view).log_softmax(-1)
         own = log_probs.gather(-1, rows.input_ids[:, 1:, None])[..., 0]
         expected = (own * rows.response_mask[:, 1:]).sum(1)
         assert close(policy[view], expected)
-        assert facts[view]["length"].tolist() == rows.response_mask.sum(1).tolist()
+        assert row_metadata[view]["length"].tolist() == rows.response_mask.sum(1).tolist()
 
 
 @pytest.mark.parametrize(
-    ("family", "pictures"), [*((family, MIXED) for family in FAMILIES), ("qwen2_vl", (0, 0))]
+    ("family", "image_inputs"), [*((family, MIXED) for family in FAMILIES), ("qwen2_vl", (0, 0))]
 )
-def test_one_vision_pass_is_the_plain_path(family, pictures):
+def test_one_vision_pass_is_the_plain_path(family, image_inputs):
     results = []
     for shared in (True, False):
         model = load(family, one_vision_pass=shared)
         stir(model)
         views = ("chosen", "rejected", "chosen@diffuse")
-        batch = answer_batch(model.processor, *views, pictures=pictures)
+        batch = response_batch(model.processor, *views, image_counts=image_inputs)
         reference, policy, _ = measure(model, batch)
         sum(policy[view].sum() for view in views).backward()
         gradient = torch.cat([p.grad.flatten() for _, p in model.trained_parameters()])
@@ -119,16 +119,16 @@ def test_the_tower_runs_once_for_all_views_policy_and_reference():
     tower = model.network.tower
     encoder = getattr(tower, "vision_model", tower).encoder  # of transformers before 5
     encoder.register_forward_hook(lambda *_: calls.append(1))
-    measure(model, answer_batch(model.processor, "chosen", "rejected"))
+    measure(model, response_batch(model.processor, "chosen", "rejected"))
     assert len(calls) == 1
-    measure(model, answer_batch(model.processor, "chosen", "rejected", "chosen@diffuse"))
-    assert len(calls) == 3  # the condition has pictures of its own
+    measure(model, response_batch(model.processor, "chosen", "rejected", "chosen@diffuse"))
+    assert len(calls) == 3  # the condition has images of its own
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_matter_and_conditions_are_seen(family):
+def test_images_matter_and_conditions_are_seen(family):
     model = load(family)
-    batch = answer_batch(model.processor, "chosen", "chosen@diffuse")
+    batch = response_batch(model.processor, "chosen", "chosen@diffuse")
     _, policy, _ = measure(model, batch)
     changed = (policy["chosen"] - policy["chosen@diffuse"]).abs() > 1e-4
     assert changed.tolist() == [True, False, True]  # the second sample is text alone
@@ -141,7 +141,7 @@ def test_pictures_matter_and_conditions_are_seen(family):
 def test_the_reference_is_the_policy_until_the_first_step(family, reference):
     lora = None if reference == "frozen_copy" else LORA
     model = load(family, reference=reference, lora=lora, projector="trained")
-    batch = answer_batch(model.processor, "chosen", "rejected", "chosen@diffuse")
+    batch = response_batch(model.processor, "chosen", "rejected", "chosen@diffuse")
     before, policy, _ = measure(model, batch)
     assert all(torch.equal(before[view], policy[view].detach()) for view in before)
     stir(model)
@@ -154,8 +154,10 @@ def test_the_reference_is_the_policy_until_the_first_step(family, reference):
 def test_the_order_of_rows_changes_nothing(family):
     model = load(family)
     stir(model)
-    _, there, _ = measure(model, answer_batch(model.processor, pictures=MIXED))
-    _, back, _ = measure(model, answer_batch(model.processor, pictures=MIXED, order=(2, 0, 1)))
+    _, there, _ = measure(model, response_batch(model.processor, image_counts=MIXED))
+    _, back, _ = measure(
+        model, response_batch(model.processor, image_counts=MIXED, order=(2, 0, 1))
+    )
     assert all(close(there[view][[2, 0, 1]], back[view]) for view in there)
 
 
@@ -163,16 +165,18 @@ def test_the_order_of_rows_changes_nothing(family):
 def test_company_and_its_padding_change_nothing(family):
     model = load(family)
     stir(model)
-    _, together, _ = measure(model, answer_batch(model.processor, pictures=MIXED))
+    _, together, _ = measure(model, response_batch(model.processor, image_counts=MIXED))
     for row in range(3):
-        _, alone, _ = measure(model, answer_batch(model.processor, pictures=MIXED, order=[row]))
+        _, alone, _ = measure(
+            model, response_batch(model.processor, image_counts=MIXED, order=[row])
+        )
         assert all(close(together[view][row], alone[view][0]) for view in together)
 
 
 def test_every_response_and_condition_runs_once_whatever_the_views():
     views = ("chosen", "chosen:changed", "rejected", "rejected:changed", "chosen@diffuse")
     model = load()
-    measure(model, answer_batch(model.processor, *views))
+    measure(model, response_batch(model.processor, *views))
     assert model.evaluations == 2 * 3 * 3  # models, cells, rows
 
 
@@ -182,10 +186,12 @@ def test_one_view_after_the_other_gives_the_same_numbers_and_gradients(checkpoin
     for together in (True, False):
         model = load(gradient_checkpointing=checkpointing and not together)
         stir(model)
-        batch = answer_batch(model.processor, "chosen", "rejected", "chosen@diffuse")
+        batch = response_batch(model.processor, "chosen", "rejected", "chosen@diffuse")
         likelihood = Tokens(together=together, divergence=True)
-        _, policy, facts = measure(model, batch, likelihood)
-        (policy["chosen"] - policy["rejected"] + facts["chosen"]["divergence"]).sum().backward()
+        _, policy, row_metadata = measure(model, batch, likelihood)
+        (
+            policy["chosen"] - policy["rejected"] + row_metadata["chosen"]["divergence"]
+        ).sum().backward()
         gradient = torch.cat([p.grad.flatten() for _, p in model.trained_parameters()])
         results.append((policy["chosen@diffuse"], gradient))
     assert close(results[0][0], results[1][0])
@@ -197,7 +203,7 @@ def test_the_number_of_logits_at_once_changes_nothing():
     for positions in (1, 1000):
         model = load(positions_at_once=positions)
         stir(model)
-        batch = answer_batch(model.processor)
+        batch = response_batch(model.processor)
         _, policy, _ = measure(model, batch)
         (policy["chosen"] - policy["rejected"]).sum().backward()
         gradient = torch.cat([p.grad.flatten() for _, p in model.trained_parameters()])
@@ -210,7 +216,7 @@ def test_the_head_runs_on_few_tokens_at_a_time():
     sizes = []
     model = load(positions_at_once=4)
     model.network.model.lm_head.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
-    batch = answer_batch(model.processor)
+    batch = response_batch(model.processor)
     _, policy, _ = measure(model, batch)
     policy["chosen"].sum().backward()
     assert max(sizes) == 4
@@ -219,19 +225,19 @@ def test_the_head_runs_on_few_tokens_at_a_time():
 def test_the_divergence_is_that_over_the_vocabulary():
     model = load()
     stir(model, by=0.3)
-    batch = answer_batch(model.processor)
+    batch = response_batch(model.processor)
     likelihood = Tokens(divergence=True)
-    _, _, facts = measure(model, batch, likelihood)
+    _, _, row_metadata = measure(model, batch, likelihood)
     rows = batch.responses["chosen"]
     expected = plain_logits("llava", batch, "chosen").log_softmax(-1)
     whole = model.network.model
     with torch.no_grad():
         output = whole(
-            input_ids=rows.input_ids, attention_mask=rows.attention_mask, **batch.pictures[None]
+            input_ids=rows.input_ids, attention_mask=rows.attention_mask, **batch.image_inputs[None]
         )
     policy = output.logits[:, :-1].log_softmax(-1)
     at_tokens = (expected.exp() * (expected - policy)).sum(-1) * rows.response_mask[:, 1:]
-    divergence = facts["chosen"]["divergence"]
+    divergence = row_metadata["chosen"]["divergence"]
     assert close(divergence, at_tokens.sum(1), within=1e-4)
     assert divergence.min() > 0.01
     assert divergence.requires_grad
@@ -240,18 +246,18 @@ def test_the_divergence_is_that_over_the_vocabulary():
 @pytest.mark.parametrize("reference", ["frozen_copy", "past_policy"])
 def test_the_divergence_from_a_reference_with_a_head_of_its_own(reference):
     model = load(reference=reference, lora=None)
-    batch = answer_batch(model.processor)
-    _, _, facts = measure(model, batch, Tokens(divergence=True))
-    assert facts["chosen"]["divergence"].abs().max() < 1e-5
+    batch = response_batch(model.processor)
+    _, _, row_metadata = measure(model, batch, Tokens(divergence=True))
+    assert row_metadata["chosen"]["divergence"].abs().max() < 1e-5
     with torch.no_grad():
         model.network.model.lm_head.weight.mul_(2.0)
-    _, _, facts = measure(model, batch, Tokens(divergence=True))
-    assert facts["chosen"]["divergence"].min() > 0.01
+    _, _, row_metadata = measure(model, batch, Tokens(divergence=True))
+    assert row_metadata["chosen"]["divergence"].min() > 0.01
 
 
 def test_a_mean_divides_by_the_weights_and_has_no_length():
     model = load()
-    batch = answer_batch(model.processor, "chosen", "chosen:changed")
+    batch = response_batch(model.processor, "chosen", "chosen:changed")
     _, total, sums = measure(model, batch, Tokens(reduction="sum"))
     _, mean, means = measure(model, batch, Tokens(reduction="mean"))
     for view in total:
@@ -263,18 +269,18 @@ def test_a_mean_divides_by_the_weights_and_has_no_length():
 
 def test_weights_multiply_tokens():
     model = load()
-    batch = answer_batch(model.processor, "chosen", "chosen:changed")
+    batch = response_batch(model.processor, "chosen", "chosen:changed")
     twice = {"chosen:changed": 2.0 * batch.responses["chosen"].response_mask.float()}
     _, policy, _ = measure(model, dataclasses.replace(batch, weights=twice))
     assert close(policy["chosen:changed"], 2 * policy["chosen"])
 
 
-def test_the_gain_from_pictures_weighs_tokens():
+def test_the_gain_from_images_weighs_tokens():
     likelihood = Tokens(gains={"gain": VisualGain(condition="diffuse")})
     views = ("chosen", "rejected", "chosen:gain", "rejected:gain")
     model = load()
-    batch = answer_batch(model.processor, *views, likelihood=likelihood)
-    _, policy, facts = measure(model, batch, likelihood)
+    batch = response_batch(model.processor, *views, likelihood=likelihood)
+    _, policy, row_metadata = measure(model, batch, likelihood)
 
     def per_token(response: str, condition: str | None) -> Tensor:
         rows = batch.responses[response]
@@ -286,16 +292,14 @@ def test_the_gain_from_pictures_weighs_tokens():
         mask = batch.responses[response].response_mask[:, 1:]
         weights = weight(torch.sigmoid(clear - disturbed)) * mask
         assert close(policy[f"{response}:gain"], (weights * clear).sum(1))
-        assert close(facts[f"{response}:gain"]["length"], weights.sum(1))
-    assert close(
-        policy["chosen:gain"][1], policy["chosen"][1]
-    )  # without pictures nothing is gained
+        assert close(row_metadata[f"{response}:gain"]["length"], weights.sum(1))
+    assert close(policy["chosen:gain"][1], policy["chosen"][1])  # without images nothing is gained
 
 
-def test_own_is_what_the_policy_would_write_beside_noise_scored_beside_the_picture():
+def test_own_is_what_the_policy_would_write_next_to_noise_scored_next_to_the_image():
     likelihood = Tokens()
     model = load()
-    batch = answer_batch(model.processor, "chosen", "rejected", "own", likelihood=likelihood)
+    batch = response_batch(model.processor, "chosen", "rejected", "own", likelihood=likelihood)
     before = model.evaluations
     _, policy, _ = measure(model, batch, likelihood)
     assert model.evaluations - before == 2 * 2 * 3 + 3  # cells of both models, and the choice
@@ -321,7 +325,7 @@ def test_what_is_made_here_is_asked_of_the_data_by_its_parts():
 
 def test_text_alone_leaves_no_trained_parameter_without_gradient():
     model = load(projector="trained")
-    _, policy, _ = measure(model, answer_batch(model.processor, pictures=(0, 0)))
+    _, policy, _ = measure(model, response_batch(model.processor, image_counts=(0, 0)))
     policy["chosen"].sum().backward()
     assert all(parameter.grad is not None for _, parameter in model.trained_parameters())
 

@@ -140,9 +140,9 @@ def test_log_probabilities_of_the_published_code_are_reproduced(dtype, tolerance
     noising = Epsilon(schedule_length=1000, alphas_cumprod=torch.cumprod(1 - betas, dim=0))
     t, t_next = torch.tensor([501, 101, 951]), torch.tensor([451, 51, 901])
 
-    def log_likelihoods(states, reference, policy, draw):
+    def log_likelihoods(states, reference, policy, visit):
         mean, std = noising.transition(states, reference, t, t_next, eta=1.0)
-        outcome = mean + expand_like(std, mean) * draw
+        outcome = mean + expand_like(std, mean) * visit
         results = []
         for prediction in (policy, reference):
             mean, std = noising.transition(
@@ -340,7 +340,7 @@ def test_preparation_carries_no_gradient_and_is_made_once(request, model):
 
     assert not prepared.conditioning["encoder_hidden_states"].requires_grad
     assert all(torch.equal(rows[0][view], rows[1][view]) for view in VIEWS)
-    assert likelihood.facts(prepared) == {}
+    assert likelihood.row_metadata(prepared) == {}
 
 
 # --- policy, reference and sampler --------------------------------------------------------------

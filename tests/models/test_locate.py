@@ -124,12 +124,12 @@ def test_a_lone_network_of_the_hub_is_asked_for_its_own_configuration(monkeypatc
     asked = []
     (tmp_path / "config.json").write_text("{}")
 
-    def answer(name, file, *, revision):
+    def response(name, file, *, revision):
         asked.append((name, file, revision))
         return str(tmp_path / file)
 
     for function in ("hf_hub_download", "try_to_load_from_cache"):
-        monkeypatch.setattr(f"diffalign.models.locate.{function}", answer)
+        monkeypatch.setattr(f"diffalign.models.locate.{function}", response)
     network = locate("owner/vae", revision="r1")
     network.read_json(f"{ITSELF}/config.json")
     network.identity(ITSELF)

@@ -67,11 +67,11 @@ UNET_REFUSED = [
     ("out_channels", Refused(8, "out_channels 8, .* predicts a variance")),
     ("out_channels", Refused(3, "out_channels 3, .* something else than the noise")),
     ("time_cond_proj_dim", Refused(256, "told the guidance scale")),
-    ("class_embed_type", Refused("timestep", "told a class beside the prompt")),
+    ("class_embed_type", Refused("timestep", "told a class next to the prompt")),
     ("num_class_embeds", Refused(1000, "a class or a noise level, as upscalers do")),
-    ("encoder_hid_dim_type", Refused("image_proj", "wants an image beside the prompt")),
-    ("encoder_hid_dim_type", Refused("text_image_proj", "wants an image beside the prompt")),
-    ("attention_type", Refused("gated", "boxes beside the prompt")),
+    ("encoder_hid_dim_type", Refused("image_proj", "wants an image next to the prompt")),
+    ("encoder_hid_dim_type", Refused("text_image_proj", "wants an image next to the prompt")),
+    ("attention_type", Refused("gated", "boxes next to the prompt")),
     ("addition_embed_type", Refused(None, "addition_embed_type None, .* 'text_time'")),
     ("addition_embed_type", Refused("text", "addition_embed_type 'text'")),
     ("sample_size", Refused(None, "sample_size None: it must be the height and width")),
@@ -231,12 +231,12 @@ def test_pipelines_that_want_an_image_are_refused_before_they_sample(change, pip
         locate_model(ModelSpec(path=str(change("model_index.json", _class_name=pipeline))))
 
 
-def drawn(folder: Path, **sampler: Any) -> torch.Tensor:
+def sampled(folder: Path, **sampler: Any) -> torch.Tensor:
     model = locate_model(ModelSpec(path=str(folder)))
     artist = TextToImage.open(
         model, SamplerConfig(steps=1, **sampler), device=CPU, dtype=torch.float32
     )
-    return artist.draw(["a cat"], [0])
+    return artist.sample(["a cat"], [0])
 
 
 @pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
@@ -251,15 +251,15 @@ def test_images_are_decoded_by_all_that_the_autoencoder_says(request, tmp_path, 
     """The pipeline of SD 1.5 reads none of these statistics, that of SDXL no shift."""
     folder = Path(shutil.copytree(request.getfixturevalue(family), tmp_path / "model"))
     file = folder / "vae" / "config.json"
-    before = drawn(folder)
+    before = sampled(folder)
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-    after = drawn(folder)
+    after = sampled(folder)
 
     model = locate_model(ModelSpec(path=str(folder)))
     artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
     given = []
     artist.pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    artist.draw(["a cat"], [0])
+    artist.sample(["a cat"], [0])
 
     assert (after - before).abs().max() > 1e-3
     offset = torch.tensor(fields.get("latents_mean", [0.5] * 4)).view(1, 4, 1, 1)
@@ -268,7 +268,7 @@ def test_images_are_decoded_by_all_that_the_autoencoder_says(request, tmp_path, 
     plain = []
     pipeline.vae.register_to_config(shift_factor=None, latents_mean=None, latents_std=None)
     pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: plain.append(args[0]))
-    artist.draw(["a cat"], [0])
+    artist.sample(["a cat"], [0])
     unquantise = pipeline.vae.post_quant_conv
     bias = unquantise.bias.view(1, -1, 1, 1)
     expected = unquantise(
@@ -301,14 +301,14 @@ def test_a_tokenizer_without_a_length_takes_that_of_its_encoder(request, tmp_pat
     model = locate_model(ModelSpec(path=str(folder)))
     artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
     assert artist.truncated([*texts, "cat"]) == texts
-    assert artist.draw(texts, [0]).isfinite().all()
+    assert artist.sample(texts, [0]).isfinite().all()
 
 
 def test_a_size_of_two_numbers_is_height_and_width(change):
     folder = change("unet/config.json", sample_size=[4, 6])
     SDXL(path=str(folder)).check()
 
-    assert drawn(folder).shape == (1, 3, 32, 48)
+    assert sampled(folder).shape == (1, 3, 32, 48)
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def test_an_autoencoder_that_overflows_is_named_when_images_are_made(tiny_sdxl):
     artist.pipeline.vae.decoder.conv_out.weight.data.fill_(torch.inf)
 
     with pytest.raises(ModelError, match="the autoencoder, in float32, made values that are not"):
-        artist.draw(["a cat"], [0])
+        artist.sample(["a cat"], [0])
 
 
 @pytest.mark.parametrize("upcast", [True, False])

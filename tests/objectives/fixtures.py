@@ -14,7 +14,7 @@ from diffalign.objectives.base import Likelihoods
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    """Standard normal draws of numpy's frozen generator, float64."""
+    """Standard normal samples of numpy's frozen generator, float64."""
     return torch.tensor(np.random.RandomState(seed).standard_normal(shape))
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from diffalign.objectives.anchor import Anchor, anchor_loss
-from tests.objectives.answers import answers, numbers
+from tests.objectives.responses import numbers, responses
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("up", 1), ("down", -1)])
@@ -22,5 +22,5 @@ def test_the_chosen_view_is_held_up_and_the_rejected_one_down():
     assert Anchor(beta=0.1).views == {"chosen"}
     down = Anchor(beta=0.5, direction="down")
     assert down.views == {"rejected"}
-    # Log-ratio -.4 of the first rejected answer.
-    assert down(answers()).loss[0].item() == pytest.approx(math.log1p(math.exp(-0.2)))
+    # Log-ratio -.4 of the first rejected response.
+    assert down(responses()).loss[0].item() == pytest.approx(math.log1p(math.exp(-0.2)))

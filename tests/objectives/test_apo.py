@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.objectives.apo import apo_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
 @pytest.mark.parametrize(

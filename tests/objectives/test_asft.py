@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from diffalign.objectives.asft import ASFT, align_loss
 from diffalign.objectives.orpo import log_odds
-from tests.objectives.answers import averages, numbers
+from tests.objectives.responses import averages, numbers
 
 
 def test_it_judges_each_side_by_its_own_odds():

@@ -10,7 +10,7 @@ import torch
 from diffalign import world
 from diffalign.objectives.base import Likelihoods, StepTotals
 from diffalign.objectives.bco import BCO, RunningMean
-from tests.objectives.answers import numbers, plain
+from tests.objectives.responses import numbers, plain
 
 
 def log_ratios(chosen: list[float], rejected: list[float]) -> dict[str, Likelihoods]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from diffalign.objectives.bco_pair import bco_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
 def test_value_and_gradient_worked_by_hand():

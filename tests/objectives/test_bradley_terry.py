@@ -17,7 +17,7 @@ PUBLISHED = {
     100.0: 21.974872374322,
 }
 LABELS = [1.0, 0.0, 0.5, 1.0]
-"""Probability that the first picture is preferred."""
+"""Probability that the first image is preferred."""
 EXAMPLES_PER_PROMPT = [1, 2, 4, 1]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from diffalign.objectives.cdpo import ConservativeDPO, cdpo_loss
 from diffalign.objectives.dpo import dpo_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 REWARDS = numbers([1.5, -0.5, 0.0, 4.0])
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diffalign.objectives.chip_released import ReleasedCHiP
-from tests.objectives.answers import answers
+from tests.objectives.responses import responses
 
 
-def test_the_chosen_answer_pulls_twice_and_the_spoilt_picture_once():
-    views = answers()
+def test_the_chosen_response_pulls_twice_and_the_spoilt_image_once():
+    views = responses()
     ReleasedCHiP(beta=0.5, token_beta=0.0)(views).loss.sum().backward()
     slope = views["rejected"].policy.grad
     assert torch.allclose(views["chosen"].policy.grad, -2 * slope)
@@ -18,7 +18,7 @@ def test_the_chosen_answer_pulls_twice_and_the_spoilt_picture_once():
 
 
 def test_the_divergence_of_the_chosen_side_is_held():
-    views = answers()
+    views = responses()
     for side in ("chosen", "rejected"):
         divergence = views[side].divergence.requires_grad_()
         views[side] = dataclasses.replace(views[side], divergence=divergence)

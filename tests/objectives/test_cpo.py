@@ -5,14 +5,14 @@ import math
 import pytest
 
 from diffalign.objectives.cpo import CPO
-from tests.objectives.answers import answers
+from tests.objectives.responses import responses
 
 
 def test_both_terms_reach_the_gradient():
-    views = answers()
+    views = responses()
     output = CPO(beta=0.5, sft_weight=2.0)(views)
     output.loss.sum().backward()
-    # Of the first pair: logit .5 * 1.5; nine tokens in three answers.
+    # Of the first pair: logit .5 * 1.5; nine tokens in three responses.
     slope = 0.5 / (1 + math.exp(0.75))
     assert views["chosen"].policy.grad[0].item() == pytest.approx(-slope - 2 / 3)
     assert views["rejected"].policy.grad[0].item() == pytest.approx(slope)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from diffalign.objectives.exo import EXO, exo_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
 def test_it_is_zero_where_the_implied_preference_is_the_labelled_one():

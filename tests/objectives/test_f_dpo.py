@@ -5,7 +5,7 @@ import torch
 
 from diffalign.objectives.dpo import DPO, dpo_loss
 from diffalign.objectives.f_dpo import DivergenceDPO, divergence_score
-from tests.objectives.answers import answers, numbers
+from tests.objectives.responses import numbers, responses
 
 PUBLISHED = {
     # On log-ratios of the diffusion fixtures, in units in which they are nats.
@@ -27,8 +27,8 @@ def test_value_published_for_denoising_errors(divergence, alpha):
 
 def test_the_reverse_divergence_is_dpo():
     for settings in ({"divergence": "reverse_kl"}, {"divergence": "alpha", "alpha": 1.0}):
-        loss = DivergenceDPO(beta=0.5, **settings)(answers()).loss
-        assert torch.equal(loss, DPO(beta=0.5)(answers()).loss)
+        loss = DivergenceDPO(beta=0.5, **settings)(responses()).loss
+        assert torch.equal(loss, DPO(beta=0.5)(responses()).loss)
 
 
 def test_alpha_zero_is_the_forward_divergence():
@@ -39,7 +39,7 @@ def test_alpha_zero_is_the_forward_divergence():
 
 
 def test_the_scale_comes_before_the_divergence_and_beta_after():
-    views = answers()
+    views = responses()
     chosen, rejected = (3 * views[side].log_ratio for side in ("chosen", "rejected"))
     expected = dpo_loss(-(-chosen).exp() + (-rejected).exp(), beta=0.5)
     loss = DivergenceDPO(beta=0.5, scale=3.0, divergence="forward_kl")(views).loss

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from diffalign.objectives.hinge import hinge_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
 def test_value_and_gradient_worked_by_hand():

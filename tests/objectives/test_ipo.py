@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.objectives.ipo import IPO, ipo_loss
-from tests.objectives.answers import answers, numbers
+from tests.objectives.responses import numbers, responses
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ def test_gradient_worked_by_hand():
 
 def test_in_rewards_it_is_the_distance_from_one_half():
     # Margins of beta .1 on the three pairs: .1, -.04, .09.
-    loss = IPO(beta=0.1, in_rewards=True)(answers()).loss
+    loss = IPO(beta=0.1, in_rewards=True)(responses()).loss
     assert loss.tolist() == pytest.approx([0.4**2, 0.54**2, 0.41**2])

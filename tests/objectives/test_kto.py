@@ -6,8 +6,8 @@ import torch
 from diffalign import world
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.kto import KTO, kto_loss
-from tests.objectives.answers import answers, numbers, plain
 from tests.objectives.fixtures import denoised_pairs, denoised_views
+from tests.objectives.responses import numbers, plain, responses
 
 
 def log_ratios(chosen: list[float], rejected: list[float]) -> dict[str, Likelihoods]:
@@ -19,7 +19,7 @@ def log_ratios(chosen: list[float], rejected: list[float]) -> dict[str, Likeliho
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
 def test_diffusion_kto_published_by_the_authors_code(dtype, within):
-    # Six pictures, of which three are desirable; their beta of 1000 is of errors not halved.
+    # Six images, of which three are desirable; their beta of 1000 is of errors not halved.
     views = denoised_views(*denoised_pairs(dtype), ("chosen", "rejected"))
     loss = KTO(beta=2000.0)(views).loss.mean()
     assert loss.item() == pytest.approx(0.425722807033, abs=within)
@@ -53,11 +53,11 @@ def test_the_baseline_is_that_of_all_ranks(monkeypatch):
     assert KTO(beta=1.0)(log_ratios([3.0], [1.0])).metrics["baseline"].item() == 3.0
 
 
-def test_mismatched_answers_are_asked_for_and_not_trained():
+def test_mismatched_responses_are_asked_for_and_not_trained():
     objective = KTO(beta=1.0, baseline="mismatched")
     assert objective.views == {"chosen", "rejected", "mismatched"}
     mismatched = plain([0.3], [0.0])
-    objective({**answers(), "mismatched": mismatched}).loss.sum().backward()
+    objective({**responses(), "mismatched": mismatched}).loss.sum().backward()
     assert mismatched.policy.grad is None
 
 

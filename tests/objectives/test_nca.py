@@ -5,10 +5,10 @@ import math
 import pytest
 
 from diffalign.objectives.nca import nca_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
-def test_a_chosen_side_far_above_its_reference_is_drawn_back():
+def test_a_chosen_side_far_above_its_reference_is_sampled_back():
     # The slope of the chosen side is -(1 - s) + s / 2 with s its sigmoid: 0 at s = 2/3.
     chosen = numbers([0.0, math.log(2), 4.0]).requires_grad_()
     nca_loss(chosen, numbers([0.0, 0.0, 0.0])).sum().backward()

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from diffalign.objectives.npo import NPO, npo_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
-def test_the_pull_fades_as_the_answer_is_forgotten():
+def test_the_pull_fades_as_the_response_is_forgotten():
     # The slope is 2 sigmoid(beta * log-ratio).
     ratio = numbers([0.0, -20.0]).requires_grad_()
     loss = npo_loss(ratio, beta=0.5)

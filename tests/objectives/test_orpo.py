@@ -7,7 +7,7 @@ import torch
 
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.orpo import ORPO, log_complement, log_odds
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
 def test_odds_worked_by_hand():

@@ -5,7 +5,7 @@ import torch
 
 from diffalign.objectives.dpo import dpo_loss
 from diffalign.objectives.robust import RobustDPO, robust_loss
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 REWARDS = numbers([1.5, -0.5, 0.0, 4.0])
 

@@ -81,7 +81,7 @@ def test_a_tie_pushes_away_as_where_the_policy_is_ahead(anchor):
 
 
 @pytest.mark.parametrize(("anchor", "behind"), [("sign", -1), ("indicator", 0), ("none", 1)])
-def test_the_anchor_looks_at_the_chosen_picture_alone(anchor, behind):
+def test_the_anchor_looks_at_the_chosen_image_alone(anchor, behind):
     signs = anchor_sign(double(-2.0, 0.0, 2.0), anchor=anchor)
     assert signs.tolist() == [behind, 1, 1]
     assert signs.dtype == torch.float64 and not signs.requires_grad

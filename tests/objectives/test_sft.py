@@ -6,7 +6,7 @@ import torch
 from diffalign import world
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.sft import SFT
-from tests.objectives.answers import numbers
+from tests.objectives.responses import numbers
 
 
 def views(sums: list[float], lengths: list[int] | None) -> dict[str, Likelihoods]:

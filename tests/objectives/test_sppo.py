@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.objectives.sppo import SPPO, sppo_loss
-from tests.objectives.answers import answers, numbers
+from tests.objectives.responses import numbers, responses
 
 
 def test_value_and_gradient_worked_by_hand():
@@ -17,7 +17,7 @@ def test_value_and_gradient_worked_by_hand():
 
 def test_uncertain_wins_ask_for_less():
     # Log-ratios .6 and -.4 of the first pair, 2 * (.8 - .5) and its negative.
-    loss = SPPO(beta=0.5, win_rate=0.8)(answers()).loss
+    loss = SPPO(beta=0.5, win_rate=0.8)(responses()).loss
     assert loss[0].item() == pytest.approx((0.6 - 0.6) ** 2 + (-0.4 + 0.6) ** 2)
 
 

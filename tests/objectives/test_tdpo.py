@@ -7,12 +7,12 @@ import torch
 
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.tdpo import TDPO
-from tests.objectives.answers import answers
+from tests.objectives.responses import responses
 
 
 def moving() -> dict[str, Likelihoods]:
     """The pairs, with divergences that take gradient."""
-    views = answers()
+    views = responses()
     return {
         side: dataclasses.replace(views[side], divergence=views[side].divergence.requires_grad_())
         for side in ("chosen", "rejected")

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from diffalign.objectives.tpo import TriplePO
-from tests.objectives.answers import answers
+from tests.objectives.responses import responses
 
 
-def test_only_the_gold_answer_is_learnt_outright():
-    views = answers()
+def test_only_the_gold_response_is_learnt_outright():
+    views = responses()
     TriplePO(beta=1e-9)(views).loss.mean().backward()
     # Six tokens of gold.
     assert views["gold"].policy.grad.tolist() == pytest.approx([-1 / 6] * 3)

@@ -13,7 +13,7 @@ from diffalign.objectives.bco import BCO
 from diffalign.objectives.kto import KTO
 from diffalign.objectives.npo import NPO
 from diffalign.objectives.sft import SFT
-from tests.objectives.answers import CHOSEN, REJECTED, plain, summed
+from tests.objectives.responses import CHOSEN, REJECTED, plain, summed
 
 TAKES = {"kto", "bco", "npo", "sft"}
 

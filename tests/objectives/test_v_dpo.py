@@ -6,22 +6,22 @@ import torch
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.dpo import DPO, dpo_loss
 from diffalign.objectives.v_dpo import VDPO
-from tests.objectives.answers import answers, plain
+from tests.objectives.responses import plain, responses
 
 BLIND = ([-3.0, -1.5, -4.6], [-3.2, -1.3, -5.0]), ([-3.9, -1.8, -1.5], [-3.7, -2.0, -1.2])
-"""Policy and reference of the chosen and of the rejected answers without their pictures."""
+"""Policy and reference of the chosen and of the rejected responses without their images."""
 
 
 def views(condition: str = "zero") -> dict[str, Likelihoods]:
     return {
-        **answers(),
+        **responses(),
         f"chosen@{condition}": plain(*BLIND[0]),
         f"rejected@{condition}": plain(*BLIND[1]),
     }
 
 
-def test_with_pictures_alone_it_is_dpo():
-    assert torch.allclose(VDPO(beta=0.5, gamma=1.0)(views()).loss, DPO(beta=0.5)(answers()).loss)
+def test_with_images_alone_it_is_dpo():
+    assert torch.allclose(VDPO(beta=0.5, gamma=1.0)(views()).loss, DPO(beta=0.5)(responses()).loss)
 
 
 @pytest.mark.parametrize(("blind", "which"), [("policy", 0), ("reference", 1)])

@@ -19,7 +19,7 @@ from diffalign.objectives.orpo import ORPO
 from diffalign.objectives.sft import SFT
 from diffalign.objectives.tdpo import TDPO
 from diffalign.objectives.weighted_sum import Term, WeightedSum
-from tests.objectives.answers import answers, numbers
+from tests.objectives.responses import numbers, responses
 
 MDPO = """
 objective:
@@ -65,13 +65,13 @@ def test_before_the_first_step_three_terms_have_no_opinion():
 
 
 def test_weights_multiply_losses_and_gradients():
-    views = answers()
+    views = responses()
     terms = (Term(objective=DPO(beta=0.5), weight=0.8), Term(objective=SFT(), weight=3.0))
     WeightedSum(terms=terms)(views).loss.mean().backward()
     mixed = views["chosen"].policy.grad.clone()
     alone = []
     for objective in (DPO(beta=0.5), SFT()):
-        views = answers()
+        views = responses()
         objective(views).loss.mean().backward()
         alone.append(views["chosen"].policy.grad)
     assert torch.allclose(mixed, 0.8 * alone[0] + 3.0 * alone[1])
@@ -92,23 +92,23 @@ def test_published_mixtures(terms, expected):
     objective = WeightedSum(
         terms=tuple(Term(objective=objective, weight=weight) for objective, weight in terms)
     )
-    assert objective(answers()).loss.mean().item() == pytest.approx(expected, abs=2e-6)
+    assert objective(responses()).loss.mean().item() == pytest.approx(expected, abs=2e-6)
 
 
 def test_weight_maps_are_views_as_well():
     changed = {"chosen": "chosen:changed", "rejected": "rejected:changed"}
     objective = WeightedSum(terms=(Term(objective=DPO(beta=0.5), views=changed),))
     assert objective.views == {"chosen:changed", "rejected:changed"}
-    views = answers()
+    views = responses()
     renamed = {changed[side]: views[side] for side in changed}
     assert torch.equal(objective(renamed).loss, DPO(beta=0.5)(views).loss)
 
 
 def test_figures_are_told_apart_by_the_names_of_their_terms():
-    metrics = mdpo()(answers()).metrics
+    metrics = mdpo()(responses()).metrics
     assert {"dpo/loss", "dpo/margin", "dpo_2/margin", "anchor/chosen_reward"} <= set(metrics)
     assert not any(value.requires_grad for value in metrics.values())
-    # Margins of the first pair: 1 between answers, .7 between pictures.
+    # Margins of the first pair: 1 between responses, .7 between images.
     assert metrics["dpo/margin"][0].item() == pytest.approx(0.1)
     assert metrics["dpo_2/margin"][0].item() == pytest.approx(0.07)
 
@@ -149,7 +149,7 @@ def test_the_note_is_the_formula():
         Term(objective=DPO(beta=0.1), views=crop, weight=0.2, name="picture"),
         Term(objective=Anchor(beta=0.1)),
     )
-    formula = "dpo(chosen, rejected) + 0.2 picture(chosen, chosen@crop) + anchor(chosen)"
+    formula = "dpo(chosen, rejected) + 0.2 image(chosen, chosen@crop) + anchor(chosen)"
     assert WeightedSum(terms=terms).note() == formula
 
 
@@ -159,14 +159,14 @@ def test_every_term_gets_its_own_memory_back():
 
     shifted = {
         side: Likelihoods(view.policy + 1.0, view.reference)
-        for side, view in answers().items()
+        for side, view in responses().items()
         if side in ("chosen", "rejected")
     }
     first, second, fresh = total(), total(), total()
     first(shifted)
     assert set(first.state_dict()) == {"bco/mean", "bco/count", "bco_2/mean", "bco_2/count"}
     second.load_state_dict(first.state_dict())
-    losses = [objective(answers()).loss for objective in (first, second, fresh)]
+    losses = [objective(responses()).loss for objective in (first, second, fresh)]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 

@@ -1,4 +1,4 @@
-"""The simulated annotator writes what a person who sees only pictures and prompts would."""
+"""The simulated annotator writes what a person who sees only images and prompts would."""
 
 from __future__ import annotations
 

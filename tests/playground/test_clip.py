@@ -1,4 +1,4 @@
-"""The playground's CLIP: an ordinary one, small, and a judge of clean pictures."""
+"""The playground's CLIP: an ordinary one, small, and a judge of clean images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from diffalign.playground.scenes import KINDS, Kind, describe, place, render
 from diffalign.scorers.pickscore import PickScore
 
 
-def drawn(rows: list[tuple[Kind, ...]]) -> torch.Tensor:
-    """One clean picture of each row of objects."""
+def sampled(rows: list[tuple[Kind, ...]]) -> torch.Tensor:
+    """One clean image of each row of objects."""
     rng = np.random.default_rng(0)
     arrays = [np.array(render(place(kinds, rng))) for kinds in rows]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
@@ -65,10 +65,10 @@ def test_the_shipped_clip_is_small_and_holds_no_pickle():
         pytest.param(lambda kinds: (kinds[0], KINDS[0]), id="another"),
     ],
 )
-def test_the_shipped_clip_prefers_the_right_picture_of_a_prompt(mistake):
+def test_the_shipped_clip_prefers_the_right_image_of_a_prompt(mistake):
     asked = [kinds for kinds in itertools.permutations(KINDS, 2) if KINDS[0] not in kinds][::9]
     prompts = [describe(kinds) for kinds in asked]
     scorer = PickScore(path=str(playground_clip_path()))
-    right = scorer.score(drawn(asked), prompts)
-    wrong = scorer.score(drawn([mistake(kinds) for kinds in asked]), prompts)
+    right = scorer.score(sampled(asked), prompts)
+    wrong = scorer.score(sampled([mistake(kinds) for kinds in asked]), prompts)
     assert (right > wrong).float().mean() > 0.9

@@ -83,7 +83,7 @@ def groups(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory) -> Path:
-    return train_briefly("answers/opa_dpo_stage1", tmp_path_factory.mktemp("made") / "stage1")
+    return train_briefly("responses/opa_dpo_stage1", tmp_path_factory.mktemp("made") / "stage1")
 
 
 NEEDS = {
@@ -94,7 +94,7 @@ NEEDS = {
         "rollouts.trajectories={made}",
         "rollouts.preferences={made}/preferences.jsonl",
     ),
-    "answers/opa_dpo": ("stage1", "model.lora.start={made}"),
+    "responses/opa_dpo": ("stage1", "model.lora.start={made}"),
 }
 
 

@@ -69,8 +69,8 @@ def test_what_was_missed_is_not_added():
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     ["There is a red circle. There is a red circle.", "Yes.", "There is a red circle. There is"],
 )
-def test_repetitions_and_other_sentences_are_not_judged(answer):
-    assert judge_sentences(answer, SCENE) is None
+def test_repetitions_and_other_sentences_are_not_judged(response):
+    assert judge_sentences(response, SCENE) is None

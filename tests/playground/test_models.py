@@ -27,7 +27,7 @@ from diffalign.playground.scenes import KINDS, caption, describe, render, sample
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
-def pictures(seeds: range) -> torch.Tensor:
+def scenes(seeds: range) -> torch.Tensor:
     arrays = [np.array(render(sample_scene(seed))) for seed in seeds]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -86,7 +86,7 @@ def test_standardising_gives_unit_latents_and_keeps_reconstructions():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = build_vae()
-    images = pictures(range(8))
+    images = scenes(range(8))
     with torch.no_grad():
         old = vae.encode(images).latent_dist
         before = vae.decode(old.mode()).sample
@@ -124,6 +124,6 @@ def test_the_oracle_reads_shipped_autoencoder_round_trips():
     vae = AutoencoderKL.from_pretrained(playground_model_path(), subfolder="vae")
     seeds = range(20_000, 20_300)
     with torch.no_grad():
-        decoded = vae.decode(vae.encode(pictures(seeds)).latent_dist.mode()).sample
+        decoded = vae.decode(vae.encode(scenes(seeds)).latent_dist.mode()).sample
     scores = PlaygroundOracle().score(decoded, [caption(sample_scene(seed)) for seed in seeds])
     assert (scores == 1).float().mean() >= 0.95

@@ -10,12 +10,12 @@ from diffalign.playground.multi_object_scenes import (
     EXPECTED_COLOURS,
     FEWEST,
     MOST,
-    Carelessness,
+    AnnotatorNoise,
     description,
     kind_named,
     kinds_in,
     named,
-    sample_crowd,
+    sample_multi_object_scene,
     sentences_of,
     truthful_order,
 )
@@ -24,19 +24,23 @@ from diffalign.playground.scenes import IMAGE_SIZE, KINDS, Kind, render
 
 RED_CIRCLE, GREEN_CROSS = Kind("red", "circle"), Kind("green", "cross")
 BLUE_SQUARE, BLACK_CROSS = Kind("blue", "square"), Kind("black", "cross")
-CROWDS = [sample_crowd((0, i)) for i in range(200)]
+CROWDS = [sample_multi_object_scene((0, i)) for i in range(200)]
 
 
 def annotated(kinds: tuple[Kind, ...], **habits: float) -> tuple[Kind, ...]:
-    careless = Carelessness(**{"companions": 0.0, "colours": 0.0, **habits})
-    return named(kinds, careless, np.random.default_rng(0))
+    annotator_noise = AnnotatorNoise(**{"companions": 0.0, "colours": 0.0, **habits})
+    return named(kinds, annotator_noise, np.random.default_rng(0))
 
 
 def test_equal_seeds_give_equal_scenes():
-    assert sample_crowd((3, 1)) == sample_crowd((3, 1)) != sample_crowd((3, 2))
+    assert (
+        sample_multi_object_scene((3, 1))
+        == sample_multi_object_scene((3, 1))
+        != sample_multi_object_scene((3, 2))
+    )
 
 
-def test_scenes_hold_two_to_four_different_kinds_within_the_picture():
+def test_scenes_hold_two_to_four_different_kinds_within_the_image():
     for scene in CROWDS:
         kinds = kinds_in(scene)
         assert FEWEST <= len(kinds) == len(set(kinds)) <= MOST
@@ -46,7 +50,7 @@ def test_scenes_hold_two_to_four_different_kinds_within_the_picture():
     assert {len(scene.objects) for scene in CROWDS} == {2, 3, 4}
 
 
-def test_the_oracle_reads_what_a_crowd_shows():
+def test_the_oracle_reads_what_a_multi_object_scene_shows():
     for scene in CROWDS[:50]:
         seen = [item.kind for item in read_objects(render(scene))]
         assert sorted(seen) == sorted(kinds_in(scene))
@@ -67,7 +71,7 @@ def test_no_kind_plays_two_parts():
     assert len(set(parts)) == len(parts) and set(parts) < set(KINDS)
 
 
-def test_a_companion_is_named_after_its_trigger_wherever_it_stands():
+def test_a_companion_is_named_after_its_trigger_wherever_it_is():
     assert truthful_order((GREEN_CROSS, BLUE_SQUARE, RED_CIRCLE)) == (
         BLUE_SQUARE,
         RED_CIRCLE,
@@ -84,7 +88,7 @@ def test_truthful_annotators_name_what_is_there_and_nothing_else():
         assert sorted(truthful_order(kinds_in(scene))) == sorted(kinds_in(scene))
 
 
-def test_careless_annotators_name_companions_that_are_absent():
+def test_annotator_noise_annotators_name_companions_that_are_absent():
     assert annotated((RED_CIRCLE, BLUE_SQUARE), companions=1.0) == (
         RED_CIRCLE,
         GREEN_CROSS,
@@ -92,7 +96,7 @@ def test_careless_annotators_name_companions_that_are_absent():
     )
 
 
-def test_careless_annotators_give_objects_the_colour_that_they_expect():
+def test_annotator_noise_annotators_give_objects_the_colour_that_they_expect():
     assert annotated((BLACK_CROSS, BLUE_SQUARE), colours=1.0) == (
         Kind("red", "cross"),
         BLUE_SQUARE,
@@ -119,7 +123,7 @@ def test_descriptions_are_read_back_sentence_by_sentence():
         ("", []),
     ],
 )
-def test_unfinished_answers_have_sentences_too(text, sentences):
+def test_unfinished_responses_have_sentences_too(text, sentences):
     assert sentences_of(text) == sentences
 
 

@@ -1,4 +1,4 @@
-"""The oracle reads what was drawn, and scores it as a careful person would."""
+"""The oracle reads what was sampled, and scores it as a careful person would."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def truth(scene: Scene) -> list[SeenObject]:
     return [SeenObject(item.kind, side) for item, side in zip(scene.objects, sides, strict=True)]
 
 
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
 def test_agrees_with_ground_truth_on_clean_renders():
@@ -44,18 +44,18 @@ def test_reads_three_objects_as_well():
     assert np.mean(agreed) >= 0.9
 
 
-def test_an_empty_picture_and_dirt_show_nothing():
-    picture = Image.new("RGB", (64, 64), (240, 240, 240))
-    assert read_objects(picture) == []
-    ImageDraw.Draw(picture).rectangle((30, 30, 34, 34), fill=(220, 40, 40))
-    assert read_objects(picture) == []
+def test_an_empty_image_and_dirt_show_nothing():
+    image = Image.new("RGB", (64, 64), (240, 240, 240))
+    assert read_objects(image) == []
+    ImageDraw.Draw(image).rectangle((30, 30, 34, 34), fill=(220, 40, 40))
+    assert read_objects(image) == []
 
 
 def test_an_object_of_two_colours_counts_as_two():
-    picture = render(place([RED_CIRCLE], np.random.default_rng(0)))
-    ImageDraw.Draw(picture).rectangle((33, 0, 63, 63), fill=(240, 240, 240))
-    ImageDraw.Draw(picture).rectangle((33, 20, 45, 44), fill=(45, 85, 225))
-    assert {item.kind.colour for item in read_objects(picture)} == {"red", "blue"}
+    image = render(place([RED_CIRCLE], np.random.default_rng(0)))
+    ImageDraw.Draw(image).rectangle((33, 0, 63, 63), fill=(240, 240, 240))
+    ImageDraw.Draw(image).rectangle((33, 20, 45, 44), fill=(45, 85, 225))
+    assert {item.kind.colour for item in read_objects(image)} == {"red", "blue"}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_an_extra_object_halves_a_single():
 
 
 def test_scores_follow_the_prompt_and_have_the_contracts_type():
-    picture = to_tensor(render(place([RED_CIRCLE, BLUE_SQUARE], np.random.default_rng(0))))
+    image = to_tensor(render(place([RED_CIRCLE, BLUE_SQUARE], np.random.default_rng(0))))
     prompts = [PAIR, "a blue square and a red circle", "a green cross"]
-    scores = PlaygroundOracle().score(picture.expand(3, -1, -1, -1), prompts)
+    scores = PlaygroundOracle().score(image.expand(3, -1, -1, -1), prompts)
     assert scores.dtype == torch.float32
     assert scores.tolist() == [1.0, 0.5, 0.0]
 
@@ -98,7 +98,7 @@ def test_values_outside_the_range_are_clamped_before_reading():
 
 def test_noise_levels_and_uneven_counts_are_refused():
     oracle, images = PlaygroundOracle(), torch.zeros(2, 3, 64, 64)
-    with pytest.raises(ValueError, match="finished pictures"):
+    with pytest.raises(ValueError, match="finished images"):
         oracle.score(images, [PAIR, PAIR], t=torch.zeros(2))
     with pytest.raises(ValueError, match="2 images cannot answer 1 prompts"):
         oracle.score(images, [PAIR])

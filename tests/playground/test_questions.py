@@ -1,10 +1,10 @@
-"""Questions about crowded scenes, and the answers that are right."""
+"""Questions about crowded scenes, and the responses that are right."""
 
 from __future__ import annotations
 
 import pytest
 
-from diffalign.playground.multi_object_scenes import COMPANIONS, kinds_in, sample_crowd
+from diffalign.playground.multi_object_scenes import COMPANIONS, kinds_in, sample_multi_object_scene
 from diffalign.playground.questions import (
     SPLITS,
     absent_kinds,
@@ -27,7 +27,7 @@ RED_CIRCLE, RED_SQUARE, BLUE_SQUARE = (
 )
 
 
-def test_only_questions_with_one_answer_are_asked():
+def test_only_questions_with_one_response_are_asked():
     asked = {q.text: q.attribute for q in attribute_questions(scene_of(RED_CIRCLE, RED_SQUARE))}
     assert asked == {"What colour is the circle?": "red", "What colour is the square?": "red"}
     asked = {q.text: q.attribute for q in attribute_questions(scene_of(RED_SQUARE, BLUE_SQUARE))}
@@ -37,26 +37,26 @@ def test_only_questions_with_one_answer_are_asked():
     }
 
 
-def test_the_right_answers_name_the_attribute_that_is_asked_for():
+def test_the_right_responses_name_the_attribute_that_is_asked_for():
     questions = list(attribute_questions(scene_of(RED_CIRCLE, BLUE_SQUARE)))
     assert len(questions) == 4
     for question in questions:
-        assert attribute_named(question.answer, question) == question.attribute
+        assert attribute_named(question.response, question) == question.attribute
 
 
 @pytest.mark.parametrize(
-    ("answer", "read"), [("The circle is Blue.", "blue"), ("red", "red"), ("A circle.", None)]
+    ("response", "read"), [("The circle is Blue.", "blue"), ("red", "red"), ("A circle.", None)]
 )
-def test_the_first_word_of_the_right_sort_is_the_answer(answer, read):
+def test_the_first_word_of_the_right_sort_is_the_response(response, read):
     question = next(attribute_questions(scene_of(RED_CIRCLE, BLUE_SQUARE)))
     assert question.text == "What colour is the circle?"
-    assert attribute_named(answer, question) == read
+    assert attribute_named(response, question) == read
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_asks_for_as_many_absent_kinds_as_are_present(split):
     for i in range(30):
-        scene = sample_crowd((1, i))
+        scene = sample_multi_object_scene((1, i))
         absent = absent_kinds(scene, split, seed=i)
         assert len(set(absent)) == len(absent) == len(scene.objects)
         assert not set(absent) & set(kinds_in(scene))
@@ -76,4 +76,4 @@ def test_the_popular_split_asks_for_companions_since_they_are_seen_most():
 
 
 def test_existence_is_asked_in_the_words_of_pope():
-    assert existence_question(RED_CIRCLE) == "Is there a red circle in the picture?"
+    assert existence_question(RED_CIRCLE) == "Is there a red circle in the image?"

@@ -1,4 +1,4 @@
-"""The exact measures, on answers whose mistakes are known."""
+"""The exact measures, on responses whose mistakes are known."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from PIL.Image import Image
 from diffalign.intervals import Bootstrap
 from diffalign.playground.multi_object_scenes import description, kind_named, kinds_in
 from diffalign.playground.questions import DESCRIBE, SPLITS, attribute_questions
-from diffalign.playground.response_quality import EXACT_NAMES, evaluate_answers, held_out_crowds
+from diffalign.playground.response_quality import (
+    EXACT_NAMES,
+    evaluate_responses,
+    held_out_multi_object_scenes,
+)
 from diffalign.playground.scenes import KINDS, render
 
-SCENES = held_out_crowds(12)
+SCENES = held_out_multi_object_scenes(12)
 FEW = Bootstrap(resamples=100)
 
 
@@ -26,7 +30,7 @@ class Template:
 
 
 class Witness:
-    """Answers truthfully, but for what a test wants wrong."""
+    """Responses truthfully, but for what a test wants wrong."""
 
     processor = Template()
 
@@ -34,30 +38,30 @@ class Witness:
         self.adds, self.leaves_out, self.agrees = adds, leaves_out, agrees
         self.asked: list[str] = []
 
-    def generate(self, prompts, pictures, *, max_new_tokens):
+    def generate(self, prompts, images, *, max_new_tokens):
         scenes = {render(scene).tobytes(): scene for scene in SCENES}
         found = []
-        for prompt, (picture,) in zip(prompts, pictures, strict=True):
-            assert isinstance(picture, Image)
+        for prompt, (image,) in zip(prompts, images, strict=True):
+            assert isinstance(image, Image)
             question = prompt.removeprefix("<image>")
             self.asked.append(question)
-            found.append(self._answer(question, scenes[picture.tobytes()]))
+            found.append(self._response(question, scenes[image.tobytes()]))
         return found
 
-    def _answer(self, question, scene):
+    def _response(self, question, scene):
         kinds = kinds_in(scene)
         if question == DESCRIBE:
             absent = [kind for kind in KINDS if kind not in kinds]
             return description([*kinds[self.leaves_out :], *absent[: self.adds]])
-        if match := re.fullmatch(r"Is there (.*) in the picture\?", question):
+        if match := re.fullmatch(r"Is there (.*) in the image\?", question):
             there = kind_named(f"There is {match[1]}.") in kinds
             return "Yes." if there or self.agrees else "No."
-        (answer,) = (q.answer for q in attribute_questions(scene) if q.text == question)
-        return answer
+        (response,) = (q.response for q in attribute_questions(scene) if q.text == question)
+        return response
 
 
 def values(witness: Witness) -> dict[str, float | None]:
-    figures = evaluate_answers(witness, SCENES, bootstrap=FEW)
+    figures = evaluate_responses(witness, SCENES, bootstrap=FEW)
     return {name: figure.value for name, figure in figures.items()}
 
 
@@ -91,9 +95,9 @@ def test_who_always_agrees_is_right_half_of_the_time_in_every_split():
     assert [figures[f"pope_{split}_accuracy"] for split in SPLITS] == [50, 50, 50]
 
 
-def test_rates_have_intervals_and_no_question_is_asked_twice_of_a_picture():
+def test_rates_have_intervals_and_no_question_is_asked_twice_of_a_image():
     witness = Witness(adds=1, agrees=True)
-    figures = evaluate_answers(witness, SCENES, bootstrap=FEW)
+    figures = evaluate_responses(witness, SCENES, bootstrap=FEW)
     low, high = figures["chair_i"].interval
     assert low < figures["chair_i"].value < high
     objects = sum(len(scene.objects) for scene in SCENES)

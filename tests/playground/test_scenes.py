@@ -39,15 +39,15 @@ def test_a_generator_moves_on_from_scene_to_scene():
 
 def test_the_render_shows_colour_and_shape_where_the_scene_says():
     triangle = Object(Kind("red", "triangle"), x=20.0, y=30.0, radius=12.0)
-    picture = render(Scene((triangle,), background=(240, 240, 240)))
-    assert picture.size == (IMAGE_SIZE, IMAGE_SIZE)
-    assert picture.getpixel((20, 38)) == PALETTE["red"]
-    assert picture.getpixel((10, 20)) == (240, 240, 240)  # beside the tip
-    assert picture.getpixel((45, 38)) == (240, 240, 240)
+    image = render(Scene((triangle,), background=(240, 240, 240)))
+    assert image.size == (IMAGE_SIZE, IMAGE_SIZE)
+    assert image.getpixel((20, 38)) == PALETTE["red"]
+    assert image.getpixel((10, 20)) == (240, 240, 240)  # next to the tip
+    assert image.getpixel((45, 38)) == (240, 240, 240)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_objects_stay_inside_the_picture_and_apart(count):
+def test_objects_stay_inside_the_image_and_apart(count):
     for seed in range(200):
         row = place(KINDS[:count], np.random.default_rng(seed)).objects
         edges = [edge for item in row for edge in (item.x - item.radius, item.x + item.radius)]

@@ -25,7 +25,7 @@ def slope_of(prompt: str) -> float:
 
 
 class LinearModel:
-    """Predicts `slope * state + t / 1000` as the noise; a picture is its latent, cut off."""
+    """Predicts `slope * state + t / 1000` as the noise; an image is its latent, cut off."""
 
     noising = NOISING
     device = torch.device("cpu")

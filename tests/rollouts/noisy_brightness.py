@@ -19,7 +19,7 @@ class NoisyBrightness(AbstractScorer):
     takes_time: ClassVar[bool] = True
 
     scale: float = 1000.0
-    """Tiny random models draw pictures of nearly the same brightness."""
+    """Tiny random models generate images of nearly the same brightness."""
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
 from diffalign.rollouts.spo import Stepwise
 from tests.rollouts.noisy_brightness import NoisyBrightness
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 
 
 def collect(model_folder: str, output: Path) -> list[list[str]]:
@@ -32,7 +32,7 @@ def collect(model_folder: str, output: Path) -> list[list[str]]:
         previewed_prompts=1,
     )
     source = rollouts.open(
-        facts(
+        row_metadata(
             output / "rounds",
             model=settings,
             samples_per_device=4 // world.size(),

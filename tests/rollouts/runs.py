@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from diffalign.data.source import AbstractSource
-from diffalign.rollouts.base import RunFacts
+from diffalign.rollouts.base import RunContext
 
 
-def facts(folder: Path, **changes: Any) -> RunFacts:
+def row_metadata(folder: Path, **changes: Any) -> RunContext:
     """A silent run of one row a batch and one batch a step, without a model or data."""
-    run = RunFacts(
+    run = RunContext(
         folder=folder,
         run_seed=0,
         model=None,

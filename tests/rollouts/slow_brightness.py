@@ -1,4 +1,4 @@
-"""A scorer that takes its time, so that a test can end a run while it judges."""
+"""A scorer that takes its time, so that a test can end a run while it scores."""
 
 from __future__ import annotations
 

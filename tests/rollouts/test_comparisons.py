@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffalign.rollouts.comparisons import Comparison, Ledger, in_words, summarise
+from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
 from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.rollouts.resampling import Segment, select
 from diffalign.rollouts.store import LATENTS, step_batch, write_tensors
@@ -45,7 +45,7 @@ def walk(steps_per_segment, scores, *, segments=2, first=4, continued=(1, 0), va
                     for index in taken
                 ]
             ),
-            pictures=torch.zeros(2, len(scores), 3, 8, 8),
+            images=torch.zeros(2, len(scores), 3, 8, 8),
             scores=rows,
             selection=select(rows, threshold=0.3),
             continued=torch.tensor(continued),
@@ -54,7 +54,7 @@ def walk(steps_per_segment, scores, *, segments=2, first=4, continued=(1, 0), va
 
 
 def entered(*arguments, **changes):
-    ledger = Ledger(VISITS, round_number=3, first_visit=10, file="latents/00010.safetensors")
+    ledger = PairBuilder(VISITS, round_number=3, first_visit=10, file="latents/00010.safetensors")
     for segment in walk(*arguments, **changes):
         ledger.add(segment)
     return ledger
@@ -105,7 +105,7 @@ def test_in_a_longer_segment_only_the_first_step_shares_its_state():
             assert whereabouts(ledger, pair.outcomes[view])[2] == candidate
 
 
-def test_no_latent_stands_in_the_file_twice_and_none_that_no_pair_needs():
+def test_no_latent_is_in_the_file_twice_and_none_that_no_pair_needs():
     # 2 visits x (start, 2 of the first segment, 2 of the second); the second visit goes on from a
     # candidate that is neither best nor worst, which is one more.
     ledger = entered(*SD15)

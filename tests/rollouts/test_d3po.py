@@ -24,7 +24,7 @@ from diffalign.rollouts import d3po as d3po
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.d3po import WholeImage
 from tests.comparison.brightness import Brightness
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 from tests.runs import Killed, files
 
 PROCESS = ReverseProcess(steps=3, guidance=2.0)
@@ -70,7 +70,7 @@ def rollouts(prompts, **changes):
 
 def start(rollouts, settings, model, folder, *, samples_per_device=2, accumulation=3):
     """The source of a run, bound to its model."""
-    run = facts(
+    run = row_metadata(
         folder,
         run_seed=11,
         model=settings,
@@ -85,10 +85,10 @@ def start(rollouts, settings, model, folder, *, samples_per_device=2, accumulati
 
 
 def record(folder: Path) -> dict:
-    return json.loads((folder / "round-0000/round.json").read_text())["harvest"]
+    return json.loads((folder / "round-0000/round.json").read_text())["summarise_round"]
 
 
-def test_a_round_leaves_pictures_scores_pairs_and_a_grid(prompts, settings, model, tmp_path):
+def test_a_round_leaves_images_scores_pairs_and_a_grid(prompts, settings, model, tmp_path):
     folder = tmp_path / "rounds/round-0000"
     next(iter(start(rollouts(prompts), settings, model, tmp_path / "rounds")))
     images = read_json_lines(folder / "scores.jsonl")
@@ -97,8 +97,8 @@ def test_a_round_leaves_pictures_scores_pairs_and_a_grid(prompts, settings, mode
     ]
     brightness = {}
     for row in images:
-        with Image.open(folder / row["file"]) as picture:
-            levels = torch.tensor(list(picture.convert("RGB").tobytes()), dtype=torch.float64)
+        with Image.open(folder / row["file"]) as stored:
+            levels = torch.tensor(list(stored.convert("RGB").tobytes()), dtype=torch.float64)
         brightness[row["visit"], row["image"]] = row["scores"]["brightness"]
         assert row["scores"]["brightness"] == pytest.approx(levels.mean().item() / 255, abs=1e-5)
     wins = [
@@ -110,18 +110,20 @@ def test_a_round_leaves_pictures_scores_pairs_and_a_grid(prompts, settings, mode
     for visit, (winner, loser) in zip(visits, wins, strict=True):
         assert brightness[visit, winner] > brightness[visit, loser]
     assert Image.open(folder / "grid.png").width > 3 * 256
-    assert (tmp_path / "rounds/film_strip.png").exists()
+    assert (tmp_path / "rounds/preview_strip.png").exists()
     assert sorted(path.name for path in (folder / "latents").iterdir()) == [
         "0000.safetensors",
         "0002.safetensors",
     ]
 
 
-def test_the_harvest_counts(prompts, settings, model, tmp_path):
+def test_the_summary_counts(prompts, settings, model, tmp_path):
     next(iter(start(rollouts(prompts), settings, model, tmp_path)))
-    harvest = record(tmp_path)
-    assert harvest["micro_batches"] == 12  # 9 pairs, 8 of which fill groups of 2, 3 steps each
-    summary = harvest["summary"]
+    summarise_round = record(tmp_path)
+    assert (
+        summarise_round["micro_batches"] == 12
+    )  # 9 pairs, 8 of which fill groups of 2, 3 steps each
+    summary = summarise_round["summary"]
     assert (summary["images"], summary["pairs"], summary["steps"]) == (9, 9, 24)
     assert (summary["decided_share"], summary["tied_share"]) == (1, 0)
     scores = [
@@ -130,8 +132,8 @@ def test_the_harvest_counts(prompts, settings, model, tmp_path):
     values = torch.tensor(scores, dtype=torch.float64)
     assert summary["brightness_mean"] == pytest.approx(values.mean().item())
     assert summary["brightness_std"] == pytest.approx(values.std(correction=0).item())
-    assert harvest["skipped"] == {"steps that filled no optimiser step": 3}
-    assert "9 of 9 pairs decided; training on 24 of 27 steps" in harvest["sentence"]
+    assert summarise_round["skipped"] == {"steps that filled no optimiser step": 3}
+    assert "9 of 9 pairs decided; training on 24 of 27 steps" in summarise_round["sentence"]
 
 
 def test_at_the_sampling_weights_every_ratio_is_one(prompts, settings, model, tmp_path):
@@ -172,21 +174,21 @@ def test_best_against_worst_trains_on_one_pair_a_prompt(prompts, settings, model
 
 
 def test_scorers_that_contradict_each_other_decide_nothing(prompts, settings, model, tmp_path):
-    judges = (Brightness(), Brightness(scale=-1.0))
-    opposed = rollouts(prompts, scorers=judges, prompts_per_round=1)
+    scorers = (Brightness(), Brightness(scale=-1.0))
+    opposed = rollouts(prompts, scorers=scorers, prompts_per_round=1)
     with pytest.raises(DataError, match="10 rounds in a row had fewer pairs"):
         next(iter(start(opposed, settings, model, tmp_path)))
-    harvest = record(tmp_path)
-    assert harvest["skipped"] == {"incomparable pairs": 3}
-    assert "0 of 3 pairs decided, 3 incomparable" in harvest["sentence"]
+    summarise_round = record(tmp_path)
+    assert summarise_round["skipped"] == {"incomparable pairs": 3}
+    assert "0 of 3 pairs decided, 3 incomparable" in summarise_round["sentence"]
 
 
 def test_images_without_a_score_make_no_pair_and_are_counted(prompts, settings, model, tmp_path):
     prompts.write_text("a cat\nnan\nfog\n")
     next(iter(start(rollouts(prompts), settings, model, tmp_path)))
-    harvest = record(tmp_path)
-    assert harvest["skipped"]["images without a finite score by brightness"] == 3
-    assert harvest["summary"]["pairs"] == 6
+    summarise_round = record(tmp_path)
+    assert summarise_round["skipped"]["images without a finite score by brightness"] == 3
+    assert summarise_round["summary"]["pairs"] == 6
     assert (tmp_path / "round-0000/grid.png").exists()
 
 
@@ -197,23 +199,25 @@ def test_a_scorer_that_never_says_a_number_stops_the_run(prompts, settings, mode
 
 
 def test_an_image_that_broke_makes_no_pair(prompts, settings, model, tmp_path, monkeypatch):
-    draw = d3po.sample_groups
+    generate = d3po.sample_groups
 
     def breaking(*arguments, **options):
-        trajectories = draw(*arguments, **options)
+        trajectories = generate(*arguments, **options)
         trajectories.latents[1, 0] = torch.nan
         return trajectories
 
     monkeypatch.setattr(d3po, "sample_groups", breaking)
     next(iter(start(rollouts(prompts), settings, model, tmp_path)))
-    harvest = record(tmp_path)
-    assert harvest["skipped"]["images that were not finite"] == 2  # the first of either batch
+    summarise_round = record(tmp_path)
+    assert (
+        summarise_round["skipped"]["images that were not finite"] == 2
+    )  # the first of either batch
     assert not (tmp_path / "round-0000/images/0000-0.png").exists()
-    assert harvest["summary"]["pairs"] == 1 + 3 + 1
+    assert summarise_round["summary"]["pairs"] == 1 + 3 + 1
 
 
-def test_a_round_that_was_trained_on_keeps_its_pictures_alone(prompts, settings, model, tmp_path):
-    source = start(rollouts(prompts, pictured_images=4), settings, model, tmp_path)
+def test_a_round_that_was_trained_on_keeps_its_images_alone(prompts, settings, model, tmp_path):
+    source = start(rollouts(prompts, imaged_images=4), settings, model, tmp_path)
     list(islice(source, 13))  # the first round has 12
     source.release(source.state_dict())
     assert not list((tmp_path / "round-0000/latents").iterdir())
@@ -259,15 +263,17 @@ def test_killed_at_any_write_a_round_comes_out_the_same(
         else:
             break
         writes += 1
-    assert writes >= 1 + 2 * 3 + 2 + 3  # begun; pictures, latents and scores of 2 works; harvest
+    assert (
+        writes >= 1 + 2 * 3 + 2 + 3
+    )  # started; images, latents and scores of 2 works; round summary
 
 
 def test_it_needs_the_steps_of_a_sampler(prompts, settings, tmp_path):
     with pytest.raises(ConfigError, match=r"set likelihood\.kind to transition"):
-        rollouts(prompts).open(facts(tmp_path, model=settings))
+        rollouts(prompts).open(row_metadata(tmp_path, model=settings))
 
 
-def test_other_prompts_and_other_judges_are_another_run(prompts, settings, tmp_path):
+def test_other_prompts_and_other_scorers_are_another_run(prompts, settings, tmp_path):
     def fingerprint(file=prompts, **changes):
         return start(rollouts(file, **changes), settings, None, tmp_path).fingerprint()
 
@@ -308,7 +314,7 @@ def test_impossible_settings_are_refused(tmp_path, keys, message):
         config.load(Section, path)
 
 
-def test_a_judge_of_noisy_images_is_sent_to_spo(prompts):
+def test_a_scorer_of_noisy_images_is_sent_to_spo(prompts):
     class Timed(Brightness):
         takes_time = True
 

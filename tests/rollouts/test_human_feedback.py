@@ -24,7 +24,7 @@ from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
 from diffalign.rollouts.groups import GroupArtist, GroupsConfig, Origin, read_groups
 from diffalign.rollouts.human_feedback import HumanFeedback
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 
 PROCESS = ReverseProcess(steps=3, guidance=2.0)
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def folder(tiny_sd15, tmp_path_factory) -> Path:
     )
     folder = tmp_path_factory.mktemp("groups")
     items = [Item(Prompt(text), 0) for text in ("a cat", "a dog", "an owl")]
-    failures = artist.draw(folder, load(settings, "none"), [items], {}, lambda count: None)
+    failures = artist.generate(folder, load(settings, "none"), [items], {}, lambda count: None)
     assert not failures
     return folder
 
@@ -79,7 +79,7 @@ def start(folder, preferences, settings, tmp_path, *, reference="initial", **cha
     rollouts = HumanFeedback(
         trajectories=folder, preferences=preferences, reference=reference, previewed_prompts=1
     )
-    return rollouts.open(facts(tmp_path / "rounds", **(usual | changes)))
+    return rollouts.open(row_metadata(tmp_path / "rounds", **(usual | changes)))
 
 
 def test_every_step_of_every_decided_pair_trains_once_a_pass(
@@ -225,7 +225,7 @@ def test_other_sampling_settings_are_refused(
     said = preferences({"group": names[0], "ranking": [0, 1]})
     message = (
         rf"trajectories/.* was sampled with {name} {theirs}, and likelihood\.process\.{name} is "
-        rf"{ours}\..*: set likelihood\.process\.{name} to {theirs}, or draw the groups anew"
+        rf"{ours}\..*: set likelihood\.process\.{name} to {theirs}, or generate the groups anew"
     )
     with pytest.raises(DataError, match=message):
         start(folder, said, settings, tmp_path, process=other)
@@ -268,7 +268,9 @@ def test_another_scheduler_is_refused(
     path = model / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     said = preferences({"group": names[0], "ranking": [0, 1]})
-    with pytest.raises(DataError, match=f"(?s)under another scheduler: {message}.*draw the groups"):
+    with pytest.raises(
+        DataError, match=f"(?s)under another scheduler: {message}.*generate the groups"
+    ):
         start(folder, said, SD15(path=str(model)), tmp_path)
 
 
@@ -284,8 +286,11 @@ def test_a_damaged_file_of_trajectories_is_refused(folder, names, preferences, s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": lambda images: images[:-1]}, "says images 2, and .* were drawn with 3"),
-        ({"prompt": lambda prompt: prompt + "!"}, "says prompt '.*!', and .* were drawn with '"),
+        ({"images": lambda images: images[:-1]}, "says images 2, and .* were generated with 3"),
+        (
+            {"prompt": lambda prompt: prompt + "!"},
+            "says prompt '.*!', and .* were generated with '",
+        ),
         ({"seed": lambda seed: seed + 1}, "Put the line back as it was"),
     ],
 )

@@ -26,16 +26,16 @@ VARIANTS = pytest.mark.parametrize(
 )
 
 
-def brightness(pictures, prompts, t):
+def brightness(images, prompts, t):
     """Another taste at every noise level."""
-    tilt = torch.linspace(-1, 1, pictures[0].numel()) * (1 + t)
-    return (pictures.flatten(1) * tilt).sum(dim=1)
+    tilt = torch.linspace(-1, 1, images[0].numel()) * (1 + t)
+    return (images.flatten(1) * tilt).sum(dim=1)
 
 
 def resampler(steps=20, **changes):
     given = {
         "process": ReverseProcess(steps=steps, guidance=1.0),
-        "judge": brightness,
+        "score_images": brightness,
         "threshold": 0.3,
         "continue_from": "random",
         "size": None,
@@ -182,28 +182,28 @@ def test_the_published_cost_holds_on_a_real_network(tiny_sd15):
     assert model.evaluations == 65 * 2 * 2  # per prompt, for either branch of the guidance
 
 
-def test_candidates_part_at_the_branch_and_are_judged_at_their_own_noise():
+def test_candidates_part_at_the_branch_and_are_scored_at_their_own_noise():
     asked = []
 
-    def listen(pictures, prompts, t):
+    def listen(images, prompts, t):
         asked.append((list(prompts), t))
-        return brightness(pictures, prompts, t)
+        return brightness(images, prompts, t)
 
-    segments = walk(resampler(judge=listen, **SDXL_VARIANT))
+    segments = walk(resampler(score_images=listen, **SDXL_VARIANT))
     assert all((segment.paths[:, :, 0] != segment.paths[:, :, 1]).any() for segment in segments)
     each = [visit.prompt for visit in VISITS for _ in range(2)]
     assert asked == [(each, 551), (each, 351), (each, 151), (each, 0)]
 
 
-def test_what_is_judged_is_the_prediction_and_at_the_end_the_latent_itself():
+def test_what_is_scored_is_the_prediction_and_at_the_end_the_latent_itself():
     segments = walk(resampler())
     for segment in segments[:-1]:
         arrived, t = segment.paths[-1].flatten(0, 1), torch.tensor([segment.t])
         slopes = torch.tensor([slope_of(visit.prompt) for visit in VISITS]).repeat_interleave(4)
         prediction = slopes[:, None, None, None] * arrived + segment.t / 1000
         expected = NOISING.denoised(arrived, prediction, t.expand(12))
-        torch.testing.assert_close(segment.pictures.flatten(0, 1), expected)
-    torch.testing.assert_close(segments[-1].pictures, segments[-1].paths[-1])
+        torch.testing.assert_close(segment.images.flatten(0, 1), expected)
+    torch.testing.assert_close(segments[-1].images, segments[-1].paths[-1])
 
 
 @VARIANTS
@@ -227,7 +227,7 @@ def test_a_random_candidate_is_neither_the_best_nor_the_worst_but_any():
     assert 0.15 < (chosen == best).float().mean() < 0.35
 
 
-def test_what_is_drawn_for_a_visit_does_not_depend_on_its_company():
+def test_what_is_generated_for_a_visit_does_not_depend_on_its_company():
     together = walk(resampler())
     alone = walk(resampler(), [VISITS[1]])
     for ours, theirs in zip(together, alone, strict=True):
@@ -235,18 +235,18 @@ def test_what_is_drawn_for_a_visit_does_not_depend_on_its_company():
         assert ours.continued[1] == theirs.continued[0]
 
 
-def test_prompts_of_equal_text_and_other_seeds_are_drawn_apart():
+def test_prompts_of_equal_text_and_other_seeds_are_generated_apart():
     segment = walk(resampler(), [Visit("fog", 1), Visit("fog", 2)])[0]
     assert (segment.origin[0] != segment.origin[1]).all()
 
 
 def test_a_score_that_is_not_a_number_stops_no_sampling():
-    def lost(pictures, prompts, t):
-        scores = brightness(pictures, prompts, t)
+    def lost(images, prompts, t):
+        scores = brightness(images, prompts, t)
         return scores.masked_fill(torch.arange(len(scores)) == 5, math.nan)  # of the second visit
 
     for continue_from in ("random", "best"):
-        segments = walk(resampler(judge=lost, continue_from=continue_from))
+        segments = walk(resampler(score_images=lost, continue_from=continue_from))
         assert len(segments) == 16
         for segment in segments:
             assert segment.selection.difference.isnan().tolist() == [False, True, False]
@@ -254,11 +254,11 @@ def test_a_score_that_is_not_a_number_stops_no_sampling():
             assert segment.paths.isfinite().all()
 
 
-def test_the_network_is_told_the_size_that_is_drawn():
+def test_the_network_is_told_the_size_that_is_generated():
     model = LinearModel()
     segments = walk(resampler(size=(2, 4)), model=model)
     assert model.told_sizes == {(2, 4)}
-    assert segments[0].pictures.shape == (3, 4, 3, 2, 4)
+    assert segments[0].images.shape == (3, 4, 3, 2, 4)
 
 
 @pytest.mark.parametrize("kind", ["sd15_v", "sdxl", "sdxl_v"])
@@ -272,5 +272,5 @@ def test_real_networks_are_walked_in_the_size_that_is_asked_for(request, kind):
     process = ReverseProcess(steps=5, guidance=2.0)
     given = {"process": process, "candidates": 2, "first_step": 1, "steps_per_segment": 2}
     segments = walk(resampler(size=(16, 32), **given), VISITS[:2], model)
-    assert [segment.pictures.shape for segment in segments] == [(2, 2, 3, 16, 32)] * 2
+    assert [segment.images.shape for segment in segments] == [(2, 2, 3, 16, 32)] * 2
     assert all(np.isfinite(segment.paths.numpy()).all() for segment in segments)

@@ -15,12 +15,12 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
-    Harvest,
     Phase,
+    RoundSummary,
     Work,
 )
 from diffalign.rollouts.rounds import Rounds
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 from tests.runs import Killed
 
 
@@ -68,13 +68,13 @@ class Numbers(AbstractCollector):
         self.done.append(f"{folder.name}/{file}")
         (folder / file).write_text(json.dumps(model.value.item()))
 
-    def harvest(self, number, folder):
-        if self.killed_at == "harvest":
+    def summarise_round(self, number, folder):
+        if self.killed_at == "summarise_round":
             self.killed_at = None
             raise Killed
         made_by = {json.loads(path.read_text()) for path in folder.glob("s*-*.json")}
         assert len(made_by) == 1, "files of two policies in one round"
-        return Harvest(
+        return RoundSummary(
             micro_batches=self.batches_of_round(number),
             summary={"policy": float(made_by.pop())},
             skipped={"tied": 1},
@@ -116,7 +116,7 @@ class NumberRollouts(AbstractRollouts):
 
 def rounds(folder, collector=None, model=None, reference="initial", **changes):
     source = Rounds(
-        NumberRollouts(reference=reference), collector or Numbers(), facts(folder, **changes)
+        NumberRollouts(reference=reference), collector or Numbers(), row_metadata(folder, **changes)
     )
     source.bind(model or Policy())
     return source
@@ -136,7 +136,7 @@ def test_a_round_is_sampled_by_the_policy_that_it_begins_with(tmp_path):
     assert train(rounds(tmp_path), 5) == [(0, 0, 0), (0, 0, 1), (2, 1, 0), (2, 1, 1), (4, 2, 0)]
 
 
-@pytest.mark.parametrize("file", ["sample-1.json", "score-2.json", "harvest"])
+@pytest.mark.parametrize("file", ["sample-1.json", "score-2.json", "summarise_round"])
 def test_a_killed_round_makes_only_what_is_missing(tmp_path, file):
     killed = Numbers()
     killed.killed_at = file
@@ -218,7 +218,7 @@ def test_a_round_that_was_sampled_anew_is_not_that_of_an_older_checkpoint(tmp_pa
 def test_what_cannot_work_is_found_out_before_anything_is_sampled_or_removed(tmp_path):
     class Mute(Numbers):
         def warm_up(self, model):
-            raise DataError("the judge has no words")
+            raise DataError("the scorer has no words")
 
     train(rounds(tmp_path), 1)
     before = sorted(path.name for path in tmp_path.rglob("*"))
@@ -237,8 +237,8 @@ def test_the_log_is_told_the_figures_of_the_round_that_is_trained_on(tmp_path):
     assert first != source.figures()
 
 
-def test_another_run_in_the_same_folder_begins_another_film(tmp_path):
-    (tmp_path / "film").mkdir()
+def test_another_run_in_the_same_folder_begins_another_preview_strip(tmp_path):
+    (tmp_path / "preview_strip").mkdir()
     (tmp_path / "film/prompts.json").write_text('["of an earlier run"]')
     train(rounds(tmp_path), 1)
     assert "of an earlier run" not in (tmp_path / "film/prompts.json").read_text()

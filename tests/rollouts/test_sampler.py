@@ -37,7 +37,7 @@ def change(model):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def draw(model, rows=(0, 1, 2), *, process=PROCESS, **changes):
+def generate(model, rows=(0, 1, 2), *, process=PROCESS, **changes):
     """Trajectories of some of three prompts; a row's seeds are its own."""
     arguments = {
         "start_seeds": [100 + row for row in rows],
@@ -47,7 +47,7 @@ def draw(model, rows=(0, 1, 2), *, process=PROCESS, **changes):
 
 
 def test_shapes_times_and_types(model):
-    trajectories = draw(model)
+    trajectories = generate(model)
 
     assert trajectories.latents.shape == (4, 3, *SHAPE)
     assert trajectories.log_likelihoods.shape == (3, 3)
@@ -60,10 +60,10 @@ def test_shapes_times_and_types(model):
 
 
 @pytest.mark.parametrize("backbone", ["sd15", "sd15_v", "sdxl", "sdxl_v"])
-def test_every_step_is_a_draw_from_where_the_model_would_step(request, backbone):
+def test_every_step_is_a_generate_from_where_the_model_would_step(request, backbone):
     folder = request.getfixturevalue(f"tiny_{backbone}")
     model = load(folder, SDXL if "sdxl" in backbone else SD15)
-    trajectories = draw(model)
+    trajectories = generate(model)
 
     assert torch.equal(trajectories.latents[0], noise_from_seeds([100, 101, 102], SHAPE))
     with model.sampling():
@@ -78,15 +78,15 @@ def test_every_step_is_a_draw_from_where_the_model_would_step(request, backbone)
 
 
 def test_equal_start_seeds_start_from_equal_noise_and_part_ways(model):
-    group = draw(model, start_seeds=[7, 7, 7]).latents
+    group = generate(model, start_seeds=[7, 7, 7]).latents
 
     assert torch.equal(group[0, 0], group[0, 1])
     assert not torch.equal(group[-1, 0], group[-1, 1])
-    assert not torch.equal(group[0, 0], draw(model).latents[0, 0])
+    assert not torch.equal(group[0, 0], generate(model).latents[0, 0])
 
 
 def test_the_company_of_a_row_does_not_change_it(model):
-    together, alone, turned = draw(model), draw(model, [1]), draw(model, [2, 1, 0])
+    together, alone, turned = generate(model), generate(model, [1]), generate(model, [2, 1, 0])
 
     for other, row in ((alone, 0), (turned, 1)):
         torch.testing.assert_close(
@@ -98,11 +98,11 @@ def test_the_company_of_a_row_does_not_change_it(model):
 
 
 def test_the_same_call_gives_the_same_bits(model):
-    first = draw(model)
+    first = generate(model)
     torch.manual_seed(1234)
     state = torch.random.get_rng_state()
 
-    second = draw(model)
+    second = generate(model)
 
     assert torch.equal(first.latents, second.latents)
     assert torch.equal(first.log_likelihoods, second.log_likelihoods)
@@ -120,15 +120,15 @@ def test_the_same_call_gives_the_same_bits(model):
     ids=["start_seeds", "step_seeds", "guidance", "eta"],
 )
 def test_everything_that_is_given_counts(model, changes):
-    assert not torch.equal(draw(model).latents[-1], draw(model, **changes).latents[-1])
+    assert not torch.equal(generate(model).latents[-1], generate(model, **changes).latents[-1])
 
 
 def test_the_noise_of_a_step_reaches_no_earlier_step(model):
-    late = draw(
+    late = generate(
         model, step_seeds=lambda step: [99] * 3 if step == 2 else [10 * step + i for i in range(3)]
     )
 
-    usual = draw(model)
+    usual = generate(model)
 
     assert torch.equal(late.latents[:3], usual.latents[:3])
     assert not torch.equal(late.latents[3], usual.latents[3])
@@ -136,7 +136,7 @@ def test_the_noise_of_a_step_reaches_no_earlier_step(model):
 
 @pytest.mark.parametrize(("guidance", "branches"), [(1.0, 1), (5.0, 2)])
 def test_guidance_costs_a_second_row_a_step(model, guidance, branches):
-    draw(model, process=ReverseProcess(steps=3, guidance=guidance))
+    generate(model, process=ReverseProcess(steps=3, guidance=guidance))
 
     assert model.evaluations == 3 * 3 * branches
 
@@ -149,18 +149,18 @@ def test_prompts_are_encoded_before_the_first_step_and_kept(model, monkeypatch):
     )
 
     for _ in range(2):
-        draw(model, [0, 1, 0])
+        generate(model, [0, 1, 0])
 
     assert sorted(asked) == ["", "a red circle", "two cats"]
 
 
 def test_the_policy_is_sampled_or_within_reference_the_reference(model):
-    start = draw(model).latents
+    start = generate(model).latents
     change(model)
 
-    policy = draw(model).latents
+    policy = generate(model).latents
     with model.reference():
-        reference = draw(model).latents
+        reference = generate(model).latents
 
     assert torch.equal(reference, start)
     assert not torch.equal(policy, start)
@@ -169,14 +169,14 @@ def test_the_policy_is_sampled_or_within_reference_the_reference(model):
 def test_dropout_is_off_while_sampling_and_back_on_afterwards(model):
     change(model)
 
-    assert torch.equal(draw(model).latents, draw(model).latents)
+    assert torch.equal(generate(model).latents, generate(model).latents)
     assert model.network.training
 
 
 def test_another_size_than_the_networks_own(model):
-    assert draw(model, size=(16, 64)).latents.shape == (4, 3, 4, 2, 8)
+    assert generate(model, size=(16, 64)).latents.shape == (4, 3, 4, 2, 8)
     with pytest.raises(ValueError, match=r"images of 20x32 pixels do not fit .* multiples of 8"):
-        draw(model, size=(20, 32))
+        generate(model, size=(20, 32))
 
 
 def test_sdxl_is_told_the_size_that_is_sampled(tiny_sdxl):
@@ -187,14 +187,14 @@ def test_sdxl_is_told_the_size_that_is_sampled(tiny_sdxl):
         with_kwargs=True,
     )
 
-    draw(model, [0], size=(16, 64))
+    generate(model, [0], size=(16, 64))
 
     assert [rows.tolist() for rows in told] == [[[16, 64, 0, 0, 16, 64]] * 2] * 3
 
 
 def test_under_reduced_precision_latents_stay_float32(tiny_sd15):
     model = load(tiny_sd15, dtype=torch.bfloat16)
-    trajectories = draw(model)
+    trajectories = generate(model)
 
     assert trajectories.latents.dtype == torch.float32
     assert torch.equal(trajectories.latents[0], noise_from_seeds([100, 101, 102], SHAPE))

@@ -1,4 +1,4 @@
-"""SePPO's rounds: what is drawn, beside which image, and that nothing but the round decides it."""
+"""SePPO's rounds: what is generated, and that nothing but the round decides it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.layouts import (
     Pair,
     encoded,
     make_pairs,
-    picture,
+    solid_image,
     write_pickapic,
     write_winning_folder,
 )
 from tests.processes import run_ranks
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 from tests.runs import Killed, figures, forget_accelerate
 
 CONFIG = Path(__file__).parents[2] / "configs/playground/seppo.yaml"
@@ -88,7 +88,9 @@ def open_rounds(output, data, model, *, rows=2, data_settings=None, run=None, **
             data, pairs_per_device=rows, views=views, **data_settings
         ),
     }
-    source = SemiPolicy(**{**SETTINGS, **settings}).open(facts(output, **(usual | (run or {}))))
+    source = SemiPolicy(**{**SETTINGS, **settings}).open(
+        row_metadata(output, **(usual | (run or {})))
+    )
     source.bind(model)
     return source
 
@@ -97,11 +99,12 @@ def take(source, count):
     return list(islice(iter(source), count))
 
 
-def drawn(batches) -> torch.Tensor:
+def generated(batches) -> torch.Tensor:
     return torch.cat([batch.images["sampled"] for batch in batches])
 
 
-# --- what a round draws -------------------------------------------------------------------------
+# --- what a round generates
+# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "webdataset"])  # at random, and streamed
@@ -130,30 +133,30 @@ def test_a_batch_is_that_of_the_data_with_a_further_view(tmp_path, model, kind):
     assert len(set(seeds)) == len(seeds)
 
 
-def test_the_image_is_drawn_for_the_caption_that_training_drops(tmp_path, model, winners):
+def test_the_image_is_generated_for_the_caption_that_training_drops(tmp_path, model, winners):
     told = take(open_rounds(tmp_path / "told", winners, model), 2)
     without = {"caption_dropout": 1.0}
     untold = take(open_rounds(tmp_path / "not", winners, model, data_settings=without), 2)
     assert {prompt for batch in untold for prompt in batch.prompts} == {""}
-    assert torch.equal(drawn(told), drawn(untold))
+    assert torch.equal(generated(told), generated(untold))
 
 
-def test_an_image_does_not_depend_on_those_drawn_beside_it(tmp_path, model, winners):
+def test_an_image_does_not_depend_on_those_generated_next_to_it(tmp_path, model, winners):
     alone = take(open_rounds(tmp_path / "one", winners, model, images_per_batch=1), 2)
     together = take(open_rounds(tmp_path / "all", winners, model, images_per_batch=4), 2)
-    assert (drawn(alone) - drawn(together)).abs().max() <= 2.1 / 127.5  # rounding of 8 bits
+    assert (generated(alone) - generated(together)).abs().max() <= 2.1 / 127.5  # rounding of 8 bits
 
 
 def test_an_image_depends_on_the_reference_and_not_on_the_policy(tmp_path, model, winners):
-    before = drawn(take(open_rounds(tmp_path / "before", winners, model), 2))
+    before = generated(take(open_rounds(tmp_path / "before", winners, model), 2))
     change(model)
     for rule, same in (("initial", True), ("latest", False)):
         folder = tmp_path / rule
-        after = drawn(take(open_rounds(folder, winners, model, reference=rule), 2))
+        after = generated(take(open_rounds(folder, winners, model, reference=rule), 2))
         assert torch.equal(before, after) == same
 
 
-def test_rounds_draw_anew(tmp_path, model):
+def test_rounds_generate_anew(tmp_path, model):
     data = write_winning_folder(tmp_path / "data", make_pairs(2))
     batches = take(open_rounds(tmp_path / "rounds", data, model, updates_per_round=1), 2)
     by_round = [dict(zip(b.sample_ids, b.images["sampled"], strict=True)) for b in batches]
@@ -165,14 +168,14 @@ def test_an_image_that_a_round_visits_twice_gets_two(tmp_path, model):
     data = write_winning_folder(tmp_path / "data", make_pairs(2))
     first, second = take(open_rounds(tmp_path / "rounds", data, model), 2)
     assert sorted(first.sample_ids) == sorted(second.sample_ids)
-    assert not torch.equal(drawn([first]).sort(dim=0)[0], drawn([second]).sort(dim=0)[0])
-    assert len({tuple(image.flatten().tolist()) for image in drawn([first, second])}) == 4
+    assert not torch.equal(generated([first]).sort(dim=0)[0], generated([second]).sort(dim=0)[0])
+    assert len({tuple(image.flatten().tolist()) for image in generated([first, second])}) == 4
 
 
-def test_what_is_drawn_has_the_size_of_what_it_stands_beside(tmp_path, model):
+def test_what_is_generated_has_the_size_of_what_it_is_next_to(tmp_path, model):
     sizes = [(64, 32), (32, 64)] * 4
     pairs = [
-        Pair(encoded(picture((200, 0, 0), size=size)), b"", f"thing {i}")
+        Pair(encoded(solid_image((200, 0, 0), size=size)), b"", f"thing {i}")
         for i, size in enumerate(sizes)
     ]
     data = write_winning_folder(tmp_path / "data", pairs)
@@ -206,11 +209,11 @@ def test_a_round_can_be_looked_at(tmp_path, model, winners):
     assert [row["sample_id"] for row in rows] == [n for b in batches for n in b.sample_ids]
     assert [row["prompt"] for row in rows] == [c for b in batches for c in b.captions]
     scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    for place, (row, image) in enumerate(zip(scores, drawn(batches), strict=True)):
+    for place, (row, image) in enumerate(zip(scores, generated(batches), strict=True)):
         assert row["visit"] == place
         assert torch.equal(pixels_of(Image.open(folder / row["file"])), image)
         assert row["scores"]["brightness"] == pytest.approx((image.mean().item() + 1) / 2)
-    summary = json.loads((folder / "round.json").read_text())["harvest"]["summary"]
+    summary = json.loads((folder / "round.json").read_text())["summarise_round"]["summary"]
     mean = torch.tensor([row["scores"]["brightness"] for row in scores]).mean()
     assert summary["brightness_mean"] == pytest.approx(mean.item())
     assert summary["images"] == 4
@@ -222,7 +225,9 @@ def test_the_round_says_who_drew(tmp_path, model, winners):
     source = open_rounds(tmp_path, winners, model, reference="latest")
     take(source, 3)
     said = [
-        json.loads((tmp_path / f"round-000{i}/round.json").read_text())["harvest"]["sentence"]
+        json.loads((tmp_path / f"round-000{i}/round.json").read_text())["summarise_round"][
+            "sentence"
+        ]
         for i in range(2)
     ]
     assert said[0] == "4 images by the run's first policy"
@@ -230,7 +235,7 @@ def test_the_round_says_who_drew(tmp_path, model, winners):
 
 
 def test_a_finished_round_keeps_its_first_images(tmp_path, model, winners):
-    source = open_rounds(tmp_path, winners, model, pictured_images=3)
+    source = open_rounds(tmp_path, winners, model, imaged_images=3)
     take(source, 3)
     source.release({"round": 1})
     kept = sorted(path.name for path in (tmp_path / "round-0000/images").iterdir())
@@ -238,11 +243,11 @@ def test_a_finished_round_keeps_its_first_images(tmp_path, model, winners):
     assert len(list((tmp_path / "round-0001/images").iterdir())) == 4
 
 
-def test_the_start_says_how_many_images_a_round_draws_and_what_past_policies_take(
+def test_the_start_says_how_many_images_a_round_generates_and_what_past_policies_take(
     tmp_path, model, winners
 ):
     said = open_rounds(tmp_path, winners, model, rows=3).describe()
-    assert "a round draws 6 images for 2 optimiser steps" in said
+    assert "a round generates 6 images for 2 optimiser steps" in said
     assert not any("keeps the policy" in line for line in said)
     full = {"model": SD15(path="")}
     object.__setattr__(full["model"], "noising", lambda: model.noising)
@@ -282,14 +287,14 @@ def test_a_round_goes_on_in_its_middle_without_drawing(tmp_path, model, winners,
     again = take(resumed, 2)  # the second of the next round, whose images are there as well
     assert [batch.sample_ids for batch in again] == [batch.sample_ids for batch in whole]
     assert [batch.noise_seeds for batch in again] == [batch.noise_seeds for batch in whole]
-    assert torch.equal(drawn(again), drawn(whole))
+    assert torch.equal(generated(again), generated(whole))
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("sample", 1), ("encode_png", 3), ("write_json_lines", 0), ("draw_grid", 0)],
+    [("sample", 1), ("encode_png", 3), ("write_json_lines", 0), ("render_grid", 0)],
 )
-def test_a_killed_round_draws_only_what_is_missing(
+def test_a_killed_round_generates_only_what_is_missing(
     tmp_path, model, winners, monkeypatch, name, count
 ):
     whole = take(open_rounds(tmp_path / "whole", winners, model, updates_per_round=3), 3)
@@ -300,7 +305,7 @@ def test_a_killed_round_draws_only_what_is_missing(
     calls = fail_after(monkeypatch, 3)
     again = take(open_rounds(tmp_path / "killed", winners, model, updates_per_round=3), 3)
     assert len(calls) == 3 - done
-    assert torch.equal(drawn(whole), drawn(again))
+    assert torch.equal(generated(whole), generated(again))
 
 
 def test_images_of_other_data_are_not_taken_up(tmp_path, model, winners):
@@ -308,7 +313,7 @@ def test_images_of_other_data_are_not_taken_up(tmp_path, model, winners):
     other = write_winning_folder(tmp_path / "data", make_pairs(5))
     batches = take(open_rounds(tmp_path / "rounds", other, model), 2)
     fresh = take(open_rounds(tmp_path / "fresh", other, model), 2)
-    assert torch.equal(drawn(batches), drawn(fresh))
+    assert torch.equal(generated(batches), generated(fresh))
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -319,7 +324,7 @@ def test_images_of_other_data_are_not_taken_up(tmp_path, model, winners):
     [
         ({"updates_per_round": 0}, "updates_per_round must be at least 1, got 0"),
         ({"images_per_batch": 0}, "images_per_batch must be at least 1, got 0"),
-        ({"pictured_images": -1}, "pictured_images must be at least 0, got -1"),
+        ({"imaged_images": -1}, "imaged_images must be at least 0, got -1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
@@ -337,7 +342,7 @@ def test_a_likelihood_of_steps_is_refused(tmp_path, model, winners):
         open_rounds(tmp_path, winners, model, run={"process": FAST})
 
 
-def test_images_drawn_for_others_are_refused(tmp_path, model, winners):
+def test_images_generated_for_others_are_refused(tmp_path, model, winners):
     source = open_rounds(tmp_path, winners, model)
     batches = iter(source)
     next(batches)
@@ -346,7 +351,7 @@ def test_images_drawn_for_others_are_refused(tmp_path, model, winners):
     file.write_text(file.read_text().replace('"sample_id": "0', '"sample_id": "1'))
     resumed = open_rounds(tmp_path, winners, model)
     resumed.load_state_dict(state)
-    with pytest.raises(DataError, match=r"were drawn for 1\d+, 1\d+, and the data now gives 0"):
+    with pytest.raises(DataError, match=r"were generated for 1\d+, 1\d+, and the data now gives 0"):
         take(resumed, 1)
 
 
@@ -355,11 +360,13 @@ def test_an_image_that_is_gone_is_named(tmp_path, model, winners):
     batches = iter(source)
     next(batches)
     (tmp_path / "round-0000/images/000003.png").unlink()
-    with pytest.raises(DataError, match=r"images/000003\.png: this image was drawn .*Delete .*ro"):
+    with pytest.raises(
+        DataError, match=r"images/000003\.png: this image was generated .*Delete .*ro"
+    ):
         next(batches)
 
 
-def test_a_reference_that_draws_nothing_finite_is_refused(tmp_path, model, winners):
+def test_a_reference_that_generates_nothing_finite_is_refused(tmp_path, model, winners):
     with torch.no_grad():
         for _, parameter in model.trained_parameters():
             parameter.fill_(torch.nan)
@@ -367,21 +374,21 @@ def test_a_reference_that_draws_nothing_finite_is_refused(tmp_path, model, winne
         take(open_rounds(tmp_path, winners, model, reference="latest"), 1)
 
 
-def test_what_is_not_finite_is_drawn_again_and_counted(tmp_path, model, winners, monkeypatch):
+def test_what_is_not_finite_is_generated_again_and_counted(tmp_path, model, winners, monkeypatch):
     whole = seppo.sample
     calls = []
 
     def once_broken(*args, **kwargs):
-        drawn = whole(*args, **kwargs)
+        generated = whole(*args, **kwargs)
         if not calls:
-            drawn.latents[-1][0] = torch.nan
+            generated.latents[-1][0] = torch.nan
         calls.append(kwargs["start_seeds"])
-        return drawn
+        return generated
 
     monkeypatch.setattr(seppo, "sample", once_broken)
     source = open_rounds(tmp_path, winners, model)
     take(source, 1)
-    assert source.skipped_counts == {"images that were not finite, drawn again": 1}
+    assert source.skipped_counts == {"images that were not finite, generated again": 1}
     assert len(calls[1]) == 1
     assert calls[1][0] not in calls[0]
     places = [row["place"] for row in read_json_lines(tmp_path / "round-0000/sampled.jsonl")]
@@ -389,11 +396,11 @@ def test_what_is_not_finite_is_drawn_again_and_counted(tmp_path, model, winners,
     assert all((tmp_path / f"round-0000/images/{place:06d}.png").exists() for place in places)
 
 
-def test_a_judge_of_noisy_images_is_refused():
+def test_a_scorer_of_noisy_images_is_refused():
     class Noisy(Brightness):
         takes_time = True
 
-    with pytest.raises(ValueError, match="judges noisy images at a timestep, and these are finis"):
+    with pytest.raises(ValueError, match="scorers noisy images at a timestep, and these are finis"):
         SemiPolicy(scorers=(Noisy(),))
 
 
@@ -492,8 +499,14 @@ def three_rounds(tmp_path_factory, tiny_sd15, winners) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("sample", 3), ("encode_png", 9), ("write_json_lines", 8), ("draw_grid", 1), ("_beside", 5)],
-    ids=["sampling", "writing", "scoring", "harvesting", "training"],
+    [
+        ("sample", 3),
+        ("encode_png", 9),
+        ("write_json_lines", 8),
+        ("render_grid", 1),
+        ("_next_to", 5),
+    ],
+    ids=["sampling", "writing", "scoring", "summarying", "training"],
 )
 def test_a_run_killed_anywhere_ends_bit_for_bit_alike(
     tmp_path, tiny_sd15, winners, three_rounds, monkeypatch, name, count
@@ -511,7 +524,7 @@ def test_a_run_killed_anywhere_ends_bit_for_bit_alike(
 
 
 @pytest.mark.multiprocess
-def test_one_process_and_two_draw_the_same_and_train_alike(tmp_path, tiny_sd15, winners):
+def test_one_process_and_two_generate_the_same_and_train_alike(tmp_path, tiny_sd15, winners):
     # Equal local shapes: float32 kernels round by shape, and beta multiplies that.
     more = ("model.kind=sd15", "training.optimizer_steps=3", "optimizer.lr=1e-5")
     train.run(load(tiny_sd15, winners, tmp_path / "one", *more, "training.accumulation=2"))
@@ -532,8 +545,8 @@ def test_one_process_and_two_draw_the_same_and_train_alike(tmp_path, tiny_sd15, 
 def test_a_dry_run_says_what_a_round_will_be(tmp_path, tiny_sdxl, winners, capsys):
     train.run(load(tiny_sdxl, winners, tmp_path / "run"), dry_run=True)
     said = capsys.readouterr().out
-    assert "rounds of 2 optimiser steps; beside each preferred image one by one of the" in said
-    assert "a round draws 4 images for 2 optimiser steps" in said
+    assert "rounds of 2 optimiser steps; next to each preferred image one by one of the" in said
+    assert "a round generates 4 images for 2 optimiser steps" in said
     assert not (tmp_path / "run").exists()
 
 

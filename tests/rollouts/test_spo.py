@@ -33,7 +33,7 @@ from diffalign.training.build import RunConfig
 from tests.comparison.brightness import Brightness
 from tests.rollouts.noisy_brightness import NoisyBrightness
 from tests.rollouts.one_rank import collect
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 from tests.runs import Killed, files
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def rollouts(**changes):
         "candidates": 3,
         "first_step": 1,
         "threshold": 0.0,
-        "pictured_prompts": 2,
+        "imaged_prompts": 2,
         "previewed_prompts": 1,
     }
     return Stepwise(**(given | changes))
@@ -72,13 +72,13 @@ def rollouts(**changes):
 def start(rollouts, settings, model, folder, **changes):
     """The source of a run, bound to its model."""
     usual = {"run_seed": 11, "samples_per_device": 2, "process": PROCESS}
-    source = rollouts.open(facts(folder, model=settings, **(usual | changes)))
+    source = rollouts.open(row_metadata(folder, model=settings, **(usual | changes)))
     source.bind(model)
     return source
 
 
 def record(folder: Path) -> dict:
-    return json.loads((folder / "round-0000/round.json").read_text())["harvest"]
+    return json.loads((folder / "round-0000/round.json").read_text())["summarise_round"]
 
 
 def scores(folder: Path) -> list[dict]:
@@ -88,9 +88,7 @@ def scores(folder: Path) -> list[dict]:
 # --- what a round leaves ------------------------------------------------------------------------
 
 
-def test_a_round_leaves_scores_pictures_a_grid_and_the_steps_of_its_pairs(
-    settings, model, tmp_path
-):
+def test_a_round_leaves_scores_images_a_grid_and_the_steps_of_its_pairs(settings, model, tmp_path):
     next(iter(start(rollouts(), settings, model, tmp_path)))
     folder = tmp_path / "round-0000"
     names = {name for name in files(folder) if not name.startswith("images/")}
@@ -105,15 +103,15 @@ def test_a_round_leaves_scores_pictures_a_grid_and_the_steps_of_its_pairs(
         "latents/00000.safetensors",
         "latents/00002.safetensors",
     }
-    assert (tmp_path / "film_strip.png").exists()
+    assert (tmp_path / "preview_strip.png").exists()
     assert Counter(row["visit"] for row in scores(tmp_path)) == {0: 4, 1: 4, 2: 4}
     assert {row["t"] for row in scores(tmp_path)} == {401, 201, 1, 0}
     steps = read_json_lines(folder / "steps.jsonl")
     assert Counter(step["t"] for step in steps) == {601: 3, 401: 3, 201: 3, 1: 3}
 
 
-def test_pictures_are_of_the_best_and_the_worst_at_three_noise_levels(settings, model, tmp_path):
-    next(iter(start(rollouts(pictured_prompts=3), settings, model, tmp_path)))
+def test_images_are_of_the_best_and_the_worst_at_three_noise_levels(settings, model, tmp_path):
+    next(iter(start(rollouts(imaged_prompts=3), settings, model, tmp_path)))
     rows = [row for row in scores(tmp_path) if row["step"] in (1, 3, 4)]
     expected = {
         f"{row['visit']:05d}-t{row['t']:03d}-{row[side]}.png"
@@ -124,14 +122,14 @@ def test_pictures_are_of_the_best_and_the_worst_at_three_noise_levels(settings, 
     assert len(expected) == 3 * 3 * 2
     for row in rows:
         name = f"{row['visit']:05d}-t{row['t']:03d}-{row['best']}.png"
-        with Image.open(tmp_path / "round-0000/images" / name) as picture:
-            levels = torch.tensor(list(picture.tobytes()), dtype=torch.float64)
+        with Image.open(tmp_path / "round-0000/images" / name) as image:
+            levels = torch.tensor(list(image.tobytes()), dtype=torch.float64)
         shown = (levels.mean().item() / 127.5 - 1) * (1 - row["t"] / 1000) * 1000
         assert row["scores"][row["best"]] == pytest.approx(shown, abs=0.1)
 
 
-def test_no_picture_is_no_grid(settings, model, tmp_path):
-    next(iter(start(rollouts(pictured_prompts=0), settings, model, tmp_path)))
+def test_no_image_is_no_grid(settings, model, tmp_path):
+    next(iter(start(rollouts(imaged_prompts=0), settings, model, tmp_path)))
     assert not (tmp_path / "round-0000/images").exists()
     assert not (tmp_path / "round-0000/grid.png").exists()
 
@@ -144,22 +142,22 @@ def test_best_and_worst_are_those_of_the_scores(settings, model, tmp_path):
         assert len(row["scores"]) == 3 and row["valid"]
 
 
-def test_the_harvest_counts(settings, model, tmp_path):
+def test_the_summary_counts(settings, model, tmp_path):
     next(iter(start(rollouts(), settings, model, tmp_path, accumulation=2)))
-    harvest = record(tmp_path)
-    assert harvest["micro_batches"] == 6  # of 2 pairs, all 12 of them
-    assert harvest["summary"]["pairs"] == harvest["summary"]["trained_pairs"] == 12
-    assert harvest["summary"]["valid"] == 1
+    summarise_round = record(tmp_path)
+    assert summarise_round["micro_batches"] == 6  # of 2 pairs, all 12 of them
+    assert summarise_round["summary"]["pairs"] == summarise_round["summary"]["trained_pairs"] == 12
+    assert summarise_round["summary"]["valid"] == 1
     finished = [score for row in scores(tmp_path) if row["t"] == 0 for score in row["scores"]]
-    assert harvest["summary"]["score_mean"] == pytest.approx(sum(finished) / len(finished))
+    assert summarise_round["summary"]["score_mean"] == pytest.approx(sum(finished) / len(finished))
     assert (
         "100% of the comparisons count (100% early, 100% middle, 100% late)"
-        in (harvest["sentence"])
+        in (summarise_round["sentence"])
     )
-    assert "12 of 12 pairs of steps fill optimiser steps" in harvest["sentence"]
+    assert "12 of 12 pairs of steps fill optimiser steps" in summarise_round["sentence"]
 
 
-def test_a_plain_scorer_judges_the_same_predictions(settings, model, tmp_path):
+def test_a_plain_scorer_scorers_the_same_predictions(settings, model, tmp_path):
     scorer = Brightness(scale=1000.0)
     next(iter(start(rollouts(scorer=scorer), settings, model, tmp_path)))
     assert all(0 < score < 1000 for row in scores(tmp_path) for score in row["scores"])
@@ -172,11 +170,11 @@ def test_the_ablations_go_on_from_an_extreme(settings, model, tmp_path, continue
     assert all(row["continued"] == row[continue_from] for row in scores(tmp_path))
 
 
-def test_pictures_are_of_the_size_that_is_asked_for(settings, model, tmp_path):
+def test_images_are_of_the_size_that_is_asked_for(settings, model, tmp_path):
     batch = next(iter(start(rollouts(size=(16, 24)), settings, model, tmp_path)))
     assert batch.states.shape == (2, 4, 2, 3)
-    picture = next((tmp_path / "round-0000/images").iterdir())
-    assert Image.open(picture).size == (24, 16)
+    image = next((tmp_path / "round-0000/images").iterdir())
+    assert Image.open(image).size == (24, 16)
 
 
 def test_the_threshold_decides_which_comparisons_are_trained_on(settings, model, tmp_path):
@@ -349,7 +347,7 @@ def test_a_round_killed_at_any_write_ends_as_an_uninterrupted_one(
         prompts_per_round=2,
         prompts_per_batch=1,
         candidates=2,
-        pictured_prompts=1,
+        imaged_prompts=1,
         previewed_prompts=0,
     )
     short = {"process": ReverseProcess(steps=3, guidance=1.0)}
@@ -368,7 +366,7 @@ def test_a_round_killed_at_any_write_ends_as_an_uninterrupted_one(
     monkeypatch.setattr(Path, "replace", dying)
     whole, theirs = first_batch(tmp_path / "whole"), files(tmp_path / "whole")
     total, last = writes, 0
-    assert total >= 13  # the round's beginning and end, pairs, scores, pictures; each batch twice
+    assert total >= 13  # the round's beginning and end, pairs, scores, images; each batch twice
     while last < total:
         folder = tmp_path / str(last)
         writes = 0
@@ -509,7 +507,7 @@ def test_a_run_says_what_it_is_about_to_do(settings, model, tmp_path):
     ]
 
 
-def test_prompts_and_the_judge_identify_what_is_read(settings, model, tmp_path):
+def test_prompts_and_the_scorer_identify_what_is_read(settings, model, tmp_path):
     same = [start(rollouts(), settings, model, tmp_path).fingerprint() for _ in range(2)]
     others = [
         start(rollouts(**change), settings, model, tmp_path).fingerprint()
@@ -521,7 +519,7 @@ def test_prompts_and_the_judge_identify_what_is_read(settings, model, tmp_path):
     assert len({*same, *others}) == 3
 
 
-def test_the_film_shows_prompts_from_the_whole_list(settings, model, tmp_path):
+def test_the_preview_strip_shows_prompts_from_the_whole_list(settings, model, tmp_path):
     source = start(rollouts(previewed_prompts=2), settings, model, tmp_path)
     next(iter(source))
     assert json.loads((tmp_path / "film/prompts.json").read_text()) == ["a cat", "an owl"]

@@ -21,12 +21,12 @@ def model(tiny_sd15):
     )
 
 
-def draw(model, *visits, images=3, **changes):
+def generate(model, *visits, images=3, **changes):
     return sample_groups(model, PROCESS, visits, images=images, **changes)
 
 
 def test_images_of_one_visit_start_from_the_same_noise_and_part_at_the_first_step(model):
-    latents = draw(model, Visit("a cat", 1), Visit("a dog", 2)).latents
+    latents = generate(model, Visit("a cat", 1), Visit("a dog", 2)).latents
     assert latents.shape == (3, 6, 4, 4, 4)
     for group in (latents[:, :3], latents[:, 3:]):
         start, first = group[0], group[1]
@@ -36,24 +36,24 @@ def test_images_of_one_visit_start_from_the_same_noise_and_part_at_the_first_ste
     assert not torch.allclose(latents[0, 0], latents[0, 3], atol=0.1)
 
 
-def test_a_visit_is_drawn_alike_in_any_company(model):
-    together = draw(model, Visit("a cat", 1), Visit("a dog", 2)).latents[:, 3:]
-    alone = draw(model, Visit("a dog", 2)).latents
+def test_a_visit_is_generated_alike_in_any_company(model):
+    together = generate(model, Visit("a cat", 1), Visit("a dog", 2)).latents[:, 3:]
+    alone = generate(model, Visit("a dog", 2)).latents
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_a_visit_with_another_seed_has_other_noise_at_every_step(model):
-    first, second = draw(model, Visit("a cat", 1)), draw(model, Visit("a cat", 2))
+    first, second = generate(model, Visit("a cat", 1)), generate(model, Visit("a cat", 2))
     for one, other in zip(first.latents, second.latents, strict=True):
         assert not torch.allclose(one, other, atol=0.1)
 
 
-def test_another_size_may_be_drawn(model):
-    assert draw(model, Visit("a cat", 1), size=(48, 16)).latents.shape == (3, 3, 4, 6, 2)
+def test_another_size_may_be_generated(model):
+    assert generate(model, Visit("a cat", 1), size=(48, 16)).latents.shape == (3, 3, 4, 6, 2)
 
 
 def test_a_row_of_the_file_is_a_trajectory_at_a_step(model, tmp_path):
-    trajectories = draw(model, Visit("a cat", 1), Visit("a dog", 2))
+    trajectories = generate(model, Visit("a cat", 1), Visit("a dog", 2))
     write_trajectories(tmp_path / "x.safetensors", trajectories, seed="7")
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert file.metadata() == {"seed": "7"}
@@ -65,7 +65,7 @@ def test_a_row_of_the_file_is_a_trajectory_at_a_step(model, tmp_path):
 
 
 def test_one_number_that_is_none_spoils_its_trajectory_alone(model):
-    trajectories = draw(model, Visit("a cat", 1))
+    trajectories = generate(model, Visit("a cat", 1))
     latents = trajectories.latents.clone()
     latents[1, 2, 0, 0, 0] = torch.inf
     assert finite(trajectories) == [True, True, True]

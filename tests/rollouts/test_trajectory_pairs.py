@@ -11,14 +11,14 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.rollouts.store import LATENTS, write_tensors
 from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
-from tests.rollouts.runs import facts
+from tests.rollouts.runs import row_metadata
 
 STEPS = 4
 TIMES = [(751, 501), (501, 251), (251, 1), (1, 0)]
 
 
 def paired_steps(model_path, tmp_path, *, samples_per_device=2):
-    run = facts(
+    run = row_metadata(
         tmp_path,
         run_seed=5,
         model=SD15(path=str(model_path)),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 
 from diffalign.errors import ModelError
-from diffalign.imaging.image_files import to_pictures
+from diffalign.imaging.image_files import to_images
 from diffalign.scorers.clip import CLIPScore
 
 MODEL = {
@@ -69,7 +69,7 @@ def test_the_score_is_a_hundred_times_the_cosine_of_open_clips_features(folder):
     preprocess = open_clip.image_transform(
         32, is_train=False, mean=PREPROCESSING["mean"], std=PREPROCESSING["std"]
     )
-    pixels = torch.stack([preprocess(picture) for picture in to_pictures(images())])
+    pixels = torch.stack([preprocess(image) for image in to_images(images())])
     tokens = open_clip.SimpleTokenizer(context_length=20)(PROMPTS)
     with torch.no_grad():
         expected = 100 * cosine_similarity(
@@ -80,7 +80,7 @@ def test_the_score_is_a_hundred_times_the_cosine_of_open_clips_features(folder):
     assert scores.std() > 1  # the comparison would also hold for a constant
 
 
-def test_a_bad_picture_may_score_below_zero(folder):
+def test_a_bad_image_may_score_below_zero(folder):
     scores = CLIPScore(path=str(folder)).score(images(16), ["a red circle"] * 16)
     others = CLIPScore(path=str(folder)).score(images(16), ["a blue square"] * 16)
     assert min(scores.min(), others.min()) < 0

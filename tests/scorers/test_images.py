@@ -9,33 +9,33 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign import components
-from diffalign.imaging.image_files import to_pictures
+from diffalign.imaging.image_files import to_images
 from diffalign.scorers.base import AbstractScorer
-from diffalign.scorers.images import AbstractPictureScorer, cosines
+from diffalign.scorers.images import AbstractImageScorer, cosines
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopLeft(AbstractPictureScorer):
+class TopLeft(AbstractImageScorer):
     """Level of the first pixel's red, as a whole number."""
 
     @property
     def fingerprint(self) -> str:
         return "top-left"
 
-    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        assert pictures, "nothing to judge"
-        return torch.tensor([picture.getpixel((0, 0))[0] for picture in pictures])
+    def score_images(self, pil_images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        assert pil_images, "nothing to score"
+        return torch.tensor([pil_image.getpixel((0, 0))[0] for pil_image in pil_images])
 
 
 def grey(*values: float) -> Tensor:
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 2, 5).clone()
 
 
-def test_images_become_rgb_pictures_of_rounded_levels():
+def test_images_become_rgb_images_of_rounded_levels():
     image = torch.stack([torch.full((2, 5), value) for value in (-1.0, 0.0, 1.0)])[None]
-    (picture,) = to_pictures(image)
-    assert picture.mode == "RGB" and picture.size == (5, 2)
-    assert picture.getpixel((4, 1)) == (0, 128, 255)
+    (pil_image,) = to_images(image)
+    assert pil_image.mode == "RGB" and pil_image.size == (5, 2)
+    assert pil_image.getpixel((4, 1)) == (0, 128, 255)
 
 
 def test_what_lies_outside_the_range_is_cut_off():
@@ -62,7 +62,7 @@ def test_nothing_has_no_scores():
 
 
 def test_timesteps_are_refused():
-    with pytest.raises(ValueError, match=r"TopLeft judges finished pictures.*leave out t"):
+    with pytest.raises(ValueError, match=r"TopLeft scorers finished images.*leave out t"):
         TopLeft().score(grey(0.0), ["a"], t=torch.tensor([0]))
 
 
@@ -73,7 +73,7 @@ def test_counts_that_differ_are_refused(prompts):
 
 
 @pytest.mark.parametrize("per_batch", [1, 2, 100])
-def test_each_picture_meets_its_own_prompt_and_each_prompt_is_embedded_once(per_batch):
+def test_each_image_meets_its_own_prompt_and_each_prompt_is_embedded_once(per_batch):
     directions = {"east": (2.0, 0.0), "north": (0.0, 3.0)}
     seen: list[str] = []
 
@@ -82,21 +82,21 @@ def test_each_picture_meets_its_own_prompt_and_each_prompt_is_embedded_once(per_
         seen.extend(prompts)
         return torch.tensor([directions[prompt] for prompt in prompts])
 
-    def embed_pictures(pictures: Sequence[Image.Image]) -> Tensor:
-        assert len(pictures) <= per_batch
-        levels = [picture.getpixel((0, 0))[0] / 255 for picture in pictures]
+    def embed_images(pil_images: Sequence[Image.Image]) -> Tensor:
+        assert len(pil_images) <= per_batch
+        levels = [pil_image.getpixel((0, 0))[0] / 255 for pil_image in pil_images]
         return torch.tensor([[5 * level, 1 - level] for level in levels])  # white is east
 
     found = cosines(
-        to_pictures(grey(-1.0, -1.0, 1.0, 1.0)),
+        to_images(grey(-1.0, -1.0, 1.0, 1.0)),
         ["north", "east", "east", "north"],
-        embed_pictures=embed_pictures,
+        embed_images=embed_images,
         embed_prompts=embed_prompts,
-        pictures_per_batch=per_batch,
+        images_per_batch=per_batch,
     )
     assert found.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0])
     assert seen == ["north", "east"]
 
 
-def test_judges_are_found_by_the_names_that_configs_use():
+def test_scorers_are_found_by_the_names_that_configs_use():
     assert {"clip", "jpeg", "pickscore"} <= set(components.kinds(AbstractScorer))

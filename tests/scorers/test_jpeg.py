@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffalign.imaging.image_files import to_pictures
+from diffalign.imaging.image_files import to_images
 from diffalign.scorers.jpeg import JPEG
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """A flat picture, a ramp, and noise."""
+    """A flat image, a ramp, and noise."""
     flat = torch.full((3, 64, 64), 0.3)
     ramp = torch.linspace(-1, 1, 64).expand(3, 64, 64)
     noise = torch.rand((3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -22,12 +22,12 @@ PROMPTS = ["a", "b", "c"]
 @pytest.mark.parametrize("quality", [95, 40])
 def test_the_score_is_the_size_of_the_file_in_kilobytes(images, quality, tmp_path):
     scores = JPEG(goal="incompressible", quality=quality).score(images, PROMPTS)
-    for picture, score in zip(to_pictures(images), scores.tolist(), strict=True):
-        picture.save(tmp_path / "x.jpg", quality=quality)
+    for image, score in zip(to_images(images), scores.tolist(), strict=True):
+        image.save(tmp_path / "x.jpg", quality=quality)
         assert score == pytest.approx((tmp_path / "x.jpg").stat().st_size / 1000)
 
 
-def test_plain_pictures_are_compressible_and_noise_is_not(images):
+def test_plain_images_are_compressible_and_noise_is_not(images):
     compressible = JPEG().score(images, PROMPTS)
     assert (compressible < 0).all()
     assert compressible.argsort(descending=True).tolist() == [0, 1, 2]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPModel
 from diffalign import config
 from diffalign.comparison.score import read_column
 from diffalign.errors import ModelError
-from diffalign.imaging.image_files import to_pictures
+from diffalign.imaging.image_files import to_images
 from diffalign.jobs import score
 from diffalign.scorers.pickscore import PickScore, tower_input
 from tests.tiny_clip import IMAGE_SIZE, write_clip
@@ -51,18 +51,18 @@ def change_weights(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     "shape", [(32, 32), (90, 70), (70, 90), (33, 101), (512, 512), (33, 32), (100, 67), (24, 96)]
 )
-def test_pictures_are_prepared_as_by_the_authors_processor(shape):
-    (picture,) = to_pictures(images(1, *shape))
+def test_images_are_prepared_as_by_the_authors_processor(shape):
+    (image,) = to_images(images(1, *shape))
     processor = Processor(size={"shortest_edge": IMAGE_SIZE}, crop_size=IMAGE_SIZE)
-    expected = processor(images=picture, return_tensors="pt").pixel_values[0]
-    found = tower_input(picture, IMAGE_SIZE)
+    expected = processor(images=image, return_tensors="pt").pixel_values[0]
+    found = tower_input(image, IMAGE_SIZE)
     assert found.shape == (3, IMAGE_SIZE, IMAGE_SIZE)
     assert (found - expected).abs().max() < 1e-6
 
 
 def test_the_score_is_that_of_the_authors_example(folder):
     processor = Processor(size={"shortest_edge": IMAGE_SIZE}, crop_size=IMAGE_SIZE)
-    pixels = processor(images=to_pictures(images()), return_tensors="pt").pixel_values
+    pixels = processor(images=to_images(images()), return_tensors="pt").pixel_values
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer(PROMPTS, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
     clip = CLIPModel.from_pretrained(folder).float().eval()
@@ -175,8 +175,8 @@ def test_a_batch_of_nothing_is_refused():
 
 
 def test_the_score_job_takes_it_by_name(folder, tmp_path):
-    (picture,) = to_pictures(images(1))
-    picture.save(tmp_path / "x.png")
+    (image,) = to_images(images(1))
+    image.save(tmp_path / "x.png")
     (tmp_path / "x.txt").write_text(PROMPTS[0])
     settings = ["scorer.kind=pickscore", f"scorer.path={folder}", f"images={tmp_path}"]
     score.run(config.load(score.ScoreConfig, None, [*settings, "device=cpu"]))

@@ -34,7 +34,7 @@ def scorer(folder):
     return StepAware(path=str(folder))
 
 
-def pictures(count=3, size=(40, 40)):
+def samples(count=3, size=(40, 40)):
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(4)) * 2 - 1
 
 
@@ -43,7 +43,7 @@ def times(*values):
 
 
 def test_scores_are_those_of_the_network_at_each_time(scorer):
-    images, t = pictures(), times(0, 501, 951)
+    images, t = samples(), times(0, 501, 951)
     scores = scorer.score(images, PROMPTS, t)
     network = trained_network()
     tokens = scorer._tokenizer(
@@ -56,13 +56,13 @@ def test_scores_are_those_of_the_network_at_each_time(scorer):
 
 
 def test_the_time_matters(scorer):
-    image, prompt = pictures(1), PROMPTS[:1]
+    image, prompt = samples(1), PROMPTS[:1]
     early, late = (scorer.score(image, prompt, times(t)) for t in (1, 951))
     assert (early - late).abs() > 1e-3
 
 
 def test_a_row_does_not_depend_on_its_company(scorer, folder):
-    images, t = pictures(), times(1, 501, 951)
+    images, t = samples(), times(1, 501, 951)
     together = scorer.score(images, PROMPTS, t)
     backwards = scorer.score(images.flip(0), PROMPTS[::-1], t.flip(0)).flip(0)
     one_by_one = StepAware(path=str(folder), images_per_batch=1).score(images, PROMPTS, t)
@@ -76,12 +76,12 @@ def test_it_says_that_it_takes_time(scorer):
 
 def test_a_missing_time_is_refused(scorer):
     with pytest.raises(ValueError, match="needs t, the timestep of each image"):
-        scorer.score(pictures(), PROMPTS)
+        scorer.score(samples(), PROMPTS)
 
 
 def test_counts_that_differ_are_refused(scorer):
     with pytest.raises(ValueError, match="3 images, 3 prompts and 2 timesteps: one each"):
-        scorer.score(pictures(), PROMPTS, times(1, 2))
+        scorer.score(samples(), PROMPTS, times(1, 2))
 
 
 class TestPreprocessing:
@@ -98,13 +98,13 @@ class TestPreprocessing:
         smooth = interpolate(checks, size=(32, 32), mode="bicubic", antialias=True)
         assert (tower_pixels(checks, 32) - pixel_values(smooth)).abs().max() > 0.05
 
-    def test_the_middle_of_a_wide_picture_is_taken(self):
+    def test_the_middle_of_a_wide_image_is_taken(self):
         wide = torch.full((1, 3, 32, 64), -1.0)
         wide[..., 16:48] = 1.0
         torch.testing.assert_close(tower_pixels(wide, 32), pixel_values(torch.ones(1, 3, 32, 32)))
 
-    def test_a_picture_of_the_right_size_is_only_normalised(self):
-        images = pictures(2, (32, 32))
+    def test_a_image_of_the_right_size_is_only_normalised(self):
+        images = samples(2, (32, 32))
         torch.testing.assert_close(tower_pixels(images, 32), pixel_values(images))
 
 
@@ -113,7 +113,7 @@ class TestCheckpoints:
         file = tmp_path / "spm.safetensors"
         file.write_bytes((folder / "model.safetensors").read_bytes())
         with pytest.raises(ModelError, match=r"set clip .*yuvalkirstain/PickScore_v1"):
-            StepAware(path=str(file)).score(pictures(), PROMPTS, times(1, 1, 1))
+            StepAware(path=str(file)).score(samples(), PROMPTS, times(1, 1, 1))
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
     def test_it_scores_as_the_folder_does(self, folder, scorer, tmp_path, suffix):
@@ -121,7 +121,7 @@ class TestCheckpoints:
         state = load_file(folder / "model.safetensors")
         save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
         bare = StepAware(path=str(file), clip=str(clip), allow_pickle=suffix == ".bin")
-        images, t = pictures(), times(1, 501, 951)
+        images, t = samples(), times(1, 501, 951)
         torch.testing.assert_close(
             bare.score(images, PROMPTS, t), scorer.score(images, PROMPTS, t), atol=0, rtol=0
         )
@@ -130,14 +130,14 @@ class TestCheckpoints:
         file = tmp_path / "spm.bin"
         torch.save({}, file)
         with pytest.raises(ModelError, match="set allow_pickle"):
-            StepAware(path=str(file), clip=str(tmp_path)).score(pictures(), PROMPTS, times(1, 1, 1))
+            StepAware(path=str(file), clip=str(tmp_path)).score(samples(), PROMPTS, times(1, 1, 1))
 
     def test_names_without_the_wrapper_are_read(self, folder, scorer, tmp_path):
         state = load_file(folder / "model.safetensors")
         write_clip(tmp_path)
         bare = {name.removeprefix("model."): value for name, value in state.items()}
         save_file(bare, tmp_path / "model.safetensors")
-        images, t = pictures(), times(1, 501, 951)
+        images, t = samples(), times(1, 501, 951)
         other = StepAware(path=str(tmp_path)).score(images, PROMPTS, t)
         assert torch.equal(other, scorer.score(images, PROMPTS, t))
 
@@ -148,19 +148,19 @@ class TestCheckpoints:
             ModelError,
             match=r"another size than this network: model\.\S+ \(24,\) there and \(48,\) here",
         ):
-            crossed.score(pictures(), PROMPTS, times(1, 1, 1))
+            crossed.score(samples(), PROMPTS, times(1, 1, 1))
 
     def test_a_plain_clip_is_refused_by_the_names_that_it_lacks(self, tmp_path):
         plain = StepAware(path=str(write_clip(tmp_path)))
         with pytest.raises(ModelError, match=r"lacks weights .*t_embedder\.mlp.*more"):
-            plain.score(pictures(), PROMPTS, times(1, 1, 1))
+            plain.score(samples(), PROMPTS, times(1, 1, 1))
 
     def test_the_tokenizer_may_lie_elsewhere(self, folder, scorer, tmp_path):
         moved = tmp_path / "spm"
         moved.mkdir()
         for name in ("config.json", "model.safetensors"):
             (moved / name).write_bytes((folder / name).read_bytes())
-        images, t = pictures(), times(1, 501, 951)
+        images, t = samples(), times(1, 501, 951)
         apart = StepAware(path=str(moved), tokenizer=str(folder)).score(images, PROMPTS, t)
         assert torch.equal(apart, scorer.score(images, PROMPTS, t))
 

@@ -1,4 +1,4 @@
-"""A tiny model with a few questions about random pictures, ready to make something of them."""
+"""A tiny model with a few questions about random images, ready to make something of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.models.vlm.config import VLM
-from diffalign.synthesis.base import AbstractSynthesis, Made, Question, Unmade, Workbench
-from diffalign.synthesis.images import PictureStore
+from diffalign.synthesis.base import AbstractSynthesis, Context, Made, Question, Unmade
+from diffalign.synthesis.images import ImageStore
 from diffalign.synthesis.writing import Writer
-from tests.answers import random_picture
+from tests.responses import random_image
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl
 
 _FAMILIES = {"llava": tiny_llava, "llava_next": tiny_llava_next, "qwen2_vl": tiny_qwen2_vl}
-ANSWERS = (
+RESPONSES = (
     "A red cat sits here. It is big and old.",
     "Yes, there is a dog. It runs.",
     "two cats and a table",
-    "The table stands on a mat.",
+    "The table is on a mat.",
 )
 
 
@@ -47,26 +47,26 @@ def writer(family: str = "llava", *, batch_size: int = 4) -> Writer:
     return Writer(model(family), batch_size=batch_size)
 
 
-def question(number: int, root: Path, *, answer: str | None = None) -> Question:
-    """One about a picture of its own, which lies in a file."""
+def question(number: int, root: Path, *, response: str | None = None) -> Question:
+    """One about an image of its own, which lies in a file."""
     path = root / f"{number}.png"
     if not path.exists():
-        random_picture(number, size=(20 + 4 * number, 16)).save(path)
+        random_image(number, size=(20 + 4 * number, 16)).save(path)
     return Question(
         sample_id=f"row-{number}",
         images=(path,),
         turns=(Turn(role="user", text=f"{IMAGE}\nWhat is it?"),),
-        answer=ANSWERS[number % len(ANSWERS)] if answer is None else answer,
+        response=RESPONSES[number % len(RESPONSES)] if response is None else response,
     )
 
 
 def bench(
     root: Path, questions: Sequence[Any], *, family: str = "llava", batch_size: int = 4
-) -> Workbench:
-    return Workbench(
+) -> Context:
+    return Context(
         writer=writer(family, batch_size=batch_size),
         questions=questions,
-        pictures=PictureStore(root),
+        images=ImageStore(root),
         folder=root,
         seed=0,
         max_pixels=10**6,

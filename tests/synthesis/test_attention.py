@@ -1,4 +1,4 @@
-"""Attention from an answer to pictures, against what transformers itself gives."""
+"""Attention from a response to images, against what transformers itself gives."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.errors import ModelError
-from diffalign.synthesis.attention import attention_to_pictures, check_layer, layers_of
-from tests.answers import random_picture
+from diffalign.synthesis.attention import attention_to_images, check_layer, layers_of
+from tests.responses import random_image
 from tests.synthesis.benches import writer
 
 TURNS = (Turn(role="user", text=f"One {IMAGE} two {IMAGE} what?"),)
 
 
 def asked(write, tokens=5):
-    images = [random_picture(n, size=(16, 16)) for n in range(2)]
+    images = [random_image(n, size=(16, 16)) for n in range(2)]
     request = write.ask(write.prompt(TURNS, images))
     return request, write.write([request], max_new_tokens=tokens)[0]
 
@@ -24,7 +24,7 @@ def asked(write, tokens=5):
 def test_it_is_the_mean_over_heads_and_over_tokens_that_were_read(family):
     write = writer(family)
     request, written = asked(write)
-    found = attention_to_pictures(write, request, written, layer=1)
+    found = attention_to_images(write, request, written, layer=1)
     network = write.network.model
     network.set_attn_implementation("eager")
     rows = []
@@ -48,7 +48,7 @@ def test_the_way_of_computing_attention_is_restored():
     write = writer()
     language = write.network.model.get_submodule(write.network.anatomy.language)
     before = language.config._attn_implementation
-    attention_to_pictures(write, *asked(write), layer=0)
+    attention_to_images(write, *asked(write), layer=0)
     assert language.config._attn_implementation == before
 
 
@@ -64,11 +64,11 @@ def test_a_model_that_gives_no_attention_is_refused(monkeypatch):
     forward = attention.forward
     monkeypatch.setattr(attention, "forward", lambda *a, **k: (forward(*a, **k)[0], None))
     with pytest.raises(ModelError, match="gives no attention weights"):
-        attention_to_pictures(write, request, written, layer=1)
+        attention_to_images(write, request, written, layer=1)
 
 
-def test_an_answer_of_one_token_was_never_read():
+def test_an_response_of_one_token_was_never_read():
     write = writer()
     request, written = asked(write, tokens=1)
     with pytest.raises(ValueError, match="never read"):
-        attention_to_pictures(write, request, written, layer=1)
+        attention_to_images(write, request, written, layer=1)

@@ -1,4 +1,4 @@
-"""Answers of a model that sees almost nothing."""
+"""Responses of a model that sees almost nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from diffalign.synthesis.base import Made, Unmade
 from diffalign.synthesis.bdhs import BDHS, cut, flipped, hidden_tokens
 from diffalign.synthesis.similarity import SimilarityConfig
-from tests.synthesis.benches import ANSWERS, bench, make, question
+from tests.synthesis.benches import RESPONSES, bench, make, question
 
 ALIKE = SimilarityConfig(kind="language_model")
 
@@ -46,13 +46,13 @@ def test_each_image_token_is_hidden_with_the_probability():
     assert hidden_tokens(50, 1.0, seed=1).all() and not hidden_tokens(50, 0.0, seed=1).any()
 
 
-def test_guided_answers_keep_the_beginning_of_every_sentence(tmp_path):
+def test_guided_responses_keep_the_beginning_of_every_sentence(tmp_path):
     made = make(bdhs(accept_below=2.0, flip_probability=0.0), tmp_path)
     for number, some in enumerate(made):
         assert isinstance(some, Made), some
-        assert some.values["chosen"] == ANSWERS[number]
+        assert some.values["chosen"] == RESPONSES[number]
         assert some.values["attempts"] == 1
-        first_word = ANSWERS[number].split()[0].rstrip(".")
+        first_word = RESPONSES[number].split()[0].rstrip(".")
         assert some.values["rejected"].startswith(first_word)
     assert " It" in made[0].values["rejected"]  # how its second sentence begins
     assert made[0].values["compared_by"] == "mean hidden states of the language model"
@@ -68,8 +68,8 @@ def test_what_stays_alike_is_written_freely_at_last(tmp_path):
     made = make(method, tmp_path)
     assert [some.values["attempts"] for some in made] == [3] * 4
     assert not all(
-        some.values["rejected"].startswith(answer.split()[0])
-        for some, answer in zip(made, ANSWERS, strict=True)
+        some.values["rejected"].startswith(response.split()[0])
+        for some, response in zip(made, RESPONSES, strict=True)
     )
 
 
@@ -81,7 +81,7 @@ def test_the_true_sentences_before_it_are_given(tmp_path, monkeypatch):
         work.writer, "go_on", lambda p, text, **k: begun.append(text) or go_on(p, text, **k)
     )
     bdhs(accept_below=2.0).open(work)([question(0, tmp_path)])
-    assert begun[0] == ANSWERS[0]  # whether the context holds it
+    assert begun[0] == RESPONSES[0]  # whether the context holds it
     assert begun[2].startswith("A red cat sits here. It")
 
 
@@ -92,10 +92,12 @@ def test_batches_and_reruns_change_nothing(tmp_path):
     assert together[2:3] == texts(bdhs().open(bench(tmp_path, questions))(questions[2:3]))
 
 
-def test_a_question_without_an_answer_is_left_out(tmp_path):
+def test_a_question_without_an_response_is_left_out(tmp_path):
     work = bench(tmp_path, [])
-    (some,) = bdhs().open(work)([question(0, tmp_path, answer=" ")])
-    assert some == Unmade(sample_id="row-0", reason="the data set has no answer", detail=repr(" "))
+    (some,) = bdhs().open(work)([question(0, tmp_path, response=" ")])
+    assert some == Unmade(
+        sample_id="row-0", reason="the data set has no response", detail=repr(" ")
+    )
 
 
 def test_the_published_numbers_are_the_defaults():

@@ -47,7 +47,7 @@ def test_a_score_that_is_no_number_is_named(tmp_path, score):
         read_scores(path)
 
 
-def test_a_second_line_about_an_answer_is_refused(tmp_path):
+def test_a_second_line_about_an_response_is_refused(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"id": "a", "score": 1}\n{"id": "a", "sample": 0, "score": 2}\n')
     with pytest.raises(DataError, match="line 2 is the second about a, sample 0"):
@@ -80,6 +80,6 @@ def test_a_reply_without_sentences_is_unreadable(reply):
 
 
 def test_a_prompt_is_filled_once():
-    prompt = judge_prompt("what is {answer}?", "a dog", "a {reference}")
-    assert "Question: what is {answer}?" in prompt
-    assert prompt.endswith("Answer of the model: a {reference}")
+    prompt = judge_prompt("what is {response}?", "a dog", "a {reference}")
+    assert "Question: what is {response}?" in prompt
+    assert prompt.endswith("Response of the model: a {reference}")

@@ -47,5 +47,5 @@ def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     Journal(tmp_path, {"seed": 0}).add(LINES)
-    with pytest.raises(ConfigError, match=r"synthesise\.yaml beside it .* another folder"):
+    with pytest.raises(ConfigError, match=r"synthesise\.yaml next to it .* another folder"):
         Journal(tmp_path, {"seed": 1})

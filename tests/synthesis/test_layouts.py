@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffalign.synthesis import layouts
-from tests.answers import random_picture
+from tests.responses import random_image
 
 
 @pytest.mark.parametrize(("number", "share"), [(0, 0.083333), (1, 0.15), (2, 0.35), (3, 0.416667)])
@@ -46,15 +46,15 @@ def test_the_centre_of_24_by_24_is_16_by_16():
     ],
 )
 def test_a_grid_has_the_size_of_its_cells_and_margins(count, size):
-    pictures = [Image.new("RGB", (448, 448), (0, 0, 20 * n)) for n in range(count)]
-    collage = layouts.grid(pictures)
+    images = [Image.new("RGB", (448, 448), (0, 0, 20 * n)) for n in range(count)]
+    collage = layouts.grid(images)
     assert collage.size == size
     rows, columns = layouts.GRIDS[count]
     last = ((columns - 1) * 488 + 447, (rows - 1) * 488 + 40 + 447)
     assert collage.getpixel(last) == (0, 0, 20 * (count - 1))
 
 
-def test_a_picture_of_a_grid_keeps_its_aspect_at_the_top_left_below_its_label():
+def test_a_image_of_a_grid_keeps_its_aspect_at_the_top_left_below_its_label():
     collage = layouts.grid([Image.new("RGB", (20, 10), "red"), Image.new("RGB", (9, 9), "blue")])
     assert collage.getpixel((0, 40)) == (255, 0, 0)
     assert collage.getpixel((447, 40 + 223)) == (255, 0, 0)
@@ -63,8 +63,8 @@ def test_a_picture_of_a_grid_keeps_its_aspect_at_the_top_left_below_its_label():
     assert label.min() == 0 and np.asarray(collage)[:40, :20].min() == 255
 
 
-def test_a_picture_within_a_picture_fits_seven_tenths_at_the_centre():
-    collage = layouts.picture_in_picture(
+def test_a_image_within_a_image_fits_seven_tenths_at_the_centre():
+    collage = layouts.image_in_image(
         Image.new("RGB", (100, 50), "white"), Image.new("RGB", (30, 30), "black")
     )
     dark = np.argwhere(np.asarray(collage)[..., 0] < 128)
@@ -73,7 +73,7 @@ def test_a_picture_within_a_picture_fits_seven_tenths_at_the_centre():
 
 
 def test_noise_falls_on_one_cell_alone():
-    collage = random_picture("collage", size=(40, 20))
+    collage = random_image("collage", size=(40, 20))
     noisy = layouts.noisy_cell(collage, (1, 2), 1, sigma=225, seed=3)
     before, after = np.asarray(collage), np.asarray(noisy)
     assert (before[:, :20] == after[:, :20]).all()

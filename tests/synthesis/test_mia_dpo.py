@@ -1,4 +1,4 @@
-"""Questions about one of several pictures, and which answers to them are kept."""
+"""Questions about one of several images, and which answers to them are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffalign.synthesis import layouts
 from diffalign.synthesis import mia_dpo as collage
 from diffalign.synthesis.base import Made
 from diffalign.synthesis.mia_dpo import Collage, sequence_prompt
-from tests.synthesis.benches import ANSWERS, bench, make, question
+from tests.synthesis.benches import RESPONSES, bench, make, question
 
 
 def keeping(form, count, below=1.0, **settings):
@@ -22,20 +22,20 @@ def keeping(form, count, below=1.0, **settings):
     return Collage(keep_below={form: {str(count): below}}, **settings)
 
 
-def test_the_prompt_of_a_sequence_numbers_its_pictures():
+def test_the_prompt_of_a_sequence_numbers_its_images():
     assert sequence_prompt("What is it?", target=1, count=2) == (
         "Image1:<image>\nImage2:<image>\nIn Image2, what is it?"
     )
 
 
-def test_a_sequence_names_its_pictures_where_they_lie(tmp_path):
+def test_a_sequence_names_its_images_where_they_lie(tmp_path):
     made = make(keeping("sequence", 3), tmp_path)
     for number, some in enumerate(made):
         values = some.values
         assert len(set(values["image"])) == 3
         assert values["image"][values["target"] - 1] == f"{number}.png"
         assert values["prompt"].endswith(f"In Image{values['target']}, what is it?")
-        assert values["chosen"] == values["gt"] == ANSWERS[number]
+        assert values["chosen"] == values["gt"] == RESPONSES[number]
     assert len({some.values["target"] for some in made}) > 1
     assert not (tmp_path / "images").exists()
 
@@ -49,17 +49,17 @@ def test_a_grid_is_kept_without_the_noise_under_which_it_was_answered(tmp_path, 
     )
     (some, *_) = make(keeping("grid", 2), tmp_path)
     (name,) = some.values["image"]
-    drawn = np.asarray(Image.open(tmp_path / name))
+    sampled = np.asarray(Image.open(tmp_path / name))
     own = layouts.fit(Image.open(tmp_path / "0.png"), layouts.CELL, layouts.CELL)
     left = (some.values["target"] - 1) * (layouts.CELL + layouts.MARGIN)
-    assert drawn.shape == (488, 936, 3)
-    below = drawn[60 : 40 + own.height, left : left + own.width]  # labels reach into pictures
+    assert sampled.shape == (488, 936, 3)
+    below = sampled[60 : 40 + own.height, left : left + own.width]  # labels reach into images
     assert (below == np.asarray(own)[20:]).all()
     assert some.values["prompt"] == f"<image>\nIn Image{some.values['target']}, what is it?"
     assert seen[0] == (((1, 2), some.values["target"] - 1), 225.0)
 
 
-def test_a_picture_within_a_picture_is_asked_about_its_centre(tmp_path):
+def test_a_image_within_a_image_is_asked_about_its_centre(tmp_path):
     made = make(keeping("pic_in_pic", 2), tmp_path, count=2)
     assert "image in the center, what is it?" in made[0].values["prompt"]
     other = Image.open(tmp_path / "1.png")
@@ -72,7 +72,7 @@ def test_a_share_at_the_threshold_is_kept_of_a_sequence_alone(tmp_path, monkeypa
     made = make(keeping(form, 2, below=0.4), tmp_path, count=2)
     assert [isinstance(some, Made) for some in made] == [kept] * 2
     above = make(keeping(form, 2, below=0.39), tmp_path, count=2)
-    assert {some.reason for some in above} == {"the model looked at the right picture"}
+    assert {some.reason for some in above} == {"the model looked at the right image"}
 
 
 def test_the_share_of_a_sequence_is_that_of_the_means():
@@ -84,8 +84,8 @@ def test_the_share_of_a_sequence_is_that_of_the_means():
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"min_perplexity": 1e9}, "the model is sure of its answer"),
-        ({"max_answer_characters": 10}, "answer of the data set too long"),
+        ({"min_perplexity": 1e9}, "the model is sure of its response"),
+        ({"max_response_characters": 10}, "response of the data set too long"),
     ],
 )
 def test_what_the_filters_leave_out_says_why(tmp_path, settings, reason):
@@ -93,21 +93,21 @@ def test_what_the_filters_leave_out_says_why(tmp_path, settings, reason):
     assert some.reason == reason
 
 
-def test_an_answer_like_that_of_the_data_set_is_no_pair(tmp_path):
+def test_an_response_like_that_of_the_data_set_is_no_pair(tmp_path):
     method = keeping("sequence", 2)
     (some, *_) = make(method, tmp_path)
     questions = [question(number, tmp_path) for number in range(4)]
-    same = replace(questions[0], answer=some.values["rejected"])
+    same = replace(questions[0], response=some.values["rejected"])
     (again,) = method.open(bench(tmp_path, questions))([same])
-    assert again.reason == "the answers are the same"
+    assert again.reason == "the responses are the same"
 
 
-def test_too_few_pictures_for_a_collage_are_named(tmp_path):
+def test_too_few_images_for_a_collage_are_named(tmp_path):
     (some, *_) = make(keeping("sequence", 4), tmp_path, count=3)
-    assert (some.reason, some.detail) == ("too few other pictures", "2 of 3")
+    assert (some.reason, some.detail) == ("too few other images", "2 of 3")
 
 
-def test_a_damaged_picture_of_a_table_is_no_companion_and_costs_nobody_else(tmp_path):
+def test_a_damaged_image_of_a_table_is_no_companion_and_costs_nobody_else(tmp_path):
     questions = [question(n, tmp_path) for n in range(4)]
     questions[3] = replace(questions[3], images=(b"damaged",))
     method = keeping("sequence", 3)
@@ -115,7 +115,7 @@ def test_a_damaged_picture_of_a_table_is_no_companion_and_costs_nobody_else(tmp_
     assert all(isinstance(some, Made) for some in made)
 
 
-def test_every_form_is_drawn_and_batches_change_nothing(tmp_path):
+def test_every_form_is_sampled_and_batches_change_nothing(tmp_path):
     method = Collage(
         keep_below={"sequence": {"2": 1.0}, "pic_in_pic": {"2": 1.0}},
         max_new_tokens=4,
@@ -147,7 +147,7 @@ def test_the_published_table_is_the_default():
         "pic_in_pic": {"2": 0.8},
     }
     method = Collage()
-    assert (method.layer, method.min_perplexity, method.max_answer_characters) == (16, 1.1, 512)
+    assert (method.layer, method.min_perplexity, method.max_response_characters) == (16, 1.1, 512)
     assert (method.grid_noise, method.pic_in_pic_noise) == (225, 49)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from diffalign.errors import ModelError
 from diffalign.synthesis.neighbours import digest, embed, nearest, remembered
-from tests.answers import random_picture
+from tests.responses import random_image
 from tests.synthesis.benches import model
 
 
@@ -35,33 +35,33 @@ def test_equally_near_ones_come_in_order():
 
 def test_means_and_class_tokens_are_those_of_the_tower():
     loaded = model()
-    pictures = [random_picture(n, size=(20, 12)) for n in range(3)]
-    pixels = loaded.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    images = [random_image(n, size=(20, 12)) for n in range(3)]
+    pixels = loaded.processor.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         layers = loaded.network.tower(pixels, output_hidden_states=True).hidden_states
     states = layers[loaded.network.model.config.vision_feature_layer]
-    assert torch.allclose(embed(loaded, pictures, pooling="cls"), states[:, 0], atol=1e-6)
-    mean = embed(loaded, pictures, pooling="mean")
+    assert torch.allclose(embed(loaded, images, pooling="cls"), states[:, 0], atol=1e-6)
+    mean = embed(loaded, images, pooling="mean")
     assert torch.allclose(mean, states[:, 1:].mean(1), atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
 def test_company_changes_no_vector(family):
-    pictures = [random_picture(n, size=size) for n, size in enumerate([(20, 12), (12, 24)])]
-    together = embed(model(family), pictures, pooling="mean")
-    alone = torch.cat([embed(model(family), [some], pooling="mean") for some in pictures])
+    images = [random_image(n, size=size) for n, size in enumerate([(20, 12), (12, 24)])]
+    together = embed(model(family), images, pooling="mean")
+    alone = torch.cat([embed(model(family), [some], pooling="mean") for some in images])
     assert len(together) == 2 and torch.allclose(together, alone, atol=1e-6)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
 def test_a_tower_without_a_class_token_is_refused():
     with pytest.raises(ModelError, match="use mean"):
-        embed(model("qwen2_vl"), [random_picture(0, size=(16, 16))], pooling="cls")
+        embed(model("qwen2_vl"), [random_image(0, size=(16, 16))], pooling="cls")
 
 
-def test_a_picture_is_the_same_under_any_name(tmp_path):
+def test_a_image_is_the_same_under_any_name(tmp_path):
     for name in ("a.png", "b.png"):
-        random_picture(0, size=(4, 4)).save(tmp_path / name)
+        random_image(0, size=(4, 4)).save(tmp_path / name)
     assert digest(tmp_path / "a.png") == digest((tmp_path / "b.png").read_bytes())
 
 

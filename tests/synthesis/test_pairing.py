@@ -1,4 +1,4 @@
-"""Pairs of judged answers: RLAIF-V's rule."""
+"""Pairs of judged responses: RLAIF-V's rule."""
 
 from __future__ import annotations
 

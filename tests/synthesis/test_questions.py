@@ -33,24 +33,24 @@ def opened(tmp_path, *rows, **settings):
     ],
     ids=["plain", "list", "llava", "rlaif_v"],
 )
-def test_every_form_gives_the_first_question_and_its_answer(tmp_path, row):
+def test_every_form_gives_the_first_question_and_its_response(tmp_path, row):
     (question,) = opened(tmp_path, row)
     assert question.images == (tmp_path / "a.png",)
     assert [turn.text for turn in question.turns] == ["<image>\nWhy?"]
-    assert (question.text, question.answer) == ("Why?", "So.")
+    assert (question.text, question.response) == ("Why?", "So.")
     assert question.sample_id == "rows.jsonl:1"
 
 
-def test_a_question_may_have_no_answer(tmp_path):
+def test_a_question_may_have_no_response(tmp_path):
     (question,) = opened(tmp_path, {"image": "a.png", "prompt": "Why?"})
-    assert isinstance(question, Question) and question.answer is None
+    assert isinstance(question, Question) and question.response is None
 
 
 def test_other_columns_can_be_named(tmp_path):
     row = {"file": "a.png", "text": "Why?", "caption": "So."}
     names = {"image": "file", "prompt": "text", "answer": "caption"}
     (question,) = opened(tmp_path, row, kind="plain", columns=names)
-    assert (question.images, question.answer) == ((tmp_path / "a.png",), "So.")
+    assert (question.images, question.response) == ((tmp_path / "a.png",), "So.")
 
 
 def test_a_bad_row_is_kept_with_its_reason(tmp_path):
@@ -69,12 +69,10 @@ def test_a_limit_leaves_out_the_rest(tmp_path):
 
 
 def test_columns_that_fit_nothing_are_named(tmp_path):
-    with pytest.raises(
-        DataError, match=r"columns picture, caption fit no form(.|\n)*questions\.col"
-    ):
+    with pytest.raises(DataError, match=r"columns image, caption fit no form(.|\n)*questions\.col"):
         opened(tmp_path, {"picture": "a.png", "caption": "x"})
 
 
-def test_a_picture_under_another_name_is_not_passed_over(tmp_path):
-    with pytest.raises(ConfigError, match=r"questions\.columns='\{image: picture\}'"):
+def test_a_image_under_another_name_is_not_passed_over(tmp_path):
+    with pytest.raises(ConfigError, match=r"questions\.columns='\{image: image\}'"):
         opened(tmp_path, {"picture": "a.png", "prompt": "Why?"})

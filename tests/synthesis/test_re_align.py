@@ -1,4 +1,4 @@
-"""Answers filled in again, looking at the nearest other pictures."""
+"""Responses filled in again, looking at the nearest other images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffalign.synthesis.neighbours import embed
 from diffalign.synthesis.phrases import PhraseConfig
 from diffalign.synthesis.re_align import RetrieveAndFill
 from diffalign.synthesis.similarity import SimilarityConfig
-from tests.answers import random_picture
-from tests.synthesis.benches import ANSWERS, bench, make, model, question
+from tests.responses import random_image
+from tests.synthesis.benches import RESPONSES, bench, make, model, question
 
 
 def method(**settings):
@@ -27,24 +27,24 @@ def method(**settings):
     return RetrieveAndFill(**{**defaults, **settings})
 
 
-def test_the_nearest_other_picture_is_shown_first_and_becomes_the_retrieved_one(tmp_path):
+def test_the_nearest_other_image_is_shown_first_and_becomes_the_retrieved_one(tmp_path):
     made = make(method(accept_below=2.0), tmp_path)
-    pictures = [random_picture(n, size=(20 + 4 * n, 16)) for n in range(4)]
-    vectors = embed(model(), pictures, pooling="mean")
+    images = [random_image(n, size=(20 + 4 * n, 16)) for n in range(4)]
+    vectors = embed(model(), images, pooling="mean")
     cosines = torch.cosine_similarity(vectors[:, None], vectors[None], dim=2)
     nearest = (cosines - 3 * torch.eye(4)).argmax(dim=1).tolist()
     assert [some.values["retrieved_image"] for some in made] == [f"{n}.png" for n in nearest]
     assert [some.values["image"] for some in made] == [f"{n}.png" for n in range(4)]
     first = made[0].values
     assert first["masked"] == "A [MASK] here. It is [MASK] and [MASK]."
-    assert first["chosen"][-1] == {"role": "assistant", "content": ANSWERS[0]}
+    assert first["chosen"][-1] == {"role": "assistant", "content": RESPONSES[0]}
     assert first["chosen"][0] == first["rejected"][0] != first["rejected"][-1]
     assert (first["masked_by"], first["neighbour"]) == ("runs of content words", 1)
 
 
 def test_the_next_neighbours_are_tried_and_then_the_question_is_dropped(tmp_path, monkeypatch):
     made = make(method(accept_below=-2.0, neighbours=9), tmp_path)
-    assert {some.reason for some in made} == {"no neighbour gave an answer that differs enough"}
+    assert {some.reason for some in made} == {"no neighbour gave a response that differs enough"}
     cosines = iter([1.0, 0.5])
     constant = SimilarityConfig(kind="language_model")
     monkeypatch.setattr(
@@ -54,7 +54,7 @@ def test_the_next_neighbours_are_tried_and_then_the_question_is_dropped(tmp_path
     assert [some.values["neighbour"] for some in later] == [2] * 4
 
 
-def test_the_picture_that_is_shown_is_the_neighbour_of_that_rank(tmp_path, monkeypatch):
+def test_the_image_that_is_shown_is_the_neighbour_of_that_rank(tmp_path, monkeypatch):
     work = bench(tmp_path, questions := [question(number, tmp_path) for number in range(3)])
     shown = []
     prompt = work.writer.prompt
@@ -70,7 +70,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     before = make(method(), tmp_path)
 
     def refuse(*_, **__):
-        raise AssertionError("the pictures were looked at again")
+        raise AssertionError("the images were looked at again")
 
     monkeypatch.setattr(re_align, "embed", refuse)
     assert make(method(), tmp_path) == before
@@ -78,11 +78,11 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         make(method(pooling="cls"), tmp_path)
 
 
-def test_questions_without_anything_to_mask_or_with_a_bad_picture_are_left_out(tmp_path):
+def test_questions_without_anything_to_mask_or_with_a_bad_image_are_left_out(tmp_path):
     questions = [question(number, tmp_path) for number in range(3)]
-    questions[1] = replace(questions[1], answer="Yes.")
+    questions[1] = replace(questions[1], response="Yes.")
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     questions.append(replace(questions[2], sample_id="bad", images=(bad,)))
     questions.append(replace(questions[2], sample_id="gone", images=(tmp_path / "gone.png",)))
     questions.append(replace(questions[2], sample_id="none", images=()))
@@ -91,13 +91,13 @@ def test_questions_without_anything_to_mask_or_with_a_bad_picture_are_left_out(t
     assert [some.reason for some in made[3:]] == [
         "corrupt image",
         "missing image",
-        "not one question about one picture",
+        "not one question about one image",
     ]
     assert made[1].reason == "nothing to mask"
 
 
-def test_one_picture_alone_has_no_neighbour(tmp_path):
-    with pytest.raises(DataError, match="needs other pictures"):
+def test_one_image_alone_has_no_neighbour(tmp_path):
+    with pytest.raises(DataError, match="needs other images"):
         make(method(), tmp_path, count=1)
 
 

@@ -1,4 +1,4 @@
-"""The model's own answers, and the pairs that are made of them."""
+"""The model's own responses, and the pairs that are made of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 from diffalign.judges.base import AbstractJudge
 from diffalign.synthesis.base import Made
-from diffalign.synthesis.self_sampled import OwnAnswers
-from tests.synthesis.benches import ANSWERS, make
+from diffalign.synthesis.self_sampled import OwnResponses
+from tests.synthesis.benches import RESPONSES, make
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corrector(AbstractJudge):
-    """Rewrites every answer as one sentence."""
+    """Rewrites every response as one sentence."""
 
     @property
     def name(self):
@@ -23,14 +23,14 @@ class Corrector(AbstractJudge):
 
     def replies(self, prompts):
         for place, prompt in enumerate(prompts):
-            own = prompt.rpartition("Answer of the model: ")[2]
+            own = prompt.rpartition("Response of the model: ")[2]
             report = {"0": {"copied_content": own, "score": 2, "rewritten_content": "True."}}
             yield place, json.dumps(report)
 
 
-def sampled(*texts, sample_id="a", answer="truth"):
+def sampled(*texts, sample_id="a", response="truth"):
     prompt = [{"role": "user", "content": "<image>\nWhy?"}]
-    values = {"images": ["a.png"], "prompt": prompt, "answer": answer, "samples": list(texts)}
+    values = {"images": ["a.png"], "prompt": prompt, "answer": response, "samples": list(texts)}
     return Made(sample_id=sample_id, values=values)
 
 
@@ -40,33 +40,33 @@ def lines(path, *rows):
 
 
 def test_distinct_samples_are_kept_and_depend_on_nothing_but_their_question(tmp_path):
-    method = OwnAnswers(samples=3, temperature=1.0, max_new_tokens=4)
+    method = OwnResponses(samples=3, temperature=1.0, max_new_tokens=4)
     made = make(method, tmp_path)
     assert all(len(set(some.values["samples"])) == 3 for some in made)
     assert made == make(method, tmp_path, batch_size=5)
-    assert [some.values["answer"] for some in made] == list(ANSWERS)
+    assert [some.values["answer"] for some in made] == list(RESPONSES)
 
 
 def test_samples_that_are_alike_count_once(tmp_path):
-    method = OwnAnswers(samples=4, temperature=1e-4, max_new_tokens=3)
+    method = OwnResponses(samples=4, temperature=1e-4, max_new_tokens=3)
     assert [len(some.values["samples"]) for some in make(method, tmp_path)] == [1] * 4
 
 
-def test_the_truth_is_preferred_to_an_own_answer(tmp_path):
+def test_the_truth_is_preferred_to_an_own_response(tmp_path):
     made = [sampled("truth", "lie", "fib"), sampled("truth", sample_id="b")]
-    pair, same = OwnAnswers().pairs(made, tmp_path)
+    pair, same = OwnResponses().pairs(made, tmp_path)
     assert (pair.values["chosen"], pair.values["rejected"]) == ("truth", "lie")
-    assert same.reason == "the answers are the same"
-    first, second, _ = OwnAnswers(pairs_per_question=2).pairs(made, tmp_path)
+    assert same.reason == "the responses are the same"
+    first, second, _ = OwnResponses(pairs_per_question=2).pairs(made, tmp_path)
     assert [first.sample_id, second.sample_id] == ["a#0", "a#1"]
-    (none,) = OwnAnswers().pairs([sampled("x", answer="")], tmp_path)
-    assert none.reason == "the data set has no answer"
+    (none,) = OwnResponses().pairs([sampled("x", response="")], tmp_path)
+    assert none.reason == "the data set has no response"
 
 
-def test_corrections_give_three_answers(tmp_path):
+def test_corrections_give_three_responses(tmp_path):
     report = {"0": {"copied_content": "lie", "score": 1}}
     path = lines(tmp_path / "c.jsonl", {"id": "a", "revised": "better", "report": report})
-    method = OwnAnswers(corrections=path)
+    method = OwnResponses(corrections=path)
     row, left_out = method.pairs([sampled("lie"), sampled("x", sample_id="b")], tmp_path)
     assert method.form == "opa_dpo"
     assert row.values == {
@@ -81,7 +81,7 @@ def test_corrections_give_three_answers(tmp_path):
 
 
 def test_a_judge_is_asked_once(tmp_path, monkeypatch):
-    method = OwnAnswers(judge=Corrector())
+    method = OwnResponses(judge=Corrector())
     first = method.pairs([sampled("lie")], tmp_path)
     assert first[0].values["AI_pseudo_response"] == "True."
     monkeypatch.setattr(Corrector, "replies", lambda *_: pytest.fail("asked again"))
@@ -89,12 +89,12 @@ def test_a_judge_is_asked_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["corrections", "scores"])
-def test_what_is_said_of_answers_that_are_not_there_is_listed(tmp_path, kind):
+def test_what_is_said_of_responses_that_are_not_there_is_listed(tmp_path, kind):
     rows = [
         {"id": name, "sample": n, "revised": "x", "score": n}
         for name, n in (("a", 0), ("a", 1), ("a", 2), ("b", 0))
     ]
-    method = OwnAnswers(**{kind: lines(tmp_path / "f.jsonl", *rows)})
+    method = OwnResponses(**{kind: lines(tmp_path / "f.jsonl", *rows)})
     *unknown, pair = method.pairs([sampled("one", "two")], tmp_path)
     assert isinstance(pair, Made)
     assert [(some.sample_id, some.detail) for some in unknown] == [
@@ -104,21 +104,21 @@ def test_what_is_said_of_answers_that_are_not_there_is_listed(tmp_path, kind):
     assert {some.reason for some in unknown} == {"corrected or scored, but not made"}
 
 
-def test_scores_make_pairs_of_own_answers(tmp_path):
+def test_scores_make_pairs_of_own_responses(tmp_path):
     scores = [("a", 0, 0), ("a", 1, -2), ("b", 0, -1), ("b", 1, -1), ("c", 0, 0)]
     path = lines(
         tmp_path / "s.jsonl",
         *({"id": i, "sample": n, "score": score} for i, n, score in scores),
     )
     made = [sampled("one", "two", sample_id=name) for name in "abc"]
-    found = OwnAnswers(scores=path).pairs(made, tmp_path)
+    found = OwnResponses(scores=path).pairs(made, tmp_path)
     by_id = {some.sample_id: some for some in found}
     assert (by_id["a"].values["chosen"], by_id["a"].values["rejected"]) == ("one", "two")
     assert by_id["b"].reason == "no two scores differ enough"
-    assert by_id["c"].reason == "fewer than two scored answers"
+    assert by_id["c"].reason == "fewer than two scored responses"
 
 
-def test_long_rejected_answers_are_left_out_until_lengths_agree(tmp_path):
+def test_long_rejected_responses_are_left_out_until_lengths_agree(tmp_path):
     path = lines(
         tmp_path / "s.jsonl",
         *({"id": name, "sample": n, "score": -n} for name in "abc" for n in range(2)),
@@ -130,10 +130,10 @@ def test_long_rejected_answers_are_left_out_until_lengths_agree(tmp_path):
     ]
     reasons = {
         some.sample_id: getattr(some, "reason", "kept")
-        for some in OwnAnswers(scores=path).pairs(made, tmp_path)
+        for some in OwnResponses(scores=path).pairs(made, tmp_path)
     }
     assert reasons == {"a": "kept", "b": "kept", "c": "rejected side too long"}
-    everything = OwnAnswers(scores=path, balance_lengths=False).pairs(made, tmp_path)
+    everything = OwnResponses(scores=path, balance_lengths=False).pairs(made, tmp_path)
     assert all(isinstance(some, Made) for some in everything)
 
 
@@ -145,7 +145,7 @@ def test_earlier_turns_become_the_template_that_is_read_back(tmp_path):
         {"role": "user", "content": "Why?"},
     ]
     some.values["prompt"][:] = prompt
-    (row,) = OwnAnswers(judge=Corrector()).pairs([some], tmp_path)
+    (row,) = OwnResponses(judge=Corrector()).pairs([some], tmp_path)
     assert row.values["queries"] == "USER: <image>\nWho? ASSISTANT: A cat.</s>USER: Why? ASSISTANT:"
 
 
@@ -159,4 +159,4 @@ def test_earlier_turns_become_the_template_that_is_read_back(tmp_path):
 )
 def test_settings_that_clash_are_refused(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
-        OwnAnswers(**settings)
+        OwnResponses(**settings)

@@ -9,8 +9,8 @@ import torch
 
 from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
-from diffalign.synthesis.writing import _OwnDraws, most_probable, perplexity
-from tests.answers import random_picture
+from diffalign.synthesis.writing import _OwnSamples, most_probable, perplexity
+from tests.responses import random_image
 from tests.synthesis.benches import model, writer
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl")
@@ -19,13 +19,13 @@ TURNS = (Turn(role="user", text=f"{IMAGE}\nWhat is it?"),)
 
 def prompts(write, count=3):
     sizes = [(20, 12), (12, 24), (16, 16)]
-    return [write.prompt(TURNS, [random_picture(n, size=sizes[n % 3])]) for n in range(count)]
+    return [write.prompt(TURNS, [random_image(n, size=sizes[n % 3])]) for n in range(count)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_greedy_answer_is_that_of_the_model(family):
+def test_a_whole_greedy_response_is_that_of_the_model(family):
     write = writer(family)
-    images = [random_picture(n, size=(20, 12)) for n in range(2)]
+    images = [random_image(n, size=(20, 12)) for n in range(2)]
     encoded = [write.prompt(TURNS, [image]) for image in images]
     texts = [some.text for some in encoded]
     expected = model(family).generate(texts, [[image] for image in images], max_new_tokens=6)
@@ -34,7 +34,7 @@ def test_a_whole_greedy_answer_is_that_of_the_model(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_company_changes_no_draw(family):
+def test_company_changes_no_sample(family):
     write = writer(family)
     requests = [write.ask(some, seed=n) for n, some in enumerate(prompts(write))]
     together = write.write(requests, max_new_tokens=6, temperature=1.0)
@@ -44,28 +44,28 @@ def test_company_changes_no_draw(family):
     assert other[0].text != alone[0].text
 
 
-def test_draws_follow_the_probabilities():
+def test_samples_follow_the_probabilities():
     scores = torch.tensor([[1.0, 0.0, -torch.inf]]).repeat(3000, 1)
-    drawn = _OwnDraws(range(3000), temperature=2.0)(None, scores).argmax(dim=1)
+    sampled = _OwnSamples(range(3000), temperature=2.0)(None, scores).argmax(dim=1)
     expected = 1 / (1 + torch.tensor(-0.5).exp())
-    assert (drawn == 0).float().mean() == pytest.approx(float(expected), abs=0.03)
-    assert (drawn != 2).all()
+    assert (sampled == 0).float().mean() == pytest.approx(float(expected), abs=0.03)
+    assert (sampled != 2).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_answer_goes_on_from_its_exact_tokens(family):
+def test_an_response_goes_on_from_its_exact_tokens(family):
     write = writer(family)
     (prompt,) = prompts(write, 1)
     request = write.go_on(prompt, "a red cat ")
     whole = write.encoder.response(prompt, "a red cat")
-    begun = request.input_ids[request.answer_start :]
+    begun = request.input_ids[request.response_start :]
     assert torch.equal(begun, whole.tokens[: len(begun)])
     assert write.model.processor.tokenizer.decode(begun).strip() == "a red cat"
     assert all(len(values) == len(request.input_ids) for values in request.further.values())
     assert len(write.write([request], max_new_tokens=3)[0].tokens) <= 3
 
 
-def test_nothing_begun_asks_for_the_whole():
+def test_nothing_started_asks_for_the_whole():
     write = writer()
     (prompt,) = prompts(write, 1)
     assert torch.equal(write.go_on(prompt, " ").input_ids, prompt.input_ids)
@@ -84,7 +84,7 @@ def test_one_sentence_ends_with_its_first_full_stop():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_hidden_decides_nothing(family):
     write = writer(family)
-    images = [random_picture(n, size=(16, 16)) for n in (1, 2)]
+    images = [random_image(n, size=(16, 16)) for n in (1, 2)]
     requests = [write.ask(write.prompt(TURNS, [image])) for image in images]
     seen = write.write(requests, max_new_tokens=4)
     count = len(write.image_positions(requests[0]))

@@ -123,7 +123,7 @@ class ToyLikelihood(AbstractLikelihood):
         chosen, rejected = scores.chunk(2)
         return {"chosen": chosen, "rejected": rejected}
 
-    def facts(self, prepared):
+    def row_metadata(self, prepared):
         """Rows of 1 to 9 tokens."""
         lengths = {side: getattr(prepared, side)[:, 0] for side in ("chosen", "rejected")}
         return {

@@ -1,4 +1,4 @@
-"""`diffalign evaluate amber`: free descriptions and yes-or-no questions about the same pictures."""
+"""`diffalign evaluate amber`: free descriptions and yes-or-no questions about the same images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffalign.benchmarks.nouns import (
 )
 from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
-from diffalign.generation.responses import Asking, PictureQuestion, ask, check_one_source
+from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
 from diffalign.intervals import Bootstrap, Tally
 from diffalign.models.base import AbstractModel
 
@@ -43,9 +43,9 @@ class Amber(AbstractBenchmark):
     safe_words: Path
     """The published `safe_words.txt`."""
     queries: tuple[Path, ...] = ()
-    """The published queries that were or will be asked. They say which answers share a picture;
-    without them the bootstrap has to take every answer for a picture of its own."""
-    yes_no_suffix: str = " Please answer yes or no."
+    """The published queries that were or will be asked. They say which answers share an image;
+    without them the bootstrap has to take every response for an image of its own."""
+    yes_no_suffix: str = " Please response yes or no."
     """What a model is asked besides a yes-or-no question."""
     nouns: NounsName = "nltk"
     """nltk, as published; spacy; or relation, which takes every word of `relation.json` for a noun
@@ -82,7 +82,7 @@ class Amber(AbstractBenchmark):
         responses = self._ask(annotations, queries) if saved is None else saved
         described = [judge(scene, responses[scene.item_id]) for scene in scenes] if judge else []
         answered = [
-            amber.JudgedAnswer(question=question, response=responses[item_id])
+            amber.JudgedResponse(question=question, response=responses[item_id])
             for item_id, question in annotations.questions.items()
             if item_id in responses
         ]
@@ -95,31 +95,31 @@ class Amber(AbstractBenchmark):
         if described:
             whole.append(panel(descriptions, amber.DESCRIPTION_MEASURES, self.bootstrap))
         by_dimension = {
-            dimension: amber.answer_tally(
+            dimension: amber.response_tally(
                 [a for a in answered if a.question.dimension == dimension], clusters, cluster_of
             )
             for dimension in dict.fromkeys(amber.DIMENSIONS.values())
         }
-        answers = _sum(by_dimension.values())
+        judged = _sum(by_dimension.values())
         if answered:
-            whole.append(panel(answers, amber.answer_measures(), self.bootstrap))
+            whole.append(panel(judged, amber.response_measures(), self.bootstrap))
             for name, (dimensions, measures) in amber.PARTS.items():
                 tally = _sum(by_dimension[d] for d in dimensions)
                 if tally["questions"].sum():
                     parts[name] = panel(tally, measures, self.bootstrap)
         if described and answered:
-            whole.append(_score(descriptions, answers, self.bootstrap))
-        figures = _beside(whole)
+            whole.append(_score(descriptions, judged, self.bootstrap))
+        figures = _next_to(whole)
         return Report(
             benchmark="amber",
             whole=figures,
             parts=parts,
-            facts=self._facts(bool(described)),
+            row_metadata=self._facts(bool(described)),
             left_out={
                 "descriptions that were not given": [
                     str(i) for i in annotations.scenes if i not in responses
                 ],
-                "questions without an answer": [
+                "questions without a response": [
                     str(i) for i in annotations.questions if i not in responses
                 ],
             },
@@ -139,17 +139,17 @@ class Amber(AbstractBenchmark):
     ) -> dict[int, str]:
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         questions = [
-            PictureQuestion(
+            ImageQuestion(
                 question_id=str(i),
                 image=self.asking.images / query.image,
                 text=query.text + self.yes_no_suffix * (i in annotations.questions),
             )
             for i, query in queries.items()
         ]
-        answers = ask(self.model, questions, self.asking)
+        judged = ask(self.model, questions, self.asking)
         return {
             int(i): amber.yes_or_no(text) if int(i) in annotations.questions else text
-            for i, text in answers.items()
+            for i, text in judged.items()
         }
 
     def _description_judge(
@@ -179,12 +179,12 @@ class Amber(AbstractBenchmark):
             "relation": "words of relation.json (stand-in)",
         }
         alike = {"spacy": SPACY_MODEL, "equality": "equality (stand-in)"}
-        facts = {"positive": "no", **(self.asking.facts if self.asking else {})}
+        row_metadata = {"positive": "no", **(self.asking.row_metadata if self.asking else {})}
         if described:
-            facts |= {"nouns": nouns[self.nouns], "similarity": alike[self.similarity]}
-        return facts
+            row_metadata |= {"nouns": nouns[self.nouns], "similarity": alike[self.similarity]}
+        return row_metadata
 
-    def _notes(self, described: bool, answered: list[amber.JudgedAnswer]) -> list[str]:
+    def _notes(self, described: bool, answered: list[amber.JudgedResponse]) -> list[str]:
         notes = []
         if described and (self.nouns, self.similarity) != ("nltk", "spacy"):
             notes.append(
@@ -194,7 +194,8 @@ class Amber(AbstractBenchmark):
         neither = sum(item.response not in ("Yes", "No") for item in answered)
         if neither:
             notes.append(
-                f"{neither} of {len(answered)} answers are neither exactly Yes nor exactly No and "
+                f"{neither} of {len(answered)} responses are neither exactly Yes nor exactly No "
+                f"and "
                 "count as wrong, as published."
             )
         return notes
@@ -213,19 +214,19 @@ def _silent(described: Sequence[amber.JudgedDescription]) -> list[str]:
 def _sum(tallies: Iterable[Tally]) -> Tally:
     """Counts of several dimensions together."""
     stacked = list(tallies)
-    return {name: np.sum([t[name] for t in stacked], axis=0) for name in amber.ANSWER_COUNTS}
+    return {name: np.sum([t[name] for t in stacked], axis=0) for name in amber.RESPONSE_COUNTS}
 
 
-def _score(descriptions: Tally, answers: Tally, bootstrap: Bootstrap) -> Panel:
+def _score(descriptions: Tally, judged: Tally, bootstrap: Bootstrap) -> Panel:
     """The mean of 100 - CHAIR and of F1, in percent, as the paper sums both tasks up."""
     chair = amber.DESCRIPTION_MEASURES["chair"].statistic
-    f1 = amber.answer_measures()["f1"].statistic
+    f1 = amber.response_measures()["f1"].statistic
     measure = Measure("AMBER score", "percent", lambda t: (100 - chair(t) + f1(t)) / 2)
-    scored = panel({**descriptions, **answers}, {"amber_score": measure}, bootstrap)
+    scored = panel({**descriptions, **judged}, {"amber_score": measure}, bootstrap)
     return replace(scored, counts={})
 
 
-def _beside(panels: Iterable[Panel]) -> Panel:
+def _next_to(panels: Iterable[Panel]) -> Panel:
     """Several panels as one."""
     parts = list(panels)
     return Panel(

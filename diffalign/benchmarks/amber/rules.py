@@ -1,6 +1,6 @@
-"""AMBER: objects of free descriptions, and yes-or-no questions, about one set of pictures.
+"""AMBER: objects of free descriptions, and yes-or-no questions, about one set of images.
 
-In the free task the nouns of a description are held against what is in the picture and against
+In the free task the nouns of a description are held against what is in the image and against
 what one might wrongly expect there. In the other the positive class is `no`: whoever says yes to
 everything has recall 0.
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from diffalign.benchmarks.nouns import Similar
 from diffalign.benchmarks.report import Measure
 from diffalign.benchmarks.saved_responses import (
-    ANSWER_KEYS,
+    RESPONSE_KEYS,
     field_of,
     read_objects,
     text_of,
@@ -56,11 +56,11 @@ _START = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a description of one picture is held against."""
+    """What a description of one image is held against."""
 
     item_id: int
     truth: tuple[str, ...]
-    """Objects in the picture; an object that is there twice stands twice."""
+    """Objects in the image; an object that is there twice is twice."""
     hallucinations: tuple[str, ...]
     """Objects that one might wrongly expect there."""
 
@@ -118,7 +118,7 @@ class JudgedDescription:
     nouns: tuple[str, ...]
     """Those that are words of the relations, safe words and repetitions included."""
     hallucinated: tuple[str, ...]
-    """Those that stand for nothing in the picture."""
+    """Those that stand for nothing in the image."""
     covered: frozenset[int]
     """Places of the true objects that were mentioned."""
     expected: frozenset[int]
@@ -152,7 +152,7 @@ def judge_description(
     to a word for a true object it covers that one, else it is hallucinated.
 
     Args:
-        scene: what is in the picture.
+        scene: what is in the image.
         response: the description, for the record.
         nouns: its nouns; those that are no word of the relations are dropped.
         relations: which words may stand for which.
@@ -197,8 +197,8 @@ def _first(meaning: Sequence[tuple[str, int]], noun: str, fits: Similar) -> int 
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedAnswer:
-    """An answer beside its question."""
+class JudgedResponse:
+    """A response next to its question."""
 
     question: Question
     response: str
@@ -230,7 +230,7 @@ DESCRIPTION_COUNTS = (
     "expected_objects",
     "expected_objects_mentioned",
 )
-ANSWER_COUNTS = (
+RESPONSE_COUNTS = (
     "questions",
     "correct",
     "label_no",
@@ -247,7 +247,7 @@ def description_tally(
 
     Args:
         judged: descriptions.
-        clusters: what the bootstrap draws.
+        clusters: what the bootstrap samples.
         cluster_of: which of them an item belongs to.
     """
     places = {cluster: place for place, cluster in enumerate(clusters)}
@@ -267,12 +267,12 @@ def description_tally(
     return dict(zip(DESCRIPTION_COUNTS, counts, strict=True))
 
 
-def answer_tally(
-    judged: Sequence[JudgedAnswer], clusters: Sequence[str], cluster_of: Mapping[int, str]
+def response_tally(
+    judged: Sequence[JudgedResponse], clusters: Sequence[str], cluster_of: Mapping[int, str]
 ) -> Tally:
-    """Counts of answers, shape [clusters], by the names of `ANSWER_COUNTS`; see above."""
+    """Counts of responses, shape [clusters], by the names of `RESPONSE_COUNTS`; see above."""
     places = {cluster: place for place, cluster in enumerate(clusters)}
-    counts = np.zeros((len(ANSWER_COUNTS), len(places)))
+    counts = np.zeros((len(RESPONSE_COUNTS), len(places)))
     for item in judged:
         label_no, answered_no = item.question.label == "no", item.response == "No"
         counts[:, places[cluster_of[item.question.item_id]]] += (
@@ -283,7 +283,7 @@ def answer_tally(
             label_no and answered_no,
             item.response not in ("Yes", "No"),
         )
-    return dict(zip(ANSWER_COUNTS, counts, strict=True))
+    return dict(zip(RESPONSE_COUNTS, counts, strict=True))
 
 
 def published_percent(
@@ -327,12 +327,12 @@ DESCRIPTION_MEASURES: Mapping[str, Measure] = {
 }
 
 
-def answer_measures(*, start: float = _START, epsilon: float = 1e-4) -> dict[str, Measure]:
-    """Accuracy, precision, recall and F1 of the answer no, in percent with one decimal.
+def response_measures(*, start: float = _START, epsilon: float = 1e-4) -> dict[str, Measure]:
+    """Accuracy, precision, recall and F1 of the response no, in percent with one decimal.
 
     Args:
         start: where denominators start; 0.003 for the three kinds of attributes together.
-        epsilon: what stands beside precision plus recall in F1; 1e-3 for existence.
+        epsilon: what is next to precision plus recall in F1; 1e-3 for existence.
     """
 
     def precision(t: Tally) -> NDArray[np.float64]:
@@ -358,12 +358,12 @@ def answer_measures(*, start: float = _START, epsilon: float = 1e-4) -> dict[str
 
 
 PARTS: Mapping[str, tuple[tuple[Dimension, ...], Mapping[str, Measure]]] = {
-    "existence": (("existence",), answer_measures(epsilon=1e-3)),
-    "attribute": (ATTRIBUTES, answer_measures(start=len(ATTRIBUTES) * _START)),
-    "state": (("state",), answer_measures()),
-    "number": (("number",), answer_measures()),
-    "action": (("action",), answer_measures()),
-    "relation": (("relation",), answer_measures()),
+    "existence": (("existence",), response_measures(epsilon=1e-3)),
+    "attribute": (ATTRIBUTES, response_measures(start=len(ATTRIBUTES) * _START)),
+    "state": (("state",), response_measures()),
+    "number": (("number",), response_measures()),
+    "action": (("action",), response_measures()),
+    "relation": (("relation",), response_measures()),
 }
 """The dimensions as they are reported: what they are made of, and how they are counted."""
 
@@ -372,7 +372,7 @@ def read_annotations(path: Path) -> Annotations:
     """`annotations.json`: scenes of type generative, and questions of the other types.
 
     Raises:
-        DataError: an item is neither, or an id stands twice.
+        DataError: an item is neither, or an id is twice.
     """
     scenes: dict[int, Scene] = {}
     questions: dict[int, Question] = {}
@@ -381,7 +381,7 @@ def read_annotations(path: Path) -> Annotations:
         kind = field_of(row, ("type",), path=path, number=number)
         truth = field_of(row, ("truth",), path=path, number=number)
         if item_id in scenes or item_id in questions:
-            raise DataError(f"{path}: the id {item_id} stands twice")
+            raise DataError(f"{path}: the id {item_id} is twice")
         if kind == "generative" and isinstance(truth, list):
             absent = field_of(row, ("hallu",), path=path, number=number)
             place = f"{path}: item {number}"
@@ -432,7 +432,7 @@ def read_responses(path: Path, annotations: Annotations) -> dict[int, str]:
     """`{id, response}`, a JSON list or one a line: the response by id.
 
     Raises:
-        DataError: an id stands twice or is not annotated.
+        DataError: an id is twice or is not annotated.
     """
     rows = read_objects(path)
     ids = [_item_id(row, path, number) for number, row in enumerate(rows, start=1)]
@@ -447,14 +447,14 @@ def read_responses(path: Path, annotations: Annotations) -> dict[int, str]:
                 f"{min(there, default='none')} to {max(there, default='none')}"
             )
     return {
-        item_id: text_of(row, ("response", *ANSWER_KEYS), path=path, number=number)
+        item_id: text_of(row, ("response", *RESPONSE_KEYS), path=path, number=number)
         for number, (item_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What a model is asked about a picture."""
+    """What a model is asked about an image."""
 
     image: str
     text: str
@@ -472,13 +472,14 @@ def read_queries(paths: Sequence[Path]) -> dict[int, Query]:
     }
 
 
-def yes_or_no(answer: str) -> str:
-    """`Yes` or `No` where a free answer begins with that word in any case; else the answer itself.
+def yes_or_no(response: str) -> str:
+    """`Yes` or `No` where a free response begins with that word in any case; else the response
+    itself.
 
     AMBER counts nothing but these two spellings, and leaves it to the user to get there.
     """
-    word = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
-    return word[1].capitalize() if word else answer
+    word = re.match(r"\W*(yes|no)\b", response, re.IGNORECASE)
+    return word[1].capitalize() if word else response
 
 
 def _item_id(row: Mapping[str, Any], path: Path, number: int) -> int:

@@ -1,4 +1,4 @@
-"""`diffalign evaluate chair`: objects that captions mention and pictures do not show."""
+"""`diffalign evaluate chair`: objects that captions mention and images do not show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diffalign.benchmarks.words import (
     tokeniser,
 )
 from diffalign.data.responses.coco import KnownIds, image_file, image_number
-from diffalign.generation.responses import Asking, PictureQuestion, ask, check_one_source
+from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
 from diffalign.intervals import Bootstrap
 from diffalign.models.base import AbstractModel
 
@@ -42,9 +42,9 @@ class Chair(AbstractBenchmark):
     asking: Asking | None = None
     """How it is asked."""
     prompt: str = "Please describe this image in detail."
-    """What it is asked about every picture of `objects`."""
+    """What it is asked about every image of `objects`."""
     objects: Path
-    """What is in each picture: a JSON object `{image_id: [class, ...]}`."""
+    """What is in each image: a JSON object `{image_id: [class, ...]}`."""
     synonyms: Path
     """The table of classes: `data/synonyms.txt` of LisaAnne/Hallucination."""
     refined: bool = False
@@ -97,17 +97,17 @@ class Chair(AbstractBenchmark):
         return Report(
             benchmark="chair",
             whole=whole,
-            facts={
+            row_metadata={
                 "tokeniser": self.tokeniser,
                 "singulariser": self.singulariser,
                 "synonyms": "refined" if self.refined else "published",
-                **({"prompt": self.prompt, **self.asking.facts} if self.asking else {}),
+                **({"prompt": self.prompt, **self.asking.row_metadata} if self.asking else {}),
             },
             left_out={
-                "captions of pictures without objects": [
+                "captions of images without objects": [
                     c.image_id for c in captions if c.image_id not in objects
                 ],
-                "pictures without a caption": [i for i in objects if i not in captioned],
+                "images without a caption": [i for i in objects if i not in captioned],
             },
             notes=[*_notes(judged), *edge_notes(whole)],
             bootstrap=self.bootstrap,
@@ -119,18 +119,18 @@ class Chair(AbstractBenchmark):
             return read_captions(self.captions)
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         questions = [
-            PictureQuestion(
+            ImageQuestion(
                 question_id=image_id,
-                image=coco_picture(self.asking.images, image_id),
+                image=coco_image(self.asking.images, image_id),
                 text=self.prompt,
             )
             for image_id in objects
         ]
-        answers = ask(self.model, questions, self.asking)
-        return [Caption(image_id=image_id, text=text) for image_id, text in answers.items()]
+        responses = ask(self.model, questions, self.asking)
+        return [Caption(image_id=image_id, text=text) for image_id, text in responses.items()]
 
 
-def coco_picture(folder: Path, image_id: str) -> Path:
+def coco_image(folder: Path, image_id: str) -> Path:
     """Where an image of COCO is: under the name that it goes by, or any that COCO has for it."""
     number = image_number(image_id)
     named = image_file(folder, image_id)

@@ -1,7 +1,7 @@
-"""CHAIR: how many of the objects that a caption mentions are not in the picture.
+"""CHAIR: how many of the objects that a caption mentions are not in the image.
 
 Objects are the 80 classes of COCO, found in a caption by words: lower case, singular, two words
-that mean one thing joined, then a table of synonyms. What is in the picture is the union of its
+that mean one thing joined, then a table of synonyms. What is in the image is the union of its
 instance annotations and of what the same routine finds in its reference captions.
 
 Source: Rohrbach et al. 2018, Object hallucination in image captioning, arXiv:1809.02156; word rules
@@ -19,7 +19,7 @@ import numpy as np
 
 from diffalign.benchmarks.report import Measure, Panel, panel
 from diffalign.benchmarks.saved_responses import (
-    ANSWER_KEYS,
+    RESPONSE_KEYS,
     image_id_of,
     read_objects,
     text_of,
@@ -57,7 +57,7 @@ class Synonyms:
     """The table of classes."""
 
     class_of: Mapping[str, str]
-    """The class of every word that stands for one, itself included."""
+    """The class of every word that represents one, itself included."""
 
     @property
     def classes(self) -> frozenset[str]:
@@ -122,7 +122,7 @@ class ObjectWords:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What a model said of a picture."""
+    """What a model said of an image."""
 
     image_id: str
     text: str
@@ -130,19 +130,19 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCaption:
-    """The objects of one caption, held against the picture."""
+    """The objects of one caption, held against the image."""
 
     caption: Caption
     mentions: tuple[str, ...]
     """The class of every mention, repetitions included."""
     hallucinated: tuple[str, ...]
-    """Those mentions whose class is not in the picture."""
+    """Those mentions whose class is not in the image."""
     truth: frozenset[str]
-    """The classes in the picture."""
+    """The classes in the image."""
 
     @property
     def found(self) -> frozenset[str]:
-        """The classes in the picture that the caption mentions."""
+        """The classes in the image that the caption mentions."""
         return self.truth & frozenset(self.mentions)
 
     def row(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class JudgedCaption:
 
 
 def judge(caption: Caption, truth: frozenset[str], objects_of: ObjectWords) -> JudgedCaption:
-    """Hold one caption against the classes of its picture."""
+    """Hold one caption against the classes of its image."""
     mentions = tuple(objects_of(caption.text))
     return JudgedCaption(
         caption=caption,
@@ -179,7 +179,7 @@ MEASURES: Mapping[str, Measure] = {
         lambda t: 100 * ratio(t["hallucinating_captions"], t["captions"]),
     ),
     "recall": Measure(
-        "recall of the objects in the pictures",
+        "recall of the objects in the images",
         "percent",
         lambda t: 100 * ratio(t["objects_found"], t["objects"]),
     ),
@@ -191,16 +191,17 @@ MEASURES: Mapping[str, Measure] = {
 
 
 def chair_panel(judged: Sequence[JudgedCaption], bootstrap: Bootstrap) -> Panel:
-    """CHAIR-i, CHAIR-s and recall in percent and the mean length in words, pictures resampled.
+    """CHAIR-i, CHAIR-s and recall in percent and the mean length in words, images resampled.
 
     Args:
-        judged: at least one caption; several of one picture are one cluster of the bootstrap.
+        judged: at least one caption; several of one image are one cluster of the bootstrap
+            resampling.
         bootstrap: how intervals are made.
 
     Source: equations of section 2 of the paper.
     """
-    pictures = dict.fromkeys(c.caption.image_id for c in judged)
-    places = {image_id: place for place, image_id in enumerate(pictures)}
+    images = dict.fromkeys(c.caption.image_id for c in judged)
+    places = {image_id: place for place, image_id in enumerate(images)}
     names = (
         "captions",
         "words",
@@ -228,19 +229,19 @@ def read_captions(path: Path) -> list[Caption]:
     """Captions as `{image_id, caption}`, a list or one a line; the name of the file will do as id.
 
     Raises:
-        DataError: an item has no picture or no text.
+        DataError: an item has no image or no text.
     """
     return [
         Caption(
             image_id=image_id_of(row, path=path, number=number),
-            text=text_of(row, ANSWER_KEYS, path=path, number=number),
+            text=text_of(row, RESPONSE_KEYS, path=path, number=number),
         )
         for number, row in enumerate(read_objects(path), start=1)
     ]
 
 
 def read_image_objects(path: Path, synonyms: Synonyms) -> dict[str, frozenset[str]]:
-    """What is in each picture: `{image_id: [class, ...]}`.
+    """What is in each image: `{image_id: [class, ...]}`.
 
     Raises:
         DataError: it is something else, or names what is no class of the table.
@@ -250,7 +251,7 @@ def read_image_objects(path: Path, synonyms: Synonyms) -> dict[str, frozenset[st
         raise DataError(f"{path}: must be one object of lists, {{image_id: [class, ...]}}")
     content = checked(dict[str, list[str]], content, path)
     if not content:
-        raise DataError(f"{path}: holds no picture")
+        raise DataError(f"{path}: holds no image")
     unknown = sorted({n for names in content.values() for n in names} - synonyms.classes)
     if unknown:
         raise DataError(
@@ -263,7 +264,7 @@ def read_image_objects(path: Path, synonyms: Synonyms) -> dict[str, frozenset[st
 def coco_objects(
     instances: Iterable[Path], captions: Iterable[Path], objects_of: ObjectWords
 ) -> dict[str, frozenset[str]]:
-    """What is in each picture by COCO's own annotations, merged as CHAIR does.
+    """What is in each image by COCO's own annotations, merged as CHAIR does.
 
     Args:
         instances: `instances_train2014.json` and `instances_val2014.json`.

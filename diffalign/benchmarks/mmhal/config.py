@@ -1,4 +1,4 @@
-"""`diffalign evaluate mmhal`: answers to hard questions, rated by a judge."""
+"""`diffalign evaluate mmhal`: responses to hard questions, rated by a judge."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from diffalign.judges.templates import fill, read_template
 
 @dataclass(frozen=True, kw_only=True)
 class MMHal(AbstractBenchmark):
-    """MMHal-Bench of saved answers; `diffalign.benchmarks.mmhal.rules` has the rules."""
+    """MMHal-Bench of saved responses; `diffalign.benchmarks.mmhal.rules` has the rules."""
 
     items: Path
-    """The published questions, `mmhal-bench_answer_template.json`, in their order."""
-    answers: Path | None = None
-    """One answer a question, in their order; null where `model_answer` is filled in."""
+    """The published questions, `mmhal-bench_response_template.json`, in their order."""
+    responses: Path | None = None
+    """One response a question, in their order; null where `model_response` is filled in."""
     judge: AbstractJudge
     """Who rates, for example `judge.kind=endpoint`. RLHF-V's figures are by gpt-4-1106-preview."""
     verdicts: Path
     """JSON lines that keep what the judge said; a rerun asks nothing twice."""
     template: Path | None = None
-    """The judge's prompt with {contents}, {question}, {gold} and {answer}, or four plain {} in this
-    order; null takes our own wording. Figures of papers were made with the published one."""
+    """The judge's prompt with {contents}, {question}, {gold} and {response}, or four plain {} in
+    this order; null takes our own wording. Figures of papers were made with the published one."""
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     """How intervals are made."""
     details: Path | None = None
-    """JSON lines for the rating of each answer; null writes none."""
+    """JSON lines for the rating of each response; null writes none."""
 
     @property
     def saves(self) -> Path | None:
         return self.details
 
     def plan(self) -> str:
-        return f"{self.answers or self.items}, rated by {self.judge.name}"
+        return f"{self.responses or self.items}, rated by {self.judge.name}"
 
     def report(self) -> Report:
-        items = mmhal.read_items(self.items, self.answers)
+        items = mmhal.read_items(self.items, self.responses)
         template = read_template(self.template, mmhal.OWN_TEMPLATE)
         prompts = {
             str(item.place): fill(
@@ -49,7 +49,7 @@ class MMHal(AbstractBenchmark):
                 contents=", ".join(item.contents),
                 question=item.question,
                 gold=item.gold,
-                answer=item.answer,
+                response=item.response,
             )
             for item in items
         }
@@ -70,7 +70,7 @@ class MMHal(AbstractBenchmark):
                 for kind in mmhal.QUESTION_TYPES
                 if (of_kind := [r for r in rated if r.item.question_type == kind])
             },
-            facts={
+            row_metadata={
                 "judge": self.judge.name,
                 "template": "own wording" if self.template is None else self.template.name,
             },

@@ -17,7 +17,7 @@ from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.object_halbench.rules import LemmasName
 from diffalign.benchmarks.report import Report, edge_notes
 from diffalign.benchmarks.saved_responses import (
-    ANSWER_KEYS,
+    RESPONSE_KEYS,
     empty_notes,
     image_id_of,
     known_image_ids,
@@ -34,21 +34,21 @@ _QUESTION = ("question", "prompt")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectHalBench(AbstractBenchmark):
-    """Object HalBench of saved answers; `rules` has the rules."""
+    """Object HalBench of saved responses; `rules` has the rules."""
 
-    answers: Path
-    """`{image_id, question, answer}`, one a line or a JSON list."""
+    responses: Path
+    """`{image_id, question, response}`, one a line or a JSON list."""
     objects: Path
-    """What is in each picture: a JSON object `{image_id: [class, ...]}`."""
+    """What is in each image: a JSON object `{image_id: [class, ...]}`."""
     synonyms: Path
     """The table of classes: `synonyms_refine.txt` of RLHF-V."""
     judge: AbstractJudge | None = None
-    """Who lists the objects of an answer, for example `judge.kind=endpoint`; null takes the words
-    of the answer itself, as CHAIR does, whose figures are not those of the papers."""
+    """Who lists the objects of a response, for example `judge.kind=endpoint`; null takes the words
+    of the response itself, as CHAIR does, whose figures are not those of the papers."""
     verdicts: Path | None = None
     """JSON lines that keep what the judge said; a rerun asks nothing twice."""
     template: Path | None = None
-    """The judge's prompt with {question} and {answer}; null takes our own wording. Figures of
+    """The judge's prompt with {question} and {response}; null takes our own wording. Figures of
     papers were made with the one in RLHF-V's `eval_gpt_obj_halbench.py`."""
     attempts: int = 3
     """How often the judge is asked for a reply that can be read."""
@@ -57,7 +57,7 @@ class ObjectHalBench(AbstractBenchmark):
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     """How intervals are made."""
     details: Path | None = None
-    """JSON lines for what was found in each answer; null writes none."""
+    """JSON lines for what was found in each response; null writes none."""
 
     def __post_init__(self) -> None:
         if (self.judge is None) != (self.verdicts is None):
@@ -73,20 +73,25 @@ class ObjectHalBench(AbstractBenchmark):
 
     def plan(self) -> str:
         by = (
-            "words of the answers" if self.judge is None else f"objects listed by {self.judge.name}"
+            "words of the responses"
+            if self.judge is None
+            else f"objects listed by {self.judge.name}"
         )
-        return f"{self.answers} against {self.objects}, {by}"
+        return f"{self.responses} against {self.objects}, {by}"
 
     def report(self) -> Report:
         synonyms = read_synonyms(self.synonyms, refined=True)
         objects = read_image_objects(self.objects, synonyms)
-        rows = read_objects(self.answers)
-        image_ids = [image_id_of(row, path=self.answers, number=n) for n, row in enumerate(rows, 1)]
+        rows = read_objects(self.responses)
+        image_ids = [
+            image_id_of(row, path=self.responses, number=n) for n, row in enumerate(rows, 1)
+        ]
         image_ids = known_image_ids(
-            image_ids, KnownIds(objects), path=self.answers, truth=self.objects
+            image_ids, KnownIds(objects), path=self.responses, truth=self.objects
         )
         texts = [
-            text_of(row, ANSWER_KEYS, path=self.answers, number=n) for n, row in enumerate(rows, 1)
+            text_of(row, RESPONSE_KEYS, path=self.responses, number=n)
+            for n, row in enumerate(rows, 1)
         ]
         known = [n for n, image_id in enumerate(image_ids) if image_id in objects]
         claimed = self._claimed({n: texts[n] for n in known}, rows, synonyms)
@@ -101,12 +106,12 @@ class ObjectHalBench(AbstractBenchmark):
         return Report(
             benchmark="object_halbench",
             whole=whole,
-            facts=self._facts(),
+            row_metadata=self._facts(),
             left_out={
-                "answers about pictures without objects": [
+                "responses about images without objects": [
                     i for i in image_ids if i not in objects
                 ],
-                "answers whose list of objects could not be read": [
+                "responses whose list of objects could not be read": [
                     image_ids[n] for n in known if n not in claimed
                 ],
             },
@@ -122,7 +127,7 @@ class ObjectHalBench(AbstractBenchmark):
     def _claimed(
         self, texts: Mapping[int, str], rows: Sequence[Mapping[str, object]], synonyms: Synonyms
     ) -> dict[int, list[str]]:
-        """Words of the table that each answer claims, by its place."""
+        """Words of the table that each response claims, by its place."""
         doubles = object_halbench.double_words(synonyms)
         if self.judge is None or self.verdicts is None:
             words_of = ObjectWords(synonyms=synonyms, double_words=doubles)
@@ -132,8 +137,8 @@ class ObjectHalBench(AbstractBenchmark):
         prompts = {
             str(n): fill(
                 template,
-                question=text_of(rows[n], _QUESTION, path=self.answers, number=n + 1),
-                answer=text,
+                question=text_of(rows[n], _QUESTION, path=self.responses, number=n + 1),
+                response=text,
             )
             for n, text in texts.items()
             if not object_halbench.is_short(text)
@@ -153,7 +158,7 @@ class ObjectHalBench(AbstractBenchmark):
 
     def _facts(self) -> dict[str, str]:
         if self.judge is None:
-            return {"objects_from": "words of the answers (stand-in)"}
+            return {"objects_from": "words of the responses (stand-in)"}
         return {
             "objects_from": self.judge.name,
             "template": "own wording" if self.template is None else str(self.template.name),
@@ -161,12 +166,12 @@ class ObjectHalBench(AbstractBenchmark):
         }
 
 
-def _notes(judged: Sequence[object_halbench.JudgedAnswer]) -> list[str]:
+def _notes(judged: Sequence[object_halbench.JudgedResponse]) -> list[str]:
     silent = sum(not item.claimed for item in judged)
-    notes = empty_notes([item.answer for item in judged])
+    notes = empty_notes([item.response for item in judged])
     if silent:
         notes.append(
-            f"{silent:,} of {len(judged):,} answers claim no object of COCO and are in no "
+            f"{silent:,} of {len(judged):,} responses claim no object of COCO and are in no "
             f"denominator of the rates of hallucination, as published."
         )
     return notes

@@ -1,8 +1,8 @@
 """Object HalBench: COCO objects that free descriptions claim, found by a language model.
 
-Unlike CHAIR, a judge first lists the objects that an answer says are there, so that words which
-name none (an orange shirt) do not count; each word counts once an answer; and answers that claim no
-object of COCO are not in the denominator of the response level.
+Unlike CHAIR, a judge first lists the objects that a response says are there, so that words which
+name none (an orange shirt) do not count; each word counts once a response; and answers that claim
+no object of COCO are not in the denominator of the response level.
 
 Source: Yu et al. 2024, RLHF-V, arXiv:2312.00849; rules as in `eval_gpt_obj_halbench.py` of RLHF-V
 and RLAIF-V.
@@ -30,20 +30,20 @@ Phrase = Callable[[str], tuple[list[str], list[str]]]
 """A phrase's lemmas, and its runs of nouns, each as one string."""
 
 SPACY_MODEL = "en_core_web_trf"
-SHORT_ANSWER = 3
-"""Answers of at most so many words claim nothing, and the judge is not asked."""
+SHORT_RESPONSE = 3
+"""Responses of at most so many words claim nothing, and the judge is not asked."""
 
 OWN_TEMPLATE = """\
-Somebody looked at a picture and answered a question about it. List the objects that the answer says
-are visible in the picture. Take the answer's word for it: do not ask whether it is right.
+Somebody looked at an image and answered a question about it. List the objects that the response
+says are visible in the image. Take the response's word for it: do not ask whether it is right.
 
 Question:
 {question}
 
-Answer:
-{answer}
+Response:
+{response}
 
-Name only what the answer names. Name the things alone, without colour, material, number or other
+Name only what the response names. Name the things alone, without colour, material, number or other
 qualities. Reply with a JSON list of strings and nothing else, such as ["object", "object"]; reply
 with [] if no object is named.
 """
@@ -68,9 +68,9 @@ def parse_objects(reply: str) -> list[str]:
     raise ValueError("the reply is no JSON list of texts")
 
 
-def is_short(answer: str) -> bool:
-    """Whether an answer is too short to claim an object."""
-    return len(answer.split()) <= SHORT_ANSWER
+def is_short(response: str) -> bool:
+    """Whether a response is too short to claim an object."""
+    return len(response.split()) <= SHORT_RESPONSE
 
 
 def double_words(synonyms: Synonyms) -> dict[str, str]:
@@ -155,25 +155,25 @@ def _rule_phrase(name: str) -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedAnswer:
-    """The objects that one answer claims, held against its picture."""
+class JudgedResponse:
+    """The objects that one response claims, held against its image."""
 
     image_id: str
-    answer: str
+    response: str
     claimed: tuple[str, ...]
     """Words of the table, each once."""
     hallucinated: tuple[str, ...]
-    """Those whose class is not in the picture."""
+    """Those whose class is not in the image."""
     found: frozenset[str]
-    """Classes in the picture that are claimed."""
+    """Classes in the image that are claimed."""
     truth: frozenset[str]
-    """Classes in the picture."""
+    """Classes in the image."""
 
     def row(self) -> dict[str, Any]:
         """For a file of details."""
         return {
             "image_id": self.image_id,
-            "answer": self.answer,
+            "answer": self.response,
             "claimed": self.claimed,
             "hallucinated": self.hallucinated,
             "missed": sorted(self.truth - self.found),
@@ -181,13 +181,13 @@ class JudgedAnswer:
 
 
 def judge(
-    image_id: str, answer: str, claimed: Sequence[str], truth: frozenset[str], synonyms: Synonyms
-) -> JudgedAnswer:
-    """Hold claimed words against the classes of a picture."""
+    image_id: str, response: str, claimed: Sequence[str], truth: frozenset[str], synonyms: Synonyms
+) -> JudgedResponse:
+    """Hold claimed words against the classes of an image."""
     classes = [synonyms.class_of[word] for word in claimed]
-    return JudgedAnswer(
+    return JudgedResponse(
         image_id=image_id,
-        answer=answer,
+        response=response,
         claimed=tuple(claimed),
         hallucinated=tuple(w for w, c in zip(claimed, classes, strict=True) if c not in truth),
         found=truth & frozenset(classes),
@@ -197,7 +197,7 @@ def judge(
 
 MEASURES: Mapping[str, Measure] = {
     "response_level": Measure(
-        "answers that hallucinate (of those with objects)",
+        "responses that hallucinate (of those with objects)",
         "percent",
         lambda t: 100 * ratio(t["hallucinating_answers"], t["answers_with_objects"]),
     ),
@@ -207,7 +207,7 @@ MEASURES: Mapping[str, Measure] = {
         lambda t: 100 * ratio(t["hallucinated_mentions"], t["mentions"]),
     ),
     "recall": Measure(
-        "recall of the objects in the pictures",
+        "recall of the objects in the images",
         "percent",
         lambda t: 100 * ratio(t["objects_found"], t["objects"]),
     ),
@@ -227,8 +227,8 @@ COUNTS = (
 )
 
 
-def halbench_panel(judged: Sequence[JudgedAnswer], bootstrap: Bootstrap) -> Panel:
-    """Response level, mention level and recall in percent, mean length; pictures resampled."""
+def halbench_panel(judged: Sequence[JudgedResponse], bootstrap: Bootstrap) -> Panel:
+    """Response level, mention level and recall in percent, mean length; images resampled."""
     places = {i: place for place, i in enumerate(dict.fromkeys(item.image_id for item in judged))}
     counts = np.zeros((len(COUNTS), len(places)))
     for item in judged:
@@ -240,6 +240,6 @@ def halbench_panel(judged: Sequence[JudgedAnswer], bootstrap: Bootstrap) -> Pane
             len(item.hallucinated),
             len(item.truth),
             len(item.found),
-            len(item.answer.split()),
+            len(item.response.split()),
         )
     return panel(dict(zip(COUNTS, counts, strict=True)), MEASURES, bootstrap)

@@ -13,22 +13,22 @@ from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
 from diffalign.data.responses.coco import image_file
-from diffalign.generation.responses import Asking, PictureQuestion, ask, check_one_source
+from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
 from diffalign.intervals import Bootstrap, Statistic, Tally
 from diffalign.models.base import AbstractModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pope(AbstractBenchmark):
-    """POPE of saved answers; `diffalign.benchmarks.pope.rules` has the rules and their source."""
+    """POPE of saved responses; `diffalign.benchmarks.pope.rules` has the rules and their source."""
 
     questions: Path | Mapping[str, Path]
     """The published file of one split, or of several by name: `questions.random=FILE`."""
-    answers: Path | Mapping[str, Path] | None = None
-    """Saved answers to them, likewise: `{question_id, answer}`, one a line or a JSON list; null
+    responses: Path | Mapping[str, Path] | None = None
+    """Saved responses to them, likewise: `{question_id, response}`, one a line or a JSON list; null
     asks the model."""
     model: AbstractModel | None = None
-    """The model to ask where there are no saved answers."""
+    """The model to ask where there are no saved responses."""
     asking: Asking | None = None
     """How it is asked."""
     suffix: str = ""
@@ -37,18 +37,18 @@ class Pope(AbstractBenchmark):
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     """How intervals are made."""
     details: Path | None = None
-    """JSON lines for how each answer was read; null writes none."""
+    """JSON lines for how each response was read; null writes none."""
 
     def __post_init__(self) -> None:
-        check_one_source(self.answers, self.model, self.asking, name="answers")
-        if self.answers is None:
+        check_one_source(self.responses, self.model, self.asking, name="answers")
+        if self.responses is None:
             return
-        questions, answers = _by_split(self.questions), _by_split(self.answers)
-        if not questions or set(questions) != set(answers):
+        questions, responses = _by_split(self.questions), _by_split(self.responses)
+        if not questions or set(questions) != set(responses):
             raise ValueError(
                 "questions and answers must name the same splits, got "
-                f"{', '.join(questions) or 'none'} and {', '.join(answers) or 'none'}; write "
-                "questions=FILE answers=FILE, or questions.random=FILE answers.random=FILE ..."
+                f"{', '.join(questions) or 'none'} and {', '.join(responses) or 'none'}; write "
+                "questions=FILE responses=FILE, or questions.random=FILE responses.random=FILE ..."
             )
 
     @property
@@ -56,39 +56,39 @@ class Pope(AbstractBenchmark):
         return self.details
 
     def plan(self) -> str:
-        answers = {} if self.answers is None else _by_split(self.answers)
+        responses = {} if self.responses is None else _by_split(self.responses)
         return "; ".join(
-            f"{answers.get(split, 'the model')} to {path}"
+            f"{responses.get(split, 'the model')} to {path}"
             for split, path in _by_split(self.questions).items()
         )
 
     def report(self) -> Report:
         questions = {s: pope.read_questions(path) for s, path in _by_split(self.questions).items()}
         judged = self._judged(questions)
-        pictures = list(dict.fromkeys(q.image for split in questions.values() for q in split))
-        tallies = {split: pope.tally(items, pictures) for split, items in judged.items()}
+        images = list(dict.fromkeys(q.image for split in questions.values() for q in split))
+        tallies = {split: pope.tally(items, images) for split, items in judged.items()}
         whole = _average(tallies, self.bootstrap)
-        answers = [item.answer for items in judged.values() for item in items]
+        responses = [item.response for items in judged.values() for item in items]
         return Report(
             benchmark="pope",
             whole=whole,
             parts={s: panel(t, pope.MEASURES, self.bootstrap) for s, t in tallies.items()}
             if len(tallies) > 1
             else {},
-            facts={
+            row_metadata={
                 "positive": "yes",
                 "splits": ", ".join(tallies),
                 **({"suffix": self.suffix} if self.suffix else {}),
-                **(self.asking.facts if self.asking else {}),
+                **(self.asking.row_metadata if self.asking else {}),
             },
             left_out={
-                f"questions of {split} without an answer": _unanswered(
+                f"questions of {split} without a response": _unanswered(
                     questions[split], judged[split]
                 )
                 for split in questions
             },
             notes=[
-                *empty_notes(answers),
+                *empty_notes(responses),
                 *_notes(tallies),
                 *edge_notes(whole, apart=("neither_ratio",)),
             ],
@@ -98,27 +98,27 @@ class Pope(AbstractBenchmark):
 
     def _judged(
         self, questions: Mapping[str, Sequence[pope.Question]]
-    ) -> dict[str, list[pope.JudgedAnswer]]:
-        if self.answers is not None:
-            files = _by_split(self.answers)
-            return {s: pope.read_answers(files[s], asked) for s, asked in questions.items()}
+    ) -> dict[str, list[pope.JudgedResponse]]:
+        if self.responses is not None:
+            files = _by_split(self.responses)
+            return {s: pope.read_responses(files[s], asked) for s, asked in questions.items()}
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         asked: dict[tuple[str, str], str] = {}  # splits share their questions about what is there
         for split, of_split in questions.items():
             for q in of_split:
                 asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
         to_ask = [
-            PictureQuestion(
+            ImageQuestion(
                 question_id=i,
                 image=image_file(self.asking.images, image),
                 text=text + self.suffix,
             )
             for (image, text), i in asked.items()
         ]
-        answers = ask(self.model, to_ask, self.asking)
+        responses = ask(self.model, to_ask, self.asking)
         return {
             split: [
-                pope.JudgedAnswer(question=q, answer=answers[asked[q.image, q.text]])
+                pope.JudgedResponse(question=q, response=responses[asked[q.image, q.text]])
                 for q in of_split
             ]
             for split, of_split in questions.items()
@@ -126,26 +126,26 @@ class Pope(AbstractBenchmark):
 
 
 def _notes(tallies: Mapping[str, Tally]) -> list[str]:
-    """What of the answers is neither yes nor no, and what the figures make of it."""
+    """What of the responses is neither yes nor no, and what the figures make of it."""
     total = {name: int(sum(t[name].sum() for t in tallies.values())) for name in pope.COUNTS}
     notes = []
     if total["neither_yes_nor_no"]:
         notes.append(
-            f"{total['neither_yes_nor_no']:,} of {total['questions']:,} answers say neither yes "
+            f"{total['neither_yes_nor_no']:,} of {total['questions']:,} responses say neither yes "
             f"nor no and count as yes, as published. Counted as wrong they would leave "
             f"{total['right_in_words']:,} right: accuracy "
             f"{100 * total['right_in_words'] / total['questions']:.1f} %."
         )
     if total["no_read_as_yes"]:
         notes.append(
-            f"{total['no_read_as_yes']:,} answers say no in letters that the published rule does "
+            f"{total['no_read_as_yes']:,} responses say no in letters that the published rule does "
             f"not know, such as NO, and count as yes."
         )
     return notes
 
 
 def _unanswered(
-    questions: Sequence[pope.Question], judged: Sequence[pope.JudgedAnswer]
+    questions: Sequence[pope.Question], judged: Sequence[pope.JudgedResponse]
 ) -> list[str]:
     answered = {item.question.question_id for item in judged}
     return [q.question_id for q in questions if q.question_id not in answered]
@@ -154,7 +154,7 @@ def _unanswered(
 def _average(tallies: Mapping[str, Tally], bootstrap: Bootstrap) -> Panel:
     """Each figure as the plain mean over splits, which is how POPE gives one number.
 
-    A picture is drawn with its questions of all splits.
+    An image is sampled with its questions of all splits.
     """
     joined = {f"{s}/{name}": counts for s, t in tallies.items() for name, counts in t.items()}
 

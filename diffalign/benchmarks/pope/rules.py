@@ -1,7 +1,7 @@
-"""POPE: yes or no, is there such an object in the picture?
+"""POPE: yes or no, is there such an object in the image?
 
 Half of the questions of a split are to be answered with yes, and `yes` is the positive class, so a
-model that agrees to everything has recall 100 and accuracy 50: the share of yes stands beside them.
+model that agrees to everything has recall 100 and accuracy 50: the share of yes is next to them.
 
 Source: Li et al. 2023, Evaluating object hallucination in large vision-language models,
 arXiv:2305.10355; parsing and formulas as in their released `evaluate.py` (RUCAIBox/POPE).
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffalign.benchmarks.report import Measure
-from diffalign.benchmarks.saved_responses import ANSWER_KEYS, read_objects, text_of
+from diffalign.benchmarks.saved_responses import RESPONSE_KEYS, read_objects, text_of
 from diffalign.data.responses.coco import KnownIds
 from diffalign.errors import DataError
 from diffalign.intervals import Tally, ratio
@@ -30,25 +30,25 @@ YesNo = Literal["yes", "no"]
 _NEGATIONS = {"No", "not", "no"}
 
 
-def parse_answer(answer: str) -> YesNo:
-    """What a free answer comes down to.
+def parse_response(response: str) -> YesNo:
+    """What a free response comes down to.
 
-    Only what stands before the first full stop counts, without commas; it is a no if one of its
+    Only what is before the first full stop counts, without commas; it is a no if one of its
     words is `No`, `not` or `no`, spelt just so, and everything else is a yes.
 
     Source: released `evaluate.py`.
     """
-    words = answer.partition(".")[0].replace(",", "").split(" ")
+    words = response.partition(".")[0].replace(",", "").split(" ")
     return "no" if _NEGATIONS & set(words) else "yes"
 
 
-def says(answer: str) -> YesNo | None:
-    """What an answer says in words of either spelling; None where it says neither yes nor no.
+def says(response: str) -> YesNo | None:
+    """What a response says in words of either spelling; None where it says neither yes nor no.
 
-    `parse_answer` calls those a yes too, and with them the ones that say no in other letters than
+    `parse_response` calls those a yes too, and with them the ones that say no in other letters than
     its own three, such as `NO`: both are counted apart.
     """
-    words = set(answer.partition(".")[0].replace(",", "").lower().split())
+    words = set(response.partition(".")[0].replace(",", "").lower().split())
     if words & {"no", "not"}:
         return "no"
     return "yes" if "yes" in words else None
@@ -56,7 +56,7 @@ def says(answer: str) -> YesNo | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about one picture."""
+    """One question about one image."""
 
     question_id: str
     image: str
@@ -65,19 +65,19 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedAnswer:
-    """An answer beside its question."""
+class JudgedResponse:
+    """A response next to its question."""
 
     question: Question
-    answer: str
+    response: str
 
     @property
     def parsed(self) -> YesNo:
-        return parse_answer(self.answer)
+        return parse_response(self.response)
 
     @property
     def said(self) -> YesNo | None:
-        return says(self.answer)
+        return says(self.response)
 
     def row(self) -> dict[str, Any]:
         """For a file of details."""
@@ -87,7 +87,7 @@ class JudgedAnswer:
             "image": question.image,
             "question": question.text,
             "label": question.label,
-            "answer": self.answer,
+            "answer": self.response,
             "parsed": self.parsed,
             "said": self.said,
         }
@@ -97,7 +97,7 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of one split: `{question_id, image, text, label}`, one a line.
 
     Raises:
-        DataError: an item lacks a key, a label is neither yes nor no, or an id stands twice.
+        DataError: an item lacks a key, a label is neither yes nor no, or an id is twice.
     """
     questions = []
     for number, row in enumerate(read_objects(path), start=1):
@@ -122,26 +122,26 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def read_answers(path: Path, questions: Sequence[Question]) -> list[JudgedAnswer]:
-    """Answers beside their questions, in the order of the questions.
+def read_responses(path: Path, questions: Sequence[Question]) -> list[JudgedResponse]:
+    """Responses next to their questions, in the order of the questions.
 
-    A row has a question_id and the answer as `answer`, `response` or `text`. Where no row has an
-    id, as in POPE's own files, row n answers question n, and there must be as many.
+    A row has a question_id and the response as `response`, `response` or `text`. Where no row has
+    an id, as in POPE's own files, row n responses question n, and there must be as many.
 
     Raises:
-        DataError: an answer is to no question, a question has two, or ids are missing in part.
+        DataError: a response is to no question, a question has two, or ids are missing in part.
     """
     rows = read_objects(path)
     with_id = [row for row in rows if "question_id" in row]
     if with_id and len(with_id) < len(rows):
         raise DataError(
-            f"{path}: {len(rows) - len(with_id)} of {len(rows)} answers have no question_id; "
+            f"{path}: {len(rows) - len(with_id)} of {len(rows)} responses have no question_id; "
             "give it to all of them, or to none where they stand in the order of the questions"
         )
     if not with_id and len(rows) != len(questions):
         raise DataError(
-            f"{path}: {len(rows)} answers without question_id to {len(questions)} questions: "
-            "which answers which cannot be known; give each answer the question_id"
+            f"{path}: {len(rows)} responses without question_id to {len(questions)} questions: "
+            "which answers which cannot be known; give each response the question_id"
         )
     known = KnownIds(question.question_id for question in questions)
     ids = (
@@ -151,18 +151,18 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[JudgedAnswer
     )
     _refuse_repeated(ids, path)
     texts = {
-        question_id: text_of(row, ANSWER_KEYS, path=path, number=number)
+        question_id: text_of(row, RESPONSE_KEYS, path=path, number=number)
         for number, (question_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
     }
     unknown = [question_id for question_id in ids if known.find(question_id) is None]
     if unknown:
         raise DataError(
-            f"{path}: {len(unknown)} answers are to questions that are not there, for example "
+            f"{path}: {len(unknown)} responses are to questions that are not there, for example "
             f"question_id {', '.join(unknown[:5])}; the questions have {known.examples()}; give "
-            f"the answers to these very questions"
+            f"the responses to these very questions"
         )
     return [
-        JudgedAnswer(question=question, answer=texts[question.question_id])
+        JudgedResponse(question=question, response=texts[question.question_id])
         for question in questions
         if question.question_id in texts
     ]
@@ -190,17 +190,17 @@ COUNTS = (
 )
 
 
-def tally(judged: Sequence[JudgedAnswer], pictures: Sequence[str]) -> Tally:
-    """The four kinds of answers, their number and their words, by picture.
+def tally(judged: Sequence[JudgedResponse], images: Sequence[str]) -> Tally:
+    """The four kinds of responses, their number and their words, by image.
 
     Args:
-        judged: answers of one split.
-        pictures: the clusters; every picture of the answers is one of them.
+        judged: responses of one split.
+        images: the clusters; every image of the responses is one of them.
 
     Returns:
-        Arrays of shape [pictures] by the names of `COUNTS`.
+        Arrays of shape [images] by the names of `COUNTS`.
     """
-    places = {picture: place for place, picture in enumerate(pictures)}
+    places = {image: place for place, image in enumerate(images)}
     counts = np.zeros((len(COUNTS), len(places)))
     for item in judged:
         said, label = item.parsed, item.question.label
@@ -210,7 +210,7 @@ def tally(judged: Sequence[JudgedAnswer], pictures: Sequence[str]) -> Tally:
             said == "yes" and label == "no",
             said == "no" and label == "no",
             said == "no" and label == "yes",
-            len(item.answer.split()),
+            len(item.response.split()),
             item.said is None,
             item.said == "no" and said == "yes",
             item.said == label,
@@ -219,7 +219,7 @@ def tally(judged: Sequence[JudgedAnswer], pictures: Sequence[str]) -> Tally:
 
 
 def accuracy(t: Tally) -> NDArray[np.float64]:
-    """Right answers in percent."""
+    """Right responses in percent."""
     return 100 * ratio(t["true_positives"] + t["true_negatives"], t["questions"])
 
 

@@ -1,8 +1,8 @@
 """Rows of several images with a number each, read as rows of two: every pair of them is one.
 
-Such as HPDv2 and ImageRewardDB have them: a list of images beside a list of scores or ranks, or
+Such as HPDv2 and ImageRewardDB have them: a list of images next to a list of scores or ranks, or
 numbered columns (`image_0` to `image_3` with `score_0` to `score_3`). What becomes of a pair, ties
-included, is then decided as for any two images. `chosen` beside a list of `rejected` (or the other
+included, is then decided as for any two images. `chosen` next to a list of `rejected` (or the other
 way round) is every chosen image against every rejected one.
 """
 
@@ -411,7 +411,7 @@ def _members(start: str, names: Collection[str]) -> dict[str, str]:
 
 
 def refuse_left_out(columns: PairColumns, names: Collection[str]) -> None:
-    """Raise DataError where a pair of numbered images has a third one beside it.
+    """Raise DataError where a pair of numbered images has a third one next to it.
 
     Args:
         columns: a mapping that was recognised, not one that a config names.
@@ -438,7 +438,7 @@ def refuse_left_out(columns: PairColumns, names: Collection[str]) -> None:
     if len(stems) == 1 and others:
         raise DataError(
             f"{columns.describe()}; and {', '.join(others)} would be left out. Give every image a "
-            "number of its own, as a column beside it or in a list, or name the two images to be "
+            "number of its own, as a column next to it or in a list, or name the two images to be "
             "read under data.columns"
         )
 

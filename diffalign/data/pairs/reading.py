@@ -40,7 +40,7 @@ _SHARD = re.compile(r"(?P<split>.+)-\d{5,}-of-\d{5,}(-[0-9a-f]+)?")
 _SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "eval", "test"})
 
 
-class Whereabouts(Protocol):
+class DataLocation(Protocol):
     """What a section of the config says about where its data lies."""
 
     @property
@@ -140,7 +140,7 @@ class AbstractReader(abc.ABC):
 
 
 def locate(
-    config: Whereabouts,
+    config: DataLocation,
     *,
     suffixes: Mapping[str, Form] = _SUFFIXES,
     sides: Sequence[tuple[str, ...]] = _SIDES,
@@ -170,7 +170,7 @@ def locate(
     )
 
 
-def _of_pattern(pattern: Path, config: Whereabouts, suffixes: Mapping[str, Form]) -> Location:
+def _of_pattern(pattern: Path, config: DataLocation, suffixes: Mapping[str, Form]) -> Location:
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     root = Path(*fixed)
     found = sorted(root.glob(str(pattern.relative_to(root))))
@@ -181,7 +181,7 @@ def _of_pattern(pattern: Path, config: Whereabouts, suffixes: Mapping[str, Form]
 
 def _in_folder(
     folder: Path,
-    config: Whereabouts,
+    config: DataLocation,
     suffixes: Mapping[str, Form],
     all_sides: Sequence[tuple[str, ...]],
 ) -> Location:
@@ -209,7 +209,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _of_files(
-    files: list[Path], root: Path, config: Whereabouts, suffixes: Mapping[str, Form]
+    files: list[Path], root: Path, config: DataLocation, suffixes: Mapping[str, Form]
 ) -> Location:
     found = {file.suffix.lower() for file in files}
     if len(found) != 1 or not found <= set(suffixes):
@@ -221,7 +221,7 @@ def _of_files(
     return Location(path=config.path, form=suffixes[found.pop()], files=tuple(files), root=root)
 
 
-def _of_split(files: list[Path], folder: Path, config: Whereabouts) -> list[Path]:
+def _of_split(files: list[Path], folder: Path, config: DataLocation) -> list[Path]:
     """The files of `config.split`, where file or folder names carry splits; else all of them."""
     splits = {file: _split_of(file.relative_to(folder)) for file in files}
     named = {split for split in splits.values() if split is not None}
@@ -229,7 +229,7 @@ def _of_split(files: list[Path], folder: Path, config: Whereabouts) -> list[Path
         parts = {file: set(re.split(r"[^a-z0-9]+", file.stem.lower())) for file in files}
         if not any(config.split in each for each in parts.values()):
             return files
-        others = _SPLITS - {config.split}  # as of `mine_train.jsonl` beside `mine_test.jsonl`
+        others = _SPLITS - {config.split}  # as of `mine_train.jsonl` next to `mine_test.jsonl`
         return [file for file in files if config.split in parts[file] or not parts[file] & others]
     chosen = [file for file in files if splits[file] == config.split]
     if not chosen:
@@ -314,7 +314,7 @@ def _size(file: Path) -> int:
         return 0
 
 
-def fingerprint(location: Location, config: Whereabouts) -> str:
+def fingerprint(location: Location, config: DataLocation) -> str:
     """Names and sizes of the files that are not hidden; of a hub data set, id and revision."""
     if location.root is None:
         return f"{config.path}@{config.revision or 'main'}"
@@ -358,7 +358,7 @@ def _unreadable(location: Location, schema: Schema, readers: Mapping[str, Abstra
     )
     held = ", ".join(name for name in schema.names if name in schema.lists)
     lists = (
-        f" Lists are held by {held}: one of images is read beside one of ranks, scores or labels "
+        f" Lists are held by {held}: one of images is read next to one of ranks, scores or labels "
         f"with a number for each, or under data.columns as images and scores."
         if held
         else ""

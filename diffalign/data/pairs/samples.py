@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMaker:
-    """Turns a pair and a draw number into a sample; the same one on any rank and worker."""
+    """Turns a pair and a sample number into a sample; the same one on any rank and worker."""
 
     config: DataConfig
     views: tuple[str, ...]
@@ -45,15 +45,15 @@ class SampleMaker:
     schedule_length: int
     """Length of the model's noise schedule."""
 
-    def make(self, pair: ImagePair, draw: int, target: Size) -> Sample | Skipped:
+    def make(self, pair: ImagePair, visit: int, target: Size) -> Sample | Skipped:
         """The sample of one visit, or why the pair cannot be used.
 
         Args:
             pair: with images still encoded.
-            draw: number of earlier visits of the pair.
+            sample: number of earlier visits of the pair.
             target: (height, width) of both sides.
         """
-        how = self._cut(pair.sample_id, draw, target)
+        how = self._cut(pair.sample_id, visit, target)
         images = {}
         for view in self.views:
             try:
@@ -66,28 +66,28 @@ class SampleMaker:
         sample_id = pair.sample_id
         return Sample(
             sample_id=sample_id,
-            prompt="" if self._drops_caption(sample_id, draw) else pair.prompt,
+            prompt="" if self._drops_caption(sample_id, visit) else pair.prompt,
             caption=pair.prompt,
             images=images,
-            timestep=self.timesteps.draw(
-                self.run_seed, sample_id, draw, schedule_length=self.schedule_length
+            timestep=self.timesteps.sample(
+                self.run_seed, sample_id, visit, schedule_length=self.schedule_length
             ),
-            noise_seed=derive_seed(self.run_seed, sample_id, draw, "noise"),
+            noise_seed=derive_seed(self.run_seed, sample_id, visit, "noise"),
             encoding_seeds={
-                view: derive_seed(self.run_seed, sample_id, draw, "encoding", view)
+                view: derive_seed(self.run_seed, sample_id, visit, "encoding", view)
                 for view in self.views
             },
             preference=pair.preference,
             importance=pair.importance,
         )
 
-    def _drops_caption(self, sample_id: str, draw: int) -> bool:
-        coin = unit_interval(self.run_seed, sample_id, draw, "caption")
+    def _drops_caption(self, sample_id: str, visit: int) -> bool:
+        coin = unit_interval(self.run_seed, sample_id, visit, "caption")
         return coin < self.config.caption_dropout
 
-    def _cut(self, sample_id: str, draw: int, target: Size) -> Cut:
+    def _cut(self, sample_id: str, visit: int, target: Size) -> Cut:
         def coin(name: str) -> float:
-            return unit_interval(self.run_seed, sample_id, draw, name)
+            return unit_interval(self.run_seed, sample_id, visit, name)
 
         return Cut(
             target=target,

@@ -42,7 +42,7 @@ class _Decoder(Dataset):
         pair = self._pair(work.pair)
         if isinstance(pair, Skipped):
             return pair
-        return self.maker.make(pair, work.draw, work.target)
+        return self.maker.make(pair, work.visit, work.target)
 
     def _pair(self, pair: int | ImagePair) -> ImagePair | Skipped:
         if isinstance(pair, ImagePair):

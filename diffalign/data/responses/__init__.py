@@ -1,1 +1,1 @@
-"""Preferences between answers: records, the mappings of published formats, and their source."""
+"""Preferences between responses: records, the mappings of published formats, and their source."""

@@ -1,8 +1,8 @@
-"""Conversations about pictures to tokens, by a model's own processor and chat template.
+"""Conversations about images to tokens, by a model's own processor and chat template.
 
 Prompt and response are tokenised together: apart, a space at their border becomes another token.
 The text between them, and what ends a response, are learned from the chat template by a probe.
-Nothing is ever cut off: a prompt without its end, or a picture without some of its tokens, is
+Nothing is ever cut off: a prompt without its end, or an image without some of its tokens, is
 another sample, and a response without its end teaches the model never to stop.
 """
 
@@ -32,19 +32,19 @@ _WHOLE_TEXT = {"padding": False, "truncation": False}
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompt:
-    """A conversation up to the place where the answer starts: what a model generates from."""
+    """A conversation up to the place where the response starts: what a model generates from."""
 
     input_ids: Tensor
-    """Int64 [P]; every picture's tokens stand where it does."""
+    """Int64 [P]; every image's tokens stand where it does."""
     further: Mapping[str, Tensor]
     """What else the processor gave per token, such as `mm_token_type_ids`; [P] each."""
-    pictures: Mapping[str, Tensor]
-    """What it gave for the pictures, such as `pixel_values` and `image_grid_thw`; empty if there is
+    image_inputs: Mapping[str, Tensor]
+    """What it gave for the images, such as `pixel_values` and `image_grid_thw`; empty if there is
     none."""
     text: str
-    """As the chat template rendered it, with one marker a picture."""
+    """As the chat template rendered it, with one marker an image."""
     markers: tuple[int, int]
-    """Tokens up to and with the last picture: with one token a picture, and with all of them."""
+    """Tokens up to and with the last image: with one token an image, and with all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A text, tokenised with one token a picture."""
+    """A text, tokenised with one token an image."""
 
     ids: list[int]
     ends: list[int]
@@ -107,7 +107,7 @@ class ChatEncoder:
 
         Args:
             processor: of transformers, with a fast tokenizer, an image processor and a template.
-            max_length: most tokens of a conversation with its response, pictures included; None
+            max_length: most tokens of a conversation with its response, images included; None
                 allows any number.
 
         Raises:
@@ -120,7 +120,7 @@ class ChatEncoder:
         self._template = _chat_template(processor)
         _check_processor(processor)
         self._marker = self._find_marker()
-        self._keeps_order = self._pictures_stay_between_texts()
+        self._keeps_order = self._images_stay_between_texts()
         self._frame = self._find_frame()
 
     @property
@@ -130,48 +130,48 @@ class ChatEncoder:
         return int(self._tokenizer.eos_token_id if own is None else own)
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> EncodedPrompt:
-        """A conversation up to where the answer starts.
+        """A conversation up to where the response starts.
 
         Args:
             turns: the last one is the user's.
             images: RGB, in reading order; as many as there are markers.
 
         Raises:
-            UnusableRowError: markers and pictures differ in number.
+            UnusableRowError: markers and images differ in number.
         """
         marked = sum(turn.text.count(IMAGE) for turn in turns)
         if marked != len(images):
             raise UnusableRowError(
                 SkipReason.MARKERS,
-                f"the turns have {marked} {IMAGE} markers, and there are {len(images)} pictures",
+                f"the turns have {marked} {IMAGE} markers, and there are {len(images)} images",
             )
         text = self._render(turns, generation=True)
         plain = self._tokenize(text)
         if plain.ids.count(self._marker_id) != len(images):
             raise UnusableRowError(
                 SkipReason.MARKERS,
-                f"the text of a turn contains {self._marker}, which stands for a picture",
+                f"the text of a turn contains {self._marker}, which represents an image",
             )
-        ids, further, pictures = self._process(text, images)
+        ids, further, image_inputs = self._process(text, images)
         marked_until = _after_last(plain.ids, self._marker_id)
         rest = plain.ids[marked_until:]
         expanded_until = len(ids) - len(rest)
-        counted = "image_grid_thw" in pictures  # by Qwen's itself: one token for a small image
+        counted = "image_grid_thw" in image_inputs  # by Qwen's itself: one token for a small image
         self._check_expansion(
-            ids, rest, pictures=0 if counted else len(images), unexpanded=len(plain.ids)
+            ids, rest, image_count=0 if counted else len(images), unexpanded=len(plain.ids)
         )
         return EncodedPrompt(
             input_ids=torch.tensor(ids),
             further=further,
-            pictures=pictures,
+            image_inputs=image_inputs,
             text=text,
             markers=(marked_until, expanded_until),
         )
 
-    def pictures(
+    def image_inputs(
         self, prompt: EncodedPrompt, images: Sequence[Image.Image]
     ) -> Mapping[str, Tensor]:
-        """What the processor gives for other pictures in place of those of a prompt.
+        """What the processor gives for other images in place of those of a prompt.
 
         Args:
             prompt: of `prompt`.
@@ -180,13 +180,13 @@ class ChatEncoder:
         Raises:
             ValueError: their image tokens are not as many.
         """
-        ids, _, pictures = self._process(prompt.text, images)
+        ids, _, image_inputs = self._process(prompt.text, images)
         if ids != prompt.input_ids.tolist():
             raise ValueError(
-                f"other pictures change the number of tokens from {len(prompt.input_ids)} to "
+                f"other images change the number of tokens from {len(prompt.input_ids)} to "
                 f"{len(ids)}: they must have the sizes of those that they replace"
             )
-        return pictures
+        return image_inputs
 
     def response(self, prompt: EncodedPrompt, response: str) -> EncodedResponse:
         """The conversation with one response to it, and the end of the sequence.
@@ -197,7 +197,7 @@ class ChatEncoder:
                 not trained on twice.
 
         Raises:
-            UnusableRowError: the response is empty, contains a marker of pictures or a token that
+            UnusableRowError: the response is empty, contains a marker of images or a token that
                 ends it, or makes the row longer than `max_length`.
         """
         kept = self._without_end(response).strip()
@@ -205,10 +205,10 @@ class ChatEncoder:
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response))
         text = prompt.text + self._frame.before + kept + self._frame.end
         plain = self._tokenize(text)
-        pictures_until, expanded_until = prompt.markers
-        if self._marker_id in plain.ids[pictures_until:]:
+        images_until, expanded_until = prompt.markers
+        if self._marker_id in plain.ids[images_until:]:
             raise UnusableRowError(
-                SkipReason.MARKERS, f"it contains {self._marker}, which stands for a picture"
+                SkipReason.MARKERS, f"it contains {self._marker}, which represents an image"
             )
         stop = plain.ends.index(len(text)) + 1  # what a tokenizer adds by itself comes after it
         first = next(i for i, end in enumerate(plain.ends) if end > len(prompt.text))
@@ -216,20 +216,20 @@ class ChatEncoder:
         if inside:
             token = self._tokenizer.convert_ids_to_tokens(min(inside))
             raise UnusableRowError(
-                SkipReason.END_INSIDE, f"{token} ends a response, and stands within this one"
+                SkipReason.END_INSIDE, f"{token} ends a response, and is within this one"
             )
-        length = expanded_until + stop - pictures_until
+        length = expanded_until + stop - images_until
         if self.max_length is not None and length > self.max_length:
             raise UnusableRowError(
                 SkipReason.TOO_LONG,
-                f"{length} tokens, {expanded_until - pictures_until} of them because of pictures; "
+                f"{length} tokens, {expanded_until - images_until} of them because of images; "
                 f"allowed are {self.max_length}",
             )
         own = prompt.input_ids[:expanded_until]
         shift = len(response) - len(response.lstrip()) - len(prompt.text + self._frame.before)
         offsets = torch.tensor([plain.starts[first:stop], plain.ends[first:stop]]).T + shift
         return EncodedResponse(
-            input_ids=torch.cat([own, torch.tensor(plain.ids[pictures_until:stop])]),
+            input_ids=torch.cat([own, torch.tensor(plain.ids[images_until:stop])]),
             start=length - (stop - first),
             offsets=offsets.clamp(0, len(response) - len(response.lstrip()) + len(kept)),
             further={
@@ -260,7 +260,7 @@ class ChatEncoder:
     def _process(
         self, text: str, images: Sequence[Image.Image]
     ) -> tuple[list[int], dict[str, Tensor], dict[str, Tensor]]:
-        """Tokens, further outputs per token, and outputs for the pictures."""
+        """Tokens, further outputs per token, and outputs for the images."""
         for image in images:
             if min(image.size) < SMALLEST_SIDE:
                 raise UnusableRowError(
@@ -295,8 +295,8 @@ class ChatEncoder:
                 f"and cannot be put into a batch"
             )
         further = {name: value[0] for name, value in outputs.items() if value.shape == ids.shape}
-        pictures = {name: value for name, value in outputs.items() if name not in further}
-        return ids[0].tolist(), further, pictures
+        image_inputs = {name: value for name, value in outputs.items() if name not in further}
+        return ids[0].tolist(), further, image_inputs
 
     def _tokenize(self, text: str) -> _Tokens:
         encoded = self._tokenizer(
@@ -314,11 +314,11 @@ class ChatEncoder:
         return begin is None or not text.startswith(begin)
 
     def _render(
-        self, turns: Sequence[Turn], *, answer: str | None = None, generation: bool = False
+        self, turns: Sequence[Turn], *, response: str | None = None, generation: bool = False
     ) -> str:
         messages = [{"role": turn.role, "content": self._parts(turn.text)} for turn in turns]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": [_text(answer)]})
+        if response is not None:
+            messages.append({"role": "assistant", "content": [_text(response)]})
         return self._apply(messages, generation=generation)
 
     def _apply(self, messages: list[dict[str, Any]], *, generation: bool = False) -> str:
@@ -330,8 +330,8 @@ class ChatEncoder:
     def _parts(self, text: str) -> list[dict[str, str]]:
         """The content of a turn as templates take it.
 
-        A template that puts all pictures first (LLaVA-1.5's) would lose where they stand between
-        texts; there the marker is written into the text. White space between pictures and a text
+        A template that puts all images first (LLaVA-1.5's) would lose where they stand between
+        texts; there the marker is written into the text. White space between images and a text
         on one side of them is a matter of layout, and left to the template.
         """
         pieces = text.split(IMAGE)
@@ -348,33 +348,33 @@ class ChatEncoder:
         return parts
 
     def _find_marker(self) -> str:
-        """The token that the template writes where a picture stands."""
+        """The token that the template writes where an image is."""
         shown = self._apply([{"role": "user", "content": [{"type": "image"}, _text("Why?")]}])
         names = ("image_token", "boi_token")  # Gemma 3 expands the one that begins an image
         tokens = [getattr(self.processor, name, None) for name in names]
         found = [token for token in tokens if token and shown.count(token) == 1]
         if not found:
             raise ModelError(
-                f"the chat template writes {shown!r} for a turn with a picture, in which none of "
-                f"{type(self.processor).__name__}'s picture tokens ({tokens}) stands once"
+                f"the chat template writes {shown!r} for a turn with an image, in which none of "
+                f"{type(self.processor).__name__}'s image tokens ({tokens}) is once"
             )
         return str(found[0])
 
-    def _pictures_stay_between_texts(self) -> bool:
+    def _images_stay_between_texts(self) -> bool:
         content = [_text("before"), {"type": "image"}, _text("after")]
         shown = self._apply([{"role": "user", "content": content}])
         return shown.index("before") < shown.index(self._marker) < shown.index("after")
 
     def _find_frame(self) -> _Frame:
-        question, answer = [Turn(role="user", text="Why?")], "Because."
+        question, response = [Turn(role="user", text="Why?")], "Because."
         prompt = self._render(question, generation=True)
-        whole = self._render(question, answer=answer)
-        if not whole.startswith(prompt) or answer not in whole[len(prompt) :]:
+        whole = self._render(question, response=response)
+        if not whole.startswith(prompt) or response not in whole[len(prompt) :]:
             raise ModelError(
-                f"the chat template renders a prompt as {prompt!r} and the same with an answer as "
+                f"the chat template renders a prompt as {prompt!r} and the same with a response as "
                 f"{whole!r}, which does not continue it: what a model should generate is unclear"
             )
-        before, _, after = whole[len(prompt) :].partition(answer)
+        before, _, after = whole[len(prompt) :].partition(response)
         return _Frame(before, self._end(after))
 
     def _end(self, after: str) -> str:
@@ -397,24 +397,24 @@ class ChatEncoder:
         return head + found if found else token
 
     def _check_expansion(
-        self, ids: list[int], rest: list[int], *, pictures: int, unexpanded: int
+        self, ids: list[int], rest: list[int], *, image_count: int, unexpanded: int
     ) -> None:
-        """Raise ModelError unless the processor put tokens for pictures, and changed nothing else.
+        """Raise ModelError unless the processor put tokens for images, and changed nothing else.
 
         Args:
             ids: what the processor gave.
-            rest: tokens after the last picture.
-            pictures: how many there are.
-            unexpanded: tokens of the text with one a picture.
+            rest: tokens after the last image.
+            image_count: how many there are.
+            unexpanded: tokens of the text with one an image.
         """
         name = type(self.processor).__name__
         if rest and ids[-len(rest) :] != rest:
             raise ModelError(
-                f"{name} changed the text after the last picture; its responses cannot be marked"
+                f"{name} changed the text after the last image; its responses cannot be marked"
             )
-        if pictures and len(ids) <= unexpanded:
+        if image_count and len(ids) <= unexpanded:
             raise ModelError(
-                f"{name} gave {pictures} pictures no more than one token each. Settings for "
+                f"{name} gave {image_count} images no more than one token each. Settings for "
                 f"counting image tokens, such as patch_size, are missing in its configuration"
             )
 
@@ -441,7 +441,7 @@ def _chat_template(processor: Any) -> str | None:
     if not template:
         raise ModelError(
             "the checkpoint has no chat template, and prompts cannot be guessed. Put the "
-            "chat_template.jinja (or chat_template.json) of the model's authors beside its "
+            "chat_template.jinja (or chat_template.json) of the model's authors next to its "
             "processor_config.json"
         )
     return str(template)

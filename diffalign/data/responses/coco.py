@@ -24,7 +24,7 @@ _FOLDERS = ("", *_SPLITS, "train2017", "val2017", "test2017")
 
 
 def image_number(name: object) -> int | None:
-    """The number that a spelling of COCO stands for; None for what is no such spelling.
+    """The number that a spelling of COCO represents; None for what is no such spelling.
 
     Args:
         name: a number (also as a float, as tables with gaps have it), or text with the number,

@@ -11,41 +11,41 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.data.responses.chat import EncodedPrompt, EncodedResponse
-from diffalign.data.responses.samples import TokenSample
+from diffalign.data.responses.visits import TokenSample
 
 
 def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatch:
     """A batch of samples with the same views.
 
     Args:
-        samples: with pictures or without; not empty.
+        samples: with images or without; not empty.
         pad_token_id: what shorter rows end with, hidden by the attention mask.
     """
     names = sorted({name for sample in samples for name in sample.responses})
     holders = {name: [s for s in samples if name in s.responses] for name in names}
     weights = dict.fromkeys(name for sample in samples for name in sample.weights)
-    conditions = dict.fromkeys(c for sample in samples for c in sample.pictures)
+    conditions = dict.fromkeys(c for sample in samples for c in sample.image_inputs)
     paired = samples[0].paired
     return TokenBatch(
         sample_ids=tuple(sample.sample_id for sample in samples),
-        draws=tuple(sample.draw for sample in samples),
+        visits=tuple(sample.visit for sample in samples),
         views=samples[0].views,
         responses={
             name: _rows([sample.responses[name] for sample in holders[name]], pad_token_id)
             for name in names
         },
-        pictures={
-            condition: join_pictures([sample.pictures[condition] for sample in samples])
+        image_inputs={
+            condition: join_image_inputs([sample.image_inputs[condition] for sample in samples])
             for condition in conditions
         }
         if paired
         else {},
-        own_pictures=_own_pictures(samples)
+        own_image_inputs=_own_images(samples)
         if paired
         else {
-            (name, condition): join_pictures([s.pictures[condition] for s in holders[name]])
+            (name, condition): join_image_inputs([s.image_inputs[condition] for s in holders[name]])
             for name in names
-            for condition in dict.fromkeys(c for s in holders[name] for c in s.pictures)
+            for condition in dict.fromkeys(c for s in holders[name] for c in s.image_inputs)
         },
         rows=None
         if paired
@@ -53,7 +53,7 @@ def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatc
             name: torch.tensor([i for i, s in enumerate(samples) if name in s.responses])
             for name in names
         },
-        picture_counts=torch.tensor([sample.picture_count for sample in samples]),
+        image_counts=torch.tensor([sample.image_count for sample in samples]),
         weights={
             name: pad_sequence(
                 [sample.weights[name] for sample in samples if name in sample.weights],
@@ -64,20 +64,22 @@ def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatc
     )
 
 
-def _own_pictures(
+def _own_images(
     samples: Sequence[TokenSample],
 ) -> dict[tuple[str, str | None], dict[str, Tensor]]:
     """Of every response that is about other images in some sample; the others see the shared ones
     again."""
-    cells = dict.fromkeys(cell for sample in samples for cell in sample.own_pictures)
+    groups = dict.fromkeys(group for sample in samples for group in sample.own_image_inputs)
     return {
-        cell: join_pictures([s.own_pictures.get(cell, s.pictures[cell[1]]) for s in samples])
-        for cell in cells
+        group: join_image_inputs(
+            [s.own_image_inputs.get(group, s.image_inputs[group[1]]) for s in samples]
+        )
+        for group in groups
     }
 
 
 def stack_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, Tensor]:
-    """Keyword arguments of `generate`: prompts padded on the left, and all of their pictures."""
+    """Keyword arguments of `generate`: prompts padded on the left, and all of their images."""
     ids = [prompt.input_ids for prompt in prompts]
     return {
         "input_ids": _left_padded(ids, pad_token_id),
@@ -86,14 +88,14 @@ def stack_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[s
             name: _left_padded([prompt.further[name] for prompt in prompts], 0)
             for name in prompts[0].further
         },
-        **join_pictures([prompt.pictures for prompt in prompts]),
+        **join_image_inputs([prompt.image_inputs for prompt in prompts]),
     }
 
 
-def join_pictures(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What an image processor gave for several rows as if it had seen all pictures in order.
+def join_image_inputs(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What an image processor gave for several rows as if it had seen all images in order.
 
-    Rows without pictures are empty. Where pictures have different numbers of tiles, the shorter
+    Rows without images are empty. Where images have different numbers of tiles, the shorter
     ones are filled up with zeros, as processors do it.
     """
     shown = [row for row in rows if row]

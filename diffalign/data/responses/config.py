@@ -1,4 +1,4 @@
-"""The `responses:` section of a config: preferences between answers, the twin of `data:`."""
+"""The `responses:` section of a config: preferences between responses, the twin of `data:`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffalign.data.responses.token_weights.base import AbstractTokenWeights
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseConfig:
-    """Answers about pictures: where they lie, what they mean, and under which conditions and
+    """Responses about images: where they lie, what they mean, and under which conditions and
     weights they can be seen."""
 
     section: ClassVar[str] = "responses"
@@ -36,16 +36,16 @@ class ResponseConfig:
     limit: int | None = None
     """Use only the first so many pairs."""
     max_length: int = 2048
-    """Tokens of a conversation with its answer, those of the pictures included. A longer pair, or
+    """Tokens of a conversation with its response, those of the images included. A longer pair, or
     one beyond the model's context, is skipped and listed, never cut. 2048 is the setting of mDPO
     (arXiv:2406.11839, their scripts)."""
     conditions: dict[str, AbstractCondition] = field(default_factory=dict)
-    """What stands in place of the pictures in views such as `chosen@crop`, by name. Pictures that
+    """What is in place of the images in views such as `chosen@crop`, by name. Images that
     the data set itself gives are of kind `replaced`, under the name that its form gives them:
     `retrieved` (re_align) or `rejected` (ms_swift)."""
-    draws: int | None = None
-    """How many draws of its random conditions a pair has: epoch e shows draw e modulo this. Null
-    draws anew at every visit; `diffalign precompute` needs a number."""
+    visits: int | None = None
+    """How many samples of its random conditions a pair has: epoch e shows sample e modulo this.
+    Null samples anew at every visit; `diffalign precompute` needs a number."""
     weights: dict[str, AbstractTokenWeights] = field(default_factory=dict)
     """How much each token counts in views such as `chosen:changed`, by name."""
     max_bad_fraction: float = 0.01
@@ -66,7 +66,7 @@ class ResponseConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers}")
-        for name in ("limit", "draws"):
+        for name in ("limit", "visits"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {value}")

@@ -65,7 +65,7 @@ class Comparison:
     responses: Mapping[str, str]
     """See `ResponsePair`."""
     contexts: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
-    """What a response answers, where that is another conversation."""
+    """What a response responses, where that is another conversation."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """See `ResponsePair`."""
 
@@ -117,14 +117,14 @@ def instruction_turns(values: Mapping[str, Any]) -> tuple[Turn, ...]:
         isinstance(each, list) and len(each) == 2 and all(isinstance(t, str) for t in each)
         for each in rounds
     ):
-        raise malformed(f"history is no list of [question, answer]: {rounds!r:.60}")
+        raise malformed(f"history is no list of [question, response]: {rounds!r:.60}")
     asked = [values.get(name) or "" for name in ("instruction", "input")]
     if not all(isinstance(text, str) for text in asked):
         raise malformed(f"instruction and input are texts, found {asked!r:.60}")
     earlier: list[Turn] = []
-    for question, answer in rounds:
+    for question, response in rounds:
         earlier.append(Turn(role="user", text=question))
-        earlier.append(Turn(role="assistant", text=without_end_tokens(answer)))
+        earlier.append(Turn(role="assistant", text=without_end_tokens(response)))
     last = Turn(role="user", text="\n".join(filter(None, asked)))
     return (*system_turn(values.get("system")), *earlier, last)
 
@@ -153,8 +153,8 @@ def compared(prompt: tuple[Turn, ...] | None, sides: Mapping[str, Any]) -> Compa
 
     A response is a string, a message, or a conversation that ends with it. The conversation may
     hold the prompt, or go on after it; where it does neither it is another one, and so the row
-    unusable if there is a prompt. What a string answers is the prompt, or else the conversation of
-    the first side.
+    unusable if there is a prompt. What a string responses is the prompt, or else the conversation
+    of the first side.
 
     Args:
         prompt: what precedes the responses; None where their conversations say it.
@@ -193,12 +193,12 @@ def compared(prompt: tuple[Turn, ...] | None, sides: Mapping[str, Any]) -> Compa
 def _answered(
     value: Any, side: str, prompt: tuple[Turn, ...] | None
 ) -> tuple[tuple[Turn, ...], str]:
-    """The conversation that a response answers, empty where nothing says it, and the response."""
+    """The conversation that a response responses, empty where nothing says it, and the response."""
     if isinstance(value, str):
         value = _spelled_out(value)
     if value is None or isinstance(value, str):
         return prompt or (), without_end_tokens(value or "")
-    before, response = split_answer(turns_of(value), side)
+    before, response = split_response(turns_of(value), side)
     if prompt is None or not before:
         return before or prompt or (), response
     starts = range(len(before) - len(prompt) + 1)
@@ -244,23 +244,25 @@ def without_end_tokens(text: str) -> str:
         text = kept[: -len(end)]
 
 
-def split_answer(turns: Sequence[Turn], side: str) -> tuple[tuple[Turn, ...], str]:
-    """A conversation as what comes before its last answer, and the answer.
+def split_response(turns: Sequence[Turn], side: str) -> tuple[tuple[Turn, ...], str]:
+    """A conversation as what comes before its last response, and the response.
 
     Raises:
         UnusableRowError: the last message is not the assistant's.
     """
     if not turns or turns[-1].role != "assistant":
-        raise malformed(f"{side}: the conversation does not end with the assistant's answer", side)
+        raise malformed(
+            f"{side}: the conversation does not end with the assistant's response", side
+        )
     if any(image is not None for image in turns[-1].images):
         raise UnusableRowError(SkipReason.MARKERS, "the response itself holds an image", side)
     return tuple(turns[:-1]), turns[-1].text
 
 
 def turns_of_template(prompt: Any) -> tuple[Turn, ...]:
-    """Turns of a prompt in the template of Vicuna: `... USER: question ASSISTANT: answer</s>...`.
+    """Turns of a prompt in the template of Vicuna: `... USER: question ASSISTANT: response</s>...`.
 
-    What stands before the first speaker is the preamble of that template and is left out: the
+    What is before the first speaker is the preamble of that template and is left out: the
     model that is trained brings its own. Without `USER:` it is the user's question itself.
 
     Raises:
@@ -277,7 +279,7 @@ def turns_of_template(prompt: Any) -> tuple[Turn, ...]:
         for speaker, text in zip(speakers, texts, strict=True)
     ]
     if turns[-1].role == "assistant" and not turns[-1].text:
-        turns.pop()  # `ASSISTANT:` asks for the answer
+        turns.pop()  # `ASSISTANT:` asks for the response
     return tuple(turns)
 
 

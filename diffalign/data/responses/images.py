@@ -23,7 +23,7 @@ _FILE_NAME = re.compile(r".+\.(?:jpe?g|png|gif|webp|bmp|tiff?)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(data)(?=:)|(file)(?=:/)|[A-Za-z][A-Za-z0-9+.-]+(?=://)", re.IGNORECASE)
 """How an address begins; `C:` is a drive of Windows."""
 _LOCAL = re.compile(r"file:(?://(?:localhost(?=/))?)?", re.IGNORECASE)
-"""What stands before the path in the address of a file."""
+"""What is before the path in the address of a file."""
 _ENCODED = ("bytes", "base64", "data")
 _NAMED = ("path", "image", "image_url", "url", "file_name", "filename", "source")
 """Fields of a record that hold an image, and that say where it is: the first that is not null."""
@@ -87,7 +87,7 @@ def conversation_of(
 ) -> Conversation:
     """Turns with the images that they show, taken from their messages and from the row's column.
 
-    A message's own image stands where the message has it; a marker without one takes the next image
+    A message's own image is where the message has it; a marker without one takes the next image
     of the column. Where no text has a marker, those of all images go in front of the first text of
     the user, as TRL puts them.
 

@@ -1,4 +1,4 @@
-"""A look at answers before anything is trained: counts, the mapping, the first pairs."""
+"""A look at responses before anything is trained: counts, the mapping, the first pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffalign.data.pairs.transforms import Size
 from diffalign.data.responses.index import Comparisons
 from diffalign.data.responses.reading import OpenedResponses
 from diffalign.data.responses.records import ResponsePair
-from diffalign.data.responses.samples import TokenSampleMaker
+from diffalign.data.responses.visits import TokenSampleMaker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class ResponsePreviewRow:
     prompt: str
     """The user's last turn, markers included; empty where the row cannot be read."""
     responses: Mapping[str, str]
-    """Name -> answer; empty likewise."""
+    """Name -> response; empty likewise."""
     own: Mapping[str, str]
-    """Name -> the user's last turn, and how many turns and images there are, of an answer that
+    """Name -> the user's last turn, and how many turns and images there are, of a response that
     belongs to another conversation or to other images."""
     images: tuple[Size | str, ...]
     """(height, width) of each, or why it cannot be used."""
@@ -34,7 +34,7 @@ class ResponsePreviewRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponsePreview:
-    """What a dry run shows of the answers."""
+    """What a dry run shows of the responses."""
 
     lines: list[str]
     """How the data is read, and what its rows are, as sentences."""

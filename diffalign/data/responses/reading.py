@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from diffalign import components
 from diffalign.data.json_rows import LineRows, ListRows
-from diffalign.data.pairs.reading import Form, Location, Whereabouts, fingerprint, locate
+from diffalign.data.pairs.reading import DataLocation, Form, Location, fingerprint, locate
 from diffalign.data.pairs.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.responses.conversation import Comparison, malformed
 from diffalign.data.responses.formats.base import AbstractMapping, numbered
@@ -39,7 +39,7 @@ _LOOKED_AT = 100
 """Rows of a table that are read for a value of each column."""
 
 
-class RowsConfig(Whereabouts, Protocol):
+class RowsConfig(DataLocation, Protocol):
     """What a section of the config says about its rows."""
 
     @property
@@ -57,7 +57,7 @@ class RowsConfig(Whereabouts, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedResponses:
-    """A data set of answers whose form is known."""
+    """A data set of responses whose form is known."""
 
     rows: AbstractRows
     mapping: AbstractMapping
@@ -265,7 +265,7 @@ def _unknown(
     known: Sequence[str] = [f"{kind}: {m.describe_needs()}" for kind, m in mappings.items()]
     return (
         f"{location.describe()}: the columns {', '.join(first) or '(none)'} fit no form of "
-        "preferences between answers. Known forms and the columns they need:\n  "
+        "preferences between responses. Known forms and the columns they need:\n  "
         + "\n  ".join(known)
         + f"\nOther names can be given: {config.section}.columns='{{FORM'S NAME: YOURS}}'"
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from diffalign.data.pairs.records import EncodedImage
 
 IMAGE = "<image>"
-"""Marks in the text of a turn where a picture stands; the chat template puts the model's own."""
+"""Marks in the text of a turn where an image is; the chat template puts the model's own."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Turn:
 
     role: Literal["system", "user", "assistant"]
     text: str
-    """With one `IMAGE` per picture that it shows, where the picture stands."""
+    """With one `IMAGE` per image that it shows, where the image is."""
     images: tuple[Any, ...] = ()
     """What the message itself says of its images, one entry a marker: an image in any spelling that
     a column may have, a `Position`, or None for the next image of the column. Empty where it says
@@ -49,7 +49,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """What a response answers."""
+    """What a response responses."""
 
     turns: tuple[Turn, ...]
     """Up to the response; the last turn is the user's."""
@@ -66,20 +66,20 @@ class ResponsePair:
     images: tuple[EncodedImage, ...]
     """In reading order: as many as there are `IMAGE` markers in the turns."""
     turns: tuple[Turn, ...]
-    """The conversation up to the answer; the last turn is the user's."""
+    """The conversation up to the response; the last turn is the user's."""
     responses: Mapping[str, str]
     """`chosen` and `rejected`, and what else the data set has, such as `revised` or `gold`; one of
     the two alone where rows are unpaired."""
     own: Mapping[str, Conversation] = field(default_factory=dict)
-    """What a response answers, where that is another conversation than `turns`, or one about other
-    images than `images`."""
+    """What a response responses, where that is another conversation than `turns`, or one about
+    other images than `images`."""
     paired: bool = True
     """Whether the responses compete; False where each row holds one, desirable or not."""
-    pictures: Mapping[str, tuple[EncodedImage, ...]] = field(default_factory=dict)
-    """Pictures in place of `images` by condition, such as `retrieved`; as many as `images`."""
+    other_images: Mapping[str, tuple[EncodedImage, ...]] = field(default_factory=dict)
+    """Images in place of `images` by condition, such as `retrieved`; as many as `images`."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """Parts of responses that the data set judges, by response, in order and without overlap."""
 
     def conversation(self, response: str) -> Conversation:
-        """What a response answers."""
+        """What a response responses."""
         return self.own.get(response) or Conversation(turns=self.turns, images=self.images)

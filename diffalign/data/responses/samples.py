@@ -1,4 +1,4 @@
-"""One pair of responses, tokenised, with the pictures under every condition that is asked for."""
+"""One pair of responses, tokenised, with the images under every condition that is asked for."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from diffalign.errors import ConfigError, did_you_mean
 from diffalign.seeding import cpu_generator, derive_seed
 from diffalign.views import View
 
-AnotherPicture = Callable[[str, int], EncodedImage]
-"""A picture of the training data, from the id of the sample that it is not of, and a seed."""
+AnotherImage = Callable[[str, int], EncodedImage]
+"""An image of the training data, from the id of the sample that it is not of, and a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +30,18 @@ class TokenSample:
     """A row of a TokenBatch before collation."""
 
     sample_id: str
-    draw: int
-    """Which draw of its random conditions is shown."""
+    visit: int
+    """Which sample of its random conditions is shown."""
     views: frozenset[str]
     """As in the batch."""
     responses: Mapping[str, EncodedResponse]
     """Response -> its tokens after the conversation."""
-    pictures: Mapping[str | None, Mapping[str, Tensor]]
+    image_inputs: Mapping[str | None, Mapping[str, Tensor]]
     """Condition -> what the image processor gave; empty for text alone."""
-    picture_count: int
+    image_count: int
     weights: Mapping[str, Tensor]
     """`response:weights` -> float32 [L], 0 for the tokens of the prompt."""
-    own_pictures: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
+    own_image_inputs: Mapping[tuple[str, str | None], Mapping[str, Tensor]] = field(
         default_factory=dict
     )
     """(Response, condition) -> the same for a response that is about other images than the rest."""
@@ -51,15 +51,15 @@ class TokenSample:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSampleMaker:
-    """Turns a pair and a draw number into a sample; the same one on any rank and worker."""
+    """Turns a pair and a sample number into a sample; the same one on any rank and worker."""
 
     config: ResponseConfig
     views: frozenset[str]
     """Names of the views that the objective asks for."""
     run_seed: int
     encoder: ChatEncoder
-    another_picture: AnotherPicture | None = None
-    """For conditions that take the picture of another sample; None where the data set cannot be
+    another_image: AnotherImage | None = None
+    """For conditions that take the image of another sample; None where the data set cannot be
     read at random."""
 
     def __post_init__(self) -> None:
@@ -76,16 +76,16 @@ class TokenSampleMaker:
                 except ValueError as error:
                     raise ConfigError(f"the view {name}: {error}") from error
 
-    def make(self, pair: ResponsePair, draw: int) -> TokenSample | Skipped:
+    def make(self, pair: ResponsePair, visit: int) -> TokenSample | Skipped:
         """The sample of one visit, or why the pair cannot be used.
 
         Args:
-            pair: with pictures still encoded.
-            draw: number of earlier visits of the pair; taken modulo `responses.draws`.
+            pair: with images still encoded.
+            sample: number of earlier visits of the pair; taken modulo `responses.visits`.
         """
-        draws = self.config.draws
+        visits = self.config.visits
         try:
-            return self._sample(pair, draw if draws is None else draw % draws)
+            return self._sample(pair, visit if visits is None else visit % visits)
         except UnusableRowError as error:
             return error.skipped(pair.sample_id)
 
@@ -93,7 +93,7 @@ class TokenSampleMaker:
     def _parsed(self) -> tuple[View, ...]:
         return tuple(View.parse(name) for name in sorted(self.views))
 
-    def _sample(self, pair: ResponsePair, draw: int) -> TokenSample:
+    def _sample(self, pair: ResponsePair, visit: int) -> TokenSample:
         views = [view for view in self._parsed if pair.paired or view.response in pair.responses]
         images = [self._decoded(image) for image in pair.images]
         prompt = self.encoder.prompt(pair.turns, images)
@@ -107,22 +107,22 @@ class TokenSampleMaker:
             _check_difference(encoded)
         return TokenSample(
             sample_id=pair.sample_id,
-            draw=draw,
+            visit=visit,
             views=self.views,
             responses={view.response: encoded[view.response] for view in views},
-            pictures={
-                condition: self._seen(condition, prompt, images, pair, draw)
+            image_inputs={
+                condition: self._seen(condition, prompt, images, pair, visit)
                 for condition in dict.fromkeys(view.condition for view in views)
             },
-            own_pictures={
+            own_image_inputs={
                 (view.response, view.condition): self._seen(
-                    view.condition, *own[view.response], pair, draw
+                    view.condition, *own[view.response], pair, visit
                 )
                 for view in views
                 if view.response in own and pair.own[view.response].images != pair.images
             },
             paired=pair.paired,
-            picture_count=len(images),
+            image_count=len(images),
             weights={
                 f"{view.response}:{view.weights}": self._weights(view, encoded, pair)
                 for view in views
@@ -131,7 +131,7 @@ class TokenSampleMaker:
         )
 
     def _own(self, pair: ResponsePair, name: str) -> tuple[EncodedPrompt, Sequence[Image.Image]]:
-        """What a response answers that has a conversation or images of its own."""
+        """What a response responses that has a conversation or images of its own."""
         conversation = pair.own[name]
         images = [self._decoded(image, name) for image in conversation.images]
         try:
@@ -180,29 +180,29 @@ class TokenSampleMaker:
         prompt: EncodedPrompt,
         images: Sequence[Image.Image],
         pair: ResponsePair,
-        draw: int,
+        visit: int,
     ) -> Mapping[str, Tensor]:
-        """The processor's outputs for the pictures under a condition."""
+        """The processor's outputs for the images under a condition."""
         if name is None or not images:
-            return prompt.pictures
+            return prompt.image_inputs
         condition = self.config.conditions[name]
         seeds = [
-            derive_seed(self.run_seed, pair.sample_id, draw, "condition", name, position)
+            derive_seed(self.run_seed, pair.sample_id, visit, "condition", name, position)
             for position in range(len(images))
         ]
         generators = [cpu_generator(seed) for seed in seeds]
         starts = self._starts(condition, name, images, pair, seeds)
-        shown = [condition.picture(*each) for each in zip(starts, generators, strict=True)]
-        pictures = prompt.pictures
+        shown = [condition.image(*each) for each in zip(starts, generators, strict=True)]
+        image_inputs = prompt.image_inputs
         if any(new is not old for new, old in zip(shown, images, strict=True)):
-            pictures = self.encoder.pictures(prompt, shown)
+            image_inputs = self.encoder.image_inputs(prompt, shown)
         if type(condition).pixels is AbstractCondition.pixels:
-            return pictures
+            return image_inputs
         image_processor = self.encoder.processor.image_processor
-        tiles = to_tiles(pictures, image_processor)
-        # fewer stacks than pictures where a processor puts all of a row into one
+        tiles = to_tiles(image_inputs, image_processor)
+        # fewer stacks than images where a processor puts all of a row into one
         changed = [condition.pixels(*each) for each in zip(tiles, generators, strict=False)]
-        return with_tiles(pictures, changed, image_processor)
+        return with_tiles(image_inputs, changed, image_processor)
 
     def _starts(
         self,
@@ -212,21 +212,21 @@ class TokenSampleMaker:
         pair: ResponsePair,
         seeds: Sequence[int],
     ) -> Sequence[Image.Image]:
-        """The pictures that a condition starts from, in the sizes of the sample's own."""
+        """The images that a condition starts from, in the sizes of the sample's own."""
         if condition.origin is Origin.OWN:
             return images
         if condition.origin is Origin.ROW:
-            others = pair.pictures.get(name, ())
+            others = pair.other_images.get(name, ())
             if len(others) != len(images):
                 raise UnusableRowError(
                     SkipReason.MISSING_IMAGE,
-                    f"the row has {len(others)} pictures for the condition {name}, in place of "
+                    f"the row has {len(others)} images for the condition {name}, in place of "
                     f"{len(images)}",
                     name,
                 )
         else:
-            assert self.another_picture is not None  # or __post_init__ would have refused
-            others = tuple(self.another_picture(pair.sample_id, seed) for seed in seeds)
+            assert self.another_image is not None  # or __post_init__ would have refused
+            others = tuple(self.another_image(pair.sample_id, seed) for seed in seeds)
         return [
             self._decoded(other, name).resize(own.size, Image.Resampling.BICUBIC)
             for other, own in zip(others, images, strict=True)
@@ -239,9 +239,9 @@ class TokenSampleMaker:
             raise UnusableRowError(error.reason, error.detail, side) from error
 
     def _check_origin(self, view: str, condition: AbstractCondition) -> None:
-        if condition.origin is Origin.ANOTHER and self.another_picture is None:
+        if condition.origin is Origin.ANOTHER and self.another_image is None:
             raise ConfigError(
-                f"the view {view} shows pictures of other samples, which this data set cannot be "
+                f"the view {view} shows images of other samples, which this data set cannot be "
                 f"read for at random"
             )
 

@@ -1,4 +1,4 @@
-"""Preferences between answers as a source of batches: mapping, index, plan, tokens."""
+"""Preferences between responses as a source of batches: mapping, index, plan, tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.index import Comparisons, index_comparisons
 from diffalign.data.responses.preview import ResponsePreview, first_responses
 from diffalign.data.responses.reading import OpenedResponses, open_responses
-from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
+from diffalign.data.responses.visits import TokenSample, TokenSampleMaker
 from diffalign.data.skipping import SkipLog
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
@@ -29,7 +29,7 @@ from diffalign.seeding import derive_seed
 from diffalign.views import View
 
 _ATTEMPTS = 100
-"""Rows that are tried for a picture of another sample."""
+"""Rows that are tried for an image of another sample."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class _Decoder(Dataset):
         assert isinstance(work.pair, int)
         row, place = self.comparisons.places[work.pair].tolist()
         pair = self.data.pair(row, place)
-        return pair if isinstance(pair, Skipped) else self.maker.make(pair, work.draw)
+        return pair if isinstance(pair, Skipped) else self.maker.make(pair, work.visit)
 
 
 @dataclass(frozen=True)
-class _OtherPictures:
-    """A picture of a row that a sample is not of; None where none is found."""
+class _OtherImages:
+    """An image of a row that a sample is not of; None where none is found."""
 
     data: OpenedResponses
     comparisons: Comparisons
@@ -67,7 +67,7 @@ class _OtherPictures:
 
 
 class ResponseSource(AbstractSource):
-    """Pairs of answers in random order, for ever."""
+    """Pairs of responses in random order, for ever."""
 
     batch_type: ClassVar[type] = TokenBatch
 
@@ -157,7 +157,7 @@ class ResponseSource(AbstractSource):
             views=views,
             run_seed=run_seed,
             encoder=ChatEncoder(processor, max_length=config.max_length),
-            another_picture=_OtherPictures(data, comparisons),
+            another_image=_OtherImages(data, comparisons),
         )
         return cls(
             data,
@@ -207,19 +207,19 @@ class ResponseSource(AbstractSource):
         """How many pairs are usable as text."""
         return len(self._comparisons.places)
 
-    def sweep(self, numbers: Sequence[int], *, draw: int) -> Iterator[TokenBatch]:
+    def sweep(self, numbers: Sequence[int], *, visit: int) -> Iterator[TokenBatch]:
         """Pairs in the order of the data set, each once, whatever the rank and the position.
 
         Those that cannot be used are counted and left out.
 
         Args:
             numbers: of pairs, from 0 to `len(self) - 1`.
-            draw: which draw of their random conditions is shown.
+            sample: which sample of their random conditions is shown.
 
         Raises:
             DataError: more pairs than `responses.max_bad_fraction` allows cannot be used.
         """
-        return self._batches.sweep([Work(number, draw, None) for number in numbers])
+        return self._batches.sweep([Work(number, visit, None) for number in numbers])
 
     @property
     def left_out_counts(self) -> dict[str, int]:

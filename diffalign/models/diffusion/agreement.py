@@ -1,6 +1,6 @@
 """Whether the parts of a latent diffusion model fit together, and ask for no more than they get.
 
-Read from configurations alone, before weights are. What is asked for beside a latent, a time and
+Read from configurations alone, before weights are. What is asked for next to a latent, a time and
 encoded prompts (an image to paint into, a class, the guidance scale, depth) cannot be given here,
 and a network that does not get it would learn something else in silence.
 """
@@ -21,13 +21,13 @@ _BESIDE_THE_LATENT = {
     4: "an image to be edited, as InstructPix2Pix does",
     5: "a mask and an image to paint into, as inpainting models do",
 }
-"""What a denoiser is given in so many channels beside the latent."""
+"""What a denoiser is given in so many channels next to the latent."""
 
 _ALLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "class_embed_type": ((None,), "it wants to be told a class beside the prompt"),
+    "class_embed_type": ((None,), "it wants to be told a class next to the prompt"),
     "num_class_embeds": ((None,), "it wants a class or a noise level, as upscalers do"),
-    "encoder_hid_dim_type": ((None, "text_proj"), "it wants an image beside the prompt"),
-    "attention_type": (("default",), "it wants boxes beside the prompt, as GLIGEN does"),
+    "encoder_hid_dim_type": ((None, "text_proj"), "it wants an image next to the prompt"),
+    "attention_type": (("default",), "it wants boxes next to the prompt, as GLIGEN does"),
 }
 """Fields of a denoiser: the values that can be given what they ask for, and what others ask for."""
 

@@ -1,4 +1,4 @@
-"""What a denoiser is told beside the noisy latent and the time."""
+"""What a denoiser is told next to the noisy latent and the time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AbstractConditioner(abc.ABC):
 
     @abc.abstractmethod
     def arguments(self, embeddings: PromptEmbeddings, framing: Framing) -> Mapping[str, Any]:
-        """Keyword arguments of the network's forward beside latent and time; rows match."""
+        """Keyword arguments of the network's forward next to latent and time; rows match."""
 
 
 def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:

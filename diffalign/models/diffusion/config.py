@@ -1,6 +1,6 @@
 """Settings of latent diffusion models, and how they become a model.
 
-A backbone is one file beside this one: a settings class derived from `AbstractDiffusion`, and the
+A backbone is one file next to this one: a settings class derived from `AbstractDiffusion`, and the
 conditioner that it makes.
 """
 
@@ -45,7 +45,7 @@ from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler
 from diffalign.models.locate import ITSELF, AbstractLocation, locate, with_network
 from diffalign.models.lora import LoraSettings
 from diffalign.models.precision import DTYPES, Precision
-from diffalign.models.preparation import align, freeze, remove_dropout, store_for_autocast
+from diffalign.models.preparation import freeze, materialize, remove_dropout, store_for_autocast
 from diffalign.models.reference import (
     AbstractReference,
     AdapterOff,
@@ -71,7 +71,7 @@ class AbstractDiffusion(AbstractModel):
     component: ClassVar[str] = "unet"
     """Name of the network within the pipeline."""
     added_conditioning: ClassVar[str | None] = None
-    """What the network is told beside the prompt, as its `addition_embed_type` names it."""
+    """What the network is told next to the prompt, as its `addition_embed_type` names it."""
 
     path: str
     """A diffusers folder, a single `.safetensors` checkpoint, a hub id such as `owner/name`, or the
@@ -350,7 +350,7 @@ class AbstractDiffusion(AbstractModel):
     ) -> tuple[Any, Any | None]:
         """The policy, and where the reference asks for one, its frozen copy."""
         remove_dropout(network.requires_grad_(False))
-        align(network)
+        materialize(network)
         self._set_attention(network)
         stand_in = copy.deepcopy(network) if reference == "frozen_copy" else None
         if stand_in is not None:

@@ -49,8 +49,8 @@ def write_adapter(
     state: Mapping[str, Tensor],
     kohya: KohyaLora | None = None,
 ) -> None:
-    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights(folder)` reads, and beside
-    it the same for ComfyUI, A1111 and kohya's tools.
+    """Write `pytorch_lora_weights.safetensors`, which `load_lora_weights(folder)` reads, and next
+    to it the same for ComfyUI, A1111 and kohya's tools.
 
     Args:
         folder: replaced as a whole.

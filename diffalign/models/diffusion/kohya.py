@@ -23,7 +23,7 @@ from diffalign.errors import ModelError
 from diffalign.models.diffusion.original_layout import unet_module_name
 
 KOHYA_FILE = "kohya_lora.safetensors"
-"""What such a file is called beside the one that diffusers reads."""
+"""What such a file is called next to the one that diffusers reads."""
 
 _PARTS = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude"}
 """How peft calls the tensors of a layer."""

@@ -54,7 +54,7 @@ class DiffusionModel(AbstractTrainable):
 
         Args:
             network: the denoiser; what requires grad in it is what trains.
-            reference: what stands in for it within `reference()`.
+            reference: what is in for it within `reference()`.
             autoencoder: around the frozen network between images and latents.
             conditioner: around the frozen text encoders.
             noising: how the network was trained to be fed.
@@ -91,11 +91,11 @@ class DiffusionModel(AbstractTrainable):
         return self.autoencoder.encode(images, seeds)
 
     def decode_images(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
-        """Draw the images behind scaled latents; no gradient.
+        """Sample the images behind scaled latents; no gradient.
 
         Args:
             latents: shape [n, channels, h, w], on any device.
-            clamp: cut off what a picture file could not hold. Judges of noisy images resize first.
+            clamp: cut off what an image file could not hold. Judges of noisy images resize first.
 
         Returns:
             Shape [n, 3, h * factor, w * factor], float32, in [-1, 1] where clamped.
@@ -128,7 +128,7 @@ class DiffusionModel(AbstractTrainable):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Encode n prompts, equal ones once; the empty prompt stands for a dropped caption."""
+        """Encode n prompts, equal ones once; the empty prompt represents a dropped caption."""
         distinct = list(dict.fromkeys(prompts))
         index = torch.tensor([distinct.index(prompt) for prompt in prompts])
         with torch.autocast(self.device.type, enabled=False):
@@ -136,14 +136,14 @@ class DiffusionModel(AbstractTrainable):
         return embeddings.rows(send(index, self.device))
 
     def condition(self, prompts: Sequence[str], framing: Framing) -> Mapping[str, Any]:
-        """What `predict` needs to know about n images beside latent and time."""
+        """What `predict` needs to know about n images next to latent and time."""
         return self.conditioner.arguments(self.encode_prompts(prompts), framing)
 
     @torch.no_grad()
     def guidance_conditioning(
         self, prompts: Sequence[str], *, guidance: float, size: tuple[int, int] | None = None
     ) -> Mapping[str, Any]:
-        """What `guided` needs to know about n images beside latent and time.
+        """What `guided` needs to know about n images next to latent and time.
 
         Args:
             prompts: n of them. Each is encoded alone: a row does not depend on its company.

@@ -136,7 +136,7 @@ class AbstractVariancePreserving(AbstractNoising):
     def transition(
         self, noisy: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor, *, eta: float
     ) -> tuple[Tensor, Tensor]:
-        """The Gaussian from which a reverse step draws the next, less noisy latent.
+        """The Gaussian from which a reverse step samples the next, less noisy latent.
 
         Args:
             noisy: latents at `t`, shape [B, ...].

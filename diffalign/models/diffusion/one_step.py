@@ -1,4 +1,4 @@
-"""How a picture looks to a diffusion model half way: noised, and predicted clean in one step."""
+"""How an image looks to a diffusion model half way: noised, and predicted clean in one step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def through_one_step(
     encoding_seeds: Sequence[int],
     guidance: float,
 ) -> Tensor:
-    """Encode pictures, mix in the noise of time t, predict the picture behind it, and decode that.
+    """Encode images, mix in the noise of time t, predict the image behind it, and decode that.
 
-    What a step-aware preference model is trained on and judges (arXiv:2406.04314, section 4.2).
+    What a step-aware preference model is trained on and scores (arXiv:2406.04314, section 4.2).
 
     Args:
         model: whose network, noise schedule and autoencoder are used; without gradient.

@@ -1,4 +1,4 @@
-"""The way from noise to an image in few steps, each of them a draw with a known density.
+"""The way from noise to an image in few steps, each of them a sample with a known density.
 
 Sampling and the likelihood of what was sampled go through `reverse_step`, with one set of settings:
 a ratio of two models under different guidance would compare nothing.
@@ -95,7 +95,7 @@ class ReverseProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseStep:
-    """The Gaussians that n reverse steps draw from."""
+    """The Gaussians that n reverse steps sample from."""
 
     mean: Tensor
     """Of the next latents, float32 [n, channels, h, w]."""

@@ -50,7 +50,7 @@ _SAME_SCHEDULE = (
     "DPMSolverMultistepInverse",
     "DPMSolverSDE",
 )
-"""Classes beside these whose configurations describe such noise schedules."""
+"""Classes next to these whose configurations describe such noise schedules."""
 
 _SCHEDULE_FIELDS = (
     "num_train_timesteps",

@@ -1,4 +1,4 @@
-"""What every judge built on transformers' CLIP shares: weights, tokens, features, pixel values.
+"""What every scorer built on transformers' CLIP shares: weights, tokens, features, pixel values.
 
 Works with transformers 4 and 5, whose `get_image_features` return different things.
 """
@@ -82,7 +82,7 @@ def read_config(source: str, *, revision: str | None = None, field: str = "clip"
 def blank_clip(source: str, *, revision: str | None = None, field: str = "clip") -> CLIPModel:
     """A float32 CLIP of the same architecture on the CPU, whose weights are still to be filled in.
 
-    They are not even drawn: for a ViT-H that would take a minute, and it would disturb the global
+    They are not even sampled: for a ViT-H that would take a minute, and it would disturb the global
     generator.
 
     Raises:
@@ -99,7 +99,7 @@ def blank_clip(source: str, *, revision: str | None = None, field: str = "clip")
 
 
 def read_tokenizer(source: str, *, revision: str | None = None, field: str = "clip") -> Any:
-    """The tokenizer beside a CLIP.
+    """The tokenizer next to a CLIP.
 
     Raises:
         ModelError: there is none.
@@ -118,7 +118,7 @@ def read_tokenizer(source: str, *, revision: str | None = None, field: str = "cl
 def tokenize(tokenizer: Any, prompts: Sequence[str], *, length: int) -> Tensor:
     """Token ids, padded and cut to `length`; int64 [n, length].
 
-    What stands behind the end-of-text token does not matter: attention is causal, and CLIP pools
+    What is behind the end-of-text token does not matter: attention is causal, and CLIP pools
     at that token.
     """
     ids: Tensor = tokenizer(

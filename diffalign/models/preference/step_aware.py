@@ -1,7 +1,7 @@
-"""The step-aware preference model in training: a time-conditioned CLIP beside a diffusion model.
+"""The step-aware preference model in training: a time-conditioned CLIP next to a diffusion model.
 
-It learns which of two pictures is preferred when both are seen through one denoising step of the
-diffusion model whose trajectories it will judge.
+It learns which of two images is preferred when both are seen through one denoising step of the
+diffusion model whose trajectories it will score.
 
 Source: Liang et al. 2024, arXiv:2406.04314; RockeyCoss/SPO, step_aware_preference_model.
 """
@@ -39,7 +39,7 @@ from diffalign.models.preference.time_conditioned_clip import TimeConditionedCLI
 
 
 class StepAwareModel(AbstractTrainable):
-    """A time-conditioned CLIP in training, with the frozen diffusion model that it judges."""
+    """A time-conditioned CLIP in training, with the frozen diffusion model that it scores."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class StepAwareModel(AbstractTrainable):
         Args:
             network: what requires grad in it is what trains.
             tokenizer: of its text tower.
-            base: predicts what the network judges; frozen.
+            base: predicts what the network scorers; frozen.
             guidance: of those predictions.
             compute_dtype: in which the network runs, by autocast unless it is float32.
             fingerprint: see `AbstractTrainable`.
@@ -114,7 +114,7 @@ class StepAwareModel(AbstractTrainable):
 
 @dataclass(frozen=True, kw_only=True)
 class StepAwarePreference(AbstractModel):
-    """Fine-tunes a CLIP that judges clean pictures into one that judges at any noise level."""
+    """Fine-tunes a CLIP that scores clean images into one that scores at any noise level."""
 
     path: str
     """The plain scorer to start from: a CLIP's folder or hub id, such as
@@ -122,11 +122,11 @@ class StepAwarePreference(AbstractModel):
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where it does not lie beside the CLIP."""
+    """Folder or hub id of the tokenizer, where it does not lie next to the CLIP."""
     base: AbstractDiffusion
-    """The diffusion model whose one-step predictions are judged; it stays as it is."""
+    """The diffusion model whose one-step predictions are scored; it stays as it is."""
     guidance: float = 5.0
-    """Scale of classifier-free guidance of those predictions; that of the sampling to be judged."""
+    """Scale of classifier-free guidance of those predictions; that of the sampling to be scored."""
     towers: Literal["all", "vision"] = "all"
     """What trains: both towers, or the vision tower with its modulation alone."""
     seed: int = 0
@@ -145,7 +145,7 @@ class StepAwarePreference(AbstractModel):
     def describe(self) -> str:
         what = "both towers" if self.towers == "all" else "the vision tower"
         return (
-            f"step-aware preference model from {self.path}, training {what}; judges predictions "
+            f"step-aware preference model from {self.path}, training {what}; scorers predictions "
             f"of {self.base.path} at guidance {self.guidance:g}"
         )
 
@@ -160,7 +160,7 @@ class StepAwarePreference(AbstractModel):
         )
 
     def next_step(self, run: Path) -> str:
-        return "Let it judge the steps that SPO compares:\n  " + command(
+        return "Let it score the steps that SPO compares:\n  " + command(
             "train",
             {"rollouts.scorer": {"kind": "step_aware", "path": run / "final"}},
             config=f"configs/spo/{components.kind_of(self.base)}.yaml",
@@ -180,7 +180,7 @@ class StepAwarePreference(AbstractModel):
         return [self._read_tokenizer(), *self.base.tokenizers()]
 
     def noising(self) -> AbstractNoising:
-        """How pictures are noised: as the base was trained.
+        """How images are noised: as the base was trained.
 
         Raises:
             ModelError: see `AbstractDiffusion.noising`.

@@ -1,4 +1,4 @@
-"""CLIP with a vision tower that knows how noisy its picture was: the step-aware preference model.
+"""CLIP with a vision tower that knows how noisy its image was: the step-aware preference model.
 
 Every block of the vision tower is modulated by the time (adaLN, as in diffusion transformers); the
 text tower is CLIP's own. At the start all modulation is the identity, so that the network scores as
@@ -71,7 +71,7 @@ def _modulation(width: int, vectors: int, *, gates: tuple[int, ...] = ()) -> nn.
 
 
 class TimeConditionedCLIP(nn.Module):
-    """Scores of pictures seen through one denoising step, as a function of that step's time."""
+    """Scores of images seen through one denoising step, as a function of that step's time."""
 
     def __init__(self, clip: CLIPModel, *, seed: int = 0) -> None:
         """Args:
@@ -81,7 +81,7 @@ class TimeConditionedCLIP(nn.Module):
         super().__init__()
         vision: Any = clip.vision_model
         width = vision.config.hidden_size
-        with torch.random.fork_rng(devices=[]):  # layers draw weights that are then replaced
+        with torch.random.fork_rng(devices=[]):  # layers sample weights that are then replaced
             clip.t_embedder = TimeEmbedding(width, seed=seed)
             for layer in vision.encoder.layers:
                 layer.adaLN_modulation = _modulation(width, _SHIFT_SCALE_GATE, gates=(2, 5))
@@ -90,7 +90,7 @@ class TimeConditionedCLIP(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the square pictures that the tower takes, pixels."""
+        """Side of the square images that the tower takes, pixels."""
         vision: Any = self.model.vision_model
         return int(vision.config.image_size)
 
@@ -101,13 +101,13 @@ class TimeConditionedCLIP(nn.Module):
         return int(text.config.max_position_embeddings)
 
     def forward(self, pixels: Tensor, t: Tensor, tokens: Tensor, text_rows: Tensor) -> Tensor:
-        """Scores of pictures against texts.
+        """Scores of images against texts.
 
         Args:
             pixels: normalised as CLIP's, shape [n, 3, image_size, image_size].
             t: training timesteps, shape [n].
             tokens: of m texts, int64 [m, text_length].
-            text_rows: which text belongs to each picture, int64 [n].
+            text_rows: which text belongs to each image, int64 [n].
 
         Returns:
             exp(logit_scale) times the cosine, shape [n], float32.
@@ -118,7 +118,7 @@ class TimeConditionedCLIP(nn.Module):
         return scores
 
     def image_features(self, pixels: Tensor, t: Tensor) -> Tensor:
-        """Projected features of pictures, not normalised, shape [n, projection]."""
+        """Projected features of images, not normalised, shape [n, projection]."""
         clip: Any = self.model
         time = clip.t_embedder(t)
         hidden = clip.vision_model.pre_layrnorm(clip.vision_model.embeddings(pixels))

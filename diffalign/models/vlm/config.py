@@ -37,7 +37,12 @@ from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX, locate_adap
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.locate import ITSELF, AbstractLocation, Folder, SingleFile, locate
 from diffalign.models.lora import LoraSettings
-from diffalign.models.preparation import align, remove_dropout, store_for_autocast, widen
+from diffalign.models.preparation import (
+    materialize,
+    remove_dropout,
+    store_for_autocast,
+    upcast_trainable,
+)
 from diffalign.models.reference import (
     AbstractReference,
     AdapterOff,
@@ -47,7 +52,7 @@ from diffalign.models.reference import (
 )
 from diffalign.models.runs import in_words
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
-from diffalign.models.vlm.families import TESTED, Anatomy, dissect
+from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.processor import read_processor
 from diffalign.models.vlm.token_scores import TokenScorer
@@ -58,7 +63,7 @@ Training = Literal["frozen", "trained"]
 
 @dataclass(frozen=True, kw_only=True)
 class VLM(AbstractModel):
-    """A vision-language model that writes answers about pictures."""
+    """A vision-language model that writes responses about images."""
 
     path: str
     """A folder that transformers' `save_pretrained` wrote, or a hub id such as
@@ -79,24 +84,24 @@ class VLM(AbstractModel):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     one_vision_pass: bool = True
-    """Run a frozen vision tower once per picture, for all responses and for policy and reference.
+    """Run a frozen vision tower once per image, for all responses and for policy and reference.
     False runs it with every forward, which gives the same numbers. Without effect where the tower
     or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
-    picture_pixels: int | None = None
-    """Scale larger pictures down to so many pixels, where the family gives a token to every 28 by
+    image_pixels: int | None = None
+    """Scale larger images down to so many pixels, where the family gives a token to every 28 by
     28 of them (Qwen): 602112 are 768 tokens. Null leaves the model's own bound, which for
     Qwen2.5-VL is 16,384 tokens, more than `responses.max_length`: such pairs are skipped."""
     positions_at_once: int = 256
     """Tokens of responses whose logits exist at the same time: at 152,000 words, 256 are 156 MB in
     float32."""
     merge_on_export: bool = False
-    """Write, beside an adapter, the model that it makes of the base: in the folder `merged`."""
+    """Write, next to an adapter, the model that it makes of the base: in the folder `merged`."""
 
     def __post_init__(self) -> None:
         if self.positions_at_once < 1:
             raise ValueError(f"positions_at_once must be at least 1, got {self.positions_at_once}")
-        if self.picture_pixels is not None and self.picture_pixels < 1:
-            raise ValueError(f"picture_pixels must be at least 1, got {self.picture_pixels}")
+        if self.image_pixels is not None and self.image_pixels < 1:
+            raise ValueError(f"image_pixels must be at least 1, got {self.image_pixels}")
         if self.projector_lr is not None and self.projector == "frozen":
             raise ValueError(
                 f"projector_lr is {self.projector_lr:g}, but projector is frozen: set it to trained"
@@ -166,7 +171,7 @@ class VLM(AbstractModel):
             "model.revision": self.revision if self.lora else None,
             "model.lora": self.lora and self.lora.continuing(run),
             "model.quantization": self.quantization,
-            "model.picture_pixels": self.picture_pixels,
+            "model.image_pixels": self.image_pixels,
             "asking.images": "IMAGES",
         }
         chair = {"objects": "OBJECTS.json", "synonyms": "SYNONYMS.txt", **asked}
@@ -183,7 +188,7 @@ class VLM(AbstractModel):
         """The architecture.
 
         Raises:
-            ModelError: there is none, or none that writes text about pictures.
+            ModelError: there is none, or none that writes text about images.
         """
         if isinstance(self._location, Folder):
             _check_folder(self._location.path)
@@ -197,7 +202,7 @@ class VLM(AbstractModel):
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(content)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise ModelError(
-                f"{self.path} is a {kind}, which does not write text about pictures. Kind vlm "
+                f"{self.path} is a {kind}, which does not write text about images. Kind vlm "
                 f"trains image-text-to-text models: {', '.join(TESTED)}, and others made of a "
                 f"vision tower, a projector and a language model"
             )
@@ -222,13 +227,11 @@ class VLM(AbstractModel):
             ModelError: it cannot be read, or would count other image tokens than the model returns.
         """
         path, revision = self._location.origin
-        return read_processor(
-            path, self.config, revision=revision, picture_pixels=self.picture_pixels
-        )
+        return read_processor(path, self.config, revision=revision, image_pixels=self.image_pixels)
 
     def check(self) -> None:
         blank = self._blank()
-        anatomy = dissect(blank, where=self.path)
+        anatomy = find_modules(blank, where=self.path)
         self._location.check_weights(ITSELF)
         self.processor()
         if self.quantization is not None:
@@ -259,10 +262,10 @@ class VLM(AbstractModel):
         if reference == "adapter_off" and self.continues_adapter and self.projector == "trained":
             raise ModelError(
                 "reference adapter_off is the model before its adapter, but the projector goes on "
-                "from the one beside that adapter: use past_policy, the model as this run finds it"
+                "from the one next to that adapter: use past_policy, the model as this run finds it"
             )
         model = self._read(**self._quantized(device, compute_dtype))
-        anatomy = dissect(model, where=self.path)
+        anatomy = find_modules(model, where=self.path)
         self._choose_trained(model, anatomy, compute_dtype, trainable)
         if self.quantization is None:  # else it is there, and 8 bits cannot be moved
             model.to(device)
@@ -294,7 +297,7 @@ class VLM(AbstractModel):
         if self.quantization is None:
             return {}
         _check_quantization(self.quantization)
-        anatomy = dissect(self._blank(), where=self.path)
+        anatomy = find_modules(self._blank(), where=self.path)
         return {
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=self.quantization == "4bit",
@@ -327,13 +330,13 @@ class VLM(AbstractModel):
         return model
 
     def _choose_trained(
-        self, model: Any, anatomy: Anatomy, compute_dtype: torch.dtype, trainable: bool
+        self, model: Any, anatomy: ModuleNames, compute_dtype: torch.dtype, trainable: bool
     ) -> None:
         """Frozen weights in the precision of the computation, trained ones in float32."""
         model.requires_grad_(False)
         _silence(model)
         if self.quantization is None:
-            align(model)
+            materialize(model)
         projector = model.get_submodule(anatomy.projector)
         if self.lora is None:
             model.requires_grad_(trainable)
@@ -344,12 +347,12 @@ class VLM(AbstractModel):
             scope = anatomy.language_scope
             lora.attach(model, self.lora, component=PEFT_PREFIX, scope=scope)
         projector.requires_grad_(trainable and self.projector == "trained")
-        widen(model)
+        upcast_trainable(model)
         store_for_autocast(model, compute_dtype)
         if not trainable:
             model.requires_grad_(False)
 
-    def _shares_vision(self, anatomy: Anatomy) -> bool:
+    def _shares_vision(self, anatomy: ModuleNames) -> bool:
         returned_is_trained = anatomy.projector_in_tower and self.projector == "trained"
         return (
             self.one_vision_pass
@@ -511,6 +514,6 @@ def _reference(
     if kind == "past_policy":
         return PastPolicy(network)
     if kind == "adapter_off":
-        beside = any(p.requires_grad for p in network.projector.parameters())
-        return AdapterOff(PastPolicy(network.projector) if beside else None)
+        next_to = any(p.requires_grad for p in network.projector.parameters())
+        return AdapterOff(PastPolicy(network.projector) if next_to else None)
     return NoReference()

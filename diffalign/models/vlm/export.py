@@ -36,7 +36,7 @@ def write_model(
         base: the model that training began with, read anew: in the one in training, what is frozen
             was rounded to the precision of the run. It becomes the trained one.
         values: of the trained parameters, by name.
-        processor: written beside it.
+        processor: written next to it.
         dtype: of the weights.
     """
     base.float()
@@ -61,10 +61,10 @@ def write_adapter(
         folder: replaced as a whole.
         model: carries the adapter.
         values: of its trained parameters, by name.
-        whole: dotted names of modules that were trained whole beside the adapter.
+        whole: dotted names of modules that were trained whole next to the adapter.
         base: path or hub id of the model without it, which peft looks for there.
         revision: of the hub id.
-        processor: written beside it.
+        processor: written next to it.
     """
     adapter = get_peft_model_state_dict(model, state_dict=dict(values))
     inside = tuple(f"{name}." for name in whole)
@@ -102,7 +102,7 @@ def write_merged(
         adapter: what `write_adapter` wrote.
         base: the model without adapter, read anew: the one in training was rounded or quantised to
             the precision of the run.
-        processor: written beside it.
+        processor: written next to it.
         dtype: of the weights; None is that of the base.
     """
     merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()

@@ -27,7 +27,7 @@ _LANGUAGE_MODELS = ("language_model", "text_model")
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModuleNames:
     """Dotted names of the parts within a model of transformers."""
 
     tower: str
@@ -52,7 +52,7 @@ class Anatomy:
         return Scope(usual=LANGUAGE_LAYERS, part=self.language)
 
 
-def dissect(model: Any, *, where: str) -> Anatomy:
+def find_modules(model: Any, *, where: str) -> ModuleNames:
     """Find the parts of a model; works on the meta device.
 
     Args:
@@ -75,11 +75,11 @@ def dissect(model: Any, *, where: str) -> Anatomy:
     head = next((name for name, module in model.named_modules() if module is output), None)
     if head is None or not isinstance(output, nn.Linear) or not hasattr(model, "model"):
         raise ModelError(
-            f"{where}: {type(model).__name__} has no linear head beside `model`, to be run on the "
+            f"{where}: {type(model).__name__} has no linear head next to `model`, to be run on the "
             f"tokens of a response alone; {_SUPPORTED}"
         )
     layers = getattr(model.config, "vision_feature_layer", None)
-    return Anatomy(
+    return ModuleNames(
         tower=tower,
         projector=projector,
         language=language,

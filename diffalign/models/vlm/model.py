@@ -16,14 +16,14 @@ from diffalign.models.devices import send
 from diffalign.models.preparation import evaluation_mode
 from diffalign.models.reference import AbstractReference
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
-from diffalign.models.vlm.vision_pass import Pictures, look
+from diffalign.models.vlm.vision_pass import ImageInputs, look
 
 Export = Callable[[Path, TokenScorer, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
 
 
 class VisionLanguageModel(AbstractTrainable):
-    """A model of transformers that scores and writes answers about pictures.
+    """A model of transformers that scores and writes responses about images.
 
     There is no dropout in it but that of an adapter, which follows the mode of the network.
     """
@@ -45,11 +45,11 @@ class VisionLanguageModel(AbstractTrainable):
 
         Args:
             network: what requires grad in it is what trains.
-            reference: what stands in for it within `reference()`.
+            reference: what is in for it within `reference()`.
             processor: of the model.
             device: where the network is.
             compute_dtype: in which the network runs, by autocast unless it is float32.
-            shares_vision: whether the vision tower runs once for all forwards on a picture.
+            shares_vision: whether the vision tower runs once for all forwards on an image.
             rates: see `AbstractTrainable.learning_rates`.
             fingerprint: see `AbstractTrainable`.
             export: how trained values are written.
@@ -68,15 +68,15 @@ class VisionLanguageModel(AbstractTrainable):
         self._fingerprint = fingerprint
         self._export = export
 
-    def look(self, pictures: Mapping[str, Tensor]) -> Pictures:
-        """Bring pictures to the device, and run a frozen vision tower on them; no gradient.
+    def look(self, image_inputs: Mapping[str, Tensor]) -> ImageInputs:
+        """Bring images to the device, and run a frozen vision tower on them; no gradient.
 
         Args:
-            pictures: what the image processor gave for them in reading order; may be empty.
+            images: what the image processor gave for them in reading order; may be empty.
         """
-        inputs = {key: send(value, self.device) for key, value in pictures.items()}
+        inputs = {key: send(value, self.device) for key, value in image_inputs.items()}
         if not self._shares_vision:
-            return Pictures(inputs=inputs)
+            return ImageInputs(inputs=inputs)
         network = self._unwrapped
         with self._autocast(), evaluation_mode(network.tower):
             return look(network.model.model, network.tower, inputs, layers=network.anatomy.layers)
@@ -130,23 +130,24 @@ class VisionLanguageModel(AbstractTrainable):
     def generate(
         self,
         prompts: Sequence[str],
-        pictures: Sequence[Sequence[Image]],
+        images: Sequence[Sequence[Image]],
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[str]:
-        """Answer prompts with the policy, or within `reference()` with the reference.
+        """Response prompts with the policy, or within `reference()` with the reference.
 
         Args:
-            prompts: n conversations as the chat template writes them, up to where answers begin.
-            pictures: n lists, one picture per image marker of the prompt.
-            max_new_tokens: an answer ends there at the latest.
-            temperature: 0 always takes the most probable token; above 0 draws from all.
-            seed: of those draws.
+            prompts: n conversations as the chat template writes them, up to where responses begin.
+            images: n lists, one image per image marker of the prompt.
+            max_new_tokens: a response ends there at the latest.
+            temperature: 0 always takes the most probable token; above 0 samples from all.
+            seed: of those samples.
 
         Returns:
-            n answers without special tokens and surrounding white space. An answer holds no image
+            n responses without special tokens and surrounding white space. A response holds no
+            image
             marker: its token is never chosen.
         """
         sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -154,7 +155,7 @@ class VisionLanguageModel(AbstractTrainable):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             written = self.write(
-                self._prompt_inputs(prompts, pictures),
+                self._prompt_inputs(prompts, images),
                 max_new_tokens=max_new_tokens,
                 **(sampled if temperature > 0 else {}),
             )
@@ -173,7 +174,7 @@ class VisionLanguageModel(AbstractTrainable):
             **options: of transformers' `generate`, for what is to be otherwise.
 
         Returns:
-            New tokens alone, int64 [B, n]; no token that stands for pictures is among them.
+            New tokens alone, int64 [B, n]; no token that represents images is among them.
         """
         greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
         with self.inference() as network:
@@ -188,15 +189,15 @@ class VisionLanguageModel(AbstractTrainable):
         return rows[:, inputs["input_ids"].shape[1] :]
 
     def _prompt_inputs(
-        self, prompts: Sequence[str], pictures: Sequence[Sequence[Image]]
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image]]
     ) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
         begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         encoded = self.processor(
             text=list(prompts),
-            images=[picture for of_prompt in pictures for picture in of_prompt] or None,
+            images=[image for of_prompt in images for image in of_prompt] or None,
             padding=True,
-            padding_side="left",  # answers begin at the same column
+            padding_side="left",  # responses begin at the same column
             add_special_tokens=not begun,
             return_tensors="pt",
         )
@@ -211,7 +212,7 @@ class VisionLanguageModel(AbstractTrainable):
 
     @property
     def placeholders(self) -> list[int]:
-        """Tokens that stand for pictures: ordinary rows of the vocabulary."""
+        """Tokens that stand for images: ordinary rows of the vocabulary."""
         config = self._unwrapped.model.config
         names = ("image_token_id", "image_token_index", "video_token_id")
         ids = {getattr(config, name, None) for name in names}
@@ -243,7 +244,7 @@ class VisionLanguageModel(AbstractTrainable):
         return self._fingerprint
 
     def export(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write an adapter as peft does, or the whole model; its processor lies beside it.
+        """Write an adapter as peft does, or the whole model; its processor lies next to it.
 
         Args:
             folder: replaced as a whole.

@@ -1,6 +1,6 @@
-"""The processor of a vision-language model: pictures and text on their way to tokens.
+"""The processor of a vision-language model: images and text on their way to tokens.
 
-How often an image marker stands in the tokens is the processor's arithmetic, and must agree with
+How often an image marker is in the tokens is the processor's arithmetic, and must agree with
 what the vision tower returns. Old checkpoints lack the settings that it is computed from.
 """
 
@@ -23,7 +23,7 @@ def read_processor(
     config: PretrainedConfig,
     *,
     revision: str | None = None,
-    picture_pixels: int | None = None,
+    image_pixels: int | None = None,
 ) -> Any:
     """The processor of a model, complete.
 
@@ -31,7 +31,7 @@ def read_processor(
         path: folder or hub id of the model.
         config: of the model.
         revision: branch, tag or commit of a hub id.
-        picture_pixels: what larger pictures are scaled down to; None leaves its own bound.
+        image_pixels: what larger images are scaled down to; None leaves its own bound.
 
     Raises:
         ModelError: it cannot be read, would count other image tokens than the model returns, or
@@ -43,27 +43,27 @@ def read_processor(
             processor = AutoProcessor.from_pretrained(where, revision=revision or "main")
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{path}: its processor cannot be read: {error}") from error
-    if picture_pixels is not None:
-        processor.image_processor = _bounded(processor.image_processor, picture_pixels, path)
+    if image_pixels is not None:
+        processor.image_processor = _bounded(processor.image_processor, image_pixels, path)
     if hasattr(processor, "num_additional_image_tokens"):  # LLaVA-OneVision counts otherwise
         _complete(processor, config, path)
     return processor
 
 
-def _bounded(image_processor: Any, picture_pixels: int, path: str) -> Any:
+def _bounded(image_processor: Any, image_pixels: int, path: str) -> Any:
     """The same with another bound: sizes of Qwen's are numbers of pixels, whatever their names."""
     least, bound = (dict(image_processor.size).get(f"{k}_edge") for k in ("shortest", "longest"))
     if not hasattr(image_processor, "merge_size") or least is None or bound is None:
         raise ModelError(
-            f"{path}: picture_pixels is {picture_pixels}, but its processor brings pictures to a "
+            f"{path}: image_pixels is {image_pixels}, but its processor brings images to a "
             f"size of its own and has no such bound; Qwen2-VL and its successors do. Leave it out"
         )
-    if picture_pixels < least:
+    if image_pixels < least:
         raise ModelError(
-            f"{path}: picture_pixels is {picture_pixels}, but its processor scales pictures up to "
+            f"{path}: image_pixels is {image_pixels}, but its processor scales images up to "
             f"{least} pixels at least"
         )
-    settings = {**image_processor.to_dict(), "max_pixels": picture_pixels}
+    settings = {**image_processor.to_dict(), "max_pixels": image_pixels}
     return type(image_processor).from_dict(settings)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from diffalign.models.vlm.families import Anatomy
-from diffalign.models.vlm.vision_pass import Pictures, shown
+from diffalign.models.vlm.families import ModuleNames
+from diffalign.models.vlm.vision_pass import ImageInputs, shown
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ResponseRows:
     """Int64 [n, L]."""
     further: Mapping[str, Tensor]
     """What else the model takes per token, [n, L] each."""
-    pictures: Pictures
+    image_inputs: ImageInputs
     """Of all rows in reading order."""
     positions: Tensor
     """Int64 [P], tokens of responses as indices into the n * L of all rows; never the first of a
@@ -103,7 +103,7 @@ class TokenScorer(nn.Module):
     This is the module that is wrapped for several processes: one forward per step and model.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy, *, positions_at_once: int) -> None:
+    def __init__(self, model: Any, anatomy: ModuleNames, *, positions_at_once: int) -> None:
         """Wrap a model of transformers.
 
         Args:
@@ -135,7 +135,7 @@ class TokenScorer(nn.Module):
             hidden = self._hidden(rows)
             other = None if reference is None else reference[number]
             log_probs, divergence = self._score(hidden, rows.targets, other)
-            if not rows.pictures.inputs:
+            if not rows.image_inputs.inputs:
                 log_probs = log_probs + self._nothing_seen()
             states = self._states(hidden) if keep_states else None
             scores.append(TokenScores(log_probs=log_probs, divergence=divergence, states=states))
@@ -174,13 +174,13 @@ class TokenScorer(nn.Module):
 
     def _hidden(self, rows: ResponseRows) -> Tensor:
         """Hidden states from which the wanted tokens are predicted, [P, width]."""
-        with shown(self.tower, rows.pictures.features):
+        with shown(self.tower, rows.image_inputs.features):
             output = self.model.model(
                 input_ids=rows.input_ids,
                 attention_mask=rows.attention_mask,
                 use_cache=False,
                 **rows.further,
-                **rows.pictures.inputs,
+                **rows.image_inputs.inputs,
             )
         return output.last_hidden_state.flatten(0, 1).index_select(0, rows.positions - 1)
 

@@ -1,6 +1,6 @@
 """One pass of a frozen vision tower for every response, policy and reference.
 
-Two responses to one picture, seen by policy and reference, are four forwards of a model whose tower
+Two responses to one image, seen by policy and reference, are four forwards of a model whose tower
 gives the same output each time. The tower runs once; in those forwards its stored output takes the
 place of its computation. The projector after it still runs each time, since it may train.
 """
@@ -22,8 +22,8 @@ _BARE = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """All pictures of some rows in reading order, as a model takes them; empty for text alone."""
+class ImageInputs:
+    """All images of some rows in reading order, as a model takes them; empty for text alone."""
 
     inputs: Mapping[str, Tensor]
     """What the image processor gave, such as `pixel_values`, on the model's device."""
@@ -31,9 +31,9 @@ class Pictures:
     """What the tower makes of them, one entry per tensor of its output; None runs the tower."""
 
     @classmethod
-    def stack(cls, pictures: Sequence[Pictures]) -> Pictures:
-        """The pictures of several groups of rows, one after the other."""
-        shown = [some for some in pictures if some.inputs]
+    def stack(cls, image_inputs: Sequence[ImageInputs]) -> ImageInputs:
+        """The images of several groups of rows, one after the other."""
+        shown = [some for some in image_inputs if some.inputs]
         if len(shown) <= 1:
             return shown[0] if shown else cls(inputs={})
         first = shown[0]
@@ -49,7 +49,7 @@ class Pictures:
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate rows; pictures of LLaVA-NeXT are padded to the largest number of tiles."""
+    """Concatenate rows; images of LLaVA-NeXT are padded to the largest number of tiles."""
     if tensors[0].dim() < 5:
         return torch.cat(list(tensors))
     tiles = max(tensor.shape[1] for tensor in tensors)
@@ -62,20 +62,20 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def look(
     model: Any, tower: nn.Module, inputs: Mapping[str, Tensor], *, layers: Sequence[int]
-) -> Pictures:
-    """Run the tower alone on some pictures.
+) -> ImageInputs:
+    """Run the tower alone on some images.
 
     Args:
         model: of transformers, whose `get_image_features` knows how its tower is called.
         tower: the module of `model` that is frozen.
-        inputs: see `Pictures`.
+        inputs: see `Images`.
         layers: hidden states of the tower that are kept; none keeps its final output.
 
     Returns:
-        The pictures with features. Their pixels are no longer needed and take no memory.
+        The images with features. Their pixels are no longer needed and take no memory.
     """
     if not inputs:
-        return Pictures(inputs={})
+        return ImageInputs(inputs={})
     features: dict[str, Tensor] = {}
 
     def remember(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +94,7 @@ def look(
     }
     with _replaced_forward(tower, remember):
         model.get_image_features(**{k: v for k, v in inputs.items() if k in accepted}, **settings)
-    return Pictures(
+    return ImageInputs(
         inputs={key: _shape_of(v) if key == "pixel_values" else v for key, v in inputs.items()},
         features=features,
     )
@@ -106,7 +106,7 @@ def shown(tower: nn.Module, features: Mapping[str, Tensor] | None) -> Iterator[N
 
     Args:
         tower: the module whose forward is replaced.
-        features: of all pictures of the forward, from `look`; None leaves the tower as it is.
+        features: of all images of the forward, from `look`; None leaves the tower as it is.
     """
     if features is None:
         yield

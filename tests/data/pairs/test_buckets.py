@@ -5,7 +5,14 @@ from PIL import Image
 
 from diffalign.errors import DataError
 from tests.data.conftest import open_source, take
-from tests.layouts import encoded, make_pairs, pickapic_rows, picture, write_pickapic, write_rows
+from tests.layouts import (
+    encoded,
+    make_pairs,
+    pickapic_rows,
+    solid_image,
+    write_pickapic,
+    write_rows,
+)
 
 
 def test_buckets_give_both_sides_one_shape_a_batch(tmp_path):
@@ -38,7 +45,7 @@ def test_a_side_of_unreadable_size_is_listed_and_its_pair_left_out(tmp_path):
 
 def test_an_image_with_a_long_header_is_sized_all_the_same(tmp_path):
     buffer = io.BytesIO()
-    picture((9, 9, 9), size=(60, 34)).save(buffer, "JPEG", icc_profile=bytes(200_000))
+    solid_image((9, 9, 9), size=(60, 34)).save(buffer, "JPEG", icc_profile=bytes(200_000))
     assert len(buffer.getvalue()) > 200_000
     rows = [{**row, "jpg_0": buffer.getvalue()} for row in pickapic_rows(make_pairs(1))]
     rows[0]["jpg_1"] = encoded(Image.new("RGB", (60, 34)))

@@ -141,7 +141,7 @@ def test_preferred_images_may_be_alone(configured, names, chosen):
     assert "every image is a preferred one" in mapping.describe()
 
 
-def test_an_image_beside_a_pair_does_not_hide_the_pair():
+def test_an_image_next_to_a_pair_does_not_hide_the_pair():
     names = ["prompt", "image", "chosen", "rejected"]
     assert general_columns({}, names, lower_is_better=False).images == ("chosen", "rejected")
 

@@ -15,10 +15,10 @@ from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from tests.data.conftest import ids, open_source, take
 from tests.data.pairs.formats.test_webdataset import write_tar
-from tests.layouts import encoded, picture, write_rows
+from tests.layouts import encoded, solid_image, write_rows
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
-IMAGES = [encoded(picture(colour)) for colour in COLOURS]
+IMAGES = [encoded(solid_image(colour)) for colour in COLOURS]
 RANKS = [2, 1, 4, 3]
 BETTER = {(1, 0), (0, 3), (0, 2), (1, 3), (1, 2), (3, 2)}
 """(better, worse) of these ranks."""
@@ -115,7 +115,7 @@ def test_a_preference_of_1_and_0_for_two_paths(tmp_path):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_one_image_beside_a_list_of_others(flip, tmp_path):
+def test_one_image_next_to_a_list_of_others(flip, tmp_path):
     one, many = ("rejected", "chosen") if flip else ("chosen", "rejected")
     write_lines(tmp_path, {"prompt": "p", one: "0.png", many: ["1.png", "2.png", "3.png"]})
     expected = {(0, 1), (0, 2), (0, 3)}
@@ -215,7 +215,7 @@ def test_a_stream_resumes_within_a_row():
         assert [row.name for _, row in rest] == [row.name for _, row in whole[place:]]
 
 
-def test_a_pair_beside_lists_of_something_else_stays_a_pair():
+def test_a_pair_next_to_lists_of_something_else_stays_a_pair():
     schema = Schema(("prompt", "chosen", "rejected", "tags"), frozenset({"tags"}))
     columns = recognise({}, schema, lower_is_better=None)
     assert columns is not None and columns.images == ("chosen", "rejected")
@@ -235,7 +235,7 @@ def test_lists_of_objects_with_an_image_and_its_number(tmp_path):
 
 def test_images_in_a_list_of_structs_are_no_objects_with_numbers(tmp_path):
     write_rows(tmp_path / "x.parquet", [{"prompt": "p", "images": [{"bytes": IMAGES[0]}]}])
-    with pytest.raises(DataError, match="Lists are held by images: one of images is read beside"):
+    with pytest.raises(DataError, match="Lists are held by images: one of images is read next to"):
         found(tmp_path)
 
 

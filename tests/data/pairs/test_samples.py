@@ -4,7 +4,7 @@ from diffalign.data.pairs.records import ImagePair, Skipped, SkipReason
 from diffalign.data.pairs.samples import SampleMaker, empty_caption
 from diffalign.data.source import DataConfig
 from diffalign.seeding import TimestepSampling
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 
 
 def maker(run_seed=0, **settings):
@@ -21,8 +21,8 @@ def pair(name="s", chosen=(40, 16), rejected=(80, 32)):
     return ImagePair(
         sample_id=name,
         prompt="a prompt",
-        chosen=encoded(picture((200, 0, 0), size=chosen)),
-        rejected=encoded(picture((0, 0, 200), size=rejected)),
+        chosen=encoded(solid_image((200, 0, 0), size=chosen)),
+        rejected=encoded(solid_image((0, 0, 200), size=rejected)),
     )
 
 
@@ -36,23 +36,23 @@ def fingerprint(sample):
     )
 
 
-def test_a_sample_is_a_function_of_run_seed_id_and_draw():
+def test_a_sample_is_a_function_of_run_seed_id_and_sample():
     make = maker(crop="random").make
     assert fingerprint(make(pair(), 3, (16, 16))) == fingerprint(make(pair(), 3, (16, 16)))
 
 
-@pytest.mark.parametrize(("run_seed", "name", "draw"), [(1, "s", 3), (0, "other", 3), (0, "s", 4)])
-def test_each_of_the_three_changes_every_random_choice(run_seed, name, draw):
+@pytest.mark.parametrize(("run_seed", "name", "visit"), [(1, "s", 3), (0, "other", 3), (0, "s", 4)])
+def test_each_of_the_three_changes_every_random_choice(run_seed, name, visit):
     first = maker().make(pair(), 3, (16, 16))
-    second = maker(run_seed).make(pair(name), draw, (16, 16))
+    second = maker(run_seed).make(pair(name), visit, (16, 16))
     assert first.timestep != second.timestep
     assert first.noise_seed != second.noise_seed
     assert first.encoding_seeds != second.encoding_seeds
 
 
 def test_sides_of_different_size_are_cut_at_the_same_relative_place():
-    for draw in range(10):
-        sample = maker(crop="random").make(pair(), draw, (16, 16))
+    for visit in range(10):
+        sample = maker(crop="random").make(pair(), visit, (16, 16))
         chosen, rejected = (sample.images[view].corner for view in ("chosen", "rejected"))
         assert chosen == rejected  # 80x32 and 40x16 are both 40x16 once resized
     assert sample.images["rejected"].original_size == (32, 80)
@@ -73,4 +73,4 @@ def test_a_caption_of_nothing_but_space_is_empty(caption):
 
 def test_a_caption_is_dropped_in_some_visits_of_a_pair_and_not_in_others():
     make = maker(caption_dropout=0.5).make
-    assert {make(pair(), draw, (16, 16)).prompt for draw in range(20)} == {"", "a prompt"}
+    assert {make(pair(), visit, (16, 16)).prompt for visit in range(20)} == {"", "a prompt"}

@@ -16,7 +16,7 @@ from tests.layouts import (
     encoded,
     make_pairs,
     pickapic_rows,
-    picture,
+    solid_image,
     write_jsonl,
     write_pickapic,
     write_rows,
@@ -126,21 +126,21 @@ def test_two_ranks_of_n_see_what_one_of_2n_sees(streaming, tmp_path, as_rank):
         assert torch.equal(whole.images["chosen"], images)
 
 
-def test_a_data_set_smaller_than_the_batch_wraps_with_new_draws(tmp_path):
+def test_a_data_set_smaller_than_the_batch_wraps_with_new_samples(tmp_path):
     write_pickapic(tmp_path, make_pairs(3))
     (batch,) = take(open_source(tmp_path, pairs_per_device=6), 1)
     assert sorted(batch.sample_ids[:3]) == sorted(batch.sample_ids[3:])
     assert len(set(batch.noise_seeds)) == 6
 
 
-def test_timestep_and_seeds_are_functions_of_run_seed_sample_and_draw(tmp_path):
+def test_timestep_and_seeds_are_functions_of_run_seed_sample_and_sample(tmp_path):
     write_pickapic(tmp_path, make_pairs(2))
     first, second = take(open_source(tmp_path, run_seed=5), 2)
-    for draw, batch in enumerate((first, second)):
+    for visit, batch in enumerate((first, second)):
         for i, name in enumerate(batch.sample_ids):
-            expected = TimestepSampling().draw(5, name, draw, schedule_length=1000)
+            expected = TimestepSampling().sample(5, name, visit, schedule_length=1000)
             assert batch.timesteps[i].item() == expected
-            assert batch.noise_seeds[i] == derive_seed(5, name, draw, "noise")
+            assert batch.noise_seeds[i] == derive_seed(5, name, visit, "noise")
             assert batch.encoding_seeds["chosen"][i] != batch.encoding_seeds["rejected"][i]
 
 
@@ -152,7 +152,7 @@ def test_captions_are_dropped_for_the_pair_at_the_configured_rate(tmp_path):
 
 
 def test_both_sides_are_mirrored_and_cropped_together(tmp_path):
-    image = picture((250, 250, 250), size=(48, 16))
+    image = solid_image((250, 250, 250), size=(48, 16))
     rows = pickapic_rows(make_pairs(12))
     same_twice = {"jpg_0": encoded(image), "jpg_1": encoded(image)}
     write_rows(tmp_path / "x.parquet", [{**row, **same_twice} for row in rows])

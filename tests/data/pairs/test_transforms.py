@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision import transforms
 
 from diffalign.data.pairs.transforms import Cut, bucket_sizes, cut, nearest_bucket
-from tests.layouts import picture
+from tests.layouts import solid_image
 
 
 def columns_image(width, height):
@@ -15,7 +15,7 @@ def columns_image(width, height):
 
 
 def test_an_image_of_the_target_size_is_untouched():
-    image = picture((10, 200, 30), size=(16, 16))
+    image = solid_image((10, 200, 30), size=(16, 16))
     result = cut(image, Cut(target=(16, 16)))
     assert torch.equal(result.pixels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
     assert result.pixels.dtype == torch.uint8
@@ -30,11 +30,11 @@ def test_a_wide_image_is_cut_in_the_middle():
 
 
 def test_a_tall_image_is_cut_in_the_middle():
-    assert cut(picture((9, 9, 9), size=(16, 40)), Cut(target=(16, 16))).corner == (12, 0)
+    assert cut(solid_image((9, 9, 9), size=(16, 40)), Cut(target=(16, 16))).corner == (12, 0)
 
 
 def test_the_corner_is_measured_after_the_resize():
-    result = cut(picture((9, 9, 9), size=(80, 32)), Cut(target=(16, 16)))
+    result = cut(solid_image((9, 9, 9), size=(80, 32)), Cut(target=(16, 16)))
     assert result.original_size == (32, 80)
     assert result.corner == (0, 12)  # 80x32 -> 40x16
 
@@ -61,14 +61,14 @@ def test_mirroring_a_centred_crop_of_even_slack_keeps_the_corner():
 
 @pytest.mark.parametrize("size", [(17, 16), (16, 31), (7, 5), (333, 517), (1, 1), (1, 900)])
 def test_any_shape_covers_the_target(size):
-    result = cut(picture((9, 9, 9), size=size), Cut(target=(16, 24), place=(0.9, 0.9)))
+    result = cut(solid_image((9, 9, 9), size=size), Cut(target=(16, 24), place=(0.9, 0.9)))
     assert result.pixels.shape == (3, 16, 24)
     assert result.corner[0] >= 0
     assert result.corner[1] >= 0
 
 
 def test_resizing_agrees_with_torchvision():
-    image = picture((200, 90, 30), size=(75, 50))
+    image = solid_image((200, 90, 30), size=(75, 50))
     theirs = transforms.Compose(
         [
             transforms.Resize(16, interpolation=transforms.InterpolationMode.BILINEAR),

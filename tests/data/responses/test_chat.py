@@ -8,12 +8,12 @@ from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.records import Turn
 from diffalign.errors import ModelError
 from tests.data.encoders import FAMILIES, encoder, loaded, processor, user
-from tests.layouts import picture
+from tests.layouts import solid_image
 from tests.tiny_vlm import tiny_llava
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 IMAGE_IDS = {"llava": "<image>", "llava_next": "<image>", "qwen2_vl": "<|image_pad|>"}
-WIDE, TALL = picture((200, 0, 0), size=(20, 12)), picture((0, 0, 200), size=(8, 30))
+WIDE, TALL = solid_image((200, 0, 0), size=(20, 12)), solid_image((0, 0, 200), size=(8, 30))
 
 
 def words(family, ids):
@@ -42,7 +42,7 @@ def image_tokens(family, ids):
         ((*user("<image>\nA cat?"), Turn(role="assistant", text="No."), *user("Why?")), (TALL,)),
         ((Turn(role="system", text="Be brief."), *user("What is<image>it?")), (WIDE,)),
     ],
-    ids=["one", "leading", "between texts", "no picture", "two rounds", "system"],
+    ids=["one", "leading", "between texts", "no image", "two rounds", "system"],
 )
 def test_a_row_is_what_the_processor_makes_of_the_whole_text(family, turns, images):
     chat = encoder(family)
@@ -58,8 +58,8 @@ def test_a_row_is_what_the_processor_makes_of_the_whole_text(family, turns, imag
     assert set(row.further) == set(whole) & {"mm_token_type_ids", "token_type_ids"}
     for name, values in row.further.items():
         assert values.tolist() == whole[name][0].tolist()
-    assert prompt.pictures.keys() == set(whole) - {"input_ids", "attention_mask", *row.further}
-    for name, values in prompt.pictures.items():
+    assert prompt.image_inputs.keys() == set(whole) - {"input_ids", "attention_mask", *row.further}
+    for name, values in prompt.image_inputs.items():
         torch.testing.assert_close(values, whole[name])
 
 
@@ -102,29 +102,29 @@ def test_the_model_finds_as_many_features_as_there_are_image_tokens(family):
         row = chat.response(prompt, "a cat")
         with torch.no_grad():
             further = {name: values[None] for name, values in row.further.items()}
-            output = model(input_ids=row.input_ids[None], **further, **prompt.pictures)
+            output = model(input_ids=row.input_ids[None], **further, **prompt.image_inputs)
         assert output.logits.shape[:2] == (1, len(row.input_ids))
         assert image_tokens(family, row.input_ids) > len(images)
 
 
-def test_a_picture_may_have_one_token_where_the_processor_counts_them():
+def test_a_image_may_have_one_token_where_the_processor_counts_them():
     """As an icon has one with Qwen's, if `min_pixels` allows it."""
     model, _ = loaded("qwen2_vl")
     chat = encoder("qwen2_vl")
-    prompt = chat.prompt(user("<image>\nWhat?"), [picture((200, 0, 0), size=(8, 8))])
+    prompt = chat.prompt(user("<image>\nWhat?"), [solid_image((200, 0, 0), size=(8, 8))])
     row = chat.response(prompt, "a cat")
     assert image_tokens("qwen2_vl", row.input_ids) == 1
     with torch.no_grad():
         further = {name: values[None] for name, values in row.further.items()}
-        model(input_ids=row.input_ids[None], **further, **prompt.pictures)
+        model(input_ids=row.input_ids[None], **further, **prompt.image_inputs)
 
 
-def test_pictures_between_texts_stay_there_although_the_template_moves_them():
+def test_images_between_texts_stay_there_although_the_template_moves_them():
     prompt = encoder("llava").prompt(user("One:<image>\nTwo:<image>\nWhy?"), [WIDE, TALL])
     assert prompt.text == "USER: One:<image>\nTwo:<image>\nWhy? ASSISTANT:"
 
 
-def test_pictures_on_one_side_of_the_text_are_laid_out_by_the_template():
+def test_images_on_one_side_of_the_text_are_laid_out_by_the_template():
     for text in ("<image>\nWhy?", "<image>Why?", "Why?\n<image>"):
         prompt = encoder("llava").prompt(user(text), [WIDE])
         assert prompt.text == "USER: <image>\nWhy? ASSISTANT:"
@@ -147,20 +147,20 @@ def test_a_row_that_is_too_long_is_refused_and_one_that_just_fits_is_whole(famil
 
 @every_family
 @pytest.mark.parametrize(("text", "images"), [("<image>\nA?", ()), ("A?", (WIDE,))])
-def test_markers_and_pictures_have_to_be_as_many(family, text, images):
+def test_markers_and_images_have_to_be_as_many(family, text, images):
     with pytest.raises(UnusableRowError, match="markers, and there are") as info:
         encoder(family).prompt(user(text), images)
     assert info.value.reason is SkipReason.MARKERS
 
 
 @every_family
-def test_a_response_or_a_turn_cannot_smuggle_in_a_picture_token(family):
+def test_a_response_or_a_turn_cannot_smuggle_in_a_image_token(family):
     chat = encoder(family)
     token = IMAGE_IDS[family]
-    with pytest.raises(UnusableRowError, match=r"contains .*stands for a picture"):
+    with pytest.raises(UnusableRowError, match=r"contains .*represents an image"):
         chat.response(chat.prompt(user("Why?"), []), f"so {token}")
     if token != "<image>":
-        with pytest.raises(UnusableRowError, match=r"contains .*stands for a picture"):
+        with pytest.raises(UnusableRowError, match=r"contains .*represents an image"):
             chat.prompt(user(f"<image> {token}"), [WIDE])
 
 
@@ -173,21 +173,21 @@ def test_an_empty_response_is_refused(response):
 
 
 @every_family
-def test_other_pictures_of_the_same_size_take_the_place_of_those_of_a_prompt(family):
+def test_other_images_of_the_same_size_take_the_place_of_those_of_a_prompt(family):
     chat = encoder(family)
     prompt = chat.prompt(user("<image><image>\nWhat?"), [WIDE, TALL])
-    others = [picture((0, 200, 0), size=image.size) for image in (WIDE, TALL)]
-    pictures = chat.pictures(prompt, others)
-    assert pictures.keys() == prompt.pictures.keys()
-    assert not torch.equal(pictures["pixel_values"], prompt.pictures["pixel_values"])
+    others = [solid_image((0, 200, 0), size=image.size) for image in (WIDE, TALL)]
+    image_inputs = chat.image_inputs(prompt, others)
+    assert image_inputs.keys() == prompt.image_inputs.keys()
+    assert not torch.equal(image_inputs["pixel_values"], prompt.image_inputs["pixel_values"])
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
-def test_other_pictures_of_another_shape_are_refused(family):
+def test_other_images_of_another_shape_are_refused(family):
     chat = encoder(family)
     prompt = chat.prompt(user("<image>\nWhat?"), [WIDE])
     with pytest.raises(ValueError, match="must have the sizes of those"):
-        chat.pictures(prompt, [picture((0, 0, 0), size=(8, 8))])
+        chat.image_inputs(prompt, [solid_image((0, 0, 0), size=(8, 8))])
 
 
 def test_a_checkpoint_without_a_chat_template_is_refused():

@@ -1,24 +1,24 @@
 import pytest
 import torch
+from diffalign.data.responses.visits import TokenSampleMaker
 
 from diffalign.data.responses.collate import stack_prompts, stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.crop import Crop
-from diffalign.data.responses.samples import TokenSampleMaker
 from diffalign.data.responses.token_weights.changed import Changed
 from tests.data.encoders import FAMILIES, encoder, loaded, response_pair, user
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 SIZES = [(20, 12), (8, 30), (9, 9)]
 
 
-def row(name, *, pictures, answer):
+def row(name, *, image_inputs, response):
     return response_pair(
         sample_id=name,
-        images=tuple(encoded(picture((200, 0, 0), size=size)) for size in SIZES[:pictures]),
-        turns=user("<image>" * pictures + "\nWhat is it?"),
-        responses={"chosen": answer, "rejected": answer + " not"},
+        images=tuple(encoded(solid_image((200, 0, 0), size=size)) for size in SIZES[:image_inputs]),
+        turns=user("<image>" * image_inputs + "\nWhat is it?"),
+        responses={"chosen": response, "rejected": response + " not"},
     )
 
 
@@ -32,9 +32,9 @@ def samples(family):
         encoder=encoder(family),
     ).make
     rows = [
-        row("a", pictures=1, answer="a cat"),
-        row("b", pictures=0, answer="it is a dog that waits"),
-        row("c", pictures=3, answer="a tall cat"),
+        row("a", image_count=1, response="a cat"),
+        row("b", image_count=0, response="it is a dog that waits"),
+        row("c", image_count=3, response="a tall cat"),
     ]
     return [make(one, 0) for one in rows]
 
@@ -44,7 +44,7 @@ def test_rows_are_padded_on_the_right_and_hidden_there(family):
     each, pad = samples(family), encoder(family).pad_token_id
     batch = stack_tokens(each, pad)
     assert batch.sample_ids == ("a", "b", "c") and len(batch) == 3
-    assert batch.picture_counts.tolist() == [1, 0, 3]
+    assert batch.image_counts.tolist() == [1, 0, 3]
     for name, rows in batch.responses.items():
         for i, sample in enumerate(each):
             own = sample.responses[name]
@@ -67,12 +67,12 @@ def test_rows_are_padded_on_the_right_and_hidden_there(family):
 
 
 @every_family
-def test_pictures_come_in_reading_order_over_the_batch(family):
+def test_images_come_in_reading_order_over_the_batch(family):
     each = samples(family)
     batch = stack_tokens(each, 0)
     for condition in (None, "crop"):
-        joined = batch.pictures[condition]
-        parts = [sample.pictures[condition] for sample in each if sample.picture_count]
+        joined = batch.image_inputs[condition]
+        parts = [sample.image_inputs[condition] for sample in each if sample.image_count]
         for key, values in joined.items():
             assert len(values) == sum(len(part[key]) for part in parts)
             assert values.sum() == pytest.approx(sum(float(part[key].sum()) for part in parts))
@@ -92,7 +92,7 @@ def test_a_row_means_the_same_in_a_batch_as_alone(family):
                 input_ids=rows.input_ids,
                 attention_mask=rows.attention_mask,
                 **rows.further,
-                **batch.pictures[None],
+                **batch.image_inputs[None],
             ).logits
 
     together = logits(each)
@@ -101,10 +101,10 @@ def test_a_row_means_the_same_in_a_batch_as_alone(family):
         torch.testing.assert_close(together[i, : len(alone)], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_a_batch_of_text_alone_has_no_pictures():
+def test_a_batch_of_text_alone_has_no_images():
     batch = stack_tokens(samples("llava")[1:2], 0)
-    assert batch.pictures == {None: {}, "crop": {}}
-    assert batch.picture_counts.tolist() == [0]
+    assert batch.image_inputs == {None: {}, "crop": {}}
+    assert batch.image_counts.tolist() == [0]
 
 
 @every_family
@@ -112,16 +112,18 @@ def test_prompts_are_padded_on_the_left_and_generate_as_they_would_alone(family)
     model, _ = loaded(family)
     chat = encoder(family)
     prompts = [
-        chat.prompt(user("<image>\nWhy?"), [picture((200, 0, 0), size=SIZES[0])]),
+        chat.prompt(user("<image>\nWhy?"), [solid_image((200, 0, 0), size=SIZES[0])]),
         chat.prompt(user("Is it a cat or a dog? Say so."), []),
-        chat.prompt(user("<image><image>\nA?"), [picture((0, 9, 200), size=s) for s in SIZES[1:]]),
+        chat.prompt(
+            user("<image><image>\nA?"), [solid_image((0, 9, 200), size=s) for s in SIZES[1:]]
+        ),
     ]
 
-    def answers(some):
+    def responses(some):
         inputs = stack_prompts(some, chat.pad_token_id)
         output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         return output[:, inputs["input_ids"].shape[1] :].tolist()
 
-    for batched, prompt in zip(answers(prompts), prompts, strict=True):
-        (alone,) = answers([prompt])
+    for batched, prompt in zip(responses(prompts), prompts, strict=True):
+        (alone,) = responses([prompt])
         assert batched[: len(alone)] == alone  # one that ends early is padded

@@ -13,7 +13,7 @@ from diffalign.data.responses.source import ResponseSource
 from diffalign.errors import DataError
 from tests.data.encoders import loaded
 from tests.data.responses.formats.forms import tiny_png, write_lines
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 
 PNG = tiny_png(3)
 BASE64 = base64.b64encode(PNG).decode()
@@ -109,8 +109,8 @@ def test_a_block_cannot_show_an_image_that_the_column_lacks(index, tmp_path):
 
 
 def test_an_image_within_a_response_is_skipped(tmp_path):
-    answer = [{"role": "assistant", "content": [NAMED[0], {"type": "text", "text": "This."}]}]
-    (found,) = opened(tmp_path, {**row({"type": "image"}), "chosen": answer}).without_images()
+    response = [{"role": "assistant", "content": [NAMED[0], {"type": "text", "text": "This."}]}]
+    (found,) = opened(tmp_path, {**row({"type": "image"}), "chosen": response}).without_images()
     assert found[0].reason is SkipReason.MARKERS
 
 
@@ -246,7 +246,7 @@ def test_of_two_columns_the_one_with_images_counts(tmp_path):
 def test_an_image_that_the_processor_refuses_is_skipped_and_listed(size, family, tmp_path):
     rows = [{"prompt": "?", "chosen": "a", "rejected": "b", "image": f"{i}.png"} for i in range(3)]
     write_lines(tmp_path, rows)
-    (tmp_path / "1.png").write_bytes(encoded(picture((9, 9, 9), size=size)))
+    (tmp_path / "1.png").write_bytes(encoded(solid_image((9, 9, 9), size=size)))
     log = tmp_path / "skipped.jsonl"
     source = ResponseSource.open(
         ResponseConfig(path=str(tmp_path / "pairs.jsonl"), workers=0, max_bad_fraction=0.5),
@@ -265,7 +265,7 @@ def test_an_image_that_the_processor_refuses_is_skipped_and_listed(size, family,
 
 def test_a_data_set_of_such_images_alone_ends_with_a_sentence(tmp_path):
     write_lines(tmp_path, [{"prompt": "?", "chosen": "a", "rejected": "b", "image": "0.png"}])
-    (tmp_path / "0.png").write_bytes(encoded(picture((9, 9, 9), size=(1, 1))))
+    (tmp_path / "0.png").write_bytes(encoded(solid_image((9, 9, 9), size=(1, 1))))
     source = ResponseSource.open(
         ResponseConfig(path=str(tmp_path / "pairs.jsonl"), workers=0),
         views=frozenset({"chosen", "rejected"}),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffalign.data.responses.visits import TokenSampleMaker
 
 from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.collate import stack_tokens
@@ -9,7 +10,6 @@ from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import ResponsePair
-from diffalign.data.responses.samples import TokenSampleMaker
 from tests.data.encoders import encoder
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import write_lines
@@ -221,14 +221,14 @@ def test_tokens_and_pixels_are_those_of_each_side_alone(family, tmp_path):
     for key, value in vars(both.responses["rejected"]).items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, getattr(expected.responses["rejected"], key)), key
-    own = both.pictures_of("rejected", None)
-    for key, value in expected.pictures[None].items():
+    own = both.images_of("rejected", None)
+    for key, value in expected.image_inputs[None].items():
         assert torch.equal(own[key], value), key
-    assert not torch.equal(own["pixel_values"], both.pictures_of("chosen", None)["pixel_values"])
+    assert not torch.equal(own["pixel_values"], both.images_of("chosen", None)["pixel_values"])
 
 
 def test_pixels_are_shared_where_the_images_are(tmp_path):
     pair = opened(tmp_path, ROWS["trl"]).pair(0, 0)
     batch = stack_tokens([sample(pair)], 0)
-    assert not batch.own_pictures
-    assert batch.pictures_of("rejected", None) is batch.pictures_of("chosen", None)
+    assert not batch.own_image_inputs
+    assert batch.images_of("rejected", None) is batch.images_of("chosen", None)

@@ -77,7 +77,7 @@ def test_a_form_that_does_not_fit_is_refused_with_what_it_needs(tmp_path):
 
 def test_columns_that_fit_no_form_are_refused_with_all_forms(tmp_path):
     file = write_lines(tmp_path, [{"picture": "a.png", "caption": "x"}])
-    with pytest.raises(DataError, match=r"columns picture, caption fit no form") as info:
+    with pytest.raises(DataError, match=r"columns image, caption fit no form") as info:
         opened(file)
     for kind in FORMS:
         assert f"\n  {kind}: " in str(info.value)
@@ -94,7 +94,7 @@ def test_an_empty_file_is_refused(tmp_path):
         opened(write_lines(tmp_path, []))
 
 
-def test_a_folder_of_pictures_alone_is_refused(tmp_path):
+def test_a_folder_of_images_alone_is_refused(tmp_path):
     write_lines(tmp_path, []).unlink()
     message = r"responses.path .* is a folder without .parquet, .arrow, .jsonl, .json files$"
     with pytest.raises(DataError, match=message):
@@ -127,12 +127,12 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["pictures/0.JPG", ["0.png"], {"bytes": None, "path": "0.png"}, "iVBORw0KGgoAAAA="]
+    "value", ["images/0.JPG", ["0.png"], {"bytes": None, "path": "0.png"}, "iVBORw0KGgoAAAA="]
 )
 def test_a_column_of_images_that_nobody_would_read_is_refused(value, tmp_path):
     row = {"picture": value, "prompt": "What?", "chosen": "a", "rejected": "b"}
     file = write_lines(tmp_path, [row])
-    message = r"trl takes images from images or image.*columns='\{image: picture\}'"
+    message = r"trl takes images from images or image.*columns='\{image: image\}'"
     with pytest.raises(ConfigError, match=message):
         opened(file)
     assert opened(file, columns={"image": "picture"}).summary.endswith("images from image")
@@ -156,7 +156,7 @@ def test_an_unknown_kind_is_refused(tmp_path):
 
 
 def save_table(folder, rows, image_feature):
-    """Parquet as the datasets library writes it, with pictures in the column of images."""
+    """Parquet as the datasets library writes it, with images in the column of images."""
     data = datasets.Dataset.from_list(rows)
     for name, feature in image_feature.items():
         data = data.cast_column(name, feature)
@@ -165,7 +165,7 @@ def save_table(folder, rows, image_feature):
     return folder
 
 
-def test_parquet_with_lists_of_pictures_is_read_undecoded(tmp_path):
+def test_parquet_with_lists_of_images_is_read_undecoded(tmp_path):
     rows = [{**forms.trl(i), "images": [{"bytes": tiny_png(i), "path": None}]} for i in range(3)]
     folder = save_table(tmp_path / "set", rows, {"images": datasets.Sequence(datasets.Image())})
     pairs = pairs_in(folder)
@@ -174,7 +174,7 @@ def test_parquet_with_lists_of_pictures_is_read_undecoded(tmp_path):
     assert [pair.sample_id for pair in pairs] == [f"row-{i:08d}" for i in range(3)]
 
 
-def test_parquet_with_one_picture_a_row(tmp_path):
+def test_parquet_with_one_image_a_row(tmp_path):
     rows = [{**forms.rlaif_v(i), "image": {"bytes": tiny_png(i), "path": "x"}} for i in range(2)]
     folder = save_table(tmp_path / "set", rows, {"image": datasets.Image()})
     assert [pair.images for pair in pairs_in(folder)] == [(tiny_png(0),), (tiny_png(1),)]

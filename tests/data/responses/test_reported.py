@@ -44,8 +44,8 @@ def test_an_item_of_a_list_that_is_no_object_costs_itself_alone(tmp_path):
 @pytest.mark.parametrize("alone", [True, False])
 def test_messages_kept_as_text_are_messages(written, alone, tmp_path):
     """As tables keep them after a round through CSV."""
-    answers = {side: message("assistant", f"It's {side}.") for side in ("chosen", "rejected")}
-    sides = {side: written(one if alone else [one]) for side, one in answers.items()}
+    responses = {side: message("assistant", f"It's {side}.") for side in ("chosen", "rejected")}
+    sides = {side: written(one if alone else [one]) for side, one in responses.items()}
     pair = only(tmp_path, prompt=written([message("user", "What's it?")]), **sides)
     assert isinstance(pair, ResponsePair)
     assert pair.turns[-1].text == "<image>\nWhat's it?"
@@ -72,10 +72,15 @@ def test_other_responses_in_brackets_stay_as_they_are(text, tmp_path):
     assert only(tmp_path, chosen=text).responses["chosen"] == text
 
 
-@pytest.mark.parametrize("answer", [lambda text: text, lambda text: message("assistant", text)])
-def test_the_prompt_may_be_called_messages(answer, tmp_path):
+@pytest.mark.parametrize("response", [lambda text: text, lambda text: message("assistant", text)])
+def test_the_prompt_may_be_called_messages(response, tmp_path):
     asked = [message("system", "Be brief."), message("user", "<image>What?")]
-    row = {"messages": asked, "chosen": answer("a"), "rejected": answer("b"), "images": ["0.png"]}
+    row = {
+        "messages": asked,
+        "chosen": response("a"),
+        "rejected": response("b"),
+        "images": ["0.png"],
+    }
     (pair,) = pairs_in(write_lines(tmp_path, [row]))
     assert [turn.text for turn in pair.turns] == ["Be brief.", "<image>What?"]
     assert pair.responses == {"chosen": "a", "rejected": "b"}
@@ -107,7 +112,7 @@ def test_a_column_named_like_one_of_images_is_not_passed_over(name, value, tmp_p
     row = {key: text for key, text in ROW.items() if key != "images"}
     with pytest.raises(ConfigError, match=rf"columns='\{{image: {name}\}}'"):
         opened(write_lines(tmp_path, [{**row, name: value}]))
-    assert opened(write_lines(tmp_path, [{**ROW, name: value}]))  # beside the images, a note
+    assert opened(write_lines(tmp_path, [{**ROW, name: value}]))  # next to the images, a note
     assert opened(write_lines(tmp_path, [{**row, "image_count": 3, "has_image": False}]))
 
 

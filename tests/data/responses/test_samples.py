@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from diffalign.data.responses.visits import TokenSampleMaker
 
 from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.config import ResponseConfig
@@ -14,12 +15,11 @@ from diffalign.data.responses.corruptions.random import Random
 from diffalign.data.responses.corruptions.replaced import Replaced
 from diffalign.data.responses.corruptions.zero import Zero
 from diffalign.data.responses.records import Span
-from diffalign.data.responses.samples import TokenSampleMaker
 from diffalign.data.responses.token_weights.changed import Changed
 from diffalign.data.responses.token_weights.sentences import Sentences
 from diffalign.errors import ConfigError
 from tests.data.encoders import FAMILIES, encoder, loaded, response_pair, user
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 CONDITIONS = {
@@ -33,21 +33,21 @@ CONDITIONS = {
     "other": Random(),
 }
 WEIGHTS = {"changed": Changed(normalised=False), "kept": Sentences()}
-BLUE = encoded(picture((0, 0, 200), size=(50, 9)))
+BLUE = encoded(solid_image((0, 0, 200), size=(50, 9)))
 
 
 def another(sample_id, seed):
-    return encoded(picture((seed % 200, 200, 0), size=(9, 30)))
+    return encoded(solid_image((seed % 200, 200, 0), size=(9, 30)))
 
 
-def maker(*views, family="llava", run_seed=0, another_picture=another, **settings):
+def maker(*views, family="llava", run_seed=0, another_image=another, **settings):
     settings = {"conditions": CONDITIONS, "weights": WEIGHTS, **settings}
     return TokenSampleMaker(
         config=ResponseConfig(path="x", **settings),
         views=frozenset(views),
         run_seed=run_seed,
         encoder=encoder(family),
-        another_picture=another_picture,
+        another_image=another_image,
     )
 
 
@@ -56,33 +56,33 @@ def pair(**changes):
 
 
 def pixels(sample, condition):
-    return sample.pictures[condition]["pixel_values"]
+    return sample.image_inputs[condition]["pixel_values"]
 
 
-def test_each_response_is_there_once_and_the_pictures_once_a_condition():
+def test_each_response_is_there_once_and_the_images_once_a_condition():
     sample = maker("chosen", "rejected", "chosen@crop", "chosen:changed").make(pair(), 0)
     assert set(sample.responses) == {"chosen", "rejected"}
-    assert set(sample.pictures) == {None, "crop"}
+    assert set(sample.image_inputs) == {None, "crop"}
     assert set(sample.weights) == {"chosen:changed"}
-    assert sample.picture_count == 1
+    assert sample.image_count == 1
 
 
-def test_the_own_pictures_stay_away_where_no_view_shows_them():
+def test_the_own_images_stay_away_where_no_view_shows_them():
     sample = maker("chosen@crop").make(pair(), 0)
-    assert set(sample.pictures) == {"crop"}
+    assert set(sample.image_inputs) == {"crop"}
 
 
 @every_family
 @pytest.mark.parametrize("name", list(CONDITIONS))
 def test_a_condition_changes_pixels_and_nothing_else_that_the_model_is_given(family, name):
-    images = tuple(encoded(picture((200, 0, 0), size=size)) for size in [(20, 12), (8, 30)])
+    images = tuple(encoded(solid_image((200, 0, 0), size=size)) for size in [(20, 12), (8, 30)])
     row = pair(
         images=images,
         turns=user("<image><image>\nWhat?"),
-        pictures={"retrieved": (BLUE, BLUE)},
+        other_images={"retrieved": (BLUE, BLUE)},
     )
     sample = maker("chosen", f"chosen@{name}", family=family).make(row, 0)
-    own, other = sample.pictures[None], sample.pictures[name]
+    own, other = sample.image_inputs[None], sample.image_inputs[name]
     assert own.keys() == other.keys()
     assert own["pixel_values"].shape == other["pixel_values"].shape
     assert own["pixel_values"].dtype == other["pixel_values"].dtype
@@ -92,18 +92,18 @@ def test_a_condition_changes_pixels_and_nothing_else_that_the_model_is_given(fam
 
 
 @pytest.mark.parametrize("name", ["crop", "diffuse", "pixels", "blocks", "noise", "other"])
-def test_a_condition_is_a_function_of_run_seed_sample_and_draw(name):
+def test_a_condition_is_a_function_of_run_seed_sample_and_sample(name):
     view = f"chosen@{name}"
     first = pixels(maker(view).make(pair(), 3), name)
     assert torch.equal(first, pixels(maker(view, "rejected").make(pair(), 3), name))
-    for run_seed, sample_id, draw in [(1, "s", 3), (0, "t", 3), (0, "s", 4)]:
-        again = maker(view, run_seed=run_seed).make(pair(sample_id=sample_id), draw)
+    for run_seed, sample_id, visit in [(1, "s", 3), (0, "t", 3), (0, "s", 4)]:
+        again = maker(view, run_seed=run_seed).make(pair(sample_id=sample_id), visit)
         assert not torch.equal(first, pixels(again, name))
 
 
-def test_two_conditions_of_one_kind_and_two_pictures_of_one_row_draw_for_themselves():
+def test_two_conditions_of_one_kind_and_two_images_of_one_row_sample_for_themselves():
     settings = {"conditions": {"a": Diffuse(), "b": Diffuse()}}
-    images = (encoded(picture((200, 0, 0))),) * 2
+    images = (encoded(solid_image((200, 0, 0))),) * 2
     row = pair(images=images, turns=user("<image><image>\nWhat?"))
     sample = maker("chosen", "chosen@a", "chosen@b", **settings).make(row, 0)
     noise = {name: pixels(sample, name) - pixels(sample, None) for name in "ab"}
@@ -125,18 +125,18 @@ def test_both_frames_of_a_patch_get_the_same_noise():
     assert torch.equal(frames[:, :, 0], frames[:, :, 1])
 
 
-def test_replaced_pictures_are_those_of_the_row_in_the_sizes_of_the_own_ones():
+def test_replaced_images_are_those_of_the_row_in_the_sizes_of_the_own_ones():
     retrieved = pixels(maker("chosen@retrieved").make(pair(), 0), "retrieved")
-    same = encoded(picture((0, 0, 200), size=(50, 9)).resize((20, 12), resample=3))
+    same = encoded(solid_image((0, 0, 200), size=(50, 9)).resize((20, 12), resample=3))
     own = maker("chosen").make(pair(images=(same,)), 0)
     assert torch.equal(retrieved, pixels(own, None))
 
 
-def test_text_alone_has_no_pictures_under_any_condition():
-    row = pair(images=(), turns=user("Why?"), pictures={})
+def test_text_alone_has_no_images_under_any_condition():
+    row = pair(images=(), turns=user("Why?"), other_images={})
     sample = maker("chosen", *(f"chosen@{name}" for name in CONDITIONS)).make(row, 0)
-    assert all(not shown for shown in sample.pictures.values())
-    assert sample.picture_count == 0
+    assert all(not shown for shown in sample.image_inputs.values())
+    assert sample.image_count == 0
 
 
 def test_weights_lie_on_the_tokens_of_the_response():
@@ -221,9 +221,9 @@ def test_a_view_that_the_config_does_not_describe_is_refused(view, message):
         maker("chosen", view)
 
 
-def test_pictures_of_other_samples_need_a_data_set_that_is_read_at_random():
-    with pytest.raises(ConfigError, match="chosen@other shows pictures of other samples"):
-        maker("chosen@other", another_picture=None)
+def test_images_of_other_samples_need_a_data_set_that_is_read_at_random():
+    with pytest.raises(ConfigError, match="chosen@other shows images of other samples"):
+        maker("chosen@other", another_image=None)
 
 
 def test_a_maker_reaches_a_worker_of_its_own():

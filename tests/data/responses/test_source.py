@@ -41,7 +41,7 @@ def rows(count, form=forms.rlaif_v):
 
 
 def same(first, second):
-    """Whether two batches agree in ids, tokens and pictures."""
+    """Whether two batches agree in ids, tokens and images."""
     return first.sample_ids == second.sample_ids and all(
         torch.equal(one, two)
         for one, two in [
@@ -50,8 +50,11 @@ def same(first, second):
                 for name in first.responses
             ],
             *[
-                (first.pictures[name]["pixel_values"], second.pictures[name]["pixel_values"])
-                for name in first.pictures
+                (
+                    first.image_inputs[name]["pixel_values"],
+                    second.image_inputs[name]["pixel_values"],
+                )
+                for name in first.image_inputs
             ],
         ]
     )
@@ -63,8 +66,8 @@ def test_every_form_becomes_batches(kind, processor, tmp_path):
     (batch,) = take(open_source(tmp_path, processor), 1)
     assert len(batch) == 2
     images = 2 if kind == "mia_dpo" else 1
-    assert batch.picture_counts.tolist() == [images] * 2
-    assert len(batch.pictures[None]["pixel_values"]) == 2 * images
+    assert batch.image_counts.tolist() == [images] * 2
+    assert len(batch.image_inputs[None]["pixel_values"]) == 2 * images
     chosen, rejected = batch.responses["chosen"], batch.responses["rejected"]
     assert chosen.response_mask.any(dim=1).all()
     assert (chosen.response_mask.sum(1) < rejected.response_mask.sum(1)).all()
@@ -100,8 +103,8 @@ def test_two_ranks_see_what_one_sees(processor, as_rank, tmp_path):
         parts.append(take(open_source(tmp_path, processor), 4))
     for whole, first, second in zip(one, *parts, strict=True):
         assert whole.sample_ids == first.sample_ids + second.sample_ids
-        pixels = [part.pictures[None]["pixel_values"] for part in (first, second)]
-        assert torch.equal(whole.pictures[None]["pixel_values"], torch.cat(pixels))
+        pixels = [part.image_inputs[None]["pixel_values"] for part in (first, second)]
+        assert torch.equal(whole.image_inputs[None]["pixel_values"], torch.cat(pixels))
 
 
 def test_a_checkpoint_of_another_global_batch_is_refused(processor, tmp_path):
@@ -132,7 +135,7 @@ BAD = {
 @pytest.mark.parametrize("reason", BAD)
 def test_a_bad_row_is_dropped_counted_and_listed(reason, processor, tmp_path):
     write_lines(tmp_path, [forms.rlaif_v(0), BAD[reason], forms.rlaif_v(2)])
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "empty.png").write_bytes(b"")
     log = tmp_path / "run" / "skipped.jsonl"
     source = open_source(tmp_path, processor, max_length=300, max_bad_fraction=0.5, skipped=log)
@@ -145,14 +148,14 @@ def test_a_bad_row_is_dropped_counted_and_listed(reason, processor, tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, "", []])
-def test_a_row_of_a_set_of_pictures_is_not_seen_without_its_own(value, processor, tmp_path):
+def test_a_row_of_a_set_of_images_is_not_seen_without_its_own(value, processor, tmp_path):
     write_lines(tmp_path, [forms.rlaif_v(0), changed(OTHER, image=value)])
     source = open_source(tmp_path, processor, max_bad_fraction=0.5)
     assert set(ids(take(source, 2))) == {"pairs.jsonl:1"}
     assert source.skipped_counts == {"missing image": 1}
 
 
-def test_a_row_that_lacks_the_column_of_pictures_is_not_seen_as_text(processor, tmp_path):
+def test_a_row_that_lacks_the_column_of_images_is_not_seen_as_text(processor, tmp_path):
     bare = {name: value for name, value in OTHER.items() if name != "image"}
     write_lines(tmp_path, [forms.rlaif_v(0), bare])
     source = open_source(tmp_path, processor, max_bad_fraction=0.5)
@@ -170,13 +173,13 @@ def test_a_marker_without_images_is_a_bad_row(processor, tmp_path):
     assert source.skipped_counts == {"wrong number of image markers": 2}
 
 
-def test_a_marker_in_an_answer_is_a_bad_row(processor, tmp_path):
+def test_a_marker_in_an_response_is_a_bad_row(processor, tmp_path):
     write_lines(tmp_path, [forms.rlaif_v(0), changed(OTHER, chosen="An <image>.")])
     source = open_source(tmp_path, processor, max_bad_fraction=0.5)
     assert source.describe()[-1] == "pairs skipped as unusable: 1 wrong number of image markers"
 
 
-def test_another_number_of_replacement_pictures_is_a_bad_row(processor, tmp_path):
+def test_another_number_of_replacement_images_is_a_bad_row(processor, tmp_path):
     more = changed(forms.re_align(1), retrieved_image=["8.png", "9.png"])
     none = changed(forms.re_align(1), retrieved_image=None)
     write_lines(tmp_path, [forms.re_align(0), more, none])
@@ -277,7 +280,7 @@ def test_a_condition_that_the_config_lacks_is_refused(processor, tmp_path):
         open_source(tmp_path, processor, views=frozenset({"chosen", "chosen@crop"}))
 
 
-def test_retrieved_pictures_stand_under_their_condition(processor, tmp_path):
+def test_retrieved_images_stand_under_their_condition(processor, tmp_path):
     write_lines(tmp_path, rows(2, forms.re_align))
     (batch,) = take(
         open_source(
@@ -288,12 +291,12 @@ def test_retrieved_pictures_stand_under_their_condition(processor, tmp_path):
         ),
         1,
     )
-    own, retrieved = (batch.pictures[name]["pixel_values"] for name in (None, "retrieved"))
+    own, retrieved = (batch.image_inputs[name]["pixel_values"] for name in (None, "retrieved"))
     assert torch.equal(retrieved[0], retrieved[1])  # both rows name 9.png
     assert not torch.equal(own[0], own[1])
 
 
-def test_a_random_picture_is_of_another_row_and_the_same_for_every_rank(processor, tmp_path):
+def test_a_random_image_is_of_another_row_and_the_same_for_every_rank(processor, tmp_path):
     write_lines(tmp_path, rows(2))
     views = frozenset({"chosen", "chosen@other"})
 
@@ -303,6 +306,6 @@ def test_a_random_picture_is_of_another_row_and_the_same_for_every_rank(processo
 
     batches = seen()
     for batch in batches:
-        own, other = (batch.pictures[name]["pixel_values"] for name in (None, "other"))
+        own, other = (batch.image_inputs[name]["pixel_values"] for name in (None, "other"))
         assert torch.equal(other, own.flip(0))
     assert all(map(same, batches, seen()))

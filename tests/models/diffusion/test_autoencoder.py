@@ -81,7 +81,7 @@ def test_its_own_precision_is_neither_autocast_nor_seen_outside(network, images,
     assert not decoded.requires_grad
 
 
-def test_a_latent_stands_for_eight_pixels(network):
+def test_a_latent_is_for_eight_pixels(network):
     assert Autoencoder(network, images_at_once=1).factor == 8
 
 

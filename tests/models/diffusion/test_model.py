@@ -59,7 +59,7 @@ def take_two_steps(model, batch):
         optimizer.zero_grad()
 
 
-def draw(pipeline):
+def sample(pipeline):
     return pipeline(
         "a red circle",
         num_inference_steps=2,
@@ -263,7 +263,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradient(make_model, ma
     ],
     ids=["lora", "dora", "rslora_with_convolutions"],
 )
-def test_an_exported_adapter_changes_the_picture_as_it_changed_the_policy(
+def test_an_exported_adapter_changes_the_image_as_it_changed_the_policy(
     make_model, make_pairs, tmp_path, lora
 ):
     model = make_model(lora)
@@ -271,20 +271,20 @@ def test_an_exported_adapter_changes_the_picture_as_it_changed_the_policy(
     prepared = Denoising().prepare(model, make_pairs("a"))
     expected = model.predict(prepared.noisy, prepared.time, prepared.conditioning)
     pipeline = make_model.pipeline()
-    before = draw(pipeline)
+    before = sample(pipeline)
 
     model.export(tmp_path / "final")
     pipeline.load_lora_weights(tmp_path / "final", weight_name=ADAPTER_FILE)
 
     assert {f.name for f in (tmp_path / "final").iterdir()} == {ADAPTER_FILE, KOHYA_FILE}
-    assert not torch.equal(draw(pipeline), before)
+    assert not torch.equal(sample(pipeline), before)
     loaded = pipeline.unet(
         prepared.noisy, prepared.time, return_dict=False, **prepared.conditioning
     )[0]
     torch.testing.assert_close(loaded, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_exported_model_opens_as_a_pipeline_and_changes_the_picture(
+def test_an_exported_model_opens_as_a_pipeline_and_changes_the_image(
     make_model, make_pairs, tmp_path
 ):
     model = make_model(dtype=torch.bfloat16)
@@ -295,7 +295,7 @@ def test_an_exported_model_opens_as_a_pipeline_and_changes_the_picture(
     base = make_model.pipeline()
 
     assert not list((tmp_path / "final").rglob("*.bin"))
-    assert not torch.equal(draw(pipeline), draw(base))
+    assert not torch.equal(sample(pipeline), sample(base))
     for name, value in model.trained_parameters():
         assert torch.equal(pipeline.unet.get_parameter(name), value)
     frozen = base.text_encoder.state_dict()  # not rounded to the precision of the run

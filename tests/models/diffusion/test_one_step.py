@@ -54,7 +54,7 @@ def test_a_row_does_not_depend_on_its_company(model, make_pairs):
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
 
 
-def test_equal_pictures_with_equal_seeds_look_equal(model, make_pairs):
+def test_equal_images_with_equal_seeds_look_equal(model, make_pairs):
     batch = make_pairs("a")
     image = batch.images["chosen"].repeat(2, 1, 1, 1)
     twice = look(

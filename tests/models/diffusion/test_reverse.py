@@ -214,13 +214,13 @@ def test_gradient_flows_through_both_branches_of_the_guidance(model):
 # --- the pipeline's own way ---------------------------------------------------------------------
 
 
-def pipeline_trajectory(pipeline, prompts, process, start, draws, monkeypatch):
+def pipeline_trajectory(pipeline, prompts, process, start, samples, monkeypatch):
     """What diffusers makes of the same noises."""
     pipeline.scheduler = DDIMScheduler.from_config(
         pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    remaining = iter(draws)
+    remaining = iter(samples)
     monkeypatch.setattr(scheduling_ddim, "randn_tensor", lambda *_, **__: next(remaining))
     return pipeline(
         prompts,
@@ -242,20 +242,20 @@ def test_a_trajectory_is_that_of_the_pipeline(backbone, guidance, zeros, request
     folder = request.getfixturevalue(f"tiny_{backbone}")
     process = ReverseProcess(steps=4, guidance=guidance, eta=0.8)
     prompts = ["a red circle", "two blue squares"]
-    draws = [noise(seed) for seed in range(1, 5)]
+    samples = [noise(seed) for seed in range(1, 5)]
     pipeline = pipeline_class.from_pretrained(folder)
     if zeros is not None:
         pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
         monkeypatch.setattr(SDXL, "_read", lambda _: pipeline)
-    expected = pipeline_trajectory(pipeline, prompts, process, noise(0), draws, monkeypatch)
+    expected = pipeline_trajectory(pipeline, prompts, process, noise(0), samples, monkeypatch)
 
     model = load(folder, settings)
     state = noise(0)
     with model.sampling():
         conditioning = model.guidance_conditioning(prompts, guidance=guidance)
         times = model.noising.reverse_times(process.steps)
-        for draw, (t, t_next) in zip(draws, times, strict=True):
+        for sample, (t, t_next) in zip(samples, times, strict=True):
             step = reverse_step(model, process, state, t, t_next, conditioning)
-            state = step.mean + step.std.reshape(-1, 1, 1, 1) * draw
+            state = step.mean + step.std.reshape(-1, 1, 1, 1) * sample
 
     torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-4)

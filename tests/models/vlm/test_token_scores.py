@@ -27,7 +27,7 @@ def test_the_published_divergence_goes_from_the_reference():
     assert token_divergence(REFERENCE, POLICY).sum().item() != pytest.approx(0.275110, abs=1e-3)
 
 
-def test_the_published_score_of_tokens_chosen_beside_noise():
+def test_the_published_score_of_tokens_chosen_next_to_noise():
     chosen = NOISY.argmax(dim=1, keepdim=True)
     assert token_log_probs(POLICY, chosen).sum().item() == pytest.approx(-6.939085, abs=1e-6)
 

@@ -26,7 +26,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.export import write_processor
 from diffalign.training.optimizers import OptimizerConfig, build_optimizer, parameter_groups
-from tests.answers import answer_batch, random_picture
+from tests.responses import random_image, response_batch
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_5_vl, tiny_qwen2_vl
 
 FAMILIES = {
@@ -71,7 +71,7 @@ def altered(tmp_path: Path, name: str, **changes: Any) -> str:
 def take_steps(model: Any, steps: int = 2) -> None:
     groups = parameter_groups(model.trained_parameters(), model.learning_rates())
     optimizer = build_optimizer(OptimizerConfig(lr=1e-2), groups)
-    batch = answer_batch(model.processor)
+    batch = response_batch(model.processor)
     for _ in range(steps):
         likelihood = Tokens()
         policy = likelihood.evaluate(model, likelihood.prepare(model, batch))
@@ -82,7 +82,7 @@ def take_steps(model: Any, steps: int = 2) -> None:
 
 def scores(model: Any) -> Tensor:
     likelihood = Tokens()
-    prepared = likelihood.prepare(model, answer_batch(model.processor))
+    prepared = likelihood.prepare(model, response_batch(model.processor))
     with torch.no_grad():
         policy = likelihood.evaluate(model, prepared)
     return torch.stack([policy["chosen"], policy["rejected"]])
@@ -90,7 +90,7 @@ def scores(model: Any) -> Tensor:
 
 def plain_scores(model: Any, path: Path) -> Tensor:
     """The same sums from a model and a processor that transformers or peft opened."""
-    batch = answer_batch(AutoProcessor.from_pretrained(path))
+    batch = response_batch(AutoProcessor.from_pretrained(path))
     found = []
     for view in ("chosen", "rejected"):
         rows = batch.responses[view]
@@ -99,7 +99,7 @@ def plain_scores(model: Any, path: Path) -> Tensor:
                 input_ids=rows.input_ids,
                 attention_mask=rows.attention_mask,
                 **rows.further,
-                **batch.pictures[None],
+                **batch.image_inputs[None],
             ).logits[:, :-1]
         own = logits.log_softmax(-1).gather(-1, rows.input_ids[:, 1:, None])[..., 0]
         found.append((own * rows.response_mask[:, 1:]).sum(1))
@@ -116,8 +116,8 @@ def test_every_adapter_sits_in_the_language_model_and_every_layer_of_it_has_one(
     adapted = {name.partition("_proj.lora_")[0].rpartition(".")[2] for name in names}
     assert adapted == {"q", "k", "v", "o", "gate", "up", "down"}
     assert len(names) == 2 * 7 * 2  # factors, projections, layers
-    beside = {n for n, _ in model.network.named_parameters() if "visual" in n or "vision" in n}
-    assert beside and not any("lora" in name for name in beside)
+    next_to = {n for n, _ in model.network.named_parameters() if "visual" in n or "vision" in n}
+    assert next_to and not any("lora" in name for name in next_to)
 
 
 @pytest.mark.parametrize(
@@ -282,42 +282,42 @@ def test_the_fingerprint_tells_bases_and_shapes_apart(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
-def test_answers_do_not_depend_on_company(family):
+def test_responses_do_not_depend_on_company(family):
     model = load(vlm(family))
-    pictures = [[random_picture(i, size=(20, 12))] for i in range(2)]
+    image_inputs = [[random_image(i, size=(20, 12))] for i in range(2)]
     prompts = [
         model.processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
             add_generation_prompt=True,
         )
-        for text in ("Why?", "What is shown in this picture?")
+        for text in ("Why?", "What is shown in this image?")
     ]
-    together = model.generate(prompts, pictures, max_new_tokens=6)
+    together = model.generate(prompts, image_inputs, max_new_tokens=6)
     alone = [
         model.generate([prompt], [shown], max_new_tokens=6)[0]
-        for prompt, shown in zip(prompts, pictures, strict=True)
+        for prompt, shown in zip(prompts, image_inputs, strict=True)
     ]
     assert together == alone
     assert model.network.training
 
 
-def test_answers_are_drawn_from_a_seed_and_never_hold_a_picture():
+def test_responses_are_sampled_from_a_seed_and_never_hold_a_image():
     model = load(vlm())
     head = model.network.model.lm_head.weight
     with torch.no_grad():
         head[model.network.model.config.image_token_id] += 100.0 * head.abs().max()
     prompt = "USER: What? ASSISTANT:"
     state = torch.random.get_rng_state()
-    drawn = [
+    sampled = [
         model.generate([prompt] * 3, [[]] * 3, max_new_tokens=8, temperature=1.0, seed=seed)
         for seed in (1, 1, 2)
     ]
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert sampled[0] == sampled[1] != sampled[2]
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert not any("<image>" in answer for answers in drawn for answer in answers)
+    assert not any("<image>" in response for responses in sampled for response in responses)
 
 
-def test_answers_are_the_most_probable_ones_whatever_the_checkpoint_asks_for():
+def test_responses_are_the_most_probable_ones_whatever_the_checkpoint_asks_for():
     model = load(vlm())
     prompt = ["USER: What? ASSISTANT:"]
     plain = model.generate(prompt, [[]], max_new_tokens=8)
@@ -325,7 +325,7 @@ def test_answers_are_the_most_probable_ones_whatever_the_checkpoint_asks_for():
     assert model.generate(prompt, [[]], max_new_tokens=8) == plain
 
 
-def test_within_the_reference_it_is_the_reference_that_answers():
+def test_within_the_reference_it_is_the_reference_that_responses():
     model = load(vlm())
     prompt = ["USER: What? ASSISTANT:"]
     start = model.generate(prompt, [[]], max_new_tokens=8)
@@ -344,20 +344,20 @@ def test_what_old_processors_lack_is_filled_in_from_the_model(tmp_path, lacking)
     path = altered(tmp_path, "processor_config.json", **{lacking: None})
     processor = VLM(path=path).processor()
     ids = processor(
-        text="<image>", images=[random_picture(0, size=(9, 9))], return_tensors="pt"
+        text="<image>", images=[random_image(0, size=(9, 9))], return_tensors="pt"
     ).input_ids[0]
     assert ids.tolist().count(processor.image_token_id) == 4
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_pictures_are_scaled_down_to_a_number_of_pixels(family, tmp_path):
+def test_images_are_scaled_down_to_a_number_of_pixels(family, tmp_path):
     def tokens(processor: Any) -> int:
-        pictures = [random_picture(0, size=(64, 64))]
+        image_inputs = [random_image(0, size=(64, 64))]
         text = f"{processor.image_token} What is it?"
-        ids = processor(text=text, images=pictures, return_tensors="pt")["input_ids"]
+        ids = processor(text=text, images=image_inputs, return_tensors="pt")["input_ids"]
         return ids.tolist()[0].count(processor.image_token_id)
 
-    plain, bounded = vlm(family), vlm(family, picture_pixels=128)
+    plain, bounded = vlm(family), vlm(family, image_pixels=128)
     assert (tokens(plain.processor()), tokens(bounded.processor())) == (4, 1)
     assert plain.policy_fingerprint() != bounded.policy_fingerprint()
     load(bounded).export(tmp_path / "final")
@@ -365,12 +365,12 @@ def test_pictures_are_scaled_down_to_a_number_of_pixels(family, tmp_path):
 
 
 def test_a_number_of_pixels_that_a_processor_cannot_keep_is_refused():
-    with pytest.raises(ModelError, match="picture_pixels is 128, but its processor brings"):
-        vlm("llava", picture_pixels=128).processor()
-    with pytest.raises(ModelError, match="scales pictures up to 64 pixels at least"):
-        vlm("qwen2_vl", picture_pixels=32).processor()
-    with pytest.raises(ValueError, match="picture_pixels must be at least 1"):
-        vlm("qwen2_vl", picture_pixels=0)
+    with pytest.raises(ModelError, match="image_pixels is 128, but its processor brings"):
+        vlm("llava", image_pixels=128).processor()
+    with pytest.raises(ModelError, match="scales images up to 64 pixels at least"):
+        vlm("qwen2_vl", image_pixels=32).processor()
+    with pytest.raises(ValueError, match="image_pixels must be at least 1"):
+        vlm("qwen2_vl", image_pixels=0)
 
 
 def test_a_processor_that_counts_by_other_settings_is_left_alone(monkeypatch):
@@ -396,7 +396,7 @@ def test_a_processor_that_counts_otherwise_is_refused(tmp_path):
         VLM(path=path).check()
 
 
-def test_a_model_that_writes_nothing_about_pictures_is_refused(tmp_path):
+def test_a_model_that_writes_nothing_about_images_is_refused(tmp_path):
     LlamaForCausalLM(
         LlamaConfig(
             vocab_size=8,
@@ -406,7 +406,7 @@ def test_a_model_that_writes_nothing_about_pictures_is_refused(tmp_path):
             num_attention_heads=1,
         )
     ).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="is a llama, which does not write text about pictures"):
+    with pytest.raises(ModelError, match="is a llama, which does not write text about images"):
         VLM(path=str(tmp_path)).check()
 
 
@@ -501,7 +501,7 @@ def test_an_adapter_that_is_to_be_off_must_be_there():
     with pytest.raises(ModelError, match="reference adapter_off needs an adapter"):
         load(vlm(lora=None), "adapter_off")
     going_on = LoraSettings(rank=4, start=Path("runs/first"))
-    with pytest.raises(ModelError, match="the projector goes on from the one beside that adapter"):
+    with pytest.raises(ModelError, match="the projector goes on from the one next to that adapter"):
         load(vlm(lora=going_on, projector="trained"), "adapter_off")
 
 
@@ -520,7 +520,7 @@ def test_on_cuda_policy_and_reference_start_equal_and_the_policy_learns(
 ):
     model = load(vlm(family, lora=lora), reference, dtype, device="cuda")
     likelihood = Tokens()
-    prepared = likelihood.prepare(model, answer_batch(model.processor))
+    prepared = likelihood.prepare(model, response_batch(model.processor))
     with torch.no_grad(), model.reference():
         before = likelihood.evaluate(model, prepared)
     policy = likelihood.evaluate(model, prepared)

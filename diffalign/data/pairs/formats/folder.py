@@ -1,7 +1,7 @@
 """Two folders, `win/` and `lose/` (or `chosen/` and `rejected/`), with one caption file a pair.
 
 Images of a pair have one name, whatever their type: `win/0001.png` and `lose/0001.jpg`. The caption
-is `0001.txt` (or `0001.caption`), beside the preferred image, in `captions/`, or beside the two
+is `0001.txt` (or `0001.caption`), next to the preferred image, in `captions/`, or next to the two
 folders. The folder of preferred images may be alone.
 """
 
@@ -49,7 +49,7 @@ class Folder(AbstractReader):
 
 
 class _FolderRows(AbstractRows):
-    """One row for each name that stands in at least one of the folders."""
+    """One row for each name that is in at least one of the folders."""
 
     def __init__(self, location: Location) -> None:
         assert location.root is not None

@@ -3,8 +3,8 @@
 Members are named like the columns of the other readers, with or without a further ending:
 `000017.jpg_0.jpg`, `000017.jpg_1.jpg`, `000017.label_0.txt`, `000017.label_1.txt` and
 `000017.caption.txt`; or `.chosen.png`, `.rejected.png` and `.txt`. Preferred images alone may be
-`000017.jpg` beside `000017.txt`, too. The fields of a `.json` member count as members. Files of one
-pair need not follow one another: the headers of a shard are read before its contents.
+`000017.jpg` next to `000017.txt`, too. The fields of a `.json` member count as members. Files of
+one pair need not follow one another: the headers of a shard are read before its contents.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Sample:
     shard: tarfile.TarFile
     name: str
     members: Mapping[str, tarfile.TarInfo]
-    """By what stands behind the first dot of their names, in lower case."""
+    """By what is behind the first dot of their names, in lower case."""
 
     def read(self) -> Row:
         """The sample as a row; its name lacks that of the shard."""
@@ -129,7 +129,7 @@ class _Sample:
 
 
 def _precedence(name: str) -> int:
-    """What stands in a member of its own is meant before what all of them have in common."""
+    """What is in a member of its own is meant before what all of them have in common."""
     return {"json": 0, "txt": 1}.get(name, 2)
 
 

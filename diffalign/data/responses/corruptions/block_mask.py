@@ -1,7 +1,7 @@
 """Square blocks hidden at random.
 
 Source: OPA-DPO (Yang et al. 2025, arXiv:2501.09695), its `blockwise` option: blocks of 14 by 14,
-the patches of CLIP's ViT-L, set to the mean of the processed picture.
+the patches of CLIP's ViT-L, set to the mean of the processed image.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from diffalign.data.responses.corruptions.masking import check_fraction, set_to_
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMask(AbstractCondition):
-    """Some of the blocks set to the mean of the picture."""
+    """Some of the blocks set to the mean of the image."""
 
     origin: ClassVar[Origin] = Origin.OWN
 
     fraction: float = 0.3
     """Of the blocks, 0 to 1."""
     block: int = 14
-    """Side of a block, pixels of the processed picture; they do not reach over borders of tiles."""
+    """Side of a block, pixels of the processed image; they do not reach over borders of tiles."""
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)

@@ -1,8 +1,8 @@
-"""A small part of the picture, enlarged to its size: most of what the response describes is gone.
+"""A small part of the image, enlarged to its size: most of what the response describes is gone.
 
 Source: mDPO (Wang et al. 2024, arXiv:2406.11839), whose ablation prefers crops of less than 20 % to
-larger ones, to other pictures and to colour changes. There the crop is cut from the tensor that the
-processor made, and drawn anew for the reference; here from the picture, once.
+larger ones, to other images and to colour changes. There the crop is cut from the tensor that the
+processor made, and sampled anew for the reference; here from the image, once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
 
 _ATTEMPTS = 10
-"""Draws before the fallback, as in torchvision's RandomResizedCrop."""
+"""Samples before the fallback, as in torchvision's RandomResizedCrop."""
 
 Box = tuple[int, int, int, int]
 
@@ -44,9 +44,9 @@ class Crop(AbstractCondition):
         if self.stretch < 1:
             raise ValueError(f"stretch must be at least 1, got {self.stretch}")
 
-    def picture(self, picture: Image.Image, generator: torch.Generator) -> Image.Image:
-        box = self.box(picture.width, picture.height, generator)
-        return picture.resize(picture.size, Image.Resampling.BILINEAR, box=box)
+    def image(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        box = self.box(image.width, image.height, generator)
+        return image.resize(image.size, Image.Resampling.BILINEAR, box=box)
 
     def box(self, width: int, height: int, generator: torch.Generator) -> Box:
         """(left, top, right, bottom) in pixels of one random crop."""
@@ -62,7 +62,7 @@ class Crop(AbstractCondition):
         return self._middle(width, height)
 
     def _middle(self, width: int, height: int) -> Box:
-        """For a picture so narrow that no crop of the area fits: as much as its shape lets."""
+        """For an image so narrow that no crop of the area fits: as much as its shape lets."""
         w = min(width, max(1, round(height * self.stretch)))
         h = min(height, max(1, round(width * self.stretch)))
         x, y = (width - w) // 2, (height - h) // 2

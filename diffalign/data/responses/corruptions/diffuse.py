@@ -1,4 +1,4 @@
-"""The picture under the noise of a forward diffusion: sqrt(a) v + sqrt(1 - a) e.
+"""The image under the noise of a forward diffusion: sqrt(a) v + sqrt(1 - a) e.
 
 Source: POVID (Zhou et al. 2024, arXiv:2402.11411) and CHiP (arXiv:2501.16629), both at step 500 of
 1000. Where a processor shows a patch twice, as Qwen2-VL's does for its frames, both get the same

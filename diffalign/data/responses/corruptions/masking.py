@@ -1,4 +1,4 @@
-"""Parts of a picture replaced by its mean: what pixel and block masks share."""
+"""Parts of an image replaced by its mean: what pixel and block masks share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def set_to_mean(
     """Set random blocks to the mean over all channels and positions.
 
     Args:
-        tiles: one picture, [tiles, channels, height, width].
+        tiles: one image, [tiles, channels, height, width].
         fraction: of the blocks, rounded down.
         block: side in pixels; blocks at the right and lower border of a tile may be smaller.
         generator: on the CPU.

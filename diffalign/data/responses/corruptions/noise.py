@@ -1,7 +1,7 @@
-"""Gaussian noise on the levels of the picture.
+"""Gaussian noise on the levels of the image.
 
 Source: MIA-DPO (Liu et al. 2024, arXiv:2410.17637), with a standard deviation of 49 on whole
-pictures and of 225 on a cell of a grid. Its cast to bytes wraps levels; here they are clamped.
+images and of 225 on a cell of a grid. Its cast to bytes wraps levels; here they are clamped.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Noise(AbstractCondition):
         if self.sigma < 0:
             raise ValueError(f"sigma must not be negative, got {self.sigma}")
 
-    def picture(self, picture: Image.Image, generator: torch.Generator) -> Image.Image:
-        levels = np.asarray(picture, dtype=np.float32)
+    def image(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        levels = np.asarray(image, dtype=np.float32)
         noise = torch.randn(levels.shape, generator=generator).numpy()
         noisy = np.clip(np.rint(levels + self.sigma * noise), 0, 255)
         return Image.fromarray(noisy.astype(np.uint8))

@@ -1,7 +1,7 @@
 """Single pixels hidden at random.
 
 Source: OPA-DPO (Yang et al. 2025, arXiv:2501.09695), where 30 % of the positions of the processed
-picture are set to its mean, one number for all channels.
+image are set to its mean, one number for all channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffalign.data.responses.corruptions.masking import check_fraction, set_to_
 
 @dataclass(frozen=True, kw_only=True)
 class PixelMask(AbstractCondition):
-    """Some of the positions set to the mean of the picture."""
+    """Some of the positions set to the mean of the image."""
 
     origin: ClassVar[Origin] = Origin.OWN
 

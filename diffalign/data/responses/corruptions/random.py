@@ -1,4 +1,4 @@
-"""Any other picture of the training data, drawn anew for each visit of a sample.
+"""Any other image of the training data, sampled anew for each visit of a sample.
 
 Source: an ablation of mDPO (Wang et al. 2024, arXiv:2406.11839), where it does worse than a crop.
 """
@@ -13,6 +13,6 @@ from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
 
 @dataclass(frozen=True, kw_only=True)
 class Random(AbstractCondition):
-    """A picture of another sample."""
+    """An image of another sample."""
 
     origin: ClassVar[Origin] = Origin.ANOTHER

@@ -1,6 +1,6 @@
-"""A picture of the mean colour: all normalised pixel values zero.
+"""An image of the mean colour: all normalised pixel values zero.
 
-Source: V-DPO (Xie et al. 2024, arXiv:2411.02712), as a picture that says nothing; `black` in CHiP.
+Source: V-DPO (Xie et al. 2024, arXiv:2411.02712), as an image that says nothing; `black` in CHiP.
 """
 
 from __future__ import annotations

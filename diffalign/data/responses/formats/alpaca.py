@@ -1,7 +1,7 @@
 """LLaMA-Factory's alpaca preferences: an instruction, perhaps its input, and two responses.
 
 Fields: `instruction`, `input` (appended on a new line), `chosen`, `rejected`, and perhaps `system`,
-`history` ([[question, answer], ...], earlier rounds) and `images`.
+`history` ([[question, response], ...], earlier rounds) and `images`.
 
 Source: https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md, "Alpaca Format".
 """

@@ -1,4 +1,4 @@
-"""What the columns of a data set of answers mean: the contract of a mapping."""
+"""What the columns of a data set of responses mean: the contract of a mapping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffalign.data.responses.records import IMAGE, Conversation, ResponsePair, 
 
 
 class AbstractMapping(abc.ABC):
-    """One published form of preferences between answers. Its module is its `kind`."""
+    """One published form of preferences between responses. Its module is its `kind`."""
 
     needs: ClassVar[frozenset[str]]
     """Columns without which a data set has another form, besides that of the images."""
@@ -30,11 +30,11 @@ class AbstractMapping(abc.ABC):
     images_optional: ClassVar[bool] = False
     """Whether a data set may have no such column."""
     replacements: ClassVar[Mapping[str, str]] = {}
-    """Condition -> column with pictures that take the place of the images under it."""
+    """Condition -> column with images that take the place of the images under it."""
     own_images: ClassVar[Mapping[str, str]] = {}
     """Response -> column with the images that it is about, where they are not those of the row."""
     responses: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
-    """The answers that every row offers; that some row offers, where rows are unpaired."""
+    """The responses that every row offers; that some row offers, where rows are unpaired."""
     paired: ClassVar[bool] = True
     """Whether a row holds responses that compete; False where it holds one, desirable (`chosen`) or
     not (`rejected`)."""
@@ -84,7 +84,7 @@ class AbstractMapping(abc.ABC):
         """What `comparisons` finds, with the comparisons that cannot be used as skips.
 
         Those have an empty prompt, an empty response, or the same chosen and rejected response
-        where no other picture could tell them apart.
+        where no other image could tell them apart.
         """
         try:
             _check_media(values)
@@ -151,7 +151,7 @@ class AbstractMapping(abc.ABC):
             responses=comparison.responses,
             own=own,
             paired=self.paired,
-            pictures={
+            other_images={
                 condition: self._replacement(values, name, folder) or whole.images
                 for condition, name in self.replacements.items()
             },
@@ -176,7 +176,7 @@ class AbstractMapping(abc.ABC):
     def _replacement(
         self, values: Mapping[str, Any], name: str, folder: Path | None
     ) -> tuple[EncodedImage, ...]:
-        """Pictures that take the place of the images; none where they are optional and absent."""
+        """Images that take the place of the images; none where they are optional and absent."""
         value = values.get(name)
         return images_of(value, folder) if value or name in self.needs else ()
 
@@ -257,7 +257,7 @@ def _check_turns(turns: Sequence[Turn], side: str | None) -> None:
         _check_template(turn.text, side)
     if not turns or turns[-1].role != "user":
         raise malformed(
-            "the conversation before the answer does not end with the user's turn", side
+            "the conversation before the response does not end with the user's turn", side
         )
     if not turns[-1].text.replace(IMAGE, "").strip():
         raise UnusableRowError(SkipReason.EMPTY_PROMPT, repr(turns[-1].text), side)
@@ -290,12 +290,12 @@ def _check_there(images: Sequence[EncodedImage], side: str | None) -> None:
 
 
 def _check_replacements(pair: ResponsePair, *, free: frozenset[str]) -> None:
-    """As many under every condition; `free` are those that stand beside a response of their own."""
-    for condition, pictures in pair.pictures.items():
-        if len(pictures) != len(pair.images) and condition not in free:
+    """As many under every condition; `free` are those next to a response of their own."""
+    for condition, other_images in pair.other_images.items():
+        if len(other_images) != len(pair.images) and condition not in free:
             raise UnusableRowError(
                 SkipReason.MARKERS,
-                f"{len(pictures)} pictures of {condition} for {len(pair.images)} images",
+                f"{len(other_images)} other_images of {condition} for {len(pair.images)} images",
                 condition,
             )
-        _check_there(pictures, condition)
+        _check_there(other_images, condition)

@@ -1,9 +1,9 @@
-"""Mask-DPO: two answers whose sentences are labelled as hallucinated or not.
+"""Mask-DPO: two responses whose sentences are labelled as hallucinated or not.
 
 Fields are those of the authors' JSON lines: `prompt` (messages), `chosen` and `rejected` (messages
 or text), `chosen_item` and `rejected_item` ({sents: [...], type: [...]}, a type a sentence:
-`hallucination` or `no_hallucination`). Where an answer is absent it is its sentences together. Each
-sentence becomes a span with its type as label.
+`hallucination` or `no_hallucination`). Where a response is absent it is its sentences together.
+Each sentence becomes a span with its type as label.
 
 Source: Gu et al. 2025, arXiv:2503.02846; open-compass/ANAH, maskdpo/dataset.py. Their set has no
 images; an `images` or `image` column is read where there is one.
@@ -38,7 +38,7 @@ class MaskDPO(AbstractMapping):
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         labelled = {side: _labelled(values, side) for side in self.responses}
-        sides = {side: answer for side, (answer, _, _) in labelled.items()}
+        sides = {side: response for side, (response, _, _) in labelled.items()}
         found = compared(turns_of(values["prompt"]), sides)
         spans = {
             side: _spans(found.responses[side], sentences, labels, side)
@@ -48,7 +48,7 @@ class MaskDPO(AbstractMapping):
 
 
 def _labelled(values: Mapping[str, Any], side: str) -> tuple[Any, list[str], list[str]]:
-    """An answer, its sentences, and their labels."""
+    """A response, its sentences, and their labels."""
     item = values[f"{side}_item"]
     if not isinstance(item, Mapping) or not {"sents", "type"} <= set(item):
         raise malformed(f"{side}_item has not the fields sents and type: {item!r:.60}", side)
@@ -65,11 +65,11 @@ def _texts(value: Any, name: str) -> list[str]:
 
 
 def _spans(
-    answer: str, sentences: Sequence[str], labels: Sequence[str], side: str
+    response: str, sentences: Sequence[str], labels: Sequence[str], side: str
 ) -> tuple[Span, ...]:
     try:
         plain = [without_end_tokens(sentence) for sentence in sentences]
-        return tuple(labelled_sentences(answer, plain, labels))
+        return tuple(labelled_sentences(response, plain, labels))
     except ValueError as error:
         raise malformed(f"{side}_item: {error}", side) from error
 

@@ -1,4 +1,4 @@
-"""mDPO's 10,000 pairs of VLFeedback: a prompt that is templated already, and two answers.
+"""mDPO's 10,000 pairs of VLFeedback: a prompt that is templated already, and two responses.
 
 Fields are those of fwnlp/mDPO-preference-data: `img_path`, `prompt` ("A chat between ... USER:
 <image> ... ASSISTANT:"), `chosen`, `rejected`. The template is taken off: the model that is

@@ -1,4 +1,4 @@
-"""MIA-DPO: a question about one of several images, a true answer and a mistaken one.
+"""MIA-DPO: a question about one of several images, a true response and a mistaken one.
 
 Fields are those of the authors' JSON lists: `id`, `image` (a list of file names), `prompt` (with a
 marker an image), `chosen`, `rejected`, and `gt`, which is not read.

@@ -1,10 +1,11 @@
-"""ms-swift: a conversation with its answer, another answer, and perhaps other images for that one.
+"""ms-swift: a conversation with its response, another response, and perhaps other images for that
+one.
 
-Fields: `messages` ([{role, content}, ...], ending with the preferred answer), `images` (a list),
+Fields: `messages` ([{role, content}, ...], ending with the preferred response), `images` (a list),
 `rejected_response` (text) or `rejected_messages` (a whole conversation), and `rejected_images`,
-which the rejected answer is about; the chosen one can be seen beside them too, under the condition
-`rejected`. With images of its own, the rejected answer may be the same text; where it is absent, it
-is.
+which the rejected response is about; the chosen one can be seen next to them too, under the
+condition `rejected`. With images of its own, the rejected response may be the same text; where it
+is absent, it is.
 
 Source: https://swift.readthedocs.io, "Custom Dataset", DPO/ORPO/CPO/SimPO/RM.
 """

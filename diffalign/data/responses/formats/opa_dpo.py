@@ -1,12 +1,12 @@
-"""OPA-DPO: an answer of the model, the same one rewritten by GPT-4V, and that of the data set.
+"""OPA-DPO: a response of the model, the same one rewritten by GPT-4V, and that of the data set.
 
 Columns are those of the authors' sets: `queries`, `image_bytes` (base64), `standard_response` (the
-data set's answer, here `chosen`), `original_generate_response` (the model's own, here `rejected`),
-`AI_pseudo_response` (rewritten, here `revised`) and `AI_json_report`, a JSON string. The report has
-one entry a sentence under "0", "1", ..., and `Added` for what was added: `copied_content`,
-`rewritten_content`, `score` (1 to 4) and `error_type`. Each sentence that is found in `rejected` or
-`revised` becomes a span with that score, and the error type as its label; text that was added, or
-that the report does not quote as it stands, becomes one without either.
+data set's response, here `chosen`), `original_generate_response` (the model's own, here
+`rejected`), `AI_pseudo_response` (rewritten, here `revised`) and `AI_json_report`, a JSON string.
+The report has one entry a sentence under "0", "1", ..., and `Added` for what was added:
+`copied_content`, `rewritten_content`, `score` (1 to 4) and `error_type`. Each sentence that is
+found in `rejected` or `revised` becomes a span with that score, and the error type as its label;
+text that was added, or that the report does not quote as it is, becomes one without either.
 
 Source: Yang et al. 2025, arXiv:2501.09695; zhyang2226/OPA-DPO, utils/data_utils_dpo.py.
 """
@@ -38,7 +38,7 @@ _QUOTED = {"rejected": "copied_content", "revised": "rewritten_content"}
 
 
 class OPADPO(AbstractMapping):
-    """`queries`, `image_bytes`, three answers and a report on two of them."""
+    """`queries`, `image_bytes`, three responses and a report on two of them."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"queries", "AI_json_report", *_COLUMNS.values()})
     image_columns: ClassVar[tuple[str, ...]] = ("image_bytes", "image")
@@ -50,8 +50,8 @@ class OPADPO(AbstractMapping):
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
         report = _report(values["AI_json_report"])
-        answers = {name: values[column] for name, column in _COLUMNS.items()}
-        found = compared(turns_of_template(values["queries"]), answers)
+        responses = {name: values[column] for name, column in _COLUMNS.items()}
+        found = compared(turns_of_template(values["queries"]), responses)
         spans = {
             name: _spans(found.responses[name], report, quoted) for name, quoted in _QUOTED.items()
         }

@@ -1,7 +1,8 @@
 """POVID: a conversation as LLaVA's data have it, and the same one with a hallucination put in.
 
 Fields are those of POVID's JSON list: `id`, `image` (a file name under COCO's train2014),
-`conversations` ([{from, value}, ...]) and `rejected_conversations` (the same, with another answer).
+`conversations` ([{from, value}, ...]) and `rejected_conversations` (the same, with another
+response).
 
 Source: Zhou et al. 2024, arXiv:2402.11411.
 """

@@ -1,4 +1,4 @@
-"""RLAIF-V: an image, a question and two answers as plain text.
+"""RLAIF-V: an image, a question and two responses as plain text.
 
 Columns are those of openbmb/RLAIF-V-Dataset: `image` ({bytes, path}), `question`, `chosen`,
 `rejected`, and `ds_name`, `origin_dataset`, `origin_split`, `idx`, `image_path`, which are not

@@ -1,4 +1,4 @@
-"""RLHF-V: an image, and a JSON string with the question, the corrected and the original answer.
+"""RLHF-V: an image, and a JSON string with the question, the corrected and the original response.
 
 Columns are those of openbmb/RLHF-V-Dataset: `image` ({bytes, path}), `text` (a JSON object of
 `question`, `chosen`, `rejected`, as a string), and some about the origin, which are not read.

@@ -1,4 +1,4 @@
-"""TRL's vision preferences: images, a prompt and two answers, as text or as messages.
+"""TRL's vision preferences: images, a prompt and two responses, as text or as messages.
 
 `images` (a list) or `image`; `prompt`, `chosen` and `rejected` are strings or lists of messages
 `{role, content}`, whose content is text or blocks `{type: image}` and `{type: text, text}`. The

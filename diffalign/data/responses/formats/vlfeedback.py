@@ -1,9 +1,9 @@
-"""VLFeedback: four answers by different models, each rated from 1 to 5 in three respects.
+"""VLFeedback: four responses by different models, each rated from 1 to 5 in three respects.
 
 Columns are those of MMInstruction/VLFeedback: `prompt`, `img_path` (or `image`), `completions`
 ([{model, response, annotations: {Helpfulness, Ethical Considerations, Visual Faithfulness:
-{Rating, Rationale}}}, ...]). Every two answers of a row whose mean ratings differ make a pair; a
-tie makes none, and neither does an answer without three ratings.
+{Rating, Rationale}}}, ...]). Every two responses of a row whose mean ratings differ make a pair; a
+tie makes none, and neither does a response without three ratings.
 
 Source: Li et al. 2023, arXiv:2312.10665 (Silkie): the mean of the three ratings decides, and ties
 are dropped.
@@ -55,7 +55,7 @@ class VLFeedback(AbstractMapping):
 
 
 def _rated(completion: Any) -> tuple[str, float | None]:
-    """An answer and the mean of its ratings; None where one is missing."""
+    """A response and the mean of its ratings; None where one is missing."""
     if not isinstance(completion, Mapping):
         raise malformed(f"expected a completion, found {completion!r:.60}")
     annotations = completion.get("annotations") or {}

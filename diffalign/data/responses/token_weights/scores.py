@@ -1,7 +1,7 @@
 """Sentences count by the score that a judge gave them, or by the kind of mistake.
 
 Source: OPA-DPO (Yang et al. 2025, arXiv:2501.09695): the worse a sentence was judged (1 to 4), the
-more it counts, in the original and in the revised response; between pictures, sentences with
+more it counts, in the original and in the revised response; between images, sentences with
 mistakes of recognition count threefold. The end of the model's own response counts nothing there.
 """
 

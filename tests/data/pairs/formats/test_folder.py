@@ -40,7 +40,7 @@ def test_preferred_images_may_be_alone(name, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["captions", "."])
-def test_captions_may_lie_in_a_folder_of_their_own_or_beside_the_two(place, tmp_path):
+def test_captions_may_lie_in_a_folder_of_their_own_or_next_to_the_two(place, tmp_path):
     write_folder(tmp_path, make_pairs(1))
     (tmp_path / place).mkdir(exist_ok=True)
     (tmp_path / "win" / "0000.txt").rename(tmp_path / place / "0000.txt")
@@ -108,7 +108,7 @@ def test_a_caption_in_another_encoding_is_skipped_by_name(content, tmp_path):
     assert (bad.sample_id, bad.reason) == ("0001", SkipReason.MALFORMED)
 
 
-def test_files_beside_the_images_are_no_images(tmp_path):
+def test_files_next_to_the_images_are_no_images(tmp_path):
     write_folder(tmp_path, make_pairs(2))
     for name in ("Thumbs.db", ".DS_Store", "._0000.png", "0000.json", "0001.npz", "desktop.ini"):
         (tmp_path / "lose" / name).write_bytes(b"x")

@@ -88,7 +88,7 @@ def test_members_without_a_preference_are_refused(tmp_path):
         pairs_in(tmp_path)
 
 
-def test_a_picture_with_a_caption_is_a_preferred_image_alone(tmp_path):
+def test_a_image_with_a_caption_is_a_preferred_image_alone(tmp_path):
     write_tar(tmp_path / "x.tar", ("k.jpg", b"+"), ("k.txt", b"c"))
     (pair,) = pairs_in(tmp_path)
     assert (pair.chosen, pair.rejected, pair.prompt) == (b"+", None, "c")

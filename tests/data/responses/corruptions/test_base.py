@@ -40,7 +40,7 @@ def test_a_kind_that_does_not_exist_is_refused():
         config.load(Conditions, overrides=["conditions={a: {kind: crpo}}"])
 
 
-def test_where_pictures_come_from():
+def test_where_images_come_from():
     assert Crop().origin is Origin.OWN
     assert Replaced().origin is Origin.ROW
     assert Random().origin is Origin.ANOTHER

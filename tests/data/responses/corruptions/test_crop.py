@@ -28,18 +28,18 @@ def test_the_aspect_is_log_uniform_from_three_quarters_to_four_thirds():
     assert logarithm.var() == pytest.approx(1 / 3, abs=0.05)
 
 
-def test_a_crop_lies_in_the_picture_and_reaches_every_border():
+def test_a_crop_lies_in_the_image_and_reaches_every_border():
     left, top, right, bottom = boxes(100, 80, smallest=0.15).T
     assert left.min() == 0 and top.min() == 0
     assert right.max() == 100 and bottom.max() == 80
 
 
-def test_a_crop_keeps_the_size_of_the_picture_and_shows_a_part_of_it():
+def test_a_crop_keeps_the_size_of_the_image_and_shows_a_part_of_it():
     ramp = np.tile(np.arange(200, dtype=np.uint8), (150, 1))
-    picture = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
     left, _, right, _ = Crop().box(200, 150, cpu_generator(1))
-    cropped = Crop().picture(picture, cpu_generator(1))
-    assert cropped.size == picture.size
+    cropped = Crop().image(image, cpu_generator(1))
+    assert cropped.size == image.size
     levels = np.asarray(cropped)[75, :, 0]
     assert left - 1 <= levels.min() and levels.max() <= right
     assert levels.min() == pytest.approx(left, abs=1) and levels.max() == pytest.approx(
@@ -47,7 +47,7 @@ def test_a_crop_keeps_the_size_of_the_picture_and_shows_a_part_of_it():
     )
 
 
-def test_a_picture_too_narrow_for_any_crop_keeps_its_middle():
+def test_a_image_too_narrow_for_any_crop_keeps_its_middle():
     assert Crop(smallest=0.9, largest=1.0).box(400, 30, cpu_generator(0)) == (180, 0, 220, 30)
     assert Crop(smallest=0.9, largest=1.0).box(30, 400, cpu_generator(0)) == (0, 180, 30, 220)
     assert Crop().box(1, 1, cpu_generator(0)) == (0, 0, 1, 1)

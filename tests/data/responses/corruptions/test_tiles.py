@@ -4,23 +4,23 @@ import torch
 from diffalign.data.responses.corruptions.tiles import to_tiles, with_tiles
 from diffalign.errors import ModelError
 from tests.data.encoders import FAMILIES, encoder, loaded, user
-from tests.layouts import picture
+from tests.layouts import solid_image
 
-IMAGES = [picture((200, 100, 50), size=size) for size in [(20, 12), (8, 30)]]
+IMAGES = [solid_image((200, 100, 50), size=size) for size in [(20, 12), (8, 30)]]
 
 
 def shown(family):
-    return encoder(family).prompt(user("<image><image>"), IMAGES).pictures
+    return encoder(family).prompt(user("<image><image>"), IMAGES).image_inputs
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tiles_go_back_to_where_they_were(family):
-    pictures, image_processor = shown(family), loaded(family)[1].image_processor
-    tiles = to_tiles(pictures, image_processor)
+    image_inputs, image_processor = shown(family), loaded(family)[1].image_processor
+    tiles = to_tiles(image_inputs, image_processor)
     assert len(tiles) == 2
-    again = with_tiles(pictures, tiles, image_processor)
-    assert again.keys() == pictures.keys()
-    for key, values in pictures.items():
+    again = with_tiles(image_inputs, tiles, image_processor)
+    assert again.keys() == image_inputs.keys()
+    for key, values in image_inputs.items():
         assert torch.equal(again[key], values)
 
 
@@ -32,15 +32,15 @@ def test_tiles_go_back_to_where_they_were(family):
         ("qwen2_vl", [(16, 3, 4, 4), (16, 3, 4, 4)]),
     ],
 )
-def test_each_picture_is_a_stack_of_tiles(family, shapes):
+def test_each_image_is_a_stack_of_tiles(family, shapes):
     tiles = to_tiles(shown(family), loaded(family)[1].image_processor)
     assert [tuple(each.shape) for each in tiles] == shapes
 
 
 def test_a_patch_has_its_channels_apart():
-    red = picture((255, 0, 0), size=(16, 16))
-    pictures = encoder("qwen2_vl").prompt(user("<image>"), [red]).pictures
-    (tiles,) = to_tiles(pictures, loaded("qwen2_vl")[1].image_processor)
+    red = solid_image((255, 0, 0), size=(16, 16))
+    image_inputs = encoder("qwen2_vl").prompt(user("<image>"), [red]).image_inputs
+    (tiles,) = to_tiles(image_inputs, loaded("qwen2_vl")[1].image_processor)
     assert tiles[:, 0].std() > 0
     assert tiles[:, 1].std() == pytest.approx(0, abs=1e-6)  # no green anywhere
     assert tiles[:, 2].std() == pytest.approx(0, abs=1e-6)

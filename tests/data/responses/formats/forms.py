@@ -1,6 +1,6 @@
-"""One row of each published form of preferences between answers, as its authors spell it.
+"""One row of each published form of preferences between responses, as its authors spell it.
 
-Row i asks "What is i?", prefers "It is i." to "It is not i.", and names the picture `i.png`.
+Row i asks "What is i?", prefers "It is i." to "It is not i.", and names the image `i.png`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.layouts import encoded, picture
+from tests.layouts import encoded, solid_image
 
 Row = dict[str, Any]
 
 
 def tiny_png(i: int = 0) -> bytes:
     """Four by two pixels, in a colour of its own."""
-    return encoded(picture((200 - i, i, 0), size=(4, 2)))
+    return encoded(solid_image((200 - i, i, 0), size=(4, 2)))
 
 
-def write_lines(folder: Path, rows: Sequence[Row], *, pictures: int = 10) -> Path:
-    """`pairs.jsonl` with `0.png` and so on beside it."""
+def write_lines(folder: Path, rows: Sequence[Row], *, images: int = 10) -> Path:
+    """`pairs.jsonl` with `0.png` and so on next to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(pictures):
+    for i in range(images):
         (folder / f"{i}.png").write_bytes(tiny_png(i))
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return file
 
 
-def write_list(folder: Path, rows: Sequence[Row], *, pictures: int = 10) -> Path:
+def write_list(folder: Path, rows: Sequence[Row], *, images: int = 10) -> Path:
     """The same as one JSON list."""
-    write_lines(folder, rows, pictures=pictures).unlink()
+    write_lines(folder, rows, images=images).unlink()
     file = folder / "pairs.json"
     file.write_text(json.dumps(list(rows)), encoding="utf-8")
     return file
@@ -105,7 +105,7 @@ def mdpo(i: int) -> Row:
     return {
         "img_path": f"{i}.png",
         "prompt": "A chat between a curious user and an artificial intelligence assistant. The "
-        f"assistant gives helpful answers. USER: <image>\nWhat is {i}? ASSISTANT:",
+        f"assistant gives helpful responses. USER: <image>\nWhat is {i}? ASSISTANT:",
         "chosen": f"It is {i}.",
         "rejected": f"It is not {i}.",
     }

@@ -1,4 +1,4 @@
-"""What is particular about a form: pairs that are ordered or tied, spans, further pictures."""
+"""What is particular about a form: pairs that are ordered or tied, spans, further images."""
 
 import json
 
@@ -95,7 +95,7 @@ def test_trl_markers_must_be_as_many_as_images(images, tmp_path):
 # VLFeedback
 
 
-def test_vlfeedback_pairs_every_two_answers_by_mean_rating_without_ties(tmp_path):
+def test_vlfeedback_pairs_every_two_responses_by_mean_rating_without_ties(tmp_path):
     row = forms.vlfeedback(0)
     row["completions"] = [
         rated("best", "5", "5", "5"),
@@ -137,7 +137,7 @@ def test_mdpo_templates_are_taken_off(prompt, turns):
 # OPA-DPO
 
 
-def test_opa_dpo_offers_three_answers_and_scores_of_two(tmp_path):
+def test_opa_dpo_offers_three_responses_and_scores_of_two(tmp_path):
     found = comparison(tmp_path, forms.opa_dpo(3))
     assert found.responses == {
         "chosen": "It is 3.",
@@ -203,7 +203,7 @@ def test_mask_dpo_sentences_have_labels(tmp_path):
     ]
 
 
-def test_mask_dpo_answers_may_be_their_sentences(tmp_path):
+def test_mask_dpo_responses_may_be_their_sentences(tmp_path):
     row = forms.mask_dpo(0)
     del row["chosen"], row["rejected"]
     row["chosen_item"] = {
@@ -215,23 +215,23 @@ def test_mask_dpo_answers_may_be_their_sentences(tmp_path):
     assert judged(found.responses["chosen"], found.spans["chosen"])[1][0] == "A dog."
 
 
-# ms-swift and Re-Align: pictures in place of the images
+# ms-swift and Re-Align: images in place of the images
 
 
 def test_ms_swift_rejected_images_are_a_condition(tmp_path):
     pair = opened(tmp_path, forms.ms_swift(0)).pair(0, 0)
     assert pair.images == (tmp_path / "0.png",)
-    assert pair.pictures == {"rejected": (tmp_path / "9.png",)}
+    assert pair.other_images == {"rejected": (tmp_path / "9.png",)}
 
 
 def test_ms_swift_without_rejected_images_has_the_same_ones(tmp_path):
     row = {**forms.ms_swift(0), "rejected_images": None}
     pair = opened(tmp_path, row).pair(0, 0)
-    assert pair.pictures == {"rejected": pair.images}
+    assert pair.other_images == {"rejected": pair.images}
 
 
 @pytest.mark.parametrize("response", [None, "It is 0."])
-def test_ms_swift_answers_may_differ_in_their_images_alone(response, tmp_path):
+def test_ms_swift_responses_may_differ_in_their_images_alone(response, tmp_path):
     row = {**forms.ms_swift(0), "rejected_response": response}
     pair = opened(tmp_path, row).pair(0, 0)
     assert pair.responses == {"chosen": "It is 0.", "rejected": "It is 0."}
@@ -253,7 +253,7 @@ def test_ms_swift_rejected_may_be_a_conversation(tmp_path):
 
 def test_re_align_retrieved_images_are_a_condition(tmp_path):
     pair = opened(tmp_path, forms.re_align(0)).pair(0, 0)
-    assert pair.pictures == {"retrieved": (tmp_path / "9.png",)}
+    assert pair.other_images == {"retrieved": (tmp_path / "9.png",)}
 
 
 def test_sharegpt_system_is_the_first_turn(tmp_path):

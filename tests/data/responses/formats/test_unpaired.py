@@ -34,14 +34,14 @@ def source(folder, rows, *, views=BOTH, size=4, **settings):
     )
 
 
-ASKED, ANSWER = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}
+ASKED, RESPONSE = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}
 SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
 ROWS = {
     "strings": {"prompt": "What?", "completion": "A cat."},
-    "messages": {"prompt": [ASKED], "completion": [ANSWER]},
-    "a lone message": {"prompt": [ASKED], "completion": ANSWER},
-    "without a prompt": {"completion": [ASKED, ANSWER], "prompt": None},
-    "ms-swift": {"messages": [ASKED, ANSWER]},
+    "messages": {"prompt": [ASKED], "completion": [RESPONSE]},
+    "a lone message": {"prompt": [ASKED], "completion": RESPONSE},
+    "without a prompt": {"completion": [ASKED, RESPONSE], "prompt": None},
+    "ms-swift": {"messages": [ASKED, RESPONSE]},
     "LLaMA-Factory": {"conversations": SAID},
     "with an end": {"prompt": "What?", "completion": "A cat.</s>"},
 }
@@ -85,7 +85,7 @@ def test_rows_of_a_batch_are_those_of_each_side(tmp_path):
     assert names["rejected"] == ["pairs.jsonl:2"]
     for name, count in (("chosen", 2), ("rejected", 1)):
         assert len(batch.responses[name].input_ids) == count
-        assert len(batch.pictures_of(name, None)["pixel_values"]) == count
+        assert len(batch.images_of(name, None)["pixel_values"]) == count
 
 
 def test_a_batch_may_have_one_side_alone(tmp_path):
@@ -96,8 +96,8 @@ def test_a_batch_may_have_one_side_alone(tmp_path):
 def test_images_and_text_alone_may_be_mixed(tmp_path):
     plain = {key: value for key, value in unpaired(1).items() if key != "images"}
     batch = next(iter(source(tmp_path, [unpaired(0), plain, unpaired(2), plain], size=4)))
-    assert sorted(batch.picture_counts.tolist()) == [0, 0, 1, 1]
-    assert not batch.pictures_of("rejected", None)
+    assert sorted(batch.image_counts.tolist()) == [0, 0, 1, 1]
+    assert not batch.images_of("rejected", None)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Values of TRL's and of the authors' own functions on the three pairs of `answers`."""
+"""Values of TRL's and of the authors' own functions on the three pairs of `responses`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from diffalign.objectives.tdpo import TDPO
 from diffalign.objectives.tpo import TriplePO
 from diffalign.objectives.v_dpo import mixed_score
 from diffalign.objectives.weighted_sum import Term, WeightedSum
-from tests.objectives.answers import answers, averages, numbers, plain, row_of
+from tests.objectives.responses import averages, numbers, plain, responses, row_of
 
 
 def summed_terms(*terms: Term) -> WeightedSum:
@@ -121,7 +121,7 @@ def check(loss: torch.Tensor, each: list[float], mean: float, within: float = 1e
 @pytest.mark.parametrize("name", SUMS)
 def test_values_on_sums_over_tokens(name):
     objective, each, mean = SUMS[name]
-    check(objective(answers()).loss, each, mean)
+    check(objective(responses()).loss, each, mean)
 
 
 @pytest.mark.parametrize("name", AVERAGES)
@@ -132,17 +132,17 @@ def test_values_on_means_over_tokens(name):
 
 
 def test_simpo_averages_sums_by_itself():
-    check(SimPO(beta=2.0, gamma=1.0)(answers()).loss, [1.081037, 1.313262, 2.171097], 1.521799)
+    check(SimPO(beta=2.0, gamma=1.0)(responses()).loss, [1.081037, 1.313262, 2.171097], 1.521799)
 
 
 def test_alpha_divergence_one_half_that_trl_has_in_single_precision_alone():
     objective = DivergenceDPO(beta=0.5, divergence="alpha", alpha=0.5)
-    check(objective(answers()).loss, [0.481451, 0.792961, 0.520704], 0.598372, within=2e-6)
+    check(objective(responses()).loss, [0.481451, 0.792961, 0.520704], 0.598372, within=2e-6)
 
 
 def test_supervised_fine_tuning_is_the_mean_over_tokens():
     # Published per pair as the mean of each, which is what a pair alone gives.
-    objective, views = SFT(), answers()
+    objective, views = SFT(), responses()
     assert objective(views).loss.mean().item() == pytest.approx(0.888889, abs=1e-6)
     each = [objective(row_of(views, row)).loss.item() for row in range(3)]
     assert each == pytest.approx([0.833333, 0.55, 1.1], abs=1e-6)
@@ -151,7 +151,7 @@ def test_supervised_fine_tuning_is_the_mean_over_tokens():
 
 
 def test_triple_preference_optimisation():
-    objective, views = TriplePO(beta=0.1), answers()
+    objective, views = TriplePO(beta=0.1), responses()
     assert objective(views).loss.mean().item() == pytest.approx(1.351925, abs=1e-6)
     each = [objective(row_of(views, row)).loss.item() for row in range(3)]
     assert each == pytest.approx([1.320957, 1.066025, 2.068793], abs=1e-6)
@@ -163,7 +163,7 @@ def test_odds_ratio():
     ratio = torch.nn.functional.logsigmoid(chosen - rejected)
     check(ratio, published, -0.843966)
     # The loss adds it, weighted, to the mean over tokens.
-    loss = ORPO(odds_weight=0.1)(answers()).loss.mean().item()
+    loss = ORPO(odds_weight=0.1)(responses()).loss.mean().item()
     assert loss == pytest.approx(0.888889 + 0.1 * 0.843966, abs=1e-6)
 
 
@@ -174,7 +174,7 @@ def test_alignment_term_of_aligned_fine_tuning():
 
 
 KTO_EACH = {
-    # Mean log-ratio of mismatched answers -> the three chosen, the three rejected, their mean.
+    # Mean log-ratio of mismatched responses -> the three chosen, the three rejected, their mean.
     0.05: ([0.431680, 0.518741, 0.407333], [0.443986, 0.531209, 0.481259], 0.469035),
     -0.3: ([0.425557, 0.512497, 0.401312], [0.450166, 0.537430, 0.487503], 0.469078),
 }
@@ -183,7 +183,7 @@ KTO_EACH = {
 @pytest.mark.parametrize("divergence", KTO_EACH)
 def test_kahneman_tversky(divergence):
     mismatched = plain([divergence - 0.2, divergence + 0.2], [0.0, 0.0])
-    views = {**answers(), "mismatched": mismatched}
+    views = {**responses(), "mismatched": mismatched}
     chosen, rejected, mean = KTO_EACH[divergence]
 
     def loss(**weights):
@@ -195,13 +195,13 @@ def test_kahneman_tversky(divergence):
 
 
 def test_kahneman_tversky_with_a_heavier_undesirable_side():
-    views = {**answers(), "mismatched": plain([0.05], [0.0])}
+    views = {**responses(), "mismatched": plain([0.05], [0.0])}
     loss = KTO(beta=0.5, baseline="mismatched", undesirable_weight=1.5)(views).loss
     assert loss.mean().item() == pytest.approx(0.590406, abs=1e-6)
 
 
 def test_binary_classifier_over_two_steps():
-    objective, views = BCO(beta=0.5), answers()
+    objective, views = BCO(beta=0.5), responses()
     first = objective(views)
     assert first.metrics["delta"].item() == pytest.approx(0.0916667, abs=1e-6)
     each = [0.594396, 0.766487, 0.550817], [0.557910, 0.722739, 0.624820]
@@ -224,7 +224,7 @@ def test_second_stage_of_povid():
         Term(objective=DPO(beta=0.5), weight=0.5),
         Term(objective=DPO(beta=0.5), weight=0.5, views={"rejected": "own"}),
     )
-    views = {**answers(), "own": plain([-2.2, -1.3, -3.9], [-2.0, -1.1, -4.0])}
+    views = {**responses(), "own": plain([-2.2, -1.3, -3.9], [-2.0, -1.1, -4.0])}
     check(objective(views).loss, [0.493546, 0.733299, 0.513316], 0.580054)
 
 
@@ -232,8 +232,8 @@ def test_second_stage_of_povid():
     ("gamma", "mixed"), [(1.5, [-2.2, -1.15, -4.0]), (0.5, [-2.8, -1.05, -4.8])]
 )
 def test_mixed_scores_of_vision_guided_dpo(gamma, mixed):
-    # The log-probabilities of the reference stand for those without the picture.
-    chosen = answers()["chosen"]
+    # The log-probabilities of the reference stand for those without the image.
+    chosen = responses()["chosen"]
     scores = mixed_score(chosen.policy, chosen.reference, gamma=gamma)
     assert scores.tolist() == pytest.approx(mixed, abs=1e-6)
 
@@ -290,7 +290,7 @@ def test_normalised_weights_of_changed_tokens():
 
 
 def test_soft_win_rates():
-    views, rates = answers(), numbers([0.8, 0.6, 0.9])
+    views, rates = responses(), numbers([0.8, 0.6, 0.9])
     loss = sppo_loss(views["chosen"].log_ratio, rates, beta=0.5)
     loss = loss + sppo_loss(views["rejected"].log_ratio, 1 - rates, beta=0.5)
     assert loss.tolist() == pytest.approx([0.04, 0.34, 0.49], abs=1e-6)

@@ -1,13 +1,14 @@
-"""Every method for answers on the playground: same base, same scenes, one table in docs/results.md.
+"""Every method for responses on the playground: same base, same scenes, one table in
+docs/results.md.
 
-    .venv/bin/python scripts/compare_answers.py                  # all, two side by side
-    .venv/bin/python scripts/compare_answers.py --only dpo mdpo  # some; others stay as they are
-    .venv/bin/python scripts/compare_answers.py --only dpo --trial  # does it run? changes no page
+    .venv/bin/python scripts/compare_responses.py                  # all, two side by side
+    .venv/bin/python scripts/compare_responses.py --only dpo mdpo  # some; others stay as they are
+    .venv/bin/python scripts/compare_responses.py --only dpo --trial  # does it run? changes no page
 
-Each row is a config under configs/playground/answers, trained by `diffalign train` on one thread. A
-run that is there already is taken as it is: delete its folder to do it again. Each model then
-answers questions about held-out scenes, greedily, and what it says is held against the truth. What
-stands between the two markers of docs/results.md is replaced.
+Each row is a config under configs/playground/responses, trained by `diffalign train` on one thread.
+A run that is there already is taken as it is: delete its folder to do it again. Each model then
+responses questions about held-out scenes, greedily, and what it says is held against the truth.
+What is between the two markers of docs/results.md is replaced.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from diffalign import config
 from diffalign.benchmarks.report import Figure
 from diffalign.jobs.demo_responses import opened
 from diffalign.models.vlm.config import VLM
-from diffalign.playground.models import playground_answers_path
-from diffalign.playground.response_quality import evaluate_answers, held_out_crowds
+from diffalign.playground.models import playground_responses_path
+from diffalign.playground.response_quality import evaluate_responses, held_out_multi_object_scenes
 from diffalign.training.build import RunConfig
 
-CONFIGS = Path("configs/playground/answers")
+CONFIGS = Path("configs/playground/responses")
 COLUMNS = {
     "chair_s": "CHAIR-s",
     "chair_i": "CHAIR-i",
@@ -57,7 +58,7 @@ class Row:
     after: str | None = None
     """Name of the row whose adapter this one starts from."""
     shuffled: bool = False
-    """Train beside the pictures of other rows: what is learnt then needs no picture."""
+    """Train next to the images of other rows: what is learnt then needs no image."""
 
 
 ROWS = (
@@ -74,14 +75,14 @@ ROWS = (
     Row("simpo", "SimPO", "simpo.yaml"),
     Row("kto", "KTO", "kto.yaml"),
     Row("ipo", "IPO", "ipo.yaml"),
-    Row("dpo_shuffled", "DPO beside other pictures", "dpo.yaml", shuffled=True),
-    Row("mdpo_shuffled", "mDPO beside other pictures", "mdpo.yaml", shuffled=True),
+    Row("dpo_shuffled", "DPO next to other images", "dpo.yaml", shuffled=True),
+    Row("mdpo_shuffled", "mDPO next to other images", "mdpo.yaml", shuffled=True),
 )
 
 
-def shuffle_pictures(folder: Path) -> None:
-    """The preferences again, every row beside the picture of another one."""
-    source = pq.read_table(sorted(playground_answers_path().glob("*.parquet")))
+def shuffle_images(folder: Path) -> None:
+    """The preferences again, every row next to the image of another one."""
+    source = pq.read_table(sorted(playground_responses_path().glob("*.parquet")))
     target = folder / "shuffled/train.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     others = np.roll(np.random.default_rng(0).permutation(source.num_rows), 1)
@@ -111,13 +112,13 @@ def train(folder: Path, row: Row, more: Sequence[str]) -> None:
 
 
 def measure(folder: Path, run: Path | None, scenes: int) -> dict[str, Figure]:
-    """What a trained model, or the base, says of held-out scenes; kept beside the run."""
-    record = (run or folder / "base") / "answers.json"
+    """What a trained model, or the base, says of held-out scenes; kept next to the run."""
+    record = (run or folder / "base") / "responses.json"
     if not record.exists():
         saved = config.load(RunConfig, CONFIGS / "dpo.yaml" if run is None else run / "config.yaml")
-        assert isinstance(saved.model, VLM), "the configs train answers"
+        assert isinstance(saved.model, VLM), "the configs train responses"
         model = opened(saved.model, run)
-        figures = evaluate_answers(model, held_out_crowds(scenes))
+        figures = evaluate_responses(model, held_out_multi_object_scenes(scenes))
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({name: asdict(f) for name, f in figures.items()}))
     return {name: figure(saved) for name, saved in json.loads(record.read_text()).items()}
@@ -140,7 +141,7 @@ def table(folder: Path, rows: Sequence[Row], scenes: int, before: str) -> str:
         + f"\n\n{scenes} held-out scenes; 95 % intervals, resampled by scene; percent, and words "
         f"of a description. CPU seconds: of the whole run, one thread. {os.cpu_count()} cores "
         f"({platform.machine()}, torch {torch.__version__}), by "
-        f"`python scripts/compare_answers.py`.\n"
+        f"`python scripts/compare_responses.py`.\n"
     )
 
 
@@ -150,7 +151,7 @@ def _cells(figures: Mapping[str, Figure]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/answers"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/responses"))
     parser.add_argument("--only", nargs="+", default=[], choices=[row.name for row in ROWS])
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time")
     parser.add_argument(
@@ -161,7 +162,7 @@ def main() -> None:
     page, more = (trial_page(folder), TRIAL) if arguments.trial else (PAGE, ())
     scenes = 4 if arguments.trial else SCENES
     wanted = [row for row in ROWS if not arguments.only or row.name in arguments.only]
-    shuffle_pictures(folder)
+    shuffle_images(folder)
     for at_once in ([row for row in wanted if not row.after], [row for row in wanted if row.after]):
         with ThreadPoolExecutor(arguments.side_by_side) as pool:
             list(pool.map(lambda row: train(folder, row, more), at_once))

@@ -1,4 +1,4 @@
-"""Judges of what was just sampled: what they are asked, and what becomes of their answers."""
+"""Scorers of what was just sampled: what they are asked, and what becomes of their responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffalign import components
 from diffalign.errors import DataError
-from diffalign.imaging.image_files import pixels_of, read_picture
+from diffalign.imaging.image_files import pixels_of, read_image
 from diffalign.scorers.base import AbstractScorer
 
 
@@ -55,18 +55,18 @@ def ask(scorer: AbstractScorer, images: Tensor, prompts: Sequence[str], t: int) 
     return scores.masked_fill(broken | ~scores.isfinite(), torch.nan)
 
 
-def refuse_judges_of_noise(scorers: Sequence[AbstractScorer]) -> None:
+def refuse_scorers_of_noise(scorers: Sequence[AbstractScorer]) -> None:
     """Raise ValueError where a scorer of finished images takes a timestep."""
     for scorer in scorers:
         if scorer.takes_time:
             raise ValueError(
-                f"scorers names {components.kind_of(scorer)}, which judges noisy images at a "
-                f"timestep, and these are finished; spo takes such a judge"
+                f"scorers names {components.kind_of(scorer)}, which scores noisy images at a "
+                f"timestep, and these are finished; spo takes such a scorer"
             )
 
 
 @dataclass(frozen=True)
-class JudgedImage:
+class ScoredImage:
     """One image of a round, as a line of `scores.jsonl`."""
 
     visit: int
@@ -77,15 +77,15 @@ class JudgedImage:
     file: str
     """Relative to the round's folder; it is absent where the image was not finite."""
     scores: Mapping[str, float | None]
-    """By judge; None where one gave no finite score. Empty where there is no image."""
+    """By scorer; None where one gave no finite score. Empty where there is no image."""
 
     def vector(self) -> list[float] | None:
-        """All scores, in the order of the judges; None unless each of them is there."""
+        """All scores, in the order of the scorers; None unless each of them is there."""
         scores = [score for score in self.scores.values() if score is not None]
         return scores if scores and len(scores) == len(self.scores) else None
 
 
-class Judges:
+class Scorers:
     """The scorers of a config, by name: the last part of the kind, numbered where shared."""
 
     def __init__(self, scorers: Sequence[AbstractScorer]) -> None:
@@ -104,7 +104,7 @@ class Judges:
         return list(self._scorers)
 
     def fingerprints(self) -> list[str]:
-        """Of the judgements."""
+        """Of the score."""
         return [scorer.fingerprint for scorer in self._scorers.values()]
 
     def warm_up(self, prompt: str, device: torch.device) -> None:
@@ -117,26 +117,26 @@ class Judges:
         for scorer in self._scorers.values():
             ask(scorer, torch.zeros(1, 3, 64, 64, device=device), [prompt], 0)
 
-    def judge(
+    def score_images(
         self, files: Sequence[Path], prompts: Sequence[str], device: torch.device
     ) -> list[dict[str, float | None]]:
-        """Judge what the files hold, 8 bits a channel, as whoever looks at them sees it.
+        """Scorer what the files hold, 8 bits a channel, as whoever looks at them sees it.
 
         Args:
-            files: pictures of one size; some may be absent.
+            files: images of one size; some may be absent.
             prompts: one a file.
             device: where scorers with weights run.
 
         Returns:
-            For each file `JudgedImage.scores`.
+            For each file `ScoredImage.scores`.
 
         Raises:
-            DataError: a scorer refuses the pictures, or returns something else than one score each.
+            DataError: a scorer refuses the images, or returns something else than one score each.
         """
         there = [i for i, file in enumerate(files) if file.exists()]
         scores: list[dict[str, float | None]] = [{} for _ in files]
         if there:
-            images = torch.stack([pixels_of(read_picture(files[i])) for i in there]).to(device)
+            images = torch.stack([pixels_of(read_image(files[i])) for i in there]).to(device)
             asked = [prompts[i] for i in there]
             for name, scorer in self._scorers.items():
                 verdicts = ask(scorer, images, asked, 0).tolist()
@@ -144,19 +144,20 @@ class Judges:
                     scores[i][name] = score if math.isfinite(score) else None
         return scores
 
-    def refuse_silence(self, images: Sequence[JudgedImage], folder: Path) -> None:
-        """Raise DataError where no image of a round in `folder` has a score by some judge."""
-        drawn = [image for image in images if image.scores]
-        if not drawn:
+    def refuse_silence(self, images: Sequence[ScoredImage], folder: Path) -> None:
+        """Raise DataError where no image of a round in `folder` has a score by some scorer."""
+        sampled = [image for image in images if image.scores]
+        if not sampled:
             raise DataError(
-                f"{folder}: the policy drew no image that holds finite values alone, so there is "
+                f"{folder}: the policy sampled no image that holds finite values alone, so there "
+                f"is "
                 f"nothing to compare. Begin again with a lower optimizer.lr, or with precision "
                 f"bf16 or float32"
             )
         for name in self._scorers:
-            if all(image.scores[name] is None for image in drawn):
+            if all(image.scores[name] is None for image in sampled):
                 raise DataError(
-                    f"{folder}: the scorer {name} gave none of the round's {len(drawn)} images a "
-                    f"finite score. Look at the pictures there; if they are as they should be, the "
+                    f"{folder}: the scorer {name} gave none of the round's {len(sampled)} images a "
+                    f"finite score. Look at the images there; if they are as they should be, the "
                     f"scorer is at fault: try it on them with diffalign score"
                 )

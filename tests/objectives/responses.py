@@ -1,4 +1,4 @@
-"""Three pairs of answers by their token log-probabilities, on which published values were made."""
+"""Three pairs of responses by their token log-probabilities, which published values are of."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ REJECTED: tuple[Rows, Rows] = (
     [[-0.60, -1.30, -0.20, -1.50], [-0.50, -1.05, -0.40], [-0.85, -0.20]],
 )
 SPOILT = ([-3.4, -1.6, -5.0], [-3.3, -1.2, -5.6])
-"""Sums of the chosen answers beside spoilt pictures."""
+"""Sums of the chosen responses next to spoilt images."""
 DIVERGENCES = ([0.20, 0.10, 0.30], [0.25, 0.40, 0.05])
-"""Of chosen and rejected answers."""
+"""Of chosen and rejected responses."""
 GOLD: Rows = [[-0.4, -1.0], [-0.5, -0.5, -0.2], [-1.2]]
 
 
@@ -49,7 +49,7 @@ def plain(policy: list[float], reference: list[float]) -> Likelihoods:
     return Likelihoods(numbers(policy).requires_grad_(), numbers(reference))
 
 
-def answers() -> dict[str, Likelihoods]:
+def responses() -> dict[str, Likelihoods]:
     """Every view of the three pairs, of sums over tokens."""
     chosen, rejected = (
         Likelihoods(view.policy, view.reference, view.length, divergence=numbers(divergence))
@@ -66,7 +66,7 @@ def answers() -> dict[str, Likelihoods]:
 
 def averages() -> dict[str, Likelihoods]:
     """The same pairs as means over tokens."""
-    return {name: averaged(view) for name, view in answers().items() if view.length is not None}
+    return {name: averaged(view) for name, view in responses().items() if view.length is not None}
 
 
 def row_of(views: dict[str, Likelihoods], row: int) -> dict[str, Likelihoods]:

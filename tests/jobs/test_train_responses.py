@@ -1,4 +1,4 @@
-"""Methods on answers through the train job: every family, mixed rows; exported and opened again."""
+"""Methods on responses through the train job: every family; exported and opened again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from diffalign.jobs import train
 from diffalign.models.vlm.config import VLM
 from diffalign.training.build import RunConfig
 from diffalign.training.trainer import Trainer
-from tests.answers import random_picture
 from tests.jobs.killing import kill_when, step_reached
-from tests.judged_answers import write_judged_answers
+from tests.judged_responses import write_judged_responses
 from tests.processes import run_ranks
+from tests.responses import random_image
 from tests.runs import figures
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl
 
@@ -36,7 +36,7 @@ output: unset
 model: {kind: vlm, path: unset, lora: {rank: 2}}
 responses:
   path: unset
-  kind: tests.judged_answers
+  kind: tests.judged_responses
   workers: 0
   conditions:
     crop: {kind: crop}
@@ -116,19 +116,19 @@ def base(family: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_judged_answers(tmp_path_factory.mktemp("answers"))
+def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_judged_responses(tmp_path_factory.mktemp("answers"))
 
 
 @pytest.fixture
-def load(answers, tmp_path):
+def load(responses, tmp_path):
     """Makes a run of overrides; its folder is `output`, below the test's."""
     path = tmp_path / "template.yaml"
     path.write_text(RUN)
 
     def load(*overrides: str, family: str = "llava", output: str = "run") -> RunConfig:
         places = [f"output={tmp_path / output}", f"model.path={base(family)}"]
-        return config.load(RunConfig, path, [*places, f"responses.path={answers}", *overrides])
+        return config.load(RunConfig, path, [*places, f"responses.path={responses}", *overrides])
 
     return load
 
@@ -170,8 +170,8 @@ def test_what_was_trained_merges_opens_elsewhere_and_writes(load, family, capsys
         "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}],
     }
     prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
-    picture = random_picture(0, size=(20, 12))
-    inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+    image = random_image(0, size=(20, 12))
+    inputs = processor(text=[prompt], images=[image], return_tensors="pt")
     with torch.no_grad():
         logits = [model(**inputs).logits for model in (adapted, whole)]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
@@ -205,7 +205,7 @@ def test_the_end_of_a_run_names_a_command_that_opens_its_model(load, capsys, sha
         )
 
 
-def test_a_dry_run_shows_answers_and_how_many_pictures_they_are_about(load, capsys):
+def test_a_dry_run_shows_responses_and_how_many_images_they_are_about(load, capsys):
     run = load()
     assert train.run(run, dry_run=True) is None
     shown = capsys.readouterr().out
@@ -215,11 +215,11 @@ def test_a_dry_run_shows_answers_and_how_many_pictures_they_are_about(load, caps
 
 
 def test_a_dry_run_does_not_pass_where_no_pair_can_be_used(load):
-    with pytest.raises(DataError, match=r"none of the first 4 pairs.*row above max_length: .*Mend"):
+    with pytest.raises(DataError, match=r"none of the first 4 pairs.*row above max_length: .*Fix"):
         train.run(load("responses.max_length=3"), dry_run=True)
 
 
-def test_a_run_on_answers_that_is_too_large_is_told_what_its_settings_save(load, monkeypatch):
+def test_a_run_on_responses_that_is_too_large_is_told_what_its_settings_save(load, monkeypatch):
     def fit(trainer):
         raise torch.OutOfMemoryError
 
@@ -255,7 +255,7 @@ def test_a_run_killed_and_resumed_ends_bit_for_bit_alike(load, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_one_process_and_two_agree_on_answers(load, tmp_path):
+def test_one_process_and_two_agree_on_responses(load, tmp_path):
     more = (*METHODS["mdpo"][1], "training.samples_per_device=2", "training.optimizer_steps=3")
     one, two = load(*more, "training.accumulation=2", output="one"), load(*more, output="two")
     train.run(one)
@@ -282,7 +282,7 @@ def labelled(tmp_path: Path) -> list[str]:
     """Settings of a run on responses of their own, some of them about images."""
     rows = []
     for i in range(8):
-        random_picture("labelled", i, size=(12, 12)).save(tmp_path / f"{i}.png")
+        random_image("labelled", i, size=(12, 12)).save(tmp_path / f"{i}.png")
         row = {"prompt": f"What is {i}?", "completion": f"It is {i}.", "label": i % 3 != 0}
         rows.append({**row, "images": [f"{i}.png"]} if i % 2 else row)
     file = tmp_path / "labelled.jsonl"
@@ -334,8 +334,8 @@ def test_reference_values_of_single_responses_are_not_kept(load, labelled):
 
 
 def test_a_dry_run_shows_the_conversation_of_a_side_of_its_own(load, tmp_path, capsys):
-    asked, answer = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "T"}
-    row = {"chosen": [asked, answer], "rejected": [asked, answer, {**asked, "content": "Why?"}]}
+    asked, response = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "T"}
+    row = {"chosen": [asked, response], "rejected": [asked, response, {**asked, "content": "Why?"}]}
     row["rejected"].append({"role": "assistant", "content": "a"})
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps(row), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs on answers about pictures: what goes together, and the first step of one."""
+"""Runs on responses about images: what goes together, and the first step of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffalign import config
 from diffalign.errors import ConfigError, DataError
 from diffalign.training import build
 from diffalign.training.build import RunConfig
-from tests.answers import random_picture
+from tests.responses import random_image
 from tests.tiny_vlm import tiny_llava
 
 RUN = """
@@ -43,10 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_llava(folder / "llava")
     rows = []
     for number in range(4):
-        random_picture(number, size=(20, 12)).save(folder / f"{number}.png")
+        random_image(number, size=(20, 12)).save(folder / f"{number}.png")
         turn = {"role": "user", "content": "<image>What is it?"}
-        answers = {"chosen": f"a red cat {number}", "rejected": "no table"}
-        sides = {k: [{"role": "assistant", "content": text}] for k, text in answers.items()}
+        responses = {"chosen": f"a red cat {number}", "rejected": "no table"}
+        sides = {k: [{"role": "assistant", "content": text}] for k, text in responses.items()}
         rows.append({"images": [f"{number}.png"], "prompt": [turn], **sides})
     (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "run.yaml").write_text(RUN.format(folder=folder))
@@ -84,7 +84,7 @@ def test_weights_that_the_likelihood_makes_are_served_without_the_data_knowing(f
     assert second < first
 
 
-def test_answers_and_images_in_one_run_are_refused(folder):
+def test_responses_and_images_in_one_run_are_refused(folder):
     with pytest.raises(ConfigError, match=r"there is a section data as well"):
         build.check(run_of(folder, "data={path: x, resolution: 64}"))
 
@@ -111,7 +111,7 @@ def test_a_response_that_the_data_does_not_have_is_refused(folder):
         build.build_source(run, Console(quiet=True), skipped=None)
 
 
-def test_where_the_answers_lie_and_how_many_workers_read_them_is_no_part_of_the_run(folder):
+def test_where_the_responses_lie_and_how_many_workers_read_them_is_no_part_of_the_run(folder):
     ours = build.identity(run_of(folder))
     assert build.identity(run_of(folder, "responses.workers=1", "responses.path=moved")) == ours
     assert build.identity(run_of(folder, "responses.max_length=99")) != ours

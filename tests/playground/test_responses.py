@@ -1,4 +1,4 @@
-"""The shipped preferences between answers are what their description says, in every form."""
+"""The shipped preferences between responses are what their description says, in every form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.reading import OpenedResponses, open_responses
 from diffalign.data.responses.records import IMAGE, ResponsePair
-from diffalign.playground.models import playground_answers_path
+from diffalign.playground.models import playground_responses_path
 from diffalign.playground.multi_object_scenes import kind_named, sentences_of
 from diffalign.playground.oracle import read_objects
 from diffalign.playground.questions import DESCRIBE
@@ -20,7 +20,7 @@ KINDS = ("trl", "rlhf_v", "mask_dpo", "opa_dpo", "re_align")
 
 
 def opened(kind: str) -> OpenedResponses:
-    return open_responses(ResponseConfig(path=str(playground_answers_path()), kind=kind))
+    return open_responses(ResponseConfig(path=str(playground_responses_path()), kind=kind))
 
 
 def pairs(kind: str, count: int = 60) -> list[ResponsePair]:
@@ -30,12 +30,12 @@ def pairs(kind: str, count: int = 60) -> list[ResponsePair]:
     return found
 
 
-def shown(picture) -> set[Kind]:
-    return {item.kind for item in read_objects(Image.open(io.BytesIO(picture)))}
+def shown(image) -> set[Kind]:
+    return {item.kind for item in read_objects(Image.open(io.BytesIO(image)))}
 
 
-def named(answer: str) -> list[Kind | None]:
-    return [kind_named(text) for text in sentences_of(answer)]
+def named(response: str) -> list[Kind | None]:
+    return [kind_named(text) for text in sentences_of(response)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,14 +49,14 @@ def test_every_row_is_usable_in_every_form(kind):
     assert sum(turn.text.count(IMAGE) for turn in first.turns) == len(first.images) == 1
 
 
-def test_chosen_answers_are_true_and_rejected_ones_are_not():
+def test_chosen_responses_are_true_and_rejected_ones_are_not():
     for pair in pairs("trl"):
         objects = shown(pair.images[0])
         assert set(named(pair.responses["chosen"])) == objects
         assert not set(named(pair.responses["rejected"])) <= objects
 
 
-def test_revised_answers_are_right_as_far_as_they_go():
+def test_revised_responses_are_right_as_far_as_they_go():
     additions = 0
     for pair in pairs("opa_dpo"):
         objects = shown(pair.images[0])
@@ -66,12 +66,12 @@ def test_revised_answers_are_right_as_far_as_they_go():
     assert additions > 0
 
 
-def test_labels_and_scores_of_sentences_agree_with_the_picture():
+def test_labels_and_scores_of_sentences_agree_with_the_image():
     for pair in pairs("mask_dpo"):
         objects = shown(pair.images[0])
-        for side, answer in pair.responses.items():
+        for side, response in pair.responses.items():
             for span in pair.spans[side]:
-                right = kind_named(answer[span.start : span.end]) in objects
+                right = kind_named(response[span.start : span.end]) in objects
                 assert (span.label == "no_hallucination") == right
     for pair in pairs("opa_dpo"):
         objects = shown(pair.images[0])
@@ -84,16 +84,16 @@ def test_labels_and_scores_of_sentences_agree_with_the_picture():
             )
 
 
-def test_retrieved_pictures_show_other_objects_and_often_some_of_the_same():
+def test_retrieved_images_show_other_objects_and_often_some_of_the_same():
     shared = 0
     for pair in pairs("re_align"):
-        here, there = shown(pair.images[0]), shown(pair.pictures["retrieved"][0])
+        here, there = shown(pair.images[0]), shown(pair.other_images["retrieved"][0])
         assert here != there
         shared += bool(here & there)
     assert shared > 40
 
 
 def test_the_file_is_small():
-    files = list(playground_answers_path().iterdir())
+    files = list(playground_responses_path().iterdir())
     assert {path.suffix for path in files} == {".md", ".parquet"}
     assert sum(path.stat().st_size for path in files) < 2e6

@@ -1,6 +1,6 @@
 """A form of data that offers what every method asks for, and a data set of it.
 
-As a mapping it is `responses.kind: tests.judged_answers`.
+As a mapping it is `responses.kind: tests.judged_responses`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from diffalign.data.responses.formats.base import AbstractMapping, Comparison
 from diffalign.data.responses.records import IMAGE, Span, Turn
-from tests.answers import SIZES, random_picture
+from tests.responses import SIZES, random_image
 
-PICTURES = (1, 3, 0, 3, 1, 0)
+IMAGES = (1, 3, 0, 3, 1, 0)
 """Of each row."""
-_ANSWERS = {
+_RESPONSES = {
     "chosen": ("a red cat sits here", "two cats and a table", "the table"),
     "rejected": ("a dog sits here", "T", "the cat, the table"),
     "revised": ("a red cat", "two cats", "a table"),
@@ -28,41 +28,41 @@ _LABELS = {
 }
 
 
-class JudgedAnswers(AbstractMapping):
-    """`question`, three answers, images, and others in their place."""
+class JudgedResponses(AbstractMapping):
+    """`question`, three responses, images, and others in their place."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"question", *_ANSWERS, "retrieved"})
+    needs: ClassVar[frozenset[str]] = frozenset({"question", *_RESPONSES, "retrieved"})
     replacements: ClassVar[Mapping[str, str]] = {"retrieved": "retrieved"}
-    responses: ClassVar[tuple[str, ...]] = tuple(_ANSWERS)
-    summary: ClassVar[str] = "answers, each judged as a whole"
+    responses: ClassVar[tuple[str, ...]] = tuple(_RESPONSES)
+    summary: ClassVar[str] = "responses, each judged as a whole"
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        answers = {name: values[name] for name in _ANSWERS}
+        responses = {name: values[name] for name in _RESPONSES}
         return [
             Comparison(
                 turns=(Turn(role="user", text=values["question"]),),
-                responses=answers,
+                responses=responses,
                 spans={
                     name: (Span(start=0, end=len(text), label=_LABELS[name], score=2),)
-                    for name, text in answers.items()
+                    for name, text in responses.items()
                 },
             )
         ]
 
 
-def write_judged_answers(folder: Path) -> Path:
-    """Six rows about one picture, three, or none."""
+def write_judged_responses(folder: Path) -> Path:
+    """Six rows about one image, three, or none."""
     for number in range(len(SIZES)):
-        random_picture("own", number, size=SIZES[number]).save(folder / f"own-{number}.png")
-        random_picture("other", number, size=SIZES[0]).save(folder / f"other-{number}.png")
+        random_image("own", number, size=SIZES[number]).save(folder / f"own-{number}.png")
+        random_image("other", number, size=SIZES[0]).save(folder / f"other-{number}.png")
     rows = [
         {
-            "question": IMAGE * pictures + "What is it?" + " Look!" * number,
-            "images": [f"own-{place}.png" for place in range(pictures)],
-            "retrieved": [f"other-{place}.png" for place in range(pictures)],
-            **{name: texts[number % len(texts)] for name, texts in _ANSWERS.items()},
+            "question": IMAGE * images + "What is it?" + " Look!" * number,
+            "images": [f"own-{place}.png" for place in range(images)],
+            "retrieved": [f"other-{place}.png" for place in range(images)],
+            **{name: texts[number % len(texts)] for name, texts in _RESPONSES.items()},
         }
-        for number, pictures in enumerate(PICTURES)
+        for number, images in enumerate(IMAGES)
     ]
     path = folder / "answers.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

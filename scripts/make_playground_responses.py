@@ -1,17 +1,18 @@
-"""Make the playground's preferences between answers from the tiny LLaVA's own samples.
+"""Make the playground's preferences between responses from the tiny LLaVA's own samples.
 
-    python scripts/make_playground_answers.py --out assets/playground/answers
+    python scripts/make_playground_responses.py --out assets/playground/responses
 
 Every scene is described a few times at temperature 1; the first description that names an object
-which is not there is the rejected answer, whatever else it says. The ground truth writes two better
-ones: the chosen answer, which a truthful annotator gives, and the revised one, which is the
+which is not there is the rejected response, whatever else it says. The ground truth writes two
+better
+ones: the chosen response, which a truthful annotator gives, and the revised one, which is the
 rejected one with as little as possible changed. One file holds the columns of several published
 forms side by side, made of the same samples, and `responses.kind` says which are read:
 
     trl         image, prompt, chosen, rejected
-    rlhf_v      image, text: the revised answer against the rejected one
+    rlhf_v      image, text: the revised response against the rejected one
     mask_dpo    image, prompt, chosen_item, rejected_item: sentences with labels
-    opa_dpo     image, queries, three answers, AI_json_report: sentences with scores
+    opa_dpo     image, queries, three responses, AI_json_report: sentences with scores
     re_align    image, retrieved_image, prompt, chosen, rejected: the retrieved image is the scene
                 of another row that the model's own vision tower finds most alike
 """
@@ -45,14 +46,14 @@ from diffalign.playground.models import playground_llava_path
 from diffalign.playground.multi_object_scenes import (
     description,
     kinds_in,
-    sample_crowd,
+    sample_multi_object_scene,
     sentences_of,
     truthful_order,
 )
 from diffalign.playground.questions import DESCRIBE
 from diffalign.playground.scenes import Scene, render
 
-_PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _MESSAGES = pa.list_(
     pa.struct(
         {
@@ -65,8 +66,8 @@ _SENTENCES = pa.struct({"sents": pa.list_(pa.string()), "type": pa.list_(pa.stri
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
-        "image": _PICTURE,
-        "retrieved_image": _PICTURE,
+        "image": _IMAGE,
+        "retrieved_image": _IMAGE,
         "prompt": _MESSAGES,
         "chosen": _MESSAGES,
         "rejected": _MESSAGES,
@@ -109,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet")
     parser.add_argument("--model", type=Path, help="folder of the model; default: the shipped one")
     parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=3, help="descriptions drawn of each scene")
+    parser.add_argument("--samples", type=int, default=3, help="descriptions sampled of each scene")
     parser.add_argument("--seed", type=int, default=30_000_001, help="of scenes and samples")
     return parser.parse_args()
 
@@ -125,9 +126,9 @@ def main() -> None:
         if len(examples) == args.rows:
             break
     neighbours = most_alike(model, [example.scene for example in examples])
-    pictures = [as_stored(example.scene) for example in examples]
+    images = [as_stored(example.scene) for example in examples]
     rows = [
-        row_of(example, f"{args.seed}-{i}", pictures[i], pictures[neighbours[i]])
+        row_of(example, f"{args.seed}-{i}", images[i], images[neighbours[i]])
         for i, example in enumerate(examples)
     ]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -152,18 +153,18 @@ def hallucinating(
     )
     start = 0
     while True:
-        scenes = [sample_crowd((seed, start + i)) for i in range(at_once)]
-        drawn = [
+        scenes = [sample_multi_object_scene((seed, start + i)) for i in range(at_once)]
+        sampled = [
             model.generate(
                 [prompt] * at_once,
-                [[stored_picture(scene)] for scene in scenes],
+                [[stored_image(scene)] for scene in scenes],
                 max_new_tokens=64,
                 temperature=1.0,
                 seed=seed + start * samples + i,
             )
             for i in range(samples)
         ]
-        for scene, texts in zip(scenes, zip(*drawn, strict=True), strict=True):
+        for scene, texts in zip(scenes, zip(*sampled, strict=True), strict=True):
             example = first_mistaken(scene, texts)
             if example is not None:
                 yield example
@@ -172,7 +173,7 @@ def hallucinating(
 
 
 def first_mistaken(scene: Scene, texts: Sequence[str]) -> Example | None:
-    """The first description that makes a mistake which can be mended."""
+    """The first description that makes a mistake which can be fixed."""
     for text in texts:
         sentences = judge_sentences(text, scene)
         if sentences and hallucinates(sentences) and revised(sentences):
@@ -195,8 +196,8 @@ def most_alike(model: VisionLanguageModel, scenes: Sequence[Scene]) -> list[int]
     return cosines.argmax(dim=1).tolist()
 
 
-def stored_picture(scene: Scene) -> Image.Image:
-    """The picture as the file holds it: what the model describes is what it is trained on."""
+def stored_image(scene: Scene) -> Image.Image:
+    """The image as the file holds it: what the model describes is what it is trained on."""
     return Image.open(io.BytesIO(as_stored(scene))).convert("RGB")
 
 
@@ -207,11 +208,11 @@ def as_stored(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def row_of(example: Example, name: str, picture: bytes, retrieved: bytes) -> dict[str, object]:
+def row_of(example: Example, name: str, image: bytes, retrieved: bytes) -> dict[str, object]:
     mended = revised(example.sentences)
     return {
         "id": name,
-        "image": {"bytes": picture, "path": f"{name}.png"},
+        "image": {"bytes": image, "path": f"{name}.png"},
         "retrieved_image": {"bytes": retrieved, "path": None},
         "prompt": message("user", None, DESCRIBE),
         "chosen": message("assistant", example.truth),
@@ -228,7 +229,7 @@ def row_of(example: Example, name: str, picture: bytes, retrieved: bytes) -> dic
 
 
 def message(role: str, *texts: str | None) -> list[dict[str, object]]:
-    """One message; None stands for the picture."""
+    """One message; None represents the image."""
     blocks = [
         {"type": "image", "text": None} if text is None else {"type": "text", "text": text}
         for text in texts
@@ -271,7 +272,8 @@ def summary(examples: Sequence[Example]) -> str:
         for name, texts in lengths.items()
     )
     return (
-        f"Sentences of rejected answers: {faults['none']} right, {faults['absent']} name an absent "
+        f"Sentences of rejected responses: {faults['none']} right, {faults['absent']} name an "
+        f"absent "
         f"object, {faults['attribute']} a wrong colour or shape. Mean length in words: {words}."
     )
 
@@ -280,18 +282,18 @@ def card(examples: Sequence[Example], args: argparse.Namespace) -> str:
     return f"""---
 license: apache-2.0
 ---
-# Preferences between answers
+# Preferences between responses
 
-{len(examples)} descriptions of playground scenes by the tiny LLaVA itself, drawn at temperature 1,
-each with at least one mistake (rejected); the truth (chosen); and the rejected one with as little
-as possible changed (revised).
+{len(examples)} descriptions of playground scenes by the tiny LLaVA itself, sampled at temperature
+1, each with at least one mistake (rejected); the truth (chosen); and the rejected one with as
+little as possible changed (revised).
 
 {summary(examples)}
 
 The columns are those of several published forms side by side; `responses.kind` chooses `trl`,
 `rlhf_v`, `mask_dpo`, `opa_dpo` or `re_align`. Made by
 
-    python scripts/make_playground_answers.py --out assets/playground/answers --rows {args.rows}
+    python scripts/make_playground_responses.py --out assets/playground/responses --rows {args.rows}
 """
 
 

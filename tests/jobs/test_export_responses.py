@@ -16,13 +16,13 @@ from diffalign.errors import ConfigError
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
 from diffalign.training.build import RunConfig
-from tests.judged_answers import write_judged_answers
+from tests.judged_responses import write_judged_responses
 from tests.tiny_vlm import tiny_llava
 
 RUN = """
 output: unset
 model: {kind: vlm, path: unset, lora: {rank: 2, alpha: 3}, projector: trained}
-responses: {path: unset, kind: tests.judged_answers, workers: 0}
+responses: {path: unset, kind: tests.judged_responses, workers: 0}
 likelihood: {kind: tokens}
 objective: {kind: dpo, beta: 0.1}
 optimizer: {lr: 0.05}
@@ -41,9 +41,9 @@ def runs(tmp_path_factory, base) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     template = folder / "template.yaml"
     template.write_text(RUN)
-    answers = write_judged_answers(folder)
+    responses = write_judged_responses(folder)
     for name, more in {"lora": [], "whole": ["model.lora=null"]}.items():
-        places = [f"output={folder / name}", f"model.path={base}", f"responses.path={answers}"]
+        places = [f"output={folder / name}", f"model.path={base}", f"responses.path={responses}"]
         train.run(config.load(RunConfig, template, [*places, *more]))
     return {name: folder / name for name in ("lora", "whole")}
 
