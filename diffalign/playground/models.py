@@ -115,7 +115,7 @@ def playground_responses_path() -> Path:
     Raises:
         DataError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "answers"
+    folder = _assets() / "responses"
     if not any(folder.glob("*.parquet")):
         raise DataError(
             f"the playground's responses are not at {folder}: run from a checkout of the "
