@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffalign.data.responses.visits import TokenSample, TokenSampleMaker
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from PIL import Image
 
 from diffalign.data.batches import TokenBatch

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from diffalign.data.responses.visits import TokenSample, TokenSampleMaker
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens

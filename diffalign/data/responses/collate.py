@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.data.responses.chat import EncodedPrompt, EncodedResponse
-from diffalign.data.responses.visits import TokenSample
+from diffalign.data.responses.samples import TokenSample
 
 
 def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatch:

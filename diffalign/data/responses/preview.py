@@ -11,7 +11,7 @@ from diffalign.data.pairs.transforms import Size
 from diffalign.data.responses.index import Comparisons
 from diffalign.data.responses.reading import OpenedResponses
 from diffalign.data.responses.records import ResponsePair
-from diffalign.data.responses.visits import TokenSampleMaker
+from diffalign.data.responses.samples import TokenSampleMaker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.index import Comparisons, index_comparisons
 from diffalign.data.responses.preview import ResponsePreview, first_responses
 from diffalign.data.responses.reading import OpenedResponses, open_responses
-from diffalign.data.responses.visits import TokenSample, TokenSampleMaker
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from diffalign.data.skipping import SkipLog
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError

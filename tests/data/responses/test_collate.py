@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffalign.data.responses.visits import TokenSampleMaker
+from diffalign.data.responses.samples import TokenSampleMaker
 
 from diffalign.data.responses.collate import stack_prompts, stack_tokens
 from diffalign.data.responses.config import ResponseConfig

@@ -1,7 +1,7 @@
 """Responses that end in what ends a response already."""
 
 import pytest
-from diffalign.data.responses.visits import TokenSampleMaker
+from diffalign.data.responses.samples import TokenSampleMaker
 
 from diffalign.data.pairs.records import Skipped, SkipReason, UnusableRowError
 from diffalign.data.responses.config import ResponseConfig

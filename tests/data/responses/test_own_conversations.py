@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffalign.data.responses.visits import TokenSampleMaker
+from diffalign.data.responses.samples import TokenSampleMaker
 
 from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.collate import stack_tokens
