@@ -74,8 +74,8 @@ class Report:
     notes: Sequence[str] = ()
     """What a reader must know before quoting the figures."""
     bootstrap: Bootstrap
-    resampled: str = "pictures"
-    """What the bootstrap sampled."""
+    resampled: str = "images"
+    """The clusters that the bootstrap resamples."""
     details: Sequence[Mapping[str, Any]] = ()
     """One row a response: what was found in it. Not part of the JSON; a job saves it on request."""
 

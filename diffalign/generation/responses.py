@@ -108,7 +108,7 @@ def ask(model: AbstractModel, questions: Sequence[ImageQuestion], asking: Asking
     maker = _digest(_identity(model), asking.max_new_tokens, asking.system, asking.dtype)
     kept = _kept(asking.saves, maker)
     known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
-    responses = {i: row.response for i, row in kept.items() if row.asked == known.get(i)}
+    responses = {i: row.answer for i, row in kept.items() if row.asked == known.get(i)}
     missing = [q for q in questions if q.question_id not in responses]
     _check_images(missing, asking.images)
     if missing:
@@ -134,14 +134,14 @@ def _ask_missing(
                     question_id=q.question_id,
                     image=q.image.name,
                     question=q.text,
-                    response=text,
+                    answer=text,
                     asked=known[q.question_id],
                     made_by=maker,
                 )
                 for q, text in zip(batch, texts, strict=True)
             ]
             append_json_lines(asking.saves, map(asdict, rows))
-            responses |= {row.question_id: row.response for row in rows}
+            responses |= {row.question_id: row.answer for row in rows}
             advance(len(batch))
     return responses
 
@@ -178,7 +178,8 @@ class _Kept:
     question_id: str
     image: str
     question: str
-    response: str
+    answer: str
+    """The response; files of earlier versions have this key too."""
     asked: str
     """Digest of image and question."""
     made_by: str

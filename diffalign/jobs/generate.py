@@ -243,7 +243,7 @@ def _conclude(
     written = [f"images in {out / 'images'}", f"list {out / MANIFEST}", *_named(grid)]
     console.print(f"[green]Done:[/green] {escape(', '.join(written))}", soft_wrap=True)
     _raise_failures(
-        "pictures",
+        "images",
         [f"{n}: {_in_words(failure)}" for n, found in failures.items() for failure in found],
     )
     console.print(f"Next:\n{score.suggestion(out)}", markup=False, soft_wrap=True)

@@ -134,7 +134,7 @@ def _print_means(console: Console, images: Path, column: Path) -> None:
     by_model: dict[str, list[float]] = {}
     for (model, _, _), score in scores.items():
         by_model.setdefault(model, []).append(score)
-    table = Table("model", "pictures", "mean score", box=None)
+    table = Table("model", "images", "mean score", box=None)
     for model, values in by_model.items():
         table.add_row(model, str(len(values)), f"{sum(values) / len(values):.4f}")
     console.print(table)

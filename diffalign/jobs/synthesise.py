@@ -55,7 +55,7 @@ class SynthesiseConfig:
     seed: int = 0
     """What is generated for a question depends on this and its id alone."""
     batch_size: int = 8
-    """Questions, and answers, at once; changes nothing but speed, memory and float rounding."""
+    """Questions, and responses, at once; changes nothing but speed, memory and float rounding."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """In which the model computes; auto is bf16 on a GPU and float32 elsewhere."""
     device: str = "auto"

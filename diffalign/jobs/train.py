@@ -281,7 +281,7 @@ def _print_responses(console: Console, shown: ResponsePreview) -> None:
     for row in shown.rows:
         sizes = ", ".join(map(_described, row.images))
         table = Table("pair", escape(row.sample_id), box=None)
-        table.add_row("pictures", escape(f"{len(row.images)}: {sizes}" if sizes else "0"))
+        table.add_row("images", escape(f"{len(row.images)}: {sizes}" if sizes else "0"))
         own = {f"prompt of {name}": text for name, text in row.own.items()}
         for name, text in {"prompt": row.prompt, **own, **row.responses}.items():
             table.add_row(name, escape(_shortened(text)))

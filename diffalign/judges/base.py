@@ -76,7 +76,7 @@ def verdicts(
                 found[item] = parse(saved[key])
     saves.parent.mkdir(parents=True, exist_ok=True)
     count = len(prompts) - len(found)
-    with progress(Console(stderr=True), "judge", count, unit="answers") as advance:
+    with progress(Console(stderr=True), "judge", count, unit="responses") as advance:
         for _ in range(attempts):
             missing = [item for item in prompts if item not in found]
             if not missing:

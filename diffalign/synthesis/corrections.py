@@ -20,14 +20,14 @@ from diffalign.parsing import parse_json
 Value = TypeVar("Value")
 
 _INSTRUCTION = """\
-Below are a question about an image, a reference response that is true, and a response by a model.
-Correct the model's response with the fewest changes. Go through it sentence by sentence, keep what
-agrees with the reference response, rewrite what contradicts it, and add what is important and
+Below are a question about an image, a reference answer that is true, and an answer by a model.
+Correct the model's answer with the fewest changes. Go through it sentence by sentence, keep what
+agrees with the reference answer, rewrite what contradicts it, and add what is important and
 missing.
 
 Reply with one JSON object and nothing else. Its keys are "0", "1", ... for the sentences of the
-model's response in their order, and "Added" if something is added. Each value is an object with
-"copied_content" (the sentence as it is, word for word),
+model's answer in their order, and "Added" if something is added. Each value is an object with
+"copied_content" (the sentence as it stands, word for word),
 "score" (4 true, 3 mostly true, 2 mostly wrong, 1 wrong),
 "error_type" ("correct", "image_recognition_error" or "language_comprehension_error"),
 "object" (what the error is about, or ""),
@@ -36,8 +36,8 @@ model's response in their order, and "Added" if something is added. Each value i
 "Added" has "rewritten_content" and "reason" alone.
 
 Question: {question}
-Reference response: {reference}
-Response of the model: {response}"""
+Reference answer: {reference}
+Answer of the model: {response}"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ def test_coco_annotations_are_merged_as_published(tmp_path, objects_of):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"image_id": 1}', "item 1 has no key response or response or caption or text"),
+        ('{"image_id": 1}', "item 1 has no key answer or response or caption or text"),
         ('{"caption": "a"}', "item 1 has no key image_id"),
         ('{"image_id": 1, "caption": 3}', "must be text, got 3"),
         ('{"image_id": 1', "line 1 is not JSON"),

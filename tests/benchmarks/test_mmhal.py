@@ -87,7 +87,7 @@ def test_responses_stand_in_the_file_or_next_to_it(tmp_path):
         ([{**ROW, "model_answer": ""}], None, "1 responses are empty, for example that of item 1"),
         ([ROW], [{"text": "a"}, {"text": "b"}], "2 responses to the 1 questions"),
         ([{**ROW, "image_content": "Dog"}], None, "no list image_content"),
-        ([{"question": "?"}], None, "no key model_response"),
+        ([{"question": "?"}], None, "no key model_answer"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, rows, responses, message):
@@ -97,11 +97,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path, rows, responses, message):
 
 
 def test_templates_take_names_or_the_published_order():
-    values = {"contents": "Dog", "question": "Q", "gold": "G", "answer": "A {x}"}
+    values = {"contents": "Dog", "question": "Q", "gold": "G", "response": "A {x}"}
     assert fill("{}|{}|{}|{}", **values) == "Dog|Q|G|A {x}"
     assert fill("{response} to {question}", **values) == "A {x} to Q"
-    assert "The model's response: A {x}" in fill(OWN_TEMPLATE, **values)
+    assert "The model's answer: A {x}" in fill(OWN_TEMPLATE, **values)
     with pytest.raises(
         DataError, match=r"filled with contents, question, gold, response .*'image'"
     ):
-        fill("{picture}", **values)
+        fill("{image}", **values)

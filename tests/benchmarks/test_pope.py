@@ -153,7 +153,7 @@ def test_responses_without_ids_are_taken_in_order(tmp_path):
         ([{"question_id": 1, "answer": "No"}] * 2, "1 question_ids stand more than once.*1"),
         ([{"answer": "No"}], "1 responses without question_id to 2 questions"),
         ([{"answer": "No"}, {"question_id": 1, "answer": "No"}], "1 of 2 responses have no"),
-        ([{"question_id": 1}], "no key response or response"),
+        ([{"question_id": 1}], "no key answer or response"),
     ],
 )
 def test_responses_that_cannot_be_placed_are_refused(tmp_path, rows, message):

@@ -192,7 +192,7 @@ def amber(folder) -> list[str]:
 
 def test_amber_of_a_model(folder, amber, asked):
     report = load(Amber, folder, *amber, "nouns=relation", "similarity=equality").report()
-    assert asked == ["Describe this image.", "Is it lit? Please response yes or no."]
+    assert asked == ["Describe this image.", "Is it lit? Please answer yes or no."]
     assert report.whole.figures["cover"].value == 99.9  # 1 of 1.001
     assert report.whole.counts["correct"] == 1  # "no light" was read as No
 
@@ -204,7 +204,7 @@ def test_language_data_is_missed_before_the_model_is_asked(folder, amber, asked,
     assert not asked
 
 
-def test_a_real_vision_language_model_responses(folder):
+def test_a_real_vision_language_model_answers(folder):
     model = VLM(path=str(tiny_llava(folder / "model")))
     settings = asking(folder, batch_size=2, max_new_tokens=3, device="cpu")
     responses = ask(model, questions(folder, "dark", "bright"), settings)

@@ -299,8 +299,8 @@ def test_mmhal_by_a_judge(tmp_path):
         {
             "image_content": ["Dog"],
             "question": f"Question {n}?",
-            "gt_response": "A dog.",
-            "model_response": "A brown dog.",
+            "gt_answer": "A dog.",
+            "model_answer": "A brown dog.",
         }
         for n in range(9)
     ]
@@ -400,7 +400,7 @@ def test_captions_without_an_object_are_said_to_be_that(chair, tmp_path):
     captions = [{"image_id": n, "caption": text} for n, text in ((1, ""), (2, "Hm."))]
     lines(tmp_path / "captions.jsonl", *captions)
     said = notes(*chair)
-    assert "1 of 2 captions are EMPTY" in said.replace("answers", "captions")
+    assert "1 of 2 captions are EMPTY" in said.replace("responses", "captions")
     assert "2 of 2 captions mention no object" in said
     assert "At an end of the scale: CHAIR-s, captions that hallucinate 0.0" in said
     assert "Undefined, since nothing was there to count: CHAIR-i" in said

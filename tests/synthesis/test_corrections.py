@@ -82,4 +82,4 @@ def test_a_reply_without_sentences_is_unreadable(reply):
 def test_a_prompt_is_filled_once():
     prompt = judge_prompt("what is {response}?", "a dog", "a {reference}")
     assert "Question: what is {response}?" in prompt
-    assert prompt.endswith("Response of the model: a {reference}")
+    assert prompt.endswith("Answer of the model: a {reference}")

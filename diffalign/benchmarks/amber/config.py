@@ -43,9 +43,9 @@ class Amber(AbstractBenchmark):
     safe_words: Path
     """The published `safe_words.txt`."""
     queries: tuple[Path, ...] = ()
-    """The published queries that were or will be asked. They say which answers share an image;
+    """The published queries that were or will be asked. They say which responses share an image;
     without them the bootstrap has to take every response for an image of its own."""
-    yes_no_suffix: str = " Please response yes or no."
+    yes_no_suffix: str = " Please answer yes or no."
     """What a model is asked besides a yes-or-no question."""
     nouns: NounsName = "nltk"
     """nltk, as published; spacy; or relation, which takes every word of `relation.json` for a noun
@@ -130,7 +130,7 @@ class Amber(AbstractBenchmark):
                 *edge_notes(figures),
             ],
             bootstrap=self.bootstrap,
-            resampled="pictures" if self.queries else "answers",
+            resampled="images" if self.queries else "responses",
             details=[*(d.row() for d in described), *(a.row() for a in answered)],
         )
 

@@ -18,9 +18,9 @@ class MMHal(AbstractBenchmark):
     """MMHal-Bench of saved responses; `diffalign.benchmarks.mmhal.rules` has the rules."""
 
     items: Path
-    """The published questions, `mmhal-bench_response_template.json`, in their order."""
+    """The published questions, `mmhal-bench_answer_template.json`, in their order."""
     responses: Path | None = None
-    """One response a question, in their order; null where `model_response` is filled in."""
+    """One response a question, in their order; null where `model_answer` is filled in."""
     judge: AbstractJudge
     """Who rates, for example `judge.kind=endpoint`. RLHF-V's figures are by gpt-4-1106-preview."""
     verdicts: Path

@@ -41,16 +41,16 @@ _WITHOUT_HALLUCINATION = 3
 """Ratings from here on say that nothing is hallucinated."""
 
 OWN_TEMPLATE = """\
-Rate a response that a model gave to a question about an image. You cannot see the image: you are
-told what is in it, and what a person answered. Judge two things: whether the response claims
-anything that is neither in the image nor follows from it (a hallucination), and how informative it
-is. To say less than the person, to be unsure, or to reason correctly beyond what is listed is no
-hallucination. The list and the person's response may be incomplete.
+Rate an answer that a model gave to a question about a picture. You cannot see the picture: you are
+told what is in it, and what a person answered. Judge two things: whether the answer claims anything
+that is neither in the picture nor follows from it (a hallucination), and how informative it is. To
+say less than the person, to be unsure, or to reason correctly beyond what is listed is no
+hallucination. The list and the person's answer may be incomplete.
 
-In the image: {contents}
+In the picture: {contents}
 Question: {question}
-The person's response: {gold}
-The model's response: {response}
+The person's answer: {gold}
+The model's answer: {response}
 
 Explain briefly, and end with one line such as "Rating: 3":
 6 informative, with good reasoning, no hallucination
@@ -96,7 +96,7 @@ def read_items(path: Path, responses: Path | None) -> list[Item]:
     """The published questions with responses.
 
     Args:
-        path: the published template, whose `model_response` is filled in unless responses lie
+        path: the published template, whose `model_answer` is filled in unless responses lie
             apart.
         responses: one a question, in its order; null where they are filled in.
 
@@ -120,7 +120,7 @@ def read_items(path: Path, responses: Path | None) -> list[Item]:
     if empty:
         raise DataError(
             f"{responses or path}: {len(empty)} responses are empty, for example that of item "
-            f"{empty[0]}; fill in model_response, or give responses=FILE"
+            f"{empty[0]}; fill in model_answer, or give responses=FILE"
         )
     items = []
     for place, (row, response) in enumerate(zip(rows, texts, strict=True)):

@@ -1,7 +1,7 @@
 """Object HalBench: COCO objects that free descriptions claim, found by a language model.
 
 Unlike CHAIR, a judge first lists the objects that a response says are there, so that words which
-name none (an orange shirt) do not count; each word counts once a response; and answers that claim
+name none (an orange shirt) do not count; each word counts once a response; and responses that claim
 no object of COCO are not in the denominator of the response level.
 
 Source: Yu et al. 2024, RLHF-V, arXiv:2312.00849; rules as in `eval_gpt_obj_halbench.py` of RLHF-V
@@ -34,16 +34,16 @@ SHORT_RESPONSE = 3
 """Responses of at most so many words claim nothing, and the judge is not asked."""
 
 OWN_TEMPLATE = """\
-Somebody looked at an image and answered a question about it. List the objects that the response
-says are visible in the image. Take the response's word for it: do not ask whether it is right.
+Somebody looked at a picture and answered a question about it. List the objects that the answer says
+are visible in the picture. Take the answer's word for it: do not ask whether it is right.
 
 Question:
 {question}
 
-Response:
+Answer:
 {response}
 
-Name only what the response names. Name the things alone, without colour, material, number or other
+Name only what the answer names. Name the things alone, without colour, material, number or other
 qualities. Reply with a JSON list of strings and nothing else, such as ["object", "object"]; reply
 with [] if no object is named.
 """

@@ -40,13 +40,13 @@ class Pope(AbstractBenchmark):
     """JSON lines for how each response was read; null writes none."""
 
     def __post_init__(self) -> None:
-        check_one_source(self.responses, self.model, self.asking, name="answers")
+        check_one_source(self.responses, self.model, self.asking, name="responses")
         if self.responses is None:
             return
         questions, responses = _by_split(self.questions), _by_split(self.responses)
         if not questions or set(questions) != set(responses):
             raise ValueError(
-                "questions and answers must name the same splits, got "
+                "questions and responses must name the same splits, got "
                 f"{', '.join(questions) or 'none'} and {', '.join(responses) or 'none'}; write "
                 "questions=FILE responses=FILE, or questions.random=FILE responses.random=FILE ..."
             )

@@ -125,8 +125,8 @@ def read_questions(path: Path) -> list[Question]:
 def read_responses(path: Path, questions: Sequence[Question]) -> list[JudgedResponse]:
     """Responses next to their questions, in the order of the questions.
 
-    A row has a question_id and the response as `response`, `response` or `text`. Where no row has
-    an id, as in POPE's own files, row n responses question n, and there must be as many.
+    A row has a question_id and the response as `answer`, `response`, `caption` or `text`. Where no
+    row has an id, as in POPE's own files, row n answers question n, and there must be as many.
 
     Raises:
         DataError: a response is to no question, a question has two, or ids are missing in part.
@@ -141,7 +141,7 @@ def read_responses(path: Path, questions: Sequence[Question]) -> list[JudgedResp
     if not with_id and len(rows) != len(questions):
         raise DataError(
             f"{path}: {len(rows)} responses without question_id to {len(questions)} questions: "
-            "which answers which cannot be known; give each response the question_id"
+            "which belongs to which cannot be known; give each response the question_id"
         )
     known = KnownIds(question.question_id for question in questions)
     ids = (
