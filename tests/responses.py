@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from PIL import Image
 
 from diffalign.data.batches import TokenBatch
@@ -17,6 +16,7 @@ from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.diffuse import Diffuse
 from diffalign.data.responses.records import IMAGE, ResponsePair, Turn
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from diffalign.data.responses.token_weights.changed import Changed
 from diffalign.likelihoods.tokens import Tokens
 from diffalign.seeding import derive_seed

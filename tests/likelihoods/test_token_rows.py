@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.records import Conversation, Turn
+from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from diffalign.likelihoods.tokens import Tokens
 from tests.likelihoods.test_tokens import close, load, measure, stir
 from tests.responses import pair

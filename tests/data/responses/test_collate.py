@@ -1,10 +1,10 @@
 import pytest
 import torch
-from diffalign.data.responses.samples import TokenSampleMaker
 
 from diffalign.data.responses.collate import stack_prompts, stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.crop import Crop
+from diffalign.data.responses.samples import TokenSampleMaker
 from diffalign.data.responses.token_weights.changed import Changed
 from tests.data.encoders import FAMILIES, encoder, loaded, response_pair, user
 from tests.layouts import encoded, solid_image

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffalign.data.responses.samples import TokenSampleMaker
 
 from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.collate import stack_tokens
@@ -10,6 +9,7 @@ from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import ResponsePair
+from diffalign.data.responses.samples import TokenSampleMaker
 from tests.data.encoders import encoder
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import write_lines

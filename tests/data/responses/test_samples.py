@@ -2,7 +2,6 @@ import pickle
 
 import pytest
 import torch
-from diffalign.data.responses.samples import TokenSampleMaker
 
 from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.config import ResponseConfig
@@ -15,6 +14,7 @@ from diffalign.data.responses.corruptions.random import Random
 from diffalign.data.responses.corruptions.replaced import Replaced
 from diffalign.data.responses.corruptions.zero import Zero
 from diffalign.data.responses.records import Span
+from diffalign.data.responses.samples import TokenSampleMaker
 from diffalign.data.responses.token_weights.changed import Changed
 from diffalign.data.responses.token_weights.sentences import Sentences
 from diffalign.errors import ConfigError
