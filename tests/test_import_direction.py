@@ -17,7 +17,6 @@ GROUND = {
 SHARED = GROUND | {"data", "imaging", "models"}
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),
-    "__init__": set(),
     "objectives": {"world", "shapes", "views"},
     "data": GROUND,
     "imaging": GROUND | {"data"},
@@ -33,11 +32,12 @@ ALLOWED = {
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
-TRAINING = set(ALLOWED) - {"__init__", "comparison", "benchmarks"}
+TRAINING = set(ALLOWED) - {"comparison", "benchmarks"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
     "jobs": set(ALLOWED) | {"training", "playground"},
+    "__init__": set(ALLOWED) | {"training", "jobs"},  # when a name is asked for: test_package.py
     "cli": set(ALLOWED) | {"training", "jobs"},
     "__main__": {"cli"},
 }
