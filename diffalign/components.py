@@ -27,6 +27,11 @@ def _folder(abstract: type) -> str:
     return abstract.__module__.rpartition(".")[0]
 
 
+def family(abstract: type) -> str:
+    """Name of the folder of a family below diffalign, such as `objectives`."""
+    return _folder(abstract).rpartition(".")[2]
+
+
 def _module_names(abstract: type) -> dict[str, str]:
     """Kinds that the folder may hold -> their modules: its own, those of its subfolders (`sdxl` in
     models/diffusion), and a subfolder itself by its `config` (`pope` in benchmarks/pope)."""

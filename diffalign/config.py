@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from diffalign import components, foreign_flags, keys
+from diffalign import components, foreign_flags, keys, renames
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.files import read_text, write_atomically
 from diffalign.parsing import parse_yaml, shortly
@@ -94,7 +94,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"override {shortly(override)}: write it as key.path=value")
     *parents, last = dotted.split(".")
-    for depth, parent in enumerate(parents, start=1):
+    for depth, name in enumerate(parents, start=1):
+        parent = renames.key_in(tree, name)
         below = tree.get(parent)
         if isinstance(below, list):
             key = ".".join(parents[:depth])
@@ -112,7 +113,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree[parent]
     value = parse_yaml(text, f"override {shortly(override)}: the value", error=ConfigError)
     keys.name_on_command_line({last: value})
-    tree[last] = value
+    tree[renames.key_in(tree, last)] = value
 
 
 def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
@@ -126,6 +127,7 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     prefix = f"{key}." if key else ""
+    tree = renames.current_fields(cls, tree, place=place, prefix=prefix)
     for name in tree:
         if name not in fields:
             hint = foreign_flags.hint(str(name), key, fields)
@@ -160,6 +162,7 @@ def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: st
     if not isinstance(kind, str):
         allowed = ", ".join(components.kinds(abstract))
         raise ConfigError(f"{place}: {key}.kind must be given (kinds: {allowed})")
+    kind = renames.current_kind(components.family(abstract), kind, place=place, key=key)
     try:
         return components.find(abstract, kind)
     except ConfigError as error:

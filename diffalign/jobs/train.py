@@ -135,7 +135,7 @@ def _further_savings(run_config: RunConfig) -> str:
     """What else saves memory in a run of this family."""
     if run_config.responses is not None:
         return (
-            ". Next to responses, likelihood.together: false sends one view after the other, a "
+            ". Next to responses, likelihood.concatenated: false sends one view after the other, a "
             "lower "
             "model.positions_at_once makes fewer logits at once, and a lower responses.max_length "
             "leaves long responses out"

@@ -144,7 +144,7 @@ class Tokens(AbstractLikelihood):
     """Weight maps that are made here, for views such as `chosen:gain`."""
     own_condition: str = "diffuse"
     """What disturbs the images next to which the response `own` is chosen."""
-    together: bool = True
+    concatenated: bool = True
     """Send all views through the model at once, padded to the longest. False sends them one after
     the other: with gradient checkpointing that takes less memory, and gives the same numbers."""
 
@@ -205,7 +205,7 @@ class Tokens(AbstractLikelihood):
                 for (response, _), ids in zip(groups, given, strict=True)
             ]
         return PreparedTokens(
-            groups=bench.groups(groups, targets, together=self.together),
+            groups=bench.groups(groups, targets, concatenated=self.concatenated),
             tokens=[bench.tokens(group) for group in groups],
             views={
                 name: PreparedView(
@@ -319,10 +319,10 @@ class _Bench:
         return self._tokens[group[0]]
 
     def groups(
-        self, groups: Sequence[ForwardGroup], targets: Sequence[Tensor], *, together: bool
+        self, groups: Sequence[ForwardGroup], targets: Sequence[Tensor], *, concatenated: bool
     ) -> list[ResponseRows]:
         """The rows of the groups as one group, or as one group each."""
-        if together:
+        if concatenated:
             return [self._rows(groups, torch.cat(list(targets)))]
         return [self._rows([c], wanted) for c, wanted in zip(groups, targets, strict=True)]
 

@@ -84,13 +84,13 @@ class WholeImage(AbstractRollouts):
     image that wins most and the one that loses most."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels; null is the network's own."""
-    imaged_images: int = 64
+    kept_images: int = 64
     """Images that stay on disk when a round is over, out of its first ones; its grid and its scores
     stay whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(prompts_per_round=1, prompts_per_batch=1, imaged_images=0)
+        self.refuse_below(prompts_per_round=1, prompts_per_batch=1, kept_images=0)
         if self.images_per_prompt < 2:
             raise ValueError(
                 f"images_per_prompt must be at least 2, got {self.images_per_prompt}: one image "
@@ -300,7 +300,7 @@ class _Collector(AbstractCollector):
         )
 
     def release(self, folder: Path) -> None:
-        surplus = sorted(folder.glob("images/*.png"))[self._settings.imaged_images :]
+        surplus = sorted(folder.glob("images/*.png"))[self._settings.kept_images :]
         for file in (*folder.glob("latents/*"), *folder.glob("scores/*"), *surplus):
             file.unlink(missing_ok=True)
 

@@ -54,7 +54,7 @@ class FilmStrip:
         self._strip.unlink(missing_ok=True)
 
     def _shoot(self, number: int, prompts: list[str], model: DiffusionModel) -> None:
-        seeds = [derive_seed(self._run_seed, "preview_strip", i) for i in range(len(prompts))]
+        seeds = [derive_seed(self._run_seed, "film", i) for i in range(len(prompts))]
         sampled = sample(
             model,
             self._collector.preview_process(),

@@ -94,12 +94,12 @@ class SemiPolicy(AbstractRollouts):
     """Images sampled at once on a device; what is sampled depends on it by float rounding."""
     scorers: tuple[AbstractScorer, ...] = ()
     """Scorers of what was sampled, for whoever looks at a round; nothing is trained on scores."""
-    imaged_images: int = 64
+    kept_images: int = 64
     """Sampled images that stay on disk when a round is over, out of its first ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(updates_per_round=1, images_per_batch=1, imaged_images=0)
+        self.refuse_below(updates_per_round=1, images_per_batch=1, kept_images=0)
         refuse_scorers_of_noise(self.scorers)
 
     def open(self, run: RunContext) -> AbstractSource:
@@ -394,7 +394,7 @@ class _Collector(AbstractCollector):
             yield _next_to(batch, visits[first : first + len(batch)], folder)
 
     def release(self, folder: Path) -> None:
-        for file in sorted(folder.glob("images/*.png"))[self._settings.imaged_images :]:
+        for file in sorted(folder.glob("images/*.png"))[self._settings.kept_images :]:
             file.unlink(missing_ok=True)
 
 

@@ -102,7 +102,7 @@ class Stepwise(AbstractRollouts):
     """(height, width) of the images in pixels; null is the network's own."""
     prompts_per_batch: int = 8
     """Prompts sampled side by side on a device; what is sampled depends on it by float rounding."""
-    imaged_prompts: int = 8
+    rendered_prompts: int = 8
     """Prompts of a round of which images are kept, of the best and the worst candidate at three
     noise levels, for `grid.png`; scores are kept of all."""
 
@@ -114,7 +114,7 @@ class Stepwise(AbstractRollouts):
             first_step=0,
             steps_per_segment=1,
             prompts_per_batch=1,
-            imaged_prompts=0,
+            rendered_prompts=0,
         )
         if not 0 <= self.threshold < 1:
             raise ValueError(
@@ -244,7 +244,7 @@ class _Collector(AbstractCollector):
 
     def _write_images(self, folder: Path, batch: _Batch, segment: Segment) -> None:
         selection = segment.selection
-        for i in range(min(len(batch.visits), self._settings.imaged_prompts - batch.first)):
+        for i in range(min(len(batch.visits), self._settings.rendered_prompts - batch.first)):
             for candidate in {int(selection.best[i]), int(selection.worst[i])}:
                 file = folder / _image_file(batch.first + i, segment.t, candidate)
                 with writing(file):
@@ -284,7 +284,7 @@ class _Collector(AbstractCollector):
             for branch in self._shown_branches()
         }
         shown = min(
-            _MOST_GRID_ROWS, self._settings.imaged_prompts, self._settings.prompts_per_round
+            _MOST_GRID_ROWS, self._settings.rendered_prompts, self._settings.prompts_per_round
         )
         rows = []
         for visit in range(shown):

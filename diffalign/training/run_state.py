@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from diffalign import world
+from diffalign import renames, world
 from diffalign.errors import CheckpointError
 from diffalign.training.checkpoint import (
     Checkpoint,
@@ -99,8 +99,10 @@ def refuse_other_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, An
 
     Args:
         path: the checkpoint, for the message.
-        saved, ours: identities: flat mappings from dotted config keys to values.
+        saved, ours: identities: flat mappings from dotted config keys to values; `saved` may have
+            names from before they were changed.
     """
+    saved = renames.current_identity(saved, ours)
     for key in sorted({*saved, *ours}):
         if saved.get(key) != ours.get(key):
             raise CheckpointError(

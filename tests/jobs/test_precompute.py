@@ -136,7 +136,7 @@ def test_values_of_other_settings_are_refused(folder, computed, tmp_path, overri
 
 def test_another_objective_adapter_and_length_may_share_them(folder, computed, tmp_path):
     known = ("reference=cached", f"reference_cache={computed.folder}", f"output={tmp_path / 'x'}")
-    more = ("model.lora.rank=4", "training.optimizer_steps=1", "likelihood.together=false")
+    more = ("model.lora.rank=4", "training.optimizer_steps=1", "likelihood.concatenated=false")
     train.run(run_of(folder, *known, DPO, *more, "seed=7", "responses.visits=null"))
 
 

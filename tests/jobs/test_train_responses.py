@@ -224,7 +224,7 @@ def test_a_run_on_responses_that_is_too_large_is_told_what_its_settings_save(loa
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Trainer, "fit", fit)
-    with pytest.raises(TrainingError, match=r"likelihood\.together: false.*positions_at_once"):
+    with pytest.raises(TrainingError, match=r"likelihood\.concatenated: false.*positions_at_once"):
         train.run(load())
 
 

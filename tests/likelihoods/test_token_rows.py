@@ -33,9 +33,9 @@ def batch_of(model, pairs, *views):
     return stack_tokens(samples, maker.encoder.pad_token_id)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("concatenated", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_side_with_its_own_conversation_has_the_number_that_it_has_alone(family, together):
+def test_a_side_with_its_own_conversation_has_the_number_that_it_has_alone(family, concatenated):
     model = load(family)
     stir(model)
     plain = [pair(0, 1), pair(1, 0), pair(2, 2)]
@@ -59,7 +59,7 @@ def test_a_side_with_its_own_conversation_has_the_number_that_it_has_alone(famil
     alone = [
         dataclasses.replace(each, **vars(each.conversation("rejected")), own={}) for each in mixed
     ]
-    likelihood = Tokens(together=together)
+    likelihood = Tokens(concatenated=concatenated)
     _, found, _ = measure(model, batch_of(model, mixed), likelihood)
     _, chosen, _ = measure(model, batch_of(model, plain, "chosen"))
     _, rejected, _ = measure(model, batch_of(model, alone, "rejected"))
@@ -75,15 +75,15 @@ def single(number, image_inputs, side):
     return dataclasses.replace(whole, responses={side: whole.responses[side]}, paired=False)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("concatenated", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_one_response_have_the_numbers_that_they_have_in_pairs(family, together):
+def test_rows_of_one_response_have_the_numbers_that_they_have_in_pairs(family, concatenated):
     model = load(family)
     stir(model)
     sides = ["rejected", "chosen", "rejected", "rejected"]
     image_inputs = [1, 3, 0, 2]
     mixed = batch_of(model, [single(i, image_inputs[i], side) for i, side in enumerate(sides)])
-    reference, found, row_metadata = measure(model, mixed, Tokens(together=together))
+    reference, found, row_metadata = measure(model, mixed, Tokens(concatenated=concatenated))
     _, whole, known = measure(
         model, batch_of(model, [pair(i, n) for i, n in enumerate(image_inputs)])
     )

@@ -183,11 +183,11 @@ def test_every_response_and_condition_runs_once_whatever_the_views():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_view_after_the_other_gives_the_same_numbers_and_gradients(checkpointing):
     results = []
-    for together in (True, False):
-        model = load(gradient_checkpointing=checkpointing and not together)
+    for concatenated in (True, False):
+        model = load(gradient_checkpointing=checkpointing and not concatenated)
         stir(model)
         batch = response_batch(model.processor, "chosen", "rejected", "chosen@diffuse")
-        likelihood = Tokens(together=together, divergence=True)
+        likelihood = Tokens(concatenated=concatenated, divergence=True)
         _, policy, row_metadata = measure(model, batch, likelihood)
         (
             policy["chosen"] - policy["rejected"] + row_metadata["chosen"]["divergence"]

@@ -217,7 +217,7 @@ def test_an_image_that_broke_makes_no_pair(prompts, settings, model, tmp_path, m
 
 
 def test_a_round_that_was_trained_on_keeps_its_images_alone(prompts, settings, model, tmp_path):
-    source = start(rollouts(prompts, imaged_images=4), settings, model, tmp_path)
+    source = start(rollouts(prompts, kept_images=4), settings, model, tmp_path)
     list(islice(source, 13))  # the first round has 12
     source.release(source.state_dict())
     assert not list((tmp_path / "round-0000/latents").iterdir())

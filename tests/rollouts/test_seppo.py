@@ -235,7 +235,7 @@ def test_the_round_says_who_drew(tmp_path, model, winners):
 
 
 def test_a_finished_round_keeps_its_first_images(tmp_path, model, winners):
-    source = open_rounds(tmp_path, winners, model, imaged_images=3)
+    source = open_rounds(tmp_path, winners, model, kept_images=3)
     take(source, 3)
     source.release({"round": 1})
     kept = sorted(path.name for path in (tmp_path / "round-0000/images").iterdir())
@@ -324,7 +324,7 @@ def test_images_of_other_data_are_not_taken_up(tmp_path, model, winners):
     [
         ({"updates_per_round": 0}, "updates_per_round must be at least 1, got 0"),
         ({"images_per_batch": 0}, "images_per_batch must be at least 1, got 0"),
-        ({"imaged_images": -1}, "imaged_images must be at least 0, got -1"),
+        ({"kept_images": -1}, "kept_images must be at least 0, got -1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

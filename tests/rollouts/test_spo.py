@@ -63,7 +63,7 @@ def rollouts(**changes):
         "candidates": 3,
         "first_step": 1,
         "threshold": 0.0,
-        "imaged_prompts": 2,
+        "rendered_prompts": 2,
         "previewed_prompts": 1,
     }
     return Stepwise(**(given | changes))
@@ -111,7 +111,7 @@ def test_a_round_leaves_scores_images_a_grid_and_the_steps_of_its_pairs(settings
 
 
 def test_images_are_of_the_best_and_the_worst_at_three_noise_levels(settings, model, tmp_path):
-    next(iter(start(rollouts(imaged_prompts=3), settings, model, tmp_path)))
+    next(iter(start(rollouts(rendered_prompts=3), settings, model, tmp_path)))
     rows = [row for row in scores(tmp_path) if row["step"] in (1, 3, 4)]
     expected = {
         f"{row['visit']:05d}-t{row['t']:03d}-{row[side]}.png"
@@ -129,7 +129,7 @@ def test_images_are_of_the_best_and_the_worst_at_three_noise_levels(settings, mo
 
 
 def test_no_image_is_no_grid(settings, model, tmp_path):
-    next(iter(start(rollouts(imaged_prompts=0), settings, model, tmp_path)))
+    next(iter(start(rollouts(rendered_prompts=0), settings, model, tmp_path)))
     assert not (tmp_path / "round-0000/images").exists()
     assert not (tmp_path / "round-0000/grid.png").exists()
 
@@ -347,7 +347,7 @@ def test_a_round_killed_at_any_write_ends_as_an_uninterrupted_one(
         prompts_per_round=2,
         prompts_per_batch=1,
         candidates=2,
-        imaged_prompts=1,
+        rendered_prompts=1,
         previewed_prompts=0,
     )
     short = {"process": ReverseProcess(steps=3, guidance=1.0)}
