@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
+from diffalign.models.base import ReferenceKind
 from diffalign.models.lora import disabled
 
 
@@ -117,3 +118,20 @@ class NoReference(AbstractReference):
             "set reference to adapter_off (LoRA), frozen_copy or past_policy"
         )
         yield policy
+
+
+def reference_of(
+    kind: ReferenceKind, policy: nn.Module, frozen_copy: nn.Module | None
+) -> AbstractReference:
+    """What is in for a policy within `AbstractTrainable.reference`.
+
+    Args:
+        kind: as a run's settings name it.
+        policy: the network in training.
+        frozen_copy: of it, for the kind of that name; else None.
+    """
+    if frozen_copy is not None:
+        return FrozenCopy(frozen_copy)
+    if kind == "past_policy":
+        return PastPolicy(policy)
+    return AdapterOff() if kind == "adapter_off" else NoReference()

@@ -37,11 +37,13 @@ _TIME_IDS = 6
 """Numbers that SDXL is told of the size and crop of an image."""
 
 
-def check_denoiser(unet: Config, *, added: str | None) -> None:
-    """Raise ModelError if a denoiser asks for more than a latent, a time and prompts.
+def check_unet(unet: Config, encoders: Mapping[str, Config], *, added: str | None) -> None:
+    """Raise ModelError if a UNet asks for more than a latent, a time and prompts, or its text
+    encoders write vectors of another width than it reads.
 
     Args:
         unet: the content of `unet/config.json`.
+        encoders: that of each text encoder's, by its name, in the order of their vectors.
         added: its `addition_embed_type`: `text_time` for SDXL, None for SD 1.x and 2.x.
     """
     if unet.get("_class_name") != _NETWORK:
@@ -65,60 +67,10 @@ def check_denoiser(unet: Config, *, added: str | None) -> None:
             f"unet/config.json has sample_size {size!r}: it must be the height and width of its "
             f"latents, one number or two (64 for images of 512 pixels)"
         )
+    _check_text_encoders(unet, encoders)
 
 
-def check_trainable(unet: Config) -> None:
-    """Raise ModelError if a denoiser would be trained on less than it is told when it samples."""
-    if unet.get(_GUIDANCE_EMBEDDING) is not None:
-        raise ModelError(
-            f"unet/config.json has {_GUIDANCE_EMBEDDING} {unet[_GUIDANCE_EMBEDDING]}: it was "
-            f"distilled to be told the guidance scale (as the networks of latent consistency "
-            f"models are), and training does not tell it. Train the model that it was distilled "
-            f"from, and put the consistency LoRA on the result"
-        )
-
-
-def check_channels(unet: Config, vae: Config, *, vae_file: str = "vae/config.json") -> None:
-    """Raise ModelError unless autoencoder and denoiser work on latents of equal channels.
-
-    Args:
-        unet: the content of `unet/config.json`.
-        vae: that of the autoencoder's.
-        vae_file: what to call the latter.
-    """
-    check_autoencoder(vae, file=vae_file)
-    latent = vae.get("latent_channels", 4)
-    taken, given = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    if taken != latent:
-        more = taken - latent if isinstance(taken, int) and isinstance(latent, int) else 0
-        reason = (
-            f"it is also given {_BESIDE_THE_LATENT[more]}, and there is none here"
-            if more in _BESIDE_THE_LATENT
-            else "they were not made for each other"
-        )
-        raise ModelError(
-            f"unet/config.json has in_channels {taken}, and {vae_file} has latent_channels "
-            f"{latent}: {reason}"
-        )
-    if given != latent:
-        reason = (
-            "it also predicts a variance, which is not trained here"
-            if given == 2 * latent
-            else "it predicts something else than the noise of a latent"
-        )
-        raise ModelError(
-            f"unet/config.json has out_channels {given}, and {vae_file} has latent_channels "
-            f"{latent}: {reason}"
-        )
-
-
-def check_text_encoders(unet: Config, encoders: Mapping[str, Config]) -> None:
-    """Raise ModelError unless the denoiser reads vectors of the width that its encoders write.
-
-    Args:
-        unet: the content of `unet/config.json`.
-        encoders: that of each text encoder's, by its name, in the order of their vectors.
-    """
+def _check_text_encoders(unet: Config, encoders: Mapping[str, Config]) -> None:
     for name, config in encoders.items():
         if config.get("use_attention_mask"):
             raise ModelError(
@@ -149,4 +101,55 @@ def check_text_encoders(unet: Config, encoders: Mapping[str, Config]) -> None:
             f"prompt of width {pooled} and {_TIME_IDS} numbers on the framing of {each} values "
             f"each make {pooled + _TIME_IDS * each}: a refiner, or another model that is told "
             f"something else of its images, is not trained here"
+        )
+
+
+def check_trainable(network: Config) -> None:
+    """Raise ModelError if a denoiser would be trained on less than it is told when it samples."""
+    if network.get(_GUIDANCE_EMBEDDING) is not None:
+        raise ModelError(
+            f"unet/config.json has {_GUIDANCE_EMBEDDING} {network[_GUIDANCE_EMBEDDING]}: it was "
+            f"distilled to be told the guidance scale (as the networks of latent consistency "
+            f"models are), and training does not tell it. Train the model that it was distilled "
+            f"from, and put the consistency LoRA on the result"
+        )
+
+
+def check_channels(
+    network: Config,
+    vae: Config,
+    *,
+    file: str = "unet/config.json",
+    vae_file: str = "vae/config.json",
+) -> None:
+    """Raise ModelError unless autoencoder and denoiser work on latents of equal channels.
+
+    Args:
+        network: the content of the denoiser's `config.json`.
+        vae: that of the autoencoder's.
+        file: what to call the former.
+        vae_file: what to call the latter.
+    """
+    check_autoencoder(vae, file=vae_file)
+    latent = vae.get("latent_channels", 4)
+    taken, given = network.get("in_channels", 4), network.get("out_channels", 4)
+    if taken != latent:
+        more = taken - latent if isinstance(taken, int) and isinstance(latent, int) else 0
+        reason = (
+            f"it is also given {_BESIDE_THE_LATENT[more]}, and there is none here"
+            if more in _BESIDE_THE_LATENT
+            else "they were not made for each other"
+        )
+        raise ModelError(
+            f"{file} has in_channels {taken}, and {vae_file} has latent_channels {latent}: {reason}"
+        )
+    if given != latent:
+        reason = (
+            "it also predicts a variance, which is not trained here"
+            if given == 2 * latent
+            else "it predicts something else than the noise of a latent"
+        )
+        raise ModelError(
+            f"{file} has out_channels {given}, and {vae_file} has latent_channels "
+            f"{latent}: {reason}"
         )

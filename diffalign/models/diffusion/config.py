@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal
 import diffusers
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffalign import components
@@ -29,30 +28,20 @@ from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.diffusion.agreement import (
-    check_channels,
-    check_denoiser,
-    check_text_encoders,
-    check_trainable,
-)
+from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import Autoencoder
 from diffalign.models.diffusion.conditioning import AbstractConditioner
 from diffalign.models.diffusion.export import with_weights, write_adapter, write_pipeline
 from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
-from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
-from diffalign.models.locate import ITSELF, AbstractLocation, locate, with_network
-from diffalign.models.lora import LoraSettings
+from diffalign.models.diffusion.parts import PipelineParts
+from diffalign.models.diffusion.schedulers import SCHEDULE_FILE
+from diffalign.models.locate import locate, with_network
+from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.preparation import freeze, materialize, remove_dropout, store_for_autocast
-from diffalign.models.reference import (
-    AbstractReference,
-    AdapterOff,
-    FrozenCopy,
-    NoReference,
-    PastPolicy,
-)
+from diffalign.models.reference import reference_of
 from diffalign.models.runs import in_words
 
 Attention = Literal["default", "sdpa", "xformers"]
@@ -67,11 +56,15 @@ class AbstractDiffusion(AbstractModel):
     left_out: ClassVar[Mapping[str, Any]]
     """Arguments that open that pipeline without the parts that training has no use for."""
     text_encoders: ClassVar[tuple[str, ...]]
-    """Names of the text encoders within the pipeline."""
+    """Names of the text encoders within the pipeline; a folder may lack some."""
     component: ClassVar[str] = "unet"
     """Name of the network within the pipeline."""
-    added_conditioning: ClassVar[str | None] = None
-    """What the network is told next to the prompt, as its `addition_embed_type` names it."""
+    adapter_layers: ClassVar[Scope] = lora.DENOISER
+    """Layers of the network that get an adapter where the settings name none."""
+    fused_attention: ClassVar[type | None] = AttnProcessor2_0
+    """What `attention: sdpa` puts into the network; None where its default is that already."""
+    original_layout: ClassVar[bool] = True
+    """Whether kohya's tools have names for its layers."""
 
     path: str
     """A diffusers folder, a single `.safetensors` checkpoint, a hub id such as `owner/name`, or the
@@ -133,6 +126,17 @@ class AbstractDiffusion(AbstractModel):
     def conditioner(self, pipeline: Any) -> AbstractConditioner:
         """What tells the network of prompt and framing, made of the loaded pipeline's parts."""
 
+    @abc.abstractmethod
+    def check_configs(
+        self, network: Mapping[str, Any], encoders: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Raise ModelError unless the network is told what it expects, and by these encoders.
+
+        Args:
+            network: the content of its `config.json`, with its class's defaults.
+            encoders: that of each text encoder that is there, by name.
+        """
+
     @property
     def trains_adapter(self) -> bool:
         """Whether an adapter is trained, so that the network without it is the reference."""
@@ -187,8 +191,9 @@ class AbstractDiffusion(AbstractModel):
         How it is trained makes no difference: a new adapter is the base, a continued one is the
         policy of the run that it comes from.
         """
-        names = (self.component, *self.text_encoders)
-        parts = [self.pipeline, *map(self._location.identity, names), self._start()]
+        names = (self.component, *self._parts.encoders)
+        identities = map(self._parts.location.identity, names)
+        parts = [self.pipeline, *identities, self._start()]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _start(self) -> str | None:
@@ -198,97 +203,50 @@ class AbstractDiffusion(AbstractModel):
         return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
 
     def tokenizers(self) -> list[Any]:
-        names = [name.replace("text_encoder", "tokenizer") for name in self.text_encoders]
-        return [self._location.tokenizer(name) for name in names]
+        return self._parts.tokenizers()
 
     @cached_property
-    def _location(self) -> AbstractLocation:
-        base = locate(
+    def _parts(self) -> PipelineParts:
+        location = locate(
             self.path,
             revision=self.revision,
             variant=self.variant,
             config=self.config,
             allow_pickle=self.allow_pickle,
         )
-        if self.unet is None:
-            return base
-        return with_network(base, self.unet, revision=self.unet_revision)
-
-    @cached_property
-    def _autoencoder_location(self) -> AbstractLocation | None:
-        return None if self.vae is None else locate(self.vae, revision=self.vae_revision)
-
-    def check(self) -> None:
-        self._check_pipeline()
-        self._check_autoencoder()
-        self._check_parts()
-        self.noising()
-        network = self._blank_network()
-        for name in (self.component, "vae", *self.text_encoders):
-            self._location.check_weights(name)
-        if self.lora is not None:
-            lora.check_targets(network, self.lora)
-            lora.check_start(network, self.lora, component=self.component)
-        if self.attention == "xformers":
-            _check_xformers()
-
-    def _check_pipeline(self) -> None:
-        given = self._location.read_json("model_index.json").get("_class_name")
-        if given == self.pipeline:
-            return
-        advice = "no kind trains that"
-        for kind in components.kinds(AbstractModel):
-            other = components.find(AbstractModel, kind)  # type: ignore[type-abstract]
-            if getattr(other, "pipeline", None) == given:
-                advice = f"set kind to {kind}"
-        raise ModelError(
-            f"{self.path} holds a {given}, but kind {components.kind_of(self)} trains a "
-            f"{self.pipeline}: {advice}"
+        if self.unet is not None:
+            location = with_network(location, self.unet, revision=self.unet_revision)
+        return PipelineParts(
+            name=self.path,
+            pipeline=self.pipeline,
+            component=self.component,
+            text_encoders=self.text_encoders,
+            left_out=self.left_out,
+            location=location,
+            vae=self.vae,
+            vae_revision=self.vae_revision,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
         )
 
-    def _check_autoencoder(self) -> None:
-        try:
-            if self._autoencoder_location is not None:
-                self._autoencoder_location.read_json(f"{ITSELF}/config.json")
-                self._autoencoder_location.check_weights(ITSELF)
-        except ModelError as error:
-            raise ModelError(f"vae: {error}") from error
-
-    def _check_parts(self) -> None:
-        self._network_class()
-        unet = self._location.read_json(f"{self.component}/config.json")
-        check_denoiser(unet, added=self.added_conditioning)
-        check_trainable(unet)
-        if self._autoencoder_location is not None:
-            vae = self._autoencoder_location.read_json(f"{ITSELF}/config.json")
-            check_channels(unet, vae, vae_file=f"{self.vae}/config.json")
-        else:
-            check_channels(unet, self._location.read_json("vae/config.json"))
-        encoders = {
-            name: self._location.read_json(f"{name}/config.json") for name in self.text_encoders
-        }
-        check_text_encoders(unet, encoders)
-
-    def _blank_network(self) -> Any:
-        """The network without weights, for questions about its layers."""
-        config = self._location.read_json(f"{self.component}/config.json")
-        try:
-            with torch.device("meta"):
-                return self._network_class().from_config(config)
-        except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-            raise ModelError(
-                f"{self.path}: {self.component}/config.json describes no network: {error}"
-            ) from error
-
-    def _network_class(self) -> Any:
-        name = self._location.read_json(f"{self.component}/config.json").get("_class_name")
-        network_class = getattr(diffusers, str(name), None)
-        if network_class is None:
-            raise ModelError(
-                f"{self.path}: {self.component}/config.json names the class {name!r}, which "
-                f"diffusers {diffusers.__version__} lacks"
+    def check(self) -> None:
+        parts = self._parts
+        parts.check_class(components.kind_of(self))
+        parts.check_autoencoder()
+        network_config = parts.whole_network_config()
+        self.check_configs(network_config, parts.encoder_configs())
+        check_trainable(network_config)
+        parts.check_channels()
+        self.noising()
+        network = parts.blank_network()
+        parts.check_weights()
+        if self.lora is not None:
+            lora.check_targets(network, self.lora, scope=self.adapter_layers)
+            lora.check_start(
+                network, self.lora, component=self.component, scope=self.adapter_layers
             )
-        return network_class
+        if self.attention == "xformers":
+            _check_xformers()
 
     def noising(self) -> AbstractNoising:
         """How the model was trained to be corrupted; reads its scheduler's configuration alone.
@@ -296,15 +254,7 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: the configuration is missing or of a kind that is not supported.
         """
-        return noising_from_scheduler(self._schedule)
-
-    @cached_property
-    def _schedule(self) -> dict[str, Any]:
-        return model_schedule(
-            self._location,
-            prediction_type=self.prediction_type,
-            zero_terminal_snr=self.zero_terminal_snr,
-        )
+        return noising_from_scheduler(self._parts.schedule)
 
     def load(
         self,
@@ -319,9 +269,9 @@ class AbstractDiffusion(AbstractModel):
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
-        pipeline = self._read()
+        pipeline = self._parts.read()
         parts = pipeline.components
-        for name in self.text_encoders:
+        for name in self._parts.encoders:
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, DTYPES[self.vae_dtype])
         policy, stand_in = self._networks(parts[self.component], compute_dtype, reference)
@@ -336,7 +286,7 @@ class AbstractDiffusion(AbstractModel):
                 network.compile()
         return DiffusionModel(
             network=policy,
-            reference=_reference(reference, policy, stand_in),
+            reference=reference_of(reference, policy, stand_in),
             autoencoder=Autoencoder(parts["vae"], images_at_once=self.images_per_encoding),
             conditioner=self.conditioner(pipeline),
             noising=self.noising(),
@@ -360,7 +310,7 @@ class AbstractDiffusion(AbstractModel):
         else:
             store_for_autocast(network, compute_dtype)
             network.float()  # DoRA reads lengths off the rounded weights
-            lora.attach(network, self.lora, component=self.component)
+            lora.attach(network, self.lora, component=self.component, scope=self.adapter_layers)
             store_for_autocast(network, compute_dtype)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -373,52 +323,25 @@ class AbstractDiffusion(AbstractModel):
             values: all weights of the network, by name, in place of those that lie there.
         """
         if values is None:
-            return self._read()
-        return self._read(**{self.component: with_weights(self._blank_network(), values)})
-
-    def _read(self, **components: Any) -> Any:
-        """The backbone's pipeline, in float32 on the CPU, around components that are given.
-
-        An export reads no more than training did: what was left out may not be within reach.
-        """
-        if self._autoencoder_location is not None:
-            components["vae"] = self._read_autoencoder(self._autoencoder_location)
-        try:
-            pipeline = self._location.load(
-                getattr(diffusers, self.pipeline), **self.left_out, **components
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(
-                f"{self.path}: cannot be read as a {self.pipeline}: {error}"
-            ) from error
-        if self._schedule != self._location.read_json(SCHEDULE_FILE):
-            pipeline.scheduler = build_scheduler(self._schedule)
-        return pipeline
-
-    def _read_autoencoder(self, location: AbstractLocation) -> Any:
-        try:
-            return location.load(diffusers.AutoencoderKL)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"vae: cannot read an autoencoder from {self.vae}: {error}") from error
+            return self._parts.read()
+        blank = self._parts.blank_network()
+        return self._parts.read(**{self.component: with_weights(blank, values)})
 
     def _set_attention(self, network: Any) -> None:
         if self.attention == "sdpa":
-            network.set_attn_processor(AttnProcessor2_0())
+            if self.fused_attention is not None:
+                network.set_attn_processor(self.fused_attention())
         elif self.attention == "xformers":
             network.enable_xformers_memory_efficient_attention()
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
-        weights = [
-            self._location.identity(name) for name in (self.component, "vae", *self.text_encoders)
-        ]
-        autoencoder = self._autoencoder_location and self._autoencoder_location.identity(ITSELF)
-        written = self._location.read_json(SCHEDULE_FILE)
+        written = self._parts.location.read_json(SCHEDULE_FILE)
         shape = self.lora and replace(self.lora, start=None)
-        schedule = sorted(written.items())
-        parts = [self.pipeline, *weights, autoencoder, schedule, self.prediction_type, shape]
-        if self.prediction_type is None and self._schedule != written:
-            parts.append(sorted(self._schedule.items()))
+        parts: list[Any] = [self.pipeline, *self._parts.identities()]
+        parts += [sorted(written.items()), self.prediction_type, shape]
+        if self.prediction_type is None and self._parts.schedule != written:
+            parts.append(sorted(self._parts.schedule.items()))
         parts += [self._start()] if self.continues_adapter else []
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
@@ -434,7 +357,8 @@ class AbstractDiffusion(AbstractModel):
             )
         else:
             # Read anew: the encoders in memory were rounded to the precision of the run.
-            write_pipeline(folder, self._read(**{self.component: with_weights(network, values)}))
+            trained = {self.component: with_weights(network, values)}
+            write_pipeline(folder, self._parts.read(**trained))
 
     def _kohya(self, folder: Path, network: Any, values: Mapping[str, Tensor]) -> KohyaLora | None:
         """The adapter for ComfyUI, A1111 and kohya's tools; None where such a file cannot hold it:
@@ -460,6 +384,12 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: such a file cannot hold it.
         """
+        if not self.original_layout:
+            raise ModelError(
+                f"form is kohya, and its tools have no names for the layers of "
+                f"{self.network_config.get('_class_name')}: ComfyUI reads the LoRA of "
+                f"form=diffusers"
+            )
         return kohya_lora(
             layers,
             self.network_config,
@@ -472,7 +402,7 @@ class AbstractDiffusion(AbstractModel):
     @property
     def network_config(self) -> dict[str, Any]:
         """Of the network, as diffusers writes it."""
-        return self._location.read_json(f"{self.component}/config.json")
+        return self._parts.network_config
 
     @property
     def base_name(self) -> str:
@@ -483,7 +413,7 @@ class AbstractDiffusion(AbstractModel):
 
     @property
     def predicts_velocity(self) -> bool:
-        return self._schedule.get("prediction_type") == "v_prediction"
+        return self._parts.schedule.get("prediction_type") == "v_prediction"
 
     def describe(self) -> str:
         """One line for the start of a run."""
@@ -504,13 +434,3 @@ def _check_xformers() -> None:
         raise ModelError(
             "attention is xformers, which needs a CUDA device, and this machine has none: use sdpa"
         )
-
-
-def _reference(
-    kind: ReferenceKind, policy: nn.Module, stand_in: nn.Module | None
-) -> AbstractReference:
-    if stand_in is not None:
-        return FrozenCopy(stand_in)
-    if kind == "past_policy":
-        return PastPolicy(policy)
-    return AdapterOff() if kind == "adapter_off" else NoReference()

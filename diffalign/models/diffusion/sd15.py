@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from diffalign.models.diffusion.agreement import Config, check_unet
 from diffalign.models.diffusion.conditioning import (
     AbstractConditioner,
     Framing,
@@ -48,3 +49,6 @@ class SD15(AbstractDiffusion):
 
     def conditioner(self, pipeline: Any) -> AbstractConditioner:
         return SD15Conditioner(pipeline.tokenizer, pipeline.text_encoder)
+
+    def check_configs(self, network: Config, encoders: Mapping[str, Config]) -> None:
+        check_unet(network, encoders, added=None)

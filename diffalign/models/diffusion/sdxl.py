@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffalign.models.devices import send
+from diffalign.models.diffusion.agreement import Config, check_unet
 from diffalign.models.diffusion.conditioning import (
     AbstractConditioner,
     Framing,
@@ -91,7 +92,6 @@ class SDXL(AbstractDiffusion):
     pipeline: ClassVar[str] = "StableDiffusionXLPipeline"
     left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None}
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
-    added_conditioning: ClassVar[str | None] = "text_time"
 
     size_conditioning: SizeConditioning = "per_sample"
     """Tell the network each image's true size and crop, or `fixed`: as if every file had the size
@@ -104,3 +104,6 @@ class SDXL(AbstractDiffusion):
             self.size_conditioning,
             zeros_when_unconditional=pipeline.config.force_zeros_for_empty_prompt,
         )
+
+    def check_configs(self, network: Config, encoders: Mapping[str, Config]) -> None:
+        check_unet(network, encoders, added="text_time")

@@ -1,0 +1,196 @@
+"""The parts of a pipeline where they lie: what their configurations say before weights are read,
+and the reading itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+
+from diffalign import components
+from diffalign.errors import ModelError
+from diffalign.models.base import AbstractModel
+from diffalign.models.diffusion.agreement import check_channels
+from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
+from diffalign.models.locate import ITSELF, AbstractLocation, locate
+
+INDEX_FILE = "model_index.json"
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """A pipeline of diffusers on disk or on the hub, of which one network trains."""
+
+    name: str
+    """What the settings call it, for messages."""
+    pipeline: str
+    """Name of the pipeline class that it has to be of."""
+    component: str
+    """Name of the network within it."""
+    text_encoders: tuple[str, ...]
+    """Names of the text encoders that the class has; a folder may lack some."""
+    left_out: Mapping[str, Any]
+    """Arguments that open the pipeline without what training has no use for."""
+    location: AbstractLocation
+    vae: str | None = None
+    """Folder or hub id of another autoencoder than the pipeline's own."""
+    vae_revision: str | None = None
+    """Of that hub id."""
+    prediction_type: str | None = None
+    """In place of what the files say."""
+    zero_terminal_snr: bool | None = None
+    """In place of what the files say."""
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        return self.location.read_json(INDEX_FILE)
+
+    @cached_property
+    def schedule(self) -> dict[str, Any]:
+        """The scheduler's configuration: what the files say, and then the settings."""
+        return model_schedule(
+            self.location,
+            prediction_type=self.prediction_type,
+            zero_terminal_snr=self.zero_terminal_snr,
+        )
+
+    @cached_property
+    def _autoencoder(self) -> AbstractLocation | None:
+        return None if self.vae is None else locate(self.vae, revision=self.vae_revision)
+
+    @cached_property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders that are there."""
+        return tuple(name for name in self.text_encoders if self._is_there(name))
+
+    def _is_there(self, name: str) -> bool:
+        origin = self.index.get(name)
+        return not (isinstance(origin, (list, tuple)) and origin[0] is None)
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """Of the network, as diffusers writes it."""
+        return self.location.read_json(f"{self.component}/config.json")
+
+    def encoder_configs(self) -> dict[str, dict[str, Any]]:
+        """Of every text encoder that is there, by name."""
+        return {name: self.location.read_json(f"{name}/config.json") for name in self.encoders}
+
+    def tokenizers(self) -> list[Any]:
+        """Of every text encoder that is there, without weights."""
+        names = [name.replace("text_encoder", "tokenizer") for name in self.encoders]
+        return [self.location.tokenizer(name) for name in names]
+
+    def check_class(self, kind: str) -> None:
+        """Raise ModelError if a pipeline of another class lies there.
+
+        Args:
+            kind: whose pipeline it has to be.
+        """
+        given = self.index.get("_class_name")
+        if given == self.pipeline:
+            return
+        advice = "no kind trains that"
+        for other in components.kinds(AbstractModel):
+            backbone = components.find(AbstractModel, other)  # type: ignore[type-abstract]
+            if getattr(backbone, "pipeline", None) == given:
+                advice = f"set kind to {other}"
+        raise ModelError(
+            f"{self.name} holds a {given}, but kind {kind} trains a {self.pipeline}: {advice}"
+        )
+
+    def check_autoencoder(self) -> None:
+        """Raise ModelError unless the other autoencoder, if there is one, can be read."""
+        try:
+            if self._autoencoder is not None:
+                self._autoencoder.read_json(f"{ITSELF}/config.json")
+                self._autoencoder.check_weights(ITSELF)
+        except ModelError as error:
+            raise ModelError(f"vae: {error}") from error
+
+    def check_channels(self) -> None:
+        """Raise ModelError unless autoencoder and network work on latents of equal channels."""
+        network, file = self.whole_network_config(), f"{self.component}/config.json"
+        if self._autoencoder is None:
+            vae, vae_file = self.location.read_json("vae/config.json"), "vae/config.json"
+        else:
+            vae = self._autoencoder.read_json(f"{ITSELF}/config.json")
+            vae_file = f"{self.vae}/config.json"
+        check_channels(network, vae, file=file, vae_file=vae_file)
+
+    def check_weights(self) -> None:
+        """Raise ModelError if weights are known to be missing or pickled."""
+        for name in (self.component, "vae", *self.encoders):
+            self.location.check_weights(name)
+
+    def whole_network_config(self) -> dict[str, Any]:
+        """The network's configuration, with what it leaves out as its class has it."""
+        parameters = inspect.signature(self.network_class().__init__).parameters
+        return {
+            **{
+                name: parameter.default
+                for name, parameter in parameters.items()
+                if parameter.default is not inspect.Parameter.empty
+            },
+            **self.network_config,
+        }
+
+    def network_class(self) -> Any:
+        """The class of the network in diffusers."""
+        name = self.network_config.get("_class_name")
+        network_class = getattr(diffusers, str(name), None)
+        if network_class is None:
+            raise ModelError(
+                f"{self.name}: {self.component}/config.json names the class {name!r}, which "
+                f"diffusers {diffusers.__version__} lacks"
+            )
+        return network_class
+
+    def blank_network(self) -> Any:
+        """The network without weights, for questions about its layers."""
+        try:
+            with torch.device("meta"):
+                return self.network_class().from_config(self.network_config)
+        except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise ModelError(
+                f"{self.name}: {self.component}/config.json describes no network: {error}"
+            ) from error
+
+    def read(self, **given: Any) -> Any:
+        """The pipeline, in float32 on the CPU, around components that are given.
+
+        An export reads no more than training did: what was left out may not be within reach.
+        """
+        if self._autoencoder is not None:
+            given["vae"] = self._read_autoencoder(self._autoencoder)
+        for name in set(self.text_encoders) - set(self.encoders):
+            given |= {name: None, name.replace("text_encoder", "tokenizer"): None}
+        try:
+            pipeline = self.location.load(
+                getattr(diffusers, self.pipeline), **self.left_out, **given
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"{self.name}: cannot be read as a {self.pipeline}: {error}"
+            ) from error
+        if self.schedule != self.location.read_json(SCHEDULE_FILE):
+            pipeline.scheduler = build_scheduler(self.schedule)
+        return pipeline
+
+    def _read_autoencoder(self, location: AbstractLocation) -> Any:
+        try:
+            return location.load(diffusers.AutoencoderKL)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(f"vae: cannot read an autoencoder from {self.vae}: {error}") from error
+
+    def identities(self) -> list[str | None]:
+        """Tell network, autoencoder and text encoders from others; little is read of the files."""
+        inside = (self.component, "vae", *self.encoders)
+        other = None if self._autoencoder is None else self._autoencoder.identity(ITSELF)
+        return [*map(self.location.identity, inside), other]
