@@ -33,7 +33,7 @@ from diffalign.benchmarks.pope import rules as pope
 from diffalign.cache.references import CachedReference, Contents
 from diffalign.comparison.score import find_images, read_column
 from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.pairs.records import ImagePair, UnusableRowError
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.formats.opa_dpo import OPADPO

@@ -26,8 +26,8 @@ import yaml
 from diffusers import AutoencoderKL
 
 from diffalign import config
+from diffalign.data.location import open_data
 from diffalign.data.pairs.preview import first_rows
-from diffalign.data.pairs.reading import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from diffalign.jobs import generate, train

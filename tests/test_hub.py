@@ -27,7 +27,7 @@ from tests.tiny_models import write_sdxl
 ASKING = """
 import faulthandler, json, sys, threading, time, types
 from diffalign.data.pairs.preview import first_rows
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DiffalignError
 from diffalign.models.diffusion.sdxl import SDXL

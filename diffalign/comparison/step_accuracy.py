@@ -18,9 +18,9 @@ from torch import Tensor
 
 from diffalign.comparison.compare import Place
 from diffalign.data.batches import ImageBatch
+from diffalign.data.location import open_data
 from diffalign.data.pairs.collate import stack, with_unit_range
 from diffalign.data.pairs.columns import PAIR_VIEWS
-from diffalign.data.pairs.reading import open_data
 from diffalign.data.pairs.records import ImagePair
 from diffalign.data.pairs.samples import Sample, SampleMaker
 from diffalign.data.source import DataConfig

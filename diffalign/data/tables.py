@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from diffalign import hub
+from diffalign.data.location import DataLocation, Location
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.groups import GroupColumns
-from diffalign.data.pairs.reading import DataLocation, Location
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError

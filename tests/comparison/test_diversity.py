@@ -17,7 +17,7 @@ from diffalign.comparison.diversity import (
     mean_pairwise_distance,
     pixel_distance,
 )
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.source import DataConfig
 from diffalign.generation.manifest import ManifestRow
 from diffalign.jobs import score

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.data.pairs.reading import Location, open_data
+from diffalign.data.location import Location, open_data
 from diffalign.data.source import DataConfig
 from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_schema
 from diffalign.errors import DataError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from diffalign.data.decoding import BadImageError, decode
+from diffalign.data.location import OpenedData, locate
 from diffalign.data.pairs.columns import PAIR_VIEWS
-from diffalign.data.pairs.reading import OpenedData, locate
 from diffalign.data.pairs.records import EncodedImage, ImagePair, Skipped
 from diffalign.data.pairs.samples import empty_caption
 from diffalign.data.pairs.transforms import Size

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from diffalign import components
 from diffalign.data.json_rows import LineRows, ListRows
-from diffalign.data.pairs.reading import DataLocation, Form, Location, fingerprint, locate
+from diffalign.data.location import DataLocation, Form, Location, fingerprint, locate
 from diffalign.data.pairs.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.responses.conversation import Comparison, malformed
 from diffalign.data.responses.formats.base import AbstractMapping, numbered

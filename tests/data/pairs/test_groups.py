@@ -7,8 +7,8 @@ import json
 import datasets
 import pytest
 
+from diffalign.data.location import open_data
 from diffalign.data.pairs.groups import GroupColumns, GroupStream, recognise
-from diffalign.data.pairs.reading import open_data
 from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped, SkipReason
 from diffalign.data.rows import AbstractRowStream, Row, Schema
 from diffalign.data.source import DataConfig

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from diffalign.data.location import open_data
 from diffalign.data.pairs.columns import pickapic_columns
-from diffalign.data.pairs.reading import open_data
 from diffalign.data.pairs.records import LeftOut, UnusableRowError
 from diffalign.data.rows import Row
 from diffalign.data.source import DataConfig

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from diffalign.data.decoding import IMAGE_SUFFIXES, starts_like_an_image
+from diffalign.data.location import AbstractReader, Form, Location
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.groups import GroupColumns
-from diffalign.data.pairs.reading import AbstractReader, Form, Location
 from diffalign.data.rows import AbstractRows, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError

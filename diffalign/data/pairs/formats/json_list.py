@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffalign.data.json_rows import ListRows, list_schema
+from diffalign.data.location import AbstractReader, Form, Location
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.formats.jsonl import JsonLines
 from diffalign.data.pairs.groups import GroupColumns
-from diffalign.data.pairs.reading import AbstractReader, Form, Location
 from diffalign.data.rows import AbstractRows, Schema
 from diffalign.data.source import DataConfig
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffalign.data.json_rows import LineRows, line_schema
+from diffalign.data.location import AbstractReader, Form, Location
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.groups import GroupColumns, recognise
-from diffalign.data.pairs.reading import AbstractReader, Form, Location
 from diffalign.data.rows import AbstractRows, Schema
 from diffalign.data.source import DataConfig
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from diffalign.data.json_rows import object_schema
+from diffalign.data.location import AbstractReader, Form, Location
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.groups import GroupColumns, recognise
-from diffalign.data.pairs.reading import AbstractReader, Form, Location
 from diffalign.data.rows import AbstractRowStream, Cursor, Row, Schema
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped, SkipReason
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError

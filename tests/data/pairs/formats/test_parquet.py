@@ -3,7 +3,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.pairs.records import Skipped
 from diffalign.data.source import DataConfig
 from tests.data.conftest import ids, open_source, take

@@ -1,7 +1,7 @@
 import pytest
 
+from diffalign.data.location import open_data
 from diffalign.data.pairs.columns import PICKAPIC_IDENTITY
-from diffalign.data.pairs.reading import open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, pickapic_rows, write_pickapic, write_rows

@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from diffalign.data.pairs.reading import open_data
+from diffalign.data.location import open_data
 from diffalign.data.pairs.records import Skipped
 from diffalign.data.source import DataConfig
 from diffalign.errors import DataError

@@ -1,6 +1,6 @@
 import pytest
 
-from diffalign.data.pairs.reading import locate, open_data
+from diffalign.data.location import locate, open_data
 from diffalign.data.source import DataConfig
 from diffalign.errors import ConfigError, DataError
 from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_pickapic, write_rows

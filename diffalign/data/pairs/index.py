@@ -8,7 +8,7 @@ import numpy as np
 
 from diffalign.data.decoding import BadImageError, upright_size
 from diffalign.data.indexed import Index
-from diffalign.data.pairs.reading import OpenedData
+from diffalign.data.location import OpenedData
 from diffalign.data.pairs.records import LeftOut, Skipped
 from diffalign.data.pairs.transforms import Size, bucket_sizes, nearest_bucket
 from diffalign.data.rows import AbstractRows, Row

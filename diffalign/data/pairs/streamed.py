@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from diffalign import world
-from diffalign.data.pairs.reading import OpenedData
+from diffalign.data.location import OpenedData
 from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped
 from diffalign.data.pairs.samples import empty_caption
 from diffalign.data.pairs.transforms import Size
