@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image, ImageFilter
 
+from diffalign.data.pairs.config import DataConfig
 from diffalign.data.pairs.source import PairSource
-from diffalign.data.source import DataConfig
 from diffalign.seeding import TimestepSampling
 
 BATCH_PAIRS = 8

@@ -28,7 +28,7 @@ from diffalign.comparison.step_accuracy import (
     accuracy_by_timestep,
     decided_pairs,
 )
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
 from diffalign.models.devices import choose_device
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.playground.models import playground_clip_path, playground_model_path

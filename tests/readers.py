@@ -33,14 +33,14 @@ from diffalign.benchmarks.pope import rules as pope
 from diffalign.cache.references import CachedReference, Contents
 from diffalign.comparison.score import find_images, read_column
 from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.location import open_data
-from diffalign.data.pairs.records import ImagePair, UnusableRowError
+from diffalign.data.pairs.columns import ImagePair
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.formats.opa_dpo import OPADPO
 from diffalign.data.responses.formats.rlhf_v import RLHFV
 from diffalign.data.responses.reading import open_responses
-from diffalign.data.skipping import SkipLog
-from diffalign.data.source import DataConfig
+from diffalign.data.skipping import SkipLog, UnusableRowError
 from diffalign.errors import ConfigError, DiffalignError
 from diffalign.files import read_tensors
 from diffalign.generation.manifest import read_manifest

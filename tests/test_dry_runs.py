@@ -26,9 +26,9 @@ import yaml
 from diffusers import AutoencoderKL
 
 from diffalign import config
-from diffalign.data.location import open_data
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.pairs.preview import first_rows
-from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from diffalign.jobs import generate, train
 from diffalign.models.lora import LoraSettings

@@ -18,12 +18,10 @@ from torch import Tensor
 
 from diffalign.comparison.compare import Place
 from diffalign.data.batches import ImageBatch
-from diffalign.data.location import open_data
-from diffalign.data.pairs.collate import stack, with_unit_range
-from diffalign.data.pairs.columns import PAIR_VIEWS
-from diffalign.data.pairs.records import ImagePair
-from diffalign.data.pairs.samples import Sample, SampleMaker
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.one_step import through_one_step
 from diffalign.scorers.base import AbstractScorer

@@ -17,7 +17,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from diffalign.data.pairs.records import EncodedImage, SkipReason
+from diffalign.data.skipping import SkipReason
+
+Size = tuple[int, int]
+"""(height, width), pixels."""
+
+EncodedImage = bytes | Path | None
+"""A file's content, or where it lies; None where the data set has no image. Decoding waits for the
+loader's workers, where a bad image can be skipped and listed."""
 
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 """Tags of EXIF and TIFF."""

@@ -12,9 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch.utils.data import DataLoader
 
 from diffalign import world
-from diffalign.data.pairs.records import Skipped
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
-from diffalign.data.skipping import SkipLog
+from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.errors import DataError
 from diffalign.processes import end_with_parent
 from diffalign.seeding import cpu_generator, derive_seed

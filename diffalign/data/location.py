@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import abc
-import dataclasses
-import difflib
 import glob
 import hashlib
 import itertools
@@ -13,15 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
-from diffalign import components
-from diffalign.data.pairs.columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT, PairColumns
-from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
-from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped, UnusableRowError
-from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
-from diffalign.data.source import DataConfig
-from diffalign.errors import ConfigError, DataError
+from diffalign.errors import DataError
 
 Form = Literal["table", "lines", "list", "shards", "sides"]
 """Parquet, Arrow or a hub data set; JSON lines; JSON lists; tar shards; one folder a side."""
@@ -82,61 +73,6 @@ class Location:
         count = len(self.files)
         kind, s = self.files[0].suffix.lower()[1:], "s" if count > 1 else ""
         return f"{self.path}: {count} {kind} file{s}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenedData:
-    """A data set that a reader has opened."""
-
-    rows: AbstractRows | AbstractRowStream
-    columns: PairColumns
-    base: Path | None
-    """Folder that relative image paths start from."""
-    summary: str
-    """What is read by what, and the mapping, as a sentence."""
-    fingerprint: str
-    """Another one for other data; the same wherever the data lies."""
-
-    def pairs(self) -> Iterator[ImagePair | Skipped]:
-        """Every row that should hold a preference, once and in order."""
-        rows = self.rows
-        if isinstance(rows, AbstractRowStream):
-            in_order = (row for _, row in rows.rows())
-        else:
-            in_order = (rows[number] for number in range(len(rows)))
-        found = (self.read(row) for row in in_order)
-        return (pair for pair in found if isinstance(pair, (ImagePair, Skipped)))
-
-    def read(self, row: Row) -> ImagePair | LeftOut | Skipped:
-        """The row as a preference, or why it holds none or cannot be used."""
-        try:
-            return self.columns.pair(row, self.base)
-        except UnusableRowError as error:
-            return error.skipped(self.columns.sample_id(row))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbstractReader(abc.ABC):
-    """One layout of preference pairs. Its module is its `kind`."""
-
-    form: ClassVar[Form]
-    """What it reads."""
-    needs: ClassVar[str]
-    """What it must find, for messages."""
-
-    @abc.abstractmethod
-    def schema(self, location: Location, config: DataConfig) -> Schema:
-        """The columns of a data set, from its description or its first rows."""
-
-    @abc.abstractmethod
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
-        """The mapping for a data set with these columns; None where it is another layout."""
-
-    @abc.abstractmethod
-    def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
-    ) -> AbstractRows | AbstractRowStream:
-        """The rows, at random or streamed."""
 
 
 def locate(
@@ -248,65 +184,6 @@ def _split_of(file: Path) -> str | None:
     return next((part for part in parts if part in _SPLITS), None)
 
 
-def open_data(config: DataConfig) -> OpenedData:
-    """Find the data, choose its reader, and open it.
-
-    Raises:
-        DataError: nothing is there, or no reader understands it.
-        ConfigError: there is no such `data.kind`, or several would do.
-    """
-    location = locate(config)
-    kind, reader, schema, found = _choose(location, config)
-    found = _as_configured(found, config)
-    rows = reader.open(location, found, config)
-    if isinstance(found, PairColumns):
-        columns = found
-    else:
-        columns = found.pairs()
-        if isinstance(rows, AbstractRowStream):
-            rows = GroupStream(rows, found)
-        else:
-            rows = GroupRows(rows, found)
-    if config.buckets and isinstance(rows, AbstractRowStream):
-        raise DataError(
-            f"data.buckets needs every image's size in advance, and {location.describe()} is "
-            "streamed: set data.buckets to false"
-        )
-    streamed = ", streamed" if isinstance(rows, AbstractRowStream) else ""
-    return OpenedData(
-        rows=rows,
-        columns=columns,
-        base=location.root,
-        summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}",
-        fingerprint=fingerprint(location, config),
-    )
-
-
-def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
-    """The columns that nobody reads, by name."""
-    left = [name for name in schema.names if name not in columns.all()]
-    return f"; not read: {', '.join(left)}" if left else ""
-
-
-def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
-    aside = rows.set_aside if isinstance(rows, AbstractRows) else ""
-    return f"; set aside: {aside}" if aside else ""
-
-
-def _as_configured(
-    columns: PairColumns | GroupColumns, config: DataConfig
-) -> PairColumns | GroupColumns:
-    """The mapping with the config's wishes for ties and weights."""
-    if config.weighting == "per_prompt" and columns.pairs_per_prompt is None:
-        raise DataError(
-            f"data.weighting per_prompt needs the column {PICKAPIC_PAIRS_PER_PROMPT}, which "
-            f"{config.path} has not: set it to uniform"
-        )
-    counted = columns.pairs_per_prompt if config.weighting == "per_prompt" else None
-    return dataclasses.replace(columns, keep_ties=config.ties == "keep", pairs_per_prompt=counted)
-
-
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
@@ -325,45 +202,3 @@ def fingerprint(location: Location, config: DataLocation) -> str:
             name = file.relative_to(location.root).as_posix()
             digest.update(os.fsencode(f"{name}\0{_size(file)}\0"))
     return digest.hexdigest()
-
-
-def _choose(
-    location: Location, config: DataConfig
-) -> tuple[str, AbstractReader, Schema, PairColumns | GroupColumns]:
-    kinds = components.kinds(AbstractReader) if config.kind == "auto" else [config.kind]
-    readers = {kind: components.find(AbstractReader, kind)() for kind in kinds}  # type: ignore[type-abstract]
-    suited = {kind: reader for kind, reader in readers.items() if reader.form == location.form}
-    if not suited:
-        needs = "; ".join(f"{kind} needs {reader.needs}" for kind, reader in readers.items())
-        raise DataError(f"data.kind {config.kind} cannot read {location.describe()}: {needs}")
-    schema = next(iter(suited.values())).schema(location, config)
-    matches = {kind: reader.match(schema, config) for kind, reader in suited.items()}
-    found = [(kind, suited[kind], schema, columns) for kind, columns in matches.items() if columns]
-    if len(found) > 1:
-        kinds_found = " or ".join(kind for kind, *_ in found)
-        raise ConfigError(f"data.path {config.path} can be read by {kinds_found}: set data.kind")
-    if not found:
-        raise DataError(_unreadable(location, schema, suited))
-    return found[0]
-
-
-def _unreadable(location: Location, schema: Schema, readers: Mapping[str, AbstractReader]) -> str:
-    names = schema.names
-    needs = "; ".join(f"{kind} needs {reader.needs}" for kind, reader in readers.items())
-    spelling = "".join(
-        f" {name} looks like {nearest[0]}."
-        for name in names
-        if name not in KNOWN_NAMES
-        and (nearest := difflib.get_close_matches(name, KNOWN_NAMES, n=1, cutoff=0.75))
-    )
-    held = ", ".join(name for name in schema.names if name in schema.lists)
-    lists = (
-        f" Lists are held by {held}: one of images is read next to one of ranks, scores or labels "
-        f"with a number for each, or under data.columns as images and scores."
-        if held
-        else ""
-    )
-    return (
-        f"{location.describe()}: no preference in the columns {', '.join(names) or '(none)'}. "
-        f"{needs}.{spelling}{lists} Other names can be given under data.columns"
-    )

@@ -16,9 +16,9 @@ import pyarrow.parquet
 from diffalign import hub
 from diffalign.data.location import DataLocation, Location
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
 from diffalign.data.pairs.groups import GroupColumns
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
-from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 
 _HEADER_BYTES = 1 << 16

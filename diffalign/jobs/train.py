@@ -17,10 +17,10 @@ from rich.table import Table
 
 from diffalign import config, world
 from diffalign.commands import command
+from diffalign.data.decoding import Size
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.pairs.preview import Preview, PreviewRow, without_download
 from diffalign.data.pairs.source import PairSource
-from diffalign.data.pairs.transforms import Size
 from diffalign.data.responses.preview import ResponsePreview, ResponsePreviewRow
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.skipping import forget_skipped

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.pairs.records import EncodedImage, UnusableRowError
+from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.skipping import UnusableRowError
 from diffalign.synthesis.images import ImageStore
 from diffalign.synthesis.writing import Writer
 

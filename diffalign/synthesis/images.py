@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffalign.data.decoding import BadImageError, format_of
-from diffalign.data.pairs.records import EncodedImage, UnusableRowError
+from diffalign.data.decoding import BadImageError, EncodedImage, format_of
+from diffalign.data.skipping import UnusableRowError
 from diffalign.files import write_atomically
 
 _FOLDER = "images"

@@ -21,8 +21,8 @@ from typing import ClassVar
 from PIL import Image
 from torch import Tensor
 
-from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError, ModelError
 from diffalign.seeding import derive_seed
 from diffalign.synthesis import layouts

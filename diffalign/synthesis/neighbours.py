@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.data.pairs.records import EncodedImage
+from diffalign.data.decoding import EncodedImage
 from diffalign.errors import DataError, ModelError
 from diffalign.files import open_tensors, replacing_file, writing
 from diffalign.models.vlm.model import VisionLanguageModel

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.conversation import Comparison, malformed, turns_of
 from diffalign.data.responses.formats.base import AbstractMapping
 from diffalign.data.responses.images import conversation_of
 from diffalign.data.responses.reading import OpenedResponses, open_responses, renamed
 from diffalign.data.responses.records import IMAGE
+from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
 from diffalign.synthesis.base import Question, Unmade
 

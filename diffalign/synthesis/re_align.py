@@ -19,8 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.data.pairs.records import EncodedImage, UnusableRowError
+from diffalign.data.decoding import EncodedImage
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
 from diffalign.seeding import derive_seed, unit_interval
 from diffalign.synthesis.base import (

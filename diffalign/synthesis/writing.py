@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation import StoppingCriteriaList
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedResponse
 from diffalign.data.responses.records import Turn
+from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import ModelError
 from diffalign.models.devices import send
 from diffalign.models.vlm.model import VisionLanguageModel

@@ -21,10 +21,11 @@ from rich.console import Console
 from diffalign import components, config, world
 from diffalign.data.batches import ImageBatch, TokenBatch
 from diffalign.data.pairs.columns import PAIR_VIEWS
+from diffalign.data.pairs.config import DataConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.source import ResponseSource
-from diffalign.data.source import AbstractSource, DataConfig
+from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.scores import Scores

@@ -17,8 +17,8 @@ from diffalign.comparison.diversity import (
     mean_pairwise_distance,
     pixel_distance,
 )
-from diffalign.data.location import open_data
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.generation.manifest import ManifestRow
 from diffalign.jobs import score
 from diffalign.scorers.jpeg import JPEG

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffalign.comparison.step_accuracy import accuracy_by_timestep, decided_pairs
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.scorers.base import AbstractScorer
 from tests import layouts

@@ -11,8 +11,8 @@ import pytest
 
 from diffalign import world
 from diffalign.data.batches import ImageBatch
+from diffalign.data.pairs.config import DataConfig
 from diffalign.data.pairs.source import PairSource
-from diffalign.data.source import DataConfig
 from diffalign.seeding import TimestepSampling
 
 

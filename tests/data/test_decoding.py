@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from diffalign.data.decoding import BadImageError, decode, encoded_image, upright_size
-from diffalign.data.pairs.records import SkipReason
+from diffalign.data.skipping import SkipReason
 from tests.layouts import encoded, solid_image
 
 LIMIT = 10_000

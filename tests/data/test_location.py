@@ -1,7 +1,8 @@
 import pytest
 
-from diffalign.data.location import locate, open_data
-from diffalign.data.source import DataConfig
+from diffalign.data.location import locate
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.errors import ConfigError, DataError
 from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_pickapic, write_rows
 

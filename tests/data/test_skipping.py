@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from diffalign.data.pairs.records import Skipped, SkipReason
-from diffalign.data.skipping import SkipLog, forget_skipped
+from diffalign.data.skipping import SkipLog, Skipped, SkipReason, forget_skipped
 from diffalign.errors import DataError
 
 

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.data.location import Location, open_data
-from diffalign.data.source import DataConfig
+from diffalign.data.location import Location
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_schema
 from diffalign.errors import DataError
 from tests.layouts import (

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffalign import config
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import read_json_lines
 from diffalign.imaging.image_files import pixels_of

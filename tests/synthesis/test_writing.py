@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.skipping import UnusableRowError
 from diffalign.synthesis.writing import _OwnSamples, most_probable, perplexity
 from tests.responses import random_image
 from tests.synthesis.benches import model, writer

@@ -9,11 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.data.decoding import BadImageError, encoded_image
-from diffalign.data.pairs.records import ImagePair, LeftOut, SkipReason, UnusableRowError
+from diffalign.data.decoding import BadImageError, EncodedImage, encoded_image
 from diffalign.data.rows import Row
+from diffalign.data.skipping import LeftOut, SkipReason, UnusableRowError
 from diffalign.errors import DataError, did_you_mean
 from diffalign.parsing import decode_text, shortly
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePair:
+    """Two images for one prompt, one of them preferred; or the preferred one alone."""
+
+    sample_id: str
+    """Unique within the data set and stable between runs: randomness derives from it."""
+    prompt: str
+    """The caption without blanks around it; may be empty here, the loader skips and lists it."""
+    chosen: EncodedImage
+    """The preferred side."""
+    rejected: EncodedImage
+    """The other side; None where the data set has preferred images alone."""
+    preference: float = 1.0
+    """Probability that the chosen side is the preferred one; one half for a tie that is kept."""
+    importance: float = 1.0
+    """How much the pair counts, relative to others."""
+
 
 PAIR_VIEWS = ("chosen", "rejected")
 """The views that a pair offers, in the order of every batch."""

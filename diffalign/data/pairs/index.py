@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 
 import numpy as np
 
-from diffalign.data.decoding import BadImageError, upright_size
-from diffalign.data.indexed import Index
-from diffalign.data.location import OpenedData
-from diffalign.data.pairs.records import LeftOut, Skipped
-from diffalign.data.pairs.transforms import Size, bucket_sizes, nearest_bucket
+from diffalign.data.decoding import BadImageError, Size, upright_size
+from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import OpenedData
+from diffalign.data.pairs.samples import empty_caption
+from diffalign.data.plans import Counts, Index
 from diffalign.data.rows import AbstractRows, Row
-from diffalign.data.skipping import SkipLog
-from diffalign.data.source import DataConfig
+from diffalign.data.skipping import LeftOut, SkipLog, Skipped, UnusableRowError
 from diffalign.errors import DataError
 
 
@@ -61,3 +62,64 @@ def _shapes(data: OpenedData, row: Row, max_pixels: int) -> tuple[Size, ...] | S
                 sample_id=pair.sample_id, reason=error.reason, detail=error.detail, side=side
             )
     return tuple(shapes)
+
+
+def index_rows(
+    rows: AbstractRows, columns: PairColumns, *, limit: int | None, skips: SkipLog
+) -> Index:
+    """Read labels and captions of all rows, and no image.
+
+    Raises:
+        DataError: a label is not allowed, or no row is a pair.
+    """
+    left_out: Counter[LeftOut] = Counter()
+    members: list[int] = []
+    pairs = read = 0
+    for number, row in enumerate(rows.scan(columns.light())):
+        if limit is not None and pairs == limit:
+            break
+        read += 1
+        skipped: Skipped | None
+        try:
+            verdict = columns.chosen(row)
+            if isinstance(verdict, LeftOut):
+                left_out[verdict] += 1
+                continue
+            skipped = empty_caption(columns.sample_id(row), columns.caption(row))
+        except UnusableRowError as error:
+            skipped = error.skipped(columns.sample_id(row))
+        pairs += 1
+        if skipped is None:
+            members.append(number)
+        else:
+            skips.add(skipped)
+    counts = Counts(rows=read, pairs=pairs, left_out=left_out, noun=rows.noun)
+    if not members:
+        unusable = "".join(f"\n  {line}" for line in skips.first(10))
+        without = f", none of which can be used:{unusable}" if pairs else ""
+        raise DataError(f"there is nothing to train on in {counts.describe()}{without}")
+    return Index(members=np.array(members, dtype=np.int64), counts=counts)
+
+
+def bucket_sizes(resolution: int) -> tuple[Size, ...]:
+    """Sizes of about resolution^2 pixels, sides from half to twice the resolution.
+
+    Steps are a sixteenth of the resolution, at least 8: 64 pixels at 1024, as in SDXL
+    (arXiv:2307.01952, appendix I). The longer side takes every step, the shorter one is the
+    largest that keeps the area; each size comes upright and lying.
+
+    Returns:
+        (height, width), from the widest to the tallest.
+    """
+    step = max(8, resolution // 16 // 8 * 8)
+    sizes = set()
+    for long in range(resolution, 2 * resolution + 1, step):
+        short = max(step, resolution**2 // long // step * step)
+        sizes |= {(short, long), (long, short)}
+    return tuple(sorted(sizes, key=lambda size: (size[0] / size[1], size[0])))
+
+
+def nearest_bucket(sizes: tuple[Size, ...], images: tuple[Size, ...]) -> int:
+    """Index of the size whose aspect ratio is nearest to the images' geometric mean."""
+    aspect = sum(math.log(width / height) for height, width in images) / len(images)
+    return min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i][1] / sizes[i][0]) - aspect))

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 
-from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.location import OpenedData, locate
-from diffalign.data.pairs.columns import PAIR_VIEWS
-from diffalign.data.pairs.records import EncodedImage, ImagePair, Skipped
+from diffalign.data.decoding import BadImageError, EncodedImage, Size, decode
+from diffalign.data.location import locate
+from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import OpenedData
 from diffalign.data.pairs.samples import empty_caption
-from diffalign.data.pairs.transforms import Size
-from diffalign.data.source import DataConfig
+from diffalign.data.skipping import Skipped
 from diffalign.errors import DataError
 
 

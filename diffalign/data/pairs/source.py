@@ -12,20 +12,18 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import ImageBatch
-from diffalign.data.indexed import IndexPlan, index_rows
 from diffalign.data.loader import PlannedBatches
-from diffalign.data.location import OpenedData, open_data
-from diffalign.data.pairs.collate import stack, with_unit_range
-from diffalign.data.pairs.columns import PAIR_VIEWS
-from diffalign.data.pairs.index import assign_buckets
+from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import OpenedData, open_data
+from diffalign.data.pairs.index import assign_buckets, index_rows
 from diffalign.data.pairs.preview import Preview, first_rows
-from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped
-from diffalign.data.pairs.samples import Sample, SampleMaker
+from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
 from diffalign.data.pairs.streamed import StreamPlan
-from diffalign.data.plans import AbstractPlan, Work
+from diffalign.data.plans import AbstractPlan, IndexPlan, Work
 from diffalign.data.rows import AbstractRows, AbstractRowStream
-from diffalign.data.skipping import SkipLog
-from diffalign.data.source import AbstractSource, DataConfig
+from diffalign.data.skipping import LeftOut, SkipLog, Skipped
+from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.seeding import TimestepSampling
 

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from diffalign import world
-from diffalign.data.location import OpenedData
-from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped
+from diffalign.data.decoding import Size
+from diffalign.data.pairs.columns import ImagePair
+from diffalign.data.pairs.formats.base import OpenedData
 from diffalign.data.pairs.samples import empty_caption
-from diffalign.data.pairs.transforms import Size
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work, rank_part
 from diffalign.data.rows import AbstractRowStream, Cursor, Row
+from diffalign.data.skipping import LeftOut, Skipped
 from diffalign.errors import DataError
 from diffalign.seeding import cpu_generator, derive_seed
 

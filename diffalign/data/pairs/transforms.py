@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-Size = tuple[int, int]
-"""(height, width), pixels."""
+from diffalign.data.decoding import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +77,3 @@ def _covering(image: Image.Image, target: Size) -> Image.Image:
 
 def _offset(slack: int, place: float | None) -> int:
     return round(slack / 2) if place is None else min(slack, int(place * (slack + 1)))
-
-
-def bucket_sizes(resolution: int) -> tuple[Size, ...]:
-    """Sizes of about resolution^2 pixels, sides from half to twice the resolution.
-
-    Steps are a sixteenth of the resolution, at least 8: 64 pixels at 1024, as in SDXL
-    (arXiv:2307.01952, appendix I). The longer side takes every step, the shorter one is the
-    largest that keeps the area; each size comes upright and lying.
-
-    Returns:
-        (height, width), from the widest to the tallest.
-    """
-    step = max(8, resolution // 16 // 8 * 8)
-    sizes = set()
-    for long in range(resolution, 2 * resolution + 1, step):
-        short = max(step, resolution**2 // long // step * step)
-        sizes |= {(short, long), (long, short)}
-    return tuple(sorted(sizes, key=lambda size: (size[0] / size[1], size[0])))
-
-
-def nearest_bucket(sizes: tuple[Size, ...], images: tuple[Size, ...]) -> int:
-    """Index of the size whose aspect ratio is nearest to the images' geometric mean."""
-    aspect = sum(math.log(width / height) for height, width in images) / len(images)
-    return min(range(len(sizes)), key=lambda i: abs(math.log(sizes[i][1] / sizes[i][0]) - aspect))

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.conversation import without_end_tokens
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import ModelError
 
 SMALLEST_SIDE = 2

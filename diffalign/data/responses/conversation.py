@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.records import IMAGE, Position, Span, Turn
+from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import DataError
 from diffalign.parsing import parse_json
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from diffalign.data.pairs.records import EncodedImage, SkipReason, UnusableRowError
+from diffalign.data.decoding import EncodedImage
 from diffalign.data.responses import coco
 from diffalign.data.responses.conversation import malformed, with_markers
 from diffalign.data.responses.records import IMAGE, Conversation, Position, Turn
+from diffalign.data.skipping import SkipReason, UnusableRowError
 
 _BASE64 = re.compile(r"((?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[\w+/\s]+=*)\s*")
 """As JPEG, PNG, GIF, WebP and BMP begin. A file name has a dot, which base64 has not."""

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffalign.data.indexed import Index
-from diffalign.data.pairs.records import LeftOut, Skipped
-from diffalign.data.plans import Counts
+from diffalign.data.plans import Counts, Index
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import OpenedResponses
-from diffalign.data.skipping import SkipLog
+from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.errors import DataError
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from diffalign.data.decoding import Size
 from diffalign.data.pairs.preview import size_or_reason
-from diffalign.data.pairs.records import Skipped
-from diffalign.data.pairs.transforms import Size
 from diffalign.data.responses.index import Comparisons
 from diffalign.data.responses.reading import OpenedResponses
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.responses.samples import TokenSampleMaker
+from diffalign.data.skipping import Skipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffalign import components
-from diffalign.data.json_rows import LineRows, ListRows
 from diffalign.data.location import DataLocation, Form, Location, fingerprint, locate
-from diffalign.data.pairs.records import LeftOut, Skipped, UnusableRowError
 from diffalign.data.responses.conversation import Comparison, malformed
 from diffalign.data.responses.formats.base import AbstractMapping, numbered
 from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.records import ResponsePair
-from diffalign.data.rows import AbstractRows, Row
+from diffalign.data.rows import AbstractRows, LineRows, ListRows, Row
+from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
 from diffalign.data.tables import TableRows, load_table
 from diffalign.errors import ConfigError, DataError, did_you_mean
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffalign.data.pairs.records import EncodedImage
+from diffalign.data.decoding import EncodedImage
 
 IMAGE = "<image>"
 """Marks in the text of a turn where an image is; the chat template puts the model's own."""

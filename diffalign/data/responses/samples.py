@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.pairs.records import EncodedImage, Skipped, SkipReason, UnusableRowError
+from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedResponse
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
 from diffalign.data.responses.corruptions.tiles import to_tiles, with_tiles
 from diffalign.data.responses.records import ResponsePair
+from diffalign.data.skipping import Skipped, SkipReason, UnusableRowError
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.seeding import cpu_generator, derive_seed
 from diffalign.views import View

@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import TokenBatch
-from diffalign.data.indexed import IndexPlan
+from diffalign.data.decoding import EncodedImage
 from diffalign.data.loader import PlannedBatches
-from diffalign.data.pairs.records import EncodedImage, Skipped
-from diffalign.data.plans import Work
+from diffalign.data.plans import IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
@@ -22,7 +21,7 @@ from diffalign.data.responses.index import Comparisons, index_comparisons
 from diffalign.data.responses.preview import ResponsePreview, first_responses
 from diffalign.data.responses.reading import OpenedResponses, open_responses
 from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
-from diffalign.data.skipping import SkipLog
+from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.seeding import derive_seed

@@ -1,7 +1,6 @@
 import torch
 
-from diffalign.data.pairs.collate import stack, with_unit_range
-from diffalign.data.pairs.samples import Sample
+from diffalign.data.pairs.samples import Sample, stack, with_unit_range
 from diffalign.data.pairs.transforms import CutImage
 
 

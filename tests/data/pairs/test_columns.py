@@ -4,13 +4,14 @@ import pytest
 
 from diffalign.data.pairs.columns import (
     KNOWN_NAMES,
+    ImagePair,
     PairColumns,
     find_columns,
     general_columns,
     pickapic_columns,
 )
-from diffalign.data.pairs.records import ImagePair, LeftOut, UnusableRowError
 from diffalign.data.rows import Row
+from diffalign.data.skipping import LeftOut, UnusableRowError
 from diffalign.errors import DataError
 
 PICKAPIC_NAMES = ["caption", "jpg_0", "jpg_1", "label_0", "label_1"]

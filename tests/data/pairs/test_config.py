@@ -1,6 +1,6 @@
 import pytest
 
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
 
 
 @pytest.mark.parametrize(

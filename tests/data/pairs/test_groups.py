@@ -7,11 +7,12 @@ import json
 import datasets
 import pytest
 
-from diffalign.data.location import open_data
+from diffalign.data.pairs.columns import ImagePair
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.pairs.groups import GroupColumns, GroupStream, recognise
-from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped, SkipReason
 from diffalign.data.rows import AbstractRowStream, Row, Schema
-from diffalign.data.source import DataConfig
+from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from diffalign.errors import DataError
 from tests.data.conftest import ids, open_source, take
 from tests.data.pairs.formats.test_webdataset import write_tar

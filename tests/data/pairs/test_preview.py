@@ -1,8 +1,8 @@
 import datasets
 import pytest
 
+from diffalign.data.pairs.config import DataConfig
 from diffalign.data.pairs.preview import Preview, without_download
-from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from tests.data.conftest import open_source
 from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_rows

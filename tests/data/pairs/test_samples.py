@@ -1,8 +1,9 @@
 import pytest
 
-from diffalign.data.pairs.records import ImagePair, Skipped, SkipReason
+from diffalign.data.pairs.columns import ImagePair
+from diffalign.data.pairs.config import DataConfig
 from diffalign.data.pairs.samples import SampleMaker, empty_caption
-from diffalign.data.source import DataConfig
+from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.seeding import TimestepSampling
 from tests.layouts import encoded, solid_image
 

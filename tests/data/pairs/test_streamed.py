@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffalign.data.location import OpenedData, open_data
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import OpenedData, open_data
 from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.rows import AbstractRowStream, Row
-from diffalign.data.source import DataConfig
 from tests.layouts import make_pairs, pickapic_rows, write_rows
 
 

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from diffalign.data.location import open_data
 from diffalign.data.pairs.columns import pickapic_columns
-from diffalign.data.pairs.records import LeftOut, UnusableRowError
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.rows import Row
-from diffalign.data.source import DataConfig
+from diffalign.data.skipping import LeftOut, UnusableRowError
 from diffalign.errors import DataError
 from tests.data.conftest import open_source, take
 from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_rows

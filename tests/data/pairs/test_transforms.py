@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from diffalign.data.pairs.transforms import Cut, bucket_sizes, cut, nearest_bucket
+from diffalign.data.pairs.index import bucket_sizes, nearest_bucket
+from diffalign.data.pairs.transforms import Cut, cut
 from tests.layouts import solid_image
 
 

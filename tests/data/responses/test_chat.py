@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.records import Turn
+from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import ModelError
 from tests.data.encoders import FAMILIES, encoder, loaded, processor, user
 from tests.layouts import solid_image

@@ -2,11 +2,11 @@
 
 import pytest
 
-from diffalign.data.pairs.records import Skipped, SkipReason, UnusableRowError
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import without_end_tokens
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.samples import TokenSampleMaker
+from diffalign.data.skipping import Skipped, SkipReason, UnusableRowError
 from tests.data.encoders import FAMILIES, encoder, loaded, response_pair, user
 from tests.data.responses.formats.forms import write_lines
 

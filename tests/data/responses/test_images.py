@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from diffalign.data.pairs.records import Skipped, SkipReason, UnusableRowError
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.images import image_of, images_of
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.source import ResponseSource
+from diffalign.data.skipping import Skipped, SkipReason, UnusableRowError
 from diffalign.errors import DataError
 from tests.data.encoders import loaded
 from tests.data.responses.formats.forms import tiny_png, write_lines

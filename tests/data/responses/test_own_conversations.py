@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.responses.samples import TokenSampleMaker
+from diffalign.data.skipping import Skipped, SkipReason
 from tests.data.encoders import encoder
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import write_lines

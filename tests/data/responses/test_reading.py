@@ -5,12 +5,12 @@ import pytest
 
 from diffalign import components
 from diffalign.data.decoding import decode
-from diffalign.data.pairs.records import LeftOut
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.formats.base import AbstractMapping
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import ResponsePair, Turn
+from diffalign.data.skipping import LeftOut
 from diffalign.errors import ConfigError, DataError
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import FORMS, UNPAIRED, tiny_png, write_lines, write_list

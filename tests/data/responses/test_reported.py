@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.records import ResponsePair
+from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.errors import ConfigError, DataError
 from diffalign.synthesis.questions import QuestionConfig, open_questions
 from tests.data.responses.formats.forms import message, write_lines

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from diffalign import components
-from diffalign.data.pairs.records import LeftOut, Skipped, SkipReason
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.formats.base import AbstractMapping
 from diffalign.data.responses.records import ResponsePair
+from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from tests.data.responses.formats.forms import FORMS, UNPAIRED
 
 KINDS = {**FORMS, **UNPAIRED}

@@ -3,7 +3,6 @@ import pickle
 import pytest
 import torch
 
-from diffalign.data.pairs.records import Skipped, SkipReason
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.block_mask import BlockMask
 from diffalign.data.responses.corruptions.crop import Crop
@@ -17,6 +16,7 @@ from diffalign.data.responses.records import Span
 from diffalign.data.responses.samples import TokenSampleMaker
 from diffalign.data.responses.token_weights.changed import Changed
 from diffalign.data.responses.token_weights.sentences import Sentences
+from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.errors import ConfigError
 from tests.data.encoders import FAMILIES, encoder, loaded, response_pair, user
 from tests.layouts import encoded, solid_image

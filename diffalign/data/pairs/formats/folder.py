@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from diffalign.data.decoding import IMAGE_SUFFIXES, starts_like_an_image
-from diffalign.data.location import AbstractReader, Form, Location
+from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.groups import GroupColumns
 from diffalign.data.rows import AbstractRows, Row, Schema
-from diffalign.data.source import DataConfig
 from diffalign.errors import DataError
 from diffalign.parsing import decode_text
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffalign.data.json_rows import ListRows, list_schema
-from diffalign.data.location import AbstractReader, Form, Location
+from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.formats.jsonl import JsonLines
 from diffalign.data.pairs.groups import GroupColumns
-from diffalign.data.rows import AbstractRows, Schema
-from diffalign.data.source import DataConfig
+from diffalign.data.rows import AbstractRows, ListRows, Schema, list_schema
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffalign.data.json_rows import LineRows, line_schema
-from diffalign.data.location import AbstractReader, Form, Location
+from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.groups import GroupColumns, recognise
-from diffalign.data.rows import AbstractRows, Schema
-from diffalign.data.source import DataConfig
+from diffalign.data.rows import AbstractRows, LineRows, Schema, line_schema
 
 
 @dataclass(frozen=True, kw_only=True)

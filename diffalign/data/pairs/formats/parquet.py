@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffalign.data.location import AbstractReader, Form, Location
+from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.groups import GroupColumns, recognise
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
-from diffalign.data.source import DataConfig
 from diffalign.data.tables import open_table, table_schema
 
 

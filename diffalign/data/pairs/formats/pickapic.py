@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffalign.data.location import AbstractReader, Form, Location
+from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns, pickapic_columns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.groups import GroupColumns, found_groups, refuse_left_out
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
-from diffalign.data.source import DataConfig
 from diffalign.data.tables import open_table, table_schema
 
 

@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffalign.data.json_rows import object_schema
-from diffalign.data.location import AbstractReader, Form, Location
+from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.groups import GroupColumns, recognise
-from diffalign.data.rows import AbstractRowStream, Cursor, Row, Schema
-from diffalign.data.source import DataConfig
+from diffalign.data.rows import AbstractRowStream, Cursor, Row, Schema, object_schema
 from diffalign.errors import DataError
 from diffalign.parsing import parse_json
 

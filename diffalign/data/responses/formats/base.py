@@ -7,16 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffalign.data.pairs.records import (
-    EncodedImage,
-    LeftOut,
-    Skipped,
-    SkipReason,
-    UnusableRowError,
-)
+from diffalign.data.decoding import EncodedImage
 from diffalign.data.responses.conversation import TEMPLATED, Comparison, malformed
 from diffalign.data.responses.images import conversation_of, images_of
 from diffalign.data.responses.records import IMAGE, Conversation, ResponsePair, Turn
+from diffalign.data.skipping import LeftOut, Skipped, SkipReason, UnusableRowError
 
 
 class AbstractMapping(abc.ABC):

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.conversation import Comparison, compared, malformed, turns_of
 from diffalign.data.responses.formats.base import AbstractMapping
+from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
 from diffalign.parsing import parse_json
 

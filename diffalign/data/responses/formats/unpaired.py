@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.pairs.records import LeftOut
 from diffalign.data.responses.conversation import Comparison, malformed
 from diffalign.data.responses.formats.base import AbstractMapping
 from diffalign.data.responses.formats.demonstrations import demonstrated, shows_one_response
+from diffalign.data.skipping import LeftOut
 
 _LABELS = ("label", "kto_tag")
 _MEANS: Mapping[Any, bool] = {

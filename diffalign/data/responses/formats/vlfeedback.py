@@ -15,7 +15,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffalign.data.pairs.records import LeftOut
 from diffalign.data.responses.conversation import (
     Comparison,
     malformed,
@@ -24,6 +23,7 @@ from diffalign.data.responses.conversation import (
     without_end_tokens,
 )
 from diffalign.data.responses.formats.base import AbstractMapping
+from diffalign.data.skipping import LeftOut
 
 _ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.chat import EncodedResponse
 from diffalign.data.responses.records import Span
+from diffalign.data.skipping import SkipReason, UnusableRowError
 
 Encoded = Mapping[str, EncodedResponse]
 Spans = Mapping[str, tuple[Span, ...]]

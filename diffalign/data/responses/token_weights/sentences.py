@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.token_weights.base import (
     AbstractTokenWeights,
     Encoded,
     Spans,
     span_of_tokens,
 )
+from diffalign.data.skipping import SkipReason, UnusableRowError
 
 
 def _mask_dpo() -> dict[str, tuple[str, ...]]:

@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
-from diffalign.data.location import open_data
-from diffalign.data.pairs.records import Skipped, SkipReason
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.errors import DataError
 from tests.data.conftest import open_source
 from tests.layouts import make_pairs, write_folder

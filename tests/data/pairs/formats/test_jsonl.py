@@ -3,9 +3,10 @@ import math
 
 import pytest
 
-from diffalign.data.location import open_data
-from diffalign.data.pairs.records import ImagePair, LeftOut, Skipped, SkipReason
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.columns import ImagePair
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, write_jsonl
 

@@ -3,9 +3,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.data.location import open_data
-from diffalign.data.pairs.records import Skipped
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.skipping import Skipped
 from tests.data.conftest import ids, open_source, take
 from tests.layouts import make_pairs, write_parquet, write_rows
 

@@ -1,8 +1,8 @@
 import pytest
 
-from diffalign.data.location import open_data
 from diffalign.data.pairs.columns import PICKAPIC_IDENTITY
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, pickapic_rows, write_pickapic, write_rows
 

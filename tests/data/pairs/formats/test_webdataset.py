@@ -4,9 +4,9 @@ import tarfile
 
 import pytest
 
-from diffalign.data.location import open_data
-from diffalign.data.pairs.records import Skipped
-from diffalign.data.source import DataConfig
+from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.skipping import Skipped
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, write_webdataset
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from diffalign.data.pairs.records import LeftOut, Skipped, SkipReason
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison, turns_of_template
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.records import Span, Turn
+from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import rated, write_lines
 

@@ -4,11 +4,11 @@ from itertools import islice
 
 import pytest
 
-from diffalign.data.pairs.records import LeftOut, Skipped, SkipReason
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.source import ResponseSource
+from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from diffalign.errors import DataError
 from tests.data.encoders import loaded
 from tests.data.responses.formats.forms import UNPAIRED, unpaired, write_lines

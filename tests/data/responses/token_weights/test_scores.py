@@ -1,7 +1,7 @@
 import pytest
 
-from diffalign.data.pairs.records import UnusableRowError
 from diffalign.data.responses.token_weights.scores import Scores
+from diffalign.data.skipping import UnusableRowError
 from tests.data.responses.token_weights.words import judged, response
 
 BY_SCORE = {"1": 2.5, "2": 2.0, "3": 1.5, "4": 1.0}

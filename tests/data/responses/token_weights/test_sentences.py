@@ -1,8 +1,8 @@
 import pytest
 
-from diffalign.data.pairs.records import SkipReason, UnusableRowError
 from diffalign.data.responses.records import Span
 from diffalign.data.responses.token_weights.sentences import Sentences
+from diffalign.data.skipping import SkipReason, UnusableRowError
 from tests.data.responses.token_weights.words import judged, response
 
 RIGHT, WRONG = "no_hallucination", "hallucination"

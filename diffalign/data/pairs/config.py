@@ -1,0 +1,102 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from diffalign.data.decoding import MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Preference pairs of images, or preferred images alone: where they lie, what they mean, how
+    they are cut to size.
+
+    Defaults marked DPO are those of `train.py` of SalesforceAIResearch/DiffusionDPO.
+    """
+
+    section: ClassVar[str] = "data"
+
+    path: str
+    """A file, a folder, a glob pattern, or the id of a data set on the Hugging Face hub."""
+    resolution: int
+    """Side of a square image after the crop, pixels; with `buckets`, the root of the area. DPO
+    takes 512 for SD 1.5 and 1024 for SDXL."""
+    kind: str = "auto"
+    """The reader: pickapic, parquet, webdataset, jsonl, folder or a module of your own; `auto`
+    recognises it by files and columns, and says what it chose."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of your columns where they are none that a reader knows. Keys: `prompt`, and either
+    `chosen` and `rejected`, or `first` and `second` with `first_score` and `second_score`, or
+    `chosen` alone; for several images a row `images` and `scores`, each a column of lists or the
+    names of several columns with commas between."""
+    split: str = "train"
+    """Split of a hub data set, or of a folder whose file names carry one."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+    streaming: bool = False
+    """Read in order with little memory and no local copy, instead of at random. Shuffles within
+    blocks of `shuffle_block` rows only. Tar shards are always streamed."""
+    shuffle_block: int = 512
+    """Rows that a stream shuffles at once. Each rank holds up to three such blocks, encoded: 512
+    rows of Pick-a-Pic are about 180 MB."""
+    labels: Literal["by_name", "higher_is_better", "lower_is_better"] = "by_name"
+    """Meaning of the numbers of the images. `by_name`: of columns named as ranks (`rank`,
+    `rank_a`, ...) the smaller number is the better one, of all others the larger; the line on the
+    data set says which. A data set of distances needs `lower_is_better`."""
+    ties: Literal["drop", "keep"] = "drop"
+    """Pairs of which neither side is preferred: left out, or seen as half a preference for each
+    side by objectives that can use that (bradley_terry)."""
+    weighting: Literal["uniform", "per_prompt"] = "uniform"
+    """`per_prompt` lets each prompt count as much as any other, by the number of its pairs that
+    Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs (bradley_terry)."""
+    limit: int | None = None
+    """Use only the first so many pairs."""
+    crop: Literal["center", "random"] = "center"
+    """Which part of an image stays when its shape does not fit (DPO: center). Both sides of a pair
+    are cut at the same relative place."""
+    flip: bool = True
+    """Mirror a pair with probability one half (DPO). Turn it off where captions say left, right,
+    or anything that a mirror makes wrong."""
+    buckets: bool = False
+    """Keep wide images wide: each batch has one of several shapes of about the same area, sides
+    between half and twice `resolution` (SDXL, arXiv:2307.01952, appendix I)."""
+    caption_dropout: float = 0.2
+    """Probability that a pair is seen without its caption (DPO), which keeps classifier-free
+    guidance trained. Both sides lose it together."""
+    max_bad_fraction: float = 0.01
+    """The run stops when more than this share of the pairs cannot be used. Streams, which do not
+    know how many they will have, compare with the pairs seen, at least 1000."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
+    its own refusal at twice this value stays)."""
+    workers: int = 2
+    """Processes that decode, on each rank; 0 decodes in the training process."""
+
+    @property
+    def lower_is_better(self) -> bool | None:
+        """Whether the smaller number wins; None where the names of the columns say it."""
+        return None if self.labels == "by_name" else self.labels == "lower_is_better"
+
+    def __post_init__(self) -> None:
+        if self.resolution < 8 or self.resolution % 8:
+            raise ValueError(
+                f"resolution must be a multiple of 8, the factor of the autoencoders, "
+                f"got {self.resolution}"
+            )
+        for name in ("caption_dropout", "max_bad_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        for name in ("shuffle_block", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
+        if self.buckets and self.streaming:
+            raise ValueError(
+                "buckets need every image's size in advance, which a stream does not have: "
+                "set streaming or buckets to false"
+            )
