@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image, ImageFilter
 
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.seeding import TimestepSampling
 
@@ -53,7 +53,7 @@ def write_pairs(file: Path, pairs: int, pixels: int) -> int:
     return sum(len(row["jpg_0"]) for row in rows) // pairs
 
 
-def measure(config: DataConfig, batches: int) -> tuple[float, float]:
+def measure(config: PairConfig, batches: int) -> tuple[float, float]:
     """Pairs per second once the workers run, and CPU milliseconds a pair of this process alone."""
     source = PairSource.open(
         config,
@@ -89,7 +89,7 @@ def main(
         print(f"{pairs} pairs of {pixels} px JPEGs, {size / 1000:.0f} kB each, to {resolution} px")
         for streaming in (False, True):
             for count in workers or [0, 1, 2]:
-                config = DataConfig(
+                config = PairConfig(
                     path=folder, resolution=resolution, workers=count, streaming=streaming
                 )
                 rate, cpu = measure(config, batches)

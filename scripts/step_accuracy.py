@@ -28,7 +28,7 @@ from diffalign.comparison.step_accuracy import (
     accuracy_by_timestep,
     decided_pairs,
 )
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.models.devices import choose_device
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.playground.models import playground_clip_path, playground_model_path
@@ -75,7 +75,7 @@ def main() -> None:
         {name: scorer.to(device) for name, scorer in scorers.items()},
         base.load(device=device, compute_dtype=torch.float32, reference="none"),
         decided_pairs(
-            DataConfig(path=args.pairs, resolution=args.resolution, flip=False, limit=args.limit),
+            PairConfig(path=args.pairs, resolution=args.resolution, flip=False, limit=args.limit),
             batch_size=args.batch_size,
         ),
         guidance=args.guidance,

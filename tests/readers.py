@@ -34,7 +34,7 @@ from diffalign.cache.references import CachedReference, Contents
 from diffalign.comparison.score import find_images, read_column
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.pairs.columns import ImagePair
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.formats.opa_dpo import OPADPO
@@ -247,7 +247,7 @@ def _parquet() -> bytes:
 
 def _pairs(path: Path, **settings: Any) -> None:
     """All rows of a data set of image pairs, each as far as its first pixel."""
-    data = open_data(DataConfig(path=str(path), resolution=8, buckets=False, **settings))
+    data = open_data(PairConfig(path=str(path), resolution=8, buckets=False, **settings))
     for pair in data.pairs():
         if isinstance(pair, ImagePair):
             with contextlib.suppress(BadImageError):

@@ -26,7 +26,7 @@ import yaml
 from diffusers import AutoencoderKL
 
 from diffalign import config
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.pairs.preview import first_rows
 from diffalign.errors import DataError
@@ -266,7 +266,7 @@ def test_published_columns_mean_what_their_authors_say(
     path, split, rule, pairs, working_folder, monkeypatch
 ):
     monkeypatch.chdir(working_folder)
-    settings = DataConfig(path=path, split=split, resolution=64)
+    settings = PairConfig(path=path, split=split, resolution=64)
     data = open_data(settings)
     assert rule in data.summary
     rows = first_rows(data, 100, settings)
@@ -282,10 +282,10 @@ def test_path1_and_path2_are_not_guessed_where_a_column_may_say_who_won(tmp_path
     row = {"prompt": "a cat", "path1": "a.png", "path2": "b.png", "winner": 2}
     (tmp_path / "pairs.json").write_text(json.dumps([row]))
     with pytest.raises(DataError, match="no preference in the columns"):
-        open_data(DataConfig(path=str(tmp_path / "pairs.json"), resolution=64))
+        open_data(PairConfig(path=str(tmp_path / "pairs.json"), resolution=64))
     scored = {**row, "score1": 1, "score2": 3}
     (tmp_path / "pairs.json").write_text(json.dumps([scored]))
-    data = open_data(DataConfig(path=str(tmp_path / "pairs.json"), resolution=64))
+    data = open_data(PairConfig(path=str(tmp_path / "pairs.json"), resolution=64))
     assert "the larger of score1 and score2" in data.summary
 
 
@@ -297,6 +297,6 @@ def test_tar_shards_of_the_mirror_have_members_without_endings(tmp_path):
                 member = tarfile.TarInfo(f"{row['ranking_id']:032x}.{name}")
                 member.size = len(content)
                 shard.addfile(member, io.BytesIO(content))
-    settings = DataConfig(path=str(tmp_path), resolution=64)
+    settings = PairConfig(path=str(tmp_path), resolution=64)
     data = open_data(settings)
     assert [pair.chosen for pair in data.pairs()] == [pair.chosen for pair in PAIRS]

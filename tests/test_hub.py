@@ -28,7 +28,7 @@ ASKING = """
 import faulthandler, json, sys, threading, time, types
 from diffalign.data.pairs.preview import first_rows
 from diffalign.data.location import open_data
-from diffalign.data.source import DataConfig
+from diffalign.data.source import PairConfig
 from diffalign.errors import DiffalignError
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.vlm.processor import read_processor
@@ -49,7 +49,7 @@ huggingface_hub.utils._http.time = waits
 
 
 def pairs(owner, **changes):
-    config = DataConfig(path=f"{owner}/pairs", resolution=64, **changes)
+    config = PairConfig(path=f"{owner}/pairs", resolution=64, **changes)
     return f"{len(first_rows(open_data(config), 4, config))} pairs"
 
 

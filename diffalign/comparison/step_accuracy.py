@@ -19,7 +19,7 @@ from torch import Tensor
 from diffalign.comparison.compare import Place
 from diffalign.data.batches import ImageBatch
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
 from diffalign.models.diffusion.model import DiffusionModel
@@ -91,7 +91,7 @@ def _half_denoised(
     )
 
 
-def decided_pairs(config: DataConfig, *, batch_size: int, seed: int = 0) -> Iterator[ImageBatch]:
+def decided_pairs(config: PairConfig, *, batch_size: int, seed: int = 0) -> Iterator[ImageBatch]:
     """Every usable pair of a data set once, in order; ties and unusable images are left out.
 
     Args:

@@ -1,4 +1,4 @@
-"""What lies at `data.path`, and which reader understands it."""
+"""The files or the hub data set at a path of the config, before a row of it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each rank decodes next: from an index of known pairs, or from a stream."""
+"""Plans: which pairs each rank decodes next, from an index of known pairs or from a stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from diffalign import world
 from diffalign.data.decoding import Size
 from diffalign.data.order import Order, Position
-from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.skipping import LeftOut, Skipped
 from diffalign.errors import DataError
 
@@ -21,8 +20,8 @@ from diffalign.errors import DataError
 class Work:
     """One visit of a pair, for a worker to decode."""
 
-    pair: int | ImagePair
-    """Number of its row, or the pair itself."""
+    pair: Any
+    """Number of the pair in its data set, int; the pair itself where the data is streamed."""
     visit: int
     """Number of earlier visits."""
     target: Size | None

@@ -1,4 +1,4 @@
-"""A data set as rows of named values, read at random or in order."""
+"""A data set as rows of named values, read at random or in order; rows of JSON files."""
 
 from __future__ import annotations
 

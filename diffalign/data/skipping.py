@@ -1,4 +1,4 @@
-"""skipped.jsonl: every sample that could not be used, once, whichever rank met it."""
+"""Rows that make no sample: why, and the list of them, skipped.jsonl."""
 
 from __future__ import annotations
 

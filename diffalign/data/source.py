@@ -1,4 +1,4 @@
-"""Where batches come from: the contract of a source, and the `data:` section of a config."""
+"""Where batches come from: the contract of a source."""
 
 from __future__ import annotations
 

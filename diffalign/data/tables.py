@@ -15,9 +15,6 @@ import pyarrow.parquet
 
 from diffalign import hub
 from diffalign.data.location import DataLocation, Location
-from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
-from diffalign.data.pairs.groups import GroupColumns
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
 from diffalign.errors import DataError
 
@@ -195,7 +192,7 @@ class HubStream(AbstractRowStream):
             ) from error
 
 
-def table_schema(location: Location, config: DataConfig) -> Schema:
+def table_schema(location: Location, config: DataLocation) -> Schema:
     """Columns from the schema of the first file, or of the hub's description."""
     if location.files:
         try:
@@ -238,24 +235,24 @@ def _is_list_feature(feature: Any) -> bool:
 
 
 def open_table(
-    location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+    location: Location, columns: Sequence[str], config: DataLocation, *, streaming: bool
 ) -> AbstractRows | AbstractRowStream:
-    """The rows of parquet files or of a hub data set, as `config.streaming` says.
+    """The rows of parquet files or of a hub data set, at random or in order.
 
     Map-style parquet is converted once to the library's Arrow cache (HF_DATASETS_CACHE), which
     takes the size of the data again.
     """
-    if not config.streaming:
-        return TableRows(load_table(location, config), columns.all())
+    if not streaming:
+        return TableRows(load_table(location, config), columns)
     if location.files:
         if location.files[0].suffix.lower() != ".parquet":
             raise DataError(
                 f"{location.describe()}: Arrow files need no copy to be read at random: set "
-                "data.streaming to false"
+                f"{config.section}.streaming to false"
             )
-        return ParquetStream(location.files, columns.all())
+        return ParquetStream(location.files, columns)
     arriving = load_table(location, config, streaming=True)
-    return HubStream(arriving, columns.all(), name=config.path)
+    return HubStream(arriving, columns, name=config.path)
 
 
 def _has_rows(file: Path) -> bool:

@@ -21,7 +21,7 @@ from rich.console import Console
 from diffalign import components, config, world
 from diffalign.data.batches import ImageBatch, TokenBatch
 from diffalign.data.pairs.columns import PAIR_VIEWS
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.source import ResponseSource
@@ -81,7 +81,7 @@ class RunConfig:
     reference_cache: Path | None = None
     """Folder of those values, which other runs may share; null is `cache/references` below
     `output`."""
-    data: DataConfig | None = None
+    data: PairConfig | None = None
     """The preference data of images; null where all is sampled, or responses are preferred."""
     responses: ResponseConfig | None = None
     """The preference data of responses about images; null for images."""
@@ -245,7 +245,7 @@ def _given(run: RunConfig) -> tuple[str, type, frozenset[str] | None]:
     return "data", ImageBatch, frozenset(PAIR_VIEWS)
 
 
-def _check_plain_pairs(data: DataConfig, objective: str) -> None:
+def _check_plain_pairs(data: PairConfig, objective: str) -> None:
     for name, value, plain in (
         ("ties", data.ties, "drop"),
         ("weighting", data.weighting, "uniform"),

@@ -17,7 +17,7 @@ from diffalign.comparison.diversity import (
     mean_pairwise_distance,
     pixel_distance,
 )
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.generation.manifest import ManifestRow
 from diffalign.jobs import score
@@ -77,7 +77,7 @@ def test_angles_worked_by_hand():
 
 
 def test_a_shifted_copy_is_far_nearer_than_another_image_by_features_and_not_by_pixels():
-    data = open_data(DataConfig(path=str(PLAYGROUND / "preferences"), resolution=64))
+    data = open_data(PairConfig(path=str(PLAYGROUND / "preferences"), resolution=64))
     images = [
         Image.open(io.BytesIO(pair.chosen)).convert("RGB")  # type: ignore[arg-type]
         for pair in islice(data.pairs(), 8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffalign.comparison.step_accuracy import accuracy_by_timestep, decided_pairs
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.scorers.base import AbstractScorer
 from tests import layouts
@@ -90,7 +90,7 @@ def test_decided_pairs_come_once_each_and_ties_not_at_all(tmp_path):
     rows = layouts.pickapic_rows(layouts.make_pairs(5))
     rows[1] |= {"label_0": 0.5, "label_1": 0.5}
     layouts.write_rows(tmp_path / "train.parquet", rows)
-    config = DataConfig(path=str(tmp_path), resolution=16, flip=False)
+    config = PairConfig(path=str(tmp_path), resolution=16, flip=False)
     batches = list(decided_pairs(config, batch_size=3))
     ids = [sample_id for batch in batches for sample_id in batch.sample_ids]
     assert [len(batch) for batch in batches] == [3, 1]

@@ -11,7 +11,7 @@ import pytest
 
 from diffalign import world
 from diffalign.data.batches import ImageBatch
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.seeding import TimestepSampling
 
@@ -37,7 +37,7 @@ def open_source(
     **settings: Any,
 ) -> PairSource:
     """A source of 16-pixel images, decoded in this process unless told otherwise."""
-    config = DataConfig(path=str(path), **{"resolution": 16, "workers": 0, **settings})
+    config = PairConfig(path=str(path), **{"resolution": 16, "workers": 0, **settings})
     return PairSource.open(
         config,
         views=views,

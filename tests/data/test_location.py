@@ -1,14 +1,14 @@
 import pytest
 
 from diffalign.data.location import locate
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.errors import ConfigError, DataError
 from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_pickapic, write_rows
 
 
 def config(path, **settings):
-    return DataConfig(path=str(path), resolution=16, **settings)
+    return PairConfig(path=str(path), resolution=16, **settings)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffalign.data.location import Location
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.tables import HubStream, ParquetStream, TableRows, table_schema
 from diffalign.errors import DataError
@@ -113,7 +113,7 @@ def test_a_scan_gives_the_asked_columns_of_all_rows(tmp_path):
     )
     assert [list(row.values) for row in islice(rows.scan(["caption"]), 2)] == [["caption"]] * 2
     assert len(list(rows.scan(["caption"]))) == len(rows) == 10
-    assert table_schema(location, DataConfig(path="x", resolution=8)).names[:2] == (
+    assert table_schema(location, PairConfig(path="x", resolution=8)).names[:2] == (
         "are_different",
         "best_image_uid",
     )
@@ -124,7 +124,7 @@ def test_a_hub_id_that_leads_nowhere_is_a_sentence(monkeypatch):
         raise FileNotFoundError("Dataset 'some/where' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", nowhere)
-    config = DataConfig(path="some/where", resolution=8)
+    config = PairConfig(path="some/where", resolution=8)
     with pytest.raises(DataError, match=r"some/where \(no file or folder here either\): Dataset"):
         table_schema(Location(path="some/where", form="table"), config)
 
@@ -149,7 +149,7 @@ def test_split_and_revision_reach_the_hub(monkeypatch):
         return image_table({"bytes": b"x", "path": None}).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    config = DataConfig(path="a/b", resolution=8, split="test", revision="abc", streaming=True)
+    config = PairConfig(path="a/b", resolution=8, split="test", revision="abc", streaming=True)
     assert table_schema(Location(path="a/b", form="table"), config).names == ("p", "a")
     assert asked == {
         "path": "a/b",
@@ -160,7 +160,7 @@ def test_split_and_revision_reach_the_hub(monkeypatch):
 
 
 def test_a_table_without_rows_is_passed_over_and_alone_is_a_sentence(tmp_path):
-    config = DataConfig(path=str(tmp_path), resolution=8)
+    config = PairConfig(path=str(tmp_path), resolution=8)
     schema = pa.schema({"prompt": pa.string(), "chosen": pa.binary(), "rejected": pa.binary()})
     pq.write_table(schema.empty_table(), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="there is no row in it"):

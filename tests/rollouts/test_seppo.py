@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffalign import config
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import read_json_lines
 from diffalign.imaging.image_files import pixels_of
@@ -554,4 +554,4 @@ def test_rollouts_without_data_are_refused(tmp_path, tiny_sdxl):
     run = load(tiny_sdxl, tmp_path, tmp_path / "run")
     with pytest.raises(ConfigError, match="data is null"):
         train.run(dataclasses.replace(run, data=None))
-    assert isinstance(run.data, DataConfig)
+    assert isinstance(run.data, PairConfig)

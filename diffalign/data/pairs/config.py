@@ -1,4 +1,4 @@
-"""TODO"""
+"""The `data:` section of a config: image pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from diffalign.data.decoding import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class PairConfig:
     """Preference pairs of images, or preferred images alone: where they lie, what they mean, how
     they are cut to size.
 

@@ -1,4 +1,4 @@
-"""Which pairs go into which aspect-ratio bucket, from the headers of their images."""
+"""The index of pairs that are read at random: usable rows, and the aspect-ratio bucket of each."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from diffalign.data.decoding import BadImageError, Size, upright_size
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
-from diffalign.data.pairs.formats.base import OpenedData
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.samples import empty_caption
 from diffalign.data.plans import Counts, Index
 from diffalign.data.rows import AbstractRows, Row
@@ -19,7 +19,7 @@ from diffalign.errors import DataError
 
 
 def assign_buckets(
-    data: OpenedData, index: Index, config: DataConfig, skips: SkipLog
+    data: OpenedPairs, index: Index, config: PairConfig, skips: SkipLog
 ) -> dict[Size, np.ndarray]:
     """The sides of a pair share the bucket that is nearest to all of them.
 
@@ -48,7 +48,7 @@ def assign_buckets(
     return {sizes[bucket]: np.array(found) for bucket, found in sorted(members.items())}
 
 
-def _shapes(data: OpenedData, row: Row, max_pixels: int) -> tuple[Size, ...] | Skipped:
+def _shapes(data: OpenedPairs, row: Row, max_pixels: int) -> tuple[Size, ...] | Skipped:
     pair = data.read(row)
     assert not isinstance(pair, LeftOut), "the index holds pairs only"
     if isinstance(pair, Skipped):

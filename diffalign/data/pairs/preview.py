@@ -10,8 +10,8 @@ from itertools import islice
 from diffalign.data.decoding import BadImageError, EncodedImage, Size, decode
 from diffalign.data.location import locate
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
-from diffalign.data.pairs.config import DataConfig
-from diffalign.data.pairs.formats.base import OpenedData
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.samples import empty_caption
 from diffalign.data.skipping import Skipped
 from diffalign.errors import DataError
@@ -40,7 +40,7 @@ class Preview:
     rows: list[PreviewRow]
 
 
-def without_download(config: DataConfig) -> DataConfig:
+def without_download(config: PairConfig) -> PairConfig:
     """The config for a look at the data: a hub data set is streamed, and so its rows not counted.
 
     Raises:
@@ -52,7 +52,7 @@ def without_download(config: DataConfig) -> DataConfig:
 
 
 def first_rows(
-    data: OpenedData, n: int, config: DataConfig, views: Collection[str] = PAIR_VIEWS
+    data: OpenedPairs, n: int, config: PairConfig, views: Collection[str] = PAIR_VIEWS
 ) -> list[PreviewRow]:
     """The first `n` pairs in the order of the data set, decoded to learn their size.
 

@@ -1,4 +1,8 @@
-"""One pair, decoded and cut to size, with everything random about this visit of it."""
+"""Image pairs to batches: one visit of a pair decoded and cut to size, and samples stacked.
+
+The worker stacks bytes, which the training process turns into numbers: bytes are a quarter of the
+memory that processes share, which is scarce in containers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from torch import Tensor
 from diffalign.data.batches import ImageBatch
 from diffalign.data.decoding import BadImageError, Size, decode
 from diffalign.data.pairs.columns import ImagePair
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.transforms import Cut, CutImage, cut
 from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.seeding import TimestepSampling, derive_seed, unit_interval
@@ -43,7 +47,7 @@ class Sample:
 class SampleMaker:
     """Turns a pair and a sample number into a sample; the same one on any rank and worker."""
 
-    config: DataConfig
+    config: PairConfig
     views: tuple[str, ...]
     """Sides that are decoded: `chosen`, `rejected` or both."""
     run_seed: int

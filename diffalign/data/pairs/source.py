@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from diffalign.data.batches import ImageBatch
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
-from diffalign.data.pairs.config import DataConfig
-from diffalign.data.pairs.formats.base import OpenedData, open_data
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.formats.base import OpenedPairs, open_data
 from diffalign.data.pairs.index import assign_buckets, index_rows
 from diffalign.data.pairs.preview import Preview, first_rows
 from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
@@ -32,7 +32,7 @@ from diffalign.seeding import TimestepSampling
 class _Decoder(Dataset):
     """What a worker does; indexed by `Work`, in place of a number."""
 
-    data: OpenedData
+    data: OpenedPairs
     maker: SampleMaker
 
     def __getitem__(self, work: Work) -> Sample | Skipped:
@@ -58,7 +58,7 @@ class PairSource(AbstractSource):
 
     def __init__(
         self,
-        data: OpenedData,
+        data: OpenedPairs,
         maker: SampleMaker,
         plan: AbstractPlan,
         skips: SkipLog,
@@ -84,7 +84,7 @@ class PairSource(AbstractSource):
     @classmethod
     def open(
         cls,
-        config: DataConfig,
+        config: PairConfig,
         *,
         views: frozenset[str],
         run_seed: int,
@@ -183,7 +183,7 @@ class PairSource(AbstractSource):
         return map(with_unit_range, self._batches)
 
 
-def _plan(data: OpenedData, config: DataConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
+def _plan(data: OpenedPairs, config: PairConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
     """The order in which the data is seen."""
     square = (config.resolution, config.resolution)
     if isinstance(data.rows, AbstractRowStream):

@@ -21,7 +21,7 @@ import torch
 from diffalign import world
 from diffalign.data.decoding import Size
 from diffalign.data.pairs.columns import ImagePair
-from diffalign.data.pairs.formats.base import OpenedData
+from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.samples import empty_caption
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work, rank_part
 from diffalign.data.rows import AbstractRowStream, Cursor, Row
@@ -69,7 +69,7 @@ class StreamPlan(AbstractPlan):
 
     def __init__(
         self,
-        data: OpenedData,
+        data: OpenedPairs,
         *,
         run_seed: int,
         block_rows: int,

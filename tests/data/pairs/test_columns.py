@@ -2,10 +2,9 @@ import math
 
 import pytest
 
-from diffalign.data.pairs.columns import (
+from diffalign.data.pairs.columns import ImagePair, PairColumns
+from diffalign.data.pairs.known_columns import (
     KNOWN_NAMES,
-    ImagePair,
-    PairColumns,
     find_columns,
     general_columns,
     pickapic_columns,

@@ -1,6 +1,6 @@
 import pytest
 
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,10 @@ from diffalign.data.pairs.config import DataConfig
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        DataConfig(**{"path": "x", "resolution": 64, **settings})
+        PairConfig(**{"path": "x", "resolution": 64, **settings})
 
 
 def test_defaults_are_those_of_the_published_training():
-    config = DataConfig(path="x", resolution=512)
+    config = PairConfig(path="x", resolution=512)
     assert (config.crop, config.flip, config.caption_dropout) == ("center", True, 0.2)
     assert config.labels == "by_name"

@@ -8,9 +8,10 @@ import datasets
 import pytest
 
 from diffalign.data.pairs.columns import ImagePair
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
-from diffalign.data.pairs.groups import GroupColumns, GroupStream, recognise
+from diffalign.data.pairs.groups import GroupColumns, GroupStream
+from diffalign.data.pairs.recognition import recognise
 from diffalign.data.rows import AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from diffalign.errors import DataError
@@ -31,7 +32,7 @@ def rows_of(count=3, **changes):
 
 
 def opened(path, **settings):
-    return open_data(DataConfig(path=str(path), resolution=16, **settings))
+    return open_data(PairConfig(path=str(path), resolution=16, **settings))
 
 
 def found(path, **settings):

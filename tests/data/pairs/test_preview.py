@@ -1,7 +1,7 @@
 import datasets
 import pytest
 
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.preview import Preview, without_download
 from diffalign.errors import DataError
 from tests.data.conftest import open_source
@@ -79,7 +79,7 @@ def test_of_the_hub_nothing_is_downloaded(monkeypatch):
         return datasets.Dataset.from_list(pickapic_rows(make_pairs(2))).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    config = without_download(DataConfig(path="some/where", resolution=16, buckets=True))
+    config = without_download(PairConfig(path="some/where", resolution=16, buckets=True))
     source = open_source(config.path, streaming=config.streaming, buckets=config.buckets)
     assert len(source.preview(2).rows) == 2
     assert source.fingerprint() == "some/where@main"
@@ -88,7 +88,7 @@ def test_of_the_hub_nothing_is_downloaded(monkeypatch):
 
 def test_local_data_is_opened_as_it_will_be(tmp_path):
     write_rows(tmp_path / "x.parquet", pickapic_rows(make_pairs(2)))
-    config = DataConfig(path=str(tmp_path), resolution=16, buckets=True)
+    config = PairConfig(path=str(tmp_path), resolution=16, buckets=True)
     assert without_download(config) == config
 
 

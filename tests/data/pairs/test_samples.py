@@ -1,7 +1,7 @@
 import pytest
 
 from diffalign.data.pairs.columns import ImagePair
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.samples import SampleMaker, empty_caption
 from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.seeding import TimestepSampling
@@ -10,7 +10,7 @@ from tests.layouts import encoded, solid_image
 
 def maker(run_seed=0, **settings):
     return SampleMaker(
-        config=DataConfig(path="x", resolution=16, **settings),
+        config=PairConfig(path="x", resolution=16, **settings),
         views=("chosen", "rejected"),
         run_seed=run_seed,
         timesteps=TimestepSampling(),

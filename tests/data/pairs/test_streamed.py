@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
-from diffalign.data.pairs.formats.base import OpenedData, open_data
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.formats.base import OpenedPairs, open_data
 from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.rows import AbstractRowStream, Row
 from tests.layouts import make_pairs, pickapic_rows, write_rows
@@ -27,7 +27,7 @@ class CountedStream(AbstractRowStream):
 
 def plan_over(stream, block_rows=4, run_seed=0, limit=None):
     columns = PairColumns(prompt="p", images=("a", "b"))
-    data = OpenedData(rows=stream, columns=columns, base=None, summary="", fingerprint="")
+    data = OpenedPairs(rows=stream, columns=columns, base=None, summary="", fingerprint="")
     return StreamPlan(data, run_seed=run_seed, block_rows=block_rows, limit=limit, target=(8, 8))
 
 
@@ -101,7 +101,7 @@ def test_memory_stays_flat_over_a_long_stream(tmp_path):
         row.update(jpg_0=random.bytes(200_000), jpg_1=random.bytes(200_000))
     write_rows(tmp_path / "x.parquet", rows, row_group_size=8)
     del rows
-    data = open_data(DataConfig(path=str(tmp_path), resolution=16, streaming=True))
+    data = open_data(PairConfig(path=str(tmp_path), resolution=16, streaming=True))
     plan = StreamPlan(data, run_seed=0, block_rows=8, limit=None, target=(16, 16))
     batches = plan.batches(plan.start(), 1)
     next(batches)

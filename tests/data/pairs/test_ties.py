@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from diffalign.data.pairs.columns import pickapic_columns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.pairs.known_columns import pickapic_columns
 from diffalign.data.rows import Row
 from diffalign.data.skipping import LeftOut, UnusableRowError
 from diffalign.errors import DataError
@@ -97,7 +97,7 @@ def test_by_default_ties_are_left_out_and_all_pairs_count_alike(tmp_path):
 
 def test_the_summary_says_what_becomes_of_ties_and_weights(tmp_path):
     folder = data_with_a_tie(tmp_path)
-    plain = DataConfig(path=str(folder), resolution=16)
+    plain = PairConfig(path=str(folder), resolution=16)
     kept = dataclasses.replace(plain, ties="keep", weighting="per_prompt")
     assert "ties are kept" in open_data(kept).summary
     assert "weighted by 1 / num_example_per_prompt" in open_data(kept).summary
@@ -107,6 +107,6 @@ def test_the_summary_says_what_becomes_of_ties_and_weights(tmp_path):
 @pytest.mark.parametrize("kind", sorted(set(WRITERS) - {"pickapic"}))
 def test_weighting_needs_the_counts(kind, tmp_path):
     WRITERS[kind](tmp_path / "set", make_pairs(2))
-    config = DataConfig(path=str(tmp_path / "set"), resolution=16, weighting="per_prompt")
+    config = PairConfig(path=str(tmp_path / "set"), resolution=16, weighting="per_prompt")
     with pytest.raises(DataError, match=r"needs the column num_example_per_prompt.*uniform"):
         open_data(config)

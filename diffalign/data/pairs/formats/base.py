@@ -1,4 +1,4 @@
-"""TODO"""
+"""Readers of image pairs: the contract, and the choice of the one that understands a data set."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from typing import ClassVar
 
 from diffalign import components
 from diffalign.data.location import Form, Location, fingerprint, locate
-from diffalign.data.pairs.columns import (
-    KNOWN_NAMES,
-    PICKAPIC_PAIRS_PER_PROMPT,
-    ImagePair,
-    PairColumns,
-)
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.columns import ImagePair, PairColumns
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
+from diffalign.data.pairs.known_columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
 from diffalign.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedData:
+class OpenedPairs:
     """A data set that a reader has opened."""
 
     rows: AbstractRows | AbstractRowStream
@@ -66,21 +62,21 @@ class AbstractReader(abc.ABC):
     """What it must find, for messages."""
 
     @abc.abstractmethod
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         """The columns of a data set, from its description or its first rows."""
 
     @abc.abstractmethod
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns | GroupColumns | None:
         """The mapping for a data set with these columns; None where it is another layout."""
 
     @abc.abstractmethod
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRows | AbstractRowStream:
         """The rows, at random or streamed."""
 
 
-def open_data(config: DataConfig) -> OpenedData:
+def open_data(config: PairConfig) -> OpenedPairs:
     """Find the data, choose its reader, and open it.
 
     Raises:
@@ -105,7 +101,7 @@ def open_data(config: DataConfig) -> OpenedData:
             "streamed: set data.buckets to false"
         )
     streamed = ", streamed" if isinstance(rows, AbstractRowStream) else ""
-    return OpenedData(
+    return OpenedPairs(
         rows=rows,
         columns=columns,
         base=location.root,
@@ -127,7 +123,7 @@ def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
 
 
 def _as_configured(
-    columns: PairColumns | GroupColumns, config: DataConfig
+    columns: PairColumns | GroupColumns, config: PairConfig
 ) -> PairColumns | GroupColumns:
     """The mapping with the config's wishes for ties and weights."""
     if config.weighting == "per_prompt" and columns.pairs_per_prompt is None:
@@ -140,7 +136,7 @@ def _as_configured(
 
 
 def _choose(
-    location: Location, config: DataConfig
+    location: Location, config: PairConfig
 ) -> tuple[str, AbstractReader, Schema, PairColumns | GroupColumns]:
     kinds = components.kinds(AbstractReader) if config.kind == "auto" else [config.kind]
     readers = {kind: components.find(AbstractReader, kind)() for kind in kinds}  # type: ignore[type-abstract]

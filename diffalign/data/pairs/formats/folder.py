@@ -15,7 +15,7 @@ from typing import ClassVar
 from diffalign.data.decoding import IMAGE_SUFFIXES, starts_like_an_image
 from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.groups import GroupColumns
 from diffalign.data.rows import AbstractRows, Row, Schema
@@ -34,17 +34,17 @@ class Folder(AbstractReader):
         "the folders win/ and lose/ (or chosen/ and rejected/), or the first alone"
     )
 
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         return Schema((_CAPTION, *(folder.name for folder in location.files)))
 
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns:
         caption, *images = schema.names
         return PairColumns(
             prompt=caption, images=tuple(images), lower_is_better=bool(config.lower_is_better)
         )
 
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRows:
         return _FolderRows(location)
 

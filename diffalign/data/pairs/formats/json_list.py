@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import AbstractReader
 from diffalign.data.pairs.formats.jsonl import JsonLines
 from diffalign.data.pairs.groups import GroupColumns
@@ -25,14 +25,14 @@ class JsonList(AbstractReader):
     form: ClassVar[Form] = "list"
     needs: ClassVar[str] = JsonLines.needs
 
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         return list_schema(location.files[0])
 
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns | GroupColumns | None:
         return JsonLines().match(schema, config)
 
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRows:
         assert location.root is not None
         return ListRows(location.files, location.root, columns.all())

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import AbstractReader
-from diffalign.data.pairs.groups import GroupColumns, recognise
+from diffalign.data.pairs.groups import GroupColumns
+from diffalign.data.pairs.recognition import recognise
 from diffalign.data.rows import AbstractRows, LineRows, Schema, line_schema
 
 
@@ -30,16 +31,16 @@ class JsonLines(AbstractReader):
         "scores (or ranks), or under chosen alone"
     )
 
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         return line_schema(location.files[0])
 
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns | GroupColumns | None:
         return recognise(
             config.columns, schema, lower_is_better=config.lower_is_better, pickapic=True
         )
 
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRows:
         assert location.root is not None
         return LineRows(location.files, location.root, columns.all())

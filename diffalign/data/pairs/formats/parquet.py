@@ -10,9 +10,10 @@ from typing import ClassVar
 
 from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import AbstractReader
-from diffalign.data.pairs.groups import GroupColumns, recognise
+from diffalign.data.pairs.groups import GroupColumns
+from diffalign.data.pairs.recognition import recognise
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
 from diffalign.data.tables import open_table, table_schema
 
@@ -28,13 +29,13 @@ class Parquet(AbstractReader):
         "images and scores (or ranks) that are lists, or with chosen alone"
     )
 
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         return table_schema(location, config)
 
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns | GroupColumns | None:
         return recognise(config.columns, schema, lower_is_better=config.lower_is_better)
 
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRows | AbstractRowStream:
-        return open_table(location, columns, config)
+        return open_table(location, columns.all(), config, streaming=config.streaming)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffalign.data.location import Form, Location
-from diffalign.data.pairs.columns import PairColumns, pickapic_columns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.columns import PairColumns
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import AbstractReader
-from diffalign.data.pairs.groups import GroupColumns, found_groups, refuse_left_out
+from diffalign.data.pairs.groups import GroupColumns
+from diffalign.data.pairs.known_columns import pickapic_columns
+from diffalign.data.pairs.recognition import found_groups, refuse_left_out
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Schema
 from diffalign.data.tables import open_table, table_schema
 
@@ -28,10 +30,10 @@ class PickAPic(AbstractReader):
     form: ClassVar[Form] = "table"
     needs: ClassVar[str] = "caption, jpg_0, jpg_1, label_0, label_1"
 
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         return table_schema(location, config)
 
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | None:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns | None:
         if config.columns or found_groups(schema, config.lower_is_better):
             return None
         columns = pickapic_columns(schema.names, lower_is_better=config.lower_is_better)
@@ -40,6 +42,6 @@ class PickAPic(AbstractReader):
         return columns
 
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRows | AbstractRowStream:
-        return open_table(location, columns, config)
+        return open_table(location, columns.all(), config, streaming=config.streaming)

@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 
 from diffalign.data.location import Form, Location
 from diffalign.data.pairs.columns import PairColumns
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import AbstractReader
-from diffalign.data.pairs.groups import GroupColumns, recognise
+from diffalign.data.pairs.groups import GroupColumns
+from diffalign.data.pairs.recognition import recognise
 from diffalign.data.rows import AbstractRowStream, Cursor, Row, Schema, object_schema
 from diffalign.errors import DataError
 from diffalign.parsing import parse_json
@@ -43,19 +44,19 @@ class WebDataset(AbstractReader):
         "(each with or without an ending such as .jpg or .txt), or preferred images alone as chosen"
     )
 
-    def schema(self, location: Location, config: DataConfig) -> Schema:
+    def schema(self, location: Location, config: PairConfig) -> Schema:
         first = [s.read().values for s in islice(_samples(location.files[0]), _SCHEMA_SAMPLES)]
         if not first:
             raise DataError(f"{location.files[0]} holds no samples")
         return object_schema(first)
 
-    def match(self, schema: Schema, config: DataConfig) -> PairColumns | GroupColumns | None:
+    def match(self, schema: Schema, config: PairConfig) -> PairColumns | GroupColumns | None:
         return recognise(
             config.columns, schema, lower_is_better=config.lower_is_better, pickapic=True
         )
 
     def open(
-        self, location: Location, columns: PairColumns | GroupColumns, config: DataConfig
+        self, location: Location, columns: PairColumns | GroupColumns, config: PairConfig
     ) -> AbstractRowStream:
         return _ShardStream(location, columns)
 

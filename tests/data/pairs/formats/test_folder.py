@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.errors import DataError
@@ -11,7 +11,7 @@ from tests.layouts import make_pairs, write_folder
 
 
 def pairs_in(folder, **settings):
-    data = open_data(DataConfig(path=str(folder), resolution=8, **settings))
+    data = open_data(PairConfig(path=str(folder), resolution=8, **settings))
     return list(data.pairs())
 
 
@@ -114,7 +114,7 @@ def test_files_next_to_the_images_are_no_images(tmp_path):
         (tmp_path / "lose" / name).write_bytes(b"x")
     (tmp_path / "win" / "more").mkdir()
     assert [pair.sample_id for pair in pairs_in(tmp_path)] == ["0000", "0001"]
-    summary = open_data(DataConfig(path=str(tmp_path), resolution=8)).summary
+    summary = open_data(PairConfig(path=str(tmp_path), resolution=8)).summary
     assert "set aside: 5 that are no images (win/more, lose/0000.json, " in summary
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from diffalign.data.pairs.columns import ImagePair
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.skipping import LeftOut, Skipped, SkipReason
 from diffalign.errors import DataError
@@ -17,7 +17,7 @@ def write_lines(folder, *rows):
 
 
 def pairs_in(folder, **settings):
-    data = open_data(DataConfig(path=str(folder), resolution=8, **settings))
+    data = open_data(PairConfig(path=str(folder), resolution=8, **settings))
     return [data.read(data.rows[i]) for i in range(len(data.rows))]
 
 

@@ -3,7 +3,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.skipping import Skipped
 from tests.data.conftest import ids, open_source, take
@@ -11,7 +11,7 @@ from tests.layouts import make_pairs, write_parquet, write_rows
 
 
 def pairs_in(folder, **settings):
-    data = open_data(DataConfig(path=str(folder), resolution=8, **settings))
+    data = open_data(PairConfig(path=str(folder), resolution=8, **settings))
     return [data.columns.pair(data.rows[i], data.base) for i in range(len(data.rows))]
 
 
@@ -47,7 +47,7 @@ def test_a_caption_that_is_not_utf_8_costs_its_own_row_alone(settings, tmp_path)
     pq.write_table(
         pa.table({"prompt": text, "chosen": images, "rejected": images}), tmp_path / "x.parquet"
     )
-    pairs = list(open_data(DataConfig(path=str(tmp_path), resolution=8, **settings)).pairs())
+    pairs = list(open_data(PairConfig(path=str(tmp_path), resolution=8, **settings)).pairs())
     assert [type(pair) is Skipped for pair in pairs] == [False, True, False]
     assert (pairs[0].prompt, pairs[2].prompt) == ("a cat", "caf\u00e9")
     assert "not UTF-8" in pairs[1].detail

@@ -1,14 +1,14 @@
 import pytest
 
-from diffalign.data.pairs.columns import PICKAPIC_IDENTITY
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.pairs.known_columns import PICKAPIC_IDENTITY
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, pickapic_rows, write_pickapic, write_rows
 
 
 def data_in(folder, **settings):
-    return open_data(DataConfig(path=str(folder), resolution=8, **settings))
+    return open_data(PairConfig(path=str(folder), resolution=8, **settings))
 
 
 def pairs_in(folder, **settings):

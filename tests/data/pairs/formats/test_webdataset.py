@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from diffalign.data.pairs.config import DataConfig
+from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.skipping import Skipped
 from diffalign.errors import DataError
@@ -20,7 +20,7 @@ def write_tar(file, *members):
 
 
 def stream_of(path):
-    return open_data(DataConfig(path=str(path), resolution=8))
+    return open_data(PairConfig(path=str(path), resolution=8))
 
 
 def pairs_in(path):
