@@ -317,3 +317,12 @@ def _conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(opened).lower():
         return None
     return ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
+
+
+def size_or_reason(image: EncodedImage, max_pixels: int) -> Size | str:
+    """(height, width) of a decoded image, or why it cannot be used."""
+    try:
+        decoded = decode(image, max_pixels=max_pixels)
+    except BadImageError as error:
+        return f"{error.reason.value}: {error.detail}"
+    return decoded.height, decoded.width

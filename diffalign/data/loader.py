@@ -73,6 +73,11 @@ class PlannedBatches(Generic[S, B]):
         if plan.known_pairs is not None:
             skips.stop_above(max_bad_fraction, out_of=plan.known_pairs)
 
+    @property
+    def known_pairs(self) -> int | None:
+        """How many pairs there are, the unusable ones included; None where nobody knows."""
+        return self._plan.known_pairs
+
     def stop_above(self, share: float) -> None:
         """Raise DataError where more than this share of the known pairs is unusable already."""
         if self._plan.known_pairs is not None:

@@ -1,10 +1,13 @@
-"""Where batches come from: the contract of a source."""
+"""Where batches come from: the contract of a source, and what sources of a data set share."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from diffalign.data.loader import PlannedBatches
 
 
 class AbstractSource(abc.ABC):
@@ -69,3 +72,76 @@ class AbstractSource(abc.ABC):
     @abc.abstractmethod
     def skipped_counts(self) -> dict[str, int]:
         """Unusable samples met so far, by reason, over all ranks."""
+
+
+Row = TypeVar("Row")
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview(Generic[Row]):
+    """The part of a dry run that shows the data."""
+
+    lines: list[str]
+    """How the data is read, and what its rows are, as sentences."""
+    rows: list[Row]
+    """The first pairs."""
+
+
+class OpenedData(Protocol):
+    """A data set that a reader or a mapping has opened."""
+
+    @property
+    def summary(self) -> str:
+        """What is read by what, and the mapping, as a sentence."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one for other data; the same wherever the data lies."""
+
+
+class AbstractDataSource(AbstractSource, Generic[Sample, Batch]):
+    """A data set in the order of a plan, for ever. Subclasses say what the batches become."""
+
+    def __init__(self, data: OpenedData, batches: PlannedBatches[Sample, Batch]) -> None:
+        """Take the parts.
+
+        Args:
+            data: for its summary and its fingerprint.
+            batches: of its samples.
+        """
+        self._opened = data
+        self._batches = batches
+
+    def describe(self) -> list[str]:
+        return [self._opened.summary, *self._batches.describe(), *self.further_lines()]
+
+    def further_lines(self) -> list[str]:
+        """Lines for the start of a run that one kind of data alone has."""
+        return []
+
+    def describe_end(self) -> list[str]:
+        return self._batches.describe_end()
+
+    def fingerprint(self) -> str:
+        """What is read, wherever it lies: by names and sizes of files and the number of pairs, or
+        for the hub by id and revision. No image is read for it, and the same on every rank."""
+        pairs = self._batches.known_pairs
+        counted = "" if pairs is None else f", {pairs:,} pairs"
+        return f"{self._opened.fingerprint}{counted}"
+
+    @property
+    def left_out_counts(self) -> dict[str, int]:
+        """Rows without a preference, by reason; of a stream, those read so far."""
+        return self._batches.left_out_counts
+
+    @property
+    def skipped_counts(self) -> dict[str, int]:
+        return self._batches.skipped_counts
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._batches.load_state_dict(state)

@@ -19,12 +19,12 @@ from diffalign import config, world
 from diffalign.commands import command
 from diffalign.data.decoding import Size
 from diffalign.data.loader import told_of_lost_workers
-from diffalign.data.pairs.preview import Preview, PreviewRow, without_download
+from diffalign.data.pairs.preview import PairPreviewRow, without_download
 from diffalign.data.pairs.source import PairSource
-from diffalign.data.responses.preview import ResponsePreview, ResponsePreviewRow
+from diffalign.data.responses.samples import ResponsePreviewRow
 from diffalign.data.responses.source import ResponseSource
 from diffalign.data.skipping import forget_skipped
-from diffalign.data.source import AbstractSource
+from diffalign.data.source import AbstractSource, Preview
 from diffalign.errors import ConfigError, DataError, ModelError, TrainingError
 from diffalign.jobs.export import results_of_weights
 from diffalign.jobs.quiet import quieten_libraries
@@ -247,7 +247,7 @@ def _cut_captions(run_config: RunConfig, source: AbstractSource) -> list[str]:
 
 def _print_unusable(
     console: Console,
-    rows: Sequence[PreviewRow] | Sequence[ResponsePreviewRow],
+    rows: Sequence[PairPreviewRow] | Sequence[ResponsePreviewRow],
     section: str,
     most: float,
 ) -> None:
@@ -261,7 +261,7 @@ def _print_unusable(
         )
 
 
-def _print_preview(console: Console, shown: Preview) -> None:
+def _print_preview(console: Console, shown: Preview[PairPreviewRow]) -> None:
     _print_lines(console, shown.lines)
     table = Table("pair", "prompt", "chosen (h, w)", "rejected (h, w)", box=None)
     for row in shown.rows:
@@ -276,7 +276,7 @@ def _print_preview(console: Console, shown: Preview) -> None:
         )
 
 
-def _print_responses(console: Console, shown: ResponsePreview) -> None:
+def _print_responses(console: Console, shown: Preview[ResponsePreviewRow]) -> None:
     _print_lines(console, shown.lines)
     for row in shown.rows:
         sizes = ", ".join(map(_described, row.images))

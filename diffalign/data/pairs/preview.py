@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 
-from diffalign.data.decoding import BadImageError, EncodedImage, Size, decode
+from diffalign.data.decoding import Size, size_or_reason
 from diffalign.data.location import locate
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
 from diffalign.data.pairs.config import PairConfig
@@ -18,7 +18,7 @@ from diffalign.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewRow:
+class PairPreviewRow:
     """One pair as the loader would see it."""
 
     sample_id: str
@@ -29,15 +29,6 @@ class PreviewRow:
     """None where the data set has preferred images alone."""
     unusable: str | None = None
     """Why training will skip the pair; None if it will not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """What `--dry-run` shows of the data."""
-
-    lines: list[str]
-    """How the data is read, and what its rows are, as sentences."""
-    rows: list[PreviewRow]
 
 
 def without_download(config: PairConfig) -> PairConfig:
@@ -53,7 +44,7 @@ def without_download(config: PairConfig) -> PairConfig:
 
 def first_rows(
     data: OpenedPairs, n: int, config: PairConfig, views: Collection[str] = PAIR_VIEWS
-) -> list[PreviewRow]:
+) -> list[PairPreviewRow]:
     """The first `n` pairs in the order of the data set, decoded to learn their size.
 
     Args:
@@ -77,7 +68,7 @@ def first_rows(
 
 def _preview_row(
     pair: ImagePair | Skipped, max_pixels: int, sides: Collection[str], views: Collection[str]
-) -> PreviewRow:
+) -> PairPreviewRow:
     if isinstance(pair, Skipped):
         reason = f"{pair.reason.value}: {pair.detail}"
         shown: dict[str, Size | str] = dict.fromkeys(sides, "not read")
@@ -90,19 +81,10 @@ def _preview_row(
         if without is not None:
             reasons.insert(0, f"{without.reason.value}: {without.detail}")
         prompt = pair.prompt
-    return PreviewRow(
+    return PairPreviewRow(
         sample_id=pair.sample_id,
         prompt=prompt,
         chosen=shown["chosen"],
         rejected=shown.get("rejected"),
         unusable="; ".join(reasons) or None,
     )
-
-
-def size_or_reason(image: EncodedImage, max_pixels: int) -> Size | str:
-    """(height, width) of a decoded image, or why it cannot be used."""
-    try:
-        decoded = decode(image, max_pixels=max_pixels)
-    except BadImageError as error:
-        return f"{error.reason.value}: {error.detail}"
-    return decoded.height, decoded.width

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -17,13 +17,13 @@ from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
 from diffalign.data.pairs.index import assign_buckets, index_rows
-from diffalign.data.pairs.preview import Preview, first_rows
+from diffalign.data.pairs.preview import PairPreviewRow, first_rows
 from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
 from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.plans import AbstractPlan, IndexPlan, Work
 from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
-from diffalign.data.source import AbstractSource
+from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import DataError
 from diffalign.seeding import TimestepSampling
 
@@ -51,7 +51,7 @@ class _Decoder(Dataset):
         return found
 
 
-class PairSource(AbstractSource):
+class PairSource(AbstractDataSource[Sample, ImageBatch]):
     """Image pairs in random order, for ever."""
 
     batch_type: ClassVar[type] = ImageBatch
@@ -68,9 +68,8 @@ class PairSource(AbstractSource):
         """Use `open`; this takes the parts."""
         self.views = frozenset(maker.views)
         self._data = data
-        self._plan = plan
         self._config = maker.config
-        self._batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
+        batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
             plan,
             _Decoder(data, maker),
             stack,
@@ -80,6 +79,7 @@ class PairSource(AbstractSource):
             workers=maker.config.workers,
             run_seed=maker.run_seed,
         )
+        super().__init__(data, batches)
 
     @classmethod
     def open(
@@ -132,20 +132,7 @@ class PairSource(AbstractSource):
         plan = _plan(data, config, run_seed=run_seed, skips=skips)
         return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
 
-    def describe(self) -> list[str]:
-        return [self._data.summary, *self._batches.describe()]
-
-    def describe_end(self) -> list[str]:
-        return self._batches.describe_end()
-
-    def fingerprint(self) -> str:
-        """What is read, wherever it lies: by names and sizes of files and the number of pairs, or
-        for the hub by id and revision. No image is read for it, and the same on every rank."""
-        pairs = self._plan.known_pairs
-        counted = "" if pairs is None else f", {pairs:,} pairs"
-        return f"{self._data.fingerprint}{counted}"
-
-    def preview(self, n: int) -> Preview:
+    def preview(self, n: int) -> Preview[PairPreviewRow]:
         """What a dry run shows: the lines of `describe`, and the first `n` pairs.
 
         Raises:
@@ -163,21 +150,6 @@ class PairSource(AbstractSource):
         columns = self._data.columns
         rows = islice(self._data.rows.scan(columns.light()), n)
         return [caption for row in rows if (caption := columns.caption_or_none(row))]
-
-    @property
-    def left_out_counts(self) -> dict[str, int]:
-        """Rows without a preference, by reason; of a stream, those read so far."""
-        return self._batches.left_out_counts
-
-    @property
-    def skipped_counts(self) -> dict[str, int]:
-        return self._batches.skipped_counts
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._batches.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._batches.load_state_dict(state)
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return map(with_unit_range, self._batches)

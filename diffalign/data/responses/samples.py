@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.data.decoding import BadImageError, EncodedImage, decode
+from diffalign.data.decoding import BadImageError, EncodedImage, Size, decode, size_or_reason
 from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedResponse
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
@@ -261,4 +261,44 @@ def _require(view: str, name: str, section: str, given: Mapping[str, object]) ->
     raise ConfigError(
         f"the view {view} needs {name!r} under responses.{section} (there: {known})."
         f"{did_you_mean(name, given)} Add it, for example `{name}: {{kind: ...}}`"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponsePreviewRow:
+    """One pair as the loader would see it."""
+
+    sample_id: str
+    prompt: str
+    """The user's last turn, markers included; empty where the row cannot be read."""
+    responses: Mapping[str, str]
+    """Name -> response; empty likewise."""
+    own: Mapping[str, str]
+    """Name -> the user's last turn, and how many turns and images there are, of a response that
+    belongs to another conversation or to other images."""
+    images: tuple[Size | str, ...]
+    """(height, width) of each, or why it cannot be used."""
+    unusable: str | None
+    """Why training will skip the pair; None if it will not."""
+
+
+def preview_row(pair: ResponsePair | Skipped, maker: TokenSampleMaker) -> ResponsePreviewRow:
+    """A pair, made into a sample as in training."""
+    made = pair if isinstance(pair, Skipped) else maker.make(pair, 0)
+    unusable = f"{made.reason.value}: {made.detail}" if isinstance(made, Skipped) else None
+    if isinstance(pair, Skipped):
+        return ResponsePreviewRow(
+            sample_id=pair.sample_id, prompt="", responses={}, own={}, images=(), unusable=unusable
+        )
+    return ResponsePreviewRow(
+        sample_id=pair.sample_id,
+        prompt=pair.turns[-1].text,
+        responses=pair.responses,
+        own={
+            name: f"{conversation.turns[-1].text} (its own: {len(conversation.turns)} turns, "
+            f"{len(conversation.images)} images)"
+            for name, conversation in pair.own.items()
+        },
+        images=tuple(size_or_reason(image, maker.config.max_pixels) for image in pair.images),
+        unusable=unusable,
     )

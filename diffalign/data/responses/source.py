@@ -3,29 +3,102 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import TokenBatch
 from diffalign.data.decoding import EncodedImage
 from diffalign.data.loader import PlannedBatches
-from diffalign.data.plans import IndexPlan, Work
+from diffalign.data.plans import Counts, Index, IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
-from diffalign.data.responses.index import Comparisons, index_comparisons
-from diffalign.data.responses.preview import ResponsePreview, first_responses
+from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import OpenedResponses, open_responses
-from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
-from diffalign.data.skipping import SkipLog, Skipped
-from diffalign.data.source import AbstractSource
+from diffalign.data.responses.samples import (
+    ResponsePreviewRow,
+    TokenSample,
+    TokenSampleMaker,
+    preview_row,
+)
+from diffalign.data.skipping import LeftOut, SkipLog, Skipped
+from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import DataError
 from diffalign.seeding import derive_seed
 from diffalign.views import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """An index over comparisons, of which a row may hold several."""
+
+    places: np.ndarray
+    """Int64 [n, 2], row and place in it of each usable comparison."""
+    index: Index
+    """Whose members are the numbers 0 to n - 1."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """Usable rows by response, where each holds one; empty for pairs."""
+
+
+def index_comparisons(
+    data: OpenedResponses,
+    *,
+    limit: int | None,
+    skips: SkipLog,
+    asked_for: frozenset[str] | None = None,
+) -> Comparisons:
+    """Read the text of all rows, and no image.
+
+    Args:
+        data: the data set.
+        limit: only the first so many comparisons; None for all.
+        skips: where those that are unusable as text go.
+        asked_for: responses that the objective reads, where rows are unpaired: one of another
+            response is left out; None takes all.
+
+    Raises:
+        DataError: no comparison is usable.
+    """
+    left_out: Counter[LeftOut] = Counter()
+    labels: Counter[str] = Counter()
+    places: list[tuple[int, int]] = []
+    pairs = read = 0
+    for number, found in enumerate(data.without_images()):
+        if pairs == limit:
+            break
+        read += 1
+        for place, comparison in enumerate(found):
+            if pairs == limit:
+                break
+            if isinstance(comparison, LeftOut):
+                left_out[comparison] += 1
+                continue
+            if asked_for is not None and isinstance(comparison, Comparison):
+                if not asked_for & set(comparison.responses):
+                    left_out[LeftOut.OTHER_LABEL] += 1
+                    continue
+                labels.update(list(comparison.responses))
+            pairs += 1
+            if isinstance(comparison, Skipped):
+                skips.add(comparison)
+            else:
+                places.append((number, place))
+    counts = Counts(rows=read, pairs=pairs, left_out=left_out)
+    if not places:
+        first = f", for example {skips.first(1)[0]}" if len(skips) else ""
+        raise DataError(
+            f"there is nothing to train on in {data.summary}: {counts.describe()}, none of them "
+            f"usable{first}"
+        )
+    index = Index(members=np.arange(len(places), dtype=np.int64), counts=counts)
+    return Comparisons(places=np.array(places, dtype=np.int64), index=index, labels=labels)
+
 
 _ATTEMPTS = 100
 """Rows that are tried for an image of another sample."""
@@ -65,7 +138,7 @@ class _OtherImages:
         return None
 
 
-class ResponseSource(AbstractSource):
+class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
     """Pairs of responses in random order, for ever."""
 
     batch_type: ClassVar[type] = TokenBatch
@@ -85,7 +158,7 @@ class ResponseSource(AbstractSource):
         self._data = data
         self._comparisons = comparisons
         self._maker = maker
-        self._batches: PlannedBatches[TokenSample, TokenBatch] = PlannedBatches(
+        batches: PlannedBatches[TokenSample, TokenBatch] = PlannedBatches(
             IndexPlan(
                 comparisons.index,
                 run_seed=maker.run_seed,
@@ -99,6 +172,7 @@ class ResponseSource(AbstractSource):
             workers=maker.config.workers,
             run_seed=maker.run_seed,
         )
+        super().__init__(data, batches)
 
     @classmethod
     def open(
@@ -167,10 +241,7 @@ class ResponseSource(AbstractSource):
             samples_per_device=samples_per_device,
         )
 
-    def describe(self) -> list[str]:
-        return [self._data.summary, *self._batches.describe(), *self._describe_labels()]
-
-    def _describe_labels(self) -> list[str]:
+    def further_lines(self) -> list[str]:
         if self.paired:
             return []
         kinds = {"chosen": "desirable", "rejected": "undesirable"}
@@ -189,18 +260,11 @@ class ResponseSource(AbstractSource):
         """Raise DataError where more than this share of the pairs is unusable as text."""
         self._batches.stop_above(share)
 
-    def describe_end(self) -> list[str]:
-        return self._batches.describe_end()
-
-    def fingerprint(self) -> str:
-        """What is read, wherever it lies: by names and sizes of files and the number of pairs, or
-        for the hub by id and revision. No image is read for it, and the same on every rank."""
-        return f"{self._data.fingerprint}, {self._comparisons.index.counts.pairs:,} pairs"
-
-    def preview(self, n: int) -> ResponsePreview:
+    def preview(self, n: int) -> Preview[ResponsePreviewRow]:
         """What a dry run shows: the lines of `describe`, and the first `n` pairs."""
-        rows = first_responses(self._data, self._comparisons, self._maker, n)
-        return ResponsePreview(lines=self.describe(), rows=rows)
+        places = self._comparisons.places[:n].tolist()
+        rows = [preview_row(self._data.pair(row, place), self._maker) for row, place in places]
+        return Preview(lines=self.describe(), rows=rows)
 
     def __len__(self) -> int:
         """How many pairs are usable as text."""
@@ -219,21 +283,6 @@ class ResponseSource(AbstractSource):
             DataError: more pairs than `responses.max_bad_fraction` allows cannot be used.
         """
         return self._batches.sweep([Work(number, visit, None) for number in numbers])
-
-    @property
-    def left_out_counts(self) -> dict[str, int]:
-        """Comparisons without a preference, by reason."""
-        return self._batches.left_out_counts
-
-    @property
-    def skipped_counts(self) -> dict[str, int]:
-        return self._batches.skipped_counts
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._batches.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._batches.load_state_dict(state)
 
     def __iter__(self) -> Iterator[TokenBatch]:
         return iter(self._batches)

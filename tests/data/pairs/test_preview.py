@@ -2,13 +2,14 @@ import datasets
 import pytest
 
 from diffalign.data.pairs.config import PairConfig
-from diffalign.data.pairs.preview import Preview, without_download
+from diffalign.data.pairs.preview import PairPreviewRow, without_download
+from diffalign.data.source import Preview
 from diffalign.errors import DataError
 from tests.data.conftest import open_source
 from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_rows
 
 
-def preview(path, n, **settings) -> Preview:
+def preview(path, n, **settings) -> Preview[PairPreviewRow]:
     return open_source(path, **settings).preview(n)
 
 

@@ -1,8 +1,10 @@
 import pytest
+import torch
 
 from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.pairs.config import PairConfig
-from diffalign.data.pairs.samples import SampleMaker, empty_caption
+from diffalign.data.pairs.samples import Sample, SampleMaker, empty_caption, stack, with_unit_range
+from diffalign.data.pairs.transforms import CutImage
 from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.seeding import TimestepSampling
 from tests.layouts import encoded, solid_image
@@ -75,3 +77,42 @@ def test_a_caption_of_nothing_but_space_is_empty(caption):
 def test_a_caption_is_dropped_in_some_visits_of_a_pair_and_not_in_others():
     make = maker(caption_dropout=0.5).make
     assert {make(pair(), visit, (16, 16)).prompt for visit in range(20)} == {"", "a prompt"}
+
+
+def sample(name, value):
+    pixels = torch.full((3, 8, 16), value, dtype=torch.uint8)
+    image = CutImage(pixels=pixels, original_size=(20, 30), corner=(1, 2))
+    return Sample(
+        sample_id=name,
+        prompt="",
+        caption=f"caption of {name}",
+        images={"chosen": image, "rejected": image},
+        timestep=12.5,
+        noise_seed=value,
+        encoding_seeds={"chosen": value + 1, "rejected": value + 2},
+        preference=1.0,
+        importance=1.0,
+    )
+
+
+def test_fields_stack_in_the_order_of_the_samples():
+    batch = stack([sample("a", 0), sample("b", 255)])
+    assert batch.images["chosen"].dtype == torch.uint8
+    assert batch.sample_ids == ("a", "b")
+    assert batch.prompts == ("", "")
+    assert batch.captions == ("caption of a", "caption of b")
+    assert batch.noise_seeds == (0, 255)
+    assert batch.encoding_seeds == {"chosen": (1, 256), "rejected": (2, 257)}
+    assert batch.timesteps.tolist() == [12.5, 12.5]
+    assert batch.timesteps.dtype == torch.float64
+    assert batch.original_sizes["rejected"].tolist() == [[20, 30]] * 2
+    assert batch.crop_corners["rejected"].tolist() == [[1, 2]] * 2
+    assert batch.crop_corners["rejected"].dtype == torch.int64
+
+
+def test_images_run_from_minus_one_to_one():
+    images = with_unit_range(stack([sample("a", 0), sample("b", 255)])).images["chosen"]
+    assert images.shape == (2, 3, 8, 16)
+    assert images.dtype == torch.float32
+    assert images[0].unique().tolist() == [-1.0]
+    assert images[1].unique().tolist() == [1.0]
