@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from diffalign.likelihoods.base import AbstractLikelihood
     from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
     from diffalign.scorers.base import AbstractScorer
-    from diffalign.training.build import RunConfig
+    from diffalign.training.config import RunConfig
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ _HOMES = {
     "GenerateConfig": "diffalign.jobs.generate:GenerateConfig",
     "Likelihoods": "diffalign.objectives.base:Likelihoods",
     "LossOutput": "diffalign.objectives.base:LossOutput",
-    "RunConfig": "diffalign.training.build:RunConfig",
+    "RunConfig": "diffalign.training.config:RunConfig",
     "ScoreConfig": "diffalign.jobs.score:ScoreConfig",
     "compare": "diffalign.jobs.compare:run",
     "evaluate": "diffalign.jobs.evaluate:run",

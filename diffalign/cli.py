@@ -64,7 +64,8 @@ def train(
         )
     from diffalign import config
     from diffalign.jobs import train as job
-    from diffalign.training.build import RunConfig, check
+    from diffalign.training.checks import check
+    from diffalign.training.config import RunConfig
 
     run = config.load(RunConfig, path, overrides)
     if processes > 1 and not dry_run:
@@ -92,7 +93,7 @@ def precompute(
         )
     from diffalign import config
     from diffalign.jobs import precompute as job
-    from diffalign.training.build import RunConfig
+    from diffalign.training.config import RunConfig
 
     run = config.load(RunConfig, path, overrides)
     if processes > 1:

@@ -27,6 +27,15 @@ from diffalign.parsing import parse_yaml, shortly
 
 T = TypeVar("T")
 
+SHAPES_RUN = "shapes_run"
+"""Key of a field's metadata: whether runs that differ in this setting are different runs. A setting
+that says nothing does shape its run."""
+MAY_CHANGE: Mapping[str, Any] = types.MappingProxyType({SHAPES_RUN: False})
+"""Metadata of a setting that a run may go on with another value of: where a file lies (fingerprints
+say what it holds), how many workers read it, how often something is saved."""
+MUST_STAY: Mapping[str, Any] = types.MappingProxyType({SHAPES_RUN: True})
+"""Metadata of a setting that might seem free to change, such as a path, and shapes its run."""
+
 
 def load(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
     """Build a config dataclass from a file and overrides.

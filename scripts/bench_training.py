@@ -24,7 +24,8 @@ from rich.console import Console
 from diffalign import config
 from diffalign.objectives.base import Likelihoods
 from diffalign.training import build
-from diffalign.training.build import RunConfig
+from diffalign.training.checks import check
+from diffalign.training.config import RunConfig
 
 WARM_UP = 3
 
@@ -32,7 +33,7 @@ WARM_UP = 3
 def main(path: Path, overrides: list[str], steps: int) -> None:
     with TemporaryDirectory() as folder:
         run = config.load(RunConfig, path, [*overrides, f"output={folder}/run"])
-        build.check(run)
+        check(run)
         accelerator = build.build_accelerator(run)
         quiet = Console(quiet=True)
         source = build.build_source(run, quiet, skipped=None)

@@ -34,7 +34,7 @@ from diffalign.jobs.demo_responses import opened
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.models import playground_responses_path
 from diffalign.playground.response_quality import evaluate_responses, held_out_multi_object_scenes
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 CONFIGS = Path("configs/playground/responses")
 COLUMNS = {

@@ -41,7 +41,7 @@ from diffalign.files import read_json_lines
 from diffalign.jobs import train
 from diffalign.processes import end_with_parent
 from diffalign.training import checkpoint
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6

@@ -21,7 +21,7 @@ from PIL import Image
 from diffalign import config
 from diffalign.comparison.results import percent
 from diffalign.jobs.demo_responses import SHOWN
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 PAGES = ("README.md", "docs/results.md")
 

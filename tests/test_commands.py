@@ -23,7 +23,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.preference.step_aware import StepAwarePreference
 from diffalign.models.vlm.config import VLM
 from diffalign.rollouts.human_feedback import HumanFeedback
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 ODD = [

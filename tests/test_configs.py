@@ -11,7 +11,9 @@ from diffalign import config
 from diffalign.generation.prompts import read_prompts
 from diffalign.models.base import ReferenceKind
 from diffalign.rollouts.d3po import WholeImage
-from diffalign.training.build import RunConfig, plan, resolve_reference
+from diffalign.training.config import RunConfig
+from diffalign.training.describe import plan
+from diffalign.training.reference import resolve_reference
 
 ROOT = Path(__file__).parents[1]
 FILES = [

@@ -12,7 +12,7 @@ import typer
 from diffalign import cli, components, config, foreign_flags
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.jobs import compare, generate, score, synthesise
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 JOBS = {

@@ -34,7 +34,7 @@ from diffalign.jobs import generate, train
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm.config import VLM
 from diffalign.rollouts.groups import read_groups
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.data.responses.formats.forms import FORMS, write_lines, write_list
 from tests.layouts import make_pairs, pickapic_rows, write_rows
 from tests.tiny_clip import write_clip

@@ -14,7 +14,7 @@ import pytest
 from diffalign import cli, components, config, foreign_flags
 from diffalign.errors import ConfigError
 from diffalign.jobs.generate import GenerateConfig
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 CONFIGS = {"train": RunConfig, "precompute": RunConfig, "generate": GenerateConfig}
 CONFIG = "configs/smoke/diffusion_dpo_sdxl.yaml"

@@ -54,6 +54,35 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def module_of(dotted: str) -> Path | None:
+    """The file of the package that a dotted name is, or lies in."""
+    base = PACKAGE.parent.joinpath(*dotted.split("."))
+    for path in (base.with_suffix(".py"), base.parent.with_suffix(".py")):
+        if path in MODULES:
+            return path
+    return None
+
+
+def circles(edges: dict[Path, set[Path]]) -> list[set[Path]]:
+    """Sets of files of which each is reached from each other one."""
+
+    def reached(start: Path) -> set[Path]:
+        found, waiting = set(), [start]
+        while waiting:
+            for path in edges.get(waiting.pop(), set()) - found:
+                found.add(path)
+                waiting.append(path)
+        return found
+
+    reaches = {path: reached(path) for path in edges}
+    found = []
+    for path in edges:
+        circle = {other for other in reaches[path] if path in reaches.get(other, set())}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
 def folder_of(dotted: str) -> str | None:
     parts = dotted.split(".")
     return parts[1] if parts[0] == "diffalign" and len(parts) > 1 else None
@@ -69,6 +98,22 @@ def test_a_module_imports_only_what_lies_below_it(path):
         and folder not in ALLOWED[home]
     }
     assert not above, f"{home} must not import {sorted(above)}"
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Nor for types alone, nor within a function: what needs the other's name belongs to it, or
+    asks for less of it."""
+    edges = {
+        path: {target for name in imported(path) if (target := module_of(name))} - {path}
+        for path in MODULES
+    }
+    found = [sorted(str(path.relative_to(PACKAGE)) for path in circle) for circle in circles(edges)]
+    assert not found
+
+
+def test_a_circle_would_be_found():
+    a, b, c, d = map(Path, "abcd")
+    assert circles({a: {b}, b: {c}, c: {a}, d: {a}}) == [{a, b, c}]
 
 
 def test_only_training_and_jobs_import_accelerate():

@@ -16,7 +16,7 @@ from diffalign import config
 from diffalign.errors import CacheError, ConfigError, DataError
 from diffalign.files import numbered_lines, read_json, read_json_lines, read_rows, read_text
 from diffalign.parsing import checked, decode_text, parse_json, parse_yaml, shortly
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 QUICK = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 

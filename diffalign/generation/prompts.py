@@ -7,10 +7,11 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import DataError
 from diffalign.files import numbered_lines, parse_json_line, read_json, read_text
 from diffalign.parsing import shortly
@@ -43,7 +44,7 @@ class Prompt:
 class PromptsConfig:
     """Where the prompts come from: a file, or the texts themselves."""
 
-    file: Path | None = None
+    file: Path | None = field(default=None, metadata=MAY_CHANGE)
     """`.txt` with one prompt a line, `.tsv` or `.csv` with a column named prompt, caption or text,
     or `.jsonl` or a `.json` list of objects with such a key."""
     texts: tuple[str, ...] = ()

@@ -21,8 +21,8 @@ from diffalign.jobs import compare, generate, score, train
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle
 from diffalign.playground.scenes import held_out_prompts
-from diffalign.training.build import RunConfig
 from diffalign.training.checkpoint import checkpoints_in
+from diffalign.training.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

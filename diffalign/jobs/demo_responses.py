@@ -31,7 +31,7 @@ from diffalign.playground.response_quality import (
     held_out_multi_object_scenes,
 )
 from diffalign.playground.scenes import Scene, render
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 SHOWN = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
 """Figures of the table, of those that are measured."""

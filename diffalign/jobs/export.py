@@ -39,7 +39,6 @@ from diffalign.models.diffusion.original_layout import checkpoint_tensors
 from diffalign.models.diffusion.pipeline_lora import put_adapters, read_adapters
 from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vlm.config import VLM
-from diffalign.training.build import RunConfig
 from diffalign.training.card import (
     read_evaluations,
     results_of,
@@ -47,6 +46,7 @@ from diffalign.training.card import (
     write_model_card,
 )
 from diffalign.training.checkpoint import checkpoints_in, verify
+from diffalign.training.config import RunConfig
 
 Form = Literal["kohya", "diffusers", "peft", "folder", "single_file", "card"]
 

@@ -22,14 +22,14 @@ from diffalign.jobs.quiet import quieten_libraries
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.precision import DTYPES
 from diffalign.processes import only_writer
-from diffalign.training import build
+from diffalign.training import build, checks
 from diffalign.training import reference as cached_reference
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 
 def check(run_config: RunConfig) -> None:
     """Raise ConfigError or ModelError for whatever can be known before data or weights."""
-    build.check(_with_cache(run_config))
+    checks.check(_with_cache(run_config))
 
 
 def run(

@@ -32,9 +32,13 @@ from diffalign.models.diffusion.conditioning import cut_prompts
 from diffalign.models.diffusion.kohya import KOHYA_FILE
 from diffalign.processes import only_writer
 from diffalign.training import build, checkpoint
-from diffalign.training.build import RunConfig
 from diffalign.training.card import write_cards
 from diffalign.training.checkpoint import StartingPoint
+from diffalign.training.checks import check
+from diffalign.training.config import RunConfig
+from diffalign.training.describe import plan
+from diffalign.training.identity import identity
+from diffalign.training.trainer import Trainer
 
 PREVIEWED_PAIRS = 4
 """How many pairs a dry run decodes and shows."""
@@ -65,7 +69,7 @@ def run(
     """
     quieten_libraries()
     console = Console(highlight=False)
-    build.check(run_config)
+    check(run_config)
     _check_start(run_config, resume)
     if dry_run:
         _print_plan(console, run_config, processes)
@@ -118,7 +122,7 @@ def _train(
     return final
 
 
-def _fit(trainer: build.Trainer, run_config: RunConfig) -> bool:
+def _fit(trainer: Trainer, run_config: RunConfig) -> bool:
     try:
         with told_of_lost_workers("data" if run_config.responses is None else "responses"):
             return trainer.fit()
@@ -148,7 +152,7 @@ def _further_savings(run_config: RunConfig) -> str:
     return ", or lower model.images_per_encoding"
 
 
-def _finish(trainer: build.Trainer, run_config: RunConfig, console: Console) -> Path:
+def _finish(trainer: Trainer, run_config: RunConfig, console: Console) -> Path:
     final = run_config.output / "final"
     trainer.export(final)
     if trainer.accelerator.is_main_process:
@@ -307,10 +311,10 @@ def _described(side: Size | str | None) -> str:
 
 
 def _print_plan(console: Console, run_config: RunConfig, processes: int) -> None:
-    for heading, text in build.plan(run_config, processes):
+    for heading, text in plan(run_config, processes):
         console.print(f"[bold]{heading:<11}[/bold] {escape(text)}", soft_wrap=True)
 
 
 def _flat_scalars(run_config: RunConfig) -> dict[str, str | int | float | bool]:
-    flat = build.identity(run_config)
+    flat = identity(run_config)
     return {k: v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in flat.items()}

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models.adapter_files import AdapterFile, locate_adapter, read_adapter
 
@@ -76,7 +77,7 @@ class LoraSettings:
     does not matter where `start` is given."""
     seed: int = 0
     """Of the first factor."""
-    start: Path | None = None
+    start: Path | None = field(default=None, metadata=MAY_CHANGE)
     """An adapter to go on from, of the same rank and targets: its file, or the folder of the run
     that trained it. The policy that it makes of the base is then the reference as well, unless
     `reference` says otherwise. Null starts at the base."""

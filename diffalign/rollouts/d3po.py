@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 
 from diffalign import components
+from diffalign.config import MAY_CHANGE
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.files import inside, read_rows, write_atomically, write_json_lines, writing
@@ -67,7 +68,7 @@ class WholeImage(AbstractRollouts):
     batch_type: ClassVar[type] = StepBatch
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
 
-    prompts: PromptsConfig | Path
+    prompts: PromptsConfig | Path = field(metadata=MAY_CHANGE)
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
     scorers: tuple[AbstractScorer, ...]
     """The scorers. With several, a side is preferred if it is at least as good under each of them

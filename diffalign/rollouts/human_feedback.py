@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from diffalign.config import MAY_CHANGE
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
@@ -46,9 +47,9 @@ class HumanFeedback(AbstractRollouts):
     batch_type: ClassVar[type] = StepBatch
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
 
-    trajectories: Path
+    trajectories: Path = field(metadata=MAY_CHANGE)
     """The folder of the groups, as `diffalign generate` wrote it."""
-    preferences: Path
+    preferences: Path = field(metadata=MAY_CHANGE)
     """A file of JSON lines: `{"group": ID, "ranking": [best, ..., worst]}` with a list of its own
     for images that tie, or `{"group": ID, "good": [...], "bad": [...]}`; or D3PO's own file, one
     JSON list with a list of numbers for each group, the larger the better."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from diffalign import world
+from diffalign.config import MAY_CHANGE
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError, DataError
@@ -77,7 +78,7 @@ class Stepwise(AbstractRollouts):
     batch_type: ClassVar[type] = StepBatch
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
 
-    prompts: PromptsConfig | Path
+    prompts: PromptsConfig | Path = field(metadata=MAY_CHANGE)
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
     prompts_per_round: int
     """Prompts that a round samples, over all processes, before the policy is trained on them. SPO:

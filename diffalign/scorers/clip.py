@@ -11,7 +11,7 @@ SalesforceAIResearch/DiffusionDPO.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
 from diffalign.models.preference.clip_loading import digest_of, find_weights
 from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
@@ -43,7 +44,7 @@ class _Parts(NamedTuple):
 class CLIPScore(AbstractImageScorer):
     """100 times the cosine between image and prompt; about 20 to 40 in practice."""
 
-    path: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    path: str = field(default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", metadata=MUST_STAY)
     """Folder or hub id in the layout of open_clip: open_clip_config.json and
     open_clip_model.safetensors."""
     revision: str | None = None

@@ -10,7 +10,7 @@ yuvalkirstain/PickScore.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.config import MUST_STAY
 from diffalign.models.preference.clip_loading import (
     blank_clip,
     digest_of,
@@ -61,7 +62,7 @@ def tower_input(image: Image.Image, size: int) -> Tensor:
 class PickScore(AbstractImageScorer):
     """exp(logit_scale) times the cosine between image and prompt; some 20 in practice."""
 
-    path: str = "yuvalkirstain/PickScore_v1"
+    path: str = field(default="yuvalkirstain/PickScore_v1", metadata=MUST_STAY)
     """Folder or hub id of a CLIP in the layout of transformers, or its file of weights."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null is its default branch."""

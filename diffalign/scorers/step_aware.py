@@ -10,7 +10,7 @@ spo/preference_models, which differs from that of their training in what is clam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
 from diffalign.models.preference.clip_loading import (
     blank_clip,
@@ -65,7 +66,7 @@ class StepAware(AbstractScorer):
 
     takes_time: ClassVar[bool] = True
 
-    path: str
+    path: str = field(metadata=MUST_STAY)
     """Folder of a trained model, a `.safetensors` checkpoint with the authors' names, or either on
     the hub: `owner/name`, `owner/name/file.safetensors`. Their own files end in `.bin`."""
     revision: str | None = None

@@ -24,7 +24,8 @@ from diffalign.files import read_json, read_json_lines, write_atomically
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.vlm.config import VLM
-from diffalign.training.build import RunConfig, plan
+from diffalign.training.config import RunConfig
+from diffalign.training.describe import plan
 
 CARD = "README.md"
 GRID = "grid.png"

@@ -1,20 +1,19 @@
-"""A run whose reference was computed before: when it may be, and what its values depend on."""
+"""What the policy of a run is compared with, and the values of a reference computed in advance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from diffalign import components, config
 from diffalign.cache.references import CachedReference, Contents
 from diffalign.data.responses.source import ResponseSource
 from diffalign.errors import ConfigError
+from diffalign.models.base import ReferenceKind
 from diffalign.models.vlm.config import VLM
+from diffalign.training.config import RunConfig
 from diffalign.views import View
-
-if TYPE_CHECKING:
-    from diffalign.training.build import RunConfig
 
 PAIRS_PER_SHARD = 4096
 READING = 2
@@ -22,12 +21,54 @@ READING = 2
 next to its own images, and with one end token."""
 
 
+Reference = ReferenceKind | Literal["cached"]
+
+
+def resolve_reference(run: RunConfig) -> Reference:
+    """The reference strategy of a run.
+
+    Raises:
+        ConfigError: the setting contradicts the objective or the kind of training.
+    """
+    adapter = run.model.trains_adapter
+    objective = components.kind_of(run.objective)
+    rule = "initial" if run.rollouts is None else run.rollouts.reference
+    continues = run.model.continues_adapter
+    if run.reference == "auto":
+        if not run.objective.needs_reference:
+            return "none"
+        if rule != "initial" or continues:
+            return "past_policy"
+        return "adapter_off" if adapter else "frozen_copy"
+    if run.reference == "cached":
+        check_cached(run)
+        return "cached"
+    if run.reference == "none" and run.objective.needs_reference:
+        raise ConfigError(
+            f"reference is none, but the objective {objective} compares with a reference: "
+            f"use auto, adapter_off (LoRA) or frozen_copy"
+        )
+    if run.reference == "adapter_off" and not adapter:
+        raise ConfigError(
+            "reference is adapter_off, but model.lora is null: full fine-tuning changes the "
+            "network itself. Use reference: frozen_copy, or give model.lora a rank"
+        )
+    may_stay = rule == "initial" and continues  # what is continued is an earlier policy itself
+    if (run.reference == "past_policy") != (rule != "initial") and not may_stay:
+        raise ConfigError(
+            f"reference is {run.reference}, and rollouts.reference is {rule}: an earlier policy is "
+            f"the reference where rollouts.reference is latest or uniform, or model.lora.start is "
+            f"given, and only there. Leave reference at auto"
+        )
+    return run.reference
+
+
 def folder_of(run: RunConfig) -> Path:
     """Where the reference values of a run lie."""
     return run.reference_cache or run.output / "cache/references"
 
 
-def check(run: RunConfig) -> None:
+def check_cached(run: RunConfig) -> None:
     """Raise ConfigError where the reference cannot be known before training."""
     if run.responses is None:
         raise ConfigError(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from diffalign import renames, world
+from diffalign.data.source import AbstractSource
 from diffalign.errors import CheckpointError
+from diffalign.objectives.base import AbstractObjective
 from diffalign.training.checkpoint import (
     Checkpoint,
     pack_optimizer,
@@ -19,12 +24,28 @@ from diffalign.training.checkpoint import (
     restore_random_state,
     unpack_optimizer,
 )
+from diffalign.training.metrics import Metrics
+from diffalign.training.weight_average import WeightAverage
 
-if TYPE_CHECKING:
-    from diffalign.training.trainer import Trainer
+
+class RunInProgress(Protocol):
+    """What a checkpoint is made of: the trainer, as far as its state goes."""
+
+    accelerator: Accelerator
+    source: AbstractSource
+    objective: AbstractObjective
+    optimizer: AcceleratedOptimizer
+    schedule: LRScheduler
+    average: WeightAverage | None
+    metrics: Metrics
+    named_parameters: dict[str, nn.Parameter]
+    identity: Mapping[str, Any]
+    step: int
+    bad_steps: int
+    bad_in_a_row: int
 
 
-def capture(trainer: Trainer) -> Checkpoint:
+def capture(trainer: RunInProgress) -> Checkpoint:
     """The state after the last step; every rank must call, the main one gets all ranks' parts."""
     metrics = {f"metrics/{name}": sums for name, sums in trainer.metrics.state_dict().items()}
     mine = {name: tensor.cpu() for name, tensor in {**random_state(), **metrics}.items()}
@@ -52,7 +73,7 @@ def capture(trainer: Trainer) -> Checkpoint:
     return Checkpoint(step=trainer.step, tensors=tensors, state=state)
 
 
-def restore(trainer: Trainer, saved: Checkpoint) -> None:
+def restore(trainer: RunInProgress, saved: Checkpoint) -> None:
     """Put a freshly assembled trainer where `saved` was captured.
 
     Raises:
@@ -68,7 +89,7 @@ def restore(trainer: Trainer, saved: Checkpoint) -> None:
         ) from error
 
 
-def _restore(trainer: Trainer, saved: Checkpoint) -> None:
+def _restore(trainer: RunInProgress, saved: Checkpoint) -> None:
     with torch.no_grad():
         for name, parameter in trainer.named_parameters.items():
             parameter.copy_(saved.tensors["weights"][name])

@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +29,7 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import send
 from diffalign.objectives.base import AbstractObjective, LossOutput, StepTotals
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
+from diffalign.training.config import TrainingConfig
 from diffalign.training.interruption import Interruption
 from diffalign.training.loggers import JsonLines, TrainingProgress
 from diffalign.training.look_ahead import MicroBatch, totals_of_step, views_of
@@ -42,46 +42,6 @@ from diffalign.training.optimizers import (
 )
 from diffalign.training.run_state import capture, refuse_other_run, restore
 from diffalign.training.weight_average import WeightAverage
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, how large a batch, how precise, and what is kept."""
-
-    optimizer_steps: int
-    """Updates of the weights in the whole run."""
-    samples_per_device: int = 1
-    """Samples (pairs, for pairwise objectives) of one forward pass on one device."""
-    accumulation: int = 1
-    """Micro-batches per optimiser step and device."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Autocast of policy and reference; trained weights and reductions stay in float32."""
-    checkpoint_every: int = 500
-    """Optimiser steps between checkpoints; the end of a run and an interruption save as well."""
-    keep_checkpoints: int = 2
-    """How many are kept; the oldest go first."""
-    log_every: int = 10
-    """Optimiser steps over which figures are averaged before they are written."""
-    max_bad_steps: int = 20
-    """The run stops after this many steps in a row whose loss or gradient was not finite; fp16
-    starts with a few while its loss scale settles."""
-    ema_decay: float | None = None
-    """Decay of the weight average that is exported instead of the last weights; null for none."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "optimizer_steps",
-            "samples_per_device",
-            "accumulation",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-            "max_bad_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
 
 class Trainer:
@@ -109,7 +69,7 @@ class Trainer:
             model: loaded, on the accelerator's device.
             source: of batches that `likelihood` takes and that offer `objective.views`.
             likelihood, objective, optimizer, training: the sections of the config.
-            known_reference: the reference's values, where they were computed before; None runs the
+            precomputed_reference: the reference's values, where they were computed before; None runs the
                 reference that the model was loaded with.
             identity: what two runs must share for a checkpoint of one to serve the other.
             output: the run folder.

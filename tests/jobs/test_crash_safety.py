@@ -18,7 +18,7 @@ from diffalign.errors import BusyError, CheckpointError, DataError
 from diffalign.jobs import train
 from diffalign.processes import only_writer
 from diffalign.training import checkpoint, trainer
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests import layouts
 from tests.runs import figures, files
 

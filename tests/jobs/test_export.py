@@ -24,7 +24,7 @@ from diffalign.generation.pipelines import ModelSpec, locate_model
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
 from diffalign.models.diffusion.kohya import KOHYA_FILE
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests import layouts, original_names
 from tests.original_names import OLD_READER
 from tests.tiny_models import write_sd15, write_sdxl

@@ -15,7 +15,7 @@ from diffalign import config
 from diffalign.errors import ConfigError
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.judged_responses import write_judged_responses
 from tests.tiny_vlm import tiny_llava
 

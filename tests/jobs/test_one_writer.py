@@ -15,7 +15,7 @@ from diffalign.jobs import compare, evaluate, generate, precompute, score, synth
 from diffalign.models.vlm.config import VLM
 from diffalign.processes import only_writer
 from diffalign.scorers.jpeg import JPEG
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from diffalign.cache.references import ReferenceWriter
 from diffalign.errors import CacheError, ConfigError
 from diffalign.files import read_json_lines
 from diffalign.jobs import precompute, train
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.judged_responses import write_judged_responses
 from tests.runs import figures, files
 from tests.tiny_vlm import tiny_llava

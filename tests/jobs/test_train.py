@@ -21,7 +21,7 @@ from diffalign.errors import CheckpointError, ConfigError, DataError
 from diffalign.jobs import train
 from diffalign.models.adapter_files import ADAPTER_FILE
 from diffalign.playground.models import playground_model_path, playground_preferences_path
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests import layouts
 from tests.jobs.killing import kill_when, step_reached
 from tests.processes import ended, started, wait_until

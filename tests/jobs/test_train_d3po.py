@@ -16,7 +16,7 @@ from diffalign import config
 from diffalign.errors import DataError
 from diffalign.jobs import generate, train
 from diffalign.rollouts.groups import read_groups
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.jobs.killing import kill_when, step_reached
 from tests.processes import run_ranks
 from tests.runs import figures

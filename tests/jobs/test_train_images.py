@@ -13,7 +13,7 @@ from diffalign.jobs import train
 from diffalign.models.diffusion.conditioning import cut_prompts
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.playground.models import playground_model_path
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.layouts import make_pairs, write_jsonl
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"

@@ -19,7 +19,7 @@ from diffalign import config
 from diffalign.errors import ConfigError, DataError, TrainingError
 from diffalign.jobs import train
 from diffalign.models.vlm.config import VLM
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from diffalign.training.trainer import Trainer
 from tests.jobs.killing import kill_when, step_reached
 from tests.judged_responses import write_judged_responses

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from diffalign import config
 from diffalign.jobs import train
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.jobs.killing import kill_when, step_reached
 from tests.runs import figures
 

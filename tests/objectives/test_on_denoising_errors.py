@@ -14,7 +14,8 @@ from diffalign.objectives.base import AbstractObjective, Likelihoods
 from diffalign.objectives.dpo import DPO
 from diffalign.objectives.sft import SFT
 from diffalign.objectives.weighted_sum import Term
-from diffalign.training.build import RunConfig, check
+from diffalign.training.checks import check
+from diffalign.training.config import RunConfig
 from tests.objectives.fixtures import normal
 from tests.objectives.test_family import OBJECTIVES, build, name_of
 

@@ -15,7 +15,7 @@ import pytest
 from diffalign import config
 from diffalign.jobs import generate, train
 from diffalign.playground.scenes import preference_prompts
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.runs import figures, forget_accelerate, run_script
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,8 @@ from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
 from diffalign.rollouts import seppo as seppo
 from diffalign.rollouts.seppo import SemiPolicy
-from diffalign.training.build import RunConfig, resolve_reference
+from diffalign.training.config import RunConfig
+from diffalign.training.reference import resolve_reference
 from tests.comparison.brightness import Brightness
 from tests.data.conftest import open_source
 from tests.layouts import (

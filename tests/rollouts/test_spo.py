@@ -29,7 +29,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.clipped_dpo import ClippedDPO
 from diffalign.rollouts.spo import Stepwise
-from diffalign.training.build import RunConfig
+from diffalign.training.config import RunConfig
 from tests.comparison.brightness import Brightness
 from tests.rollouts.noisy_brightness import NoisyBrightness
 from tests.rollouts.one_rank import collect

@@ -8,7 +8,11 @@ from accelerate.utils import DistributedType
 from diffalign import config
 from diffalign.errors import ConfigError
 from diffalign.training import build
-from diffalign.training.build import RunConfig
+from diffalign.training.checks import check
+from diffalign.training.config import RunConfig
+from diffalign.training.describe import plan
+from diffalign.training.identity import identity
+from diffalign.training.reference import resolve_reference
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 
@@ -28,31 +32,27 @@ def run_of(model: Path, *overrides: str) -> RunConfig:
     ],
 )
 def test_the_reference_is_the_cheapest_that_the_training_allows(tiny_sdxl, overrides, expected):
-    assert build.resolve_reference(run_of(tiny_sdxl, *overrides)) == expected
+    assert resolve_reference(run_of(tiny_sdxl, *overrides)) == expected
 
 
 def test_identity_holds_what_shapes_the_weights_and_nothing_else(tiny_sdxl):
-    ours = build.identity(run_of(tiny_sdxl))
-    same = build.identity(
-        run_of(tiny_sdxl, "output=elsewhere", "training.log_every=7", "data.workers=3")
-    )
+    ours = identity(run_of(tiny_sdxl))
+    same = identity(run_of(tiny_sdxl, "output=elsewhere", "training.log_every=7", "data.workers=3"))
     assert ours == same
     for override in ("seed=1", "objective.beta=1", "optimizer.lr=1", "data.resolution=128"):
-        assert build.identity(run_of(tiny_sdxl, override)) != ours
+        assert identity(run_of(tiny_sdxl, override)) != ours
 
 
 def test_a_longer_run_may_continue_a_constant_schedule_but_no_falling_one(tiny_sdxl):
     longer = "training.optimizer_steps=99"
-    assert build.identity(run_of(tiny_sdxl, longer)) == build.identity(run_of(tiny_sdxl))
+    assert identity(run_of(tiny_sdxl, longer)) == identity(run_of(tiny_sdxl))
     falling = "optimizer.schedule=cosine"
-    assert build.identity(run_of(tiny_sdxl, falling, longer)) != build.identity(
-        run_of(tiny_sdxl, falling)
-    )
+    assert identity(run_of(tiny_sdxl, falling, longer)) != identity(run_of(tiny_sdxl, falling))
 
 
 def test_timesteps_that_the_model_does_not_have_are_refused(tiny_sdxl):
     with pytest.raises(ConfigError, match=r"likelihood denoising: timesteps reach 1999"):
-        build.check(run_of(tiny_sdxl, "likelihood.timesteps.high=2000"))
+        check(run_of(tiny_sdxl, "likelihood.timesteps.high=2000"))
 
 
 TRANSITION = ("likelihood={kind: transition}",)
@@ -96,13 +96,13 @@ def test_what_does_not_go_together_is_refused_before_weights_are_read(
 ):
     run = config.load(RunConfig, SMOKE, [f"model.path={tiny_sdxl}", *overrides])
     with pytest.raises(ConfigError, match=message):
-        build.check(run)
+        check(run)
 
 
 def test_half_precision_without_a_gpu_is_refused(tiny_sdxl, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
-        build.check(run_of(tiny_sdxl, "training.precision=fp16"))
+        check(run_of(tiny_sdxl, "training.precision=fp16"))
 
 
 def test_a_sharded_launch_is_refused(tiny_sdxl, monkeypatch):
@@ -114,6 +114,6 @@ def test_a_sharded_launch_is_refused(tiny_sdxl, monkeypatch):
 
 
 def test_the_plan_names_the_batch_with_its_factors_and_the_published_beta(tiny_sdxl):
-    plan = dict(build.plan(run_of(tiny_sdxl, "training.accumulation=3"), 2))
-    assert plan["batch"] == "24 samples per step = 4 per device x 3 accumulated x 2 processes"
-    assert "Salesforce beta_dpo 2000" in plan["objective"]
+    lines = dict(plan(run_of(tiny_sdxl, "training.accumulation=3"), 2))
+    assert lines["batch"] == "24 samples per step = 4 per device x 3 accumulated x 2 processes"
+    assert "Salesforce beta_dpo 2000" in lines["objective"]

@@ -13,7 +13,9 @@ from rich.console import Console
 from diffalign import config
 from diffalign.errors import ConfigError, DataError
 from diffalign.training import build
-from diffalign.training.build import RunConfig
+from diffalign.training.checks import check
+from diffalign.training.config import RunConfig
+from diffalign.training.identity import identity
 from tests.responses import random_image
 from tests.tiny_vlm import tiny_llava
 
@@ -58,7 +60,7 @@ def run_of(folder: Path, *overrides: str) -> RunConfig:
 
 
 def losses(run: RunConfig) -> list[float]:
-    build.check(run)
+    check(run)
     run.output.mkdir(parents=True)
     console = Console(quiet=True)
     source = build.build_source(run, console, skipped=None)
@@ -86,35 +88,35 @@ def test_weights_that_the_likelihood_makes_are_served_without_the_data_knowing(f
 
 def test_responses_and_images_in_one_run_are_refused(folder):
     with pytest.raises(ConfigError, match=r"there is a section data as well"):
-        build.check(run_of(folder, "data={path: x, resolution: 64}"))
+        check(run_of(folder, "data={path: x, resolution: 64}"))
 
 
 def test_a_likelihood_of_images_is_refused(folder):
     with pytest.raises(
         ConfigError, match=r"responses gives TokenBatch.*denoising takes ImageBatch"
     ):
-        build.check(run_of(folder, "likelihood={kind: denoising}", DPO))
+        check(run_of(folder, "likelihood={kind: denoising}", DPO))
 
 
 def test_a_divergence_must_be_asked_for(folder):
     objective = "objective={kind: tdpo, beta: 0.1}"
     with pytest.raises(ConfigError, match=r"set likelihood\.divergence to true"):
-        build.check(run_of(folder, objective))
-    build.check(run_of(folder, objective, "likelihood={kind: tokens, divergence: true}"))
+        check(run_of(folder, objective))
+    check(run_of(folder, objective, "likelihood={kind: tokens, divergence: true}"))
 
 
 def test_a_response_that_the_data_does_not_have_is_refused(folder):
     term = "{objective: {kind: dpo, beta: 0.1}, views: {rejected: revised}}"
     run = run_of(folder, f"objective={{kind: weighted_sum, terms: [{term}]}}")
-    build.check(run)
+    check(run)
     with pytest.raises(DataError, match=r"the objective needs revised for its view"):
         build.build_source(run, Console(quiet=True), skipped=None)
 
 
 def test_where_the_responses_lie_and_how_many_workers_read_them_is_no_part_of_the_run(folder):
-    ours = build.identity(run_of(folder))
-    assert build.identity(run_of(folder, "responses.workers=1", "responses.path=moved")) == ours
-    assert build.identity(run_of(folder, "responses.max_length=99")) != ours
+    ours = identity(run_of(folder))
+    assert identity(run_of(folder, "responses.workers=1", "responses.path=moved")) == ours
+    assert identity(run_of(folder, "responses.max_length=99")) != ours
 
 
 @pytest.mark.parametrize("tower", ["frozen", "trained"])

@@ -13,8 +13,8 @@ from PIL import Image
 from diffalign import config
 from diffalign.errors import DataError
 from diffalign.files import write_json_lines
-from diffalign.training.build import RunConfig
 from diffalign.training.card import read_evaluations, results_of, write_cards, write_model_card
+from diffalign.training.config import RunConfig
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 NASTY = [

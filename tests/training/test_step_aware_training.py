@@ -12,8 +12,8 @@ from diffalign import config
 from diffalign.errors import ConfigError
 from diffalign.jobs import train
 from diffalign.scorers.step_aware import StepAware
-from diffalign.training import build
-from diffalign.training.build import RunConfig
+from diffalign.training.checks import check
+from diffalign.training.config import RunConfig
 from tests.layouts import make_pairs, pickapic_rows, write_rows
 from tests.runs import forget_accelerate
 from tests.tiny_clip import write_clip
@@ -107,17 +107,17 @@ def test_objectives_that_take_decided_pairs_refuse_others(tiny_sdxl, override, m
     smoke = CONFIG.parents[1] / "smoke/diffusion_dpo_sdxl.yaml"
     run = config.load(RunConfig, smoke, [f"model.path={tiny_sdxl}", override])
     with pytest.raises(ConfigError, match=message):
-        build.check(run)
+        check(run)
 
 
 def test_likelihood_and_model_must_fit(clip, tiny_sdxl, data, tmp_path):
     other = ("likelihood={kind: denoising}", "objective={kind: mapo, beta: 1}", "data.ties=drop")
     run = run_of(clip, tiny_sdxl, "sdxl", data, tmp_path, *other)
     with pytest.raises(ConfigError, match="likelihood denoising: denoising measures images under"):
-        build.check(run)
+        check(run)
 
 
 def test_captions_are_never_dropped(clip, tiny_sdxl, data, tmp_path):
     run = run_of(clip, tiny_sdxl, "sdxl", data, tmp_path, "data.caption_dropout=0.2")
     with pytest.raises(ConfigError, match=r"caption_dropout is 0.2.*set it to 0"):
-        build.check(run)
+        check(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from diffalign.config import MAY_CHANGE
 from diffalign.data.decoding import MAX_PIXELS
 
 
@@ -18,7 +19,7 @@ class PairConfig:
 
     section: ClassVar[str] = "data"
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     """A file, a folder, a glob pattern, or the id of a data set on the Hugging Face hub."""
     resolution: int
     """Side of a square image after the crop, pixels; with `buckets`, the root of the area. DPO
@@ -65,13 +66,13 @@ class PairConfig:
     caption_dropout: float = 0.2
     """Probability that a pair is seen without its caption (DPO), which keeps classifier-free
     guidance trained. Both sides lose it together."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = field(default=0.01, metadata=MAY_CHANGE)
     """The run stops when more than this share of the pairs cannot be used. Streams, which do not
     know how many they will have, compare with the pairs seen, at least 1000."""
     max_pixels: int = MAX_PIXELS
     """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
     its own refusal at twice this value stays)."""
-    workers: int = 2
+    workers: int = field(default=2, metadata=MAY_CHANGE)
     """Processes that decode, on each rank; 0 decodes in the training process."""
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from diffalign.config import MAY_CHANGE
 from diffalign.data.responses.corruptions.base import AbstractCondition
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights
 
@@ -16,7 +17,7 @@ class ResponseConfig:
 
     section: ClassVar[str] = "responses"
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     """A .parquet, .arrow, .jsonl or .json file, a folder or a glob pattern of them, or the id of a
     data set on the Hugging Face hub."""
     kind: str = "auto"
@@ -26,7 +27,7 @@ class ResponseConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Names of your columns where they are not those of the form: the form's name for a column ->
     yours."""
-    image_folder: str | None = None
+    image_folder: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder that relative names of images start from; null for that of the file that names
     them."""
     split: str = "train"
@@ -48,12 +49,12 @@ class ResponseConfig:
     Null samples anew at every visit; `diffalign precompute` needs a number."""
     weights: dict[str, AbstractTokenWeights] = field(default_factory=dict)
     """How much each token counts in views such as `chosen:changed`, by name."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = field(default=0.01, metadata=MAY_CHANGE)
     """The run stops when more than this share of the pairs cannot be used."""
     max_pixels: int = 89_478_485
     """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
     its own refusal at twice this value stays)."""
-    workers: int = 2
+    workers: int = field(default=2, metadata=MAY_CHANGE)
     """Processes that decode and tokenise, on each rank; 0 does so in the training process."""
 
     def __post_init__(self) -> None:

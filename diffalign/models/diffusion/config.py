@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from diffalign import components
 from diffalign.commands import command, unused
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
@@ -66,7 +67,7 @@ class AbstractDiffusion(AbstractModel):
     original_layout: ClassVar[bool] = True
     """Whether kohya's tools have names for its layers."""
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     """A diffusers folder, a single `.safetensors` checkpoint, a hub id such as `owner/name`, or the
     folder of a run that trained all weights (or of one that has not finished, or of one of its
     checkpoints)."""

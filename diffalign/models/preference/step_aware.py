@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from diffalign import components
 from diffalign.commands import command
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel, AbstractTrainable, ReferenceKind
 from diffalign.models.devices import send
@@ -116,7 +117,7 @@ class StepAwareModel(AbstractTrainable):
 class StepAwarePreference(AbstractModel):
     """Fine-tunes a CLIP that scores clean images into one that scores at any noise level."""
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     """The plain scorer to start from: a CLIP's folder or hub id, such as
     `yuvalkirstain/PickScore_v1`."""
     revision: str | None = None

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from diffalign.commands import command, unused
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.files import read_json
 from diffalign.models import lora
@@ -65,7 +66,7 @@ Training = Literal["frozen", "trained"]
 class VLM(AbstractModel):
     """A vision-language model that writes responses about images."""
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     """A folder that transformers' `save_pretrained` wrote, or a hub id such as
     `llava-hf/llava-1.5-7b-hf`. The family is told by its config.json."""
     revision: str | None = None

@@ -1,0 +1,107 @@
+"""What one training run is: the sections of its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from diffalign.config import MAY_CHANGE
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.responses.config import ResponseConfig
+from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractModel
+from diffalign.objectives.base import AbstractObjective
+from diffalign.rollouts.base import AbstractRollouts
+from diffalign.training.optimizers import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how large a batch, how precise, and what is kept."""
+
+    optimizer_steps: int
+    """Updates of the weights in the whole run."""
+    samples_per_device: int = 1
+    """Samples (pairs, for pairwise objectives) of one forward pass on one device."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step and device."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Autocast of policy and reference; trained weights and reductions stay in float32."""
+    checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
+    """Optimiser steps between checkpoints; the end of a run and an interruption save as well."""
+    keep_checkpoints: int = field(default=2, metadata=MAY_CHANGE)
+    """How many are kept; the oldest go first."""
+    log_every: int = field(default=10, metadata=MAY_CHANGE)
+    """Optimiser steps over which figures are averaged before they are written."""
+    max_bad_steps: int = field(default=20, metadata=MAY_CHANGE)
+    """The run stops after this many steps in a row whose loss or gradient was not finite; fp16
+    starts with a few while its loss scale settles."""
+    ema_decay: float | None = None
+    """Decay of the weight average that is exported instead of the last weights; null for none."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "optimizer_steps",
+            "samples_per_device",
+            "accumulation",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "max_bad_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where figures go besides the run folder's own `metrics.jsonl`."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = field(
+        default=(), metadata=MAY_CHANGE
+    )
+    """Any of them; each needs its extra. Credentials come from the environment alone."""
+    project: str = field(default="diffalign", metadata=MAY_CHANGE)
+    """Project name for wandb and trackio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole."""
+
+    output: Path = field(metadata=MAY_CHANGE)
+    """The run folder; everything the run writes lies below it."""
+    seed: int = 0
+    """All randomness derives from it and from its sample; an adapter starts from `lora.seed`."""
+    model: AbstractModel
+    """What is trained, and where its weights come from."""
+    reference: Literal["auto", "adapter_off", "frozen_copy", "past_policy", "cached", "none"] = (
+        "auto"
+    )
+    """What the policy is compared with: the same network with its adapter off (LoRA), a frozen
+    copy (full fine-tuning), an earlier policy (which one, `rollouts.reference` says; without
+    rollouts the one that `model.lora.start` makes), or nothing. `auto` takes the cheapest that
+    objective, rollouts and model allow. `cached` is what auto would take for responses, as
+    `diffalign precompute` wrote it: no reference is run or held."""
+    reference_cache: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """Folder of those values, which other runs may share; null is `cache/references` below
+    `output`."""
+    data: PairConfig | None = None
+    """The preference data of images; null where all is sampled, or responses are preferred."""
+    responses: ResponseConfig | None = None
+    """The preference data of responses about images; null for images."""
+    rollouts: AbstractRollouts | None = None
+    """How samples of the policy itself become batches; null trains on the data alone."""
+    likelihood: AbstractLikelihood
+    """How probable the model finds a sample."""
+    objective: AbstractObjective
+    """What is wanted of those probabilities."""
+    optimizer: OptimizerConfig
+    """Optimiser, learning rate and schedule."""
+    training: TrainingConfig
+    """Length, batch, precision, checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """TensorBoard, wandb, trackio."""

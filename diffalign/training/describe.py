@@ -1,0 +1,42 @@
+"""What a run is about to do, in the words of the start of its log and of its model card."""
+
+from __future__ import annotations
+
+from diffalign import components
+from diffalign.training.config import RunConfig
+from diffalign.training.reference import resolve_reference
+
+
+def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
+    """What the run is about to do on so many processes, as pairs of heading and sentence."""
+    training, optimizer = run.training, run.optimizer
+    batch = training.samples_per_device * training.accumulation * processes
+    lines = [
+        ("model", run.model.describe()),
+        ("reference", resolve_reference(run)),
+        ("rollouts", "" if run.rollouts is None else run.rollouts.describe()),
+        ("likelihood", run.likelihood.describe()),
+        ("objective", f"{components.kind_of(run.objective)}{_scale(run)}"),
+        ("loss", run.objective.note()),
+        (
+            "batch",
+            f"{batch} samples per step = {training.samples_per_device} per device x "
+            f"{training.accumulation} accumulated x {processes} processes",
+        ),
+        (
+            "optimiser",
+            f"{optimizer.kind}, lr {optimizer.lr:g} as written, {optimizer.schedule} after "
+            f"{optimizer.warmup_steps} warm-up steps, clipped at {optimizer.max_grad_norm}",
+        ),
+        ("length", f"{training.optimizer_steps} steps, {training.precision}"),
+    ]
+    return [(heading, text) for heading, text in lines if text]
+
+
+def _scale(run: RunConfig) -> str:
+    beta = getattr(run.objective, "beta", None)
+    if beta is None:
+        return ""
+    # Published units are those of a beta that multiplies log-ratios; MaPO's weighs a term.
+    published = run.likelihood.published_scale(beta) if run.objective.needs_reference else ""
+    return f", beta {beta:g}{published}"
