@@ -69,8 +69,8 @@ class Trainer:
             model: loaded, on the accelerator's device.
             source: of batches that `likelihood` takes and that offer `objective.views`.
             likelihood, objective, optimizer, training: the sections of the config.
-            precomputed_reference: the reference's values, where they were computed before; None runs the
-                reference that the model was loaded with.
+            precomputed_reference: the reference's values, where they were computed before; None
+                runs the reference that the model was loaded with.
             identity: what two runs must share for a checkpoint of one to serve the other.
             output: the run folder.
             console: silent on all ranks but the main one.
