@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diffalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+FILES = frozenset(MODULES)
 GROUND = {
     path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli")
 }
@@ -43,6 +45,7 @@ ALLOWED |= {
 }
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Dotted names of everything a module imports, at any depth of it."""
     names: set[str] = set()
@@ -58,7 +61,7 @@ def module_of(dotted: str) -> Path | None:
     """The file of the package that a dotted name is, or lies in."""
     base = PACKAGE.parent.joinpath(*dotted.split("."))
     for path in (base.with_suffix(".py"), base.parent.with_suffix(".py")):
-        if path in MODULES:
+        if path in FILES:
             return path
     return None
 
