@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
@@ -24,6 +24,7 @@ from diffalign import components, foreign_flags, keys, renames
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.files import read_text, write_atomically
 from diffalign.parsing import parse_yaml, shortly
+from diffalign.ranges import refuse_outside
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     if inspect.isabstract(cls):
         cls = _component_class(cls, tree, place=place, key=key)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     prefix = f"{key}." if key else ""
     tree = renames.current_fields(cls, tree, place=place, prefix=prefix)
     for name in tree:
@@ -181,6 +182,8 @@ def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: st
 def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
     """A YAML value as the type that the field declares, or a ConfigError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _in_range(hint, _convert(arguments[0], value, place=place, key=key), place, key)
 
     def refuse(allowed: str) -> ConfigError:
         return ConfigError(f"{place}: {key} must be {allowed}, got {shortly(value)}")
@@ -250,6 +253,14 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
     raise refuse(_spell(hint))
 
 
+def _in_range(hint: Any, value: Any, place: str, key: str) -> Any:
+    try:
+        refuse_outside(hint, value, key)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    return value
+
+
 _SPELLING: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -261,6 +272,8 @@ _SPELLING: dict[Any, str] = {
 
 
 def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        return _spell(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_spell(argument) for argument in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:

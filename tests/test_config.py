@@ -85,7 +85,7 @@ def test_what_is_saved_loads_back_equal(tmp_path):
         ("inner.lr=.inf", r"inner\.lr must be a finite number, got inf"),
         ("place={nam: x}", r"place\.nam is not a field of Named.*Did you mean place\.name\?"),
         ("objective.kind=dop", r"objective\.kind: there is no 'dop'.*Did you mean dpo\?"),
-        ("objective.beta=0", r"run\.yaml: objective: beta must be greater than 0, got 0"),
+        ("objective.beta=0", r"run\.yaml: objective\.beta must be greater than 0, got 0"),
         (
             "inner.mode=fats",
             r"inner\.mode must be one of slow, fast, got 'fats'. Did you mean fast",

@@ -19,7 +19,7 @@ GROUND = {
 SHARED = GROUND | {"data", "imaging", "models"}
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),
-    "objectives": {"world", "shapes", "views"},
+    "objectives": {"ranges", "world", "shapes", "views"},
     "data": GROUND,
     "imaging": GROUND | {"data"},
     "models": GROUND | {"data"},

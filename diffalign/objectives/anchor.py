@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractObjective, LossOutput, Views, check_beta
+from diffalign.objectives.base import AbstractObjective, Beta, LossOutput, Views
 
 Direction = Literal["up", "down"]
 
@@ -40,15 +40,12 @@ class Anchor(AbstractObjective):
 
     needs_reference: ClassVar[bool] = True
 
-    beta: float
+    beta: Beta
     """Scale of the reward, in the units of `dpo.py`."""
     delta: float = 0.0
     """The reward to stay above, or below; 0 in the paper, what the reference has."""
     direction: Direction = "up"
     """`up` keeps the view `chosen` above delta, `down` the view `rejected` below it."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
 
     @property
     def _view(self) -> str:

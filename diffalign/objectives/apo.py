@@ -10,18 +10,12 @@ Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
 
 Form = Literal["zero", "down"]
 
@@ -43,21 +37,12 @@ def apo_loss(chosen_reward: Tensor, rejected_reward: Tensor, *, form: Form) -> T
 
 
 @dataclass(frozen=True, kw_only=True)
-class APO(AbstractObjective):
+class APO(AbstractPairObjective):
     """APO over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
-    """Pull towards the reference, in the units of `dpo.py`."""
     form: Form = "zero"
     """`zero` where chosen responses beat the model's own, `down` where they are worse."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = (self.beta * views[side].log_ratio for side in ("chosen", "rejected"))
-        loss = apo_loss(chosen, rejected, form=self.form)
-        return LossOutput(loss, pair_metrics(chosen, rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        loss = apo_loss(self.reward(chosen), self.reward(rejected), form=self.form)
+        return LossOutput(loss)

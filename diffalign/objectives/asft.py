@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from diffalign.objectives.base import (
+    CHOSEN_AND_REJECTED,
     TOKENS,
     AbstractObjective,
     Known,
@@ -24,7 +25,7 @@ from diffalign.objectives.base import (
     Views,
     pair_metrics,
 )
-from diffalign.objectives.orpo import check_odds_weight, log_complement
+from diffalign.objectives.orpo import OddsWeight, log_complement
 from diffalign.objectives.sft import negative_log_likelihood
 
 
@@ -42,17 +43,14 @@ def align_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 class ASFT(AbstractObjective):
     """ASFT over one chosen and one rejected view of token likelihoods, without a reference."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
+    views: ClassVar[frozenset[str]] = CHOSEN_AND_REJECTED
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
-    odds_weight: float = 0.1
+    odds_weight: OddsWeight = 0.1
     """Weight of the alignment term next to the negative log-likelihood per token of the chosen
     side."""
-
-    def __post_init__(self) -> None:
-        check_odds_weight(self.odds_weight)
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].average, views["rejected"].average

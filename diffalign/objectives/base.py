@@ -9,12 +9,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffalign import world
+from diffalign.ranges import MoreThan, Ranged
 
 Known = Literal["nothing", "counts", "log_ratios"]
 """What a loss must know of a whole optimiser step before it is computed for any part of it: no
@@ -137,7 +138,7 @@ class LossOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractObjective(abc.ABC):
+class AbstractObjective(Ranged, abc.ABC):
     """A loss over named views; its fields are the settings of a config.
 
     What it declares is a property here, and a ClassVar wherever no setting decides it.
@@ -176,6 +177,12 @@ class AbstractObjective(abc.ABC):
         return False
 
     @property
+    def holds_fixed(self) -> frozenset[str]:
+        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods, and
+        `VIEW.divergence`. Sums over a step (`Likelihoods.totals`) never have one."""
+        return frozenset()
+
+    @property
     def reads(self) -> frozenset[Measure]:
         """The measures on which this loss has a meaning."""
         return LOG_LIKELIHOODS
@@ -195,12 +202,6 @@ class AbstractObjective(abc.ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         assert not state, "a loss without a memory was given one"
-
-
-def check_beta(beta: float) -> None:
-    """Raise ValueError for a beta at which nothing is learnt."""
-    if beta <= 0:
-        raise ValueError(f"beta must be greater than 0, got {beta}: at 0 nothing is learnt")
 
 
 def side_metrics(views: Views, chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:
@@ -238,3 +239,40 @@ def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Te
         "chosen_reward": chosen,
         "rejected_reward": rejected,
     }
+
+
+CHOSEN_AND_REJECTED = frozenset({"chosen", "rejected"})
+
+Beta = Annotated[float, MoreThan(0, "at 0 nothing is learnt")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractPairObjective(AbstractObjective):
+    """A loss over one chosen and one rejected view: `pair_loss` is all that it has to say.
+
+    Accuracy, margin and rewards are logged for every one of them.
+    """
+
+    views: ClassVar[frozenset[str]] = CHOSEN_AND_REJECTED
+    needs_reference: ClassVar[bool] = True
+
+    beta: Beta
+    """Pull towards the reference, in the units of `dpo.py`."""
+
+    @abc.abstractmethod
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        """One loss per pair, [n], and what should be logged beside the rewards."""
+
+    def score(self, view: Likelihoods) -> Tensor:
+        """What is compared of the two sides, [n]: the log-ratio, unless there is no reference."""
+        return view.log_ratio
+
+    def reward(self, view: Likelihoods) -> Tensor:
+        """Beta times the score, [n]; what accuracy, margin and rewards are of."""
+        return self.beta * self.score(view)
+
+    def __call__(self, views: Views) -> LossOutput:
+        chosen, rejected = views["chosen"], views["rejected"]
+        output = self.pair_loss(chosen, rejected)
+        rewards = pair_metrics(self.reward(chosen), self.reward(rejected))
+        return LossOutput(output.loss, {**rewards, **output.metrics})

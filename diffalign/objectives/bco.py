@@ -22,11 +22,11 @@ from torch.nn.functional import logsigmoid
 
 from diffalign.objectives.base import (
     AbstractObjective,
+    Beta,
     Known,
     LossOutput,
     StepTotals,
     Views,
-    check_beta,
     side_metrics,
 )
 from diffalign.objectives.bco_pair import bco_loss
@@ -61,11 +61,8 @@ class BCO(AbstractObjective):
     takes_unpaired: ClassVar[bool] = True
     must_know: ClassVar[Known] = "log_ratios"
 
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
 
     @cached_property
     def _rewards(self) -> RunningMean:

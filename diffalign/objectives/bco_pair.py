@@ -9,18 +9,11 @@ Source: Jung et al. 2024, arXiv:2404.04656, with delta 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
 
 
 def bco_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
@@ -37,18 +30,8 @@ def bco_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedBCO(AbstractObjective):
+class PairedBCO(AbstractPairObjective):
     """BCO over one chosen and one rejected view with a threshold of 0; the sum of both sides."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
-    """Pull towards the reference, in the units of `dpo.py`."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = (self.beta * views[side].log_ratio for side in ("chosen", "rejected"))
-        return LossOutput(bco_loss(chosen, rejected), pair_metrics(chosen, rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        return LossOutput(bco_loss(self.reward(chosen), self.reward(rejected)))

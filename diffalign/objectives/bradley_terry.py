@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Measure, Views
+from diffalign.objectives.base import (
+    AbstractObjective,
+    Known,
+    LossOutput,
+    Measure,
+    Views,
+)
 
 
 def bradley_terry_divergence(

@@ -10,18 +10,15 @@ Source: Mitchell 2023, "A note on DPO with noisy preferences & relationship to I
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.ranges import Between
+
+_SHARE = "it is the share of pairs that are the wrong way round"
 
 
 def cdpo_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
@@ -40,26 +37,12 @@ def cdpo_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConservativeDPO(AbstractObjective):
+class ConservativeDPO(AbstractPairObjective):
     """DPO with smoothed labels over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
-    """Pull towards the reference, in the units of `dpo.py`."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Between(0, 0.5, _SHARE, without=[0.5])] = 0.1
     """Probability that a pair is the wrong way round; 0 is DPO."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}: "
-                f"it is the share of pairs that are the wrong way round"
-            )
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = cdpo_loss(chosen - rejected, beta=self.beta, label_smoothing=self.label_smoothing)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = chosen.log_ratio - rejected.log_ratio
+        return LossOutput(cdpo_loss(margin, beta=self.beta, label_smoothing=self.label_smoothing))

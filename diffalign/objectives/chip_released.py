@@ -10,19 +10,20 @@ LVUGAI/CHiP.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from diffalign.objectives.base import (
     TOKENS,
     AbstractObjective,
+    Beta,
     LossOutput,
     Measure,
     Views,
-    check_beta,
     pair_metrics,
 )
 from diffalign.objectives.dpo import dpo_loss
 from diffalign.objectives.tdpo import divergence_of
+from diffalign.ranges import AtLeast
 from diffalign.views import View
 
 
@@ -34,17 +35,15 @@ class ReleasedCHiP(AbstractObjective):
     needs_reference: ClassVar[bool] = True
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`; 0.1 in the authors' code."""
-    token_beta: float = 0.1
+    token_beta: Annotated[float, AtLeast(0)] = 0.1
     """Weight of the divergence of tokens within the margin; 0 needs none."""
     condition: str = "diffuse"
     """What the images of the view `chosen@diffuse` were put through."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.token_beta < 0:
-            raise ValueError(f"token_beta must be at least 0, got {self.token_beta}")
+        super().__post_init__()
         View.parse(self._spoilt)
 
     @property
@@ -60,6 +59,11 @@ class ReleasedCHiP(AbstractObjective):
     def needs_divergence(self) -> bool:
         """Unless its weight is 0."""
         return self.token_beta > 0
+
+    @property
+    def holds_fixed(self) -> frozenset[str]:
+        """The chosen side's divergence, where there is one."""
+        return frozenset({"chosen.divergence"} if self.needs_divergence else ())
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio

@@ -13,20 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Measure,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput, Measure
+from diffalign.ranges import Between
 
 
 def clipped_log_ratio(log_ratio: Tensor, *, clip: float) -> Tensor:
@@ -44,39 +38,32 @@ def clipped_log_ratio(log_ratio: Tensor, *, clip: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedDPO(AbstractObjective):
+class ClippedDPO(AbstractPairObjective):
     """DPO over clipped log-ratios of one chosen and one rejected step."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
     reads: ClassVar[frozenset[Measure]] = frozenset({"step log-density"})
 
-    beta: float
+    beta: Beta
     """Pull towards the reference. No default: D3PO has 0.1 and SPO 10, over mean log-densities."""
-    clip: float = 0.1
+    clip: Annotated[
+        float, Between(0, 1, "it bounds a ratio to [1 - clip, 1 + clip]", without=[0, 1])
+    ] = 0.1
     """How far a probability ratio may leave 1 before it stops to count; 0.1 in both methods."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if not 0 < self.clip < 1:
-            raise ValueError(
-                f"clip must lie between 0 and 1, got {self.clip}: it bounds a probability ratio "
-                f"to [1 - clip, 1 + clip]"
-            )
+    def score(self, view: Likelihoods) -> Tensor:
+        """The log-ratio, clipped."""
+        return clipped_log_ratio(view.log_ratio, clip=self.clip)
 
-    def __call__(self, views: Views) -> LossOutput:
-        sides = [views[side].log_ratio for side in ("chosen", "rejected")]
-        chosen, rejected = (clipped_log_ratio(side, clip=self.clip) for side in sides)
-        loss = -logsigmoid(self.beta * (chosen - rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = self.score(chosen) - self.score(rejected)
+        sides = (chosen, rejected)
         metrics = {
-            **pair_metrics(self.beta * chosen, self.beta * rejected),
             "clipped": _mean_of_sides(
-                (side != kept).to(side.dtype)
-                for side, kept in zip(sides, (chosen, rejected), strict=True)
+                (side.log_ratio != self.score(side)).to(margin.dtype) for side in sides
             ),
-            "abs_log_ratio": _mean_of_sides(side.detach().abs() for side in sides),
+            "abs_log_ratio": _mean_of_sides(side.log_ratio.detach().abs() for side in sides),
         }
-        return LossOutput(loss, metrics)
+        return LossOutput(-logsigmoid(self.beta * margin), metrics)
 
     def note(self) -> str:
         """Why the loss of a healthy run hardly moves."""

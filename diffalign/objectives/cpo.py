@@ -6,46 +6,35 @@ Source: Xu et al. 2024, arXiv:2401.08417.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    Known,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from torch import Tensor
+
+from diffalign.objectives.base import AbstractPairObjective, Beta, Known, Likelihoods, LossOutput
 from diffalign.objectives.dpo import dpo_loss
 from diffalign.objectives.sft import negative_log_likelihood
+from diffalign.ranges import AtLeast
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPO(AbstractObjective):
+class CPO(AbstractPairObjective):
     """CPO over one chosen and one rejected view: DPO's loss on plain log-likelihoods, plus the
     negative log-likelihood of the chosen side per token."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
 
-    beta: float
+    beta: Beta
     """Scale of the margin, in the units of `dpo.py`; 0.1 in the paper, for sums over tokens."""
-    sft_weight: float = 1.0
+    sft_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of the negative log-likelihood; TRL's cpo_alpha."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.sft_weight < 0:
-            raise ValueError(f"sft_weight must be at least 0, got {self.sft_weight}")
+    def score(self, view: Likelihoods) -> Tensor:
+        """The policy's own log-likelihood."""
+        return view.policy
 
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].policy, views["rejected"].policy
-        preference = dpo_loss(chosen - rejected, beta=self.beta)
-        supervised = negative_log_likelihood(views["chosen"])
-        metrics = {
-            **pair_metrics(self.beta * chosen, self.beta * rejected),
-            "supervised_term": supervised.detach(),
-            "preference_term": preference.detach(),
-        }
-        return LossOutput(preference + self.sft_weight * supervised, metrics)
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        preference = dpo_loss(chosen.policy - rejected.policy, beta=self.beta)
+        supervised = negative_log_likelihood(chosen)
+        terms = {"supervised_term": supervised.detach(), "preference_term": preference.detach()}
+        return LossOutput(preference + self.sft_weight * supervised, terms)

@@ -12,18 +12,11 @@ arXiv:2311.12908, eq. 14 with T and the constant timestep weight folded into bet
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
 
 
 def dpo_loss(margin: Tensor, *, beta: float) -> Tensor:
@@ -42,20 +35,13 @@ def dpo_loss(margin: Tensor, *, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(AbstractObjective):
+class DPO(AbstractPairObjective):
     """DPO over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
+    beta: Beta
     """Pull towards the reference. No default: published values run from 0.1 for sums over tokens
     to 5000 for means over latent pixels, where it equals the Salesforce `beta_dpo`."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = dpo_loss(chosen - rejected, beta=self.beta)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = chosen.log_ratio - rejected.log_ratio
+        return LossOutput(dpo_loss(margin, beta=self.beta))

@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.ranges import Between
 
 
 def exo_loss(margin: Tensor, *, beta: float, epsilon: float) -> Tensor:
@@ -43,26 +38,14 @@ def exo_loss(margin: Tensor, *, beta: float, epsilon: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EXO(AbstractObjective):
+class EXO(AbstractPairObjective):
     """EXO over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
-    """Pull towards the reference, in the units of `dpo.py`."""
-    epsilon: float = 1e-3
+    epsilon: Annotated[
+        float, Between(0, 0.5, "from a certain label all is infinitely far", without=[0, 0.5])
+    ] = 1e-3
     """Labelled probability that the rejected side is the better one."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if not 0 < self.epsilon < 0.5:
-            raise ValueError(
-                f"epsilon must lie between 0 and 0.5, got {self.epsilon}: the divergence from a "
-                f"certain label is infinite"
-            )
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = exo_loss(chosen - rejected, beta=self.beta, epsilon=self.epsilon)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = chosen.log_ratio - rejected.log_ratio
+        return LossOutput(exo_loss(margin, beta=self.beta, epsilon=self.epsilon))

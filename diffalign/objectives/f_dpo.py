@@ -11,20 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.ranges import MoreThan
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
@@ -55,42 +50,36 @@ def divergence_score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DivergenceDPO(AbstractObjective):
+class DivergenceDPO(AbstractPairObjective):
     """DPO over one chosen and one rejected view, with a divergence of choice."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
+    beta: Beta
     """Pull towards the reference; multiplies the scores of the divergence."""
     divergence: Divergence
     """`reverse_kl` is DPO; `forward_kl`, `js` and `alpha` hold the policy differently."""
     alpha: float | None = None
     """Of the alpha divergence; towards 1 it becomes the reverse KL, at 0 it is the forward KL."""
-    scale: float = 1.0
+    scale: Annotated[float, MoreThan(0)] = 1.0
     """Multiplies log-ratios before the divergence. 1 for sums over tokens, which are nats; for
     denoising errors, the beta that DPO would have, with a beta of 1 here: near 0 all divergences
     are alike."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.scale <= 0:
-            raise ValueError(f"scale must be greater than 0, got {self.scale}")
+        super().__post_init__()
         if (self.divergence == "alpha") != (self.alpha is not None):
             raise ValueError(
                 f"divergence is {self.divergence} and alpha is {self.alpha}: alpha belongs to "
                 f"divergence alpha, and has to be given there"
             )
 
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = (
-            divergence_score(
-                self.scale * views[side].log_ratio, divergence=self.divergence, alpha=self.alpha
-            )
-            for side in ("chosen", "rejected")
+    def score(self, view: Likelihoods) -> Tensor:
+        """Log-ratios as the divergence sees them."""
+        return divergence_score(
+            self.scale * view.log_ratio, divergence=self.divergence, alpha=self.alpha
         )
-        loss = dpo_loss(chosen - rejected, beta=self.beta)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        return LossOutput(dpo_loss(self.score(chosen) - self.score(rejected), beta=self.beta))
 
     def note(self) -> str:
         """What beta is not, where log-ratios are scaled before it."""

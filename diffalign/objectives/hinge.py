@@ -7,18 +7,11 @@ arXiv:2309.06657 (RSO).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import relu
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
 
 
 def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:
@@ -35,19 +28,12 @@ def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hinge(AbstractObjective):
+class Hinge(AbstractPairObjective):
     """Hinge loss over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`; RSO has 0.05 for sums over tokens."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = hinge_loss(chosen - rejected, beta=self.beta)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = chosen.log_ratio - rejected.log_ratio
+        return LossOutput(hinge_loss(margin, beta=self.beta))

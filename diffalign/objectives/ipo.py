@@ -12,17 +12,10 @@ Source: Azar et al. 2023, arXiv:2310.12036, eq. 17 (their tau is our beta).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
 
 
 def ipo_loss(margin: Tensor, *, beta: float) -> Tensor:
@@ -41,13 +34,10 @@ def ipo_loss(margin: Tensor, *, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPO(AbstractObjective):
+class IPO(AbstractPairObjective):
     """IPO over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
+    beta: Beta
     """Pull towards the reference. No default: published values run from 0.1 for sums over tokens
     to 5000 for means over latent pixels."""
     in_rewards: bool = False
@@ -55,12 +45,6 @@ class IPO(AbstractObjective):
     same optimum; for denoising, whose margins are so small that the loss as published is about
     1e-8 and its gradient lost next to the epsilon of Adam."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = ipo_loss(chosen - rejected, beta=self.beta)
-        if self.in_rewards:
-            loss = self.beta**2 * loss
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        loss = ipo_loss(chosen.log_ratio - rejected.log_ratio, beta=self.beta)
+        return LossOutput(self.beta**2 * loss if self.in_rewards else loss)

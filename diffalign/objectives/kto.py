@@ -17,19 +17,20 @@ code multiplies whole squared errors: its beta of 1000 is 2000 here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from diffalign.objectives.base import (
     AbstractObjective,
+    Beta,
     Known,
     LossOutput,
     Views,
-    check_beta,
     side_metrics,
 )
+from diffalign.ranges import AtLeast
 
 
 def kto_loss(log_ratio: Tensor, baseline: Tensor, *, beta: float, desirable: bool) -> Tensor:
@@ -56,21 +57,15 @@ class KTO(AbstractObjective):
     takes_unpaired: ClassVar[bool] = True
     must_know: ClassVar[Known] = "log_ratios"
 
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`."""
-    desirable_weight: float = 1.0
+    desirable_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of chosen sides. For every rejected side, 1 to 4/3 times its weight is advised."""
-    undesirable_weight: float = 1.0
+    undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of rejected sides."""
     baseline: Literal["batch", "mismatched"] = "batch"
     """Mean log-ratio of what: of the batch itself, or of the view `mismatched`, responses that
     belong to other prompts, as the paper has it."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        for name in ("desirable_weight", "undesirable_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     @property
     def views(self) -> frozenset[str]:

@@ -13,13 +13,14 @@ Source: Hong et al. 2024, arXiv:2406.06424, in the form of `compute_loss` of map
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractObjective, LossOutput, Measure, Views, pair_metrics
+from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput, Measure
+from diffalign.ranges import MoreThan
 
 ERROR_SCALE = 0.5
 """Multiplies errors before they are scored; `snr_value` in the authors' code, where it is this
@@ -60,34 +61,25 @@ def denoising_score(error: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaPO(AbstractObjective):
+class MaPO(AbstractPairObjective):
     """MaPO over one chosen and one rejected view of denoising likelihoods, without a reference."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
     reads: ClassVar[frozenset[Measure]] = frozenset({"denoising error"})
 
-    beta: float
+    beta: Annotated[float, MoreThan(0, "at 0 it is fine-tuning on the chosen side")]
     """Weight of the preference term next to the error of the chosen side; 0.1 in the authors'
     code. Unlike DPO's it does not multiply the margin."""
 
-    def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(
-                f"beta must be greater than 0, got {self.beta}: without its preference term MaPO "
-                f"is fine-tuning on the chosen side"
-            )
+    def reward(self, view: Likelihoods) -> Tensor:
+        """The score of what was denoised, which beta does not scale."""
+        return denoising_score(-2 * view.policy)
 
-    def __call__(self, views: Views) -> LossOutput:
-        chosen_error, rejected_error = -2 * views["chosen"].policy, -2 * views["rejected"].policy
-        chosen, rejected = denoising_score(chosen_error), denoising_score(rejected_error)
-        preference = -logsigmoid(chosen - rejected)
-        metrics = {
-            **pair_metrics(chosen, rejected),
-            "supervised_term": chosen_error.detach(),
-            "preference_term": preference.detach(),
-        }
-        return LossOutput(chosen_error + self.beta * preference, metrics)
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        preference = -logsigmoid(self.reward(chosen) - self.reward(rejected))
+        chosen_error = -2 * chosen.policy
+        terms = {"supervised_term": chosen_error.detach(), "preference_term": preference.detach()}
+        return LossOutput(chosen_error + self.beta * preference, terms)
 
     def note(self) -> str:
         """What its beta is not."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractObjective, LossOutput, Views, check_beta
+from diffalign.objectives.base import AbstractObjective, Beta, LossOutput, Views
 
 
 def npo_loss(log_ratio: Tensor, *, beta: float) -> Tensor:
@@ -38,11 +38,8 @@ class NPO(AbstractObjective):
     needs_reference: ClassVar[bool] = True
     takes_unpaired: ClassVar[bool] = True
 
-    beta: float
+    beta: Beta
     """How soon the pull fades; 0.1 in the paper, for sums over tokens."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
 
     def __call__(self, views: Views) -> LossOutput:
         rejected = views["rejected"].log_ratio

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffalign.objectives.base import (
+    CHOSEN_AND_REJECTED,
     TOKENS,
     AbstractObjective,
     Known,
@@ -26,6 +27,7 @@ from diffalign.objectives.base import (
     pair_metrics,
 )
 from diffalign.objectives.sft import negative_log_likelihood
+from diffalign.ranges import MoreThan
 
 
 def log_complement(log_probability: Tensor) -> Tensor:
@@ -53,21 +55,23 @@ def log_odds(log_probability: Tensor) -> Tensor:
     return log_probability - log_complement(log_probability)
 
 
+OddsWeight = Annotated[
+    float, MoreThan(0, "without its preference term this is fine-tuning, the objective sft")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ORPO(AbstractObjective):
     """ORPO over one chosen and one rejected view of token likelihoods, without a reference."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
+    views: ClassVar[frozenset[str]] = CHOSEN_AND_REJECTED
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
-    odds_weight: float = 0.1
+    odds_weight: OddsWeight = 0.1
     """Weight of the preference term next to the negative log-likelihood per token of the chosen
     side; lambda in the paper, beta in TRL."""
-
-    def __post_init__(self) -> None:
-        check_odds_weight(self.odds_weight)
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = (log_odds(views[side].average) for side in ("chosen", "rejected"))
@@ -79,12 +83,3 @@ class ORPO(AbstractObjective):
             "preference_term": preference.detach(),
         }
         return LossOutput(supervised + self.odds_weight * preference, metrics)
-
-
-def check_odds_weight(odds_weight: float) -> None:
-    """Raise ValueError for a weight without which nothing is compared."""
-    if odds_weight <= 0:
-        raise ValueError(
-            f"odds_weight must be greater than 0, got {odds_weight}: without its preference term "
-            f"this is fine-tuning, the objective sft"
-        )

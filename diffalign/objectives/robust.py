@@ -10,18 +10,13 @@ Source: Chowdhury, Kini and Natarajan 2024, arXiv:2403.00409.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.ranges import Between
 
 
 def robust_loss(margin: Tensor, *, beta: float, flip_rate: float) -> Tensor:
@@ -41,26 +36,14 @@ def robust_loss(margin: Tensor, *, beta: float, flip_rate: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustDPO(AbstractObjective):
+class RobustDPO(AbstractPairObjective):
     """Robust DPO over one chosen and one rejected view."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
-    """Pull towards the reference, in the units of `dpo.py`."""
-    flip_rate: float = 0.1
+    flip_rate: Annotated[
+        float, Between(0, 0.5, "at one half the labels say nothing", without=[0.5])
+    ] = 0.1
     """Share of the pairs that are the wrong way round; 0 is DPO."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if not 0 <= self.flip_rate < 0.5:
-            raise ValueError(
-                f"flip_rate must be at least 0 and below 0.5, got {self.flip_rate}: at one half "
-                f"the labels say nothing"
-            )
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = robust_loss(chosen - rejected, beta=self.beta, flip_rate=self.flip_rate)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = chosen.log_ratio - rejected.log_ratio
+        return LossOutput(robust_loss(margin, beta=self.beta, flip_rate=self.flip_rate))

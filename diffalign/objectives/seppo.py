@@ -20,10 +20,10 @@ from torch.nn.functional import logsigmoid
 
 from diffalign.objectives.base import (
     AbstractObjective,
+    Beta,
     LossOutput,
     Measure,
     Views,
-    check_beta,
     pair_metrics,
 )
 
@@ -57,15 +57,12 @@ class SePPO(AbstractObjective):
     needs_reference: ClassVar[bool] = True
     reads: ClassVar[frozenset[Measure]] = frozenset({"denoising error"})
 
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`: 5000 is the Salesforce `beta_dpo`. No
     default; the paper does not report its own."""
     anchor: Anchor = "sign"
     """What becomes of the sampled image where the reference is ahead: `sign` learns it,
     `indicator` leaves it out, `none` pushes it away all the same (an ablation, which is DPO)."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, sampled = views["chosen"].log_ratio, views["sampled"].log_ratio

@@ -9,18 +9,13 @@ Source: Meng, Xia and Chen 2024, arXiv:2405.14734, eq. 6.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.ranges import AtLeast
 
 
 def simpo_loss(margin: Tensor, *, beta: float, gamma: float) -> Tensor:
@@ -39,26 +34,22 @@ def simpo_loss(margin: Tensor, *, beta: float, gamma: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPO(AbstractObjective):
+class SimPO(AbstractPairObjective):
     """SimPO over one chosen and one rejected view, without a reference."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
 
-    beta: float
+    beta: Beta
     """Scale of the rewards; 2 to 2.5 in the paper, on averages over tokens."""
-    gamma: float
+    gamma: Annotated[
+        float, AtLeast(0, "it is how far the chosen side should lie above the rejected one")
+    ]
     """Target of the reward margin; 0.3 to 0.6 times beta in the paper."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.gamma < 0:
-            raise ValueError(
-                f"gamma must be at least 0, got {self.gamma}: it is how far the chosen side should "
-                f"lie above the rejected one"
-            )
+    def score(self, view: Likelihoods) -> Tensor:
+        """Log-likelihood per token."""
+        return view.average
 
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].average, views["rejected"].average
-        loss = simpo_loss(chosen - rejected, beta=self.beta, gamma=self.gamma)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        margin = self.score(chosen) - self.score(rejected)
+        return LossOutput(simpo_loss(margin, beta=self.beta, gamma=self.gamma))

@@ -9,17 +9,12 @@ form with certain wins `sppo_hard`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    LossOutput,
-    Views,
-    check_beta,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.ranges import Between
 
 
 def sppo_loss(log_ratio: Tensor, win_rate: float | Tensor, *, beta: float) -> Tensor:
@@ -37,27 +32,16 @@ def sppo_loss(log_ratio: Tensor, win_rate: float | Tensor, *, beta: float) -> Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPPO(AbstractObjective):
+class SPPO(AbstractPairObjective):
     """SPPO over one chosen and one rejected view; the sum of both sides."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
-
-    beta: float
+    beta: Beta
     """Pull towards the reference; 0.001 in the paper, for sums over tokens."""
-    win_rate: float = 1.0
+    win_rate: Annotated[
+        float, Between(0.5, 1, "it is how often the chosen side wins", without=[0.5])
+    ] = 1.0
     """Probability that the chosen side is really preferred."""
 
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if not 0.5 < self.win_rate <= 1:
-            raise ValueError(
-                f"win_rate must be above 0.5 and at most 1, got {self.win_rate}: it is how often "
-                f"the chosen side wins"
-            )
-
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        loss = sppo_loss(chosen, self.win_rate, beta=self.beta)
-        loss = loss + sppo_loss(rejected, 1 - self.win_rate, beta=self.beta)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        loss = sppo_loss(chosen.log_ratio, self.win_rate, beta=self.beta)
+        return LossOutput(loss + sppo_loss(rejected.log_ratio, 1 - self.win_rate, beta=self.beta))

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from diffalign.objectives.base import (
     TOKENS,
-    AbstractObjective,
+    AbstractPairObjective,
+    Beta,
     Likelihoods,
     LossOutput,
     Measure,
-    Views,
-    check_beta,
-    pair_metrics,
 )
 from diffalign.objectives.dpo import dpo_loss
 
@@ -41,15 +39,13 @@ def divergence_of(view: Likelihoods) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TDPO(AbstractObjective):
+class TDPO(AbstractPairObjective):
     """TDPO over one chosen and one rejected view of token likelihoods."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
-    needs_reference: ClassVar[bool] = True
     reads: ClassVar[frozenset[Measure]] = TOKENS
     needs_divergence: ClassVar[bool] = True
 
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`; 0.1 in the paper."""
     version: Literal[1, 2] = 2
     """1 subtracts the difference of divergences with gradient through both, as the authors'
@@ -58,22 +54,25 @@ class TDPO(AbstractObjective):
     """Weight of the difference in version 2, which takes 0.5 where nothing is given."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        super().__post_init__()
         if self.version == 1 and self.alpha is not None:
             raise ValueError(f"alpha is {self.alpha}, and only version 2 weighs its divergences")
 
-    def __call__(self, views: Views) -> LossOutput:
-        chosen, rejected = views["chosen"].log_ratio, views["rejected"].log_ratio
-        drift_chosen, drift_rejected = (divergence_of(views[s]) for s in ("chosen", "rejected"))
+    @property
+    def holds_fixed(self) -> frozenset[str]:
+        """The chosen side's divergence, in version 2."""
+        return frozenset({"chosen.divergence"} if self.version == 2 else ())
+
+    def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
+        drift_chosen, drift_rejected = divergence_of(chosen), divergence_of(rejected)
         if self.version == 1:
             excess = drift_rejected - drift_chosen
         else:
             weight = 0.5 if self.alpha is None else self.alpha
             excess = weight * (drift_rejected - drift_chosen.detach())
-        loss = dpo_loss(chosen - rejected - excess, beta=self.beta)
-        metrics = {
-            **pair_metrics(self.beta * chosen, self.beta * rejected),
+        loss = dpo_loss(chosen.log_ratio - rejected.log_ratio - excess, beta=self.beta)
+        drifts = {
             "divergence_chosen": drift_chosen.detach(),
             "divergence_rejected": drift_rejected.detach(),
         }
-        return LossOutput(loss, metrics)
+        return LossOutput(loss, drifts)

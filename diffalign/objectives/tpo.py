@@ -10,18 +10,19 @@ Source: Saeidi et al. 2024, arXiv:2405.16681.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from diffalign.objectives.base import (
     AbstractObjective,
+    Beta,
     Known,
     LossOutput,
     Views,
-    check_beta,
     pair_metrics,
 )
 from diffalign.objectives.sft import negative_log_likelihood
 from diffalign.objectives.simpo import simpo_loss
+from diffalign.ranges import AtLeast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,12 @@ class TriplePO(AbstractObjective):
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
 
-    beta: float
+    beta: Beta
     """Scale of the margin; 0.01 in the paper, for sums over tokens."""
-    gamma: float = 0.0
+    gamma: Annotated[float, AtLeast(0)] = 0.0
     """Target of the reward margin; that of TPO-L, 0 in TPO."""
-    sft_weight: float = 1.0
+    sft_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of the gold response; alpha in the paper."""
-
-    def __post_init__(self) -> None:
-        check_beta(self.beta)
-        for name in ("gamma", "sft_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].policy, views["rejected"].policy

@@ -11,21 +11,22 @@ Their script sets gamma to 0, at which nothing has a gradient; it is refused her
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from diffalign.objectives.base import (
     TOKENS,
     AbstractObjective,
+    Beta,
     Likelihoods,
     LossOutput,
     Measure,
     Views,
-    check_beta,
     pair_metrics,
 )
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.ranges import MoreThan
 from diffalign.views import View
 
 
@@ -50,9 +51,9 @@ class VDPO(AbstractObjective):
     needs_reference: ClassVar[bool] = True
     reads: ClassVar[frozenset[Measure]] = TOKENS
 
-    beta: float
+    beta: Beta
     """Pull towards the reference, in the units of `dpo.py`; 0.1 in the authors' code."""
-    gamma: float
+    gamma: Annotated[float, MoreThan(0, "without images there is no gradient: nothing is learnt")]
     """Share of the score next to images; useful between 0 and 1. No default: the released 0
     teaches nothing."""
     condition: str = "zero"
@@ -62,12 +63,7 @@ class VDPO(AbstractObjective):
     reference. Both are in the authors' code."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        if self.gamma <= 0:
-            raise ValueError(
-                f"gamma must be greater than 0, got {self.gamma}: the score without images has "
-                f"no gradient, so at 0 nothing is learnt"
-            )
+        super().__post_init__()
         for view in self.views:
             View.parse(view)
 
@@ -76,6 +72,12 @@ class VDPO(AbstractObjective):
         """Both responses, each with its images and without."""
         sides = frozenset({"chosen", "rejected"})
         return sides | {f"{side}@{self.condition}" for side in sides}
+
+    @property
+    def holds_fixed(self) -> frozenset[str]:
+        """Both responses without their images, where the policy says how likely they are."""
+        blind = self.views - {"chosen", "rejected"}
+        return blind if self.blind == "policy" else frozenset()
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = (

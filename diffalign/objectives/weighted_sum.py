@@ -18,21 +18,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Measure, Views
+from diffalign.ranges import MoreThan, Ranged
 from diffalign.views import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term:
+class Term(Ranged):
     """One objective of a sum."""
 
     objective: AbstractObjective
     """What is wanted."""
-    weight: float = 1.0
+    weight: Annotated[float, MoreThan(0, "leave the term out instead")] = 1.0
     """What its loss is multiplied by."""
     views: Mapping[str, str] = field(default_factory=dict)
     """Which views of the batch stand for the objective's own, by their names; those that are not
@@ -42,10 +44,7 @@ class Term:
     again."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ValueError(
-                f"weight must be greater than 0, got {self.weight}: leave the term out instead"
-            )
+        super().__post_init__()
         own = ", ".join(sorted(self.objective.views))
         for known, meant in self.views.items():
             if known not in self.objective.views:
@@ -86,6 +85,7 @@ class WeightedSum(AbstractObjective):
     """Any number of them; one loss per example each."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.terms:
             raise ValueError("terms must name at least one objective")
         given = Counter(term.name for term in self.terms if term.name is not None)
@@ -132,6 +132,18 @@ class WeightedSum(AbstractObjective):
     def needs_divergence(self) -> bool:
         """Whether any term does."""
         return any(term.objective.needs_divergence for term in self.terms)
+
+    @property
+    def holds_fixed(self) -> frozenset[str]:
+        """What no term sends a gradient to."""
+        moved: set[str] = set()
+        held: set[str] = set()
+        for term in self.terms:
+            for view, meant in term.renamed.items():
+                for part in ("", ".divergence"):
+                    fixed = f"{view}{part}" in term.objective.holds_fixed
+                    (held if fixed else moved).add(f"{meant}{part}")
+        return frozenset(held - moved)
 
     @property
     def reads(self) -> frozenset[Measure]:

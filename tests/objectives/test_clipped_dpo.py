@@ -137,5 +137,5 @@ def test_a_beta_that_teaches_nothing_is_refused(beta):
 
 @pytest.mark.parametrize("clip", [0.0, 1.0, -0.1])
 def test_a_clip_that_is_no_range_is_refused(clip):
-    with pytest.raises(ValueError, match="clip must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="clip must be above 0 and below 1"):
         ClippedDPO(beta=10.0, clip=clip)

@@ -19,5 +19,5 @@ def test_it_is_zero_where_the_implied_preference_is_the_labelled_one():
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5])
 def test_a_certain_or_empty_label_is_refused(epsilon):
-    with pytest.raises(ValueError, match=r"epsilon must lie between 0 and 0\.5"):
+    with pytest.raises(ValueError, match=r"epsilon must be above 0 and below 0\.5"):
         EXO(beta=0.1, epsilon=epsilon)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffalign import components
 from diffalign.objectives.anchor import Anchor
-from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
+from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput, StepTotals
 from diffalign.objectives.dpo import DPO
 from diffalign.objectives.weighted_sum import Term
 
@@ -84,6 +84,10 @@ def name_of(kind: str, settings: dict[str, object]) -> str:
 every_objective = pytest.mark.parametrize(
     ("kind", "settings"), OBJECTIVES, ids=[name_of(*form) for form in OBJECTIVES]
 )
+
+
+def fields_of(kind: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(components.find(AbstractObjective, kind))]
 
 
 def build(kind: str, settings: dict[str, object]) -> AbstractObjective:
@@ -170,35 +174,65 @@ def test_the_order_of_rows_does_not_matter(kind, settings):
     assert again.tolist() == pytest.approx(loss[order].tolist())
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    # A threshold that is the batch's own mean has no gradient, and moves with it.
-    [form for form in OBJECTIVES if name_of(*form) not in {"bco", "kto"}],
-    ids=lambda part: name_of("", part).strip() if isinstance(part, dict) else part,
-)
-def test_gradients_are_those_of_the_loss(kind, settings):
-    """Against finite differences, in the views whose likelihoods the loss does not hold fixed."""
-    moved = sorted(set(DIRECTIONS) & build(kind, settings).views)
-    policy = [
-        torch.tensor([-0.61, -0.2]).double().add(0.07 * i).requires_grad_()
-        for i, _ in enumerate(moved)
-    ]
-    held = torch.tensor([-0.5, -0.3]).double()
+def inputs_of(objective: AbstractObjective) -> dict[str, Tensor]:
+    """Everything that a loss could send a gradient to: likelihoods of views, and divergences."""
+    names = sorted(objective.views)
+    if objective.needs_divergence:
+        names += [f"{view}.divergence" for view in names]
+    return {
+        name: torch.tensor([-0.61, -0.2]).double().add(0.07 * i).requires_grad_()
+        for i, name in enumerate(names)
+    }
+
+
+def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
+    """Of two rows within a step whose sums do not move with them, as in training."""
+    reference = torch.tensor([-0.6, -0.4]).double()
+    step = StepTotals.of([Likelihoods(torch.tensor([-0.3, -0.4]).double(), reference)])
+    views = {
+        view: Likelihoods(
+            inputs[view],
+            reference,
+            divergence=inputs.get(f"{view}.divergence"),
+            whole_step=step,
+        )
+        for view in objective.views
+    }
+    return objective(views).loss
+
+
+@every_objective
+def test_gradients_are_those_of_the_loss_wherever_it_holds_nothing_fixed(kind, settings):
+    """Against finite differences, in all inputs that are not declared as fixed."""
+    inputs = inputs_of(build(kind, settings))
+    fixed = build(kind, settings).holds_fixed
+    assert fixed <= inputs.keys()
+    moved = [name for name in inputs if name not in fixed]
 
     def loss(*values: Tensor) -> Tensor:
-        objective = build(kind, settings)
-        fixed = Likelihoods(held, held - 0.1, divergence=held.abs())
-        views = dict.fromkeys(objective.views, fixed)
-        for view, value in zip(moved, values, strict=True):
-            views[view] = dataclasses.replace(fixed, policy=value)
-        return objective(views).loss
+        known = {name: value.detach() for name, value in inputs.items()}
+        return loss_of(build(kind, settings), {**known, **dict(zip(moved, values, strict=True))})
 
-    assert torch.autograd.gradcheck(loss, policy)
+    assert torch.autograd.gradcheck(loss, [inputs[name] for name in moved])
+
+
+@every_objective
+def test_what_is_read_without_a_gradient_is_declared_as_fixed(kind, settings):
+    inputs = inputs_of(build(kind, settings))
+    loss = loss_of(build(kind, settings), inputs)
+    loss.sum().backward()
+
+    def is_read(name: str) -> bool:
+        moved = loss_of(build(kind, settings), {**inputs, name: inputs[name] - 0.05})
+        return not torch.equal(moved, loss)
+
+    still = {name for name, value in inputs.items() if value.grad is None or not value.grad.any()}
+    assert {name for name in still if is_read(name)} == build(kind, settings).holds_fixed
 
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind in KINDS if "beta" in components.find(AbstractObjective, kind).__annotations__],
+    [kind for kind in KINDS if "beta" in fields_of(kind)],
 )
 def test_what_nothing_is_learnt_at_is_refused(kind):
     with pytest.raises(ValueError, match=r"beta must be greater than 0, got 0\.0"):

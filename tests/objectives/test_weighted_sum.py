@@ -146,7 +146,7 @@ def test_the_note_is_the_formula():
     crop = {"rejected": "chosen@crop"}
     terms = (
         Term(objective=DPO(beta=0.1)),
-        Term(objective=DPO(beta=0.1), views=crop, weight=0.2, name="picture"),
+        Term(objective=DPO(beta=0.1), views=crop, weight=0.2, name="image"),
         Term(objective=Anchor(beta=0.1)),
     )
     formula = "dpo(chosen, rejected) + 0.2 image(chosen, chosen@crop) + anchor(chosen)"
@@ -185,7 +185,7 @@ def test_every_term_gets_its_own_memory_back():
         ),
         ("{objective: {kind: dpo, beta: 1}, name: a/b}", "name must be letters, digits"),
         ("{objective: {kind: dpa, beta: 1}}", r"terms\[0\]\.objective\.kind.*Did you mean dpo"),
-        ("{objective: {kind: dpo, beta: 0}}", r"terms\[0\]\.objective: beta must be greater"),
+        ("{objective: {kind: dpo, beta: 0}}", r"terms\[0\]\.objective\.beta must be greater"),
     ],
 )
 def test_a_wrong_term_is_refused_by_its_place(term, message):
