@@ -7,7 +7,7 @@ takes up every round that it finds again if the policy is the one that made it.
 
     rounds/
       round-0000/   round.json  grid.png  scores.jsonl  images/  ...
-      film_strip.png
+      preview_strip.png
 
 A round trains for a whole number of optimiser steps, so the policy never changes while it samples.
 """

@@ -236,7 +236,7 @@ def sampled(folder: Path, **sampler: Any) -> torch.Tensor:
     artist = TextToImage.open(
         model, SamplerConfig(steps=1, **sampler), device=CPU, dtype=torch.float32
     )
-    return artist.sample(["a cat"], [0])
+    return artist.generate(["a cat"], [0])
 
 
 @pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
@@ -259,7 +259,7 @@ def test_images_are_decoded_by_all_that_the_autoencoder_says(request, tmp_path, 
     artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
     given = []
     artist.pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    artist.sample(["a cat"], [0])
+    artist.generate(["a cat"], [0])
 
     assert (after - before).abs().max() > 1e-3
     offset = torch.tensor(fields.get("latents_mean", [0.5] * 4)).view(1, 4, 1, 1)
@@ -268,7 +268,7 @@ def test_images_are_decoded_by_all_that_the_autoencoder_says(request, tmp_path, 
     plain = []
     pipeline.vae.register_to_config(shift_factor=None, latents_mean=None, latents_std=None)
     pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: plain.append(args[0]))
-    artist.sample(["a cat"], [0])
+    artist.generate(["a cat"], [0])
     unquantise = pipeline.vae.post_quant_conv
     bias = unquantise.bias.view(1, -1, 1, 1)
     expected = unquantise(
@@ -425,7 +425,7 @@ def test_an_autoencoder_that_overflows_is_named_when_images_are_made(tiny_sdxl):
     artist.pipeline.vae.decoder.conv_out.weight.data.fill_(torch.inf)
 
     with pytest.raises(ModelError, match="the autoencoder, in float32, made values that are not"):
-        artist.sample(["a cat"], [0])
+        artist.generate(["a cat"], [0])
 
 
 @pytest.mark.parametrize("upcast", [True, False])

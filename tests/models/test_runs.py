@@ -66,7 +66,7 @@ def images(spec: ModelSpec) -> torch.Tensor:
     artist = TextToImage.open(
         locate_model(spec), SamplerConfig(steps=2), device=CPU, dtype=torch.float32
     )
-    return artist.sample(["a cat"], [0])
+    return artist.generate(["a cat"], [0])
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -225,7 +225,7 @@ def test_other_sampling_settings_are_refused(
     said = preferences({"group": names[0], "ranking": [0, 1]})
     message = (
         rf"trajectories/.* was sampled with {name} {theirs}, and likelihood\.process\.{name} is "
-        rf"{ours}\..*: set likelihood\.process\.{name} to {theirs}, or generate the groups anew"
+        rf"{ours}\..*: set likelihood\.process\.{name} to {theirs}, or sample the groups anew"
     )
     with pytest.raises(DataError, match=message):
         start(folder, said, settings, tmp_path, process=other)
@@ -269,7 +269,7 @@ def test_another_scheduler_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     said = preferences({"group": names[0], "ranking": [0, 1]})
     with pytest.raises(
-        DataError, match=f"(?s)under another scheduler: {message}.*generate the groups"
+        DataError, match=f"(?s)under another scheduler: {message}.*sample the groups"
     ):
         start(folder, said, SD15(path=str(model)), tmp_path)
 

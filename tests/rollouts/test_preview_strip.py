@@ -49,7 +49,7 @@ def test_the_same_policy_generates_the_same_frames_and_another_one_others(model,
         (tmp_path / f"preview strip/round-000{number}-0.png").read_bytes() for number in range(3)
     )
     assert first == second != third
-    assert (tmp_path / "film/round-0000-1.png").read_bytes() != first
+    assert (tmp_path / "preview_strip/round-0000-1.png").read_bytes() != first
 
 
 def test_prompts_are_decided_once_a_run(model, tmp_path):

@@ -239,9 +239,9 @@ def test_the_log_is_told_the_figures_of_the_round_that_is_trained_on(tmp_path):
 
 def test_another_run_in_the_same_folder_begins_another_preview_strip(tmp_path):
     (tmp_path / "preview_strip").mkdir()
-    (tmp_path / "film/prompts.json").write_text('["of an earlier run"]')
+    (tmp_path / "preview_strip/prompts.json").write_text('["of an earlier run"]')
     train(rounds(tmp_path), 1)
-    assert "of an earlier run" not in (tmp_path / "film/prompts.json").read_text()
+    assert "of an earlier run" not in (tmp_path / "preview_strip/prompts.json").read_text()
 
 
 def test_another_global_micro_batch_is_refused(tmp_path):

@@ -92,7 +92,7 @@ def test_a_scorer_without_a_single_score_is_refused(tmp_path):
     scorers.refuse_silence([image(0, brightness=None), image(1, brightness=0.0)], tmp_path)
     with pytest.raises(DataError, match="scorer brightness gave none of the round's 2 images"):
         scorers.refuse_silence([image(0, brightness=None), image(1, brightness=None)], tmp_path)
-    with pytest.raises(DataError, match="the policy generated no image that holds finite values"):
+    with pytest.raises(DataError, match="the policy sampled no image that holds finite values"):
         scorers.refuse_silence([image(0), image(1)], tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_scorers_are_called_by_the_last_part_of_their_kind():
 
 def test_scorers_of_noise_are_refused_where_images_are_finished():
     refuse_scorers_of_noise([Brightness()])
-    with pytest.raises(ValueError, match=r"test_judging, which scores noisy images at a timestep"):
+    with pytest.raises(ValueError, match=r"test_scoring, which scores noisy images at a timestep"):
         refuse_scorers_of_noise([Brightness(), Recorder()])
 
 

@@ -522,4 +522,4 @@ def test_prompts_and_the_scorer_identify_what_is_read(settings, model, tmp_path)
 def test_the_preview_strip_shows_prompts_from_the_whole_list(settings, model, tmp_path):
     source = start(rollouts(previewed_prompts=2), settings, model, tmp_path)
     next(iter(source))
-    assert json.loads((tmp_path / "film/prompts.json").read_text()) == ["a cat", "an owl"]
+    assert json.loads((tmp_path / "preview_strip/prompts.json").read_text()) == ["a cat", "an owl"]

@@ -13,11 +13,11 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 SIZES = [(20, 12), (8, 30), (9, 9)]
 
 
-def row(name, *, image_inputs, response):
+def row(name, *, image_count, response):
     return response_pair(
         sample_id=name,
-        images=tuple(encoded(solid_image((200, 0, 0), size=size)) for size in SIZES[:image_inputs]),
-        turns=user("<image>" * image_inputs + "\nWhat is it?"),
+        images=tuple(encoded(solid_image((200, 0, 0), size=size)) for size in SIZES[:image_count]),
+        turns=user("<image>" * image_count + "\nWhat is it?"),
         responses={"chosen": response, "rejected": response + " not"},
     )
 

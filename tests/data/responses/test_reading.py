@@ -77,7 +77,7 @@ def test_a_form_that_does_not_fit_is_refused_with_what_it_needs(tmp_path):
 
 def test_columns_that_fit_no_form_are_refused_with_all_forms(tmp_path):
     file = write_lines(tmp_path, [{"picture": "a.png", "caption": "x"}])
-    with pytest.raises(DataError, match=r"columns image, caption fit no form") as info:
+    with pytest.raises(DataError, match=r"columns picture, caption fit no form") as info:
         opened(file)
     for kind in FORMS:
         assert f"\n  {kind}: " in str(info.value)
@@ -132,10 +132,10 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest(tmp_path):
 def test_a_column_of_images_that_nobody_would_read_is_refused(value, tmp_path):
     row = {"picture": value, "prompt": "What?", "chosen": "a", "rejected": "b"}
     file = write_lines(tmp_path, [row])
-    message = r"trl takes images from images or image.*columns='\{image: image\}'"
+    message = r"trl takes images from images or image.*columns='\{image: picture\}'"
     with pytest.raises(ConfigError, match=message):
         opened(file)
-    assert opened(file, columns={"image": "picture"}).summary.endswith("images from image")
+    assert opened(file, columns={"image": "picture"}).summary.endswith("images from picture")
 
 
 def test_text_alone_may_have_other_columns(tmp_path):

@@ -52,7 +52,7 @@ def maker(*views, family="llava", run_seed=0, another_image=another, **settings)
 
 
 def pair(**changes):
-    return response_pair(**{"pictures": {"retrieved": (BLUE,)}, **changes})
+    return response_pair(**{"other_images": {"retrieved": (BLUE,)}, **changes})
 
 
 def pixels(sample, condition):
@@ -167,10 +167,10 @@ def skipped(result):
         ("chosen", {"images": (b"x",)}, SkipReason.CORRUPT, None),
         ("chosen", {"images": (None,)}, SkipReason.MISSING_IMAGE, None),
         ("chosen", {"turns": user("no marker")}, SkipReason.MARKERS, None),
-        ("chosen@retrieved", {"pictures": {}}, SkipReason.MISSING_IMAGE, "retrieved"),
+        ("chosen@retrieved", {"other_images": {}}, SkipReason.MISSING_IMAGE, "retrieved"),
         (
             "chosen@retrieved",
-            {"pictures": {"retrieved": (b"x",)}},
+            {"other_images": {"retrieved": (b"x",)}},
             SkipReason.CORRUPT,
             "retrieved",
         ),
