@@ -203,12 +203,12 @@ def test_every_scheduler_samples_what_the_playground_was_asked_for():
     artist = TextToImage.open(
         model, SamplerConfig(steps=12), device=torch.device("cpu"), dtype=torch.float32
     )
-    usual = artist.sample(prompts, seeds)
+    usual = artist.generate(prompts, seeds)
     fidelity = {"own": PlaygroundOracle().score(usual, prompts).mean().item()}
     distance = {}
     for name in SCHEDULERS:
         artist.pipeline.scheduler = build_scheduler(model.schedule, name)
-        images = artist.sample(prompts, seeds)
+        images = artist.generate(prompts, seeds)
         fidelity[name] = PlaygroundOracle().score(images, prompts).mean().item()
         distance[name] = (images - usual).abs().mean().item()
 
