@@ -303,7 +303,7 @@ Made in {minutes:.0f} minutes on one CPU thread with torch {torch.__version__} b
 
     python {shlex.join(sys.argv)}
 
-Prompts: `{DESCRIBE}`, `Is there a COLOUR SHAPE in the image?`, `What colour is the SHAPE?`,
+Prompts: `{DESCRIBE}`, `Is there a COLOUR SHAPE in the picture?`, `What colour is the SHAPE?`,
 `What shape is the COLOUR object?`.
 """
 

@@ -96,7 +96,7 @@ def _side(x: float) -> str:
 
 
 def fidelity(objects: Sequence[SeenObject], prompt: str) -> float:
-    """How well the objects of an image response a prompt.
+    """How well the objects of an image answer a prompt.
 
     A requested object that is in its place (alone: centre; two: left and right, in the order of
     the prompt) earns 1, elsewhere 1/2, and each seen object is counted once. The sum is divided by

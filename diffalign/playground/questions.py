@@ -13,7 +13,7 @@ import numpy as np
 from diffalign.playground.multi_object_scenes import kinds_in, sample_multi_object_scene
 from diffalign.playground.scenes import COLOURS, KINDS, SHAPES, Kind, Scene
 
-DESCRIBE = "Describe the image."
+DESCRIBE = "Describe the picture."
 """Asks for a sentence an object."""
 
 Split = Literal["random", "popular", "adversarial"]
@@ -26,7 +26,7 @@ _COUNTED_SCENES = 4000
 
 def existence_question(kind: Kind) -> str:
     """To be answered with `YES` or `NO`."""
-    return f"Is there {kind} in the image?"
+    return f"Is there {kind} in the picture?"
 
 
 YES, NO = "Yes.", "No."

@@ -85,9 +85,9 @@ class RetrieveAndFill(AbstractSynthesis):
     mask_share: float = 1.0
     """How likely each phrase is masked; 1 masks all. Ours."""
     instruction: str = (
-        "Here is a response to the question '{question}' in which words are replaced by [MASK]: "
+        "Here is an answer to the question '{question}' in which words are replaced by [MASK]: "
         "'{masked}' Replace every [MASK] by words that fit the image. Keep all other words as they "
-        "are. Write nothing but the completed response."
+        "are. Write nothing but the completed answer."
     )
     """What the model is told, with {question} and {masked}. Ours."""
     temperature: float = 0.0

@@ -76,4 +76,4 @@ def test_the_popular_split_asks_for_companions_since_they_are_seen_most():
 
 
 def test_existence_is_asked_in_the_words_of_pope():
-    assert existence_question(RED_CIRCLE) == "Is there a red circle in the image?"
+    assert existence_question(RED_CIRCLE) == "Is there a red circle in the picture?"

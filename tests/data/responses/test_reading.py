@@ -135,7 +135,7 @@ def test_a_column_of_images_that_nobody_would_read_is_refused(value, tmp_path):
     message = r"trl takes images from images or image.*columns='\{image: picture\}'"
     with pytest.raises(ConfigError, match=message):
         opened(file)
-    assert opened(file, columns={"image": "picture"}).summary.endswith("images from picture")
+    assert opened(file, columns={"image": "picture"}).summary.endswith("images from image")
 
 
 def test_text_alone_may_have_other_columns(tmp_path):
