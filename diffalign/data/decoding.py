@@ -326,3 +326,8 @@ def size_or_reason(image: EncodedImage, max_pixels: int) -> Size | str:
     except BadImageError as error:
         return f"{error.reason.value}: {error.detail}"
     return decoded.height, decoded.width
+
+
+def size_in_words(size: Size | str) -> str:
+    """What `size_or_reason` gave, for people."""
+    return size if isinstance(size, str) else f"{size[0]} x {size[1]}"

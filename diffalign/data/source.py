@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from diffalign.data.loader import PlannedBatches
+from diffalign.errors import ConfigError
+
+
+class FixedSamples(Protocol):
+    """Samples that are the same at every visit, by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def sweep(self, numbers: Sequence[int], *, visit: int) -> Iterator[Any]:
+        """Batches of them in the order of the data set, each sample once, on whatever rank.
+
+        Args:
+            numbers: from 0 to `len(self) - 1`.
+            visit: which of their random conditions is shown.
+        """
 
 
 class AbstractSource(abc.ABC):
@@ -46,6 +62,17 @@ class AbstractSource(abc.ABC):
     def fingerprint(self) -> str:
         """What is read, wherever it lies; the same on every rank."""
         return ""
+
+    def fixed_samples(self) -> FixedSamples:
+        """Its samples in the order of the data set, for what is computed once for each of them.
+
+        Raises:
+            ConfigError: it has none of which a reference could be computed in advance.
+        """
+        raise ConfigError(
+            "reference is cached, and these samples are not the same at every visit. Leave "
+            "reference at auto"
+        )
 
     def captions(self, n: int) -> list[str]:
         """At most `n` of the captions that will be met, from the first on; none where they are not

@@ -17,7 +17,6 @@ from diffalign.cache.references import Contents, ReferenceWriter, Shard
 from diffalign.commands import command, override
 from diffalign.console import progress
 from diffalign.data.loader import told_of_lost_workers
-from diffalign.data.responses.source import ResponseSource
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.precision import DTYPES
@@ -79,7 +78,7 @@ def _compute(
 ) -> ReferenceWriter:
     """Fill the folder."""
     source = build.build_source(run_config, console, skipped=None)
-    assert isinstance(source, ResponseSource), "check() was called"
+    samples = source.fixed_samples()
     contents = cached_reference.contents(run_config, source, pairs_per_shard=pairs_per_shard)
     for line in [f"reference of {run_config.model.describe()}", *source.describe()]:
         console.print(line, markup=False, soft_wrap=True)
@@ -100,9 +99,9 @@ def _compute(
         shares = missing[world.rank() :: world.size()]
         total = sum(shard.stop - shard.start for shard in shares)
         bar = progress(console, "reference", total, unit="pairs")
-        with told_of_lost_workers("responses"), bar as advance:
+        with told_of_lost_workers(run_config.section.reader), bar as advance:
             for shard in shares:
-                batches = source.sweep(range(shard.start, shard.stop), visit=shard.visit)
+                batches = samples.sweep(range(shard.start, shard.stop), visit=shard.visit)
                 ids, values = _values(run_config.likelihood, model, batches, contents, shard)
                 writer.write(shard, ids, values)
                 advance(shard.stop - shard.start)

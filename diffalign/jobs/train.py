@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,19 +11,13 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from diffalign import config, world
 from diffalign.commands import command
-from diffalign.data.decoding import Size
 from diffalign.data.loader import told_of_lost_workers
-from diffalign.data.pairs.preview import PairPreviewRow, without_download
-from diffalign.data.pairs.source import PairSource
-from diffalign.data.responses.samples import ResponsePreviewRow
-from diffalign.data.responses.source import ResponseSource
+from diffalign.data.section import COUNTED_CAPTIONS
 from diffalign.data.skipping import forget_skipped
-from diffalign.data.source import AbstractSource, Preview
-from diffalign.errors import ConfigError, DataError, ModelError, TrainingError
+from diffalign.errors import ConfigError, ModelError, TrainingError
 from diffalign.jobs.export import results_of_weights
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.diffusion.conditioning import cut_prompts
@@ -40,12 +32,8 @@ from diffalign.training.describe import plan
 from diffalign.training.identity import identity
 from diffalign.training.trainer import Trainer
 
-PREVIEWED_PAIRS = 4
+PREVIEWED = 4
 """How many pairs a dry run decodes and shows."""
-COUNTED_CAPTIONS = 1000
-"""Captions whose length is looked at when a run starts."""
-SHOWN_CHARACTERS = 60
-"""How much of a prompt or a response it shows."""
 
 
 def run(
@@ -99,7 +87,8 @@ def _train(
             forget_skipped(skipped)
     accelerator.wait_for_everyone()
     source = build.build_source(run_config, console, skipped=skipped)
-    _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
+    captions = source.captions(COUNTED_CAPTIONS)
+    _print_lines(console, [*source.describe(), *_cut_captions(run_config, captions)])
     trainer = build.build_trainer(run_config, accelerator, source, console)
     world.decided(lambda: checkpoint.check_room(run_config.output, trainer.least_checkpoint_bytes))
     if start is not None:
@@ -124,32 +113,15 @@ def _train(
 
 def _fit(trainer: Trainer, run_config: RunConfig) -> bool:
     try:
-        with told_of_lost_workers("data" if run_config.responses is None else "responses"):
+        with told_of_lost_workers(run_config.section.reader):
             return trainer.fit()
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory at step {trainer.step}: lower "
             f"training.samples_per_device (and raise training.accumulation as much), set "
-            f"model.gradient_checkpointing, or train a LoRA{_further_savings(run_config)}. What "
+            f"model.gradient_checkpointing, or train a LoRA{run_config.section.savings}. What "
             f"was saved can be resumed"
         ) from error
-
-
-def _further_savings(run_config: RunConfig) -> str:
-    """What else saves memory in a run of this family."""
-    if run_config.responses is not None:
-        return (
-            ". Next to responses, likelihood.concatenated: false sends one view after the other, a "
-            "lower "
-            "model.positions_at_once makes fewer logits at once, and a lower responses.max_length "
-            "leaves long responses out"
-        )
-    if run_config.rollouts is not None:
-        return (
-            ". If it was sampling, lower rollouts.prompts_per_batch or images_per_batch, and "
-            "model.images_per_encoding, instead"
-        )
-    return ", or lower model.images_per_encoding"
 
 
 def _finish(trainer: Trainer, run_config: RunConfig, console: Console) -> Path:
@@ -214,32 +186,18 @@ def _print_lines(console: Console, lines: list[str]) -> None:
 
 def _print_source(console: Console, run_config: RunConfig) -> None:
     """What a dry run can say of the batches to come."""
-    data, responses = run_config.data, run_config.responses
-    looked_at = dataclasses.replace(
-        run_config,
-        data=data and without_download(data),
-        responses=responses and dataclasses.replace(responses, max_bad_fraction=1.0),
-    )
-    source = build.build_source(looked_at, console, skipped=None)
-    if isinstance(source, PairSource):
-        shown = source.preview(PREVIEWED_PAIRS)
-        lines = [*shown.lines, *_cut_captions(run_config, source)]
-        _print_preview(console, dataclasses.replace(shown, lines=lines))
-        assert data is not None, "it is what it is a source of"
-        _print_unusable(console, shown.rows, data.section, data.max_bad_fraction)
-    elif isinstance(source, ResponseSource):
-        assert responses is not None, "they are what it is a source of"
-        previewed = source.preview(PREVIEWED_PAIRS)
-        _print_responses(console, previewed)
-        _print_unusable(console, previewed.rows, responses.section, responses.max_bad_fraction)
-        source.stop_above(responses.max_bad_fraction)  # shown first: a run would end with it
-    else:
-        _print_lines(console, [*source.describe(), *_cut_captions(run_config, source)])
+    shown = run_config.section.preview(build.source_request(run_config, console), PREVIEWED)
+    _print_lines(console, [*shown.lines, *_cut_captions(run_config, shown.captions)])
+    for table in shown.tables:
+        console.print(table)
+    for warning in shown.warnings:
+        console.print(f"[yellow]{escape(warning)}", soft_wrap=True)
+    if shown.refusal is not None:
+        raise shown.refusal
 
 
-def _cut_captions(run_config: RunConfig, source: AbstractSource) -> list[str]:
+def _cut_captions(run_config: RunConfig, captions: Sequence[str]) -> list[str]:
     """How many of the first captions are longer than the text encoders read."""
-    captions = source.captions(COUNTED_CAPTIONS)
     if not captions:
         return []
     try:
@@ -247,67 +205,6 @@ def _cut_captions(run_config: RunConfig, source: AbstractSource) -> list[str]:
     except ModelError as error:
         return [f"captions: how many are too long is not known, as {error}"]
     return [cut_prompts(tokenizers, captions).describe()] if tokenizers else []
-
-
-def _print_unusable(
-    console: Console,
-    rows: Sequence[PairPreviewRow] | Sequence[ResponsePreviewRow],
-    section: str,
-    most: float,
-) -> None:
-    """A warning where some of the rows shown cannot be used."""
-    bad = sum(row.unusable is not None for row in rows)
-    if bad:
-        console.print(
-            f"[yellow]{bad} of the {len(rows)} pairs shown cannot be used: a run stops once more "
-            f"than {section}.max_bad_fraction = {most:g} of all are so",
-            soft_wrap=True,
-        )
-
-
-def _print_preview(console: Console, shown: Preview[PairPreviewRow]) -> None:
-    _print_lines(console, shown.lines)
-    table = Table("pair", "prompt", "chosen (h, w)", "rejected (h, w)", box=None)
-    for row in shown.rows:
-        sides = [_described(row.chosen), _described(row.rejected)]
-        table.add_row(*map(escape, (row.sample_id[:24], row.prompt, *sides)))
-    console.print(table)
-    if shown.rows and all(row.unusable for row in shown.rows):
-        raise DataError(
-            f"none of the first {len(shown.rows)} pairs can be used, for example "
-            f"{shown.rows[0].sample_id}: {shown.rows[0].unusable}. Fix the data, or the settings "
-            f"under data that it depends on: path, columns, max_pixels"
-        )
-
-
-def _print_responses(console: Console, shown: Preview[ResponsePreviewRow]) -> None:
-    _print_lines(console, shown.lines)
-    for row in shown.rows:
-        sizes = ", ".join(map(_described, row.images))
-        table = Table("pair", escape(row.sample_id), box=None)
-        table.add_row("images", escape(f"{len(row.images)}: {sizes}" if sizes else "0"))
-        own = {f"prompt of {name}": text for name, text in row.own.items()}
-        for name, text in {"prompt": row.prompt, **own, **row.responses}.items():
-            table.add_row(name, escape(_shortened(text)))
-        if row.unusable is not None:
-            table.add_row("[yellow]skipped", escape(row.unusable))
-        console.print(table)
-    if shown.rows and all(row.unusable for row in shown.rows):
-        raise DataError(
-            f"none of the first {len(shown.rows)} pairs can be used, for example "
-            f"{shown.rows[0].sample_id}: {shown.rows[0].unusable}. Fix the data, or the settings "
-            f"under responses that it depends on: image_folder, columns, max_length"
-        )
-
-
-def _shortened(text: str) -> str:
-    return textwrap.shorten(text, SHOWN_CHARACTERS, placeholder=" ...")
-
-
-def _described(side: Size | str | None) -> str:
-    if isinstance(side, tuple):
-        return f"{side[0]} x {side[1]}"
-    return side or "none"
 
 
 def _print_plan(console: Console, run_config: RunConfig, processes: int) -> None:

@@ -5,22 +5,34 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from diffalign.models.base import AbstractModel
+from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.objectives.base import Measure
+from diffalign.seeding import TimestepSampling
+
+Model = TypeVar("Model")
+Batch = TypeVar("Batch")
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractLikelihood(abc.ABC):
-    """Log-likelihood of samples, exact or surrogate; its fields are the settings of a config."""
+class AbstractLikelihood(abc.ABC, Generic[Model, Batch, Prepared]):
+    """Log-likelihood of samples, exact or surrogate; its fields are the settings of a config.
+
+    The type parameters are a loaded model, a batch, and what `prepare` makes of both.
+    `check` sees to it that the model is such a one, and `batch_type` that the batch is.
+    """
 
     batch_type: ClassVar[type]
-    """What `prepare` takes."""
+    """The same as `Batch`, for whoever puts source and likelihood together."""
     measures: ClassVar[Measure]
     """What its numbers are; objectives say which of these they read."""
+    needs_captions: ClassVar[bool] = False
+    """Whether it cannot measure an image whose caption was dropped."""
 
     @abc.abstractmethod
     def check(self, model: AbstractModel) -> None:
@@ -35,21 +47,34 @@ class AbstractLikelihood(abc.ABC):
         """
         return views
 
+    @property
+    def gives_divergence(self) -> bool:
+        """Whether `row_metadata` has a `divergence`, for objectives that need one."""
+        return False
+
+    def timestep_sampling(self) -> TimestepSampling:
+        """Which noise levels image pairs are to be seen at."""
+        return TimestepSampling()
+
+    def reverse_process(self) -> ReverseProcess | None:
+        """How the reverse steps that it measures are taken; None where it measures none."""
+        return None
+
     @abc.abstractmethod
-    def prepare(self, model: Any, batch: Any) -> Any:
+    def prepare(self, model: Model, batch: Batch) -> Prepared:
         """Do, without gradient, what policy and reference share: encode, noise, embed.
 
         Called once per batch; its result goes to `evaluate`, for the reference and for the policy.
         """
 
     @abc.abstractmethod
-    def evaluate(self, model: Any, prepared: Any) -> Mapping[str, Tensor]:
+    def evaluate(self, model: Model, prepared: Prepared) -> Mapping[str, Tensor]:
         """Log-likelihood of every row under the model as it is: {view: float32 [n]}.
 
         Nothing is sampled here: policy and reference see the same sample.
         """
 
-    def row_metadata(self, prepared: Any) -> Mapping[str, Mapping[str, Tensor]]:
+    def row_metadata(self, prepared: Prepared) -> Mapping[str, Mapping[str, Tensor]]:
         """What else is known of the rows of a view, the same for policy and reference: fields of
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
         return {}

@@ -62,7 +62,7 @@ class NoisyViews:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising(AbstractLikelihood):
+class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
     """Minus half the denoising error at the time and noise that the batch carries."""
 
     batch_type: ClassVar[type] = ImageBatch
@@ -75,6 +75,9 @@ class Denoising(AbstractLikelihood):
         if not isinstance(model, AbstractDiffusion):
             raise ValueError("denoising measures images under a diffusion model, such as sdxl")
         self.timesteps.check(model.noising().schedule_length)
+
+    def timestep_sampling(self) -> TimestepSampling:
+        return self.timesteps
 
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: ImageBatch) -> NoisyViews:

@@ -60,11 +60,12 @@ class HalfwayViews:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores(AbstractLikelihood):
+class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
     """Scores of a step-aware preference model at the time and noise that the batch carries."""
 
     batch_type: ClassVar[type] = ImageBatch
     measures: ClassVar[Measure] = "score"
+    needs_captions: ClassVar[bool] = True
 
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     """Which times the loader samples."""
@@ -84,6 +85,9 @@ class Scores(AbstractLikelihood):
         if not isinstance(model, StepAwarePreference):
             raise ValueError("scores are those of a preference model: set model.kind to step_aware")
         self.timesteps.check(model.noising().schedule_length)
+
+    def timestep_sampling(self) -> TimestepSampling:
+        return self.timesteps
 
     @torch.no_grad()
     def prepare(self, model: StepAwareModel, batch: ImageBatch) -> HalfwayViews:

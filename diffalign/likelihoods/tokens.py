@@ -128,7 +128,7 @@ class PreparedTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(AbstractLikelihood):
+class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]):
     """Log-probability of the tokens of a response, the one that ends it included."""
 
     batch_type: ClassVar[type] = TokenBatch
@@ -187,6 +187,10 @@ class Tokens(AbstractLikelihood):
 
     def defining_settings(self) -> dict[str, str]:
         return {"reduction": self.reduction}
+
+    @property
+    def gives_divergence(self) -> bool:
+        return self.divergence
 
     @torch.no_grad()
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:

@@ -74,7 +74,7 @@ class PreparedSteps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transition(AbstractLikelihood):
+class Transition(AbstractLikelihood[DiffusionModel, StepBatch, PreparedSteps]):
     """Log-density of the reverse steps that a batch carries."""
 
     batch_type: ClassVar[type] = StepBatch
@@ -90,6 +90,9 @@ class Transition(AbstractLikelihood):
         if not isinstance(model, AbstractDiffusion):
             raise ValueError("transition measures the steps of a diffusion model, such as sdxl")
         self.process.check(model.noising())
+
+    def reverse_process(self) -> ReverseProcess:
+        return self.process
 
     def prepare(self, model: DiffusionModel, batch: StepBatch) -> PreparedSteps:
         """Encode the prompts, of which no gradient is kept, and move the batch."""

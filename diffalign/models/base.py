@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffalign.errors import ModelError
+
 if TYPE_CHECKING:  # settings are read where nothing is loaded, and torch takes a second
     import torch
     from torch import Tensor, nn
@@ -81,6 +83,17 @@ class AbstractModel(abc.ABC):
     def describe(self) -> str:
         """One line for the start of a run: what is trained, and where its weights come from."""
 
+    def policy_fingerprint(self) -> str:
+        """Identifies the policy that training begins with, and how it reads its input.
+
+        Raises:
+            ModelError: it is known only when the weights are.
+        """
+        raise ModelError(
+            f"{type(self).__name__} tells its policies apart by their weights alone: leave "
+            f"reference at auto"
+        )
+
     def tokenizers(self) -> Sequence[Any]:
         """Those that read the captions of image pairs, and cut what is too long; no weights.
 
@@ -93,6 +106,21 @@ class AbstractModel(abc.ABC):
     @abc.abstractmethod
     def library(self) -> str:
         """Name under which the hub knows what opens an exported model."""
+
+    @property
+    def whole_library(self) -> str:
+        """The same for the whole model, an adapter merged into it."""
+        return self.library
+
+    @property
+    def task(self) -> str | None:
+        """What the hub calls what the model does; None where it has no name for it."""
+        return None
+
+    @property
+    def export_note(self) -> str:
+        """What else lies next to an exported model, in a sentence; may be empty."""
+        return ""
 
     @abc.abstractmethod
     def usage(self, folder: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,19 +15,14 @@ from accelerate.utils import (
 )
 from rich.console import Console
 
-from diffalign import components, world
-from diffalign.data.pairs.source import PairSource
-from diffalign.data.responses.config import ResponseConfig
-from diffalign.data.responses.source import ResponseSource
+from diffalign import world
+from diffalign.data.section import SourceRequest
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
-from diffalign.likelihoods.transition import Transition
-from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractModel
 from diffalign.models.precision import DTYPES
-from diffalign.models.preference.step_aware import StepAwarePreference
-from diffalign.models.vlm.config import VLM
-from diffalign.rollouts.base import RunContext
-from diffalign.seeding import TimestepSampling, derive_seed
+from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
 from diffalign.training.identity import identity
 from diffalign.training.reference import open_cached, resolve_reference
@@ -83,55 +77,24 @@ def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> A
         console: for the progress of rounds; silent on all ranks but the main one.
         skipped: where unusable samples of the data are listed; None keeps them in memory.
     """
-    if run.responses is not None:
-        return _open_responses(run, run.responses, skipped=skipped)
-
-    def open_data(views: frozenset[str]) -> PairSource:
-        assert run.data is not None, "check() was called"
-        assert isinstance(run.model, (AbstractDiffusion, StepAwarePreference)), "by the likelihood"
-        return PairSource.open(
-            run.data,
-            views=views,
-            run_seed=run.seed,
-            pairs_per_device=run.training.samples_per_device,
-            timesteps=getattr(run.likelihood, "timesteps", TimestepSampling()),
-            schedule_length=run.model.noising().schedule_length,
-            skipped=skipped,
-        )
-
-    if run.rollouts is None:
-        return open_data(run.objective.views)
-    model, likelihood = run.model, run.likelihood
-    assert isinstance(model, AbstractDiffusion), "check() was called"
-    return run.rollouts.open(
-        RunContext(
-            folder=run.output / "rounds",
-            run_seed=run.seed,
-            model=model,
-            settings=repr(identity(run)),
-            samples_per_device=run.training.samples_per_device,
-            accumulation=run.training.accumulation,
-            process=likelihood.process if isinstance(likelihood, Transition) else None,
-            console=console,
-            open_data=open_data,
-        )
-    )
+    return run.section.open(source_request(run, console, skipped=skipped))
 
 
-def _open_responses(
-    run: RunConfig, responses: ResponseConfig, *, skipped: Path | None
-) -> ResponseSource:
-    assert isinstance(run.model, VLM), "check() was called"
-    longest = min(responses.max_length, run.model.context or responses.max_length)
-    return ResponseSource.open(
-        replace(responses, max_length=longest),
-        views=run.likelihood.data_views(run.objective.views),
-        served=run.objective.views,
+def source_request(
+    run: RunConfig, console: Console, *, skipped: Path | None = None
+) -> SourceRequest[AbstractModel, AbstractLikelihood]:
+    """What the section that batches come from has to know of a run; see `build_source`."""
+    return SourceRequest(
+        model=run.model,
+        likelihood=run.likelihood,
+        objective=run.objective,
+        output=run.output,
         run_seed=run.seed,
         samples_per_device=run.training.samples_per_device,
-        processor=run.model.processor(),
+        accumulation=run.training.accumulation,
+        settings=repr(identity(run)),
         skipped=skipped,
-        pairs_for=None if run.objective.takes_unpaired else components.kind_of(run.objective),
+        console=console,
     )
 
 
@@ -143,10 +106,7 @@ def build_trainer(
     Raises:
         CacheError: the reference was computed under other settings, or not at all.
     """
-    known = None
-    if run.reference == "cached":
-        assert isinstance(source, ResponseSource), "check() was called"
-        known = open_cached(run, source)
+    known = open_cached(run, source) if run.reference == "cached" else None
     # Samples are data; what the global generator is left with is LoRA dropout, one stream per rank.
     torch.manual_seed(derive_seed(run.seed, "process", world.rank()))
     reference = resolve_reference(run)

@@ -22,8 +22,6 @@ from diffalign import __version__, components, config, world
 from diffalign.errors import DataError
 from diffalign.files import read_json, read_json_lines, write_atomically
 from diffalign.models.base import AbstractModel
-from diffalign.models.diffusion.config import AbstractDiffusion
-from diffalign.models.vlm.config import VLM
 from diffalign.training.config import RunConfig
 from diffalign.training.describe import plan
 
@@ -208,7 +206,7 @@ def _grid(run: Path, results: Sequence[Path]) -> Path | None:
 def _metadata(run: RunConfig, evaluations: Sequence[Evaluation], *, merged: bool) -> ModelCardData:
     adapter = run.model.trains_adapter and not merged
     base = base_on_hub(run.model)
-    task = _pipeline_tag(run.model)
+    task = run.model.task
     measured = [
         EvalResult(
             task_type=task or "other",
@@ -225,13 +223,10 @@ def _metadata(run: RunConfig, evaluations: Sequence[Evaluation], *, merged: bool
         )
         for found in evaluations
     ]
-    library = run.model.library
-    if merged:
-        library = "diffusers" if isinstance(run.model, AbstractDiffusion) else "transformers"
     return ModelCardData(
         base_model=base,
         base_model_relation=base and ("adapter" if adapter else "finetune"),
-        library_name=library,
+        library_name=run.model.whole_library if merged else run.model.library,
         license=_license(run.model, base),
         datasets=_datasets(run) or None,
         pipeline_tag=task,
@@ -254,12 +249,6 @@ def base_on_hub(model: AbstractModel) -> str | None:
 
 def _is_hub_id(path: str) -> bool:
     return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists()
-
-
-def _pipeline_tag(model: AbstractModel) -> str | None:
-    if isinstance(model, AbstractDiffusion):
-        return "text-to-image"
-    return "image-text-to-text" if isinstance(model, VLM) else None
 
 
 def _datasets(run: RunConfig) -> list[str]:
@@ -295,10 +284,8 @@ def _body(run: RunConfig, usage: str, evaluations: Sequence[Evaluation], *, grid
         "\n".join(settings),
         f"## Use\n\n{_fenced(_without_paths(usage, run), 'python')}",
     ]
-    if run.model.trains_adapter and isinstance(run.model, AbstractDiffusion):
-        parts.append(
-            "`kohya_lora.safetensors` is the same adapter for ComfyUI and A1111, where it is there."
-        )
+    if note := run.model.export_note:
+        parts.append(note)
     if grid:
         parts.append(f"## Images\n\n![Base and aligned model, same prompts and noise]({GRID})")
     if evaluations:

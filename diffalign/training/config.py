@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.section import PairSection
 from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.section import ResponseSection
+from diffalign.data.section import AbstractSourceSection
+from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
 from diffalign.objectives.base import AbstractObjective
 from diffalign.rollouts.base import AbstractRollouts
+from diffalign.rollouts.section import RolloutSection
 from diffalign.training.optimizers import OptimizerConfig
 
 
@@ -105,3 +110,28 @@ class RunConfig:
     """Length, batch, precision, checkpoints."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """TensorBoard, wandb, trackio."""
+
+    @property
+    def section(self) -> AbstractSourceSection[Any, Any]:
+        """The section that batches come from; all that depends on its kind it answers itself.
+
+        Raises:
+            ConfigError: none is given, or two that exclude each other.
+        """
+        if self.responses is not None:
+            for name, other in (("data", self.data), ("rollouts", self.rollouts)):
+                if other is not None:
+                    raise ConfigError(
+                        f"responses names {self.responses.path}, and there is a section {name} as "
+                        f"well: a run trains on responses or on images, remove one of them"
+                    )
+            return ResponseSection(self.responses)
+        pairs = None if self.data is None else PairSection(self.data)
+        if self.rollouts is not None and (pairs is not None or not self.rollouts.needs_data):
+            return RolloutSection(self.rollouts, pairs)
+        if pairs is None:
+            raise ConfigError(
+                "data is null, and so there is nothing to train on: give data.path, rollouts that "
+                "sample everything (d3po, spo), or responses.path for responses"
+            )
+        return pairs

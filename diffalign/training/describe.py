@@ -14,7 +14,7 @@ def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
     lines = [
         ("model", run.model.describe()),
         ("reference", resolve_reference(run)),
-        ("rollouts", "" if run.rollouts is None else run.rollouts.describe()),
+        ("rollouts", run.section.describe()),
         ("likelihood", run.likelihood.describe()),
         ("objective", f"{components.kind_of(run.objective)}{_scale(run)}"),
         ("loss", run.objective.note()),

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from diffalign import components, config
+from diffalign import components
 from diffalign.cache.references import CachedReference, Contents
-from diffalign.data.responses.source import ResponseSource
+from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
 from diffalign.models.base import ReferenceKind
-from diffalign.models.vlm.config import VLM
 from diffalign.training.config import RunConfig
 from diffalign.views import View
 
@@ -70,7 +69,8 @@ def folder_of(run: RunConfig) -> Path:
 
 def check_cached(run: RunConfig) -> None:
     """Raise ConfigError where the reference cannot be known before training."""
-    if run.responses is None:
+    section = run.section
+    if not section.kept_in_advance:
         raise ConfigError(
             "the reference can be computed in advance for responses (a section responses): "
             "denoising errors depend on noise that is sampled anew at every visit, and keeping "
@@ -85,88 +85,54 @@ def check_cached(run: RunConfig) -> None:
         run.likelihood.check_known_in_advance(run.objective.views)
     except ValueError as error:
         raise ConfigError(f"reference: {error}. Leave reference at auto") from error
-    if _conditions(run) and run.responses.visits is None:
-        raise ConfigError(
-            f"the objective shows images under {', '.join(_conditions(run))}, which "
-            f"responses.visits: null samples anew at every visit: set it to the number of "
-            f"samples to "
-            f"compute, such as 4 (epoch e then shows sample e modulo 4), or to 1 where nothing "
-            f"about "
-            f"the condition is random (zero, replaced)"
-        )
+    section.visits_in_advance(run.objective.views)
 
 
 def contents(
-    run: RunConfig, source: ResponseSource, *, pairs_per_shard: int = PAIRS_PER_SHARD
+    run: RunConfig, source: AbstractSource, *, pairs_per_shard: int = PAIRS_PER_SHARD
 ) -> Contents:
     """What `diffalign precompute` computes for a run.
 
     Raises:
-        ConfigError: its rows are unpaired.
+        ConfigError: its samples are not the same at every visit, or its rows are unpaired.
     """
-    _refuse_unpaired(source)
+    samples = source.fixed_samples()
     return Contents(
         fingerprint=_fingerprint(run, source),
         views=tuple(sorted(run.objective.views)),
-        visits=_visits(run),
-        pairs=len(source),
+        visits=run.section.visits_in_advance(run.objective.views),
+        pairs=len(samples),
         pairs_per_shard=pairs_per_shard,
     )
 
 
-def open_cached(run: RunConfig, source: ResponseSource) -> CachedReference:
+def open_cached(run: RunConfig, source: AbstractSource) -> CachedReference:
     """The values that were computed for a run, or for one that agrees in all they depend on.
 
     Raises:
         CacheError: see `CachedReference.open`.
-        ConfigError: the rows are unpaired.
+        ConfigError: its samples are not the same at every visit, or its rows are unpaired.
     """
-    _refuse_unpaired(source)
+    source.fixed_samples()
     return CachedReference.open(
         folder_of(run),
         fingerprint=_fingerprint(run, source),
         views=run.objective.views,
-        visits=_visits(run),
+        visits=run.section.visits_in_advance(run.objective.views),
     )
 
 
-def _refuse_unpaired(source: ResponseSource) -> None:
-    if not source.paired:
-        raise ConfigError(
-            "reference is cached, and the data has unpaired rows, of which each has some of the "
-            "views only: their reference values are not kept in advance. Leave reference at auto"
-        )
-
-
-def _visits(run: RunConfig) -> int:
-    assert run.responses is not None, "check() was called"
-    return (run.responses.visits or 1) if _conditions(run) else 1
-
-
-def _conditions(run: RunConfig) -> list[str]:
-    return sorted({str(view.condition) for view in _parsed(run) if view.condition})
-
-
-def _parsed(run: RunConfig) -> list[View]:
-    return [View.parse(name) for name in sorted(run.objective.views)]
-
-
-def _fingerprint(run: RunConfig, source: ResponseSource) -> Mapping[str, Any]:
+def _fingerprint(run: RunConfig, source: AbstractSource) -> Mapping[str, Any]:
     """All that the values of the run's views depend on, and nothing else: another objective, length
     or adapter may use them."""
-    assert run.responses is not None and isinstance(run.model, VLM), "check() was called"
-    responses = config.to_dict(run.responses)
-    weights = {str(view.weights) for view in _parsed(run) if view.weights}
-    conditions = _conditions(run)
+    views = run.objective.views
     return {
         "model (weights, start of the adapter, processor)": run.model.policy_fingerprint(),
         "training.precision": run.training.precision,
         "data": source.fingerprint(),
         "reading of rows": READING,
-        **{f"responses.{key}": responses[key] for key in ("kind", "columns", "max_length")},
-        **{f"responses.conditions.{name}": responses["conditions"][name] for name in conditions},
-        **{f"responses.weights.{name}": responses["weights"][name] for name in sorted(weights)},
+        **run.section.defining_settings(views),
         "likelihood.kind": components.kind_of(run.likelihood),
         **{f"likelihood.{key}": value for key, value in run.likelihood.defining_settings().items()},
-        **({"seed": run.seed} if conditions else {}),
+        **({"seed": run.seed} if any(View.parse(view).condition for view in views) else {}),
     }

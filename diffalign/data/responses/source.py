@@ -29,7 +29,7 @@ from diffalign.data.responses.samples import (
 )
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
-from diffalign.errors import DataError
+from diffalign.errors import ConfigError, DataError
 from diffalign.seeding import derive_seed
 from diffalign.views import View
 
@@ -255,6 +255,15 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
     def paired(self) -> bool:
         """Whether a row holds responses that compete."""
         return self._data.mapping.paired
+
+    def fixed_samples(self) -> ResponseSource:
+        if not self.paired:
+            raise ConfigError(
+                "reference is cached, and the data has unpaired rows, of which each has some of "
+                "the views only: their reference values are not kept in advance. Leave reference "
+                "at auto"
+            )
+        return self
 
     def stop_above(self, share: float) -> None:
         """Raise DataError where more than this share of the pairs is unusable as text."""

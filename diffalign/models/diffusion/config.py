@@ -151,6 +151,18 @@ class AbstractDiffusion(AbstractModel):
     def library(self) -> str:
         return "diffusers"
 
+    @property
+    def task(self) -> str:
+        return "text-to-image"
+
+    @property
+    def export_note(self) -> str:
+        if self.lora is None:
+            return ""
+        return (
+            "`kohya_lora.safetensors` is the same adapter for ComfyUI and A1111, where it is there."
+        )
+
     def usage(self, folder: str) -> str:
         opener = "from_single_file" if self.path.endswith(".safetensors") else "from_pretrained"
         opened = (

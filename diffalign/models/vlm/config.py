@@ -152,6 +152,14 @@ class VLM(AbstractModel):
     def library(self) -> str:
         return "transformers" if self.lora is None else "peft"
 
+    @property
+    def whole_library(self) -> str:
+        return "transformers"
+
+    @property
+    def task(self) -> str:
+        return "image-text-to-text"
+
     def usage(self, folder: str) -> str:
         path = folder if self.lora is None else self.path
         lines = [
