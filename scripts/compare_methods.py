@@ -32,7 +32,7 @@ from pages import fill, filled, merged
 from diffalign.comparison.diversity import diversity, pixel_distance
 from diffalign.comparison.results import Result, percent, percent_interval
 from diffalign.generation.manifest import read_manifest
-from diffalign.generation.pipelines import SamplerConfig
+from diffalign.generation.models import SamplerConfig
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.jobs import compare, generate, score
 from diffalign.playground.models import playground_model_path

@@ -51,7 +51,7 @@ class Failure:
 
 
 class Sampler(Protocol):
-    """What generates: `pipelines.TextToImage`, or a test's stand-in."""
+    """What generates: `models.TextToImage`, or a test's stand-in."""
 
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Images of shape [n, 3, H, W] in [-1, 1], one per prompt and seed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from diffalign import components
 from diffalign.errors import ModelError
-from diffalign.generation.pipelines import ModelSpec, without_run
+from diffalign.generation.models import ModelSpec, without_run
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.locate import locate

@@ -27,7 +27,7 @@ from diffalign.generation.generate import (
     plan_batches,
 )
 from diffalign.generation.manifest import MANIFEST, ItemKey, ManifestRow, read_manifest
-from diffalign.generation.pipelines import (
+from diffalign.generation.models import (
     DtypeName,
     LocatedModel,
     ModelSpec,

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from diffalign.errors import ModelError
-from diffalign.generation.pipelines import ModelSpec
+from diffalign.generation.models import ModelSpec
 from diffalign.generation.trainable_settings import diffusion_settings
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL

@@ -20,7 +20,7 @@ from diffalign import config
 from diffalign.cli import app
 from diffalign.errors import CheckpointError, ConfigError, DataError, ModelError
 from diffalign.generation.manifest import ManifestRow, append_rows
-from diffalign.generation.pipelines import ModelSpec, locate_model
+from diffalign.generation.models import ModelSpec, locate_model
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
 from diffalign.models.diffusion.kohya import KOHYA_FILE

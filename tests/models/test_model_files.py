@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from diffalign.errors import ModelError
-from diffalign.generation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.models import ModelSpec, SamplerConfig, TextToImage, locate_model
 from diffalign.models.diffusion.schedulers import SCHEDULERS
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from diffalign.config import to_dict
 from diffalign.errors import ModelError
-from diffalign.generation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.models import ModelSpec, SamplerConfig, TextToImage, locate_model
 from diffalign.generation.trainable_settings import diffusion_settings
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL

@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError
-from diffalign.generation.pipelines import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.models import ModelSpec, SamplerConfig, TextToImage, locate_model
 from diffalign.models.diffusion.noising import noising_from_scheduler
 from diffalign.models.diffusion.schedulers import (
     MODEL_FIELDS,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError
-from diffalign.generation.pipelines import (
+from diffalign.generation.models import (
     ModelSpec,
     SamplerConfig,
     TextToImage,
