@@ -32,8 +32,8 @@ from pages import fill, filled, merged
 from diffalign.comparison.diversity import diversity, pixel_distance
 from diffalign.comparison.results import Result, percent, percent_interval
 from diffalign.generation.manifest import read_manifest
-from diffalign.generation.models import SamplerConfig
 from diffalign.generation.prompts import PromptsConfig
+from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.jobs import compare, generate, score
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from diffalign import config as configs
 from diffalign.comparison.results import percent, percent_interval
-from diffalign.generation.models import SamplerConfig
 from diffalign.generation.prompts import PromptsConfig
+from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.jobs import compare, generate, score, train
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle

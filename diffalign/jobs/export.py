@@ -23,8 +23,7 @@ from diffalign.commands import command
 from diffalign.errors import ConfigError, ModelError
 from diffalign.files import replacing_file
 from diffalign.generation.manifest import MANIFEST, read_manifest
-from diffalign.generation.models import ModelSpec, locate_model
-from diffalign.generation.trainable_settings import diffusion_settings
+from diffalign.generation.models import ModelSpec, diffusion_settings, locate_model
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.adapter_files import (
     PEFT_FILE,

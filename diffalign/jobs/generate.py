@@ -27,17 +27,16 @@ from diffalign.generation.generate import (
     plan_batches,
 )
 from diffalign.generation.manifest import MANIFEST, ItemKey, ManifestRow, read_manifest
-from diffalign.generation.models import (
+from diffalign.generation.models import LocatedModel, ModelSpec, locate_model
+from diffalign.generation.prompts import PromptsConfig, read_prompts
+from diffalign.generation.text_to_image import (
     DtypeName,
-    LocatedModel,
-    ModelSpec,
     SamplerConfig,
     TextToImage,
+    check_sampler,
     choose_dtype,
-    locate_model,
     sampler_settings,
 )
-from diffalign.generation.prompts import PromptsConfig, read_prompts
 from diffalign.imaging.grid import render_grid
 from diffalign.jobs import generate_groups, score
 from diffalign.jobs.quiet import quieten_libraries
@@ -142,7 +141,7 @@ def _run_single(console: Console, config: GenerateConfig) -> None:
     batches = plan_batches(texts, config.seed_numbers(), config.batch_size)
     models = {name: locate_model(_spec(model)) for name, model in config.models.items()}
     for model in models.values():
-        model.check_sampler(config.sampler)
+        check_sampler(model, config.sampler)
     settings = sampler_settings(config.sampler, dtype)
     subjects = {
         name: ModelEntry(name, model.fingerprint(), settings) for name, model in models.items()
@@ -154,7 +153,7 @@ def _run_single(console: Console, config: GenerateConfig) -> None:
     for name, model in models.items():
         path = Path(_spec(config.models[name]).path).expanduser()
         said = [f"is {in_words(path)}"] if in_words(path) != str(path) else []
-        for note in [*said, *model.notes()]:
+        for note in [*said, *model.settings.parts.notes()]:
             console.print(f"  {name}: {note}", markup=False, soft_wrap=True)
     config.output.mkdir(parents=True, exist_ok=True)
     configs.save(config, config.output / "generate.yaml")
@@ -207,7 +206,7 @@ def _generate(
         model, config.sampler, device=device, dtype=choose_dtype(config.dtype, device)
     )
     texts = dict.fromkeys(item.prompt.text for batch in batches for item in batch)
-    cut = artist.truncated(texts)
+    cut = model.truncated(texts)
     if cut:
         console.print(
             f"  {subject.name}: {len(cut)} prompts are longer than its text encoder reads, "

@@ -17,8 +17,7 @@ from diffalign.console import progress
 from diffalign.errors import ConfigError
 from diffalign.files import write_image
 from diffalign.generation.generate import Failure, Item
-from diffalign.generation.models import ModelSpec
-from diffalign.generation.trainable_settings import diffusion_settings
+from diffalign.generation.models import ModelSpec, diffusion_settings
 from diffalign.imaging.grid import GridCell, GridRow, render_grid
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.subsample import evenly_spaced

@@ -85,7 +85,7 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         views = tuple(batch.images)
         images = torch.cat([batch.images[view] for view in views])
         seeds = [seed for view in views for seed in batch.encoding_seeds[view]]
-        clean = model.encode_images(images, seeds)
+        clean = model.autoencoder.encode(images, seeds)
         one_view = noise_from_seeds(batch.noise_seeds, tuple(clean.shape[1:]))
         noise = send(one_view, clean.device).repeat(len(views), 1, 1, 1)
         t = batch.timesteps.repeat(len(views))
@@ -99,7 +99,7 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
             noisy=model.noising.corrupt(clean, noise, t),
             target=model.noising.target(clean, noise, t),
             time=send(model.noising.network_time(t), clean.device),
-            conditioning=model.condition(batch.prompts * len(views), framing),
+            conditioning=model.prompts.framed(batch.prompts * len(views), framing),
         )
 
     def evaluate(self, model: DiffusionModel, prepared: NoisyViews) -> dict[str, Tensor]:

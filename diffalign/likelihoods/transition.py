@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.models.diffusion.reverse import ReverseProcess, reverse_step
+from diffalign.models.diffusion.sampling import Denoise
 from diffalign.objectives.base import Measure
 from diffalign.shapes import check_same_shape, expand_like
 
@@ -69,8 +71,8 @@ class PreparedSteps:
     """View -> int64 [B], the rows of `states` that its steps leave from."""
     outcomes: Mapping[str, Tensor]
     """View -> float32 [B, channels, h, w], where the steps arrived."""
-    conditioning: Mapping[str, Any]
-    """What the network is told about the U states, for either branch of the guidance."""
+    denoise: Denoise
+    """The network in question, with the prompts of the U states, under guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class Transition(AbstractLikelihood[DiffusionModel, StepBatch, PreparedSteps]):
             t_next=batch.t_next,
             state_rows={view: send(rows, model.device) for view, rows in batch.state_rows.items()},
             outcomes={view: send(rows, model.device) for view, rows in batch.outcomes.items()},
-            conditioning=model.guidance_conditioning(
+            denoise=model.denoiser(
                 batch.prompts,
                 guidance=self.process.guidance,
                 size=(height * factor, width * factor),
@@ -112,13 +114,15 @@ class Transition(AbstractLikelihood[DiffusionModel, StepBatch, PreparedSteps]):
         )
 
     def evaluate(self, model: DiffusionModel, prepared: PreparedSteps) -> dict[str, Tensor]:
+        noising = model.noising
+        assert isinstance(noising, AbstractVariancePreserving), "check() was called"
         step = reverse_step(
-            model,
-            self.process,
+            prepared.denoise,
+            noising,
             prepared.states,
             prepared.t,
             prepared.t_next,
-            prepared.conditioning,
+            eta=self.process.eta,
         )
         rows = prepared.state_rows
         return {

@@ -202,7 +202,7 @@ class _Collector(AbstractCollector):
             images=batch.images,
             size=self._settings.size,
         )
-        decoded = model.decode_images(sampled.latents[-1]).cpu()
+        decoded = model.autoencoder.decode(sampled.latents[-1]).cpu()
         for name, pixels, usable in zip(batch.files(), decoded, finite(sampled), strict=True):
             if usable and torch.isfinite(pixels).all():
                 with writing(folder / name):

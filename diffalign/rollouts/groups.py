@@ -288,7 +288,7 @@ class GroupArtist:
     def _write(
         self, folder: Path, model: DiffusionModel, item: Item, generated: Trajectories
     ) -> list[Failure]:
-        images = model.decode_images(generated.latents[-1]).cpu()
+        images = model.autoencoder.decode(generated.latents[-1]).cpu()
         if not all(finite(generated)) or not torch.isfinite(images).all():
             return [
                 Failure(item, model.blame() or "the model generated values that are not finite")

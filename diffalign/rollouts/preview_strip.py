@@ -62,7 +62,7 @@ class FilmStrip:
             start_seeds=seeds,
             step_seeds=lambda step: [derive_seed(seed, step) for seed in seeds],
         )
-        images = model.decode_images(sampled.latents[-1]).cpu()
+        images = model.autoencoder.decode(sampled.latents[-1]).cpu()
         with writing(self._folder):
             for frame, image in zip(self._frames(number, len(prompts)), images, strict=True):
                 write_atomically(frame, encode_png(image))

@@ -123,7 +123,9 @@ class Resampler:
             finished = end == self.process.steps
             if not finished:
                 ahead = crown.look(paths[-1], end)
-            images = model.decode_images(paths[-1] if finished else ahead.denoised, clamp=False)
+            images = model.autoencoder.decode(
+                paths[-1] if finished else ahead.denoised, clamp=False
+            )
             t = 0 if finished else crown.times[end][0]
             scores = crown.unflatten(self.score_images(images, crown.prompts, t).detach().cpu())
             selection = select(scores, threshold=self.threshold)
@@ -163,17 +165,17 @@ class _Trajectories:
         copies: int,
         size: tuple[int, int] | None,
     ) -> None:
-        assert isinstance(model.noising, AbstractVariancePreserving), "Transition.check comes first"
-        self._model = model
-        self._process = process
+        noising = model.noising
+        assert isinstance(noising, AbstractVariancePreserving), "Transition.check comes first"
+        self._noising = noising
+        self._device = model.device
+        self._eta = process.eta
         self._seeds = [visit.seed for visit in visits]
         self._copies = copies
-        self._shape = model.latent_shape_at(model.image_size if size is None else size)
-        self.times = model.noising.reverse_times(process.steps)
+        self._shape = model.latent_space.shape(size)
+        self.times = noising.reverse_times(process.steps)
         self.prompts = [visit.prompt for visit in visits for _ in range(copies)]
-        self._conditioning = model.guidance_conditioning(
-            self.prompts, guidance=process.guidance, size=size
-        )
+        self._denoise = model.denoiser(self.prompts, guidance=process.guidance, size=size)
 
     def start(self) -> Tensor:
         """Pure noise; the copies of a visit share it."""
@@ -183,7 +185,7 @@ class _Trajectories:
     def look(self, states: Tensor, index: int) -> ReverseStep:
         """Where the step of this index may lead."""
         t, t_next = self.times[index]
-        return reverse_step(self._model, self._process, states, t, t_next, self._conditioning)
+        return reverse_step(self._denoise, self._noising, states, t, t_next, eta=self._eta)
 
     def sample(self, step: ReverseStep, index: int) -> Tensor:
         """Where it does lead; copies part here, if they have not before."""
@@ -196,4 +198,4 @@ class _Trajectories:
         return rows.unflatten(0, (len(self._seeds), self._copies))
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
-        return send(noise_from_seeds(seeds, self._shape), self._model.device)
+        return send(noise_from_seeds(seeds, self._shape), self._device)

@@ -58,15 +58,16 @@ def sample(
         step_seeds: from the index of a step, 0 to S - 1, to n seeds of its noise.
         size: (height, width) of the images in pixels; None is the network's own.
     """
-    assert isinstance(model.noising, AbstractVariancePreserving), "ReverseProcess.check comes first"
-    shape = model.latent_shape_at(model.image_size if size is None else size)
-    times = model.noising.reverse_times(process.steps)
+    noising = model.noising
+    assert isinstance(noising, AbstractVariancePreserving), "ReverseProcess.check comes first"
+    shape = model.latent_space.shape(size)
+    times = noising.reverse_times(process.steps)
     latents = [send(noise_from_seeds(start_seeds, shape), model.device)]
     log_likelihoods = []
     with model.sampling():
-        conditioning = model.guidance_conditioning(prompts, guidance=process.guidance, size=size)
+        denoise = model.denoiser(prompts, guidance=process.guidance, size=size)
         for index, (t, t_next) in enumerate(times):
-            step = reverse_step(model, process, latents[-1], t, t_next, conditioning)
+            step = reverse_step(denoise, noising, latents[-1], t, t_next, eta=process.eta)
             outcome = step.arrive(send(noise_from_seeds(step_seeds(index), shape), model.device))
             log_likelihoods.append(transition_log_likelihood(outcome, step.mean, step.std))
             latents.append(outcome)

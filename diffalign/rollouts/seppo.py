@@ -324,7 +324,7 @@ class _Collector(AbstractCollector):
                 step_seeds=lambda step: [derive_seed(seed, step) for seed in seeds],
                 size=visits[0].size,
             )
-        return model.decode_images(sampled.latents[-1]).cpu()
+        return model.autoencoder.decode(sampled.latents[-1]).cpu()
 
     def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         visits = batch.visits

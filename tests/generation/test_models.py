@@ -1,45 +1,24 @@
+"""Models that are found: to sample images from, and to train on."""
+
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from peft import LoraConfig, inject_adapter_in_model
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
 
-from diffalign.errors import ConfigError, ModelError
-from diffalign.generation.models import (
-    ModelSpec,
-    SamplerConfig,
-    TextToImage,
-    choose_dtype,
-    locate_model,
-    sampler_settings,
-)
+from diffalign.errors import ModelError
+from diffalign.generation.models import ModelSpec, diffusion_settings, locate_model
 from diffalign.models.adapter_files import ADAPTER_FILE
-
-CPU = torch.device("cpu")
-TEXTS, SEEDS = ["a cat", "a dog", "a cat", "two owls"], [0, 0, 1, 5]
-
-
-def open_model(path: Path | ModelSpec, **sampler) -> TextToImage:
-    spec = path if isinstance(path, ModelSpec) else ModelSpec(path=str(path))
-    settings = SamplerConfig(**{"steps": 2, **sampler})
-    return TextToImage.open(locate_model(spec), settings, device=CPU, dtype=torch.float32)
-
-
-def change_weights(folder: Path, *, component: str = "unet", by: float = 0.05) -> None:
-    """Move every tensor of a component a little."""
-    (file,) = (folder / component).glob("*.safetensors")
-    torch.manual_seed(0)
-    moved = {name: t + by * torch.randn_like(t) for name, t in load_file(file).items()}
-    save_file(moved, file, metadata={"format": "pt"})
+from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
+from tests.generation.opened import SEEDS, TEXTS, change_weights, open_model, write_adapter
 
 
 @pytest.fixture
@@ -51,135 +30,12 @@ def moved_sdxl(tiny_sdxl, tmp_path) -> Path:
 
 @pytest.fixture
 def adapter(tiny_sdxl, tmp_path) -> Path:
-    """A folder with a LoRA for the tiny SDXL, every matrix random."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"])
-    inject_adapter_in_model(config, pipeline.unet)
-    torch.manual_seed(0)
-    for name, parameter in pipeline.unet.named_parameters():
-        if "lora" in name:
-            torch.nn.init.normal_(parameter)
-    folder = tmp_path / "adapter"
-    layers = get_peft_model_state_dict(pipeline.unet)
-    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("family", "sampler"),
-    [
-        ("tiny_sd15", {}),
-        ("tiny_sdxl", {}),
-        ("tiny_sdxl", {"guidance": 1.0}),
-        ("tiny_sdxl", {"scheduler": "DDIM", "eta": 1.0}),
-        ("tiny_sdxl", {"scheduler": "EulerAncestralDiscreteScheduler"}),
-    ],
-)
-def test_a_image_does_not_depend_on_its_batch(request, family, sampler):
-    artist = open_model(request.getfixturevalue(family), **sampler)
-    together = artist.generate(TEXTS, SEEDS)
-    assert together.shape == (4, 3, 32, 32)
-    assert together.abs().max() <= 1
-    alone = [artist.generate([text], [seed])[0] for text, seed in zip(TEXTS, SEEDS, strict=True)]
-    reverse = artist.generate(TEXTS[::-1], SEEDS[::-1]).flip(0)
-    torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=0)
-    torch.testing.assert_close(together, reverse, atol=1e-4, rtol=0)
-
-
-def test_seed_and_prompt_both_change_the_noise(tiny_sdxl):
-    noise = starting_noise(open_model(tiny_sdxl), ["a", "a", "b", "a"], [0, 1, 0, 0])
-    assert torch.equal(noise[0], noise[3])
-    assert (noise[0] - noise[1]).abs().mean() > 0.5
-    assert (noise[0] - noise[2]).abs().mean() > 0.5
-    assert noise.std() == pytest.approx(1.0, abs=0.15)
-
-
-def test_every_model_starts_from_the_same_noise(tiny_sdxl, tiny_sd15, moved_sdxl):
-    first, *others = (
-        starting_noise(open_model(path), TEXTS, SEEDS)
-        for path in (tiny_sdxl, tiny_sd15, moved_sdxl)
-    )
-    assert all(torch.equal(first, other) for other in others)
-
-
-def starting_noise(artist: TextToImage, texts: list[str], seeds: list[int]) -> Tensor:
-    """What the pipeline is given as latents."""
-    given = []
-    real = artist.pipeline.prepare_latents
-
-    def spy(*arguments):
-        given.append(arguments[-1].clone())
-        return real(*arguments)
-
-    artist.pipeline.prepare_latents = spy
-    artist.generate(texts, seeds)
-    return given[0]
-
-
-@pytest.mark.parametrize(
-    ("family", "pipeline_class"),
-    [("tiny_sd15", StableDiffusionPipeline), ("tiny_sdxl", StableDiffusionXLPipeline)],
-)
-@pytest.mark.parametrize(
-    "sampler", [{}, {"guidance": 1.0}, {"negative_prompt": "ugly"}, {"height": 48, "width": 32}]
-)
-def test_images_are_those_of_the_plain_pipeline(request, family, pipeline_class, sampler):
-    folder = request.getfixturevalue(family)
-    artist = open_model(folder, **sampler)
-    plain = pipeline_class.from_pretrained(folder)
-    latents = starting_noise(artist, TEXTS, SEEDS)
-    negative = sampler.get("negative_prompt")
-    expected = plain(
-        prompt=TEXTS,
-        latents=latents,
-        num_inference_steps=2,
-        guidance_scale=sampler.get("guidance", 5.0),
-        negative_prompt=None if negative is None else [negative] * len(TEXTS),
-        height=sampler.get("height"),
-        width=sampler.get("width"),
-        output_type="pt",
-    ).images
-    torch.testing.assert_close(artist.generate(TEXTS, SEEDS), 2 * expected - 1, atol=1e-4, rtol=0)
-
-
-def test_each_prompt_is_encoded_once_while_its_images_stand_together(tiny_sdxl):
-    artist = open_model(tiny_sdxl)
-    encoded = []
-    real = artist.pipeline.encode_prompt
-
-    def spy(prompt, **rest):
-        encoded.extend(prompt or [])  # the pipeline asks again, with embeddings and no prompt
-        return real(prompt, **rest)
-
-    artist.pipeline.encode_prompt = spy
-    artist.generate(["a", "a"], [0, 1])
-    artist.generate(["a", "b"], [2, 0])
-    artist.generate(["b", "b"], [1, 2])
-    assert encoded == ["a", "b"]
-
-
-def test_neither_watermark_nor_safety_checker(tiny_sdxl, tiny_sd15):
-    assert open_model(tiny_sdxl).pipeline.watermark is None
-    assert open_model(tiny_sd15).pipeline.safety_checker is None
-
-
-def test_a_named_scheduler_keeps_the_models_own_noise_schedule(tiny_sdxl):
-    own = open_model(tiny_sdxl).pipeline.scheduler
-    other = open_model(tiny_sdxl, scheduler="DPMSolverMultistep").pipeline.scheduler
-    assert isinstance(other, diffusers.DPMSolverMultistepScheduler)
-    assert other.config.beta_end == own.config.beta_end
-
-
-def test_an_unknown_scheduler_is_refused_with_the_nearest(tiny_sdxl):
-    with pytest.raises(
-        ConfigError, match=r"'EulerDescrete' is no sampler .* Did you mean EulerDiscrete\?"
-    ):
-        open_model(tiny_sdxl, scheduler="EulerDescrete")
+    return write_adapter(tiny_sdxl, tmp_path / "adapter")
 
 
 def test_prompts_that_are_cut_are_known(tiny_sdxl):
-    artist = open_model(tiny_sdxl)
-    assert artist.truncated(["ab", "a very long prompt"]) == ["a very long prompt"]
+    model = locate_model(ModelSpec(path=str(tiny_sdxl)))
+    assert model.truncated(["ab", "a very long prompt"]) == ["a very long prompt"]
 
 
 @pytest.mark.parametrize("form", ["folder", "file", "run"])
@@ -197,8 +53,10 @@ def test_an_adapter_is_found_wherever_it_lies(tiny_sdxl, adapter, tmp_path, form
 
     plain = open_model(tiny_sdxl)
     assert (generated - plain.generate(TEXTS, SEEDS)).abs().max() > 1e-3
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     # The file is named since diffusers 0.33 looks for none where the network is off.
-    plain.pipeline.load_lora_weights(str(adapter), weight_name=ADAPTER_FILE)
+    pipeline.load_lora_weights(str(adapter), weight_name=ADAPTER_FILE)
+    plain.model = dataclasses.replace(plain.model, network=pipeline.unet)
     torch.testing.assert_close(generated, plain.generate(TEXTS, SEEDS), atol=1e-3, rtol=0)
 
 
@@ -214,23 +72,16 @@ def test_an_adapter_is_generated_with_the_prediction_type_that_its_run_trained(
         ModelSpec(path=str(tiny_sdxl), lora=adapter),
     )
 
-    pipeline = open_model(spec, scheduler="DDIM").pipeline
+    scheduler = open_model(spec, scheduler="DDIM").scheduler
 
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.config.prediction_type == "v_prediction"
     assert locate_model(spec).fingerprint() != locate_model(plain).fingerprint()
 
 
 def test_damaged_weights_become_a_sentence(moved_sdxl):
     (moved_sdxl / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ModelError, match="cannot be opened as a pipeline"):
+    with pytest.raises(ModelError, match="cannot be read as a StableDiffusionXLPipeline"):
         open_model(moved_sdxl)
-
-
-def test_in_half_precision_an_adapter_stays_separate(tiny_sdxl, adapter):
-    model = locate_model(ModelSpec(path=str(tiny_sdxl), lora=adapter))
-    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.bfloat16)
-    assert any("lora_A" in name for name, _ in artist.pipeline.unet.named_parameters())
-    assert artist.generate(["a"], [0]).isfinite().all()
 
 
 def test_the_result_of_a_full_run_is_generated_with(moved_sdxl, tmp_path):
@@ -287,35 +138,32 @@ def test_an_adapter_of_another_model_is_refused(tiny_sdxl, tmp_path):
         open_model(ModelSpec(path=str(tiny_sdxl), lora=file))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"eta": 2.0}, "eta must be between 0 and 1"),
-        ({"height": 500}, "height must be a multiple of 8 pixels, got 500"),
-    ],
-)
-def test_impossible_settings_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SamplerConfig(**arguments)
+# --- to train on --------------------------------------------------------------------------------
 
 
-def test_settings_say_the_precision_that_was_chosen():
-    dtype = choose_dtype("auto", CPU)
-    assert sampler_settings(SamplerConfig(), dtype)["dtype"] == "float32"
-    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
-    assert sampler_settings(SamplerConfig(), choose_dtype("bf16", CPU))["dtype"] == "bf16"
+def test_the_backbone_is_that_of_the_folder(tiny_sd15, tiny_sdxl_v):
+    assert diffusion_settings(ModelSpec(path=str(tiny_sd15))) == SD15(path=str(tiny_sd15))
+    assert diffusion_settings(ModelSpec(path=str(tiny_sdxl_v))) == SDXL(path=str(tiny_sdxl_v))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
-def test_a_gpu_in_half_precision_generates_the_same_images(request, family):
-    folder, cuda = request.getfixturevalue(family), torch.device("cuda")
-    sampler = SamplerConfig(steps=2, scheduler="DDIM", eta=1.0)
-    model = locate_model(ModelSpec(path=str(folder)))
-    generated = TextToImage.open(model, sampler, device=cuda, dtype=torch.float16).generate(
-        TEXTS, SEEDS
-    )
-    expected = open_model(folder, scheduler="DDIM", eta=1.0).generate(TEXTS, SEEDS)
-    torch.testing.assert_close(generated, expected, atol=0.05, rtol=0)
+def test_a_prediction_type_in_place_of_the_folders_own_is_kept(tiny_sd15):
+    spec = ModelSpec(path=str(tiny_sd15), prediction_type="v_prediction")
+    assert diffusion_settings(spec).prediction_type == "v_prediction"
+
+
+def test_a_pipeline_of_another_kind_is_refused(tiny_sd15, tmp_path):
+    folder = shutil.copytree(tiny_sd15, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "FluxPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for find in (diffusion_settings, locate_model):
+        with pytest.raises(ModelError, match=r"FluxPipeline, from which no .*StableDiffusionXL"):
+            find(ModelSpec(path=str(folder)))
+
+
+def test_a_run_that_has_saved_nothing_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {path: x}\n")
+    with pytest.raises(
+        ModelError, match=r"neither finished nor saved a checkpoint\. Continue it with: diffalign"
+    ):
+        diffusion_settings(ModelSpec(path=str(tmp_path)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffalign.generation.models import SamplerConfig
+from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.jobs import demo
 from diffalign.jobs.demo import DemoConfig
 

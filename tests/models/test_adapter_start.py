@@ -23,9 +23,8 @@ def load(settings, reference="none"):
 
 def predict(model):
     noisy = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(3))
-    conditioning = model.guidance_conditioning(["a red thing"], guidance=1)
     with model.sampling():
-        return model.guided(noisy, torch.tensor([400]), conditioning, guidance=1)
+        return model.denoiser(["a red thing"], guidance=1)(noisy, torch.tensor([400]))
 
 
 @pytest.fixture(params=[False, True], ids=["lora", "dora"])

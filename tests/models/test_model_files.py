@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from diffalign.errors import ModelError
-from diffalign.generation.models import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.models import ModelSpec, locate_model
+from diffalign.generation.text_to_image import SamplerConfig, TextToImage, check_sampler
 from diffalign.models.diffusion.schedulers import SCHEDULERS
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
@@ -221,9 +222,12 @@ def test_sd15_refuses_what_only_sdxl_is_told(tiny_sd15, tmp_path):
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ("StableDiffusionXLInpaintPipeline", "does not make images of prompts by a UNet alone"),
-        ("StableDiffusionXLInstructPix2PixPipeline", "does not make images of prompts"),
-        ("StableDiffusion3Pipeline", "does not make images of prompts by a UNet alone"),
+        (
+            "StableDiffusionXLInpaintPipeline",
+            "a StableDiffusionXLInpaintPipeline, from which no images are",
+        ),
+        ("StableDiffusionXLInstructPix2PixPipeline", "from which no images are sampled"),
+        ("FluxPipeline", "a FluxPipeline, from which no images are sampled"),
     ],
 )
 def test_pipelines_that_want_an_image_are_refused_before_they_sample(change, pipeline, message):
@@ -233,10 +237,10 @@ def test_pipelines_that_want_an_image_are_refused_before_they_sample(change, pip
 
 def sampled(folder: Path, **sampler: Any) -> torch.Tensor:
     model = locate_model(ModelSpec(path=str(folder)))
-    artist = TextToImage.open(
+    opened = TextToImage.open(
         model, SamplerConfig(steps=1, **sampler), device=CPU, dtype=torch.float32
     )
-    return artist.generate(["a cat"], [0])
+    return opened.generate(["a cat"], [0])
 
 
 @pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
@@ -256,20 +260,20 @@ def test_images_are_decoded_by_all_that_the_autoencoder_says(request, tmp_path, 
     after = sampled(folder)
 
     model = locate_model(ModelSpec(path=str(folder)))
-    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
+    opened = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
     given = []
-    artist.pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    artist.generate(["a cat"], [0])
+    vae = opened.model.autoencoder.network
+    vae.decoder.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    opened.generate(["a cat"], [0])
 
     assert (after - before).abs().max() > 1e-3
     offset = torch.tensor(fields.get("latents_mean", [0.5] * 4)).view(1, 4, 1, 1)
     spread = torch.tensor(fields.get("latents_std", [1.0] * 4)).view(1, 4, 1, 1)
-    pipeline = artist.pipeline
     plain = []
-    pipeline.vae.register_to_config(shift_factor=None, latents_mean=None, latents_std=None)
-    pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: plain.append(args[0]))
-    artist.generate(["a cat"], [0])
-    unquantise = pipeline.vae.post_quant_conv
+    vae.register_to_config(shift_factor=None, latents_mean=None, latents_std=None)
+    vae.decoder.register_forward_pre_hook(lambda _, args: plain.append(args[0]))
+    opened.generate(["a cat"], [0])
+    unquantise = vae.post_quant_conv
     bias = unquantise.bias.view(1, -1, 1, 1)
     expected = unquantise(
         offset
@@ -295,13 +299,13 @@ def test_a_tokenizer_without_a_length_takes_that_of_its_encoder(request, tmp_pat
         settings(path=str(path)).load(device=CPU, compute_dtype=torch.float32, reference="none")
         for path in (folder, request.getfixturevalue(f"tiny_{kind}"))
     ]
-    ours, expected = (model.encode_prompts(texts).hidden_states for model in models)
+    ours, expected = (model.prompts.encode(texts).hidden_states for model in models)
 
     assert torch.equal(ours, expected)
     model = locate_model(ModelSpec(path=str(folder)))
-    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
-    assert artist.truncated([*texts, "cat"]) == texts
-    assert artist.sample(texts, [0]).isfinite().all()
+    opened = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
+    assert model.truncated([*texts, "cat"]) == texts
+    assert opened.generate(texts, [0]).isfinite().all()
 
 
 def test_a_size_of_two_numbers_is_height_and_width(change):
@@ -351,12 +355,12 @@ def test_what_a_single_file_says_of_itself_is_followed(
 
     noising = settings.noising()
     model = locate_model(ModelSpec(path=str(file), config=str(tiny_sd15)))
-    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
+    opened = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
 
     assert type(noising).__name__ == {"epsilon": "Epsilon", "v_prediction": "Velocity"}[prediction]
     assert (noising.alphas_cumprod[-1] == 0) == zero_snr
-    assert artist.pipeline.scheduler.config.prediction_type == prediction
-    assert (artist.pipeline.scheduler.alphas_cumprod[-1] < 1e-6) == zero_snr
+    assert opened.scheduler.config.prediction_type == prediction
+    assert (opened.scheduler.alphas_cumprod[-1] < 1e-6) == zero_snr
 
 
 def test_a_setting_decides_against_what_a_file_says(single, tiny_sd15):
@@ -391,8 +395,8 @@ def test_what_a_single_file_says_and_is_not_supported_is_refused(
     with pytest.raises(ModelError, match=message):
         SD15(path=str(file), config=str(tiny_sd15)).check()
     with pytest.raises(ModelError, match=message):
-        locate_model(ModelSpec(path=str(file), config=str(tiny_sd15))).check_sampler(
-            SamplerConfig()
+        check_sampler(
+            locate_model(ModelSpec(path=str(file), config=str(tiny_sd15))), SamplerConfig()
         )
 
 
@@ -421,18 +425,18 @@ def test_an_exported_model_says_what_it_was_trained_with(single, tiny_sd15, tmp_
 
 def test_an_autoencoder_that_overflows_is_named_when_images_are_made(tiny_sdxl):
     model = locate_model(ModelSpec(path=str(tiny_sdxl)))
-    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
-    artist.pipeline.vae.decoder.conv_out.weight.data.fill_(torch.inf)
+    opened = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float32)
+    opened.model.autoencoder.network.decoder.conv_out.weight.data.fill_(torch.inf)
 
     with pytest.raises(ModelError, match="the autoencoder, in float32, made values that are not"):
-        artist.generate(["a cat"], [0])
+        opened.generate(["a cat"], [0])
 
 
 @pytest.mark.parametrize("upcast", [True, False])
 def test_an_autoencoder_that_must_not_be_halved_is_kept_in_float32(change, upcast):
     model = locate_model(ModelSpec(path=str(change("vae/config.json", force_upcast=upcast))))
 
-    artist = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float16)
+    opened = TextToImage.open(model, SamplerConfig(steps=1), device=CPU, dtype=torch.float16)
 
-    assert artist.pipeline.unet.dtype == torch.float16
-    assert artist.pipeline.vae.dtype == (torch.float32 if upcast else torch.float16)
+    assert opened.model.network.dtype == torch.float16
+    assert opened.model.autoencoder.network.dtype == (torch.float32 if upcast else torch.float16)

@@ -26,9 +26,8 @@ def model(request, tiny_sd15):
 def output(model):
     """What the model says of one latent."""
     noisy = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
-    conditioning = model.guidance_conditioning(["a cat"], guidance=1.0)
     with torch.no_grad():
-        return model.predict(noisy, torch.tensor([500]), conditioning)
+        return model.denoiser(["a cat"], guidance=1.0)(noisy, torch.tensor([500]))
 
 
 def reference_output(model):
@@ -107,11 +106,8 @@ def test_an_optimiser_goes_on_training_the_same_parameters(model):
 
     with model.reference():
         inside = {name: p.data_ptr() for name, p in model.trained_parameters()}
-    model.predict(
-        torch.ones(1, 4, 4, 4),
-        torch.tensor([500]),
-        model.guidance_conditioning(["a cat"], guidance=1.0),
-    ).square().mean().backward()
+    denoise = model.denoiser(["a cat"], guidance=1.0)
+    denoise(torch.ones(1, 4, 4, 4), torch.tensor([500])).square().mean().backward()
     before = output(model)
     optimizer.step()
 

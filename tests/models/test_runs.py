@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diffalign.config import to_dict
 from diffalign.errors import ModelError
-from diffalign.generation.models import ModelSpec, SamplerConfig, TextToImage, locate_model
-from diffalign.generation.trainable_settings import diffusion_settings
+from diffalign.generation.models import ModelSpec, diffusion_settings, locate_model
+from diffalign.generation.text_to_image import SamplerConfig, TextToImage
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
@@ -57,16 +57,15 @@ def train(settings: Any, run: Path, *, average: bool = False, by: float = 0.2) -
 
 def predict(model: Any) -> torch.Tensor:
     noisy = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(3))
-    conditioning = model.guidance_conditioning(["a red thing"], guidance=1)
     with model.sampling():
-        return model.guided(noisy, torch.tensor([400]), conditioning, guidance=1)
+        return model.denoiser(["a red thing"], guidance=1)(noisy, torch.tensor([400]))
 
 
 def images(spec: ModelSpec) -> torch.Tensor:
-    artist = TextToImage.open(
+    opened = TextToImage.open(
         locate_model(spec), SamplerConfig(steps=2), device=CPU, dtype=torch.float32
     )
-    return artist.generate(["a cat"], [0])
+    return opened.generate(["a cat"], [0])
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from diffalign.models.diffusion.autoencoder import LatentSpace
 from diffalign.models.diffusion.noising import Epsilon
+from diffalign.models.diffusion.sampling import Denoise
 from diffalign.seeding import derive_seed
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -24,34 +26,33 @@ def slope_of(prompt: str) -> float:
     return derive_seed(prompt) % 1000 / 1000
 
 
+def _decode(latents: Tensor, *, clamp: bool = True) -> Tensor:
+    return latents.clamp(-1, 1) if clamp else latents
+
+
 class LinearModel:
     """Predicts `slope * state + t / 1000` as the noise; an image is its latent, cut off."""
 
     noising = NOISING
     device = torch.device("cpu")
-    image_size = (2, 2)
+    latent_space = LatentSpace(channels=3, factor=1, own_size=(2, 2))
 
     def __init__(self) -> None:
         self.evaluations = 0
+        self.autoencoder = SimpleNamespace(decode=_decode)
         self.told_sizes: set[tuple[int, int] | None] = set()
 
-    def latent_shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        return (3, *size)
-
-    def guidance_conditioning(
+    def denoiser(
         self, prompts: Sequence[str], *, guidance: float, size: tuple[int, int] | None = None
-    ) -> Mapping[str, Any]:
+    ) -> Denoise:
         self.told_sizes.add(size)
-        return {"slope": torch.tensor([slope_of(prompt) for prompt in prompts])}
+        slopes = torch.tensor([slope_of(prompt) for prompt in prompts])[:, None, None, None]
 
-    def guided(
-        self, noisy: Tensor, time: Tensor, conditioning: Mapping[str, Any], *, guidance: float
-    ) -> Tensor:
-        self.evaluations += len(noisy)
-        return conditioning["slope"][:, None, None, None] * noisy + time[:, None, None, None] / 1000
+        def denoise(noisy: Tensor, time: Tensor) -> Tensor:
+            self.evaluations += len(noisy)
+            return slopes * noisy + time[:, None, None, None] / 1000
 
-    def decode_images(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
-        return latents.clamp(-1, 1) if clamp else latents
+        return denoise
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

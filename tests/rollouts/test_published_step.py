@@ -40,13 +40,13 @@ class Recited:
         yield
         self._referred = False
 
-    def guidance_conditioning(self, prompts, *, guidance, size):
-        return {}
+    def denoiser(self, prompts, *, guidance, size):
+        def denoise(noisy, time):
+            assert time.tolist() == STEPS.tolist()
+            self.evaluations += len(noisy)
+            return self._reference if self._referred else self._policy
 
-    def guided(self, noisy, time, conditioning, *, guidance):
-        assert time.tolist() == STEPS.tolist()
-        self.evaluations += len(noisy)
-        return self._reference if self._referred else self._policy
+        return denoise
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])

@@ -67,10 +67,10 @@ def test_every_step_is_a_generate_from_where_the_model_would_step(request, backb
 
     assert torch.equal(trajectories.latents[0], noise_from_seeds([100, 101, 102], SHAPE))
     with model.sampling():
-        conditioning = model.guidance_conditioning(PROMPTS, guidance=5.0)
+        denoise = model.denoiser(PROMPTS, guidance=5.0)
         for index, (t, t_next) in enumerate(trajectories.times):
             state, outcome = trajectories.latents[index], trajectories.latents[index + 1]
-            step = reverse_step(model, PROCESS, state, t, t_next, conditioning)
+            step = reverse_step(denoise, model.noising, state, t, t_next, eta=PROCESS.eta)
             noise = noise_from_seeds([10 * index + row for row in range(3)], SHAPE)
             assert torch.equal(outcome, step.mean + step.std.reshape(3, 1, 1, 1) * noise)
             expected = transition_log_likelihood(outcome, step.mean, step.std, reduction="mean")
@@ -143,9 +143,11 @@ def test_guidance_costs_a_second_row_a_step(model, guidance, branches):
 
 def test_prompts_are_encoded_before_the_first_step_and_kept(model, monkeypatch):
     asked = []
-    encode = type(model.conditioner).encode
+    encode = type(model.prompts.conditioner).encode
     monkeypatch.setattr(
-        type(model.conditioner), "encode", lambda self, p: asked.extend(p) or encode(self, p)
+        type(model.prompts.conditioner),
+        "encode",
+        lambda self, p: asked.extend(p) or encode(self, p),
     )
 
     for _ in range(2):

@@ -60,13 +60,6 @@ def check_unet(unet: Config, encoders: Mapping[str, Config], *, added: str | Non
             f"unet/config.json has addition_embed_type {unet.get('addition_embed_type')!r}, and a "
             f"network of this kind has {added!r}: it would not be told what it expects"
         )
-    size = unet.get("sample_size")
-    pair = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
-    if not (pair or isinstance(size, int)):
-        raise ModelError(
-            f"unet/config.json has sample_size {size!r}: it must be the height and width of its "
-            f"latents, one number or two (64 for images of 512 pixels)"
-        )
     _check_text_encoders(unet, encoders)
 
 
@@ -105,7 +98,15 @@ def _check_text_encoders(unet: Config, encoders: Mapping[str, Config]) -> None:
 
 
 def check_trainable(network: Config) -> None:
-    """Raise ModelError if a denoiser would be trained on less than it is told when it samples."""
+    """Raise ModelError if a denoiser would be trained on less than it is told when it samples, or
+    does not say for which size it was made."""
+    size = network.get("sample_size")
+    pair = isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+    if not (pair or isinstance(size, int)):
+        raise ModelError(
+            f"unet/config.json has sample_size {size!r}: it must be the height and width of its "
+            f"latents, one number or two (64 for images of 512 pixels)"
+        )
     if network.get(_GUIDANCE_EMBEDDING) is not None:
         raise ModelError(
             f"unet/config.json has {_GUIDANCE_EMBEDDING} {network[_GUIDANCE_EMBEDDING]}: it was "

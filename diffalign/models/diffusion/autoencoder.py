@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +64,58 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace:
+    """Of what shape the latents of an image are."""
+
+    channels: int
+    factor: int
+    """Pixels per latent, along either side."""
+    own_size: tuple[int, int] | None
+    """(height, width) of the latents that the network was made for; None where it does not say."""
+    patch: int = 1
+    """Latents along either side that the network takes as one token."""
+
+    @classmethod
+    def of(cls, network: Mapping[str, Any], factor: int) -> LatentSpace:
+        """Read it off a network's configuration."""
+        size = network.get("sample_size")
+        return cls(
+            channels=network.get("in_channels", 4),
+            factor=factor,
+            own_size=(size, size) if isinstance(size, int) else size and (size[0], size[1]),
+            patch=network.get("patch_size") or 1,
+        )
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The network's own (height, width), in pixels."""
+        if self.own_size is None:
+            raise ValueError(
+                "the network's configuration has no sample_size, so the size of its images is not "
+                "known: give height and width"
+            )
+        height, width = self.own_size
+        return height * self.factor, width * self.factor
+
+    def shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of an image.
+
+        Args:
+            size: (height, width) of the image in pixels; None is the network's own.
+
+        Raises:
+            ValueError: autoencoder and network cannot divide that size, or do not say their own.
+        """
+        (height, width), step = size or self.image_size, self.factor * self.patch
+        if height % step or width % step:
+            raise ValueError(
+                f"images of {height}x{width} pixels do not fit the autoencoder: height and width "
+                f"must be multiples of {step}"
+            )
+        return self.channels, height // self.factor, width // self.factor
+
+
 class Autoencoder:
     """A frozen `AutoencoderKL`, never autocast, given few images at once.
 
@@ -97,7 +150,15 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Sample the posterior: see `DiffusionModel.encode_images`."""
+        """Sample the posterior; no gradient.
+
+        Args:
+            images: shape [n, 3, H, W], float32 in [-1, 1], on any device.
+            seeds: n of them; a row's sample depends on its image and its seed alone.
+
+        Returns:
+            Scaled latents, shape [n, channels, H / factor, W / factor], float32.
+        """
         with torch.autocast(self.device.type, enabled=False):
             chunks = [
                 self.network.encode(part).latent_dist
@@ -114,8 +175,16 @@ class Autoencoder:
         return (sample - offset) * factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents into images: see `DiffusionModel.decode_images`."""
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
+        """Turn scaled latents into images; no gradient.
+
+        Args:
+            latents: shape [n, channels, h, w], on any device.
+            clamp: cut off what an image file could not hold. Scorers of noisy images resize first.
+
+        Returns:
+            Shape [n, 3, h * factor, w * factor], float32, in [-1, 1] where clamped.
+        """
         offset, factor = self._statistics()
         unscaled = send(latents, self.device).float() / factor + offset
         with torch.autocast(self.device.type, enabled=False):
@@ -125,7 +194,7 @@ class Autoencoder:
             ]
         images = torch.cat(chunks).float()
         self._note(unscaled, images)
-        return images
+        return images.clamp(-1.0, 1.0) if clamp else images
 
     def _note(self, given: Tensor, made: Tensor) -> None:
         """Remember, without waiting for the device, whether a row broke in here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,89 @@ def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
         hidden_states=torch.cat([row.hidden_states for row in rows]),
         pooled=torch.cat(pooled) if pooled else None,
     )
+
+
+class PromptEncoder:
+    """Prompts as a network hears of them: around frozen text encoders, never autocast.
+
+    For guidance, every prompt is encoded alone and the most recently used ones are kept on the
+    device, so that a row does not depend on the company that its prompt was first met in, not even
+    in the last bit.
+    """
+
+    def __init__(
+        self, conditioner: AbstractConditioner, *, device: torch.device, capacity: int = 256
+    ) -> None:
+        """Start with nothing kept.
+
+        Args:
+            conditioner: around the text encoders.
+            device: where these are.
+            capacity: prompts that are kept; one of SDXL takes 0.6 MB in float32.
+        """
+        self.conditioner = conditioner
+        self._device = device
+        self._capacity = capacity
+        self._kept: OrderedDict[str, PromptEmbeddings] = OrderedDict()
+        self._unconditional: PromptEmbeddings | None = None
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Encode n prompts, equal ones once; the empty prompt represents a dropped caption."""
+        distinct = list(dict.fromkeys(prompts))
+        index = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        with torch.autocast(self._device.type, enabled=False):
+            embeddings = self.conditioner.encode(distinct)
+        return embeddings.rows(send(index, self._device))
+
+    def framed(self, prompts: Sequence[str], framing: Framing) -> Mapping[str, Any]:
+        """What the network is told of n images next to latent and time, as they were cut."""
+        return self.conditioner.arguments(self.encode(prompts), framing)
+
+    @torch.no_grad()
+    def guided(
+        self,
+        prompts: Sequence[str],
+        *,
+        guidance: float,
+        size: tuple[int, int],
+        negative_prompt: str | None = None,
+    ) -> Mapping[str, Any]:
+        """What the network is told of n images that are to be sampled.
+
+        Args:
+            prompts: n of them.
+            guidance: above 1 there are 2 n rows, the first n of them unconditional, as in the
+                backbone's own pipeline.
+            size: (height, width) of the images in pixels, told as that of the uncropped file.
+            negative_prompt: in the place of what guidance steers away from.
+        """
+        # What is kept must serve training too: none of it may be an inference tensor.
+        with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False):
+            rows = [self._alone(prompt) for prompt in prompts]
+            if guidance > 1:
+                rows = [self._away(negative_prompt)] * len(prompts) + rows
+        framing = Framing(
+            original_sizes=torch.tensor([size] * len(rows)),
+            crop_corners=torch.zeros((len(rows), 2), dtype=torch.int64),
+            target_size=size,
+        )
+        return self.conditioner.arguments(stack_embeddings(rows), framing)
+
+    def _alone(self, prompt: str) -> PromptEmbeddings:
+        if prompt not in self._kept:
+            self._kept[prompt] = self.conditioner.encode([prompt])
+        self._kept.move_to_end(prompt)
+        if len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
+        return self._kept[prompt]
+
+    def _away(self, negative_prompt: str | None) -> PromptEmbeddings:
+        if negative_prompt is not None:
+            return self._alone(negative_prompt)
+        if self._unconditional is None:
+            self._unconditional = self.conditioner.unconditional()
+        return self._unconditional
 
 
 def token_ids(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:

@@ -31,13 +31,15 @@ from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import Autoencoder
-from diffalign.models.diffusion.conditioning import AbstractConditioner
+from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 from diffalign.models.diffusion.export import with_weights, write_adapter, write_pipeline
 from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.diffusion.parts import PipelineParts
-from diffalign.models.diffusion.schedulers import SCHEDULE_FILE
+from diffalign.models.diffusion.pipeline_lora import add_adapter
+from diffalign.models.diffusion.sampling import SampledModel
+from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler
 from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.precision import DTYPES, Precision
@@ -60,6 +62,8 @@ class AbstractDiffusion(AbstractModel):
     """Names of the text encoders within the pipeline; a folder may lack some."""
     component: ClassVar[str] = "unet"
     """Name of the network within the pipeline."""
+    same_parts: ClassVar[tuple[str, ...]] = ()
+    """Names of other pipeline classes whose folders hold the very same parts."""
     adapter_layers: ClassVar[Scope] = lora.DENOISER
     """Layers of the network that get an adapter where the settings name none."""
     fused_attention: ClassVar[type | None] = AttnProcessor2_0
@@ -232,6 +236,7 @@ class AbstractDiffusion(AbstractModel):
         return PipelineParts(
             name=self.path,
             pipeline=self.pipeline,
+            same_parts=self.same_parts,
             component=self.component,
             text_encoders=self.text_encoders,
             left_out=self.left_out,
@@ -242,17 +247,16 @@ class AbstractDiffusion(AbstractModel):
             zero_terminal_snr=self.zero_terminal_snr,
         )
 
+    @property
+    def parts(self) -> PipelineParts:
+        """Of the pipeline, where they lie."""
+        return self._parts
+
     def check(self) -> None:
-        parts = self._parts
-        parts.check_class(components.kind_of(self))
-        parts.check_autoencoder()
-        network_config = parts.whole_network_config()
-        self.check_configs(network_config, parts.encoder_configs())
-        check_trainable(network_config)
-        parts.check_channels()
+        network = self._check_parts()
+        check_trainable(self._parts.whole_network_config())
         self.noising()
-        network = parts.blank_network()
-        parts.check_weights()
+        self._parts.check_weights()
         if self.lora is not None:
             lora.check_targets(network, self.lora, scope=self.adapter_layers)
             lora.check_start(
@@ -261,6 +265,20 @@ class AbstractDiffusion(AbstractModel):
         if self.attention == "xformers":
             _check_xformers()
 
+    def check_to_sample(self) -> None:
+        """Raise ModelError for whatever can be known of sampling before weights are read."""
+        self._check_parts()
+        self._parts.check_weights()
+
+    def _check_parts(self) -> Any:
+        """Raise ModelError unless the parts fit together; returns the network without weights."""
+        parts = self._parts
+        parts.check_class(components.kind_of(self))
+        parts.check_autoencoder()
+        self.check_configs(parts.whole_network_config(), parts.encoder_configs())
+        parts.check_channels()
+        return parts.blank_network()
+
     def noising(self) -> AbstractNoising:
         """How the model was trained to be corrupted; reads its scheduler's configuration alone.
 
@@ -268,6 +286,22 @@ class AbstractDiffusion(AbstractModel):
             ModelError: the configuration is missing or of a kind that is not supported.
         """
         return noising_from_scheduler(self._parts.schedule)
+
+    def scheduler(self, name: str | None = None) -> Any:
+        """A scheduler of diffusers that samples by the model's noise schedule.
+
+        Args:
+            name: of a class of diffusers, with or without `Scheduler`; None is the model's own.
+
+        Raises:
+            ConfigError: the name is not of a sampler for this model.
+        """
+        return build_scheduler(self._parts.schedule, name)
+
+    def schedule_arguments(self, latent_shape: tuple[int, int, int]) -> Mapping[str, Any]:
+        """What the scheduler's `set_timesteps` is given next to the number of steps, for latents of
+        (channels, height, width)."""
+        return {}
 
     def load(
         self,
@@ -301,11 +335,43 @@ class AbstractDiffusion(AbstractModel):
             network=policy,
             reference=reference_of(reference, policy, stand_in),
             autoencoder=Autoencoder(parts["vae"], images_at_once=self.images_per_encoding),
+            latent_space=self._parts.latent_space(),
             conditioner=self.conditioner(pipeline),
             noising=self.noising(),
             compute_dtype=compute_dtype,
             fingerprint=self._fingerprint(),
             export=self._export,
+        )
+
+    def load_to_sample(
+        self, *, device: torch.device, dtype: torch.dtype, adapter: Path | None = None
+    ) -> SampledModel:
+        """Read the weights for sampling alone, as the backbone's own pipeline would hold them.
+
+        Args:
+            device: where everything goes.
+            dtype: of all weights; the autoencoder stays in float32 where float16 breaks it.
+            adapter: a `.safetensors` file in any published layout, from `locate_adapter`; it may
+                change the text encoders too.
+
+        Raises:
+            ModelError: files are damaged, or do not belong together.
+        """
+        pipeline = self._parts.read()
+        if adapter is not None:
+            # Half precision would round away much of a small change, so there it stays separate.
+            add_adapter(pipeline, adapter, merge=dtype == torch.float32)
+        parts = pipeline.components
+        upcast = dtype == torch.float16 and parts["vae"].config.force_upcast
+        freeze(parts["vae"], device, torch.float32 if upcast else dtype)
+        for name in (self.component, *self._parts.encoders):
+            freeze(parts[name], device, dtype)
+        return SampledModel(
+            network=parts[self.component],
+            # How many images are made at once is said by whoever samples.
+            autoencoder=Autoencoder(parts["vae"], images_at_once=2**31),
+            prompts=PromptEncoder(self.conditioner(pipeline), device=device, capacity=32),
+            latent_space=self._parts.latent_space(),
         )
 
     def _networks(

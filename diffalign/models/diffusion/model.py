@@ -11,20 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.base import AbstractTrainable
-from diffalign.models.devices import send
-from diffalign.models.diffusion.autoencoder import Autoencoder
-from diffalign.models.diffusion.conditioning import (
-    AbstractConditioner,
-    Framing,
-    PromptEmbeddings,
-    stack_embeddings,
-)
+from diffalign.models.diffusion.autoencoder import Autoencoder, LatentSpace
+from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 from diffalign.models.diffusion.noising import AbstractNoising
-from diffalign.models.diffusion.prompt_cache import PromptCache
+from diffalign.models.diffusion.sampling import Denoise, with_guidance
 from diffalign.models.preparation import evaluation_mode
 from diffalign.models.reference import AbstractReference, PastPolicy
-
-_KEPT_PROMPTS = 256
 
 Export = Callable[[Path, nn.Module, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
@@ -44,6 +36,7 @@ class DiffusionModel(AbstractTrainable):
         network: nn.Module,
         reference: AbstractReference,
         autoencoder: Autoencoder,
+        latent_space: LatentSpace,
         conditioner: AbstractConditioner,
         noising: AbstractNoising,
         compute_dtype: torch.dtype,
@@ -56,6 +49,7 @@ class DiffusionModel(AbstractTrainable):
             network: the denoiser; what requires grad in it is what trains.
             reference: what is in for it within `reference()`.
             autoencoder: around the frozen network between images and latents.
+            latent_space: of what shape latents are.
             conditioner: around the frozen text encoders.
             noising: how the network was trained to be fed.
             compute_dtype: in which the network runs, by autocast unless it is float32.
@@ -64,8 +58,9 @@ class DiffusionModel(AbstractTrainable):
         """
         self.network = network
         self.noising = noising
-        self.conditioner = conditioner
         self.autoencoder = autoencoder
+        self.prompts = PromptEncoder(conditioner, device=autoencoder.device)
+        self.latent_space = latent_space
         self.device = autoencoder.device
         self.evaluations = 0
         """Rows that entered the network so far, policy and reference alike; guidance is two."""
@@ -73,113 +68,38 @@ class DiffusionModel(AbstractTrainable):
         self._trained = [name for name, p in network.named_parameters() if p.requires_grad]
         self._reference = reference
         self._called: nn.Module | None = None
-        self._prompts = PromptCache(conditioner, capacity=_KEPT_PROMPTS)
         self._compute_dtype = compute_dtype
         self._fingerprint = fingerprint
         self._export = export
 
-    def encode_images(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Sample the autoencoder's posterior; no gradient.
+    @torch.no_grad()
+    def denoiser(
+        self,
+        prompts: Sequence[str],
+        *,
+        guidance: float,
+        size: tuple[int, int] | None = None,
+        negative_prompt: str | None = None,
+    ) -> Denoise:
+        """The policy, or where it is called within `reference()` the reference, with n prompts.
 
-        Args:
-            images: shape [n, 3, H, W], float32 in [-1, 1], on any device.
-            seeds: n of them; a row's sample depends on its image and its seed alone.
-
-        Returns:
-            Scaled latents, shape [n, channels, H / factor, W / factor], float32.
+        Gradient flows into the network where it is enabled; the result is float32, and under
+        guidance both branches are. Arguments are those of `Samplable`.
         """
-        return self.autoencoder.encode(images, seeds)
-
-    def decode_images(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
-        """Sample the images behind scaled latents; no gradient.
-
-        Args:
-            latents: shape [n, channels, h, w], on any device.
-            clamp: cut off what an image file could not hold. Judges of noisy images resize first.
-
-        Returns:
-            Shape [n, 3, h * factor, w * factor], float32, in [-1, 1] where clamped.
-        """
-        images = self.autoencoder.decode(latents)
-        return images.clamp(-1.0, 1.0) if clamp else images
+        conditioning = self.prompts.guided(
+            prompts,
+            guidance=guidance,
+            size=size or self.latent_space.image_size,
+            negative_prompt=negative_prompt,
+        )
+        return with_guidance(
+            lambda noisy, time: self.predict(noisy, time, conditioning).float(), guidance
+        )
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """The network's own (height, width), in pixels."""
-        config: Any = self._unwrapped.config
-        size, factor = config.sample_size, self.autoencoder.factor
-        height, width = (size, size) if isinstance(size, int) else size
-        return height * factor, width * factor
-
-    def latent_shape_at(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Channels, height and width of the latent of an image of (height, width) pixels.
-
-        Raises:
-            ValueError: the autoencoder cannot divide that size.
-        """
-        (height, width), factor = size, self.autoencoder.factor
-        if height % factor or width % factor:
-            raise ValueError(
-                f"images of {height}x{width} pixels do not fit the autoencoder: height and width "
-                f"must be multiples of {factor}"
-            )
-        config: Any = self._unwrapped.config
-        return config.in_channels, height // factor, width // factor
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Encode n prompts, equal ones once; the empty prompt represents a dropped caption."""
-        distinct = list(dict.fromkeys(prompts))
-        index = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        with torch.autocast(self.device.type, enabled=False):
-            embeddings = self.conditioner.encode(distinct)
-        return embeddings.rows(send(index, self.device))
-
-    def condition(self, prompts: Sequence[str], framing: Framing) -> Mapping[str, Any]:
-        """What `predict` needs to know about n images next to latent and time."""
-        return self.conditioner.arguments(self.encode_prompts(prompts), framing)
-
-    @torch.no_grad()
-    def guidance_conditioning(
-        self, prompts: Sequence[str], *, guidance: float, size: tuple[int, int] | None = None
-    ) -> Mapping[str, Any]:
-        """What `guided` needs to know about n images next to latent and time.
-
-        Args:
-            prompts: n of them. Each is encoded alone: a row does not depend on its company.
-            guidance: the one that `guided` will be given; above 1 there are 2 n rows, the first n
-                of them unconditional, as in the backbone's own pipeline.
-            size: (height, width) of the images in pixels, told as that of the uncropped file; None
-                is the network's own.
-        """
-        with torch.autocast(self.device.type, enabled=False):
-            rows = [self._prompts.encode(prompt) for prompt in prompts]
-            if guidance != 1:
-                rows = [self._prompts.unconditional()] * len(prompts) + rows
-        size = self.image_size if size is None else size
-        framing = Framing(
-            original_sizes=torch.tensor([size] * len(rows)),
-            crop_corners=torch.zeros((len(rows), 2), dtype=torch.int64),
-            target_size=size,
-        )
-        return self.conditioner.arguments(stack_embeddings(rows), framing)
-
-    def guided(
-        self, noisy: Tensor, time: Tensor, conditioning: Mapping[str, Any], *, guidance: float
-    ) -> Tensor:
-        """Prediction under classifier-free guidance, float32; one forward for both branches.
-
-        Args:
-            noisy: shape [n, channels, h, w], float32.
-            time: from `noising.network_time`, shape [n].
-            conditioning: from `guidance_conditioning`, with the same guidance.
-            guidance: 1 is the conditional prediction itself.
-        """
-        if guidance == 1:
-            return self.predict(noisy, time, conditioning).float()
-        stacked = self.predict(torch.cat([noisy, noisy]), torch.cat([time, time]), conditioning)
-        unconditional, conditional = stacked.float().chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+    def latent_dtype(self) -> torch.dtype:
+        """Float32, whatever the network computes in."""
+        return torch.float32
 
     def predict(self, noisy: Tensor, time: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
         """Output of the policy, or within `reference()` of the reference.
@@ -187,7 +107,7 @@ class DiffusionModel(AbstractTrainable):
         Args:
             noisy: from `noising.corrupt`, shape [n, channels, h, w], float32.
             time: from `noising.network_time`, shape [n].
-            conditioning: from `condition`.
+            conditioning: from `prompts`.
 
         Returns:
             A prediction of `noising.target`, same shape, in the dtype of the computation.

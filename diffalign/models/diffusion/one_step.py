@@ -43,10 +43,9 @@ def through_one_step(
     assert isinstance(noising, AbstractVariancePreserving), "checked with the config"
     size = (images.shape[-2], images.shape[-1])
     with torch.no_grad(), model.sampling():
-        clean = model.encode_images(images, encoding_seeds)
+        clean = model.autoencoder.encode(images, encoding_seeds)
         noise = send(noise_from_seeds(noise_seeds, tuple(clean.shape[1:])), clean.device)
         noisy = noising.corrupt(clean, noise, t)
         time = send(noising.network_time(t), clean.device)
-        conditioning = model.guidance_conditioning(prompts, guidance=guidance, size=size)
-        prediction = model.guided(noisy, time, conditioning, guidance=guidance)
-        return model.decode_images(noising.denoised(noisy, prediction, t))
+        denoise = model.denoiser(prompts, guidance=guidance, size=size)
+        return model.autoencoder.decode(noising.denoised(noisy, denoise(noisy, time), t))

@@ -3,10 +3,12 @@ and the reading itself."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -17,6 +19,7 @@ from diffalign import components
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.agreement import check_channels
+from diffalign.models.diffusion.autoencoder import LatentSpace
 from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 from diffalign.models.locate import ITSELF, AbstractLocation, locate
 
@@ -33,6 +36,8 @@ class PipelineParts:
     """Name of the pipeline class that it has to be of."""
     component: str
     """Name of the network within it."""
+    same_parts: tuple[str, ...]
+    """Names of other pipeline classes with the very same parts."""
     text_encoders: tuple[str, ...]
     """Names of the text encoders that the class has; a folder may lack some."""
     left_out: Mapping[str, Any]
@@ -94,7 +99,7 @@ class PipelineParts:
             kind: whose pipeline it has to be.
         """
         given = self.index.get("_class_name")
-        if given == self.pipeline:
+        if given in (self.pipeline, *self.same_parts):
             return
         advice = "no kind trains that"
         for other in components.kinds(AbstractModel):
@@ -117,12 +122,18 @@ class PipelineParts:
     def check_channels(self) -> None:
         """Raise ModelError unless autoencoder and network work on latents of equal channels."""
         network, file = self.whole_network_config(), f"{self.component}/config.json"
+        vae_file = "vae/config.json" if self._autoencoder is None else f"{self.vae}/config.json"
+        check_channels(network, self._autoencoder_config(), file=file, vae_file=vae_file)
+
+    def _autoencoder_config(self) -> dict[str, Any]:
         if self._autoencoder is None:
-            vae, vae_file = self.location.read_json("vae/config.json"), "vae/config.json"
-        else:
-            vae = self._autoencoder.read_json(f"{ITSELF}/config.json")
-            vae_file = f"{self.vae}/config.json"
-        check_channels(network, vae, file=file, vae_file=vae_file)
+            return self.location.read_json("vae/config.json")
+        return self._autoencoder.read_json(f"{ITSELF}/config.json")
+
+    def latent_space(self) -> LatentSpace:
+        """Of what shape latents are."""
+        levels = self._autoencoder_config().get("block_out_channels", (64,))
+        return LatentSpace.of(self.whole_network_config(), 2 ** (len(levels) - 1))
 
     def check_weights(self) -> None:
         """Raise ModelError if weights are known to be missing or pickled."""
@@ -175,7 +186,7 @@ class PipelineParts:
             pipeline = self.location.load(
                 getattr(diffusers, self.pipeline), **self.left_out, **given
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{self.name}: cannot be read as a {self.pipeline}: {error}"
             ) from error
@@ -194,3 +205,38 @@ class PipelineParts:
         inside = (self.component, "vae", *self.encoders)
         other = None if self._autoencoder is None else self._autoencoder.identity(ITSELF)
         return [*map(self.location.identity, inside), other]
+
+    def image_fingerprint(self, adapter: Path | None) -> str:
+        """Identifies what images are made by, weights and their schedule: 16 hexadecimal digits.
+
+        Args:
+            adapter: the file of one, put into the pipeline.
+        """
+        names = [
+            name
+            for name in self.index
+            if isinstance(self.index[name], list)
+            and self._is_there(name)
+            and name.startswith(("unet", "transformer", "vae", "text_encoder"))
+        ]
+        parts = [self.location.identity(name) for name in names]
+        written = self.location.read_json(SCHEDULE_FILE)
+        parts.append(str(sorted(written.items())))
+        if self.prediction_type is not None:
+            parts.append(self.prediction_type)
+        elif self.schedule != written:
+            parts.append(str(sorted(self.schedule.items())))
+        if adapter is not None:
+            parts.append(hashlib.blake2b(adapter.read_bytes()).hexdigest())
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+    def notes(self) -> list[str]:
+        """What a person should know of how the model is read, a line each."""
+        written = self.location.read_json(SCHEDULE_FILE)
+        changed = {k: v for k, v in self.schedule.items() if written.get(k) != v}
+        if not changed:
+            return []
+        return [
+            f"{', '.join(f'{key} is {value}' for key, value in changed.items())}, in place of what "
+            f"its {SCHEDULE_FILE} says"
+        ]

@@ -107,11 +107,13 @@ def read_adapters(
             f"the same adapter in the layout of diffusers or peft (lora_magnitude_vector)"
         )
     try:
-        named, *_ = pipeline.lora_state_dict(
+        found_state = pipeline.lora_state_dict(
             _without_alphas(tensors), unet_config=unet_config or _unet(pipeline)
         )
     except (ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{file}: its names are of no known layout: {error}") from error
+    # Pipelines with a UNet also return alphas.
+    named = found_state[0] if isinstance(found_state, tuple) else found_state
     found = {}
     for component in pipeline._lora_loadable_modules:
         prefix = f"{component}."

@@ -9,16 +9,14 @@ Salimans 2022, arXiv:2207.12598 (guidance, in the scale of diffusers: 1 is none)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.models.devices import send
-from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractNoising, AbstractVariancePreserving
+from diffalign.models.diffusion.sampling import Denoise
 from diffalign.shapes import expand_like
 
 
@@ -116,27 +114,25 @@ class ReverseStep:
 
 
 def reverse_step(
-    model: DiffusionModel,
-    process: ReverseProcess,
+    denoise: Denoise,
+    noising: AbstractVariancePreserving,
     states: Tensor,
     t: int | Tensor,
     t_next: int | Tensor,
-    conditioning: Mapping[str, Any],
+    *,
+    eta: float,
 ) -> ReverseStep:
-    """Where a model would step to, by one guided prediction; gradient flows through both branches.
+    """Where a model would step to, by one prediction; gradient flows through it.
 
     Args:
-        model: the policy, or within its `reference()` the reference.
-        process: whose guidance and eta to use.
+        denoise: predicts what `noising.target` asks for, under guidance or without.
+        noising: of the model.
         states: latents to leave from, float32 [n, channels, h, w], on the model's device.
         t: timesteps of the states: one for all, or int64 [n] on the CPU.
         t_next: timesteps to arrive at, likewise.
-        conditioning: from `model.guidance_conditioning` with the guidance of `process`.
+        eta: share of the noise of DDPM's posterior, in [0, 1].
     """
-    noising = model.noising
-    assert isinstance(noising, AbstractVariancePreserving), "ReverseProcess.check comes first"
     t, t_next = (torch.as_tensor(at).expand(len(states)) for at in (t, t_next))
-    time = send(noising.network_time(t), states.device)
-    prediction = model.guided(states, time, conditioning, guidance=process.guidance)
-    mean, std = noising.transition(states, prediction, t, t_next, eta=process.eta)
+    prediction = denoise(states, send(noising.network_time(t), states.device))
+    mean, std = noising.transition(states, prediction, t, t_next, eta=eta)
     return ReverseStep(mean=mean, std=std, denoised=noising.denoised(states, prediction, t))

@@ -30,13 +30,38 @@ predicts of them, of the same shape."""
 class Samplable(Protocol):
     """A loaded model as far as sampling asks for it: one in training, or `SampledModel`."""
 
-    autoencoder: Autoencoder
-    latent_space: LatentSpace
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """Between latents and images."""
+        ...
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """Of what shape latents are."""
+        ...
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """In which latents are sampled."""
+        ...
 
     def denoiser(
-        self, prompts: Sequence[str], *, guidance: float, size: tuple[int, int] | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        guidance: float,
+        size: tuple[int, int] | None = None,
+        negative_prompt: str | None = None,
     ) -> Denoise:
-        """The network with n prompts, a guidance scale and an image size in pixels."""
+        """The network with n prompts, each of which is encoded alone.
+
+        Args:
+            prompts: n of them.
+            guidance: scale of classifier-free guidance; 1 or less is none.
+            size: (height, width) of the images in pixels, told as that of the uncropped file; None
+                is the network's own.
+            negative_prompt: what guidance steers away from; None is the backbone's own choice.
+        """
         ...
 
 
@@ -109,8 +134,8 @@ class SampledModel:
     latent_space: LatentSpace
 
     @property
-    def dtype(self) -> torch.dtype:
-        """In which latents are sampled, as in the backbone's own pipeline."""
+    def latent_dtype(self) -> torch.dtype:
+        """That of the network, as in the backbone's own pipeline."""
         dtype: torch.dtype = self.network.dtype
         return dtype
 
@@ -123,15 +148,7 @@ class SampledModel:
         size: tuple[int, int] | None = None,
         negative_prompt: str | None = None,
     ) -> Denoise:
-        """The network with n prompts.
-
-        Args:
-            prompts: n of them.
-            guidance: scale of classifier-free guidance; 1 or less is none. A network that was
-                distilled to be told it is told it.
-            size: (height, width) of the images in pixels; None is the network's own.
-            negative_prompt: what guidance steers away from; None is the backbone's own choice.
-        """
+        """See `Samplable`. A network that was distilled to be told the guidance is told it."""
         width = self.network.config.get("time_cond_proj_dim")
         conditioning = self.prompts.guided(
             prompts,
@@ -140,12 +157,12 @@ class SampledModel:
             negative_prompt=negative_prompt,
         )
         if width is not None:
-            told = guidance_embedding(guidance, width).to(self.network.device, self.dtype)
+            told = guidance_embedding(guidance, width).to(self.network.device, self.latent_dtype)
             conditioning = {**conditioning, "timestep_cond": told.expand(len(prompts), -1)}
 
         def denoise(noisy: Tensor, time: Tensor) -> Tensor:
             prediction: Tensor = self.network(
-                noisy.to(self.dtype), timestep=time, return_dict=False, **conditioning
+                noisy.to(self.latent_dtype), timestep=time, return_dict=False, **conditioning
             )[0]
             return prediction
 

@@ -46,6 +46,7 @@ class SD15(AbstractDiffusion):
         "image_encoder": None,
     }
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    same_parts: ClassVar[tuple[str, ...]] = ("LatentConsistencyModelPipeline",)
 
     def conditioner(self, pipeline: Any) -> AbstractConditioner:
         return SD15Conditioner(pipeline.tokenizer, pipeline.text_encoder)

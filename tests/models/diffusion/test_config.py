@@ -161,7 +161,7 @@ def test_trained_weights_are_float32_and_the_frozen_ones_of_the_compute_dtype(ti
     assert adapter.network.conv_norm_out.weight.dtype == torch.float32
     assert all(
         p.dtype == torch.bfloat16 and not p.requires_grad
-        for encoder in adapter.conditioner.text_encoders
+        for encoder in adapter.prompts.conditioner.text_encoders
         for p in encoder.parameters()
     )
     assert all(
@@ -269,7 +269,7 @@ def test_a_single_file_holds_the_same_model_as_its_folder(tiny_sd15, tmp_path):
     for ours, theirs in [
         (model.network, expected.network),
         (model.autoencoder.network, expected.autoencoder.network),
-        (model.conditioner.text_encoder, expected.conditioner.text_encoder),
+        (model.prompts.conditioner.text_encoder, expected.prompts.conditioner.text_encoder),
     ]:
         weights = ours.state_dict()
         assert all(torch.equal(weights[name], v) for name, v in theirs.state_dict().items())
@@ -282,7 +282,7 @@ def test_a_single_file_holds_the_same_model_as_its_folder(tiny_sd15, tmp_path):
     weights = exported.text_encoder.state_dict()
     assert all(
         torch.equal(weights[name], value)
-        for name, value in expected.conditioner.text_encoder.state_dict().items()
+        for name, value in expected.prompts.conditioner.text_encoder.state_dict().items()
     )
 
 

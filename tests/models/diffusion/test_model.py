@@ -88,19 +88,19 @@ def reference_weights(model):
 def test_a_rows_latents_do_not_depend_on_its_batch(model, make_pairs):
     images = make_pairs("a", "b", "c").images["chosen"]
 
-    together = model.encode_images(images, [1, 2, 3])
-    alone = model.encode_images(images[2:], [3])
+    together = model.autoencoder.encode(images, [1, 2, 3])
+    alone = model.autoencoder.encode(images[2:], [3])
 
     torch.testing.assert_close(together[2:], alone, rtol=0, atol=1e-6)
 
 
 def test_equal_prompts_are_encoded_once(model):
-    with patch.object(type(model.conditioner), "encode", autospec=True) as encode:
+    with patch.object(type(model.prompts.conditioner), "encode", autospec=True) as encode:
         encode.side_effect = lambda _, prompts: embeddings[len(prompts)]
         embeddings = {2: _embeddings(2)}
-        encoded = model.encode_prompts(["a", "", "a", ""])
+        encoded = model.prompts.encode(["a", "", "a", ""])
 
-    encode.assert_called_once_with(model.conditioner, ["a", ""])
+    encode.assert_called_once_with(model.prompts.conditioner, ["a", ""])
     assert encoded.hidden_states[:, 0, 0].tolist() == [0, 1, 0, 1]
 
 
@@ -113,12 +113,12 @@ def _embeddings(n):
 
 def test_encoders_are_not_autocast(model, make_pairs):
     batch = make_pairs("a")
-    plain = model.encode_images(batch.images["chosen"], [1])
-    embeddings = model.encode_prompts(["a"])
+    plain = model.autoencoder.encode(batch.images["chosen"], [1])
+    embeddings = model.prompts.encode(["a"])
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model.encode_images(batch.images["chosen"], [1]), plain)
-        assert torch.equal(model.encode_prompts(["a"]).hidden_states, embeddings.hidden_states)
+        assert torch.equal(model.autoencoder.encode(batch.images["chosen"], [1]), plain)
+        assert torch.equal(model.prompts.encode(["a"]).hidden_states, embeddings.hidden_states)
 
 
 # --- policy and reference -----------------------------------------------------------------------

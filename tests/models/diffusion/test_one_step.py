@@ -34,17 +34,17 @@ def test_it_is_the_decoded_prediction_of_the_noised_latent(model, make_pairs):
     batch = make_pairs("a", "b")
     seen = look(model, batch, guidance=3.0)
     with torch.no_grad():
-        clean = model.encode_images(batch.images["chosen"], batch.encoding_seeds["chosen"])
+        clean = model.autoencoder.encode(batch.images["chosen"], batch.encoding_seeds["chosen"])
         t, noising = batch.timesteps, model.noising
         noise = noise_from_seeds(batch.noise_seeds, tuple(clean.shape[1:]))
         noisy = noising.corrupt(clean, noise, t)
         network = model.network.eval()
-        conditioning = model.guidance_conditioning(batch.captions, guidance=3.0, size=(32, 32))
+        conditioning = model.prompts.guided(batch.captions, guidance=3.0, size=(32, 32))
         doubled = torch.cat([noisy, noisy])
         both = network(doubled, noising.network_time(t).repeat(2), **conditioning).sample
         without, given = both.chunk(2)
         prediction = without + 3.0 * (given - without)
-        expected = model.decode_images(noising.denoised(noisy, prediction, t))
+        expected = model.autoencoder.decode(noising.denoised(noisy, prediction, t))
     torch.testing.assert_close(seen, expected, atol=1e-4, rtol=0)
     assert seen.shape == batch.images["chosen"].shape
 

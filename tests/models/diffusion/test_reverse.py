@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from diffusers.schedulers import scheduling_ddim
 
 from diffalign.models.diffusion.noising import StraightPath, noising_from_scheduler
+from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.models.diffusion.reverse import ReverseProcess, reverse_step
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
@@ -133,17 +134,11 @@ def test_a_straight_path_is_refused():
 
 
 def test_one_time_for_all_rows_is_that_time_for_each(model):
-    conditioning = model.guidance_conditioning(["a", "b"], guidance=5.0)
+    denoise = model.denoiser(["a", "b"], guidance=5.0)
 
-    one = reverse_step(model, ReverseProcess(), noise(0), 501, 451, conditioning)
-    each = reverse_step(
-        model,
-        ReverseProcess(),
-        noise(0),
-        torch.tensor([501, 501]),
-        torch.tensor([451, 451]),
-        conditioning,
-    )
+    one = reverse_step(denoise, model.noising, noise(0), 501, 451, eta=1.0)
+    times = torch.tensor([501, 501]), torch.tensor([451, 451])
+    each = reverse_step(denoise, model.noising, noise(0), *times, eta=1.0)
 
     assert torch.equal(one.mean, each.mean)
     assert torch.equal(one.std, each.std)
@@ -151,25 +146,12 @@ def test_one_time_for_all_rows_is_that_time_for_each(model):
 
 
 def test_rows_may_be_at_different_times(model):
-    conditioning = model.guidance_conditioning(["a", "b"], guidance=5.0)
-    states = noise(0)
+    denoise, states = model.denoiser(["a", "b"], guidance=5.0), noise(0)
 
-    both = reverse_step(
-        model,
-        ReverseProcess(),
-        states,
-        torch.tensor([951, 51]),
-        torch.tensor([901, 1]),
-        conditioning,
-    )
-    second = reverse_step(
-        model,
-        ReverseProcess(),
-        states[1:],
-        51,
-        1,
-        model.guidance_conditioning(["b"], guidance=5.0),
-    )
+    times = torch.tensor([951, 51]), torch.tensor([901, 1])
+    both = reverse_step(denoise, model.noising, states, *times, eta=1.0)
+    alone = model.denoiser(["b"], guidance=5.0)
+    second = reverse_step(alone, model.noising, states[1:], 51, 1, eta=1.0)
 
     torch.testing.assert_close(both.mean[1:], second.mean)
     torch.testing.assert_close(both.denoised[1:], second.denoised)
@@ -178,13 +160,12 @@ def test_rows_may_be_at_different_times(model):
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_a_step_is_made_of_the_guided_prediction(model, guidance):
-    process = ReverseProcess(guidance=guidance)
-    conditioning = model.guidance_conditioning(["a", "b"], guidance=guidance)
+    denoise = model.denoiser(["a", "b"], guidance=guidance)
     states, t = noise(0), torch.tensor([501, 501])
-    prediction = model.guided(states, t, conditioning, guidance=guidance)
+    prediction = denoise(states, t)
     mean, std = model.noising.transition(states, prediction, t, t - 50, eta=1.0)
 
-    step = reverse_step(model, process, states, 501, 451, conditioning)
+    step = reverse_step(denoise, model.noising, states, 501, 451, eta=1.0)
 
     assert torch.equal(step.mean, mean)
     assert torch.equal(step.std, std)
@@ -193,15 +174,16 @@ def test_a_step_is_made_of_the_guided_prediction(model, guidance):
 
 def test_gradient_flows_through_both_branches_of_the_guidance(model):
     states, t = noise(0), torch.tensor([501, 501])
-    conditioning = model.guidance_conditioning(["a", "b"], guidance=5.0)
-    step = reverse_step(model, ReverseProcess(), states, 501, 451, conditioning)
+    denoise = model.denoiser(["a", "b"], guidance=5.0)
+    step = reverse_step(denoise, model.noising, states, 501, 451, eta=1.0)
     step.mean.sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.trained_parameters()}
     model.network.zero_grad()
 
+    told = model.prompts.guided(["a", "b"], guidance=5.0, size=(32, 32))
     unconditional, conditional = (
         model.predict(states, t, {"encoder_hidden_states": rows})
-        for rows in conditioning["encoder_hidden_states"].chunk(2)
+        for rows in told["encoder_hidden_states"].chunk(2)
     )
     prediction = -4.0 * unconditional + 5.0 * conditional
     model.noising.transition(states, prediction, t, t - 50, eta=1.0)[0].sum().backward()
@@ -246,16 +228,16 @@ def test_a_trajectory_is_that_of_the_pipeline(backbone, guidance, zeros, request
     pipeline = pipeline_class.from_pretrained(folder)
     if zeros is not None:
         pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-        monkeypatch.setattr(SDXL, "_read", lambda _: pipeline)
+        monkeypatch.setattr(PipelineParts, "read", lambda _: pipeline)
     expected = pipeline_trajectory(pipeline, prompts, process, noise(0), samples, monkeypatch)
 
     model = load(folder, settings)
     state = noise(0)
     with model.sampling():
-        conditioning = model.guidance_conditioning(prompts, guidance=guidance)
+        denoise = model.denoiser(prompts, guidance=guidance)
         times = model.noising.reverse_times(process.steps)
         for sample, (t, t_next) in zip(samples, times, strict=True):
-            step = reverse_step(model, process, state, t, t_next, conditioning)
+            step = reverse_step(denoise, model.noising, state, t, t_next, eta=process.eta)
             state = step.mean + step.std.reshape(-1, 1, 1, 1) * sample
 
     torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
-"""A loaded diffusion model that is sampled from: modes, guidance, sizes, and what it counts."""
+"""The sampler on models that know their image, and a loaded model that is sampled from: modes,
+guidance, sizes, and what it counts."""
 
 from __future__ import annotations
 
@@ -6,11 +7,25 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from diffalign.models.diffusion.autoencoder import LatentSpace
+from diffalign.models.diffusion.noising import noising_from_scheduler
+from diffalign.models.diffusion.parts import PipelineParts
+from diffalign.models.diffusion.sampling import guidance_embedding, sample, with_guidance
+from diffalign.models.diffusion.schedulers import build_scheduler
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
 
+EULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+}
+STRAIGHT = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 CPU = torch.device("cpu")
+SIZE = (32, 32)
 TRAININGS = [
     pytest.param(LoraSettings(rank=2, dropout=0.5), "adapter_off", id="lora"),
     pytest.param(LoraSettings(rank=2, dropout=0.5), "past_policy", id="lora_and_past"),
@@ -18,6 +33,113 @@ TRAININGS = [
     pytest.param(None, "frozen_copy", id="full"),
     pytest.param(None, "past_policy", id="full_and_past"),
 ]
+
+
+def knowing(image: float, shares):
+    """What predicts the noise of latents that are all one number, from shares of the image."""
+
+    def denoise(noisy, time):
+        below = time.long().clamp(max=998)
+        part = (time.double() - below)[:, None, None, None]
+        share = shares[below][:, None, None, None] * (1 - part)
+        share = share + part * shares[below + 1][:, None, None, None]
+        return ((noisy.double() - share.sqrt() * image) / (1 - share).sqrt()).float()
+
+    return denoise
+
+
+def start(rows=2):
+    return torch.randn((rows, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["EulerDiscrete", "DDIM", "DPMSolverMultistep", "HeunDiscrete"])
+def test_a_sampler_arrives_at_the_image_that_the_network_knows(name):
+    shares = noising_from_scheduler(EULER).alphas_cumprod
+
+    found = sample(knowing(3.0, shares), start(), build_scheduler(EULER, name), steps=20)
+
+    torch.testing.assert_close(found, torch.full_like(found, 3.0), atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"])
+def test_a_straight_path_is_followed_to_its_end(name):
+    """Rectified flow: noise minus image, whatever the steps; no scaling at either end."""
+    noise, times = start(), []
+
+    def denoise(noisy, time):
+        times.append(time.tolist())
+        share = (time / 1000)[:, None, None, None]
+        return (noisy - 3.0) / share  # (1 - share) * 3 + share * noise, less 3, is this times share
+
+    found = sample(denoise, noise, build_scheduler(STRAIGHT, name), steps=4)
+
+    torch.testing.assert_close(found, torch.full_like(found, 3.0), atol=1e-4, rtol=0)
+    assert times[0] == [1000.0, 1000.0]
+    # shift 3: 3 s / (1 + 2 s) for s = 0.75 is 0.9, after diffusers' own spacing of s
+    assert all(a == b for a, b in times)
+
+
+def test_what_a_schedule_is_told_arrives_there():
+    config = {**STRAIGHT, "use_dynamic_shifting": True, "shift": 1.0}
+    times = []
+
+    def denoise(noisy, time):
+        times.append(time[0].item())
+        return torch.zeros_like(noisy)
+
+    for mu in (0.5, 1.15):
+        scheduler = build_scheduler(config)
+        sample(denoise, start(), scheduler, steps=2, schedule={"mu": mu})
+
+    assert times[0] == times[2] == 1000.0
+    assert times[1] < times[3]  # a larger shift stays longer with the noise
+    with pytest.raises(ValueError, match="mu"):
+        sample(denoise, start(), build_scheduler(config), steps=2)
+
+
+def test_a_scheduler_that_adds_noise_takes_each_rows_own():
+    def still(noisy, time):
+        return torch.zeros_like(noisy)
+
+    def run(seeds, eta):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        scheduler = build_scheduler(EULER, "DDIM")
+        return sample(still, start(), scheduler, steps=3, eta=eta, generators=generators)
+
+    both, turned = run([1, 2], 1.0), run([2, 2], 1.0)
+
+    assert torch.equal(both[1], turned[1])
+    assert not torch.equal(both[0], turned[0])
+    assert torch.equal(run([1, 2], 0.0), run([3, 4], 0.0))
+    assert not torch.equal(both, run([1, 2], 0.0))
+
+
+@pytest.mark.parametrize(("guidance", "expected"), [(3.0, 7.0), (1.5, 2.5), (1.0, 1.0)])
+def test_guidance_is_worked_out_by_hand(guidance, expected):
+    """Unconditionally -2 + 0, conditionally 1: -2 + g * 3."""
+    seen = []
+
+    def denoise(noisy, time):
+        seen.append((len(noisy), time.tolist()))
+        values = torch.tensor([-2.0, -2.0, 1.0, 1.0][-len(noisy) :])
+        return values[:, None, None, None].expand_as(noisy)
+
+    prediction = with_guidance(denoise, guidance)(start(), torch.tensor([7, 8]))
+
+    assert (prediction == expected).all()
+    assert prediction.shape == (2, 1, 2, 2)
+    assert seen == ([(4, [7, 8, 7, 8])] if guidance > 1 else [(2, [7, 8])])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0, 7.5])
+def test_a_network_is_told_the_guidance_as_its_pipeline_does(guidance):
+    scale = torch.tensor([guidance - 1])
+    published = StableDiffusionXLPipeline.get_guidance_scale_embedding(None, scale, 256)
+
+    torch.testing.assert_close(guidance_embedding(guidance, 256), published, atol=2e-3, rtol=0)
+
+
+# --- loaded models ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -52,8 +174,8 @@ class Watched(torch.nn.Module):
 def guided(model, prompts=("a cat",), guidance=5.0):
     """A guided prediction of one latent a prompt."""
     noisy = torch.ones(len(prompts), 4, 4, 4)
-    conditioning = model.guidance_conditioning(prompts, guidance=guidance)
-    return model.guided(noisy, torch.full((len(prompts),), 500), conditioning, guidance=guidance)
+    denoise = model.denoiser(prompts, guidance=guidance)
+    return denoise(noisy, torch.full((len(prompts),), 500))
 
 
 def modes(network):
@@ -166,13 +288,13 @@ def test_under_reduced_precision_guidance_is_computed_in_float32(make_model):
 def test_the_unconditional_rows_of_sdxl_are_those_of_its_pipeline(tiny_sdxl, monkeypatch, zeros):
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-    monkeypatch.setattr(SDXL, "_read", lambda _: pipeline)
+    monkeypatch.setattr(PipelineParts, "read", lambda _: pipeline)
     model = SDXL(path=str(tiny_sdxl)).load(
         device=CPU, compute_dtype=torch.float32, reference="none"
     )
     embeds, negative, pooled, negative_pooled = pipeline.encode_prompt(["a cat", "fog"])
 
-    rows = model.guidance_conditioning(["a cat", "fog"], guidance=5.0, size=(32, 48))
+    rows = model.prompts.guided(["a cat", "fog"], guidance=5.0, size=(32, 48))
 
     torch.testing.assert_close(rows["encoder_hidden_states"], torch.cat([negative, embeds]))
     torch.testing.assert_close(
@@ -184,9 +306,9 @@ def test_the_unconditional_rows_of_sdxl_are_those_of_its_pipeline(tiny_sdxl, mon
 
 def test_without_guidance_there_are_no_unconditional_rows(make_model):
     model = make_model()
-    both = model.guidance_conditioning(["a", "b"], guidance=5.0)["encoder_hidden_states"]
+    both = model.prompts.guided(["a", "b"], guidance=5.0, size=SIZE)["encoder_hidden_states"]
 
-    alone = model.guidance_conditioning(["a", "b"], guidance=1.0)["encoder_hidden_states"]
+    alone = model.prompts.guided(["a", "b"], guidance=1.0, size=SIZE)["encoder_hidden_states"]
 
     assert torch.equal(alone, both[2:])
 
@@ -194,8 +316,10 @@ def test_without_guidance_there_are_no_unconditional_rows(make_model):
 def test_the_company_of_a_prompt_changes_no_bit_of_its_row(make_model):
     prompts = ["a", "two blue squares", "a", "fog"]
 
-    together = make_model().guidance_conditioning(prompts, guidance=1.0)["encoder_hidden_states"]
-    alone = make_model().guidance_conditioning(["fog"], guidance=1.0)["encoder_hidden_states"]
+    together = make_model().prompts.guided(prompts, guidance=1.0, size=SIZE)[
+        "encoder_hidden_states"
+    ]
+    alone = make_model().prompts.guided(["fog"], guidance=1.0, size=SIZE)["encoder_hidden_states"]
 
     assert torch.equal(together[3:], alone)
     assert torch.equal(together[0], together[2])
@@ -207,22 +331,22 @@ def test_the_company_of_a_prompt_changes_no_bit_of_its_row(make_model):
 def test_a_model_knows_its_own_size(make_model):
     model = make_model()
 
-    assert model.image_size == (32, 32)
-    assert model.latent_shape_at((32, 32)) == (4, 4, 4)
-    assert model.latent_shape_at((64, 16)) == (4, 8, 2)
-    assert model.decode_images(torch.zeros(1, 4, 4, 4)).shape == (1, 3, 32, 32)
+    assert model.latent_space.image_size == (32, 32)
+    assert model.latent_space.shape() == (4, 4, 4)
+    assert model.latent_space.shape((64, 16)) == (4, 8, 2)
+    assert model.autoencoder.decode(torch.zeros(1, 4, 4, 4)).shape == (1, 3, 32, 32)
 
 
-def test_a_network_that_is_not_square_knows_both_sides(make_model):
-    model = make_model()
-    model.network.register_to_config(sample_size=(2, 6))
+def test_a_network_that_is_not_square_knows_both_sides():
+    space = LatentSpace.of({"sample_size": [2, 6], "in_channels": 4}, 8)
 
-    assert model.image_size == (16, 48)
+    assert space.image_size == (16, 48)
+    assert space.shape() == (4, 2, 6)
 
 
 def test_images_are_cut_to_their_range_unless_asked_otherwise(make_model):
     model = make_model()
     latents = torch.full((1, 4, 4, 4), 50.0)
-    raw = model.decode_images(latents, clamp=False)
+    raw = model.autoencoder.decode(latents, clamp=False)
     assert raw.abs().max() > 1
-    assert torch.equal(model.decode_images(latents), raw.clamp(-1, 1))
+    assert torch.equal(model.autoencoder.decode(latents), raw.clamp(-1, 1))

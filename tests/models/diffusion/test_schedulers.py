@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError
-from diffalign.generation.models import ModelSpec, SamplerConfig, TextToImage, locate_model
+from diffalign.generation.models import ModelSpec, locate_model
+from diffalign.generation.text_to_image import SamplerConfig, TextToImage
 from diffalign.models.diffusion.noising import noising_from_scheduler
 from diffalign.models.diffusion.schedulers import (
     MODEL_FIELDS,
@@ -200,15 +201,15 @@ def test_every_scheduler_samples_what_the_playground_was_asked_for():
     prompts = ["a red square", "a blue circle", "a green cross", "a yellow triangle"]
     seeds = [0] * len(prompts)
     model = locate_model(ModelSpec(path=str(PLAYGROUND)))
-    artist = TextToImage.open(
+    opened = TextToImage.open(
         model, SamplerConfig(steps=12), device=torch.device("cpu"), dtype=torch.float32
     )
-    usual = artist.generate(prompts, seeds)
+    usual = opened.generate(prompts, seeds)
     fidelity = {"own": PlaygroundOracle().score(usual, prompts).mean().item()}
     distance = {}
     for name in SCHEDULERS:
-        artist.pipeline.scheduler = build_scheduler(model.schedule, name)
-        images = artist.generate(prompts, seeds)
+        opened.scheduler = model.settings.scheduler(name)
+        images = opened.generate(prompts, seeds)
         fidelity[name] = PlaygroundOracle().score(images, prompts).mean().item()
         distance[name] = (images - usual).abs().mean().item()
 
