@@ -181,7 +181,7 @@ def test_a_group_that_broke_is_named_and_the_others_stay(settings, tmp_path, mon
         return trajectories
 
     monkeypatch.setattr(groups, "sample_groups", breaking)
-    with pytest.raises(DiffalignError, match=r"(?s)1 groups failed.*'a dog', seed 0: the model dr"):
+    with pytest.raises(DiffalignError, match=r"(?s)1 groups failed.*'a dog', seed 0: the model ge"):
         run(settings, tmp_path / "out")
     assert [group.prompt for group in read_groups(tmp_path / "out")] == ["a cat", "an owl"]
 

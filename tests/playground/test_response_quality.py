@@ -53,7 +53,7 @@ class Witness:
         if question == DESCRIBE:
             absent = [kind for kind in KINDS if kind not in kinds]
             return description([*kinds[self.leaves_out :], *absent[: self.adds]])
-        if match := re.fullmatch(r"Is there (.*) in the image\?", question):
+        if match := re.fullmatch(r"Is there (.*) in the picture\?", question):
             there = kind_named(f"There is {match[1]}.") in kinds
             return "Yes." if there or self.agrees else "No."
         (response,) = (q.response for q in attribute_questions(scene) if q.text == question)

@@ -46,7 +46,7 @@ def test_the_same_policy_generates_the_same_frames_and_another_one_others(model,
             parameter.mul_(1.5)
     preview_strip.add(2, model)
     first, second, third = (
-        (tmp_path / f"preview strip/round-000{number}-0.png").read_bytes() for number in range(3)
+        (tmp_path / f"preview_strip/round-000{number}-0.png").read_bytes() for number in range(3)
     )
     assert first == second != third
     assert (tmp_path / "preview_strip/round-0000-1.png").read_bytes() != first
@@ -56,7 +56,7 @@ def test_prompts_are_decided_once_a_run(model, tmp_path):
     FilmStrip(tmp_path, Prompts("a dog"), run_seed=0).add(0, model)
     FilmStrip(tmp_path, Prompts("a cat"), run_seed=0).add(1, model)
     first, second = (
-        (tmp_path / f"preview strip/round-000{n}-0.png").read_bytes() for n in range(2)
+        (tmp_path / f"preview_strip/round-000{n}-0.png").read_bytes() for n in range(2)
     )
     assert first == second
 

@@ -69,10 +69,10 @@ def test_a_limit_leaves_out_the_rest(tmp_path):
 
 
 def test_columns_that_fit_nothing_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"columns image, caption fit no form(.|\n)*questions\.col"):
+    with pytest.raises(DataError, match=r"columns picture, caption fit no form(.|\n)*questions\.col"):
         opened(tmp_path, {"picture": "a.png", "caption": "x"})
 
 
-def test_a_image_under_another_name_is_not_passed_over(tmp_path):
-    with pytest.raises(ConfigError, match=r"questions\.columns='\{image: image\}'"):
+def test_an_image_under_another_name_is_not_passed_over(tmp_path):
+    with pytest.raises(ConfigError, match=r"questions\.columns='\{image: picture\}'"):
         opened(tmp_path, {"picture": "a.png", "prompt": "Why?"})
