@@ -46,7 +46,7 @@ class FilmStrip:
         prompts = self._prompts()
         if prompts:
             self._shoot(number, prompts, model)
-            self._sample(number, prompts)
+            self._render(number, prompts)
 
     def forget(self) -> None:
         """Remove what an earlier run left in the same folder."""
@@ -78,7 +78,7 @@ class FilmStrip:
     def _frames(self, number: int, prompts: int) -> list[Path]:
         return [self._folder / f"round-{number:04d}-{i}.png" for i in range(prompts)]
 
-    def _sample(self, last: int, prompts: list[str]) -> None:
+    def _render(self, last: int, prompts: list[str]) -> None:
         numbers = sorted({int(frame.stem.split("-")[1]) for frame in self._folder.glob("*.png")})
         shown = [number for number in numbers if number <= last]
         rows = []
