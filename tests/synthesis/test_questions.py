@@ -69,7 +69,7 @@ def test_a_limit_leaves_out_the_rest(tmp_path):
 
 
 def test_columns_that_fit_nothing_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"columns picture, caption fit no form(.|\n)*questions\.col"):
+    with pytest.raises(DataError, match=r"columns picture, caption fit(.|\n)*questions\.col"):
         opened(tmp_path, {"picture": "a.png", "caption": "x"})
 
 
