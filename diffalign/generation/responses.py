@@ -209,8 +209,7 @@ def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
 
 
 def _load(model: AbstractModel, asking: Asking) -> WritesResponses:
-    from diffalign.models.devices import choose_device
-    from diffalign.models.precision import DTYPES
+    from diffalign.models.devices import DTYPES, choose_device
 
     device = choose_device(asking.device)
     usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"

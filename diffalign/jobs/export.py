@@ -31,12 +31,12 @@ from diffalign.models.adapter_files import (
     read_adapter,
 )
 from diffalign.models.base import AbstractModel
+from diffalign.models.devices import DTYPES, Precision
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.export import replacing, write_adapter, write_pipeline
 from diffalign.models.diffusion.kohya import KOHYA_FILE, LoraLayer, cast, lora_layers, modelspec
 from diffalign.models.diffusion.original_layout import checkpoint_tensors
 from diffalign.models.diffusion.pipeline_lora import put_adapters, read_adapters
-from diffalign.models.precision import DTYPES, Precision
 from diffalign.models.vlm.config import VLM
 from diffalign.training.card import (
     read_evaluations,

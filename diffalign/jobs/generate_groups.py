@@ -21,9 +21,9 @@ from diffalign.generation.models import ModelSpec, diffusion_settings
 from diffalign.imaging.grid import GridCell, GridRow, render_grid
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.subsample import evenly_spaced
+from diffalign.models.devices import precision_of
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.reverse import ReverseProcess
-from diffalign.models.precision import precision_of
 from diffalign.rollouts.groups import (
     GROUPS,
     Group,

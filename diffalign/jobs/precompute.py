@@ -19,7 +19,7 @@ from diffalign.console import progress
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.likelihoods.base import AbstractLikelihood
-from diffalign.models.precision import DTYPES
+from diffalign.models.devices import DTYPES
 from diffalign.processes import only_writer
 from diffalign.training import build, checks
 from diffalign.training import reference as cached_reference

@@ -20,15 +20,13 @@ from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.files import writing
 from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.base import AbstractModel
-from diffalign.models.devices import choose_device
-from diffalign.models.precision import DTYPES, Precision
+from diffalign.models.devices import DTYPES, Precision, choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
 from diffalign.synthesis.base import AbstractSynthesis, Context, Made, Maker, Question, Unmade
-from diffalign.synthesis.images import ImageStore
 from diffalign.synthesis.journal import FAILED, Journal
-from diffalign.synthesis.output import Format, write_pairs, write_skipped
+from diffalign.synthesis.output import Format, ImageStore, write_pairs, write_skipped
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
 from diffalign.synthesis.writing import Writer
 

@@ -1,9 +1,13 @@
-"""Devices: which one is used, and moving small tensors there without making it wait."""
+"""Where a network computes and in which precision, and how its weights are prepared for it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.errors import ConfigError
 
@@ -35,3 +39,80 @@ def choose_device(name: str) -> torch.device:
             f"device is {name!r}, which is not here (this machine has: {here})"
         ) from error
     return device
+
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def precision_of(dtype: torch.dtype) -> Precision:
+    """The name of one of `DTYPES`."""
+    return next(name for name, named in DTYPES.items() if named == dtype)
+
+
+_PRODUCTS = (nn.Linear, nn.Conv2d, nn.Conv3d)
+
+
+def freeze(module: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Place a diffusers or transformers model that will only ever be evaluated."""
+    module.requires_grad_(False).eval().to(device)
+    if module.dtype != dtype:  # diffusers warns about every cast, also about one to the same
+        module.to(dtype)
+
+
+def remove_dropout(network: nn.Module) -> None:
+    """Take dropout out for good: `train()` cannot bring it back."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
+
+
+def materialize(network: nn.Module) -> None:
+    """Move weights out of the file that they may be mapped from, into memory of their own.
+
+    In a file they lie at any offset, and on the CPU kernels round differently where storage is not
+    aligned: a policy and a copy of it would already differ before the first step.
+    """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen weights of matrix products in `dtype`; all others stay in float32.
+
+    Autocast rounds those same weights to `dtype` at every call, so the output is bit for bit that
+    of a float32 network under autocast, for half the memory.
+    """
+    for module in network.modules():
+        if isinstance(module, _PRODUCTS):
+            weight = module.weight
+            if weight.is_floating_point() and not weight.requires_grad:  # not a quantised one
+                module.to(dtype)
+
+
+def upcast_trainable(network: nn.Module) -> None:
+    """Bring to float32 what was read in less, but for frozen weights of matrix products, which
+    `store_for_autocast` takes from there to the precision of the run."""
+    for module in network.modules():
+        product = isinstance(module, _PRODUCTS)
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and (parameter.requires_grad or not product):
+                parameter.data = parameter.data.float()
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put all modules in evaluation mode, and each of them back into its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

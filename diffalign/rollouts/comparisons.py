@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.rollouts.resampling import Segment
+from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.store import StepPair
 
 _THIRDS = ("early", "middle", "late")

@@ -43,12 +43,13 @@ from diffalign.rollouts.base import (
 from diffalign.rollouts.pairing import (
     Pairing,
     PairRule,
+    RankedGroup,
     chosen_pairs,
     from_best_to_worst,
     pair_up,
+    render_ranked_grid,
 )
-from diffalign.rollouts.prompt_schedule import Visit, in_batches, visits_of_round
-from diffalign.rollouts.ranked_grid import RankedGroup, render_ranked_grid
+from diffalign.rollouts.round_order import Visit, in_batches, visits_of_round
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories

@@ -34,7 +34,7 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked, parse_json
-from diffalign.rollouts.prompt_schedule import Visit
+from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.sampler import Trajectories
 from diffalign.rollouts.trajectories import (
     LOG_LIKELIHOODS,

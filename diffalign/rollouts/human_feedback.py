@@ -33,9 +33,8 @@ from diffalign.rollouts.base import (
     RunContext,
 )
 from diffalign.rollouts.groups import Group, Origin, read_groups, read_origin, refuse_edited
-from diffalign.rollouts.pairing import Pairing, from_best_to_worst
+from diffalign.rollouts.pairing import Pairing, RankedGroup, from_best_to_worst, render_ranked_grid
 from diffalign.rollouts.preferences import Verdict, read_preferences
-from diffalign.rollouts.ranked_grid import RankedGroup, render_ranked_grid
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
 

@@ -21,7 +21,7 @@ def reference_round(rule: ReferenceRule, run_seed: int, number: int) -> int:
     return number if rule == "latest" else 0
 
 
-class PastPolicies:
+class PolicySnapshots:
     """Keeps what the rule may ask for, and nothing where the reference never moves."""
 
     def __init__(self, folder: Path, *, rule: ReferenceRule, run_seed: int) -> None:

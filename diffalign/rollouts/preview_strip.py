@@ -19,7 +19,7 @@ _EVERY_ROUND = 8
 of thousands of rounds costs no more to watch than one of twenty."""
 
 
-class FilmStrip:
+class PreviewStrip:
     """Samples `preview_strip.png`: prompts down, rounds across."""
 
     def __init__(self, folder: Path, collector: AbstractCollector, *, run_seed: int) -> None:

@@ -23,7 +23,7 @@ from diffalign.models.devices import send
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.models.diffusion.reverse import ReverseProcess, ReverseStep, reverse_step
-from diffalign.rollouts.prompt_schedule import Visit
+from diffalign.rollouts.round_order import Visit
 from diffalign.seeding import derive_seed, noise_from_seeds
 
 Continuation = Literal["random", "best", "worst"]

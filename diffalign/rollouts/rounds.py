@@ -38,8 +38,8 @@ from diffalign.rollouts.base import (
     RoundSummary,
     RunContext,
 )
-from diffalign.rollouts.policy_snapshots import PastPolicies
-from diffalign.rollouts.preview_strip import FilmStrip
+from diffalign.rollouts.policy_snapshots import PolicySnapshots
+from diffalign.rollouts.preview_strip import PreviewStrip
 
 T = TypeVar("T")
 
@@ -66,8 +66,8 @@ class Rounds(AbstractSource):
         self.views = rollouts.views
         self._collector = collector
         self._run = run
-        self._policies = PastPolicies(run.folder, rule=rollouts.reference, run_seed=run.run_seed)
-        self._preview_strip = FilmStrip(run.folder, collector, run_seed=run.run_seed)
+        self._policies = PolicySnapshots(run.folder, rule=rollouts.reference, run_seed=run.run_seed)
+        self._preview_strip = PreviewStrip(run.folder, collector, run_seed=run.run_seed)
         self._model: DiffusionModel | None = None
         self._number = 0
         self._batch = 0

@@ -56,7 +56,7 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.policy_snapshots import reference_round
-from diffalign.rollouts.prompt_schedule import in_batches
+from diffalign.rollouts.round_order import in_batches
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.sampler import sample
 from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise

@@ -46,9 +46,8 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
-from diffalign.rollouts.packing import own_share, pack_pool
-from diffalign.rollouts.prompt_schedule import Visit, in_batches, visits_of_round
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
+from diffalign.rollouts.round_order import Visit, in_batches, own_share, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.scoring import Scorers, ask, scorer_name
 from diffalign.rollouts.store import (

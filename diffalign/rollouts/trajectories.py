@@ -13,7 +13,7 @@ import torch
 
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
-from diffalign.rollouts.prompt_schedule import Visit
+from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.sampler import Trajectories, sample
 from diffalign.rollouts.store import LATENTS, write_tensors
 from diffalign.seeding import derive_seed

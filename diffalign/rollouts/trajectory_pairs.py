@@ -10,7 +10,7 @@ from diffalign import world
 from diffalign.data.batches import StepBatch
 from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.rollouts.base import RunContext
-from diffalign.rollouts.packing import own_share, pack_pairs
+from diffalign.rollouts.round_order import own_share, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch
 from diffalign.seeding import derive_seed
 

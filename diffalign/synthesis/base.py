@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
-from diffalign.synthesis.images import ImageStore
+from diffalign.synthesis.output import ImageStore
 from diffalign.synthesis.writing import Writer
 
 State = TypeVar("State")

@@ -35,9 +35,20 @@ from diffalign.synthesis.base import (
     prepared,
     response_to,
 )
-from diffalign.synthesis.sentences import sentence_spans
 from diffalign.synthesis.similarity import Similarity, SimilarityConfig
 from diffalign.synthesis.writing import Request
+
+_SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text stand, as [start, end) in characters.
+
+    A sentence ends after `.`, `!` or `?` before white space, or with the text. Abbreviations such
+    as `Dr.` end one too: no language data is needed for it.
+    """
+    return [match.span() for match in _SENTENCE.finditer(text.rstrip())]
+
 
 _VERDICT = re.compile(r"^\s*(Yes|yes|No|no)\b")
 _OPPOSITE = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}

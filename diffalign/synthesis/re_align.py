@@ -37,9 +37,16 @@ from diffalign.synthesis.base import (
     prepared,
     response_to,
 )
-from diffalign.synthesis.neighbours import Pooling, digest, embed, nearest, remembered
 from diffalign.synthesis.phrases import PhraseConfig, Spans, blanked
-from diffalign.synthesis.similarity import Similarity, SimilarityConfig
+from diffalign.synthesis.similarity import (
+    Pooling,
+    Similarity,
+    SimilarityConfig,
+    digest,
+    embed,
+    nearest,
+    remembered,
+)
 from diffalign.synthesis.writing import Request
 
 MASK = "[MASK]"

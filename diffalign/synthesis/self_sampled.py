@@ -34,14 +34,16 @@ from diffalign.synthesis.base import (
     messages,
     prepared,
 )
-from diffalign.synthesis.corrections import (
+from diffalign.synthesis.pairing import (
     Correction,
     judge_prompt,
+    length_bound,
+    length_excess,
     parse_correction,
     read_corrections,
     read_scores,
+    scored_pairs,
 )
-from diffalign.synthesis.pairing import length_bound, length_excess, scored_pairs
 from diffalign.synthesis.writing import Request
 
 EMPTY = "the model wrote nothing"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
-from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.rollouts.resampling import Segment, select
+from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.store import LATENTS, step_batch, write_tensors
 
 VISITS = (Visit("a red circle", 1), Visit("two cats", 2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffalign.errors import DataError
-from diffalign.rollouts.policy_snapshots import PastPolicies, reference_round
+from diffalign.rollouts.policy_snapshots import PolicySnapshots, reference_round
 
 
 class Policy:
@@ -26,7 +26,7 @@ class Policy:
 
 
 def policies(folder, rule="uniform"):
-    return PastPolicies(folder, rule=rule, run_seed=0)
+    return PolicySnapshots(folder, rule=rule, run_seed=0)
 
 
 def keep(folder, *values, rule="uniform"):

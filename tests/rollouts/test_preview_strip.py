@@ -6,7 +6,7 @@ from PIL import Image
 
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
-from diffalign.rollouts.preview_strip import FilmStrip
+from diffalign.rollouts.preview_strip import PreviewStrip
 
 
 class Prompts:
@@ -38,7 +38,7 @@ def columns(folder):
 
 
 def test_the_same_policy_generates_the_same_frames_and_another_one_others(model, tmp_path):
-    preview_strip = FilmStrip(tmp_path, Prompts("a dog", "a cat"), run_seed=0)
+    preview_strip = PreviewStrip(tmp_path, Prompts("a dog", "a cat"), run_seed=0)
     for number in (0, 1):
         preview_strip.add(number, model)
     with torch.no_grad():
@@ -53,8 +53,8 @@ def test_the_same_policy_generates_the_same_frames_and_another_one_others(model,
 
 
 def test_prompts_are_decided_once_a_run(model, tmp_path):
-    FilmStrip(tmp_path, Prompts("a dog"), run_seed=0).add(0, model)
-    FilmStrip(tmp_path, Prompts("a cat"), run_seed=0).add(1, model)
+    PreviewStrip(tmp_path, Prompts("a dog"), run_seed=0).add(0, model)
+    PreviewStrip(tmp_path, Prompts("a cat"), run_seed=0).add(1, model)
     first, second = (
         (tmp_path / f"preview_strip/round-000{n}-0.png").read_bytes() for n in range(2)
     )
@@ -62,7 +62,7 @@ def test_prompts_are_decided_once_a_run(model, tmp_path):
 
 
 def test_late_rounds_are_generated_ever_more_rarely_and_the_last_always(model, tmp_path):
-    preview_strip = FilmStrip(tmp_path, Prompts("a dog"), run_seed=0)
+    preview_strip = PreviewStrip(tmp_path, Prompts("a dog"), run_seed=0)
     for number in (7, 8, 9, 15, 16, 17):
         preview_strip.add(number, model)
     assert frames(tmp_path) == ["0007", "0008", "0016"]
@@ -73,7 +73,7 @@ def test_late_rounds_are_generated_ever_more_rarely_and_the_last_always(model, t
 
 
 def test_frames_of_rounds_to_come_are_not_shown(model, tmp_path):
-    preview_strip = FilmStrip(tmp_path, Prompts("a dog"), run_seed=0)
+    preview_strip = PreviewStrip(tmp_path, Prompts("a dog"), run_seed=0)
     for number in range(3):
         preview_strip.add(number, model)
     whole = columns(tmp_path)
@@ -82,5 +82,5 @@ def test_frames_of_rounds_to_come_are_not_shown(model, tmp_path):
 
 
 def test_without_prompts_nothing_is_generated(model, tmp_path):
-    FilmStrip(tmp_path, Prompts(), run_seed=0).add(0, model)
+    PreviewStrip(tmp_path, Prompts(), run_seed=0).add(0, model)
     assert not (tmp_path / "preview_strip.png").exists()

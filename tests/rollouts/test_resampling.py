@@ -12,8 +12,8 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.rollouts.prompt_schedule import Visit
 from diffalign.rollouts.resampling import Resampler, select
+from diffalign.rollouts.round_order import Visit
 from diffalign.seeding import derive_seed, noise_from_seeds
 from tests.rollouts.linear_model import NOISING, LinearModel, slope_of
 

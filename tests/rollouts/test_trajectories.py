@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
-from diffalign.rollouts.prompt_schedule import Visit
+from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
 
 PROCESS = ReverseProcess(steps=2, guidance=2.0)

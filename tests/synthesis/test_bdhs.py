@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.synthesis.base import Made, Unmade
-from diffalign.synthesis.bdhs import BDHS, cut, flipped, hidden_tokens
+from diffalign.synthesis.bdhs import BDHS, cut, flipped, hidden_tokens, sentence_spans
 from diffalign.synthesis.similarity import SimilarityConfig
 from tests.synthesis.benches import RESPONSES, bench, make, question
 
@@ -117,3 +117,17 @@ def test_the_published_numbers_are_the_defaults():
 def test_settings_out_of_range_are_refused(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         BDHS(**settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two!  Three?", ["One.", "Two!", "Three?"]),
+        ("no stop at all", ["no stop at all"]),
+        ("It is 3.5 m high.\nYes... no", ["It is 3.5 m high.", "Yes...", "no"]),
+        ("", []),
+        ("  Space around. ", ["Space around."]),
+    ],
+)
+def test_sentences_end_before_white_space(text, sentences):
+    assert [text[start:end] for start, end in sentence_spans(text)] == sentences

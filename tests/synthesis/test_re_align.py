@@ -10,10 +10,9 @@ import torch
 from diffalign.errors import DataError
 from diffalign.synthesis import re_align as re_align
 from diffalign.synthesis.base import Made
-from diffalign.synthesis.neighbours import embed
 from diffalign.synthesis.phrases import PhraseConfig
 from diffalign.synthesis.re_align import RetrieveAndFill
-from diffalign.synthesis.similarity import SimilarityConfig
+from diffalign.synthesis.similarity import SimilarityConfig, embed
 from tests.responses import random_image
 from tests.synthesis.benches import RESPONSES, bench, make, model, question
 

@@ -29,6 +29,14 @@ from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.devices import (
+    DTYPES,
+    Precision,
+    freeze,
+    materialize,
+    remove_dropout,
+    store_for_autocast,
+)
 from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import Autoencoder
 from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
@@ -42,8 +50,6 @@ from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler
 from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
-from diffalign.models.precision import DTYPES, Precision
-from diffalign.models.preparation import freeze, materialize, remove_dropout, store_for_autocast
 from diffalign.models.reference import reference_of
 from diffalign.models.runs import in_words
 

@@ -36,14 +36,14 @@ from diffalign.files import read_json
 from diffalign.models import lora
 from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.locate import ITSELF, AbstractLocation, Folder, SingleFile, locate
-from diffalign.models.lora import LoraSettings
-from diffalign.models.preparation import (
+from diffalign.models.devices import (
     materialize,
     remove_dropout,
     store_for_autocast,
     upcast_trainable,
 )
+from diffalign.models.locate import ITSELF, AbstractLocation, Folder, SingleFile, locate
+from diffalign.models.lora import LoraSettings
 from diffalign.models.reference import (
     AbstractReference,
     AdapterOff,

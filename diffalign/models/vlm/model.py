@@ -12,8 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from diffalign.models.base import AbstractTrainable
-from diffalign.models.devices import send
-from diffalign.models.preparation import evaluation_mode
+from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.reference import AbstractReference
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look

@@ -1,18 +1,61 @@
-"""The steps of a round, in whole optimiser steps of equal micro-batches.
+"""The order of a round: the prompts that it samples, and the steps that it trains on.
 
-A global micro-batch is what all ranks together see at once; each takes its contiguous part. So one
-process with a batch of 2n and two with n train on the same steps in the same order.
+Steps come in whole optimiser steps of equal micro-batches. A global micro-batch is what all ranks
+together see at once; each takes its contiguous part. So one process with a batch of 2n and two with
+n train on the same steps in the same order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from diffalign import world
+from diffalign.data.order import Order
 from diffalign.seeding import cpu_generator, derive_seed
+
+AnyVisit = TypeVar("AnyVisit")
+"""What a collector knows of one image, or of one prompt, that it samples."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One prompt of a round."""
+
+    prompt: str
+    seed: int
+    """From which all noise of this visit derives."""
+
+
+def visits_of_round(
+    prompts: Sequence[str], number: int, *, count: int, run_seed: int
+) -> list[Visit]:
+    """The prompts of round `number`, the same on every rank.
+
+    Rounds walk through an endless sequence of permutations of the prompts, so all of them are seen
+    equally often, and each visit has noise of its own.
+
+    Args:
+        prompts: all of them.
+        number: of the round, from 0.
+        count: prompts in each round.
+        run_seed: of the run.
+    """
+    order = Order(derive_seed(run_seed, "prompts"), [np.arange(len(prompts))])
+    return [
+        Visit(prompts[turn.member], derive_seed(run_seed, "visit", turn.position))
+        for turn in order.micro_batch(number, count)
+    ]
+
+
+def in_batches(visits: Sequence[AnyVisit], size: int) -> list[list[AnyVisit]]:
+    """Consecutive parts of at most `size` visits, sampled together whatever the number of ranks."""
+    return [list(visits[i : i + size]) for i in range(0, len(visits), size)]
+
 
 Item = TypeVar("Item", bound=Hashable)
 
