@@ -26,7 +26,8 @@ from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
 from diffalign.synthesis.base import AbstractSynthesis, Context, Made, Maker, Question, Unmade
 from diffalign.synthesis.journal import FAILED, Journal
-from diffalign.synthesis.output import Format, ImageStore, write_pairs, write_skipped
+from diffalign.synthesis.output import Format, write_pairs, write_skipped
+from diffalign.synthesis.base import ImageStore
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
 from diffalign.synthesis.writing import Writer
 

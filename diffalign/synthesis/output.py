@@ -1,13 +1,7 @@
-"""The finished data set: JSON lines next to their images, or Parquet with the images in it.
-
-Images that lie in files stay where they are; others are written next to the rows.
-"""
+"""The finished data set: JSON lines next to their images, or Parquet with the images in it."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,56 +9,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet
-from PIL import Image
 
-from diffalign.data.decoding import BadImageError, EncodedImage, format_of
-from diffalign.data.skipping import UnusableRowError
-from diffalign.files import replacing_file, write_atomically, write_json_lines, writing
+from diffalign.files import replacing_file, write_json_lines, writing
 from diffalign.synthesis.base import Made, Unmade
-
-_FOLDER = "images"
-
-
-class ImageStore:
-    """Names images so that rows in a folder can refer to them."""
-
-    def __init__(self, folder: Path) -> None:
-        """Args:
-        folder: of the rows; names are relative to it.
-        """
-        self._folder = folder.absolute()
-
-    def name(self, image: EncodedImage) -> str:
-        """The name of an image of the questions; one that lies in a table gets a file of its own.
-
-        Raises:
-            ValueError: there is no image.
-            UnusableRowError: it is none that can be read.
-        """
-        if image is None:
-            raise ValueError("an image is missing, which its reader should have found")
-        if isinstance(image, bytes):
-            try:
-                return self._written(image, format_of(image))
-            except BadImageError as error:
-                raise UnusableRowError(error.reason, error.detail) from error
-        return Path(os.path.relpath(image.absolute(), self._folder)).as_posix()
-
-    def save(self, image: Image.Image) -> str:
-        """The name of a new image, which is written without loss."""
-        stream = io.BytesIO()
-        image.save(stream, "png")
-        return self._written(stream.getvalue(), "png")
-
-    def _written(self, content: bytes, suffix: str) -> str:
-        """A file is named by what is in it, so that making it again changes nothing."""
-        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
-        name = f"{_FOLDER}/{digest}.{suffix}"
-        path = self._folder / name
-        if not path.is_file():
-            write_atomically(path, content)
-        return name
-
 
 Format = Literal["jsonl", "parquet"]
 _ROWS_AT_ONCE = 256
