@@ -57,7 +57,6 @@ from diffalign.rollouts.rounds import _read, _Round
 from diffalign.rollouts.store import read_steps, step_batch
 from diffalign.synthesis.journal import Journal, _digest
 from diffalign.synthesis.pairing import parse_correction, read_corrections, read_scores
-from diffalign.training.build import RunConfig
 from diffalign.training.card import read_evaluations
 from diffalign.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffalign.training.config import RunConfig

@@ -24,10 +24,17 @@ from diffalign.models.devices import DTYPES, Precision, choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
-from diffalign.synthesis.base import AbstractSynthesis, Context, Made, Maker, Question, Unmade
+from diffalign.synthesis.base import (
+    AbstractSynthesis,
+    Context,
+    ImageStore,
+    Made,
+    Maker,
+    Question,
+    Unmade,
+)
 from diffalign.synthesis.journal import FAILED, Journal
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
-from diffalign.synthesis.base import ImageStore
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
 from diffalign.synthesis.writing import Writer
 

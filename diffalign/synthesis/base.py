@@ -17,7 +17,6 @@ from diffalign.data.decoding import BadImageError, EncodedImage, decode, format_
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.files import write_atomically
-from diffalign.synthesis.base import Made, Unmade
 from diffalign.synthesis.writing import Writer
 
 _FOLDER = "images"

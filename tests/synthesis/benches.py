@@ -12,8 +12,7 @@ import torch
 
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.models.vlm.config import VLM
-from diffalign.synthesis.base import AbstractSynthesis, Context, Made, Question, Unmade
-from diffalign.synthesis.base import ImageStore
+from diffalign.synthesis.base import AbstractSynthesis, Context, ImageStore, Made, Question, Unmade
 from diffalign.synthesis.writing import Writer
 from tests.responses import random_image
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl

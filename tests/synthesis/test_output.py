@@ -9,9 +9,8 @@ from PIL import Image
 
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.reading import open_responses
-from diffalign.synthesis.base import Made, Unmade
+from diffalign.synthesis.base import ImageStore, Made, Unmade
 from diffalign.synthesis.output import write_pairs, write_skipped
-from diffalign.synthesis.base import ImageStore
 from tests.responses import random_image
 
 
