@@ -24,7 +24,7 @@ def layers_of(writer: Writer) -> Any:
     Raises:
         ModelError: they cannot be told.
     """
-    language = writer.network.model.get_submodule(writer.network.anatomy.language)
+    language = writer.network.model.get_submodule(writer.network.module_names.language)
     layers = getattr(language, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not hasattr(layers[0], "self_attn"):
         raise ModelError(
@@ -96,7 +96,7 @@ def attention_to_images(
 @contextmanager
 def _eager(writer: Writer) -> Iterator[None]:
     """Within this context the language model computes attention step by step, and returns it."""
-    language = writer.network.model.get_submodule(writer.network.anatomy.language)
+    language = writer.network.model.get_submodule(writer.network.module_names.language)
     before = language.config._attn_implementation
     language.set_attn_implementation("eager")
     try:

@@ -289,7 +289,7 @@ class Writer:
             mask[:, :length] *= visible
             return args, {**kwargs, "attention_mask": mask}
 
-        language = self.network.model.get_submodule(self.network.anatomy.language)
+        language = self.network.model.get_submodule(self.network.module_names.language)
         hook = language.register_forward_pre_hook(hide, with_kwargs=True)
         try:
             yield

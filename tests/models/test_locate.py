@@ -9,7 +9,9 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from diffalign.errors import ModelError
-from diffalign.models.locate import ITSELF, Folder, Hub, SingleFile, locate
+from diffalign.models.locate import locate
+from diffalign.models.locations import ITSELF, Folder, Hub
+from diffalign.models.single_file import SingleFile
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_it_is_the_mean_over_heads_and_over_tokens_that_were_read(family):
 
 def test_the_way_of_computing_attention_is_restored():
     write = writer()
-    language = write.network.model.get_submodule(write.network.anatomy.language)
+    language = write.network.model.get_submodule(write.network.module_names.language)
     before = language.config._attn_implementation
     attention_to_images(write, *asked(write), layer=0)
     assert language.config._attn_implementation == before

@@ -21,7 +21,8 @@ from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.agreement import check_channels
 from diffalign.models.diffusion.autoencoder import LatentSpace
 from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
-from diffalign.models.locate import ITSELF, AbstractLocation, locate
+from diffalign.models.locate import locate
+from diffalign.models.locations import ITSELF, AbstractLocation
 
 INDEX_FILE = "model_index.json"
 

@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError, did_you_mean
-from diffalign.models.locate import AbstractLocation
+from diffalign.models.locations import AbstractLocation
 
 SCHEDULE_FILE = "scheduler/scheduler_config.json"
 

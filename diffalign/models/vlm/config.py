@@ -7,9 +7,7 @@ all weights train, and the projector between the two is frozen or trained, as th
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,46 +16,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForImageTextToText,
-    BitsAndBytesConfig,
     PretrainedConfig,
 )
 
 from diffalign.commands import command, unused
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
-from diffalign.files import read_json
 from diffalign.models import lora
-from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX, locate_adapter
+from diffalign.models.adapter_files import PEFT_PREFIX, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.devices import (
-    materialize,
-    remove_dropout,
-    store_for_autocast,
-    upcast_trainable,
-)
-from diffalign.models.locate import ITSELF, AbstractLocation, Folder, SingleFile, locate
+from diffalign.models.locate import locate
+from diffalign.models.locations import ITSELF, AbstractLocation, Folder
 from diffalign.models.lora import LoraSettings
-from diffalign.models.reference import (
-    AbstractReference,
-    AdapterOff,
-    FrozenCopy,
-    NoReference,
-    PastPolicy,
-)
 from diffalign.models.runs import in_words
+from diffalign.models.single_file import SingleFile
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
+from diffalign.models.vlm.loading import (
+    build_reference,
+    check_folder,
+    check_quantization,
+    choose_trained,
+    quantized,
+)
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.processor import read_processor
 from diffalign.models.vlm.token_scores import TokenScorer
-from diffalign.parsing import checked
 
 Training = Literal["frozen", "trained"]
 
@@ -200,7 +190,7 @@ class VLM(AbstractModel):
             ModelError: there is none, or none that writes text about images.
         """
         if isinstance(self._location, Folder):
-            _check_folder(self._location.path)
+            check_folder(self._location.path)
         content = self._location.read_json("config.json")
         kind = str(content.get("model_type"))
         if kind not in CONFIG_MAPPING:
@@ -240,13 +230,13 @@ class VLM(AbstractModel):
 
     def check(self) -> None:
         blank = self._blank()
-        anatomy = find_modules(blank, where=self.path)
+        modules = find_modules(blank, where=self.path)
         self._location.check_weights(ITSELF)
         self.processor()
         if self.quantization is not None:
-            _check_quantization(self.quantization)
+            check_quantization(self.quantization)
         if self.lora is not None:
-            scope = anatomy.language_scope
+            scope = modules.language_scope
             lora.check_targets(blank, self.lora, scope=scope)
             lora.check_start(blank, self.lora, component=PEFT_PREFIX, scope=scope)
 
@@ -274,11 +264,20 @@ class VLM(AbstractModel):
                 "from the one next to that adapter: use past_policy, the model as this run finds it"
             )
         model = self._read(**self._quantized(device, compute_dtype))
-        anatomy = find_modules(model, where=self.path)
-        self._choose_trained(model, anatomy, compute_dtype, trainable)
+        modules = find_modules(model, where=self.path)
+        choose_trained(
+            model,
+            modules,
+            lora_settings=self.lora,
+            tower=trainable and self.tower == "trained",
+            projector=trainable and self.projector == "trained",
+            quantized=self.quantization is not None,
+            compute_dtype=compute_dtype,
+            trainable=trainable,
+        )
         if self.quantization is None:  # else it is there, and 8 bits cannot be moved
             model.to(device)
-        network = TokenScorer(model, anatomy, positions_at_once=self.positions_at_once)
+        network = TokenScorer(model, modules, positions_at_once=self.positions_at_once)
         reduced = compute_dtype != torch.float32
         with torch.autocast(device.type, dtype=compute_dtype, enabled=reduced):
             if not network.eval().head_is_whole():
@@ -291,78 +290,33 @@ class VLM(AbstractModel):
             model.enable_input_require_grads()
         return VisionLanguageModel(
             network=network.train(),
-            reference=_reference(reference, network, compute_dtype),
+            reference=build_reference(reference, network, compute_dtype),
             processor=self.processor(),
             device=device,
             compute_dtype=compute_dtype,
-            shares_vision=self._shares_vision(anatomy),
+            shares_vision=self._shares_vision(modules),
             rates=self._rates(network),
             fingerprint=self._fingerprint(),
             export=self._export,
         )
 
     def _quantized(self, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
-        """What `_read` takes for a language model of few bits on a device."""
+        """Arguments of `_read` for a language model of few bits on a device."""
         if self.quantization is None:
             return {}
-        _check_quantization(self.quantization)
-        anatomy = find_modules(self._blank(), where=self.path)
-        return {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=self.quantization == "4bit",
-                load_in_8bit=self.quantization == "8bit",
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=compute_dtype,
-                # Whole names: transformers 5 matches them from their beginning.
-                llm_int8_skip_modules=[anatomy.tower, anatomy.projector, anatomy.head],
-            ),
-            "device_map": {"": device},
-        }
+        check_quantization(self.quantization)
+        modules = find_modules(self._blank(), where=self.path)
+        return quantized(self.quantization, modules, device=device, compute_dtype=compute_dtype)
 
     def _read(self, **options: Any) -> Any:
         """The model as its file has it, on the CPU unless options say otherwise."""
         try:
-            model, report = self._location.load(
-                AutoModelForImageTextToText, output_loading_info=True, **options
-            )
+            return self._location.load_complete(AutoModelForImageTextToText, **options)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"{self.path}: cannot be read as a model: {error}") from error
-        if missing := sorted(report["missing_keys"]):
-            # transformers would go on with random numbers in their place
-            raise ModelError(
-                f"{self.path} lacks {len(missing)} weights of a {type(model).__name__}, such as "
-                f"{missing[0]}. A folder that transformers 5 wrote may call them by names that "
-                f"transformers {transformers.__version__} does not know: open it with the version "
-                f"that wrote it (transformers_version in its config.json)"
-            )
-        return model
 
-    def _choose_trained(
-        self, model: Any, anatomy: ModuleNames, compute_dtype: torch.dtype, trainable: bool
-    ) -> None:
-        """Frozen weights in the precision of the computation, trained ones in float32."""
-        model.requires_grad_(False)
-        _silence(model)
-        if self.quantization is None:
-            materialize(model)
-        projector = model.get_submodule(anatomy.projector)
-        if self.lora is None:
-            model.requires_grad_(trainable)
-            tower = model.get_submodule(anatomy.tower)
-            tower.requires_grad_(trainable and self.tower == "trained")
-        else:  # which freezes all else
-            projector.float()  # before values of a start are put into it
-            scope = anatomy.language_scope
-            lora.attach(model, self.lora, component=PEFT_PREFIX, scope=scope)
-        projector.requires_grad_(trainable and self.projector == "trained")
-        upcast_trainable(model)
-        store_for_autocast(model, compute_dtype)
-        if not trainable:
-            model.requires_grad_(False)
-
-    def _shares_vision(self, anatomy: ModuleNames) -> bool:
-        returned_is_trained = anatomy.projector_in_tower and self.projector == "trained"
+    def _shares_vision(self, modules: ModuleNames) -> bool:
+        returned_is_trained = modules.projector_in_tower and self.projector == "trained"
         return (
             self.one_vision_pass
             and type(self.config).model_type in TESTED  # 4.57 gives the text part's on the instance
@@ -429,7 +383,7 @@ class VLM(AbstractModel):
         if self.lora is None:
             write_model(folder, base=self._read(), values=named, processor=processor)
             return
-        whole = (network.anatomy.projector,) if self.projector == "trained" else ()
+        whole = (network.module_names.projector,) if self.projector == "trained" else ()
         write_adapter(
             folder,
             model=network.model,
@@ -458,71 +412,3 @@ class VLM(AbstractModel):
             write_model(
                 folder, base=whole._read(), values={}, processor=whole.processor(), dtype=dtype
             )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ModelError for a folder that holds no model, and say what it holds instead."""
-    if (folder / "config.json").is_file():
-        return
-    if (folder / PEFT_CONFIG).is_file():
-        adapter = checked(
-            dict[str, Any],
-            read_json(folder / PEFT_CONFIG, error=ModelError),
-            folder / PEFT_CONFIG,
-            error=ModelError,
-        )
-        raise ModelError(
-            f"{folder} holds an adapter: set path to its base, which was "
-            f"{adapter.get('base_model_name_or_path')}, and lora to "
-            f"{{rank: {adapter.get('r')}, start: {folder}}}"
-        )
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-    hint = (
-        f"What a run trained is in {folder / 'final'}"
-        if (folder / "final").is_dir()
-        else "A model folder is what transformers' save_pretrained writes: config.json, "
-        "*.safetensors, and the files of a processor"
-    )
-    raise ModelError(f"{folder} has no config.json (it holds: {found}). {hint}")
-
-
-def _silence(model: nn.Module) -> None:
-    """Take all dropout out: that of layers, and that which attention applies by itself."""
-    remove_dropout(model)
-    for module in model.modules():
-        for name in ("attention_dropout", "dropout", "dropout_p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def _check_quantization(bits: str) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"quantization is {bits}, which needs bitsandbytes, and it is not installed: "
-            f"pip install 'diffalign[bitsandbytes]', or set quantization to null"
-        )
-    if not torch.cuda.is_available():
-        raise ModelError(
-            f"quantization is {bits}, which needs a CUDA device, and this machine has none: "
-            f"set quantization to null"
-        )
-
-
-def _reference(
-    kind: ReferenceKind, network: TokenScorer, compute_dtype: torch.dtype
-) -> AbstractReference:
-    if kind == "frozen_copy":
-        # What never trains is not copied: the copy's tower is the policy's.
-        shared = {id(p): p for p in network.parameters() if not p.requires_grad}
-        stand_in = copy.deepcopy(network, shared)
-        for name, parameter in network.named_parameters():
-            if parameter.requires_grad:
-                stand_in.get_parameter(name).requires_grad_(False)
-        store_for_autocast(stand_in, compute_dtype)
-        return FrozenCopy(stand_in)
-    if kind == "past_policy":
-        return PastPolicy(network)
-    if kind == "adapter_off":
-        next_to = any(p.requires_grad for p in network.projector.parameters())
-        return AdapterOff(PastPolicy(network.projector) if next_to else None)
-    return NoReference()

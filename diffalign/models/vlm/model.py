@@ -78,7 +78,9 @@ class VisionLanguageModel(AbstractTrainable):
             return ImageInputs(inputs=inputs)
         network = self._unwrapped
         with self._autocast(), evaluation_mode(network.tower):
-            return look(network.model.model, network.tower, inputs, layers=network.anatomy.layers)
+            return look(
+                network.model.model, network.tower, inputs, layers=network.module_names.layers
+            )
 
     def score(
         self,

@@ -103,17 +103,17 @@ class TokenScorer(nn.Module):
     This is the module that is wrapped for several processes: one forward per step and model.
     """
 
-    def __init__(self, model: Any, anatomy: ModuleNames, *, positions_at_once: int) -> None:
+    def __init__(self, model: Any, module_names: ModuleNames, *, positions_at_once: int) -> None:
         """Wrap a model of transformers.
 
         Args:
             model: what trains in it requires grad already.
-            anatomy: where its parts are.
+            module_names: where its parts are.
             positions_at_once: tokens whose logits exist at the same time.
         """
         super().__init__()
         self.model = model
-        self.anatomy = anatomy
+        self.module_names = module_names
         self.positions_at_once = positions_at_once
 
     def forward(
@@ -161,16 +161,16 @@ class TokenScorer(nn.Module):
     @property
     def tower(self) -> nn.Module:
         """The vision tower."""
-        return self.model.get_submodule(self.anatomy.tower)
+        return self.model.get_submodule(self.module_names.tower)
 
     @property
     def projector(self) -> nn.Module:
         """The projector, which may lie within the tower."""
-        return self.model.get_submodule(self.anatomy.projector)
+        return self.model.get_submodule(self.module_names.projector)
 
     @property
     def _head(self) -> nn.Linear:
-        return self.model.get_submodule(self.anatomy.head)
+        return self.model.get_submodule(self.module_names.head)
 
     def _hidden(self, rows: ResponseRows) -> Tensor:
         """Hidden states from which the wanted tokens are predicted, [P, width]."""
@@ -228,7 +228,7 @@ class TokenScorer(nn.Module):
 
         Processes that average gradients wait for each other's gradient of every parameter.
         """
-        parts = (self.anatomy.tower, self.anatomy.projector, "model.image_newline")
+        parts = (self.module_names.tower, self.module_names.projector, "model.image_newline")
         unused = [
             parameter.sum()
             for name, parameter in self.model.named_parameters()

@@ -20,7 +20,7 @@ from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.noising import Epsilon, Velocity
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
-from diffalign.models.locate import Folder
+from diffalign.models.locations import Folder
 from diffalign.models.lora import LoraSettings
 from tests.original_layout import write_single_file
 

@@ -1,0 +1,171 @@
+"""How the network of a vision-language model is read: which parts train, in how many bits, and
+what stands for the reference."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from diffalign.errors import ModelError
+from diffalign.files import read_json
+from diffalign.models import lora
+from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX
+from diffalign.models.base import ReferenceKind
+from diffalign.models.devices import (
+    materialize,
+    remove_dropout,
+    store_for_autocast,
+    upcast_trainable,
+)
+from diffalign.models.lora import LoraSettings
+from diffalign.models.reference import (
+    AbstractReference,
+    AdapterOff,
+    FrozenCopy,
+    NoReference,
+    PastPolicy,
+)
+from diffalign.models.vlm.families import ModuleNames
+from diffalign.models.vlm.token_scores import TokenScorer
+from diffalign.parsing import checked
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ModelError for a folder that holds no model, and say what it holds instead."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / PEFT_CONFIG).is_file():
+        adapter = checked(
+            dict[str, Any],
+            read_json(folder / PEFT_CONFIG, error=ModelError),
+            folder / PEFT_CONFIG,
+            error=ModelError,
+        )
+        raise ModelError(
+            f"{folder} holds an adapter: set path to its base, which was "
+            f"{adapter.get('base_model_name_or_path')}, and lora to "
+            f"{{rank: {adapter.get('r')}, start: {folder}}}"
+        )
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+    hint = (
+        f"What a run trained is in {folder / 'final'}"
+        if (folder / "final").is_dir()
+        else "A model folder is what transformers' save_pretrained writes: config.json, "
+        "*.safetensors, and the files of a processor"
+    )
+    raise ModelError(f"{folder} has no config.json (it holds: {found}). {hint}")
+
+
+def silence(model: nn.Module) -> None:
+    """Take all dropout out: that of layers, and that which attention applies by itself."""
+    remove_dropout(model)
+    for module in model.modules():
+        for name in ("attention_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def check_quantization(bits: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"quantization is {bits}, which needs bitsandbytes, and it is not installed: "
+            f"pip install 'diffalign[bitsandbytes]', or set quantization to null"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"quantization is {bits}, which needs a CUDA device, and this machine has none: "
+            f"set quantization to null"
+        )
+
+
+def build_reference(
+    kind: ReferenceKind, network: TokenScorer, compute_dtype: torch.dtype
+) -> AbstractReference:
+    if kind == "frozen_copy":
+        # What never trains is not copied: the copy's tower is the policy's.
+        shared = {id(p): p for p in network.parameters() if not p.requires_grad}
+        stand_in = copy.deepcopy(network, shared)
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                stand_in.get_parameter(name).requires_grad_(False)
+        store_for_autocast(stand_in, compute_dtype)
+        return FrozenCopy(stand_in)
+    if kind == "past_policy":
+        return PastPolicy(network)
+    if kind == "adapter_off":
+        next_to = any(p.requires_grad for p in network.projector.parameters())
+        return AdapterOff(PastPolicy(network.projector) if next_to else None)
+    return NoReference()
+
+
+def quantized(
+    bits: str, modules: ModuleNames, *, device: torch.device, compute_dtype: torch.dtype
+) -> dict[str, Any]:
+    """Arguments of transformers' `from_pretrained` for a language model of few bits.
+
+    Args:
+        bits: `4bit` (NF4, quantised twice) or `8bit`.
+        modules: the vision tower, the projector and the head stay as they are.
+        device: where it is read to, since it cannot be moved.
+        compute_dtype: of its matrix products.
+    """
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=bits == "4bit",
+            load_in_8bit=bits == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+            # Whole names: transformers 5 matches them from their beginning.
+            llm_int8_skip_modules=[modules.tower, modules.projector, modules.head],
+        ),
+        "device_map": {"": device},
+    }
+
+
+def choose_trained(
+    model: Any,
+    modules: ModuleNames,
+    *,
+    lora_settings: LoraSettings | None,
+    tower: bool,
+    projector: bool,
+    quantized: bool,
+    compute_dtype: torch.dtype,
+    trainable: bool,
+) -> None:
+    """Freeze what does not train, in the precision of the computation; the rest is float32.
+
+    Args:
+        model: of transformers; changed in place.
+        modules: where its parts are.
+        lora_settings: adapter of the language model, attached here; None trains all its weights.
+        tower: whether the vision tower trains.
+        projector: whether the projector trains.
+        quantized: whether the weights of the language model have few bits.
+        compute_dtype: of the computation.
+        trainable: False freezes everything, for a model that is only asked.
+    """
+    model.requires_grad_(False)
+    silence(model)
+    if not quantized:
+        materialize(model)
+    between = model.get_submodule(modules.projector)
+    if lora_settings is None:
+        model.requires_grad_(trainable)
+        model.get_submodule(modules.tower).requires_grad_(tower)
+    else:  # which freezes all else
+        between.float()  # before values of a start are put into it
+        scope = modules.language_scope
+        lora.attach(model, lora_settings, component=PEFT_PREFIX, scope=scope)
+    between.requires_grad_(projector)
+    upcast_trainable(model)
+    store_for_autocast(model, compute_dtype)
+    if not trainable:
+        model.requires_grad_(False)
