@@ -113,20 +113,61 @@ def encoded_image(value: Any, base: Path | None) -> EncodedImage:
 
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):(?P<rest>//.*|.*)", re.I | re.S)
 _BASE64 = re.compile(
-    r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0A|AAAA)[A-Za-z0-9+/\s]{60,}={0,2}\s*"
+    r"((/9j/|iVBORw0KGgo|R0lGOD|UklGR)[\w+/\s-]*|(Qk|SUkq|TU0A|AAAA)[\w+/\s-]{60,})=*\s*"
 )
-"""Base64 of the first bytes of the formats below, and enough after them to be no path."""
+"""Base64 of the first bytes of the formats that are read; where these are few, with enough after
+them to be no path. A file name has a dot, which base64 has not."""
+
+
+def is_base64(text: str) -> bool:
+    """Whether a text seems to be an image in base64, and no path."""
+    return _BASE64.fullmatch(text) is not None
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes that a text holds in base64, in either alphabet, with its padding or without.
+
+    Raises:
+        BadImageError: it is no base64.
+    """
+    plain = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadImageError(SkipReason.CORRUPT, f"no base64: {error}") from None
+
+
+def path_of(name: str, base: Path | None) -> Path:
+    """The path that a name means, of which both separators are understood.
+
+    Args:
+        name: absolute, or relative to `base`.
+        base: folder that relative names start from; None for the working folder.
+    """
+    path = Path(name) if base is None else base / name
+    if "\\" in name and not is_there(path):  # a path that Windows wrote
+        plain = name.replace("\\", "/")
+        path = Path(plain) if base is None else base / plain
+    return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this path; a name that no file can have is of none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, for example
+        return False
 
 
 def _named(value: str, base: Path | None) -> EncodedImage:
     if not value.strip():
         return None
-    if _BASE64.fullmatch(value):
-        return _from_base64(value)
+    if is_base64(value):
+        return from_base64(value)
     address = _ADDRESS.match(value)
     scheme = address["scheme"].lower() if address else ""
     if scheme == "data":
-        return _from_base64(value.partition(",")[2])
+        return from_base64(value.partition(",")[2])
     if scheme == "file":
         return Path(urllib.parse.unquote(urllib.parse.urlsplit(value).path))
     if scheme in ("http", "https", "s3", "gs", "hf", "ftp"):
@@ -135,25 +176,7 @@ def _named(value: str, base: Path | None) -> EncodedImage:
             f"{value[:200]} is a remote address, which is not followed: download the images and "
             "give their paths",
         )
-    path = Path(value) if base is None else base / value
-    if "\\" in value and not _exists(path):  # a path that Windows wrote
-        plain = value.replace("\\", "/")
-        path = Path(plain) if base is None else base / plain
-    return path
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadImageError(SkipReason.CORRUPT, f"no base64: {error}") from None
+    return path_of(value, base)
 
 
 def starts_like_an_image(path: Path) -> bool:

@@ -108,7 +108,7 @@ def test_what_the_hub_refuses_becomes_a_sentence(monkeypatch):
     def refuse(*_, **__):
         raise OSError("401 Client Error\nlong trace")
 
-    monkeypatch.setattr("diffalign.models.locate.hf_hub_download", refuse)
+    monkeypatch.setattr("diffalign.models.locations.hf_hub_download", refuse)
 
     message = r"cannot get model_index\.json of owner/name at revision r1 from the hub: 401 Client"
     with pytest.raises(ModelError, match=message):
@@ -117,7 +117,7 @@ def test_what_the_hub_refuses_becomes_a_sentence(monkeypatch):
 
 def test_the_commit_identifies_a_model_of_the_hub(monkeypatch):
     path = "hub/models--owner--name/snapshots/c0ffee/model_index.json"
-    monkeypatch.setattr("diffalign.models.locate.try_to_load_from_cache", lambda *_, **__: path)
+    monkeypatch.setattr("diffalign.models.locations.try_to_load_from_cache", lambda *_, **__: path)
 
     assert locate("owner/name").identity("unet").startswith("owner/name@c0ffee/unet")
 
@@ -131,7 +131,7 @@ def test_a_lone_network_of_the_hub_is_asked_for_its_own_configuration(monkeypatc
         return str(tmp_path / file)
 
     for function in ("hf_hub_download", "try_to_load_from_cache"):
-        monkeypatch.setattr(f"diffalign.models.locate.{function}", response)
+        monkeypatch.setattr(f"diffalign.models.locations.{function}", response)
     network = locate("owner/vae", revision="r1")
     network.read_json(f"{ITSELF}/config.json")
     network.identity(ITSELF)

@@ -19,15 +19,13 @@ from torch import Tensor
 
 from diffalign.data.responses.conversation import without_end_tokens
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.responses.template import WHOLE_TEXT, ChatTemplate
 from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import ModelError
 
 SMALLEST_SIDE = 2
 """Pixels that each side of an image must have: a line of pixels is a placeholder or a fault, and
 some processors of transformers take it for a colour channel."""
-
-_WHOLE_TEXT = {"padding": False, "truncation": False}
-"""For every call of a tokenizer, whatever its own settings say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +74,6 @@ class EncodedResponse:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """What a chat template puts around a response."""
-
-    before: str
-    """Between the generation prompt and the response; a space, as a rule."""
-    end: str
-    """After the response, up to and with the token that ends it."""
-
-
-@dataclass(frozen=True)
 class _Tokens:
     """A text, tokenised with one token an image."""
 
@@ -117,11 +105,8 @@ class ChatEncoder:
         self.processor = processor
         self.max_length = max_length
         self._tokenizer = processor.tokenizer
-        self._template = _chat_template(processor)
         _check_processor(processor)
-        self._marker = self._find_marker()
-        self._keeps_order = self._images_stay_between_texts()
-        self._frame = self._find_frame()
+        self._template = ChatTemplate(processor)
 
     @property
     def pad_token_id(self) -> int:
@@ -145,12 +130,12 @@ class ChatEncoder:
                 SkipReason.MARKERS,
                 f"the turns have {marked} {IMAGE} markers, and there are {len(images)} images",
             )
-        text = self._render(turns, generation=True)
+        text = self._template.render(turns, generation=True)
         plain = self._tokenize(text)
         if plain.ids.count(self._marker_id) != len(images):
             raise UnusableRowError(
                 SkipReason.MARKERS,
-                f"the text of a turn contains {self._marker}, which represents an image",
+                f"the text of a turn contains {self._template.marker}, which represents an image",
             )
         ids, further, image_inputs = self._process(text, images)
         marked_until = _after_last(plain.ids, self._marker_id)
@@ -203,12 +188,13 @@ class ChatEncoder:
         kept = self._without_end(response).strip()
         if not kept:
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response))
-        text = prompt.text + self._frame.before + kept + self._frame.end
+        text = prompt.text + self._template.frame.before + kept + self._template.frame.end
         plain = self._tokenize(text)
         images_until, expanded_until = prompt.markers
         if self._marker_id in plain.ids[images_until:]:
             raise UnusableRowError(
-                SkipReason.MARKERS, f"it contains {self._marker}, which represents an image"
+                SkipReason.MARKERS,
+                f"it contains {self._template.marker}, which represents an image",
             )
         stop = plain.ends.index(len(text)) + 1  # what a tokenizer adds by itself comes after it
         first = next(i for i, end in enumerate(plain.ends) if end > len(prompt.text))
@@ -226,7 +212,9 @@ class ChatEncoder:
                 f"allowed are {self.max_length}",
             )
         own = prompt.input_ids[:expanded_until]
-        shift = len(response) - len(response.lstrip()) - len(prompt.text + self._frame.before)
+        shift = (
+            len(response) - len(response.lstrip()) - len(prompt.text + self._template.frame.before)
+        )
         offsets = torch.tensor([plain.starts[first:stop], plain.ends[first:stop]]).T + shift
         return EncodedResponse(
             input_ids=torch.cat([own, torch.tensor(plain.ids[images_until:stop])]),
@@ -250,12 +238,14 @@ class ChatEncoder:
     @cached_property
     def _end_ids(self) -> frozenset[int]:
         """Tokens that end a response: the template's, and the tokenizer's end of a sequence."""
-        own = self._tokenizer(self._frame.end, add_special_tokens=False, **_WHOLE_TEXT)["input_ids"]
+        own = self._tokenizer(self._template.frame.end, add_special_tokens=False, **WHOLE_TEXT)[
+            "input_ids"
+        ]
         return frozenset({own[-1], self._tokenizer.eos_token_id} - {None})
 
     @property
     def _marker_id(self) -> int:
-        return int(self._tokenizer.convert_tokens_to_ids(self._marker))
+        return int(self._tokenizer.convert_tokens_to_ids(self._template.marker))
 
     def _process(
         self, text: str, images: Sequence[Image.Image]
@@ -274,7 +264,7 @@ class ChatEncoder:
                     images=list(images) or None,
                     return_tensors="pt",
                     add_special_tokens=self._adds_special_tokens(text),
-                    **_WHOLE_TEXT,
+                    **WHOLE_TEXT,
                 )
             )
         except Exception as error:  # each processor has its own limits and its own errors
@@ -303,7 +293,7 @@ class ChatEncoder:
             text,
             add_special_tokens=self._adds_special_tokens(text),
             return_offsets_mapping=True,
-            **_WHOLE_TEXT,
+            **WHOLE_TEXT,
         )
         starts, ends = zip(*encoded["offset_mapping"], strict=True)
         return _Tokens(list(encoded["input_ids"]), list(ends), list(starts))
@@ -312,89 +302,6 @@ class ChatEncoder:
         """Unless the template has written the first one already."""
         begin = self._tokenizer.bos_token
         return begin is None or not text.startswith(begin)
-
-    def _render(
-        self, turns: Sequence[Turn], *, response: str | None = None, generation: bool = False
-    ) -> str:
-        messages = [{"role": turn.role, "content": self._parts(turn.text)} for turn in turns]
-        if response is not None:
-            messages.append({"role": "assistant", "content": [_text(response)]})
-        return self._apply(messages, generation=generation)
-
-    def _apply(self, messages: list[dict[str, Any]], *, generation: bool = False) -> str:
-        rendered = self.processor.apply_chat_template(
-            messages, chat_template=self._template, add_generation_prompt=generation
-        )
-        return str(rendered)
-
-    def _parts(self, text: str) -> list[dict[str, str]]:
-        """The content of a turn as templates take it.
-
-        A template that puts all images first (LLaVA-1.5's) would lose where they stand between
-        texts; there the marker is written into the text. White space between images and a text
-        on one side of them is a matter of layout, and left to the template.
-        """
-        pieces = text.split(IMAGE)
-        between = sum(bool(piece.strip()) for piece in pieces) > 1
-        if between and not self._keeps_order:
-            return [_text(text.replace(IMAGE, self._marker))]
-        parts = []
-        for position, piece in enumerate(pieces):
-            if position:
-                parts.append({"type": "image"})
-            piece = piece if between else piece.strip()
-            if piece:
-                parts.append(_text(piece))
-        return parts
-
-    def _find_marker(self) -> str:
-        """The token that the template writes where an image is."""
-        shown = self._apply([{"role": "user", "content": [{"type": "image"}, _text("Why?")]}])
-        names = ("image_token", "boi_token")  # Gemma 3 expands the one that begins an image
-        tokens = [getattr(self.processor, name, None) for name in names]
-        found = [token for token in tokens if token and shown.count(token) == 1]
-        if not found:
-            raise ModelError(
-                f"the chat template writes {shown!r} for a turn with an image, in which none of "
-                f"{type(self.processor).__name__}'s image tokens ({tokens}) is once"
-            )
-        return str(found[0])
-
-    def _images_stay_between_texts(self) -> bool:
-        content = [_text("before"), {"type": "image"}, _text("after")]
-        shown = self._apply([{"role": "user", "content": content}])
-        return shown.index("before") < shown.index(self._marker) < shown.index("after")
-
-    def _find_frame(self) -> _Frame:
-        question, response = [Turn(role="user", text="Why?")], "Because."
-        prompt = self._render(question, generation=True)
-        whole = self._render(question, response=response)
-        if not whole.startswith(prompt) or response not in whole[len(prompt) :]:
-            raise ModelError(
-                f"the chat template renders a prompt as {prompt!r} and the same with a response as "
-                f"{whole!r}, which does not continue it: what a model should generate is unclear"
-            )
-        before, _, after = whole[len(prompt) :].partition(response)
-        return _Frame(before, self._end(after))
-
-    def _end(self, after: str) -> str:
-        """What ends a response, from the text that the template puts after it.
-
-        It is the first special token of that text; where there is none (LLaVA-1.5), the
-        tokenizer's end-of-sequence token, without the white space of the template.
-        """
-        added = self._tokenizer.added_tokens_decoder
-        specials = {*self._tokenizer.all_special_ids, *(i for i in added if added[i].special)}
-        ids = self._tokenizer(after, add_special_tokens=False, **_WHOLE_TEXT)["input_ids"]
-        end = next((i for i in ids if i in specials), self._tokenizer.eos_token_id)
-        if end is None:
-            raise ModelError(
-                "neither the chat template nor the tokenizer has a token that ends a response; "
-                "set eos_token in tokenizer_config.json"
-            )
-        token = str(self._tokenizer.convert_ids_to_tokens(end))
-        head, found, _ = after.partition(token)
-        return head + found if found else token
 
     def _check_expansion(
         self, ids: list[int], rest: list[int], *, image_count: int, unexpanded: int
@@ -419,10 +326,6 @@ class ChatEncoder:
             )
 
 
-def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
-
-
 def _after_last(ids: list[int], marker: int) -> int:
     """Position after the last marker; 0 if there is none."""
     return max((position + 1 for position, i in enumerate(ids) if i == marker), default=0)
@@ -431,20 +334,6 @@ def _after_last(ids: list[int], marker: int) -> int:
 def _as_text(values: Tensor, count: int) -> Tensor:
     """Per-token outputs for text: what the last token of the prompt, which is text, has."""
     return values[-1:].expand(count)
-
-
-def _chat_template(processor: Any) -> str | None:
-    """None where the processor has one; otherwise that of its tokenizer."""
-    if getattr(processor, "chat_template", None):
-        return None
-    template = getattr(processor.tokenizer, "chat_template", None)
-    if not template:
-        raise ModelError(
-            "the checkpoint has no chat template, and prompts cannot be guessed. Put the "
-            "chat_template.jinja (or chat_template.json) of the model's authors next to its "
-            "processor_config.json"
-        )
-    return str(template)
 
 
 def _check_processor(processor: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,14 +10,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from diffalign.data.decoding import EncodedImage
+from diffalign.data.decoding import (
+    BadImageError,
+    EncodedImage,
+    from_base64,
+    is_base64,
+    is_there,
+    path_of,
+)
 from diffalign.data.responses import coco
 from diffalign.data.responses.conversation import malformed, with_markers
 from diffalign.data.responses.records import IMAGE, Conversation, Position, Turn
 from diffalign.data.skipping import SkipReason, UnusableRowError
 
-_BASE64 = re.compile(r"((?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk)[\w+/\s]+=*)\s*")
-"""As JPEG, PNG, GIF, WebP and BMP begin. A file name has a dot, which base64 has not."""
 _FILE_NAME = re.compile(r".+\.(?:jpe?g|png|gif|webp|bmp|tiff?)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(data)(?=:)|(file)(?=:/)|[A-Za-z][A-Za-z0-9+.-]+(?=://)", re.IGNORECASE)
 """How an address begins; `C:` is a drive of Windows."""
@@ -53,7 +56,8 @@ def image_of(value: Any, folder: Path | None) -> EncodedImage:
         folder: from which relative file names start; None for the current one.
 
     Raises:
-        UnusableRowError: it is an address on the network, a number without a file, or no image.
+        UnusableRowError: it is an address on the network, a number without a file, no base64, or
+            no image.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -76,7 +80,7 @@ def looks_like_images(value: Any) -> bool:
     first = next(iter(value), None) if isinstance(value, (list, tuple)) else value
     if isinstance(first, str):
         embedded = first.startswith("data:image/")
-        return embedded or bool(_BASE64.fullmatch(first) or _FILE_NAME.fullmatch(first))
+        return embedded or bool(is_base64(first) or _FILE_NAME.fullmatch(first))
     if isinstance(first, Mapping):
         fields = (first.get(name) for name in ("bytes", "path", "url"))
         return any(isinstance(f, bytes) or (f and looks_like_images(f)) for f in fields)
@@ -196,7 +200,7 @@ def _of_text(value: str, folder: Path | None) -> EncodedImage:
         return None
     if "\0" in text:
         raise malformed(f"the name of an image contains a NUL character: {text!r:.60}")
-    if _BASE64.fullmatch(text):
+    if is_base64(text):
         return _decoded(text)
     if text.isdecimal() and len(text) <= 12:
         return _of_number(int(text), folder)
@@ -227,29 +231,17 @@ def _without_secrets(address: str) -> str:
 
 
 def _file(name: str, folder: Path | None) -> Path:
-    path = Path(name) if folder is None else folder / name
-    if "\\" in name and not _is_there(path):  # written on Windows
-        name = name.replace("\\", "/")
-        path = Path(name) if folder is None else folder / name
-    if coco.is_file_name(name) and not _is_there(path):
+    path = path_of(name, folder)
+    if coco.is_file_name(name) and not is_there(path):
         number = coco.image_number(name)
         found = None if number is None else coco.find_image(folder, number)
         return found or path
     return path
 
 
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long, for example
-        return False
-
-
 def _decoded(text: str) -> bytes:
-    """Base64, in either alphabet, with its padding or without."""
-    plain = re.sub(r"\s", "", text.partition(",")[2] if text.startswith("data:") else text)
-    plain = plain.replace("-", "+").replace("_", "/").rstrip("=")
+    content = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        return text.encode()[:64]  # its decoder will say that this is no image
+        return from_base64(content)
+    except BadImageError as error:
+        raise UnusableRowError(error.reason, error.detail) from None
