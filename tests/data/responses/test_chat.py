@@ -107,7 +107,7 @@ def test_the_model_finds_as_many_features_as_there_are_image_tokens(family):
         assert image_tokens(family, row.input_ids) > len(images)
 
 
-def test_a_image_may_have_one_token_where_the_processor_counts_them():
+def test_an_image_may_have_one_token_where_the_processor_counts_them():
     """As an icon has one with Qwen's, if `min_pixels` allows it."""
     model, _ = loaded("qwen2_vl")
     chat = encoder("qwen2_vl")
@@ -154,7 +154,7 @@ def test_markers_and_images_have_to_be_as_many(family, text, images):
 
 
 @every_family
-def test_a_response_or_a_turn_cannot_smuggle_in_a_image_token(family):
+def test_a_response_or_a_turn_cannot_smuggle_in_an_image_token(family):
     chat = encoder(family)
     token = IMAGE_IDS[family]
     with pytest.raises(UnusableRowError, match=r"contains .*represents an image"):

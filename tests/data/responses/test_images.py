@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from diffalign.data.decoding import encoded_image
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.images import image_of, images_of
 from diffalign.data.responses.reading import open_responses
@@ -91,7 +92,7 @@ def test_a_marker_takes_the_next_image_of_the_column(tmp_path):
 
 @pytest.mark.parametrize("column", ["images", "image"])
 def test_messages_may_name_the_files_of_the_column_again(column, tmp_path):
-    record = {"bytes": "x", "path": "0.png"} if column == "image" else "sub/0.png"
+    record = {"bytes": "eA==", "path": "0.png"} if column == "image" else "sub/0.png"
     found = pair(tmp_path, row(NAMED[0], **{column: [record]}))
     assert isinstance(found.images[0], bytes) == (column == "image")
 
@@ -276,3 +277,20 @@ def test_a_data_set_of_such_images_alone_ends_with_a_sentence(tmp_path):
     )
     with pytest.raises(DataError, match="1 x 1 pixels"):
         next(iter(source))
+
+
+@pytest.mark.parametrize("spelling", ["standard", "of addresses", "without padding"])
+def test_base64_is_read_as_the_reader_of_pairs_reads_it(spelling):
+    content = encoded(solid_image((200, 0, 0)))
+    text = {
+        "standard": base64.b64encode(content),
+        "of addresses": base64.urlsafe_b64encode(content),
+        "without padding": base64.b64encode(content).rstrip(b"="),
+    }[spelling].decode()
+    assert image_of(text, None) == encoded_image(text, None) == content
+
+
+def test_text_that_is_no_base64_says_so():
+    with pytest.raises(UnusableRowError, match="no base64") as refusal:
+        image_of({"bytes": "????"}, None)
+    assert refusal.value.reason is SkipReason.CORRUPT
