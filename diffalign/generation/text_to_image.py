@@ -15,9 +15,9 @@ from torch import Tensor
 
 from diffalign.errors import ConfigError, ModelError
 from diffalign.generation.models import LocatedModel
+from diffalign.models.devices import DTYPES, Precision, precision_of
 from diffalign.models.diffusion.autoencoder import LatentSpace
 from diffalign.models.diffusion.sampling import Samplable, sample
-from diffalign.models.precision import DTYPES, Precision, precision_of
 from diffalign.seeding import cpu_generator, derive_seed
 
 DtypeName = Literal["auto", Precision]

@@ -21,7 +21,7 @@ from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
-from diffalign.models.precision import DTYPES
+from diffalign.models.devices import DTYPES
 from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
 from diffalign.training.identity import identity

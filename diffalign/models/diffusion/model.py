@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.models.base import AbstractTrainable
+from diffalign.models.devices import evaluation_mode
 from diffalign.models.diffusion.autoencoder import Autoencoder, LatentSpace
 from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 from diffalign.models.diffusion.noising import AbstractNoising
 from diffalign.models.diffusion.sampling import Denoise, with_guidance
-from diffalign.models.preparation import evaluation_mode
 from diffalign.models.reference import AbstractReference, PastPolicy
 
 Export = Callable[[Path, nn.Module, Mapping[str, Tensor]], None]
