@@ -146,10 +146,13 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
                 f"{place}: {prefix}{name!s:.60} is not a field of {cls.__name__} "
                 f"(fields: {', '.join(fields)}).{hint}"
             )
-    values = {
-        name: _convert(hints[name], value, place=place, key=f"{prefix}{name}")
-        for name, value in tree.items()
-    }
+    values = {}
+    for name, given in tree.items():
+        values[name] = _convert(hints[name], given, place=place, key=f"{prefix}{name}")
+        try:
+            refuse_outside(hints[name], values[name], f"{prefix}{name}")
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from error
     missing = [
         name
         for name, f in fields.items()
@@ -182,8 +185,8 @@ def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: st
 def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
     """A YAML value as the type that the field declares, or a ConfigError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _in_range(hint, _convert(arguments[0], value, place=place, key=key), place, key)
+    if origin is Annotated:  # `_build` looks at ranges, in the whole type
+        return _convert(arguments[0], value, place=place, key=key)
 
     def refuse(allowed: str) -> ConfigError:
         return ConfigError(f"{place}: {key} must be {allowed}, got {shortly(value)}")
@@ -251,14 +254,6 @@ def _convert(hint: Any, value: Any, *, place: str, key: str) -> Any:
     elif hint is Any:
         return value
     raise refuse(_spell(hint))
-
-
-def _in_range(hint: Any, value: Any, place: str, key: str) -> Any:
-    try:
-        refuse_outside(hint, value, key)
-    except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from error
-    return value
 
 
 _SPELLING: dict[Any, str] = {

@@ -24,11 +24,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
+
+from diffalign.ranges import AtLeast, Between, Ranged
 
 _CHUNK = 2**20
 """Random numbers held at once, so that memory does not grow with clusters times resamples."""
@@ -50,24 +52,18 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bootstrap:
+class Bootstrap(Ranged):
     """How intervals are made."""
 
-    confidence: float = 0.95
+    confidence: Annotated[float, Between(0, 1, without=[0, 1])] = 0.95
     """Of the intervals."""
-    resamples: int = 10_000
+    resamples: Annotated[int, AtLeast(100)] = 10_000
     """How often the clusters are sampled with replacement."""
     seed: int = 0
     """Of the sampling."""
     method: Method = "auto"
     """auto: score intervals of shares and Student's of other figures, with the spread of the
     bootstrap. percentile and bca: scipy's own, too narrow below some 20 clusters."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
 
     @property
     def describe(self) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
+
+from diffalign.ranges import AtLeast, Ranged
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -45,28 +48,25 @@ def noise_from_seeds(seeds: Iterable[int], shape: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimestepSampling:
+class TimestepSampling(Ranged):
     """Which training timesteps are visited. The default is uniform over all of them."""
 
     low: int = 0
     """First timestep, inclusive; 0 is the cleanest."""
     high: int | None = None
     """Last timestep, exclusive; null is the length of the model's own schedule."""
-    strata: int = 1
+    strata: Annotated[int, AtLeast(1)] = 1
     """Consecutive samples of a sample cycle through this many equal parts of the range, from a
     sample-dependent start: the same distribution with less variance. 1 is plain uniform."""
-    values: tuple[int, ...] = ()
+    values: tuple[Annotated[int, AtLeast(0)], ...] = ()
     """If given, only these timesteps are used, uniformly (for example a distilled model's)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.low < 0 or (self.high is not None and self.high <= self.low):
             raise ValueError(
                 f"timesteps need 0 <= low < high, got low {self.low} and high {self.high}"
             )
-        if self.strata < 1:
-            raise ValueError(f"strata must be at least 1, got {self.strata}")
-        if any(value < 0 for value in self.values):
-            raise ValueError(f"values must not be negative, got {list(self.values)}")
         if self.values and (self.low != 0 or self.high is not None):
             raise ValueError("values and low/high exclude each other: give one of them")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def ranged_fields() -> list[tuple[type, str]]:
         module = importlib.import_module(dotted)
         for node in ast.parse(text).body:
             cls = getattr(module, node.name) if isinstance(node, ast.ClassDef) else None
-            if cls is not None and dataclasses.is_dataclass(cls):
+            if dataclasses.is_dataclass(cls) and not inspect.isabstract(cls):
                 hints = get_type_hints(cls, include_extras=True)
                 names = [field.name for field in dataclasses.fields(cls)]
                 found += [(cls, name) for name in names if any(ranges.ranges_in(hints[name]))]

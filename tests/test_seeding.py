@@ -66,7 +66,7 @@ def test_listed_values_are_the_only_ones():
         ({"low": 5, "high": 5}, "0 <= low < high"),
         ({"strata": 0}, "strata must be at least 1"),
         ({"values": (1,), "high": 10}, "exclude each other"),
-        ({"values": (-1,)}, "must not be negative"),
+        ({"values": (-1,)}, r"values\[0\] must be at least 0"),
     ],
 )
 def test_contradictions_are_refused(fields, message):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffalign.benchmarks.report import Report
+from diffalign.ranges import Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractBenchmark(abc.ABC):
+class AbstractBenchmark(Ranged, abc.ABC):
     """Settings of one benchmark: where its files and the responses lie, and how it counts."""
 
     @property

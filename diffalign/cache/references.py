@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import save
@@ -21,6 +21,7 @@ from diffalign.commands import command
 from diffalign.errors import CacheError
 from diffalign.files import open_tensors, read_json, write_atomically, write_json, writing
 from diffalign.parsing import checked, parse_json
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.views import View
 
 INDEX = "index.json"
@@ -28,23 +29,22 @@ _IDS = "sample_ids"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class Contents(Ranged):
     """What a folder of reference values is about."""
 
     fingerprint: Mapping[str, Any]
     """Everything that the values depend on, by key: plain JSON values."""
     views: tuple[str, ...]
     """Names of views, sorted."""
-    visits: int
+    visits: Annotated[int, AtLeast(1)]
     """How many samples of random conditions there are."""
-    pairs: int
+    pairs: Annotated[int, AtLeast(0)]
     """In the data set, those included that turn out to be unusable."""
-    pairs_per_shard: int
+    pairs_per_shard: Annotated[int, AtLeast(1)]
     """Of each file but the last one."""
 
     def __post_init__(self) -> None:
-        if self.visits < 1 or self.pairs < 0 or self.pairs_per_shard < 1:
-            raise ValueError("samples and pairs_per_shard must be at least 1, pairs at least 0")
+        super().__post_init__()
         for view in self.views:
             View.parse(view)
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import DataError
 from diffalign.files import numbered_lines, parse_json_line, read_json, read_text
 from diffalign.parsing import shortly
+from diffalign.ranges import AtLeast, Ranged
 
 _COLUMNS = ("prompt", "caption", "text")
 """Names of the column that holds the prompt, in any case, the first found wins."""
@@ -41,7 +42,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsConfig:
+class PromptsConfig(Ranged):
     """Where the prompts come from: a file, or the texts themselves."""
 
     file: Path | None = field(default=None, metadata=MAY_CHANGE)
@@ -49,14 +50,13 @@ class PromptsConfig:
     or `.jsonl` or a `.json` list of objects with such a key."""
     texts: tuple[str, ...] = ()
     """The prompts themselves."""
-    limit: int | None = None
+    limit: Annotated[int, AtLeast(1)] | None = None
     """Use the first so many only; null uses all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.file is None) == (not self.texts):
             raise ValueError("give either file or texts: the prompts come from one of them")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
 
 
 def read_prompts(config: PromptsConfig | Path) -> list[Prompt]:

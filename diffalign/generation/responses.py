@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from rich.console import Console
 
@@ -21,32 +21,28 @@ from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.files import append_json_lines, read_json_lines
 from diffalign.models.base import AbstractModel
 from diffalign.parsing import checked
+from diffalign.ranges import AtLeast, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class Asking(Ranged):
     """How a model is asked, and where its responses are kept."""
 
     images: Path
     """Folder of the benchmark's images, under their published names."""
     saves: Path
     """JSON lines of responses; a rerun goes on from there."""
-    max_new_tokens: int = 512
+    max_new_tokens: Annotated[int, AtLeast(1)] = 512
     """A response ends there at the latest."""
     system: str = ""
     """What a system turn says before each question; empty leaves it to the chat template. That of
     `llava-1.5-7b-hf` has none, where LLaVA's own scripts begin with Vicuna's sentence."""
-    batch_size: int = 8
+    batch_size: Annotated[int, AtLeast(1)] = 8
     """Questions asked at once."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """In which the model computes; auto is bf16 on a GPU and float32 elsewhere."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def row_metadata(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,16 +18,17 @@ from diffalign.generation.models import LocatedModel
 from diffalign.models.devices import DTYPES, Precision, precision_of
 from diffalign.models.diffusion.autoencoder import LatentSpace
 from diffalign.models.diffusion.sampling import Samplable, sample
+from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.seeding import cpu_generator, derive_seed
 
 DtypeName = Literal["auto", Precision]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Ranged):
     """How an image is generated; the same for every model of a comparison."""
 
-    steps: int = 50
+    steps: Annotated[int, AtLeast(1)] = 50
     """Denoising steps."""
     guidance: float = 5.0
     """Classifier-free guidance scale; 1 or less turns guidance off. 5 is SDXL's usual value, 7.5
@@ -35,7 +36,7 @@ class SamplerConfig:
     scheduler: str | None = None
     """Name of a diffusers scheduler, such as DDIM or EulerDiscrete; null keeps the model's own. All
     follow the model's noise schedule, and none clips latents."""
-    eta: float = 0.0
+    eta: Annotated[float, Between(0, 1)] = 0.0
     """Noise that DDIM adds back at each step, 0 to 1; other schedulers ignore it."""
     negative_prompt: str | None = None
     """What to steer away from; null is the pipeline's own empty prompt."""
@@ -45,10 +46,7 @@ class SamplerConfig:
     """Of the images, pixels; null is the model's own size."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+        super().__post_init__()
         for name, length in (("height", self.height), ("width", self.width)):
             if length is not None and (length < 8 or length % 8):
                 raise ValueError(f"{name} must be a multiple of 8 pixels, got {length}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,10 +25,11 @@ from diffalign.imaging.grid import render_grid
 from diffalign.intervals import Bootstrap
 from diffalign.jobs import score
 from diffalign.processes import only_writer
+from diffalign.ranges import AtLeast, Between, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Ranged):
     """Which models of a folder are compared, by which scores."""
 
     images: Path
@@ -38,30 +40,20 @@ class CompareConfig:
     """The others; empty takes all."""
     scorers: tuple[str, ...] = ()
     """Names of the columns in `scores/`; empty takes all."""
-    tie_tolerance: float = 0.0
+    tie_tolerance: Annotated[float, AtLeast(0)] = 0.0
     """Scores that differ by at most this much are a tie, in units of the score."""
-    confidence: float = 0.95
+    confidence: Annotated[float, Between(0, 1, without=[0, 1])] = 0.95
     """Of the intervals."""
-    resamples: int = 10_000
+    resamples: Annotated[int, AtLeast(100)] = 10_000
     """Of the bootstrap."""
     seed: int = 0
     """Of the bootstrap."""
-    grid_rows: int = 8
+    grid_rows: Annotated[int, AtLeast(1)] = 8
     """Prompts in the grid."""
-    gallery: int = 6
+    gallery: Annotated[int, AtLeast(0)] = 6
     """How many of the biggest wins, and of the biggest losses, the report shows."""
     output: Path | None = None
     """Folder for the results; null is the folder of the images."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
-        if self.tie_tolerance < 0:
-            raise ValueError(f"tie_tolerance must not be negative, got {self.tie_tolerance}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
-        if self.grid_rows < 1 or self.gallery < 0:
-            raise ValueError("grid_rows must be at least 1 and gallery not negative")
 
 
 def run(config: CompareConfig) -> list[Result]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from rich.console import Console
@@ -31,6 +32,7 @@ from diffalign.playground.response_quality import (
     held_out_multi_object_scenes,
 )
 from diffalign.playground.scenes import Scene, render
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.training.config import RunConfig
 
 SHOWN = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
@@ -41,7 +43,7 @@ _WRONG, _RIGHT = 4, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponsesDemoConfig:
+class ResponsesDemoConfig(Ranged):
     """What the demo of responses runs and where to."""
 
     config: Path = Path("configs/playground/responses/mdpo.yaml")
@@ -50,12 +52,8 @@ class ResponsesDemoConfig:
     """The run folder; figures and the image go to `evaluation/` below it."""
     overrides: tuple[str, ...] = ()
     """For the training run, as `key.path=value`."""
-    scenes: int = 150
+    scenes: Annotated[int, AtLeast(2, "one has no interval")] = 150
     """Held-out scenes that both models are asked about."""
-
-    def __post_init__(self) -> None:
-        if self.scenes < 2:
-            raise ValueError(f"scenes must be at least 2, got {self.scenes}: one has no interval")
 
 
 def run(demo: ResponsesDemoConfig) -> None:

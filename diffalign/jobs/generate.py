@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from rich.console import Console
@@ -43,13 +44,14 @@ from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.devices import choose_device
 from diffalign.models.runs import in_words
 from diffalign.processes import only_writer
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
 _LISTED_FAILURES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Ranged):
     """Which models generate what, how, and where to."""
 
     models: dict[str, ModelSpec | str]
@@ -63,7 +65,7 @@ class GenerateConfig:
     """How many images a prompt gets (seeds 0, 1, ...), or the seeds themselves."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """The same for all models."""
-    batch_size: int = 4
+    batch_size: Annotated[int, AtLeast(1)] = 4
     """Images generated at once; changes nothing but speed, memory and float rounding."""
     dtype: DtypeName = "auto"
     """Of the weights; auto is fp16 on a GPU and float32 elsewhere."""
@@ -71,7 +73,7 @@ class GenerateConfig:
     """A torch device; auto takes a GPU where there is one."""
     grid: bool = False
     """Generate `grid.png`: prompts down, models across."""
-    grid_rows: int = 8
+    grid_rows: Annotated[int, AtLeast(1)] = 8
     """How many prompts the grid shows."""
     grid_columns: tuple[str, ...] = ()
     """Which models the grid shows, in this order; empty shows all."""
@@ -80,6 +82,7 @@ class GenerateConfig:
     ranking needs, in place of single images; of one model, a group for each prompt and seed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.models:
             raise ValueError("models must name at least one model, as models.base=PATH")
         for name in self.models:
@@ -91,8 +94,6 @@ class GenerateConfig:
             raise ValueError("seeds must be at least 1, or a list of at least one seed")
         if len(set(self.seed_numbers())) < len(self.seed_numbers()):
             raise ValueError(f"seeds repeat a seed: {list(self.seed_numbers())}")
-        if self.batch_size < 1 or self.grid_rows < 1:
-            raise ValueError("batch_size and grid_rows must be at least 1")
         unknown = [name for name in self.grid_columns if name not in self.models]
         if unknown:
             raise ValueError(

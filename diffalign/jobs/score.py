@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,7 @@ from diffalign.files import write_json
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
 from diffalign.processes import only_writer
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer
 
@@ -35,7 +37,7 @@ _LISTED_PROBLEMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(Ranged):
     """Which images are scored by whom."""
 
     images: Path
@@ -44,7 +46,7 @@ class ScoreConfig:
     """The scorer."""
     name: str | None = None
     """Of the column: `scores/NAME.jsonl`; null takes the scorer's kind."""
-    batch_size: int = 32
+    batch_size: Annotated[int, AtLeast(1)] = 32
     """Images scored at once."""
     diversity: bool = False
     """Say as well how much the images of one prompt differ, by the scorer's own features of them:
@@ -53,14 +55,13 @@ class ScoreConfig:
     """A torch device; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.diversity and not getattr(self.scorer, "has_features", False):
             raise ValueError(
                 f"diversity is measured by the scorer's features of images, and "
                 f"{components.kind_of(self.scorer)} has none: use pickscore or clip, or leave "
                 f"diversity out"
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ValueError(
                 f"the name {self.name!r} becomes a file: use letters, digits, - _ . +, and begin "

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +24,7 @@ from diffalign.models.devices import DTYPES, Precision, choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.synthesis.base import (
     AbstractSynthesis,
     Context,
@@ -45,7 +46,7 @@ _TRAINED_BY = {"trl": "dpo"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesiseConfig:
+class SynthesiseConfig(Ranged):
     """Which questions, which model, what is made of them, and where it goes."""
 
     model: AbstractModel
@@ -60,16 +61,12 @@ class SynthesiseConfig:
     """jsonl names images where they lie; parquet holds them, and can be moved or uploaded."""
     seed: int = 0
     """What is generated for a question depends on this and its id alone."""
-    batch_size: int = 8
+    batch_size: Annotated[int, AtLeast(1)] = 8
     """Questions, and responses, at once; changes nothing but speed, memory and float rounding."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """In which the model computes; auto is bf16 on a GPU and float32 elsewhere."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 def run(config: SynthesiseConfig) -> None:

@@ -16,12 +16,13 @@ from rich.console import Console
 from diffalign.console import progress
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import append_json_lines, read_rows
+from diffalign.ranges import Ranged
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractJudge(abc.ABC):
+class AbstractJudge(Ranged, abc.ABC):
     """Settings of a language model that reads a prompt and replies."""
 
     @property

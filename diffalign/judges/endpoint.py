@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -24,6 +24,7 @@ from diffalign import keys
 from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.judges.base import AbstractJudge
 from diffalign.parsing import parse_json
+from diffalign.ranges import AtLeast
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP statuses after which the same request may succeed."""
@@ -56,11 +57,11 @@ class Endpoint(AbstractJudge):
     this machine and HF_TOKEN for huggingface.co, where they are set, and sends none elsewhere. Any
     other variable or host needs `judge.key_variable=NAME` on the command line; `diffalign.keys` has
     the rules."""
-    max_tokens: int = 1024
+    max_tokens: Annotated[int, AtLeast(1)] = 1024
     """A reply ends there at the latest."""
-    parallel: int = 4
+    parallel: Annotated[int, AtLeast(1)] = 4
     """Requests under way at once."""
-    attempts: int = 6
+    attempts: Annotated[int, AtLeast(1)] = 6
     """How often a request is sent that fails in passing, with growing pauses."""
     timeout_s: float = 120.0
     """Seconds to wait for a reply."""
@@ -68,13 +69,11 @@ class Endpoint(AbstractJudge):
     """Seconds before the second attempt; doubled before each further one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             keys.check_address(self.address)
         except ValueError as error:
             raise ValueError(f"address {error}") from error
-        for name in ("max_tokens", "parallel", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def name(self) -> str:

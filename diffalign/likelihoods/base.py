@@ -12,6 +12,7 @@ from torch import Tensor
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.objectives.base import Measure
+from diffalign.ranges import Ranged
 from diffalign.seeding import TimestepSampling
 
 Model = TypeVar("Model")
@@ -20,7 +21,7 @@ Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractLikelihood(abc.ABC, Generic[Model, Batch, Prepared]):
+class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
     """Log-likelihood of samples, exact or surrogate; its fields are the settings of a config.
 
     The type parameters are a loaded model, a batch, and what `prepare` makes of both.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from diffalign.models.devices import send
 from diffalign.models.diffusion.one_step import through_one_step
 from diffalign.models.preference.step_aware import StepAwareModel, StepAwarePreference
 from diffalign.objectives.base import Measure
+from diffalign.ranges import Between
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.step_aware import tower_pixels
 from diffalign.seeding import TimestepSampling
@@ -72,12 +73,13 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
     relabel: AbstractScorer | None = None
     """Labels the clean images in place of the data set, such as pickscore (the authors' recipe
     for SDXL); null keeps the labels."""
-    tie_below: float = 0.1
+    tie_below: Annotated[
+        float, Between(0, 1, "it is a difference of probabilities", without=[1])
+    ] = 0.1
     """With `relabel`: preferences whose probabilities differ by no more are ties."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tie_below < 1:
-            raise ValueError(f"tie_below is a difference of probabilities, got {self.tie_below}")
+        super().__post_init__()
         if self.relabel is not None and self.relabel.takes_time:
             raise ValueError("relabel scorers clean images: take a scorer without timesteps")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffalign.errors import ModelError
+from diffalign.ranges import Ranged
 
 if TYPE_CHECKING:  # settings are read where nothing is loaded, and torch takes a second
     import torch
@@ -60,7 +61,7 @@ class AbstractTrainable(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractModel(abc.ABC):
+class AbstractModel(Ranged, abc.ABC):
     """The settings of a model, as a config writes them."""
 
     @property

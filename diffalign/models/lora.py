@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from peft import (
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models.adapter_files import AdapterFile, locate_adapter, read_adapter
+from diffalign.ranges import AtLeast, Between, Ranged
 
 _FIRST_FACTOR = ".lora_A.weight"
 """How the names of first factors end; they are of shape [rank, ...]."""
@@ -54,18 +55,18 @@ DENOISER = Scope(("to_q", "to_k", "to_v", "to_out.0"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings:
+class LoraSettings(Ranged):
     """A low-rank adapter; the base stays frozen."""
 
-    rank: int = 16
+    rank: Annotated[int, AtLeast(1)] = 16
     """Inner dimension of every pair of factors."""
-    alpha: int | None = None
+    alpha: Annotated[int, AtLeast(1)] | None = None
     """The update is scaled by alpha / rank; null means equal to `rank`, a scale of one."""
     targets: tuple[str, ...] | None = None
     """Layers that get an adapter: the last parts of their names in the network. Null takes the
     usual ones: `to_q`, `to_k`, `to_v`, `to_out.0` of a denoiser; the projections of attention and
     of the MLP (`q_proj` to `down_proj`) in the language tower of a vision-language model."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Between(0, 1, without=[1])] = 0.0
     """Probability of dropping an input of the adapter while the policy trains; the reference has no
     adapter and hence no dropout."""
     dora: bool = False
@@ -83,12 +84,7 @@ class LoraSettings:
     `reference` says otherwise. Null starts at the base."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if self.alpha is not None and self.alpha < 1:
-            raise ValueError(f"alpha must be at least 1, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
         if self.targets == ():
             raise ValueError(
                 "targets is empty: name at least one layer, for example to_q, or give null"

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from rich.console import Console
 
@@ -15,6 +15,7 @@ from diffalign.errors import ConfigError
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.ranges import AtLeast, Ranged
 
 ReferenceRule = Literal["initial", "latest", "uniform"]
 """Which policy is the reference of a round: the one that the run began with, the one that the round
@@ -58,7 +59,7 @@ class RunContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractRollouts(abc.ABC):
+class AbstractRollouts(Ranged, abc.ABC):
     """How the batches of an online run come about; its fields are the settings of a config."""
 
     batch_type: ClassVar[type]
@@ -71,17 +72,8 @@ class AbstractRollouts(abc.ABC):
     reference: ReferenceRule = "initial"
     """The policy that this round's is compared with: `initial` is the run's first, `latest` the one
     that the round began with, `uniform` one of all that rounds began with."""
-    previewed_prompts: int = 4
+    previewed_prompts: Annotated[int, AtLeast(0)] = 4
     """How many prompts every round samples from the same noise, for `preview_strip.png`."""
-
-    def __post_init__(self) -> None:
-        self.refuse_below(previewed_prompts=0)
-
-    def refuse_below(self, **least: int) -> None:
-        """Raise ValueError for a setting, by its name, that is less than its least value."""
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
 
     @abc.abstractmethod
     def open(self, run: RunContext) -> AbstractSource:

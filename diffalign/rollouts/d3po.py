@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -32,6 +32,7 @@ from diffalign.imaging.image_files import encode_png
 from diffalign.imaging.subsample import evenly_spaced
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.ranges import AtLeast
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
@@ -74,30 +75,24 @@ class WholeImage(AbstractRollouts):
     scorers: tuple[AbstractScorer, ...]
     """The scorers. With several, a side is preferred if it is at least as good under each of them
     and better under one."""
-    prompts_per_round: int
+    prompts_per_round: Annotated[int, AtLeast(1)]
     """Prompts that a round samples, over all processes."""
-    prompts_per_batch: int = 4
+    prompts_per_batch: Annotated[int, AtLeast(1)] = 4
     """Prompts whose images are sampled at once on one device; memory grows with their product with
     `images_per_prompt`."""
-    images_per_prompt: int = 2
+    images_per_prompt: Annotated[int, AtLeast(2, "one has none to be compared with")] = 2
     """Images of each prompt, all from the same start noise; D3PO has 2."""
     pairs: PairRule = "all"
     """Which decided pairs of a prompt are trained on: `all`, or with `best_worst` only that of the
     image that wins most and the one that loses most."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels; null is the network's own."""
-    kept_images: int = 64
+    kept_images: Annotated[int, AtLeast(0)] = 64
     """Images that stay on disk when a round is over, out of its first ones; its grid and its scores
     stay whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(prompts_per_round=1, prompts_per_batch=1, kept_images=0)
-        if self.images_per_prompt < 2:
-            raise ValueError(
-                f"images_per_prompt must be at least 2, got {self.images_per_prompt}: one image "
-                f"has none to be compared with"
-            )
         if not self.scorers:
             raise ValueError("scorers is empty: name at least one scorer, such as kind: pickscore")
         refuse_scorers_of_noise(self.scorers)

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -34,6 +35,7 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked, parse_json
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.sampler import Trajectories
 from diffalign.rollouts.trajectories import (
@@ -54,10 +56,10 @@ any order, and files of equal content would differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupsConfig:
+class GroupsConfig(Ranged):
     """Groups of images from one start noise each, and how they are generated."""
 
-    images_per_group: int = 7
+    images_per_group: Annotated[int, AtLeast(2, "one has none to be compared with")] = 7
     """How many a person compares; 7 in D3PO's scripts/sample.py."""
     process: ReverseProcess = field(default_factory=ReverseProcess)
     """Must be `likelihood.process` of the training."""
@@ -65,11 +67,7 @@ class GroupsConfig:
     """Height and width of the images in pixels; null is the network's own."""
 
     def __post_init__(self) -> None:
-        if self.images_per_group < 2:
-            raise ValueError(
-                f"images_per_group must be at least 2, got {self.images_per_group}: one image has "
-                f"none to be compared with"
-            )
+        super().__post_init__()
         check_image_size(self.size)
 
 

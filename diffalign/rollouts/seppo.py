@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from PIL import Image
@@ -46,6 +46,7 @@ from diffalign.imaging.grid import GridCell, GridRow, render_grid
 from diffalign.imaging.image_files import encode_png, pixels_of, read_image, to_images
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
+from diffalign.ranges import AtLeast
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
@@ -84,22 +85,21 @@ class SemiPolicy(AbstractRollouts):
     reference: ReferenceRule = "uniform"
     """The policy that samples, and that this round's is compared with. SePPO: `uniform`, any of
     those that this and earlier rounds began with; `initial` and `latest` are its ablations."""
-    updates_per_round: int = 30
+    updates_per_round: Annotated[int, AtLeast(1)] = 30
     """Optimiser steps on what a round sampled. SePPO: 30, for 7 rounds."""
     process: ReverseProcess = field(
         default_factory=lambda: ReverseProcess(steps=50, guidance=7.5, eta=0.0)
     )
     """How images are sampled. The paper does not say; steps and guidance are its evaluation's."""
-    images_per_batch: int = 8
+    images_per_batch: Annotated[int, AtLeast(1)] = 8
     """Images sampled at once on a device; what is sampled depends on it by float rounding."""
     scorers: tuple[AbstractScorer, ...] = ()
     """Scorers of what was sampled, for whoever looks at a round; nothing is trained on scores."""
-    kept_images: int = 64
+    kept_images: Annotated[int, AtLeast(0)] = 64
     """Sampled images that stay on disk when a round is over, out of its first ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(updates_per_round=1, images_per_batch=1, kept_images=0)
         refuse_scorers_of_noise(self.scorers)
 
     def open(self, run: RunContext) -> AbstractSource:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from diffalign import world
 from diffalign.config import MAY_CHANGE
@@ -37,6 +37,7 @@ from diffalign.imaging.subsample import evenly_spaced, evenly_spaced_with_ends
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked
+from diffalign.ranges import AtLeast, Between
 from diffalign.rollouts.base import (
     AbstractCollector,
     AbstractRollouts,
@@ -79,20 +80,22 @@ class Stepwise(AbstractRollouts):
 
     prompts: PromptsConfig | Path = field(metadata=MAY_CHANGE)
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
-    prompts_per_round: int
+    prompts_per_round: Annotated[int, AtLeast(1)]
     """Prompts that a round samples, over all processes, before the policy is trained on them. SPO:
     40 for SD 1.5 and 8 for SDXL, of 4000."""
     scorer: AbstractScorer
     """Who compares candidates. One that takes the timestep scorers them as noisy as they are; any
     other one is shown the same predictions and takes them for finished images."""
-    candidates: int = 4
+    candidates: Annotated[int, AtLeast(2)] = 4
     """Branches of each branch point. SPO: 4 for SD 1.5, 2 for SDXL."""
-    first_step: int = 4
+    first_step: Annotated[int, AtLeast(0)] = 4
     """How many steps are taken before the first branch; they are not trained."""
-    steps_per_segment: int = 1
+    steps_per_segment: Annotated[int, AtLeast(1)] = 1
     """Steps that candidates take before they are compared; one comparison labels all of them. SPO:
     1 for SD 1.5, 4 for SDXL (the branch and `num_inner_step` 3)."""
-    threshold: float = 0.3
+    threshold: Annotated[
+        float, Between(0, 1, "it is compared with a difference of probabilities", without=[1])
+    ] = 0.3
     """A comparison counts if the difference of softmax([best, worst]) exceeds this, in [0, 1): 0.3
     is a gap of 0.62 between scores, 0.4 one of 0.85. SPO: 0.3 for SD 1.5, 0.4 for SDXL."""
     continue_from: Continuation = "random"
@@ -100,27 +103,14 @@ class Stepwise(AbstractRollouts):
     worst is the paper's ablation that breaks training: states are then no longer the policy's."""
     size: tuple[int, int] | None = None
     """(height, width) of the images in pixels; null is the network's own."""
-    prompts_per_batch: int = 8
+    prompts_per_batch: Annotated[int, AtLeast(1)] = 8
     """Prompts sampled side by side on a device; what is sampled depends on it by float rounding."""
-    rendered_prompts: int = 8
+    rendered_prompts: Annotated[int, AtLeast(0)] = 8
     """Prompts of a round of which images are kept, of the best and the worst candidate at three
     noise levels, for `grid.png`; scores are kept of all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_below(
-            prompts_per_round=1,
-            candidates=2,
-            first_step=0,
-            steps_per_segment=1,
-            prompts_per_batch=1,
-            rendered_prompts=0,
-        )
-        if not 0 <= self.threshold < 1:
-            raise ValueError(
-                f"threshold must be in [0, 1), got {self.threshold}: it is compared with a "
-                f"difference of two probabilities"
-            )
         check_image_size(self.size)
 
     def describe(self) -> str:

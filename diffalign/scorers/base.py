@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffalign.ranges import Ranged
+
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractScorer(abc.ABC):
+class AbstractScorer(Ranged, abc.ABC):
     """A function of an image and a prompt; its fields are the settings of a config.
 
     Weights, where a scorer has any, are loaded on first use, never at construction: building a

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import open_clip
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
 from diffalign.models.preference.clip_loading import digest_of, find_weights
+from diffalign.ranges import AtLeast
 from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -49,12 +50,8 @@ class CLIPScore(AbstractImageScorer):
     open_clip_model.safetensors."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null is its default branch."""
-    images_per_batch: int = 32
+    images_per_batch: Annotated[int, AtLeast(1)] = 32
     """Images in one pass of the network, which bounds its memory."""
-
-    def __post_init__(self) -> None:
-        if self.images_per_batch < 1:
-            raise ValueError(f"images_per_batch must be at least 1, got {self.images_per_batch}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.ranges import Between
 from diffalign.scorers.images import AbstractImageScorer
 
 
@@ -26,12 +27,8 @@ class JPEG(AbstractImageScorer):
 
     goal: Literal["compressible", "incompressible"] = "compressible"
     """`compressible` prefers small files and scores minus the size, `incompressible` large ones."""
-    quality: int = 95
+    quality: Annotated[int, Between(1, 100)] = 95
     """Of the JPEG encoder, from 1 to 100; 95 in DDPO."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must lie between 1 and 100, got {self.quality}")
 
     @property
     def fingerprint(self) -> str:

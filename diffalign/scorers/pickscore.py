@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from diffalign.models.preference.clip_loading import (
     text_features,
     tokenize,
 )
+from diffalign.ranges import AtLeast
 from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
 
 
@@ -70,12 +71,8 @@ class PickScore(AbstractImageScorer):
     """Folder or hub id of the tokenizer, where it does not lie next to the weights."""
     allow_pickle: bool = False
     """Read a pickled file of weights, as tensors alone."""
-    images_per_batch: int = 32
+    images_per_batch: Annotated[int, AtLeast(1)] = 32
     """Images in one pass of the network, which bounds its memory."""
-
-    def __post_init__(self) -> None:
-        if self.images_per_batch < 1:
-            raise ValueError(f"images_per_batch must be at least 1, got {self.images_per_batch}")
 
     @cached_property
     def fingerprint(self) -> str:

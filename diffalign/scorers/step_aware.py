@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from diffalign.models.preference.clip_loading import (
     tokenize,
 )
 from diffalign.models.preference.time_conditioned_clip import TimeConditionedCLIP
+from diffalign.ranges import AtLeast
 from diffalign.scorers.base import AbstractScorer
 
 AUTHORS_CLIP = "yuvalkirstain/PickScore_v1"
@@ -80,12 +81,8 @@ class StepAware(AbstractScorer):
     """Folder or hub id of the tokenizer, where it does not lie next to the CLIP."""
     allow_pickle: bool = False
     """Read a pickled checkpoint, as tensors alone."""
-    images_per_batch: int = 64
+    images_per_batch: Annotated[int, AtLeast(1)] = 64
     """Images in one pass of the network, which bounds its memory."""
-
-    def __post_init__(self) -> None:
-        if self.images_per_batch < 1:
-            raise ValueError(f"images_per_batch must be at least 1, got {self.images_per_batch}")
 
     @cached_property
     def fingerprint(self) -> str:

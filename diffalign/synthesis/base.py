@@ -17,6 +17,7 @@ from diffalign.data.decoding import BadImageError, EncodedImage, decode, format_
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.files import write_atomically
+from diffalign.ranges import Ranged
 from diffalign.synthesis.writing import Writer
 
 _FOLDER = "images"
@@ -143,7 +144,7 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractSynthesis(abc.ABC):
+class AbstractSynthesis(Ranged, abc.ABC):
     """The settings of a method that makes preference data."""
 
     later: ClassVar[frozenset[str]] = frozenset()
@@ -167,7 +168,7 @@ class AbstractSynthesis(abc.ABC):
             ModelError: the model cannot do what the method asks of it.
         """
 
-    def check(self) -> None:  # noqa: B027 (most need nothing)
+    def check(self) -> None:
         """Raise ConfigError for what can be known to be missing before weights are read."""
 
     def tools(self) -> Mapping[str, str]:

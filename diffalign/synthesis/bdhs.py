@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.data.responses.chat import EncodedPrompt
+from diffalign.ranges import AtLeast, Between
 from diffalign.seeding import cpu_generator, derive_seed, unit_interval
 from diffalign.synthesis.base import (
     SAME_RESPONSE,
@@ -62,31 +63,21 @@ class BDHS(AbstractSynthesis):
     form: ClassVar[str] = "trl"
     image_columns: ClassVar[tuple[str, ...]] = ("images",)
 
-    hide_probability: float = 0.99
+    hide_probability: Annotated[float, Between(0, 1)] = 0.99
     """How likely each image token is hidden: the threshold of rho in the paper, for LLaVA-1.6."""
-    flip_probability: float = 0.5
+    flip_probability: Annotated[float, Between(0, 1)] = 0.5
     """How likely a sentence that begins with yes or no is turned round before it is cut."""
     accept_below: float = 0.97
     """Similarity to the chosen response under which a response is taken; the paper's epsilon_s, for
     the network that `similarity` has by default."""
-    iterations: int = 5
+    iterations: Annotated[int, AtLeast(1)] = 5
     """Attempts at most; the last one is free, and is taken whatever its similarity."""
-    temperature: float = 1.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
     """At which the model writes; 0 always takes the most probable token. Ours."""
-    max_new_tokens: int = 512
+    max_new_tokens: Annotated[int, AtLeast(1)] = 512
     """Of a free response, and of each sentence. Ours."""
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
     """By what responses are compared."""
-
-    def __post_init__(self) -> None:
-        for name in ("hide_probability", "flip_probability"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
-        for name in ("iterations", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
 
     def check(self) -> None:
         self.similarity.check()

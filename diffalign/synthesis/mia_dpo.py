@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError, ModelError
+from diffalign.ranges import AtLeast
 from diffalign.seeding import derive_seed
 from diffalign.synthesis import layouts
 from diffalign.synthesis.attention import attention_to_images, check_layer
@@ -85,7 +86,7 @@ class Collage(AbstractSynthesis):
     """Form -> number of images -> share of the attention on the image that was asked about,
     below which a pair is kept (for a sequence also at it). Forms are sequence (2 to 5 images),
     grid (2, 3, 4, 6, 9) and pic_in_pic (2); one is sampled for each question."""
-    layer: int = 16
+    layer: Annotated[int, AtLeast(0)] = 16
     """Of the language model, from 0, whose attention counts; 16 is for 32 layers."""
     min_perplexity: float = 1.1
     """exp(-mean log-probability of the most probable token) above which a pair is kept."""
@@ -101,10 +102,11 @@ class Collage(AbstractSynthesis):
         "In the image in the center, ",
     )
     """What a question about an image within another begins with; one is sampled. Ours."""
-    max_new_tokens: int = 512
+    max_new_tokens: Annotated[int, AtLeast(2)] = 512
     """Of the model's response, which is greedy."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.keep_below or not all(self.keep_below.values()):
             raise ValueError("keep_below must have a form, and each form a number of images")
         for form, thresholds in self.keep_below.items():
@@ -119,8 +121,6 @@ class Collage(AbstractSynthesis):
                         f"keep_below.{form} has {count!r} images; a {form} has "
                         f"{', '.join(map(str, allowed))}"
                     )
-        if self.layer < 0 or self.max_new_tokens < 2:
-            raise ValueError("layer must not be negative, and max_new_tokens at least 2")
         if not self.centre_prompts:
             raise ValueError("centre_prompts must have one at least")
 

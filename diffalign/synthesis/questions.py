@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from diffalign.data.responses.conversation import Comparison, malformed, turns_of
 from diffalign.data.responses.formats.base import AbstractMapping
@@ -17,11 +17,12 @@ from diffalign.data.responses.reading import OpenedResponses, open_responses, re
 from diffalign.data.responses.records import IMAGE
 from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
+from diffalign.ranges import AtLeast, Ranged
 from diffalign.synthesis.base import Question, Unmade
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionConfig:
+class QuestionConfig(Ranged):
     """Where the questions lie."""
 
     section: ClassVar[str] = "questions"
@@ -42,14 +43,10 @@ class QuestionConfig:
     """Split of a hub data set, or of a folder whose file names carry one."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
-    limit: int | None = None
+    limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many rows."""
     max_pixels: int = 89_478_485
     """Larger images are skipped unread, as in training."""
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
 
 
 class Plain(AbstractMapping):

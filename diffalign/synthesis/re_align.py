@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from diffalign.data.decoding import EncodedImage
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
+from diffalign.ranges import AtLeast, Between
 from diffalign.seeding import derive_seed, unit_interval
 from diffalign.synthesis.base import (
     AbstractSynthesis,
@@ -81,7 +82,7 @@ class RetrieveAndFill(AbstractSynthesis):
     form: ClassVar[str] = "re_align"
     image_columns: ClassVar[tuple[str, ...]] = ("image", "retrieved_image")
 
-    neighbours: int = 5
+    neighbours: Annotated[int, AtLeast(1)] = 5
     """How many of the nearest images are tried, the nearest first. Ours."""
     accept_below: float = 0.95
     """Similarity to the chosen response under which a response is taken; for a network of
@@ -89,7 +90,7 @@ class RetrieveAndFill(AbstractSynthesis):
     pooling: Pooling = "mean"
     """How the output of the vision tower becomes one vector: mean over the patches, or the class
     token. Ours."""
-    mask_share: float = 1.0
+    mask_share: Annotated[float, Between(0, 1, without=[0])] = 1.0
     """How likely each phrase is masked; 1 masks all. Ours."""
     instruction: str = (
         "Here is an answer to the question '{question}' in which words are replaced by [MASK]: "
@@ -99,7 +100,7 @@ class RetrieveAndFill(AbstractSynthesis):
     """What the model is told, with {question} and {masked}. Ours."""
     temperature: float = 0.0
     """At which the model fills; 0 always takes the most probable token. Ours."""
-    max_new_tokens: int = 512
+    max_new_tokens: Annotated[int, AtLeast(1)] = 512
     """Of a filled response. Ours."""
     phrases: PhraseConfig = field(default_factory=PhraseConfig)
     """How objects and attributes are found."""
@@ -107,11 +108,7 @@ class RetrieveAndFill(AbstractSynthesis):
     """By what responses are compared."""
 
     def __post_init__(self) -> None:
-        for name in ("neighbours", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 < self.mask_share <= 1.0:
-            raise ValueError(f"mask_share must be above 0 and at most 1, got {self.mask_share}")
+        super().__post_init__()
         try:
             told = self.instruction.format(question="", masked=MASK * 3)
         except (KeyError, IndexError, ValueError) as error:

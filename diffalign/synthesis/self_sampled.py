@@ -16,11 +16,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from diffalign.data.responses.formats.base import numbered
 from diffalign.data.responses.records import IMAGE
 from diffalign.judges.base import AbstractJudge, verdicts
+from diffalign.ranges import AtLeast
 from diffalign.seeding import derive_seed
 from diffalign.synthesis.base import (
     NO_RESPONSE,
@@ -70,14 +71,14 @@ class OwnResponses(AbstractSynthesis):
         }
     )
 
-    samples: int = 1
+    samples: Annotated[int, AtLeast(1)] = 1
     """Responses sampled for a question; 1 as OPA-DPO, 10 for RLAIF-V."""
-    temperature: float = 1.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
     """At which they are sampled; 0 writes the most probable response, of which more than one is the
     same. Ours."""
-    max_new_tokens: int = 512
+    max_new_tokens: Annotated[int, AtLeast(1)] = 512
     """Of a response. Ours; OPA-DPO trains on 896 at most."""
-    pairs_per_question: int = 1
+    pairs_per_question: Annotated[int, AtLeast(1)] = 1
     """Pairs made of a question at most: of the first own responses, or of the widest gaps."""
     corrections: Path | None = None
     """JSON lines of `id`, `revised`, and perhaps `sample` (0 if left out) and `report`; ids and
@@ -86,7 +87,7 @@ class OwnResponses(AbstractSynthesis):
     """JSON lines of `id`, `sample` and `score`, higher is better."""
     judge: AbstractJudge | None = None
     """A language model that corrects own responses by that of the data set."""
-    judge_attempts: int = 3
+    judge_attempts: Annotated[int, AtLeast(1)] = 3
     """How often a judge is asked whose reply cannot be read."""
     min_gap: float = 1.0
     """Least difference of the scores of a pair; 1 in RLAIF-V, whose scores count false claims."""
@@ -95,11 +96,7 @@ class OwnResponses(AbstractSynthesis):
     as RLAIF-V does; for scores."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "pairs_per_question", "judge_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        super().__post_init__()
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"samples is {self.samples}, and at temperature 0 they would all be the same: "

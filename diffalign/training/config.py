@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.pairs.config import PairConfig
@@ -16,49 +16,35 @@ from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
 from diffalign.objectives.base import AbstractObjective
+from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.section import RolloutSection
 from diffalign.training.optimizers import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Ranged):
     """How long, how large a batch, how precise, and what is kept."""
 
-    optimizer_steps: int
+    optimizer_steps: Annotated[int, AtLeast(1)]
     """Updates of the weights in the whole run."""
-    samples_per_device: int = 1
+    samples_per_device: Annotated[int, AtLeast(1)] = 1
     """Samples (pairs, for pairwise objectives) of one forward pass on one device."""
-    accumulation: int = 1
+    accumulation: Annotated[int, AtLeast(1)] = 1
     """Micro-batches per optimiser step and device."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Autocast of policy and reference; trained weights and reductions stay in float32."""
-    checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
+    checkpoint_every: Annotated[int, AtLeast(1)] = field(default=500, metadata=MAY_CHANGE)
     """Optimiser steps between checkpoints; the end of a run and an interruption save as well."""
-    keep_checkpoints: int = field(default=2, metadata=MAY_CHANGE)
+    keep_checkpoints: Annotated[int, AtLeast(1)] = field(default=2, metadata=MAY_CHANGE)
     """How many are kept; the oldest go first."""
-    log_every: int = field(default=10, metadata=MAY_CHANGE)
+    log_every: Annotated[int, AtLeast(1)] = field(default=10, metadata=MAY_CHANGE)
     """Optimiser steps over which figures are averaged before they are written."""
-    max_bad_steps: int = field(default=20, metadata=MAY_CHANGE)
+    max_bad_steps: Annotated[int, AtLeast(1)] = field(default=20, metadata=MAY_CHANGE)
     """The run stops after this many steps in a row whose loss or gradient was not finite; fp16
     starts with a few while its loss scale settles."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Between(0, 1, without=[0, 1])] | None = None
     """Decay of the weight average that is exported instead of the last weights; null for none."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "optimizer_steps",
-            "samples_per_device",
-            "accumulation",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-            "max_bad_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffalign.errors import ConfigError
+from diffalign.ranges import AtLeast, MoreThan, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Ranged):
     """One optimiser and its schedule."""
 
     kind: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
     """AdamW (fused), its 8-bit form (the bitsandbytes extra), or Adafactor with a given learning
     rate, as the SDXL launcher of DiffusionDPO uses it."""
-    lr: float
+    lr: Annotated[float, MoreThan(0)]
     """Peak learning rate, applied as written: never rescaled by batch size or device count. Parts
     of a model may have their own, such as `model.projector_lr`; the schedule is the same."""
     betas: tuple[float, ...] = (0.9, 0.999)
@@ -31,23 +32,15 @@ class OptimizerConfig:
     """Decoupled weight decay; the value of DiffusionDPO's train.py."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after warm-up: stay, or fall to 0 at the last step."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, AtLeast(0)] = 0
     """Optimiser steps (not batches) of linear warm-up."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Annotated[float, MoreThan(0, "null turns clipping off")] | None = 1.0
     """Global L2 norm above which gradients are scaled down; null turns clipping off."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr must be greater than 0, got {self.lr}")
+        super().__post_init__()
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {list(self.betas)}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ValueError(
-                f"max_grad_norm must be greater than 0, got {self.max_grad_norm}; "
-                f"null turns clipping off"
-            )
 
 
 def check_optimizer(config: OptimizerConfig) -> None:

@@ -113,8 +113,8 @@ def test_images_without_a_score_are_counted_and_named(tmp_path, capsys):
         ("baseline=nobody", r"no images of a model named 'nobody' \(models: base, aligned, same"),
         ("models=[base]", "needs a baseline and at least one other model"),
         ("scorers=[taste]", r"no column 'taste' \(columns: brightness\)"),
-        ("confidence=95", "confidence must lie between 0 and 1"),
-        ("tie_tolerance=-1", "tie_tolerance must not be negative"),
+        ("confidence=95", "confidence must be above 0 and below 1"),
+        ("tie_tolerance=-1", "tie_tolerance must be at least 0"),
         ("resamples=10", "resamples must be at least 100"),
     ],
 )

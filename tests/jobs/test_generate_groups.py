@@ -159,7 +159,10 @@ def test_groups_of_another_model_are_refused(settings, tiny_sdxl, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trajectories.images_per_group=1", "one image has none to be compared with"),
+        (
+            "trajectories.images_per_group=1",
+            "images_per_group must be at least 2, got 1: one has none to be compared with",
+        ),
         ("trajectories.process.eta=0", "trajectories.process: eta must be above 0"),
         ("trajectories.size=[30,32]", "multiples of 8"),
         ("models.other=elsewhere", "models names 2: base, other"),

@@ -161,5 +161,5 @@ class TestChecks:
             Scores(relabel=StepAware(path="anywhere"))
 
     def test_tie_below_is_a_difference_of_probabilities(self):
-        with pytest.raises(ValueError, match="tie_below is a difference of probabilities, got 1"):
+        with pytest.raises(ValueError, match="tie_below must be at least 0 and below 1, got 1"):
             Scores(tie_below=1.0)

@@ -40,7 +40,7 @@ def test_scale_worked_by_hand_is_what_peft_uses(network, settings, expected):
     [
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"alpha": 0}, "alpha must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
         ({"targets": ()}, "targets is empty"),
     ],
 )

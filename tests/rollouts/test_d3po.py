@@ -289,7 +289,7 @@ def test_other_prompts_and_other_scorers_are_another_run(prompts, settings, tmp_
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("images_per_prompt: 1", "one image has none to be compared with"),
+        ("images_per_prompt: 1", "one has none to be compared with"),
         ("scorers: []", "scorers is empty"),
         ("scorers: [{kind: nobody}]", r"rollouts\.scorers\[0\]\.kind: there is no 'nobody'"),
         ("scorers: [{kind: tests.comparison.brightness, scale: big}]", r"scorers\[0\]\.scale must"),

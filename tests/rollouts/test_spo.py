@@ -441,7 +441,7 @@ def test_two_processes_make_the_pairs_of_one_and_train_on_them_in_its_order(tiny
         ({"steps_per_segment": 0}, "steps_per_segment must be at least 1, got 0"),
         ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, got 0"),
         ({"prompts_per_batch": 0}, "prompts_per_batch must be at least 1, got 0"),
-        ({"threshold": 1.0}, r"threshold must be in \[0, 1\), got 1\.0"),
+        ({"threshold": 1.0}, r"threshold must be at least 0 and below 1, got 1\.0"),
         ({"size": (64,)}, r"size must be \[height, width\] in pixels, .* got \[64\]"),
         ({"size": (64, 60)}, r"multiples of 8, .* got \[64, 60\]"),
     ],

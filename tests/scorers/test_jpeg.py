@@ -49,5 +49,5 @@ def test_every_setting_has_its_own_fingerprint():
 
 @pytest.mark.parametrize("quality", [0, 101])
 def test_a_quality_that_no_encoder_knows_is_refused(quality):
-    with pytest.raises(ValueError, match="quality must lie between 1 and 100"):
+    with pytest.raises(ValueError, match="quality must be between 1 and 100"):
         JPEG(quality=quality)

@@ -109,9 +109,9 @@ def test_the_published_numbers_are_the_defaults():
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"hide_probability": 1.5}, "hide_probability is a probability"),
+        ({"hide_probability": 1.5}, "hide_probability must be between 0 and 1"),
         ({"iterations": 0}, "iterations must be at least 1"),
-        ({"temperature": -1.0}, "must not be negative"),
+        ({"temperature": -1.0}, "temperature must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, complaint):

@@ -79,7 +79,7 @@ def test_eight_bit_without_its_package_is_refused_with_the_command(monkeypatch):
     [
         ({"lr": 0.0}, "lr must be greater than 0"),
         ({"lr": 1.0, "betas": (0.9,)}, "betas must be two numbers"),
-        ({"lr": 1.0, "warmup_steps": -1}, "must not be negative"),
+        ({"lr": 1.0, "warmup_steps": -1}, "warmup_steps must be at least 0"),
         ({"lr": 1.0, "max_grad_norm": 0.0}, "null turns clipping off"),
     ],
 )

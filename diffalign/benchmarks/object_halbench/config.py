@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.chair.rules import (
@@ -28,6 +29,7 @@ from diffalign.data.responses.coco import KnownIds
 from diffalign.intervals import Bootstrap
 from diffalign.judges.base import AbstractJudge, verdicts
 from diffalign.judges.templates import fill, read_template
+from diffalign.ranges import AtLeast
 
 _QUESTION = ("question", "prompt")
 
@@ -50,7 +52,7 @@ class ObjectHalBench(AbstractBenchmark):
     template: Path | None = None
     """The judge's prompt with {question} and {response}; null takes our own wording. Figures of
     papers were made with the one in RLHF-V's `eval_gpt_obj_halbench.py`."""
-    attempts: int = 3
+    attempts: Annotated[int, AtLeast(1)] = 3
     """How often the judge is asked for a reply that can be read."""
     lemmas: LemmasName = "spacy"
     """spacy, as published; or rules, which need nothing. The judge's objects alone need it."""
@@ -60,12 +62,11 @@ class ObjectHalBench(AbstractBenchmark):
     """JSON lines for what was found in each response; null writes none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.judge is None) != (self.verdicts is None):
             raise ValueError(
                 "judge and verdicts go together: verdicts=FILE.jsonl keeps what the judge says"
             )
-        if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
 
     @property
     def saves(self) -> Path | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.decoding import MAX_PIXELS
+from diffalign.ranges import AtLeast, Between, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig:
+class PairConfig(Ranged):
     """Preference pairs of images, or preferred images alone: where they lie, what they mean, how
     they are cut to size.
 
@@ -39,7 +40,7 @@ class PairConfig:
     streaming: bool = False
     """Read in order with little memory and no local copy, instead of at random. Shuffles within
     blocks of `shuffle_block` rows only. Tar shards are always streamed."""
-    shuffle_block: int = 512
+    shuffle_block: Annotated[int, AtLeast(1)] = 512
     """Rows that a stream shuffles at once. Each rank holds up to three such blocks, encoded: 512
     rows of Pick-a-Pic are about 180 MB."""
     labels: Literal["by_name", "higher_is_better", "lower_is_better"] = "by_name"
@@ -52,7 +53,7 @@ class PairConfig:
     weighting: Literal["uniform", "per_prompt"] = "uniform"
     """`per_prompt` lets each prompt count as much as any other, by the number of its pairs that
     Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs (bradley_terry)."""
-    limit: int | None = None
+    limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs."""
     crop: Literal["center", "random"] = "center"
     """Which part of an image stays when its shape does not fit (DPO: center). Both sides of a pair
@@ -63,16 +64,16 @@ class PairConfig:
     buckets: bool = False
     """Keep wide images wide: each batch has one of several shapes of about the same area, sides
     between half and twice `resolution` (SDXL, arXiv:2307.01952, appendix I)."""
-    caption_dropout: float = 0.2
+    caption_dropout: Annotated[float, Between(0, 1)] = 0.2
     """Probability that a pair is seen without its caption (DPO), which keeps classifier-free
     guidance trained. Both sides lose it together."""
-    max_bad_fraction: float = field(default=0.01, metadata=MAY_CHANGE)
+    max_bad_fraction: Annotated[float, Between(0, 1)] = field(default=0.01, metadata=MAY_CHANGE)
     """The run stops when more than this share of the pairs cannot be used. Streams, which do not
     know how many they will have, compare with the pairs seen, at least 1000."""
-    max_pixels: int = MAX_PIXELS
+    max_pixels: Annotated[int, AtLeast(1)] = MAX_PIXELS
     """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
     its own refusal at twice this value stays)."""
-    workers: int = field(default=2, metadata=MAY_CHANGE)
+    workers: Annotated[int, AtLeast(0)] = field(default=2, metadata=MAY_CHANGE)
     """Processes that decode, on each rank; 0 decodes in the training process."""
 
     @property
@@ -81,21 +82,12 @@ class PairConfig:
         return None if self.labels == "by_name" else self.labels == "lower_is_better"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resolution < 8 or self.resolution % 8:
             raise ValueError(
                 f"resolution must be a multiple of 8, the factor of the autoencoders, "
                 f"got {self.resolution}"
             )
-        for name in ("caption_dropout", "max_bad_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
-        for name in ("shuffle_block", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
         if self.buckets and self.streaming:
             raise ValueError(
                 "buckets need every image's size in advance, which a stream does not have: "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.responses.corruptions.base import AbstractCondition
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights
+from diffalign.ranges import AtLeast, Between, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponseConfig:
+class ResponseConfig(Ranged):
     """Responses about images: where they lie, what they mean, and under which conditions and
     weights they can be seen."""
 
@@ -34,9 +35,9 @@ class ResponseConfig:
     """Split of a hub data set, or of a folder whose file names carry one."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
-    limit: int | None = None
+    limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs."""
-    max_length: int = 2048
+    max_length: Annotated[int, AtLeast(1)] = 2048
     """Tokens of a conversation with its response, those of the images included. A longer pair, or
     one beyond the model's context, is skipped and listed, never cut. 2048 is the setting of mDPO
     (arXiv:2406.11839, their scripts)."""
@@ -44,30 +45,18 @@ class ResponseConfig:
     """What is in place of the images in views such as `chosen@crop`, by name. Images that
     the data set itself gives are of kind `replaced`, under the name that its form gives them:
     `retrieved` (re_align) or `rejected` (ms_swift)."""
-    visits: int | None = None
+    visits: Annotated[int, AtLeast(1)] | None = None
     """How many samples of its random conditions a pair has: epoch e shows sample e modulo this.
     Null samples anew at every visit; `diffalign precompute` needs a number."""
     weights: dict[str, AbstractTokenWeights] = field(default_factory=dict)
     """How much each token counts in views such as `chosen:changed`, by name."""
-    max_bad_fraction: float = field(default=0.01, metadata=MAY_CHANGE)
+    max_bad_fraction: Annotated[float, Between(0, 1)] = field(default=0.01, metadata=MAY_CHANGE)
     """The run stops when more than this share of the pairs cannot be used."""
-    max_pixels: int = 89_478_485
+    max_pixels: Annotated[int, AtLeast(1)] = 89_478_485
     """Larger images are skipped unread, as decompression bombs (Pillow's threshold for a warning;
     its own refusal at twice this value stays)."""
-    workers: int = field(default=2, metadata=MAY_CHANGE)
+    workers: Annotated[int, AtLeast(0)] = field(default=2, metadata=MAY_CHANGE)
     """Processes that decode and tokenise, on each rank; 0 does so in the training process."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.max_bad_fraction <= 1.0:
-            raise ValueError(
-                f"max_bad_fraction is a share from 0 to 1, got {self.max_bad_fraction}"
-            )
-        for name in ("max_length", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers}")
-        for name in ("limit", "visits"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or null, got {value}")
+        super().__post_init__()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import diffusers
 import torch
@@ -52,6 +52,7 @@ from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.reference import reference_of
 from diffalign.models.runs import in_words
+from diffalign.ranges import AtLeast
 
 Attention = Literal["default", "sdpa", "xformers"]
 
@@ -107,7 +108,7 @@ class AbstractDiffusion(AbstractModel):
     """Branch, tag or commit of that autoencoder's hub id; null is its default branch."""
     vae_dtype: Precision = "float32"
     """Of the autoencoder. SDXL's own overflows in fp16; the fp16-fix weights do not."""
-    images_per_encoding: int = 4
+    images_per_encoding: Annotated[int, AtLeast(1)] = 4
     """Images that the autoencoder encodes or decodes at once, which bounds its memory."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
@@ -120,10 +121,7 @@ class AbstractDiffusion(AbstractModel):
     unpickler (`weights_only=True`), which refuses a file with anything else in it."""
 
     def __post_init__(self) -> None:
-        if self.images_per_encoding < 1:
-            raise ValueError(
-                f"images_per_encoding must be at least 1, got {self.images_per_encoding}"
-            )
+        super().__post_init__()
         if self.vae_revision is not None and self.vae is None:
             raise ValueError(
                 f"vae_revision is {self.vae_revision!r}, but vae is null: name the autoencoder"

@@ -10,6 +10,7 @@ Salimans 2022, arXiv:2207.12598 (guidance, in the scale of diffusers: 1 is none)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,29 +18,22 @@ from torch import Tensor
 from diffalign.models.devices import send
 from diffalign.models.diffusion.noising import AbstractNoising, AbstractVariancePreserving
 from diffalign.models.diffusion.sampling import Denoise
+from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.shapes import expand_like
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReverseProcess:
+class ReverseProcess(Ranged):
     """How images are sampled, and with it what the density of a step is."""
 
-    steps: int = 20
+    steps: Annotated[int, AtLeast(1)] = 20
     """Network evaluations from noise to image."""
-    guidance: float = 5.0
+    guidance: Annotated[float, AtLeast(1, "1 is none")] = 5.0
     """How far each prediction is carried from the unconditional through the conditional one; 1 is
     the conditional one itself, at half the cost."""
-    eta: float = 1.0
+    eta: Annotated[float, Between(0, 1)] = 1.0
     """Share of the noise of DDPM's posterior that each step adds, in [0, 1]. At 0 steps are
     deterministic: good for images, but then they have no density to learn from."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.guidance < 1:
-            raise ValueError(f"guidance must be at least 1, which is none, got {self.guidance}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
 
     def check_steps(self, noising: AbstractNoising) -> None:
         """Raise ValueError unless a model with this noising can take every step."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -37,6 +37,7 @@ from diffalign.models.preference.clip_loading import (
     tokenize,
 )
 from diffalign.models.preference.time_conditioned_clip import TimeConditionedCLIP
+from diffalign.ranges import AtLeast
 
 
 class StepAwareModel(AbstractTrainable):
@@ -126,7 +127,7 @@ class StepAwarePreference(AbstractModel):
     """Folder or hub id of the tokenizer, where it does not lie next to the CLIP."""
     base: AbstractDiffusion
     """The diffusion model whose one-step predictions are scored; it stays as it is."""
-    guidance: float = 5.0
+    guidance: Annotated[float, AtLeast(1, "1 is none")] = 5.0
     """Scale of classifier-free guidance of those predictions; that of the sampling to be scored."""
     towers: Literal["all", "vision"] = "all"
     """What trains: both towers, or the vision tower with its modulation alone."""
@@ -134,8 +135,7 @@ class StepAwarePreference(AbstractModel):
     """Of the time embedding's initial weights."""
 
     def __post_init__(self) -> None:
-        if self.guidance < 1:
-            raise ValueError(f"guidance must be at least 1, which is none, got {self.guidance}")
+        super().__post_init__()
         if self.base.lora is not None:
             raise ValueError("base.lora adapts a model that is not trained here: leave it out")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -48,6 +48,7 @@ from diffalign.models.vlm.loading import (
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.processor import read_processor
 from diffalign.models.vlm.token_scores import TokenScorer
+from diffalign.ranges import AtLeast, MoreThan
 
 Training = Literal["frozen", "trained"]
 
@@ -66,7 +67,7 @@ class VLM(AbstractModel):
     weights of the language model."""
     projector: Training = "frozen"
     """Whether the projector from vision features to tokens trains as a whole as well."""
-    projector_lr: float | None = None
+    projector_lr: Annotated[float, MoreThan(0)] | None = None
     """Peak learning rate of the projector; null takes optimizer.lr."""
     tower: Training = "frozen"
     """Whether the vision tower trains as a whole; only where all weights train."""
@@ -78,27 +79,22 @@ class VLM(AbstractModel):
     """Run a frozen vision tower once per image, for all responses and for policy and reference.
     False runs it with every forward, which gives the same numbers. Without effect where the tower
     or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
-    image_pixels: int | None = None
+    image_pixels: Annotated[int, AtLeast(1)] | None = None
     """Scale larger images down to so many pixels, where the family gives a token to every 28 by
     28 of them (Qwen): 602112 are 768 tokens. Null leaves the model's own bound, which for
     Qwen2.5-VL is 16,384 tokens, more than `responses.max_length`: such pairs are skipped."""
-    positions_at_once: int = 256
+    positions_at_once: Annotated[int, AtLeast(1)] = 256
     """Tokens of responses whose logits exist at the same time: at 152,000 words, 256 are 156 MB in
     float32."""
     merge_on_export: bool = False
     """Write, next to an adapter, the model that it makes of the base: in the folder `merged`."""
 
     def __post_init__(self) -> None:
-        if self.positions_at_once < 1:
-            raise ValueError(f"positions_at_once must be at least 1, got {self.positions_at_once}")
-        if self.image_pixels is not None and self.image_pixels < 1:
-            raise ValueError(f"image_pixels must be at least 1, got {self.image_pixels}")
+        super().__post_init__()
         if self.projector_lr is not None and self.projector == "frozen":
             raise ValueError(
                 f"projector_lr is {self.projector_lr:g}, but projector is frozen: set it to trained"
             )
-        if self.projector_lr is not None and self.projector_lr <= 0:
-            raise ValueError(f"projector_lr must be greater than 0, got {self.projector_lr:g}")
         if self.tower == "trained" and self.lora is not None:
             raise ValueError(
                 "tower is trained, but lora adapts the language model alone: set lora to null to "

@@ -7,12 +7,12 @@ from diffalign.data.pairs.config import PairConfig
     ("settings", "message"),
     [
         ({"resolution": 100}, "resolution must be a multiple of 8"),
-        ({"caption_dropout": 20}, "caption_dropout is a share from 0 to 1, got 20"),
-        ({"max_bad_fraction": -0.1}, "max_bad_fraction is a share from 0 to 1"),
+        ({"caption_dropout": 20}, "caption_dropout must be between 0 and 1, got 20"),
+        ({"max_bad_fraction": -0.1}, "max_bad_fraction must be between 0 and 1"),
         ({"shuffle_block": 0}, "shuffle_block must be at least 1, got 0"),
         ({"max_pixels": 0}, "max_pixels must be at least 1"),
-        ({"workers": -1}, "workers must be 0 or more"),
-        ({"limit": 0}, "limit must be at least 1 or null"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"limit": 0}, "limit must be at least 1"),
         ({"buckets": True, "streaming": True}, "set streaming or buckets to false"),
     ],
 )

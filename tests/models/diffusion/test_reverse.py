@@ -57,9 +57,9 @@ def test_the_defaults_are_those_of_the_published_code():
     ("settings", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"guidance": 0.5}, "guidance must be at least 1, which is none, got 0.5"),
-        ({"eta": -0.5}, r"eta must be in \[0, 1\], got -0.5"),
-        ({"eta": 1.5}, r"eta must be in \[0, 1\], got 1.5"),
+        ({"guidance": 0.5}, "guidance must be at least 1, got 0.5: 1 is none"),
+        ({"eta": -0.5}, r"eta must be between 0 and 1, got -0.5"),
+        ({"eta": 1.5}, r"eta must be between 0 and 1, got 1.5"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

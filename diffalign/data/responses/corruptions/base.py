@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign.ranges import Ranged
+
 
 class Origin(enum.Enum):
     """Whose images a condition starts from."""
@@ -26,7 +28,7 @@ class Origin(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractCondition(abc.ABC):
+class AbstractCondition(Ranged, abc.ABC):
     """One way of putting something else in place of an image.
 
     It works on the image before the processor, which sees size and shape kept, or on what the

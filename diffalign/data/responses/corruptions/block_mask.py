@@ -7,13 +7,14 @@ the patches of CLIP's ViT-L, set to the mean of the processed image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
 from diffalign.data.responses.corruptions.masking import check_fraction, set_to_mean
+from diffalign.ranges import AtLeast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +25,12 @@ class BlockMask(AbstractCondition):
 
     fraction: float = 0.3
     """Of the blocks, 0 to 1."""
-    block: int = 14
+    block: Annotated[int, AtLeast(1)] = 14
     """Side of a block, pixels of the processed image; they do not reach over borders of tiles."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction(self.fraction)
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1 pixel, got {self.block}")
 
     def pixels(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         return set_to_mean(tiles, fraction=self.fraction, block=self.block, generator=generator)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from PIL import Image
 
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
+from diffalign.ranges import AtLeast
 
 _ATTEMPTS = 10
 """Samples before the fallback, as in torchvision's RandomResizedCrop."""
@@ -32,17 +33,16 @@ class Crop(AbstractCondition):
     """Smallest part of the area that is kept, in (0, 1]."""
     largest: float = 0.2
     """Largest part of the area that is kept, in (0, 1]."""
-    stretch: float = 4 / 3
+    stretch: Annotated[float, AtLeast(1)] = 4 / 3
     """Width over height of the crop is log-uniform from 1 / stretch to stretch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.smallest <= self.largest <= 1:
             raise ValueError(
                 f"smallest and largest are parts of the area, 0 < smallest <= largest <= 1; "
                 f"got {self.smallest} and {self.largest}"
             )
-        if self.stretch < 1:
-            raise ValueError(f"stretch must be at least 1, got {self.stretch}")
 
     def image(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         box = self.box(image.width, image.height, generator)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
+from diffalign.ranges import Between
 
 STEPS = 1000
 
@@ -36,12 +37,8 @@ class Diffuse(AbstractCondition):
 
     origin: ClassVar[Origin] = Origin.OWN
 
-    step: int = 500
+    step: Annotated[int, Between(0, STEPS - 1)] = 500
     """Step of the diffusion, 0 (clean) to 999."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.step < STEPS:
-            raise ValueError(f"step must be from 0 to {STEPS - 1}, got {self.step}")
 
     def pixels(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         kept = float(kept_signal()[self.step])

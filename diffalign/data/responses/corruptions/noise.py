@@ -7,13 +7,14 @@ images and of 225 on a cell of a grid. Its cast to bytes wraps levels; here they
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
+from diffalign.ranges import AtLeast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +23,9 @@ class Noise(AbstractCondition):
 
     origin: ClassVar[Origin] = Origin.OWN
 
-    sigma: float
+    sigma: Annotated[float, AtLeast(0)]
     """Standard deviation in levels of 0 to 255. No default: it depends on what should still be
     seen."""
-
-    def __post_init__(self) -> None:
-        if self.sigma < 0:
-            raise ValueError(f"sigma must not be negative, got {self.sigma}")
 
     def image(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         levels = np.asarray(image, dtype=np.float32)

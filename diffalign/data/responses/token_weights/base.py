@@ -12,13 +12,14 @@ from torch import Tensor
 from diffalign.data.responses.chat import EncodedResponse
 from diffalign.data.responses.records import Span
 from diffalign.data.skipping import SkipReason, UnusableRowError
+from diffalign.ranges import Ranged
 
 Encoded = Mapping[str, EncodedResponse]
 Spans = Mapping[str, tuple[Span, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractTokenWeights(abc.ABC):
+class AbstractTokenWeights(Ranged, abc.ABC):
     """Weights of the tokens of one response, from the responses of its row and what is said of
     their parts."""
 

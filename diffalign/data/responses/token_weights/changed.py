@@ -10,11 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights, Encoded, Spans
+from diffalign.ranges import AtLeast
 
 SHORTEST_MATCH = 3
 """Tokens that two texts must have in common in a row to count as the same there."""
@@ -53,7 +55,7 @@ def changed_tokens(first: Sequence[int], second: Sequence[int]) -> tuple[list[in
 class Changed(AbstractTokenWeights):
     """`gamma` for tokens that differ between two responses, 1 for the others."""
 
-    gamma: float = 5.0
+    gamma: Annotated[float, AtLeast(0)] = 5.0
     """Weight of a changed token relative to an unchanged one."""
     normalised: bool = True
     """Divide by the sum of the weights, so that the weighted sum is a weighted mean (the paper's
@@ -62,8 +64,7 @@ class Changed(AbstractTokenWeights):
     """The two responses that are compared."""
 
     def __post_init__(self) -> None:
-        if self.gamma < 0:
-            raise ValueError(f"gamma must not be negative, got {self.gamma}")
+        super().__post_init__()
         if len(set(self.between)) != 2:
             raise ValueError(f"between must name two responses, got {list(self.between)}")
 

@@ -7,25 +7,26 @@ log-likelihoods are sums over more tokens. alpha 1 is DPO, 0 cuts both to one le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights, Encoded, Spans
+from diffalign.ranges import Between
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedLength(AbstractTokenWeights):
     """1 up to the length that two responses share, `alpha` beyond it."""
 
-    alpha: float
+    alpha: Annotated[float, Between(0, 1)]
     """Weight of the tokens beyond, 0 to 1. No default: the paper tunes it for each model."""
     between: tuple[str, ...] = ("chosen", "rejected")
     """The two responses that are compared."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be from 0 to 1, got {self.alpha}")
+        super().__post_init__()
         if len(set(self.between)) != 2:
             raise ValueError(f"between must name two responses, got {list(self.between)}")
 

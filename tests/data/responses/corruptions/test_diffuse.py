@@ -35,5 +35,5 @@ def test_signal_and_noise_add_up_with_their_shares():
 
 @pytest.mark.parametrize("step", [-1, 1000])
 def test_a_step_outside_the_schedule_is_refused(step):
-    with pytest.raises(ValueError, match="from 0 to 999"):
+    with pytest.raises(ValueError, match="between 0 and 999"):
         Diffuse(step=step)

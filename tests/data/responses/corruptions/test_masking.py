@@ -58,5 +58,5 @@ def test_a_fraction_is_part_of_a_whole(kind):
 
 
 def test_a_block_has_a_size():
-    with pytest.raises(ValueError, match="at least 1 pixel"):
+    with pytest.raises(ValueError, match="block must be at least 1"):
         BlockMask(block=0)

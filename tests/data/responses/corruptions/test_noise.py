@@ -24,5 +24,5 @@ def test_levels_are_clamped_and_do_not_wrap():
 
 
 def test_a_negative_sigma_is_refused():
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="sigma must be at least 0"):
         Noise(sigma=-1)

@@ -38,5 +38,5 @@ def test_it_reads_both_responses():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])
 def test_alpha_is_part_of_a_whole(alpha):
-    with pytest.raises(ValueError, match="alpha must be from 0 to 1"):
+    with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
         SharedLength(alpha=alpha)
