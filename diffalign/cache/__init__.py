@@ -1,1 +1,1 @@
-"""What is computed once, kept on disk, and used by any number of runs."""
+"""Values computed once, kept on disk, and used by any number of runs."""

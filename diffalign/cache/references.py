@@ -30,7 +30,7 @@ _IDS = "sample_ids"
 
 @dataclass(frozen=True, kw_only=True)
 class Contents(Ranged):
-    """What a folder of reference values is about."""
+    """Identity of a folder of reference values."""
 
     fingerprint: Mapping[str, Any]
     """Everything that the values depend on, by key: plain JSON values."""
@@ -97,7 +97,7 @@ class ReferenceWriter:
             write_json(folder / INDEX, asdict(contents))
 
     def missing(self) -> list[Shard]:
-        """What is still to be written."""
+        """The values still to be written."""
         return _missing(self.folder, self.contents)
 
     def write(self, shard: Shard, ids: Sequence[str], values: Mapping[str, Tensor]) -> None:

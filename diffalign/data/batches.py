@@ -47,8 +47,8 @@ class ImageBatch:
 class StepBatch:
     """B pairs of reverse steps of a sampler, each from a noisy latent to a less noisy one.
 
-    The states that the steps leave from stand once each: where both sides of a pair leave from the
-    same latent, one forward of the network serves both.
+    Each state that steps leave from is held once: where both sides of a pair leave from the same
+    latent, one forward of the network serves both.
     """
 
     sample_ids: tuple[str, ...]

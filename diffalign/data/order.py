@@ -5,8 +5,8 @@ is positions [m * G, (m + 1) * G) of an endless sequence, in which epoch e is a 
 from (run seed, e); each rank takes its contiguous part. So one process with a batch of 2n and two
 with n see the same global batches, and resuming needs the number m alone.
 
-With buckets, every bucket is such a sequence, and a schedule says whose turn it is: a cycle of N
-micro-batches, N the number of pairs, gives each bucket as many turns as it has pairs, in an order
+With buckets, every bucket is such a sequence, and a schedule says which comes next: a cycle of N
+micro-batches, N the number of pairs, gives each bucket as many as it has pairs, in an order
 sampled from (run seed, cycle). Over a cycle every pair is seen G times.
 """
 
@@ -29,7 +29,7 @@ class Position:
     """Index of the pair among all pairs."""
     bucket: int
     """The bucket it is in."""
-    position: int
+    index: int
     """Its place in the endless sequence of that bucket."""
     visit: int
     """How often the pair has been visited before: its epoch."""
@@ -56,17 +56,15 @@ class Order:
             number: of the global micro-batch, from 0.
             size: pairs in it, over all ranks.
         """
-        bucket, position_ = self._whose_turn(number)
-        return [self._at(bucket, position_ * size + i) for i in range(size)]
+        bucket, earlier = self._bucket_of(number)
+        return [self._at(bucket, earlier * size + i) for i in range(size)]
 
-    def replacement(self, position_: Position, attempt: int) -> Position:
+    def replacement(self, position: Position, attempt: int) -> Position:
         """Another pair of the same bucket and epoch for one that cannot be used."""
-        members = self._buckets[position_.bucket]
-        seed = derive_seed(
-            self._run_seed, "replacement", position_.bucket, position_.position, attempt
-        )
+        members = self._buckets[position.bucket]
+        seed = derive_seed(self._run_seed, "replacement", position.bucket, position.index, attempt)
         return Position(
-            int(members[seed % len(members)]), position_.bucket, position_.position, position_.visit
+            int(members[seed % len(members)]), position.bucket, position.index, position.visit
         )
 
     def _at(self, bucket: int, position: int) -> Position:
@@ -76,7 +74,7 @@ class Order:
             int(members[self._permutation(bucket, epoch)[place]]), bucket, position, epoch
         )
 
-    def _whose_turn(self, number: int) -> tuple[int, int]:
+    def _bucket_of(self, number: int) -> tuple[int, int]:
         """The bucket of a global micro-batch, and how many it has had before."""
         if len(self._buckets) == 1:
             return 0, number
@@ -88,10 +86,10 @@ class Order:
 
     def _sample_schedule(self, cycle: int) -> np.ndarray:
         """The bucket of every micro-batch of a cycle."""
-        positions = np.repeat(
+        buckets = np.repeat(
             np.arange(len(self._buckets)), [len(members) for members in self._buckets]
         )
-        return positions[self._sample_permutation(-1, cycle)]
+        return buckets[self._sample_permutation(-1, cycle)]
 
     def _sample_permutation(self, bucket: int, epoch: int) -> np.ndarray:
         """Bucket -1 represents the schedule."""

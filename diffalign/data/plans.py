@@ -170,7 +170,7 @@ class IndexPlan(AbstractPlan):
         size = pairs_per_device * world.size()
         positions = self._order.micro_batch(number, size)[rank_part(pairs_per_device)]
         return PlannedBatch(
-            works=[self._work(position_) for position_ in positions],
+            works=[self._work(position) for position in positions],
             replacement=lambda place, attempt: self._work(
                 self._order.replacement(positions[place], attempt)
             ),
@@ -178,9 +178,9 @@ class IndexPlan(AbstractPlan):
             out_of=self.index.counts.pairs,
         )
 
-    def _work(self, position_: Position) -> Work:
+    def _work(self, position: Position) -> Work:
         return Work(
-            int(self.index.members[position_.member]),
-            position_.visit,
-            self._sizes[position_.bucket],
+            int(self.index.members[position.member]),
+            position.visit,
+            self._sizes[position.bucket],
         )

@@ -54,7 +54,7 @@ class Skipped:
     sample_id: str
     reason: SkipReason
     detail: str
-    """What the decoder said, or which file is missing."""
+    """The words of the decoder, or which file is missing."""
     side: str | None = None
     """Which image or response it is about, such as `chosen`; None where it is about none."""
 

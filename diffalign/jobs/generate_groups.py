@@ -27,7 +27,7 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.groups import (
     GROUPS,
     Group,
-    GroupArtist,
+    GroupSampler,
     GroupsConfig,
     Origin,
     group_id,
@@ -40,7 +40,7 @@ class GroupPlan:
     """What is to be generated, and by what."""
 
     model: AbstractDiffusion
-    artist: GroupArtist
+    sampler: GroupSampler
     existing: Mapping[str, Group]
     """Groups that are there, by id."""
     missing: Sequence[Sequence[Item]]
@@ -75,12 +75,12 @@ def plan(
         settings.process.check(model.noising())
     except ValueError as error:
         raise ConfigError(f"trajectories.process: {error}") from error
-    artist = GroupArtist(settings, Origin.of(model, settings.process), precision_of(dtype))
-    existing = artist.existing(output)
+    sampler = GroupSampler(settings, Origin.of(model, settings.process), precision_of(dtype))
+    existing = sampler.existing(output)
     size = max(1, batch_size // settings.images_per_group)
     batches = [items[i : i + size] for i in range(0, len(items), size)]
     missing = [b for b in batches if any(group_id(item) not in existing for item in b)]
-    return GroupPlan(model, artist, existing, missing)
+    return GroupPlan(model, sampler, existing, missing)
 
 
 def generate(
@@ -92,20 +92,20 @@ def generate(
     dtype: torch.dtype,
 ) -> list[Failure]:
     """Generate the groups that are missing; returns those that could not be generated."""
-    settings = plan.artist.settings
+    settings = plan.sampler.settings
     process, images = settings.process, settings.images_per_group
     groups = sum(map(len, plan.missing))
     console.print(
         f"[bold]generate[/bold]  {groups} groups of {images} images ({len(plan.existing)} already "
         f"there), {process.steps} steps, guidance {process.guidance:g}, eta {process.eta:g}, "
-        f"{device}, {plan.artist.dtype}",
+        f"{device}, {plan.sampler.dtype}",
         soft_wrap=True,
     )
     if not plan.missing:
         return []
     model = plan.model.load(device=device, compute_dtype=dtype, reference="none", trainable=False)
     with progress(console, "groups", groups * images) as advance:
-        failures = plan.artist.generate(output, model, plan.missing, plan.existing, advance)
+        failures = plan.sampler.generate(output, model, plan.missing, plan.existing, advance)
     del model
     gc.collect()
     if device.type == "cuda":

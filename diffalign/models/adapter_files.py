@@ -15,14 +15,14 @@ from diffalign.models.runs import FINAL, RunCheckpoint, checkpoint_at, checkpoin
 from diffalign.parsing import checked, parse_json, shortly
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls a LoRA that it writes."""
+"""The name of a LoRA that diffusers writes."""
 
 PEFT_FILE = "adapter_model.safetensors"
-"""What peft calls an adapter that it writes."""
+"""The name of an adapter that peft writes."""
 PEFT_CONFIG = "adapter_config.json"
 """Its settings, next to it."""
 PEFT_PREFIX = "base_model.model"
-"""What the names of all tensors in a file of peft begin with."""
+"""The beginning of the names of all tensors in a file of peft."""
 
 METADATA = "lora_adapter_metadata"
 """Under which diffusers keeps the settings of an adapter in the file's header."""

@@ -1,4 +1,4 @@
-"""What the trainer may know about a model."""
+"""The contract of a model: all that the trainer may know about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ReferenceKind = Literal["adapter_off", "frozen_copy", "past_policy", "none"]
 
 
 class AbstractTrainable(abc.ABC):
-    """A loaded model: one network in training, and whatever frozen parts stand around it."""
+    """A loaded model: one network in training, and the frozen parts around it."""
 
     network: nn.Module
     """The one module given to `accelerator.prepare`; the trainer stores what came back here, and

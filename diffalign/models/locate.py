@@ -41,12 +41,12 @@ class WithCheckpoint(AbstractLocation):
 
     checkpoint: RunCheckpoint
     base: AbstractLocation
-    """What the run started from."""
+    """The model that the run started from."""
     component: str
     """The network that it trained."""
     prediction_type: str | None = None
     zero_terminal_snr: bool | None = None
-    """What the run was told of its schedule."""
+    """The noise schedule, as the config of the run has it."""
 
     def __str__(self) -> str:
         return str(self.checkpoint.folder)
@@ -227,7 +227,7 @@ def locate(
 
 
 def _of_run(path: Path) -> AbstractLocation:
-    """What a run trained, if that is a model and no adapter."""
+    """The model that a run trained; an adapter is refused."""
     checkpoint = checkpoint_at(path)
     run = path if checkpoint is None else checkpoint.run
     model = model_of_run(run)

@@ -26,7 +26,7 @@ ITSELF = "."
 
 INDEX = "model_index.json"
 LONE_CONFIGS = ("unet/config.json", "config.json")
-"""What a release of a denoiser alone has in the place of that."""
+"""In the place of that in a release of a denoiser alone."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _BLOCK, _BLOCKS = 4096, 64
 
@@ -48,7 +48,7 @@ class AbstractLocation(abc.ABC):
         """
 
     def marks(self, *, prediction_type: str | None = None) -> dict[str, Any]:
-        """What the weights themselves say of their noise schedule, in the words of a scheduler's
+        """The noise schedule as the weights themselves have it, in the words of a scheduler's
         configuration: `prediction_type`, `rescale_betas_zero_snr`; and `edm`, the name of a tensor
         that belongs to EDM's preconditioning. A single file may; in a folder the configuration
         says it.

@@ -44,7 +44,7 @@ class Scope:
     """Dotted name of the only module that is touched; empty for the network as a whole."""
 
     def pattern(self, targets: tuple[str, ...] | None) -> str:
-        """What the whole name of a layer must match to get an adapter, as a regular expression."""
+        """Regular expression of the whole names of layers that get an adapter."""
         endings = "|".join(map(re.escape, targets or self.usual))
         inside = rf"{re.escape(self.part)}\." if self.part else ""
         return rf"{inside}(?:.*\.)?(?:{endings})"
@@ -97,7 +97,7 @@ class LoraSettings(Ranged):
 
     @property
     def scale(self) -> float:
-        """What the product of the factors is multiplied by."""
+        """The factor of the product of the low-rank matrices."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 

@@ -123,7 +123,7 @@ class NoReference(AbstractReference):
 def reference_of(
     kind: ReferenceKind, policy: nn.Module, frozen_copy: nn.Module | None
 ) -> AbstractReference:
-    """What is in for a policy within `AbstractTrainable.reference`.
+    """The network in place of the policy within `AbstractTrainable.reference`.
 
     Args:
         kind: as a run's settings name it.

@@ -47,7 +47,7 @@ class RunCheckpoint:
         return model_of_run(self.run)
 
     def values(self) -> dict[str, Tensor]:
-        """What the file holds.
+        """The content of the file.
 
         Raises:
             ModelError: it is damaged.

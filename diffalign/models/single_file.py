@@ -150,7 +150,7 @@ def _input_channels(path: Path) -> int | None:
 
 
 def _predicted(path: Path, names: set[str], metadata: Mapping[str, str]) -> str | None:
-    """What people write into a checkpoint about what it predicts: an empty tensor named `v_pred`
+    """The prediction that a checkpoint names: an empty tensor named `v_pred`
     (NoobAI, ComfyUI), `modelspec.*` of the metadata (Stability's model specification), and `ss_*`
     of kohya's scripts."""
     said: dict[str, str] = {"key v_pred": "v"} if "v_pred" in names else {}

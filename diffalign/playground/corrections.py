@@ -26,11 +26,11 @@ class JudgedSentence:
     fault: Fault
     """`attribute`: an object that the description misses is meant, and one word is wrong."""
     correction: Kind | None
-    """What the sentence should name; None where it should not stand."""
+    """The kind that the sentence should name; None where it should go."""
 
     @property
-    def mended(self) -> str:
-        """The sentence as it should be; empty where it should not stand."""
+    def corrected(self) -> str:
+        """The sentence as it should be; empty where it should go."""
         return sentence(self.correction) if self.correction else ""
 
 

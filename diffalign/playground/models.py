@@ -307,8 +307,8 @@ def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
 def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     """Write a diffusers folder in which UNet and autoencoder take half the space, as float16.
 
-    diffusers widens them on load. The text encoders stay float32, since transformers keeps the type
-    that it finds in the file. The pipeline itself is left as it was.
+    diffusers reads them as float32. The text encoders stay float32, since transformers keeps the
+    type that it finds in the file. The pipeline itself is left as it was.
     """
     pipeline.save_pretrained(folder)
     for name, network in (("unet", pipeline.unet), ("vae", pipeline.vae)):

@@ -1,9 +1,9 @@
-"""Scenes of two to four objects, and what truthful and careless annotators say of them.
+"""Scenes of two to four objects, and what truthful and noisy annotators say of them.
 
 Some kinds come with others: two in five images with a trigger show its companion too, and
-careless annotators name the companion wherever they see the trigger, as captions of kitchens name
+noisy annotators name the companion wherever they see the trigger, as captions of kitchens name
 spoons. Other kinds have a colour that people expect of their shape. A model that is trained on
-careless descriptions hallucinates in these ways, and in no other; every mistake can be told
+noisy descriptions hallucinates in these ways, and in no other; every mistake can be told
 exactly. A trigger and its companion are named one after the other, so that words alone never tell
 whether the companion is there.
 """
@@ -39,7 +39,7 @@ EXPECTED_COLOURS = MappingProxyType(
         Kind("black", "cross"): "red",
     }
 )
-"""Kind -> the colour that careless annotators expect of it. None is a trigger or a companion."""
+"""Kind -> the colour that noisy annotators expect of it. None is a trigger or a companion."""
 
 FEWEST, MOST = 2, 4
 """Objects in a scene."""
@@ -104,18 +104,18 @@ def _put(kind: Kind, place: int, rng: np.random.Generator) -> Object:
 
 
 def kinds_in(scene: Scene) -> tuple[Kind, ...]:
-    """What a scene shows, in reading order."""
+    """The objects of a scene, in reading order."""
     return tuple(item.kind for item in scene.objects)
 
 
 def named(
     kinds: Sequence[Kind], annotator_noise: AnnotatorNoise, rng: np.random.Generator
 ) -> tuple[Kind, ...]:
-    """What an annotator names, in order: as the eye reads, companions right after their triggers.
+    """The objects that an annotator names: as the eye reads, companions right after triggers.
 
     Args:
         kinds: what is there, in reading order.
-        carelessness: with `TRUTHFUL`, the result is a permutation of `kinds`.
+        noise: with `TRUTHFUL`, the result is a permutation of `kinds`.
         rng: samples the mistakes.
     """
     led = {COMPANIONS[kind] for kind in kinds if kind in COMPANIONS}
@@ -137,7 +137,7 @@ def _seen(kind: Kind, annotator_noise: AnnotatorNoise, rng: np.random.Generator)
 
 
 def truthful_order(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
-    """What a truthful annotator names, in order."""
+    """The objects that a truthful annotator names, in order."""
     return named(kinds, TRUTHFUL, np.random.default_rng(0))
 
 

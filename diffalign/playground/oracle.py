@@ -40,7 +40,7 @@ class SeenObject:
 
 
 def read_objects(image: Image.Image | np.ndarray) -> list[SeenObject]:
-    """What an image shows, from left to right.
+    """Read the objects of an image, from left to right.
 
     Args:
         image: RGB image, or its array of shape [H, W, 3] with values from 0 to 255.
@@ -96,7 +96,7 @@ def _side(x: float) -> str:
 
 
 def fidelity(objects: Sequence[SeenObject], prompt: str) -> float:
-    """How well the objects of an image answer a prompt.
+    """How well the objects of an image match a prompt.
 
     A requested object that is in its place (alone: centre; two: left and right, in the order of
     the prompt) earns 1, elsewhere 1/2, and each seen object is counted once. The sum is divided by

@@ -1,4 +1,4 @@
-"""What the tiny LLaVA is asked of a scene, and the responses that are right."""
+"""Questions that the tiny LLaVA is asked about a scene, and the responses that are right."""
 
 from __future__ import annotations
 

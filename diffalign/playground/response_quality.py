@@ -37,7 +37,7 @@ def held_out_multi_object_scenes(count: int) -> list[Scene]:
 
 
 def name_of(kind: Kind) -> str:
-    """What CHAIR's words call a kind, such as `red circle`."""
+    """Name of a kind among CHAIR's words, such as `red circle`."""
     return f"{kind.colour} {kind.shape}"
 
 

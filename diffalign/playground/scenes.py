@@ -57,7 +57,7 @@ _OBJECT_PATTERN = re.compile(rf"a ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """What a caption says of one object: its colour and its shape."""
+    """Words of a caption for one object: its colour and its shape."""
 
     colour: str
     shape: str
@@ -151,7 +151,7 @@ def _render(pen: ImageDraw.ImageDraw, kind: Kind, x: float, y: float, radius: fl
 
 
 def caption(scene: Scene) -> str:
-    """What a truthful annotator writes: the objects from left to right."""
+    """The caption of a truthful annotator: the objects from left to right."""
     return describe(item.kind for item in scene.objects)
 
 

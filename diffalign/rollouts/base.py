@@ -1,4 +1,4 @@
-"""What an online source promises: sample a round with the model in training, then train on it."""
+"""The contract of an online source: sample a round with the model in training, then train on it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ began with, or one sampled uniformly from those that this round and all earlier 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What a run tells its source."""
+    """The part of a run that its source has to know."""
 
     folder: Path
     """Of all rounds; every process must see the same files there."""
     run_seed: int
     model: AbstractDiffusion
-    """What is trained, before its weights are read."""
+    """The model that is trained, before its weights are read."""
     settings: str
     """Everything in the config that shapes a round, in any form that equal settings share."""
     samples_per_device: int
@@ -63,7 +63,7 @@ class AbstractRollouts(Ranged, abc.ABC):
     """How the batches of an online run come about; its fields are the settings of a config."""
 
     batch_type: ClassVar[type]
-    """What the source yields."""
+    """Type of the batches."""
     views: ClassVar[frozenset[str]]
     """Names of the views in every batch."""
     needs_data: ClassVar[bool] = False
@@ -102,13 +102,13 @@ class Phase:
     """Works of one kind, which ranks share."""
 
     title: str
-    """What is done: `sample`, `score`."""
+    """The work that is done: `sample`, `score`."""
     works: Sequence[Work]
 
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """What a round came to."""
+    """Counts and figures of a finished round."""
 
     micro_batches: int
     """How many the round trains on; a multiple of the accumulation."""
@@ -121,7 +121,9 @@ class RoundSummary:
 
 
 class AbstractCollector(abc.ABC):
-    """What happens in a round; `rollouts.rounds.Rounds` decides when, and survives being killed.
+    """The phases of a round, and the batches that it trains on.
+
+    `rollouts.rounds.Rounds` decides when each is run, and survives being killed.
 
     Every method gives the same on every rank, and after being killed and started again.
     """
@@ -163,10 +165,10 @@ class AbstractCollector(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """What is read (prompts, files), wherever it lies; the same on every rank."""
+        """Identifies what is read (prompts, files), wherever it lies; the same on every rank."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What else the position in a round is made of, of plain JSON values."""
+        """Further parts of the position in a round, of plain JSON values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What step-wise resampling leaves behind: comparisons, the pairs of steps that they label, and the
+"""Results of step-wise resampling: comparisons, the pairs of steps that they label, and the
 latents of those steps."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PairBuilder:
         """Args:
         visits: in the order of the segments' rows.
         round_number, first_visit: number of the round, and in it of the first visit.
-        file: where the latents will stand, in the round's folder.
+        file: of the latents, in the round's folder.
         """
         self.file = file
         self.pairs: list[StepPair] = []

@@ -73,7 +73,7 @@ class GroupsConfig(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What gives the steps of a trajectory their density."""
+    """The process that gives the steps of a trajectory their density."""
 
     policy: str
     """Fingerprint of network, adapter and text encoders."""
@@ -145,7 +145,7 @@ def read_groups(folder: Path) -> list[Group]:
 
 
 def read_origin(folder: Path, group: Group) -> Origin:
-    """What generated the trajectories of a group.
+    """The model and settings that generated the trajectories of a group.
 
     Raises:
         DataError: the file is gone, damaged, or not one of ours.
@@ -178,7 +178,7 @@ def refuse_edited(folder: Path, group: Group) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What a file of trajectories says of itself."""
+    """The metadata of a file of trajectories."""
 
     origin: Origin
     dtype: str
@@ -188,7 +188,7 @@ class _Header:
 
 
 def _read_header(path: Path) -> _Header:
-    """What a file of trajectories says of itself."""
+    """The metadata of a file of trajectories."""
     try:
         with open_tensors(path) as file:
             header = file.metadata()[_HEADER]
@@ -201,7 +201,7 @@ def _read_header(path: Path) -> _Header:
 
 
 @dataclass(frozen=True)
-class GroupArtist:
+class GroupSampler:
     """One model with one way of generating groups."""
 
     settings: GroupsConfig

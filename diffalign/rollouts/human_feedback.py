@@ -116,7 +116,7 @@ class _Collector(AbstractCollector):
         )
 
     def _left_out(self) -> dict[str, int]:
-        """What trains nothing, by reason."""
+        """Groups and preferences that train nothing, by reason."""
         verdicts = self._verdicts.values()
         reasons = {
             "tied pairs": sum(verdict.tied for verdict in verdicts),

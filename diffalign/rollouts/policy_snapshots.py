@@ -1,4 +1,4 @@
-"""The policies that rounds began with, on disk, and which of them is a round's reference."""
+"""Snapshots of the policies that rounds began with, on disk, and which is a round's reference."""
 
 from __future__ import annotations
 

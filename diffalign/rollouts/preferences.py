@@ -1,4 +1,4 @@
-"""What people said of groups of images: a file of JSON lines, and the pairs that it decides.
+"""Preferences of people within groups of images: a file of JSON lines, and the pairs it decides.
 
     {"group": "a-cat-0b1c-0", "ranking": [3, 0, [1, 2]]}     best first; 1 and 2 tie
     {"group": "a-dog-77f0-0", "good": [0, 4], "bad": [2]}    every good one above every bad one
@@ -34,7 +34,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was said of one group."""
+    """The preferences within one group."""
 
     decided: tuple[tuple[int, int], ...]
     """Index of a preferred image, index of the other; each pair once, in a fixed order."""
@@ -74,7 +74,7 @@ class _Place:
 
 
 def _rows(path: Path, groups: Mapping[str, int]) -> Iterator[tuple[Any, _Place]]:
-    """What is said of a group, and where."""
+    """The preferences within a group, and the line that has them."""
     lines = list(numbered_lines(path))
     if lines and lines[0][1].lstrip().startswith("["):
         numbers = parse_json("\n".join(line for _, line in lines), path)

@@ -79,7 +79,7 @@ class Segment:
     paths: Tensor
     """Where they arrived step by step, float32 [steps, n, k, channels, h, w], on the CPU."""
     images: Tensor
-    """What was scored, float32 [n, k, 3, H, W], not clamped, on the model's device."""
+    """The images that were scored, float32 [n, k, 3, H, W], not clamped, on the model's device."""
     scores: Tensor
     """Shape [n, k], on the CPU."""
     selection: Selection

@@ -19,7 +19,7 @@ from diffalign.data.order import Order
 from diffalign.seeding import cpu_generator, derive_seed
 
 AnyVisit = TypeVar("AnyVisit")
-"""What a collector knows of one image, or of one prompt, that it samples."""
+"""One image, or one prompt, that a collector samples."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def visits_of_round(
     """
     order = Order(derive_seed(run_seed, "prompts"), [np.arange(len(prompts))])
     return [
-        Visit(prompts[turn.member], derive_seed(run_seed, "visit", turn.position))
-        for turn in order.micro_batch(number, count)
+        Visit(prompts[position.member], derive_seed(run_seed, "visit", position.index))
+        for position in order.micro_batch(number, count)
     ]
 
 

@@ -44,7 +44,7 @@ from diffalign.rollouts.preview_strip import PreviewStrip
 T = TypeVar("T")
 
 _RECORD = "round.json"
-_BEGUN = "begun.json"
+_STARTED = "begun.json"
 _MOST_EMPTY_ROUNDS = 10
 """Rounds without a pair to train on, in a row, after which a run stops."""
 
@@ -179,7 +179,7 @@ class Rounds(AbstractSource):
         return summarise_round
 
     def _resumed(self, folder: Path) -> RoundSummary:
-        """The round that a checkpoint stood in; the weights have moved on since it was sampled."""
+        """The round of a checkpoint; the weights have moved on since it was sampled."""
         record = _read(_Round, folder / _RECORD)
         if record is None:
             raise DataError(
@@ -230,14 +230,14 @@ class Rounds(AbstractSource):
 
     def _begin(self, folder: Path, digest: str) -> None:
         """Keep what an interrupted run of the same policy has already collected, nothing else."""
-        begun = _read(_Begun, folder / _BEGUN)
-        if begun is None or begun.policy != digest:
+        started = _read(_Started, folder / _STARTED)
+        if started is None or started.policy != digest:
             if folder.exists():
                 shutil.rmtree(folder)
             if self._number == 0:
                 self._preview_strip.forget()
             with writing(folder):
-                write_json(folder / _BEGUN, {"policy": digest})
+                write_json(folder / _STARTED, {"policy": digest})
 
     def _work(self, phase: Phase, folder: Path) -> None:
         mine = phase.works[world.rank() :: world.size()]
@@ -262,7 +262,7 @@ class Rounds(AbstractSource):
 
 @dataclass(frozen=True, kw_only=True)
 class _Round:
-    """What the record of a round holds."""
+    """The record of a round."""
 
     round: int
     policy: str
@@ -271,14 +271,14 @@ class _Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Begun:
-    """What the file of a round that was started holds."""
+class _Started:
+    """The file of a round that was started."""
 
     policy: str
 
 
 def _read(cls: type[T], path: Path) -> T | None:
-    """What a record of a round says; None where there is none, or it was damaged: what was
+    """The record of a round; None where there is none, or it was damaged: what was
     collected under it is then collected again."""
     if not path.is_file():
         return None

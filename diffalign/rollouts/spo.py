@@ -150,7 +150,7 @@ class _Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """What a batch's file holds."""
+    """The file of a batch."""
 
     pairs: Sequence[StepPair]
     comparisons: Sequence[Comparison]
@@ -210,7 +210,7 @@ class _Collector(AbstractCollector):
 
     def _sample(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         """Write images, then latents, then the record, which says that the work is done."""
-        ledger = PairBuilder(
+        builder = PairBuilder(
             batch.visits,
             round_number=batch.round_number,
             first_visit=batch.first,
@@ -218,12 +218,12 @@ class _Collector(AbstractCollector):
         )
         with model.sampling():
             for segment in self._resampler.segments(model, batch.visits):
-                ledger.add(segment)
+                builder.add(segment)
                 if segment.first in self._shown_branches():
                     self._write_images(folder, batch, segment)
-        if ledger.pairs:
-            write_tensors(folder / ledger.file, {LATENTS: ledger.latents()})
-        record = _Record(pairs=ledger.pairs, comparisons=ledger.comparisons)
+        if builder.pairs:
+            write_tensors(folder / builder.file, {LATENTS: builder.latents()})
+        record = _Record(pairs=builder.pairs, comparisons=builder.comparisons)
         path = folder / batch.record
         with writing(path):
             write_json(path, asdict(record))
@@ -268,7 +268,7 @@ class _Collector(AbstractCollector):
         )
 
     def _render_grid(self, number: int, folder: Path, comparisons: Sequence[Comparison]) -> None:
-        """What was compared: for a few prompts the best and the worst, from noisy to finished."""
+        """For a few prompts the best and the worst of what was compared, from noisy to finished."""
         by_branch = {
             branch: {row.visit: row for row in comparisons if row.step == branch}
             for branch in self._shown_branches()

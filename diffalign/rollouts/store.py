@@ -1,6 +1,6 @@
 """The files of a round: latents, images, scores, and the steps to train on, each written whole.
 
-Latents of a work stand in one safetensors file as rows of one tensor, whatever their meaning; a
+Latents of a work are in one safetensors file as rows of one tensor, whatever their meaning; a
 step says which row it leaves from and at which it arrives. Steps are read row by row, so a round
 may be far larger than memory.
 """

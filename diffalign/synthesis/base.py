@@ -1,4 +1,4 @@
-"""What makes preference data out of questions about images: the contract of a method."""
+"""Preference data out of questions about images: the contract of a method."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What was made of one question, as JSON holds it."""
+    """A row made of one question, as JSON holds it."""
 
     sample_id: str
     values: Mapping[str, Any]
@@ -107,7 +107,7 @@ class Unmade:
     reason: str
     """The kind of reason, by which they are counted."""
     detail: str
-    """What it was in this case."""
+    """Details of this case."""
 
 
 Maker = Callable[[Sequence[Question]], "list[Made | Unmade]"]
@@ -116,7 +116,7 @@ Maker = Callable[[Sequence[Question]], "list[Made | Unmade]"]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What methods work with."""
+    """The model, the images and the seed that methods work with."""
 
     writer: Writer
     """The model."""
@@ -161,7 +161,7 @@ class AbstractSynthesis(Ranged, abc.ABC):
         """Columns of its rows that hold images."""
 
     @abc.abstractmethod
-    def open(self, bench: Context) -> Maker:
+    def open(self, context: Context) -> Maker:
         """Get ready.
 
         Raises:
@@ -188,7 +188,7 @@ class AbstractSynthesis(Ranged, abc.ABC):
 def prepared(
     questions: Sequence[Question], prepare: Callable[[Question], State]
 ) -> tuple[dict[str, State], dict[str, Made | Unmade]]:
-    """What `prepare` gives for each question, by id; and for which it cannot be used, and why."""
+    """Results of `prepare` by the id of the question; and why other questions cannot be used."""
     states: dict[str, State] = {}
     unusable: dict[str, Made | Unmade] = {}
     for question in questions:

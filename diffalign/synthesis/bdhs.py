@@ -43,7 +43,7 @@ _SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text stand, as [start, end) in characters.
+    """The sentences of a text, as [start, end) in characters.
 
     A sentence ends after `.`, `!` or `?` before white space, or with the text. Abbreviations such
     as `Dr.` end one too: no language data is needed for it.
@@ -85,8 +85,10 @@ class BDHS(AbstractSynthesis):
     def tools(self) -> dict[str, str]:
         return {"similarity": self.similarity.name}
 
-    def open(self, bench: Context) -> Maker:
-        return _Guesser(settings=self, bench=bench, compare=self.similarity.open(bench.writer))
+    def open(self, context: Context) -> Maker:
+        return _Guesser(
+            settings=self, context=context, compare=self.similarity.open(context.writer)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class _Guesser:
     """Makes the rejected responses of a few questions at once."""
 
     settings: BDHS
-    bench: Context
+    context: Context
     compare: Similarity
 
     def __call__(self, questions: Sequence[Question]) -> list[Made | Unmade]:
@@ -115,24 +117,24 @@ class _Guesser:
         return [results[question.sample_id] for question in questions]
 
     def _prompt(self, question: Question) -> EncodedPrompt:
-        images = [self.bench.image(image) for image in question.images]
-        prompt = self.bench.writer.prompt(question.turns, images)
-        longest = self.bench.writer.go_on(prompt, response_to(question))
-        self.bench.writer.check_length(longest, self.settings.max_new_tokens)
+        images = [self.context.image(image) for image in question.images]
+        prompt = self.context.writer.prompt(question.turns, images)
+        longest = self.context.writer.go_on(prompt, response_to(question))
+        self.context.writer.check_length(longest, self.settings.max_new_tokens)
         return prompt
 
     def _attempt(
         self, asked: Sequence[tuple[Question, EncodedPrompt]], attempt: int, *, free: bool
     ) -> list[str]:
         """One response a question, all sentences of all of them written together."""
-        begun = [[""] if free else self._cut_sentences(some, attempt) for some, _ in asked]
+        started = [[""] if free else self._cut_sentences(some, attempt) for some, _ in asked]
         requests = [
             self._request(question, prompt, text, place, attempt)
-            for (question, prompt), beginnings in zip(asked, begun, strict=True)
+            for (question, prompt), beginnings in zip(asked, started, strict=True)
             for place, text in enumerate(beginnings)
         ]
         written = iter(
-            self.bench.writer.write(
+            self.context.writer.write(
                 requests,
                 max_new_tokens=self.settings.max_new_tokens,
                 temperature=self.settings.temperature,
@@ -140,18 +142,18 @@ class _Guesser:
             )
         )
         responses = []
-        for (question, _), beginnings in zip(asked, begun, strict=True):
+        for (question, _), beginnings in zip(asked, started, strict=True):
             endings = [next(written).text for _ in beginnings]
             joined = endings[0] if free else _joined(response_to(question), beginnings, endings)
             responses.append(joined.strip())
         return responses
 
     def _cut_sentences(self, question: Question, attempt: int) -> list[str]:
-        """What the model gets for each sentence: all true ones before it, and a part of it."""
+        """The request for each sentence: all true ones before it, and a part of it."""
         response = response_to(question)
         beginnings = []
         for place, (start, end) in enumerate(sentence_spans(response)):
-            path = (self.bench.seed, question.sample_id, attempt, place)
+            path = (self.context.seed, question.sample_id, attempt, place)
             sentence = response[start:end]
             if unit_interval(*path, "flip") < self.settings.flip_probability:
                 sentence = flipped(sentence)
@@ -159,11 +161,11 @@ class _Guesser:
         return beginnings
 
     def _request(
-        self, question: Question, prompt: EncodedPrompt, begun: str, place: int, attempt: int
+        self, question: Question, prompt: EncodedPrompt, started: str, place: int, attempt: int
     ) -> Request:
-        path = (self.bench.seed, question.sample_id, attempt)
-        writer = self.bench.writer
-        request = writer.go_on(prompt, begun, seed=derive_seed(*path, "words", place))
+        path = (self.context.seed, question.sample_id, attempt)
+        writer = self.context.writer
+        request = writer.go_on(prompt, started, seed=derive_seed(*path, "words", place))
         hidden = hidden_tokens(
             len(writer.image_positions(request)),
             self.settings.hide_probability,
@@ -180,7 +182,7 @@ class _Guesser:
         return Made(
             sample_id=question.sample_id,
             values={
-                "images": [self.bench.images.name(image) for image in question.images],
+                "images": [self.context.images.name(image) for image in question.images],
                 "prompt": messages(question.turns),
                 "chosen": chosen,
                 "rejected": text,
@@ -217,10 +219,10 @@ def cut(sentence: str, position: float) -> str:
 def _joined(response: str, beginnings: Sequence[str], endings: Sequence[str]) -> str:
     """Sentences that the model finished, with what is between the true ones."""
     text, after = "", 0
-    for (start, end), begun, ending in zip(
+    for (start, end), started, ending in zip(
         sentence_spans(response), beginnings, endings, strict=True
     ):
         finished, stop, _ = ending.partition(".")
-        text += response[after:start] + begun[start:] + (finished + stop).rstrip()
+        text += response[after:start] + started[start:] + (finished + stop).rstrip()
         after = end
     return text

@@ -1,7 +1,7 @@
-"""What was made so far: one line a question, added as it comes, never changed.
+"""The rows made so far: one line a question, added as it comes, never changed.
 
 A killed run goes on after its last whole line. Questions are made in batches of the whole plan, so
-that a run that went on makes them in the same company as one that was never stopped.
+that a run that went on makes them in the same batches as one that was never stopped.
 """
 
 from __future__ import annotations

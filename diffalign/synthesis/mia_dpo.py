@@ -1,4 +1,4 @@
-"""Questions about one of several images, and answers of a model that looked at another one.
+"""Questions about one of several images, and responses of a model that looked at another one.
 
 MIA-DPO: a question about one image becomes one about several, of which the others are unrelated:
 in a sequence, in a grid, or within another image. The chosen response is that of the data set, the
@@ -69,7 +69,7 @@ class _Shown:
     """Place of the image that is asked about, from 0."""
     count: int
     images: tuple[str, ...] | Image.Image
-    """What the row has: names of the images of a sequence, or the one collage."""
+    """Images of the row: names of the images of a sequence, or the one collage."""
     prompt: str
     request: Request
     """With the noise under which the model responses."""
@@ -101,7 +101,7 @@ class Collage(AbstractSynthesis):
         "For the image in the center, ",
         "In the image in the center, ",
     )
-    """What a question about an image within another begins with; one is sampled. Ours."""
+    """Beginnings of a question about an image within another; one is sampled. Ours."""
     max_new_tokens: Annotated[int, AtLeast(2)] = 512
     """Of the model's response, which is greedy."""
 
@@ -124,21 +124,21 @@ class Collage(AbstractSynthesis):
         if not self.centre_prompts:
             raise ValueError("centre_prompts must have one at least")
 
-    def open(self, bench: Context) -> Maker:
-        check_layer(bench.writer, self.layer)
-        if len(bench.questions) < 2:
+    def open(self, context: Context) -> Maker:
+        check_layer(context.writer, self.layer)
+        if len(context.questions) < 2:
             raise DataError("a collage needs images of other questions, and there is one")
 
         def make(questions: Sequence[Question]) -> list[Made | Unmade]:
-            shown, results = prepared(questions, lambda question: self._show(question, bench))
+            shown, results = prepared(questions, lambda question: self._show(question, context))
             requests = [some.request for some in shown.values()]
-            written = bench.writer.write(requests, max_new_tokens=self.max_new_tokens)
+            written = context.writer.write(requests, max_new_tokens=self.max_new_tokens)
             answered = dict(zip(shown, written, strict=True))
             asked = [question for question in questions if question.sample_id in shown]
             made, unsuited = prepared(
                 asked,
                 lambda question: self._judge(
-                    question, shown[question.sample_id], answered[question.sample_id], bench
+                    question, shown[question.sample_id], answered[question.sample_id], context
                 ),
             )
             results |= unsuited | made
@@ -146,22 +146,22 @@ class Collage(AbstractSynthesis):
 
         return make
 
-    def _show(self, question: Question, bench: Context) -> _Shown:
+    def _show(self, question: Question, context: Context) -> _Shown:
         check_one_image(question)
         response = response_to(question)
         if len(response) >= self.max_response_characters:
             raise UnsuitedError(LONG_RESPONSE, f"{len(response)} characters")
-        path = (bench.seed, question.sample_id)
+        path = (context.seed, question.sample_id)
         choices = [(form, int(n)) for form, counts in self.keep_below.items() for n in counts]
         form, count = choices[derive_seed(*path, "form") % len(choices)]
-        own = bench.image(question.images[0])
-        others, names = _companions(question, count - 1, bench)
+        own = context.image(question.images[0])
+        others, names = _companions(question, count - 1, context)
         target = derive_seed(*path, "place") % count
         images = (*others[:target], own, *others[target:])
         noise = derive_seed(*path, "noise")
         kept: tuple[str, ...] | Image.Image
         if form == "sequence":
-            kept = (*names[:target], bench.images.name(question.images[0]), *names[target:])
+            kept = (*names[:target], context.images.name(question.images[0]), *names[target:])
             prompt = sequence_prompt(question.text, target=target, count=count)
             seen = images
         elif form == "grid":
@@ -174,16 +174,16 @@ class Collage(AbstractSynthesis):
             begin = self.centre_prompts[derive_seed(*path, "begin") % len(self.centre_prompts)]
             prompt = f"{IMAGE}\n{begin}{lowered(question.text)}"
             seen = (layouts.noisy(kept, sigma=self.pic_in_pic_noise, seed=noise),)
-        request = self._request(prompt, seen, bench)
+        request = self._request(prompt, seen, context)
         return _Shown(form, target, count, kept, prompt, request)
 
-    def _request(self, prompt: str, images: Sequence[Image.Image], bench: Context) -> Request:
-        encoded = bench.writer.prompt([Turn(role="user", text=prompt)], images)
-        request = bench.writer.ask(encoded)
-        bench.writer.check_length(request, self.max_new_tokens)
+    def _request(self, prompt: str, images: Sequence[Image.Image], context: Context) -> Request:
+        encoded = context.writer.prompt([Turn(role="user", text=prompt)], images)
+        request = context.writer.ask(encoded)
+        context.writer.check_length(request, self.max_new_tokens)
         return request
 
-    def _judge(self, question: Question, shown: _Shown, written: Written, bench: Context) -> Made:
+    def _judge(self, question: Question, shown: _Shown, written: Written, context: Context) -> Made:
         chosen, rejected = response_to(question), written.text.strip()
         if not rejected or rejected == chosen:
             raise UnsuitedError(SAME_RESPONSE, repr(rejected)[:60])
@@ -192,7 +192,7 @@ class Collage(AbstractSynthesis):
             raise UnsuitedError(SURE, f"perplexity {unsure:.3f}")
         if len(written.tokens) < 2:
             raise UnsuitedError(NEVER_READ, repr(rejected)[:60])
-        maps = attention_to_images(bench.writer, shown.request, written, layer=self.layer)
+        maps = attention_to_images(context.writer, shown.request, written, layer=self.layer)
         share = target_share(shown, maps)
         threshold = self.keep_below[shown.form][str(shown.count)]
         kept = share <= threshold if shown.form == "sequence" else share < threshold
@@ -200,7 +200,7 @@ class Collage(AbstractSynthesis):
             raise UnsuitedError(LOOKED_RIGHT, f"{share:.3f} of its attention in a {shown.form}")
         names = shown.images
         if isinstance(names, Image.Image):
-            names = (bench.images.save(names),)
+            names = (context.images.save(names),)
         return Made(
             sample_id=question.sample_id,
             values={
@@ -278,7 +278,7 @@ def _rectangle(request: Request, tokens: int) -> tuple[int, int]:
 
 
 def _companions(
-    question: Question, count: int, bench: Context
+    question: Question, count: int, context: Context
 ) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
     """Images of other questions, sampled without repetition, and their names.
 
@@ -286,19 +286,19 @@ def _companions(
         UnsuitedError: too few could be used.
     """
     images: dict[str, Image.Image] = {}
-    own = bench.images.name(question.images[0])
+    own = context.images.name(question.images[0])
     for attempt in range(count * _ATTEMPTS):
         if len(images) == count:
             break
-        sampled = derive_seed(bench.seed, question.sample_id, "companion", attempt)
-        other = bench.questions[sampled % len(bench.questions)]
+        sampled = derive_seed(context.seed, question.sample_id, "companion", attempt)
+        other = context.questions[sampled % len(context.questions)]
         if not isinstance(other, Question) or len(other.images) != 1:
             continue
         try:
-            image = bench.image(other.images[0])
+            image = context.image(other.images[0])
         except UnusableRowError:
             continue  # its own question will say so
-        name = bench.images.name(other.images[0])
+        name = context.images.name(other.images[0])
         if name != own:
             images[name] = image
     if len(images) < count:

@@ -100,7 +100,7 @@ class Correction:
     revised: str
     """The corrected response."""
     report: Mapping[str, Any] = field(default_factory=dict)
-    """What was judged, by the number of the sentence, in the form of OPA-DPO's AI_json_report."""
+    """The judgements, by the number of the sentence, in the form of OPA-DPO's AI_json_report."""
 
 
 def read_corrections(path: Path) -> dict[tuple[str, int], Correction]:
@@ -125,7 +125,7 @@ def read_scores(path: Path) -> dict[tuple[str, int], float]:
 
 
 def judge_prompt(question: str, reference: str, response: str) -> str:
-    """What a judge is asked."""
+    """The prompt of a judge."""
     return fill(_INSTRUCTION, question=question, reference=reference, response=response)
 
 
@@ -155,7 +155,7 @@ def parse_correction(reply: str) -> Correction:
 def _by_sample(
     path: Path, parse: Callable[[Mapping[str, Any]], Value], *, needs: str
 ) -> dict[tuple[str, int], Value]:
-    """What the lines of a file say, by id and number of the sample."""
+    """The lines of a file, by id and number of the sample."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; it should hold one JSON object a line")
     found: dict[tuple[str, int], Value] = {}

@@ -1,6 +1,6 @@
 """The parts of a response that say what is to be seen: objects and attributes.
 
-spaCy's parser tells noun phrases, numbers and adjectives. Where it is missing there is a stand-in
+spaCy's parser tells noun phrases, numbers and adjectives. Where it is missing there is a substitute
 without language data, which is named in every row: all words but those of a closed list of function
 words.
 """
@@ -45,14 +45,14 @@ class PhraseConfig:
 
     @property
     def chosen(self) -> Literal["spacy", "words"]:
-        """What auto comes to on this machine."""
+        """The kind that auto is on this machine."""
         if self.kind != "auto":
             return self.kind
         return "words" if self._missing() else "spacy"
 
     @property
     def name(self) -> str:
-        """What finds them, as it is in the rows."""
+        """Name of the finder, as rows have it."""
         return f"spacy {self.model}" if self.chosen == "spacy" else "runs of content words"
 
     def check(self) -> None:
@@ -74,7 +74,7 @@ class PhraseConfig:
         return functools.partial(_parsed_phrases, spacy.load(self.model))
 
     def _missing(self) -> tuple[str, str] | None:
-        """What of spaCy is not there, and how to get it."""
+        """The parts of spaCy that are missing, and how to get them."""
         if importlib.util.find_spec("spacy") is None:
             return "spaCy", "pip install 'diffalign[language]'"
         if importlib.util.find_spec(self.model) is None:

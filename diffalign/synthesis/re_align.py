@@ -97,7 +97,7 @@ class RetrieveAndFill(AbstractSynthesis):
         "'{masked}' Replace every [MASK] by words that fit the image. Keep all other words as they "
         "are. Write nothing but the completed answer."
     )
-    """What the model is told, with {question} and {masked}. Ours."""
+    """The prompt that fills the masks, with {question} and {masked}. Ours."""
     temperature: float = 0.0
     """At which the model fills; 0 always takes the most probable token. Ours."""
     max_new_tokens: Annotated[int, AtLeast(1)] = 512
@@ -125,13 +125,13 @@ class RetrieveAndFill(AbstractSynthesis):
     def tools(self) -> dict[str, str]:
         return {"phrases": self.phrases.name, "similarity": self.similarity.name}
 
-    def open(self, bench: Context) -> Maker:
+    def open(self, context: Context) -> Maker:
         return _Filler(
             settings=self,
-            bench=bench,
-            gallery=_gallery(bench, self.pooling),
+            context=context,
+            gallery=_gallery(context, self.pooling),
             phrases=self.phrases.open(),
-            compare=self.similarity.open(bench.writer),
+            compare=self.similarity.open(context.writer),
         )
 
 
@@ -140,7 +140,7 @@ class _Filler:
     """Makes the rejected responses of a few questions at once."""
 
     settings: RetrieveAndFill
-    bench: Context
+    context: Context
     gallery: _Gallery
     phrases: Callable[[str], Spans]
     compare: Similarity
@@ -169,8 +169,8 @@ class _Filler:
     def _blank(self, question: Question) -> _Blanks:
         check_one_image(question)
         response = response_to(question)
-        self.bench.image(question.images[0])
-        path = (self.bench.seed, question.sample_id, "mask")
+        self.context.image(question.images[0])
+        path = (self.context.seed, question.sample_id, "mask")
         spans = [
             span
             for place, span in enumerate(self.phrases(response))
@@ -191,7 +191,7 @@ class _Filler:
             return self._request(question, blanks[question.sample_id], rank)
 
         requests, unusable = prepared(questions, request)
-        written = self.bench.writer.write(
+        written = self.context.writer.write(
             list(requests.values()),
             max_new_tokens=self.settings.max_new_tokens,
             temperature=self.settings.temperature,
@@ -201,11 +201,11 @@ class _Filler:
 
     def _request(self, question: Question, blanks: _Blanks, rank: int) -> Request:
         told = self.settings.instruction.format(question=question.text, masked=blanks.text)
-        image = self.bench.image(self.gallery.images[blanks.neighbours[rank]])
+        image = self.context.image(self.gallery.images[blanks.neighbours[rank]])
         turns = [Turn(role="user", text=f"{IMAGE}\n{told}")]
-        seed = derive_seed(self.bench.seed, question.sample_id, "fill", rank)
-        request = self.bench.writer.ask(self.bench.writer.prompt(turns, [image]), seed=seed)
-        self.bench.writer.check_length(request, self.settings.max_new_tokens)
+        seed = derive_seed(self.context.seed, question.sample_id, "fill", rank)
+        request = self.context.writer.ask(self.context.writer.prompt(turns, [image]), seed=seed)
+        self.context.writer.check_length(request, self.settings.max_new_tokens)
         return request
 
     def _made(
@@ -215,8 +215,8 @@ class _Filler:
         return Made(
             sample_id=question.sample_id,
             values={
-                "image": self.bench.images.name(question.images[0]),
-                "retrieved_image": self.bench.images.name(retrieved),
+                "image": self.context.images.name(question.images[0]),
+                "retrieved_image": self.context.images.name(retrieved),
                 "chosen": messages(question.turns, response_to(question)),
                 "rejected": messages(question.turns, text),
                 "masked": blanks.text,
@@ -228,17 +228,17 @@ class _Filler:
         )
 
 
-def _gallery(bench: Context, pooling: Pooling) -> _Gallery:
+def _gallery(context: Context, pooling: Pooling) -> _Gallery:
     """The images of all questions that can be used, each once."""
-    found = _distinct(bench.questions)
-    model = bench.writer.model
+    found = _distinct(context.questions)
+    model = context.writer.model
 
     def compute() -> dict[str, Tensor]:
-        return _features(list(found.values()), bench, pooling)
+        return _features(list(found.values()), context, pooling)
 
     key = repr((list(found), pooling, model.fingerprint(), model.compute_dtype))
     key = hashlib.blake2b(key.encode()).hexdigest()
-    seen = remembered(bench.folder / "features.safetensors", key, compute)
+    seen = remembered(context.folder / "features.safetensors", key, compute)
     numbers = seen["numbers"].tolist()
     if len(numbers) < 2:
         raise DataError(
@@ -264,20 +264,20 @@ def _distinct(questions: Sequence[Question | Unmade]) -> dict[str, EncodedImage]
 
 
 def _features(
-    images: Sequence[EncodedImage], bench: Context, pooling: Pooling
+    images: Sequence[EncodedImage], context: Context, pooling: Pooling
 ) -> dict[str, Tensor]:
-    """What the tower makes of the decoded that can be decoded, and the numbers of these."""
+    """Embeddings of the images that can be decoded, and the numbers of these."""
     numbers: list[int] = []
     features: list[Tensor] = []
-    size = bench.writer.batch_size
+    size = context.writer.batch_size
     for start in range(0, len(images), size):
         decoded = []
         for number, image in enumerate(images[start : start + size], start=start):
             with contextlib.suppress(UnusableRowError):
-                decoded.append(bench.image(image))
+                decoded.append(context.image(image))
                 numbers.append(number)
         if decoded:
-            features.append(embed(bench.writer.model, decoded, pooling=pooling))
+            features.append(embed(context.writer.model, decoded, pooling=pooling))
     return {
         "numbers": torch.tensor(numbers, dtype=torch.int64),
         "features": torch.cat(features) if features else torch.zeros(0, 1),

@@ -122,8 +122,8 @@ class OwnResponses(AbstractSynthesis):
         if self.scores is not None:
             read_scores(self.scores)
 
-    def open(self, bench: Context) -> Maker:
-        return lambda questions: self._sample(questions, bench)
+    def open(self, context: Context) -> Maker:
+        return lambda questions: self._sample(questions, context)
 
     def pairs(self, made: Sequence[Made], folder: Path) -> list[Made | Unmade]:
         if self.scores is not None:
@@ -134,10 +134,10 @@ class OwnResponses(AbstractSynthesis):
             return self._corrected(made, self._judged(made, self.judge, folder))
         return [row for some in made for row in self._against_truth(some)]
 
-    def _sample(self, questions: Sequence[Question], bench: Context) -> list[Made | Unmade]:
-        asked, results = prepared(questions, lambda question: self._requests(question, bench))
+    def _sample(self, questions: Sequence[Question], context: Context) -> list[Made | Unmade]:
+        asked, results = prepared(questions, lambda question: self._requests(question, context))
         written = iter(
-            bench.writer.write(
+            context.writer.write(
                 [request for requests in asked.values() for request in requests],
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
@@ -146,16 +146,16 @@ class OwnResponses(AbstractSynthesis):
         by_id = {question.sample_id: question for question in questions}
         for name, requests in asked.items():
             texts = [next(written).text.strip() for _ in requests]
-            results[name] = _kept(by_id[name], texts, bench)
+            results[name] = _kept(by_id[name], texts, context)
         return [results[question.sample_id] for question in questions]
 
-    def _requests(self, question: Question, bench: Context) -> list[Request]:
-        writer = bench.writer
-        prompt = writer.prompt(question.turns, [bench.image(i) for i in question.images])
+    def _requests(self, question: Question, context: Context) -> list[Request]:
+        writer = context.writer
+        prompt = writer.prompt(question.turns, [context.image(i) for i in question.images])
         request = writer.ask(prompt)
         writer.check_length(request, self.max_new_tokens)
         return [
-            replace(request, seed=derive_seed(bench.seed, question.sample_id, "sample", number))
+            replace(request, seed=derive_seed(context.seed, question.sample_id, "sample", number))
             for number in range(self.samples)
         ]
 
@@ -241,7 +241,7 @@ class OwnResponses(AbstractSynthesis):
         return results
 
 
-def _kept(question: Question, texts: Sequence[str], bench: Context) -> Made | Unmade:
+def _kept(question: Question, texts: Sequence[str], context: Context) -> Made | Unmade:
     """The distinct responses that were written, in the order in which they were first."""
     distinct = [text for text in dict.fromkeys(texts) if text]
     if not distinct:
@@ -249,7 +249,7 @@ def _kept(question: Question, texts: Sequence[str], bench: Context) -> Made | Un
     return Made(
         sample_id=question.sample_id,
         values={
-            "images": [bench.images.name(image) for image in question.images],
+            "images": [context.images.name(image) for image in question.images],
             "prompt": messages(question.turns),
             "answer": (question.response or "").strip(),
             "samples": distinct,

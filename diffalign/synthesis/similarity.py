@@ -1,7 +1,7 @@
 """How alike two responses are, or two images: the cosine of their embeddings.
 
 For responses, papers take a network that was trained for it. Where the package for it is missing
-there is a stand-in, which is named in every row that it judged: its cosines are on another scale.
+there is a substitute, which is named in every row that it judged: its cosines are on another scale.
 Images are compared by the vision tower of a model.
 """
 
@@ -45,7 +45,7 @@ class SimilarityConfig:
 
     @property
     def chosen(self) -> Literal["sentence_transformers", "language_model"]:
-        """What auto comes to on this machine."""
+        """The kind that auto is on this machine."""
         if self.kind != "auto":
             return self.kind
         found = importlib.util.find_spec("sentence_transformers") is not None
@@ -53,7 +53,7 @@ class SimilarityConfig:
 
     @property
     def name(self) -> str:
-        """What compares, as it is in the rows."""
+        """Name of the network that compares, as rows have it."""
         if self.chosen == "language_model":
             return "mean hidden states of the language model"
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
@@ -115,7 +115,7 @@ def nearest(directions: Tensor, number: int, *, k: int) -> list[int]:
 
 
 def embed(model: VisionLanguageModel, images: Sequence[Image.Image], *, pooling: Pooling) -> Tensor:
-    """What the vision tower makes of images, one vector each: float32 [n, width], on the CPU.
+    """Embed images by the vision tower, one vector each: float32 [n, width], on the CPU.
 
     Args:
         model: whose tower is frozen.

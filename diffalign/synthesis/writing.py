@@ -38,9 +38,9 @@ class Request:
     response_start: int
     """How many of them are the conversation; the others begin the response."""
     further: Mapping[str, Tensor]
-    """What else the processor gave per token, [L] each."""
+    """Further outputs of the processor per token, [L] each."""
     image_inputs: Mapping[str, Tensor]
-    """What it gave for the images."""
+    """Its outputs for the images."""
     hidden: Tensor | None = None
     """Bool, one an image token: those that no other token sees."""
     seed: int = 0
@@ -93,7 +93,7 @@ class Writer:
             seed=seed,
         )
 
-    def go_on(self, prompt: EncodedPrompt, begun: str, *, seed: int = 0) -> Request:
+    def go_on(self, prompt: EncodedPrompt, started: str, *, seed: int = 0) -> Request:
         """For the rest of a response.
 
         Args:
@@ -103,9 +103,9 @@ class Writer:
         Raises:
             UnusableRowError: it contains a marker of images.
         """
-        if not begun.strip():
+        if not started.strip():
             return self.ask(prompt, seed=seed)
-        response = self.encoder.response(prompt, begun)
+        response = self.encoder.response(prompt, started)
         kept = response.start + _written_out(response)
         return Request(
             input_ids=response.input_ids[:kept],
@@ -116,7 +116,7 @@ class Writer:
         )
 
     def image_positions(self, request: Request) -> Tensor:
-        """Where image tokens stand in a request: int64 [N], ascending."""
+        """Places of the image tokens in a request: int64 [N], ascending."""
         marked = torch.isin(request.input_ids, torch.tensor(self.model.placeholders))
         return marked.nonzero()[:, 0]
 
@@ -174,7 +174,7 @@ class Writer:
         return torch.cat(means).cpu()
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:
-        """What the model takes for some requests: left-padded, on its device."""
+        """Inputs of the model for some requests: left-padded, on its device."""
         length = max(len(request.input_ids) for request in requests)
         pad = self.model.pad_token_id
 
@@ -230,9 +230,9 @@ class Writer:
             ends |= stops[tokens]
         after = ends.nonzero()
         length = int(after[0, 0]) + 1 if len(after) else len(tokens)
-        begun = request.input_ids[request.response_start :]
-        before = self._decode(begun)
-        whole = self._decode(torch.cat([begun, tokens[:length]]))
+        started = request.input_ids[request.response_start :]
+        before = self._decode(started)
+        whole = self._decode(torch.cat([started, tokens[:length]]))
         own = whole[len(before) :] if whole.startswith(before) else self._decode(tokens[:length])
         return Written(tokens=tokens[:length], text=own, confidence=confidence[:length].float())
 
@@ -312,7 +312,7 @@ def perplexity(confidence: Tensor) -> float:
 
 
 def _written_out(response: EncodedResponse) -> int:
-    """Tokens of a response without those that end it, which stand for no character."""
+    """Tokens of a response without those that end it, which are no characters."""
     return int((response.offsets[:, 1] > response.offsets[:, 0]).sum())
 
 

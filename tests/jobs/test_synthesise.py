@@ -19,7 +19,7 @@ from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.jobs import synthesise as job
 from diffalign.synthesis.journal import Journal
 from tests.responses import random_image
-from tests.synthesis.benches import RESPONSES, folder
+from tests.synthesis.contexts import RESPONSES, folder
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/synthesis").glob("*.yaml"))
 METHODS = {

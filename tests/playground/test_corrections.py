@@ -29,7 +29,7 @@ def test_a_truthful_description_has_no_fault_and_stays_as_it_is():
 def test_an_absent_object_is_left_out():
     sentences = judged(("red", "circle"), ("green", "cross"), ("blue", "square"))
     assert [item.fault for item in sentences] == ["none", "absent", "none"]
-    assert sentences[1].mended == ""
+    assert sentences[1].corrected == ""
     assert revised(sentences) == "There is a red circle. There is a blue square."
 
 

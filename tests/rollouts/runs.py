@@ -1,4 +1,4 @@
-"""The facts that a test's run tells its source."""
+"""The context that a test's run gives its source."""
 
 from __future__ import annotations
 

@@ -54,33 +54,33 @@ def walk(steps_per_segment, scores, *, segments=2, first=4, continued=(1, 0), va
 
 
 def entered(*arguments, **changes):
-    ledger = PairBuilder(VISITS, round_number=3, first_visit=10, file="latents/00010.safetensors")
+    builder = PairBuilder(VISITS, round_number=3, first_visit=10, file="latents/00010.safetensors")
     for segment in walk(*arguments, **changes):
-        ledger.add(segment)
-    return ledger
+        builder.add(segment)
+    return builder
 
 
-def whereabouts(ledger, row):
+def place_of(builder, row):
     """Visit, steps taken and candidate of a row of the file."""
-    return tuple(ledger.latents()[row].flatten().int().tolist())
+    return tuple(builder.latents()[row].flatten().int().tolist())
 
 
 def test_the_sides_of_a_single_step_share_their_state():
-    ledger = entered(*SD15)
-    assert len(ledger.pairs) == 4
-    for pair in ledger.pairs:
+    builder = entered(*SD15)
+    assert len(builder.pairs) == 4
+    for pair in builder.pairs:
         assert pair.states["chosen"] == pair.states["rejected"]
         assert pair.outcomes["chosen"] != pair.outcomes["rejected"]
 
 
 def test_every_pair_names_its_step_its_sides_and_where_they_left_from():
-    ledger = entered(*SD15)
+    builder = entered(*SD15)
     found = []
-    for pair in ledger.pairs:
+    for pair in builder.pairs:
         rows = [
             row[view] for row in (pair.states, pair.outcomes) for view in ("chosen", "rejected")
         ]
-        places = [whereabouts(ledger, row) for row in rows]
+        places = [place_of(builder, row) for row in rows]
         found.append((pair.sample_id, pair.prompt, pair.t, pair.t_next, *places))
     assert found == [
         ("round-3/10/step-4", "a red circle", 751, 701, *2 * [(0, 4, 0)], (0, 5, 1), (0, 5, 3)),
@@ -91,8 +91,8 @@ def test_every_pair_names_its_step_its_sides_and_where_they_left_from():
 
 
 def test_in_a_longer_segment_only_the_first_step_shares_its_state():
-    ledger = entered(*SDXL)
-    of_first_visit = [pair for pair in ledger.pairs if pair.prompt == "a red circle"]
+    builder = entered(*SDXL)
+    of_first_visit = [pair for pair in builder.pairs if pair.prompt == "a red circle"]
     indices = [int(pair.sample_id.rpartition("-")[2]) for pair in of_first_visit]
     assert indices == list(range(4, 12))
     shared = [pair.states["chosen"] == pair.states["rejected"] for pair in of_first_visit]
@@ -100,28 +100,28 @@ def test_in_a_longer_segment_only_the_first_step_shares_its_state():
     for before, after in pairwise(of_first_visit):
         if after.states["chosen"] != after.states["rejected"]:
             assert after.states == before.outcomes
-    for pair in ledger.pairs:
+    for pair in builder.pairs:
         for view, candidate in (("chosen", 1), ("rejected", 0)):
-            assert whereabouts(ledger, pair.outcomes[view])[2] == candidate
+            assert place_of(builder, pair.outcomes[view])[2] == candidate
 
 
 def test_no_latent_is_in_the_file_twice_and_none_that_no_pair_needs():
     # 2 visits x (start, 2 of the first segment, 2 of the second); the second visit goes on from a
     # candidate that is neither best nor worst, which is one more.
-    ledger = entered(*SD15)
-    rows = [tuple(latent.flatten().tolist()) for latent in ledger.latents()]
+    builder = entered(*SD15)
+    rows = [tuple(latent.flatten().tolist()) for latent in builder.latents()]
     assert len(rows) == len(set(rows)) == 11
     named = {
-        row for pair in ledger.pairs for row in (*pair.states.values(), *pair.outcomes.values())
+        row for pair in builder.pairs for row in (*pair.states.values(), *pair.outcomes.values())
     }
     assert named == set(range(11))
 
 
 def test_a_comparison_that_does_not_count_labels_nothing_but_is_told():
-    ledger = entered(*SDXL, valid=(True, False))
-    assert {pair.prompt for pair in ledger.pairs} == {"a red circle"}
-    assert [(row.visit, row.valid) for row in ledger.comparisons] == [(10, True), (11, False)] * 2
-    assert {whereabouts(ledger, row)[0] for row in range(len(ledger.latents()))} == {0}
+    builder = entered(*SDXL, valid=(True, False))
+    assert {pair.prompt for pair in builder.pairs} == {"a red circle"}
+    assert [(row.visit, row.valid) for row in builder.comparisons] == [(10, True), (11, False)] * 2
+    assert {place_of(builder, row)[0] for row in range(len(builder.latents()))} == {0}
 
 
 def test_a_comparison_tells_everything_about_itself():
@@ -146,9 +146,9 @@ def test_scores_that_are_not_finite_are_none():
 
 
 def test_a_batch_of_pairs_reads_the_latents_back(tmp_path):
-    ledger = entered(*SDXL)
-    write_tensors(tmp_path / ledger.file, {LATENTS: ledger.latents()})
-    batch = step_batch(tmp_path, ledger.pairs[:3])
+    builder = entered(*SDXL)
+    write_tensors(tmp_path / builder.file, {LATENTS: builder.latents()})
+    batch = step_batch(tmp_path, builder.pairs[:3])
     assert batch.t.tolist() == [751, 701, 701, 651, 651]
     assert batch.state_rows["chosen"].tolist() == [0, 1, 3]
     assert batch.state_rows["rejected"].tolist() == [0, 2, 4]

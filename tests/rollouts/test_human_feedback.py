@@ -22,7 +22,7 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.rollouts.groups import GroupArtist, GroupsConfig, Origin, read_groups
+from diffalign.rollouts.groups import GroupSampler, GroupsConfig, Origin, read_groups
 from diffalign.rollouts.human_feedback import HumanFeedback
 from tests.rollouts.runs import row_metadata
 
@@ -38,12 +38,12 @@ def load(settings: AbstractDiffusion, reference: str):
 def folder(tiny_sd15, tmp_path_factory) -> Path:
     """Three groups of three images: a cat, a dog, an owl."""
     settings = SD15(path=str(tiny_sd15))
-    artist = GroupArtist(
+    sampler = GroupSampler(
         GroupsConfig(images_per_group=3, process=PROCESS), Origin.of(settings, PROCESS), "float32"
     )
     folder = tmp_path_factory.mktemp("groups")
     items = [Item(Prompt(text), 0) for text in ("a cat", "a dog", "an owl")]
-    failures = artist.generate(folder, load(settings, "none"), [items], {}, lambda count: None)
+    failures = sampler.generate(folder, load(settings, "none"), [items], {}, lambda count: None)
     assert not failures
     return folder
 

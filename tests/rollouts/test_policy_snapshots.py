@@ -25,14 +25,14 @@ class Policy:
         self.reference = values["value"].item()
 
 
-def policies(folder, rule="uniform"):
+def snapshots(folder, rule="uniform"):
     return PolicySnapshots(folder, rule=rule, run_seed=0)
 
 
 def keep(folder, *values, rule="uniform"):
     """Rounds that began with these values."""
     for number, value in enumerate(values):
-        policies(folder, rule).keep(Policy(value), number)
+        snapshots(folder, rule).keep(Policy(value), number)
 
 
 def test_uniform_picks_every_policy_so_far_equally_often():
@@ -57,7 +57,7 @@ def test_a_round_keeps_its_reference_however_often_it_is_asked_for(tmp_path):
         seen = set()
         for _ in range(3):  # each time as a run that was started again
             model = Policy(100.0)
-            policies(tmp_path).refer(model, number)
+            snapshots(tmp_path).refer(model, number)
             seen.add(model.reference)
         assert seen == {float(reference_round("uniform", 0, number))}
 
@@ -66,13 +66,13 @@ def test_a_policy_that_is_kept_is_not_overwritten(tmp_path):
     keep(tmp_path, 1.0)
     keep(tmp_path, 2.0)
     model = Policy(3.0)
-    policies(tmp_path).refer(model, 0)
+    snapshots(tmp_path).refer(model, 0)
     assert model.reference == 1.0
 
 
 def test_all_policies_of_a_uniform_reference_stay(tmp_path):
     keep(tmp_path, *range(5))
-    policies(tmp_path).release(before=5)
+    snapshots(tmp_path).release(before=5)
     assert len(list(tmp_path.rglob("policy.safetensors"))) == 5
 
 
@@ -84,4 +84,4 @@ def test_a_policy_that_cannot_be_read_is_named(tmp_path, content):
     with pytest.raises(
         DataError, match=r"round-0000/policy\.safetensors: round 0 is compared with"
     ):
-        policies(tmp_path).refer(Policy(1.0), 0)
+        snapshots(tmp_path).refer(Policy(1.0), 0)

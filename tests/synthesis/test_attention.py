@@ -9,7 +9,7 @@ from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.errors import ModelError
 from diffalign.synthesis.attention import attention_to_images, check_layer, layers_of
 from tests.responses import random_image
-from tests.synthesis.benches import writer
+from tests.synthesis.contexts import writer
 
 TURNS = (Turn(role="user", text=f"One {IMAGE} two {IMAGE} what?"),)
 

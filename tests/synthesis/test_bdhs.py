@@ -7,7 +7,7 @@ import pytest
 from diffalign.synthesis.base import Made, Unmade
 from diffalign.synthesis.bdhs import BDHS, cut, flipped, hidden_tokens, sentence_spans
 from diffalign.synthesis.similarity import SimilarityConfig
-from tests.synthesis.benches import RESPONSES, bench, make, question
+from tests.synthesis.contexts import RESPONSES, context, make, question
 
 ALIKE = SimilarityConfig(kind="language_model")
 
@@ -74,26 +74,26 @@ def test_what_stays_alike_is_written_freely_at_last(tmp_path):
 
 
 def test_the_true_sentences_before_it_are_given(tmp_path, monkeypatch):
-    work = bench(tmp_path, [])
-    begun = []
+    work = context(tmp_path, [])
+    started = []
     go_on = work.writer.go_on
     monkeypatch.setattr(
-        work.writer, "go_on", lambda p, text, **k: begun.append(text) or go_on(p, text, **k)
+        work.writer, "go_on", lambda p, text, **k: started.append(text) or go_on(p, text, **k)
     )
     bdhs(accept_below=2.0).open(work)([question(0, tmp_path)])
-    assert begun[0] == RESPONSES[0]  # whether the context holds it
-    assert begun[2].startswith("A red cat sits here. It")
+    assert started[0] == RESPONSES[0]  # whether the context holds it
+    assert started[2].startswith("A red cat sits here. It")
 
 
 def test_batches_and_reruns_change_nothing(tmp_path):
     together = texts(make(bdhs(), tmp_path))
     assert together == texts(make(bdhs(), tmp_path, batch_size=1))
     questions = [question(number, tmp_path) for number in range(4)]
-    assert together[2:3] == texts(bdhs().open(bench(tmp_path, questions))(questions[2:3]))
+    assert together[2:3] == texts(bdhs().open(context(tmp_path, questions))(questions[2:3]))
 
 
 def test_a_question_without_an_response_is_left_out(tmp_path):
-    work = bench(tmp_path, [])
+    work = context(tmp_path, [])
     (some,) = bdhs().open(work)([question(0, tmp_path, response=" ")])
     assert some == Unmade(
         sample_id="row-0", reason="the data set has no response", detail=repr(" ")

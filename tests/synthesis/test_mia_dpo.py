@@ -14,7 +14,7 @@ from diffalign.synthesis import layouts
 from diffalign.synthesis import mia_dpo as collage
 from diffalign.synthesis.base import Made
 from diffalign.synthesis.mia_dpo import Collage, sequence_prompt
-from tests.synthesis.benches import RESPONSES, bench, make, question
+from tests.synthesis.contexts import RESPONSES, context, make, question
 
 
 def keeping(form, count, below=1.0, **settings):
@@ -98,7 +98,7 @@ def test_an_response_like_that_of_the_data_set_is_no_pair(tmp_path):
     (some, *_) = make(method, tmp_path)
     questions = [question(number, tmp_path) for number in range(4)]
     same = replace(questions[0], response=some.values["rejected"])
-    (again,) = method.open(bench(tmp_path, questions))([same])
+    (again,) = method.open(context(tmp_path, questions))([same])
     assert again.reason == "the responses are the same"
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_image_of_a_table_is_no_companion_and_costs_nobody_else(tmp_pa
     questions = [question(n, tmp_path) for n in range(4)]
     questions[3] = replace(questions[3], images=(b"damaged",))
     method = keeping("sequence", 3)
-    made = method.open(bench(tmp_path, questions))(questions[:3])
+    made = method.open(context(tmp_path, questions))(questions[:3])
     assert all(isinstance(some, Made) for some in made)
 
 

@@ -14,7 +14,7 @@ from diffalign.synthesis.phrases import PhraseConfig
 from diffalign.synthesis.re_align import RetrieveAndFill
 from diffalign.synthesis.similarity import SimilarityConfig, embed
 from tests.responses import random_image
-from tests.synthesis.benches import RESPONSES, bench, make, model, question
+from tests.synthesis.contexts import RESPONSES, context, make, model, question
 
 
 def method(**settings):
@@ -54,7 +54,7 @@ def test_the_next_neighbours_are_tried_and_then_the_question_is_dropped(tmp_path
 
 
 def test_the_image_that_is_shown_is_the_neighbour_of_that_rank(tmp_path, monkeypatch):
-    work = bench(tmp_path, questions := [question(number, tmp_path) for number in range(3)])
+    work = context(tmp_path, questions := [question(number, tmp_path) for number in range(3)])
     shown = []
     prompt = work.writer.prompt
     monkeypatch.setattr(
@@ -85,7 +85,7 @@ def test_questions_without_anything_to_mask_or_with_a_bad_image_are_left_out(tmp
     questions.append(replace(questions[2], sample_id="bad", images=(bad,)))
     questions.append(replace(questions[2], sample_id="gone", images=(tmp_path / "gone.png",)))
     questions.append(replace(questions[2], sample_id="none", images=()))
-    made = method(accept_below=2.0).open(bench(tmp_path, questions))(questions)
+    made = method(accept_below=2.0).open(context(tmp_path, questions))(questions)
     assert [isinstance(some, Made) for some in made] == [True, False, True, False, False, False]
     assert [some.reason for some in made[3:]] == [
         "corrupt image",

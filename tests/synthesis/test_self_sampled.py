@@ -10,7 +10,7 @@ import pytest
 from diffalign.judges.base import AbstractJudge
 from diffalign.synthesis.base import Made
 from diffalign.synthesis.self_sampled import OwnResponses
-from tests.synthesis.benches import RESPONSES, make
+from tests.synthesis.contexts import RESPONSES, make
 
 
 @dataclass(frozen=True, kw_only=True)

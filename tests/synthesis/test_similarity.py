@@ -10,7 +10,7 @@ from diffalign.errors import ConfigError, ModelError
 from diffalign.synthesis import similarity
 from diffalign.synthesis.similarity import SimilarityConfig, digest, embed, nearest, remembered
 from tests.responses import random_image
-from tests.synthesis.benches import model, writer
+from tests.synthesis.contexts import model, writer
 
 
 def test_the_stand_in_names_itself_and_knows_equal_texts():

@@ -11,7 +11,7 @@ from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.synthesis.writing import _OwnSamples, most_probable, perplexity
 from tests.responses import random_image
-from tests.synthesis.benches import model, writer
+from tests.synthesis.contexts import model, writer
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl")
 TURNS = (Turn(role="user", text=f"{IMAGE}\nWhat is it?"),)
@@ -58,9 +58,9 @@ def test_an_response_goes_on_from_its_exact_tokens(family):
     (prompt,) = prompts(write, 1)
     request = write.go_on(prompt, "a red cat ")
     whole = write.encoder.response(prompt, "a red cat")
-    begun = request.input_ids[request.response_start :]
-    assert torch.equal(begun, whole.tokens[: len(begun)])
-    assert write.model.processor.tokenizer.decode(begun).strip() == "a red cat"
+    started = request.input_ids[request.response_start :]
+    assert torch.equal(started, whole.tokens[: len(started)])
+    assert write.model.processor.tokenizer.decode(started).strip() == "a red cat"
     assert all(len(values) == len(request.input_ids) for values in request.further.values())
     assert len(write.write([request], max_new_tokens=3)[0].tokens) <= 3
 

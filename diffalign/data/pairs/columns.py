@@ -1,4 +1,4 @@
-"""What the columns of a row mean: which is the prompt, which the images, and which image won."""
+"""Meaning of the columns of a row: which is the prompt, which the images, and which image won."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMaker:
-    """Turns a pair and a sample number into a sample; the same one on any rank and worker."""
+    """Turns a pair and the number of a visit into a sample; the same one on any rank and worker."""
 
     config: PairConfig
     views: tuple[str, ...]
@@ -60,7 +60,7 @@ class SampleMaker:
 
         Args:
             pair: with images still encoded.
-            sample: number of earlier visits of the pair.
+            visit: number of earlier visits of the pair.
             target: (height, width) of both sides.
         """
         how = self._cut(pair.sample_id, visit, target)

@@ -30,7 +30,7 @@ from diffalign.seeding import TimestepSampling
 
 @dataclass(frozen=True)
 class _Decoder(Dataset):
-    """What a worker does; indexed by `Work`, in place of a number."""
+    """The work of a loader's process; indexed by `Work`, in place of a number."""
 
     data: OpenedPairs
     maker: SampleMaker
@@ -133,7 +133,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
 
     def preview(self, n: int) -> Preview[PairPreviewRow]:
-        """What a dry run shows: the lines of `describe`, and the first `n` pairs.
+        """The preview of a dry run: the lines of `describe`, and the first `n` pairs.
 
         Raises:
             DataError: a label is not allowed, or no row is a pair.

@@ -33,11 +33,11 @@ class EncodedPrompt:
     """A conversation up to the place where the response starts: what a model generates from."""
 
     input_ids: Tensor
-    """Int64 [P]; every image's tokens stand where it does."""
+    """Int64 [P]; every image's tokens are where it is."""
     further: Mapping[str, Tensor]
-    """What else the processor gave per token, such as `mm_token_type_ids`; [P] each."""
+    """Further outputs of the processor per token, such as `mm_token_type_ids`; [P] each."""
     image_inputs: Mapping[str, Tensor]
-    """What it gave for the images, such as `pixel_values` and `image_grid_thw`; empty if there is
+    """Its outputs for the images, such as `pixel_values` and `image_grid_thw`; empty if there is
     none."""
     text: str
     """As the chat template rendered it, with one marker an image."""
@@ -110,7 +110,7 @@ class ChatEncoder:
 
     @property
     def pad_token_id(self) -> int:
-        """What rows are padded with; hidden by the attention mask."""
+        """The token that rows are padded with; hidden by the attention mask."""
         own = self._tokenizer.pad_token_id
         return int(self._tokenizer.eos_token_id if own is None else own)
 
@@ -156,7 +156,7 @@ class ChatEncoder:
     def image_inputs(
         self, prompt: EncodedPrompt, images: Sequence[Image.Image]
     ) -> Mapping[str, Tensor]:
-        """What the processor gives for other images in place of those of a prompt.
+        """Outputs of the processor for other images in place of those of a prompt.
 
         Args:
             prompt: of `prompt`.

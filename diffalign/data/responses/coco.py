@@ -46,7 +46,7 @@ def is_file_name(name: str) -> bool:
 
 
 def file_names(number: int) -> list[str]:
-    """What COCO calls the file of an image, and what others call it who kept its number."""
+    """Names of the file of an image: COCO's, and those of others who kept its number."""
     return [
         *(f"COCO_{split}_{number:012d}.jpg" for split in _SPLITS),
         f"{number:012d}.jpg",

@@ -1,4 +1,4 @@
-"""Token samples to a batch, and prompts to what `generate` takes."""
+"""Token samples to a batch, and prompts to arguments of `generate`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def stack_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[s
 
 
 def join_image_inputs(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What an image processor gave for several rows as if it had seen all images in order.
+    """Outputs of an image processor for several rows, as if it had seen all images in order.
 
     Rows without images are empty. Where images have different numbers of tiles, the shorter
     ones are filled up with zeros, as processors do it.

@@ -40,7 +40,7 @@ _END_TOKENS = (
     "<end_of_utterance>",
     "<eos>",
 )
-"""What ends a turn or a text in the chat templates of published models."""
+"""Texts that end a turn or a text in the chat templates of published models."""
 _PRINTED = re.compile(
     r"\s*\[?\s*\{\s*(?=['\"](?:role|from|content|value)['\"]\s*:)"
     r".*?['\"](?:role|from)['\"]\s*:\s*['\"](?:system|user|human|assistant|gpt)['\"]",
@@ -51,21 +51,21 @@ TEMPLATED = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|(?:ASSISTANT|Assistant):\s*\Z"
     r"|<img>[^<]+</img>|<bbox>|<ref-object>"
 )
-"""What begins a turn in the chat templates of published models, or asks for the response; and what
-ms-swift and Qwen-VL put images and boxes in the place of."""
+"""Texts that begin a turn in the chat templates of published models, or ask for the response; and
+the markers of ms-swift and Qwen-VL for images and boxes."""
 _SPEAKER = re.compile(r"(?:^|\s|</s>|<\|endoftext\|>)(USER|ASSISTANT):")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the text of a row says: a conversation and the responses to it."""
+    """The text of a row: a conversation and the responses to it."""
 
     turns: tuple[Turn, ...]
     """As in `ResponsePair`; markers may be missing altogether."""
     responses: Mapping[str, str]
     """See `ResponsePair`."""
     contexts: Mapping[str, tuple[Turn, ...]] = field(default_factory=dict)
-    """What a response responses, where that is another conversation."""
+    """The conversation that a response belongs to, where that is another conversation."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """See `ResponsePair`."""
 
@@ -193,7 +193,7 @@ def compared(prompt: tuple[Turn, ...] | None, sides: Mapping[str, Any]) -> Compa
 def _answered(
     value: Any, side: str, prompt: tuple[Turn, ...] | None
 ) -> tuple[tuple[Turn, ...], str]:
-    """The conversation that a response responses, empty where nothing says it, and the response."""
+    """The conversation of a response, empty where nothing says it, and the response."""
     if isinstance(value, str):
         value = _spelled_out(value)
     if value is None or isinstance(value, str):
@@ -218,7 +218,7 @@ def _answered(
 
 
 def _says_the_same(first: Sequence[Turn], second: Sequence[Turn]) -> bool:
-    """Whether two conversations have the same roles and texts, wherever images stand in them."""
+    """Whether two conversations have the same roles and texts, wherever images are in them."""
 
     def said(turns: Sequence[Turn]) -> list[tuple[str, str]]:
         return [(turn.role, " ".join(turn.text.replace(IMAGE, " ").split())) for turn in turns]
@@ -298,7 +298,7 @@ def with_markers(turns: Sequence[Turn], images: int) -> tuple[Turn, ...]:
 
 
 def locate_parts(text: str, parts: Sequence[str]) -> list[tuple[int, int] | None]:
-    """Where parts stand in a text, one after another, as [start, end) in characters.
+    """Places of parts in a text, one after another, as [start, end) in characters.
 
     Args:
         text: that holds them in this order.

@@ -27,7 +27,7 @@ _FILE_NAME = re.compile(r".+\.(?:jpe?g|png|gif|webp|bmp|tiff?)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(data)(?=:)|(file)(?=:/)|[A-Za-z][A-Za-z0-9+.-]+(?=://)", re.IGNORECASE)
 """How an address begins; `C:` is a drive of Windows."""
 _LOCAL = re.compile(r"file:(?://(?:localhost(?=/))?)?", re.IGNORECASE)
-"""What is before the path in the address of a file."""
+"""The part before the path in the address of a file."""
 _ENCODED = ("bytes", "base64", "data")
 _NAMED = ("path", "image", "image_url", "url", "file_name", "filename", "source")
 """Fields of a record that hold an image, and that say where it is: the first that is not null."""

@@ -1,4 +1,4 @@
-"""What lies at `responses.path`, and which mapping understands it."""
+"""The data set at `responses.path`, and the mapping that understands it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LOOKED_AT = 100
 
 
 class RowsConfig(DataLocation, Protocol):
-    """What a section of the config says about its rows."""
+    """The part of a section of the config that is about its rows."""
 
     @property
     def kind(self) -> str:
@@ -69,12 +69,12 @@ class OpenedResponses:
     image_folder: Path | None
     """Where they start whatever the row says, if the config has it."""
     summary: str
-    """What is read, by which mapping, as a sentence."""
+    """The data and its mapping, as a sentence."""
     fingerprint: str
     """Another one for other data; the same wherever the data lies."""
 
     def comparisons(self, row: Row) -> list[Comparison | LeftOut | Skipped]:
-        """What the text of a row says; its images may be absent."""
+        """The comparisons of a row by its text; its images may be absent."""
         if row.problem is not None:
             return [malformed(row.problem).skipped(row.name)]
         return self.mapping.checked(self._values(row), row.name)
@@ -197,7 +197,7 @@ def _names(config: RowsConfig, first: Mapping[str, Any]) -> dict[str, str]:
 def _images_of_messages(
     mapping: AbstractMapping, first: Mapping[str, Any], names: Mapping[str, str]
 ) -> str:
-    """What the first row says of images, where no column has any."""
+    """Description of the images by the first row, where no column has any."""
     try:
         values = {**dict.fromkeys(mapping.needs), **renamed(first, names)}
         found = [some for some in mapping.comparisons(values) if isinstance(some, Comparison)]

@@ -1,4 +1,4 @@
-"""What a mapping yields: responses to one conversation about images, before anything is decoded."""
+"""Records that a mapping yields: responses to one conversation about images, still encoded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """What a response responses."""
+    """The messages and images that a response belongs to."""
 
     turns: tuple[Turn, ...]
     """Up to the response; the last turn is the user's."""
@@ -71,7 +71,7 @@ class ResponsePair:
     """`chosen` and `rejected`, and what else the data set has, such as `revised` or `gold`; one of
     the two alone where rows are unpaired."""
     own: Mapping[str, Conversation] = field(default_factory=dict)
-    """What a response responses, where that is another conversation than `turns`, or one about
+    """The conversation of a response, where that is another one than `turns`, or one about
     other images than `images`."""
     paired: bool = True
     """Whether the responses compete; False where each row holds one, desirable or not."""
@@ -81,5 +81,5 @@ class ResponsePair:
     """Parts of responses that the data set judges, by response, in order and without overlap."""
 
     def conversation(self, response: str) -> Conversation:
-        """What a response responses."""
+        """The messages and images that a response belongs to."""
         return self.own.get(response) or Conversation(turns=self.turns, images=self.images)

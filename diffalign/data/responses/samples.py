@@ -51,7 +51,7 @@ class TokenSample:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSampleMaker:
-    """Turns a pair and a sample number into a sample; the same one on any rank and worker."""
+    """Turns a pair and the number of a visit into a sample; the same one on any rank and worker."""
 
     config: ResponseConfig
     views: frozenset[str]
@@ -81,7 +81,7 @@ class TokenSampleMaker:
 
         Args:
             pair: with images still encoded.
-            sample: number of earlier visits of the pair; taken modulo `responses.visits`.
+            visit: number of earlier visits of the pair; taken modulo `responses.visits`.
         """
         visits = self.config.visits
         try:
@@ -131,7 +131,7 @@ class TokenSampleMaker:
         )
 
     def _own(self, pair: ResponsePair, name: str) -> tuple[EncodedPrompt, Sequence[Image.Image]]:
-        """What a response responses that has a conversation or images of its own."""
+        """The prompt of a response that has a conversation or images of its own."""
         conversation = pair.own[name]
         images = [self._decoded(image, name) for image in conversation.images]
         try:

@@ -106,7 +106,7 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class _Decoder(Dataset):
-    """What a worker does; indexed by `Work`, in place of a number."""
+    """The work of a loader's process; indexed by `Work`, in place of a number."""
 
     data: OpenedResponses
     comparisons: Comparisons
@@ -270,7 +270,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         self._batches.stop_above(share)
 
     def preview(self, n: int) -> Preview[ResponsePreviewRow]:
-        """What a dry run shows: the lines of `describe`, and the first `n` pairs."""
+        """The preview of a dry run: the lines of `describe`, and the first `n` pairs."""
         places = self._comparisons.places[:n].tolist()
         rows = [preview_row(self._data.pair(row, place), self._maker) for row, place in places]
         return Preview(lines=self.describe(), rows=rows)
@@ -286,7 +286,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
 
         Args:
             numbers: of pairs, from 0 to `len(self) - 1`.
-            sample: which sample of their random conditions is shown.
+            visit: which sample of their random conditions is shown.
 
         Raises:
             DataError: more pairs than `responses.max_bad_fraction` allows cannot be used.

@@ -15,7 +15,7 @@ WHOLE_TEXT = {"padding": False, "truncation": False}
 
 @dataclass(frozen=True)
 class Frame:
-    """What a chat template puts around a response."""
+    """The text that a chat template puts around a response."""
 
     before: str
     """Between the generation prompt and the response; a space, as a rule."""
@@ -68,7 +68,7 @@ class ChatTemplate:
     def _parts(self, text: str) -> list[dict[str, str]]:
         """The content of a turn as templates take it.
 
-        A template that puts all images first (LLaVA-1.5's) would lose where they stand between
+        A template that puts all images first (LLaVA-1.5's) would lose their places between
         texts; there the marker is written into the text. White space between images and a text
         on one side of them is a matter of layout, and left to the template.
         """
@@ -116,7 +116,7 @@ class ChatTemplate:
         return Frame(before, self._end(after))
 
     def _end(self, after: str) -> str:
-        """What ends a response, from the text that the template puts after it.
+        """The text that ends a response, from the text that the template puts after it.
 
         It is the first special token of that text; where there is none (LLaVA-1.5), the
         tokenizer's end-of-sequence token, without the white space of the template.

@@ -1,4 +1,4 @@
-"""What every scorer built on transformers' CLIP shares: weights, tokens, features, pixel values.
+"""The shared parts of scorers built on transformers' CLIP: weights, tokens, features, pixel values.
 
 Works with transformers 4 and 5, whose `get_image_features` return different things.
 """

@@ -130,7 +130,7 @@ class StepAwarePreference(AbstractModel):
     guidance: Annotated[float, AtLeast(1, "1 is none")] = 5.0
     """Scale of classifier-free guidance of those predictions; that of the sampling to be scored."""
     towers: Literal["all", "vision"] = "all"
-    """What trains: both towers, or the vision tower with its modulation alone."""
+    """The trained part: both towers, or the vision tower with its modulation alone."""
     seed: int = 0
     """Of the time embedding's initial weights."""
 

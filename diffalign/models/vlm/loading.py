@@ -1,5 +1,5 @@
 """How the network of a vision-language model is read: which parts train, in how many bits, and
-what stands for the reference."""
+which network is the reference."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class VisionLanguageModel(AbstractTrainable):
         reference: Sequence[States] | None = None,
         keep_states: bool = False,
     ) -> list[TokenScores]:
-        """What the policy, or within `reference()` the reference, says of the wanted tokens.
+        """Statistics of the wanted tokens under the policy, or within `reference()` the reference.
 
         Args:
             groups, reference, keep_states: see `TokenScorer.forward`.
@@ -103,7 +103,7 @@ class VisionLanguageModel(AbstractTrainable):
         return scores
 
     def log_probs(self, rows: ResponseRows) -> Tensor:
-        """What `inference` says of the wanted tokens: [P, k]."""
+        """Log-probabilities of the wanted tokens by `inference`: [P, k]."""
         self.evaluations += len(rows)
         with self.inference() as network:
             scores: list[TokenScores] = network([rows])
@@ -117,7 +117,7 @@ class VisionLanguageModel(AbstractTrainable):
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is the reference that answers at the moment."""
+        """Whether it is the reference that computes at the moment."""
         return self._called is not None
 
     @contextmanager
@@ -193,27 +193,27 @@ class VisionLanguageModel(AbstractTrainable):
         self, prompts: Sequence[str], images: Sequence[Sequence[Image]]
     ) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
-        begun = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
+        started = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         encoded = self.processor(
             text=list(prompts),
             images=[image for of_prompt in images for image in of_prompt] or None,
             padding=True,
             padding_side="left",  # responses begin at the same column
-            add_special_tokens=not begun,
+            add_special_tokens=not started,
             return_tensors="pt",
         )
         return {key: send(value, self.device) for key, value in encoded.items()}
 
     @property
     def pad_token_id(self) -> int:
-        """What rows are padded with; hidden by the attention mask."""
+        """The token that rows are padded with; hidden by the attention mask."""
         tokenizer = self.processor.tokenizer
         own = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if own is None else own)
 
     @property
     def placeholders(self) -> list[int]:
-        """Tokens that stand for images: ordinary rows of the vocabulary."""
+        """Tokens that represent images: ordinary rows of the vocabulary."""
         config = self._unwrapped.model.config
         names = ("image_token_id", "image_token_index", "video_token_id")
         ids = {getattr(config, name, None) for name in names}

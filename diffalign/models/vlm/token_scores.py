@@ -60,14 +60,14 @@ class ResponseRows:
     attention_mask: Tensor
     """Int64 [n, L]."""
     further: Mapping[str, Tensor]
-    """What else the model takes per token, [n, L] each."""
+    """Further inputs of the model per token, [n, L] each."""
     image_inputs: ImageInputs
     """Of all rows in reading order."""
     positions: Tensor
     """Int64 [P], tokens of responses as indices into the n * L of all rows; never the first of a
     row, which nothing predicts."""
     targets: Tensor
-    """Int64 [P, k]: tokens whose probability is wanted there, such as the ones that stand there."""
+    """Int64 [P, k]: tokens whose probability is wanted there, such as the ones that are there."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -75,7 +75,7 @@ class ResponseRows:
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """What a model knows before each wanted token, and how it turns that into logits."""
+    """Hidden states before each wanted token, and the head that turns them into logits."""
 
     hidden: Tensor
     """Shape [P, width]."""
@@ -87,7 +87,7 @@ class States:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """What a model says of the wanted tokens of some rows."""
+    """Statistics of the wanted tokens of some rows under a model."""
 
     log_probs: Tensor
     """Float32 [P, k], in nats."""
@@ -98,7 +98,7 @@ class TokenScores:
 
 
 class TokenScorer(nn.Module):
-    """A vision-language model that answers with log-probabilities of tokens.
+    """A vision-language model that gives log-probabilities of tokens.
 
     This is the module that is wrapped for several processes: one forward per step and model.
     """

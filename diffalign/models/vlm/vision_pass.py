@@ -26,9 +26,9 @@ class ImageInputs:
     """All images of some rows in reading order, as a model takes them; empty for text alone."""
 
     inputs: Mapping[str, Tensor]
-    """What the image processor gave, such as `pixel_values`, on the model's device."""
+    """Outputs of the image processor, such as `pixel_values`, on the model's device."""
     features: Mapping[str, Tensor] | None = None
-    """What the tower makes of them, one entry per tensor of its output; None runs the tower."""
+    """Outputs of the tower for them, one entry per tensor of its output; None runs the tower."""
 
     @classmethod
     def stack(cls, image_inputs: Sequence[ImageInputs]) -> ImageInputs:

@@ -1,1 +1,1 @@
-"""What replaces the images of a response: one module a kind."""
+"""Replacements of the images of a response: one module a kind."""

@@ -1,4 +1,4 @@
-"""What an image processor gave, as one tensor of tiles an image, and back.
+"""Outputs of an image processor, as one tensor of tiles an image, and back.
 
 Three layouts are in use: an image in one piece (LLaVA-1.5), an image in a whole and crops of it
 (LLaVA-NeXT), and the flattened patches of all images in one list (Qwen2-VL), each of them as

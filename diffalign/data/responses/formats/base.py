@@ -1,4 +1,4 @@
-"""What the columns of a data set of responses mean: the contract of a mapping."""
+"""Meaning of the columns of a data set of responses: the contract of a mapping."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class AbstractMapping(abc.ABC):
     def checked(
         self, values: Mapping[str, Any], sample_id: str
     ) -> list[Comparison | LeftOut | Skipped]:
-        """What `comparisons` finds, with the comparisons that cannot be used as skips.
+        """The result of `comparisons`, with the comparisons that cannot be used as skips.
 
         Those have an empty prompt, an empty response, or the same chosen and rejected response
         where no other image could tell them apart.
@@ -158,7 +158,7 @@ class AbstractMapping(abc.ABC):
         return pair
 
     def _shown(self, turns: Sequence[Turn], values: Mapping[str, Any]) -> Sequence[Any]:
-        """What the column of images holds; one null where a row should have an image and none is
+        """The values of the column of images; one null where a row should have an image and none is
         there."""
         column = self.image_column(values)
         found = values[column] if column is not None else None

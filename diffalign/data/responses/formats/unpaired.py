@@ -2,7 +2,7 @@
 
 TRL has `prompt`, `completion` and `label`; ms-swift `messages` and `label`; LLaMA-Factory
 `messages` or `conversations`, and `kto_tag`. A label is true or false, 1 or 0. Images are those of
-`images` or `image`, or stand in the messages. A row without a label is left out.
+`images` or `image`, or are in the messages. A row without a label is left out.
 
 Sources: https://huggingface.co/docs/trl/dataset_formats, "Unpaired preference";
 https://swift.readthedocs.io, "Custom Dataset", KTO;

@@ -1,4 +1,4 @@
-"""What differs between the two responses counts more: fine-grained corrections.
+"""Tokens that differ between the two responses count more: fine-grained corrections.
 
 Source: RLHF-V (Yu et al. 2023, arXiv:2312.00849), dense DPO: the score of a response is
 (sum over unchanged + gamma * sum over changed) / (unchanged + gamma * changed), gamma 5. Its code

@@ -1,4 +1,4 @@
-"""What the longer response has beyond the length of the shorter one counts less.
+"""Tokens of the longer response beyond the length of the shorter one count less.
 
 Source: LD-DPO (Liu et al. 2024, arXiv:2409.06411): DPO prefers long responses because their
 log-likelihoods are sums over more tokens. alpha 1 is DPO, 0 cuts both to one length.

@@ -59,7 +59,7 @@ def question(number: int, root: Path, *, response: str | None = None) -> Questio
     )
 
 
-def bench(
+def context(
     root: Path, questions: Sequence[Any], *, family: str = "llava", batch_size: int = 4
 ) -> Context:
     return Context(
@@ -77,4 +77,4 @@ def make(
 ) -> list[Made | Unmade]:
     """What a method makes of a few questions at once."""
     questions = [question(number, root) for number in range(count)]
-    return method.open(bench(root, questions, **settings))(questions)
+    return method.open(context(root, questions, **settings))(questions)
