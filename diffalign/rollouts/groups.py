@@ -32,7 +32,6 @@ from diffalign.generation.generate import Failure, Item
 from diffalign.imaging.image_files import encode_png
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
-from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked, parse_json
 from diffalign.ranges import AtLeast, Ranged
@@ -90,8 +89,7 @@ class Origin:
     @classmethod
     def of(cls, model: AbstractDiffusion, process: ReverseProcess) -> Origin:
         """That of trajectories which this model begins with, before its weights are read."""
-        noising = model.noising()
-        assert isinstance(noising, AbstractVariancePreserving), "the process was checked"
+        noising = model.noising().variance_preserving()
         schedule = noising.alphas_cumprod.numpy().tobytes()
         return cls(
             policy=model.policy_fingerprint(),

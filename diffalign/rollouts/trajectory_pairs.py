@@ -8,7 +8,6 @@ from pathlib import Path
 
 from diffalign import world
 from diffalign.data.batches import StepBatch
-from diffalign.models.diffusion.noising import AbstractVariancePreserving
 from diffalign.rollouts.base import RunContext
 from diffalign.rollouts.round_order import own_share, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch
@@ -63,8 +62,7 @@ class PairedSteps:
         """
         self.process = run.required_process()
         """How the steps were taken."""
-        noising = run.model.noising()
-        assert isinstance(noising, AbstractVariancePreserving), "the likelihood was checked"
+        noising = run.model.noising().variance_preserving()
         self._times = noising.reverse_times(self.process.steps)
         self._rows = run.samples_per_device * world.size()
         self._accumulation = run.accumulation

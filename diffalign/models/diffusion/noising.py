@@ -59,6 +59,17 @@ class AbstractNoising(abc.ABC):
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is asked to predict from `corrupt(clean, noise, t)`, same shape."""
 
+    def variance_preserving(self) -> AbstractVariancePreserving:
+        """The same process, whose way back from noise to an image is a chain of Gaussian steps.
+
+        Raises:
+            ValueError: its way back is none.
+        """
+        raise ValueError(
+            "the reverse steps of a straight path are deterministic and have no density: "
+            "take a model that predicts epsilon or v_prediction"
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AbstractVariancePreserving(AbstractNoising):
@@ -74,6 +85,9 @@ class AbstractVariancePreserving(AbstractNoising):
     `trailing` or `linspace`."""
     steps_offset: int = 0
     """Added to every time of `leading` spacing."""
+
+    def variance_preserving(self) -> AbstractVariancePreserving:
+        return self
 
     def _shares(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of image and noise, each of shape [B, 1, ..., 1] and as `like` otherwise."""

@@ -37,11 +37,7 @@ class ReverseProcess(Ranged):
 
     def check_steps(self, noising: AbstractNoising) -> None:
         """Raise ValueError unless a model with this noising can take every step."""
-        if not isinstance(noising, AbstractVariancePreserving):
-            raise ValueError(
-                "the reverse steps of a straight path are deterministic and have no density: "
-                "take a model that predicts epsilon or v_prediction"
-            )
+        noising = noising.variance_preserving()
         if self.steps > noising.schedule_length:
             raise ValueError(
                 f"steps is {self.steps}, but the model's schedule has {noising.schedule_length}"
@@ -65,7 +61,7 @@ class ReverseProcess(Ranged):
     def check(self, noising: AbstractNoising) -> None:
         """Raise ValueError unless every step of a model with this noising has a density."""
         self.check_steps(noising)
-        assert isinstance(noising, AbstractVariancePreserving), "the steps were checked"
+        noising = noising.variance_preserving()
         if self.eta == 0:
             raise ValueError(
                 "eta must be above 0, got 0.0: a step without noise has no density that a "
