@@ -64,6 +64,6 @@ def write_judged_responses(folder: Path) -> Path:
         }
         for number, images in enumerate(IMAGES)
     ]
-    path = folder / "answers.jsonl"
+    path = folder / "responses.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path

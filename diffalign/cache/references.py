@@ -1,8 +1,8 @@
 """Log-likelihoods of a data set under the reference, on disk.
 
 A folder holds `index.json`, which says what the values depend on, and safetensors files, each of
-some consecutive pairs in one sample: view -> float32 [pairs], with the ids of the samples. Views
-whose images are as they are have one sample; under a condition there are as many as the index says.
+some consecutive pairs in one visit: view -> float32 [pairs], with the ids of the samples. Views
+whose images are as they are have one visit; under a condition there are as many as the index says.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Contents(Ranged):
     views: tuple[str, ...]
     """Names of views, sorted."""
     visits: Annotated[int, AtLeast(1)]
-    """How many samples of random conditions there are."""
+    """How many samples of random conditions there are, `draws` in the file."""
     pairs: Annotated[int, AtLeast(0)]
     """In the data set, those included that turn out to be unusable."""
     pairs_per_shard: Annotated[int, AtLeast(1)]
@@ -59,13 +59,13 @@ class Contents(Ranged):
         ]
 
     def views_of(self, visit: int) -> frozenset[str]:
-        """The views that a sample adds: all of them at first, later those under a condition."""
+        """The views that a visit adds: all of them at first, later those under a condition."""
         return frozenset(v for v in self.views if visit == 0 or View.parse(v).condition)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file: a sample of the pairs with the numbers [start, stop)."""
+    """One file: a visit of the pairs with the numbers [start, stop)."""
 
     visit: int
     start: int
@@ -73,7 +73,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return f"sample-{self.visit}-pairs-{self.start:08d}.safetensors"
+        return f"draw-{self.visit}-pairs-{self.start:08d}.safetensors"
 
 
 class ReferenceWriter:
@@ -94,7 +94,9 @@ class ReferenceWriter:
             _refuse_others(folder, _read_index(folder), contents)
             return
         with writing(folder):
-            write_json(folder / INDEX, asdict(contents))
+            content = asdict(contents)
+            content["draws"] = content.pop("visits")
+            write_json(folder / INDEX, content)
 
     def missing(self) -> list[Shard]:
         """The values still to be written."""
@@ -119,7 +121,7 @@ class ReferenceWriter:
 
 
 class CachedReference:
-    """Reference values by sample, view and sample, all of them in memory: four bytes each."""
+    """Reference values by sample, view and visit, all of them in memory: four bytes each."""
 
     def __init__(self, folder: Path, *, rows: Mapping[str, int], values: Mapping[str, Tensor]):
         """Use `open`; this takes the parts.
@@ -127,7 +129,7 @@ class CachedReference:
         Args:
             folder: for messages.
             rows: sample id -> row.
-            values: view -> float32 [rows, samples], NaN where there is none.
+            values: view -> float32 [rows, visits], NaN where there is none.
         """
         self._folder, self._rows, self._values = folder, rows, values
 
@@ -141,11 +143,11 @@ class CachedReference:
             folder: that `ReferenceWriter` filled.
             fingerprint: of this run; what it has no key for does not matter to it.
             views: that it asks for.
-            samples: that it cycles through.
+            visits: that it cycles through.
 
         Raises:
             CacheError: there is none, it is not complete, its values belong to other settings than
-                this run's, or it lacks a view or a sample.
+                this run's, or it lacks a view or a visit.
         """
         contents = _read_index(folder)
         _refuse_difference(folder, contents.fingerprint, fingerprint)
@@ -237,8 +239,11 @@ def _read_index(folder: Path) -> Contents:
             f"{folder} holds no reference values: compute them with diffalign precompute "
             f"CONFIG.yaml reference_cache={folder}"
         )
+    content = read_json(path, error=CacheError)
+    if isinstance(content, dict) and "draws" in content:
+        content["visits"] = content.pop("draws")
     try:
-        return checked(Contents, read_json(path, error=CacheError), path, error=CacheError)
+        return checked(Contents, content, path, error=CacheError)
     except CacheError as error:
         raise CacheError(f"{path} is no index of reference values: {error}") from error
 

@@ -86,7 +86,7 @@ def _compute(
         writer = ReferenceWriter(cached_reference.folder_of(run_config), contents)
     missing = writer.missing()
     console.print(
-        f"{', '.join(contents.views)}; {contents.visits} generates; {len(missing)} of "
+        f"{', '.join(contents.views)}; {contents.visits} visits; {len(missing)} of "
         f"{len(contents.shards)} files to compute",
         soft_wrap=True,
     )

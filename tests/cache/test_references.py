@@ -127,3 +127,9 @@ def test_what_is_absent_or_damaged_is_told_apart(tmp_path):
     (tmp_path / shard.name).write_bytes(b"rubbish")
     with pytest.raises(CacheError, match=r"pairs-00000003\.safetensors is damaged"):
         opened(tmp_path)
+
+
+def test_the_words_of_the_folder_are_those_that_others_were_written_with(tmp_path):
+    folder = fill(tmp_path).folder
+    assert '"draws": 2' in (folder / "index.json").read_text()
+    assert (folder / "draw-1-pairs-00000003.safetensors").is_file()

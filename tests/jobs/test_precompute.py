@@ -25,7 +25,7 @@ responses:
   path: {folder}/responses.jsonl
   kind: tests.judged_responses
   workers: 0
-  generates: 2
+  visits: 2
   conditions: {{crop: {{kind: crop}}, diffuse: {{kind: diffuse}}}}
   weights: {{score: {{kind: scores, by_score: {{"2": 2.0}}}}}}
 likelihood: {{kind: tokens, gains: {{gain: {{condition: diffuse}}}}}}
@@ -125,7 +125,7 @@ def test_pairs_that_cannot_be_used_are_left_out_and_never_asked_for(folder, tmp_
         ("likelihood.reduction=mean", "likelihood.reduction was 'sum' there"),
         ("training.precision=bf16", "training.precision was 'float32' there"),
         ("responses.limit=5", "data was"),
-        ("responses.visits=3", "has 2 generates, and responses.generates is 3"),
+        ("responses.visits=3", "has 2 samples, and responses.visits is 3"),
     ],
 )
 def test_values_of_other_settings_are_refused(folder, computed, tmp_path, override, key):
@@ -143,7 +143,7 @@ def test_another_objective_adapter_and_length_may_share_them(folder, computed, t
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("responses.visits=null",), r"crop.*generates anew.*set it to the number of generates"),
+        (("responses.visits=null",), r"crop.*samples anew.*set it to the number of samples"),
         (("objective={kind: orpo}",), "orpo compares with no reference"),
         (("objective={kind: tdpo, beta: 0.1}", "likelihood.divergence=true"), "whole vocabulary"),
         (
