@@ -1,353 +1,187 @@
-"""One HTML page that explains itself: images inside, no request to anywhere, light and dark.
-
-    write_report(path, "Base against aligned", Section("Result", tiles(...), table(...)), ...)
-
-Every builder escapes the text it is given; only `Html` passes unchanged.
-"""
+"""Comparisons as the sections of a report: numbers first, then what they look like."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from diffalign.files import write_atomically
-from diffalign.imaging.grid import GridCell, GridRow
-
-_PIXEL_ART = 128
-"""Images up to this size are embedded as they are and enlarged without smoothing."""
-_EMBEDDED_PIXELS = 448
-"""Longer side of embedded images; larger ones are reduced and stored as JPEG."""
-_JPEG_QUALITY = 88
-
-
-class Html(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number that should be seen first."""
-
-    label: str
-    value: str
-    note: str | Html = ""
-
-
-class Section:
-    """A heading and what is under it."""
-
-    def __init__(self, title: str, *parts: Html) -> None:
-        self.title = title
-        self.parts = parts
-
-
-def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> None:
-    """Write the page, whole or not at all.
-
-    Args:
-        path: of the file.
-        title: heading and browser title.
-        sections: from top to bottom.
-        lead: a sentence under the title.
-    """
-    body = "".join(
-        f"<section><h2>{html.escape(section.title)}</h2>{''.join(section.parts)}</section>"
-        for section in sections
-    )
-    page = _PAGE.format(
-        title=html.escape(title),
-        lead=f'<p class="lead">{html.escape(lead)}</p>' if lead else "",
-        policy=_POLICY,
-        style=_STYLE,
-        body=body,
-    )
-    write_atomically(path, page)
-
-
-def paragraph(text: str | Html) -> Html:
-    """Running text."""
-    return Html(f"<p>{_markup(text)}</p>")
-
-
-def notes(lines: Iterable[str]) -> Html:
-    """Warnings that must be read; nothing where there are none."""
-    items = "".join(f"<li>{_markup(line)}</li>" for line in lines)
-    return Html(f'<ul class="notes">{items}</ul>' if items else "")
-
-
-def command(text: str) -> Html:
-    """A command line to copy."""
-    return Html(f"<pre><code>{html.escape(text)}</code></pre>")
-
-
-def row_metadata(values: Mapping[str, object]) -> Html:
-    """Names and values, such as settings."""
-    rows = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{_markup(value)}</dd></div>"
-        for name, value in values.items()
-    )
-    return Html(f'<dl class="facts">{rows}</dl>')
-
-
-def tiles(items: Iterable[Tile]) -> Html:
-    """Large numbers side by side."""
-    cards = "".join(
-        f'<div class="tile"><div class="label">{html.escape(item.label)}</div>'
-        f'<div class="value">{html.escape(item.value)}</div>'
-        f'<div class="note">{_markup(item.note)}</div></div>'
-        for item in items
-    )
-    return Html(f'<div class="tiles">{cards}</div>')
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[str | Html]]) -> Html:
-    """A table; the first column names its row."""
-    head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_markup(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return Html(f'<div class="wide"><table>{inside}</table></div>')
-
-
-def interval_bar(
-    estimate: float,
-    low: float,
-    high: float,
-    *,
-    minimum: float = 0.0,
-    maximum: float = 1.0,
-    neutral: float = 0.5,
-) -> Html:
-    """An estimate and its interval on an axis, with a mark where neither side is better.
-
-    Args:
-        estimate: the dot.
-        low: start of the bar.
-        high: its end.
-        minimum: left end of the axis.
-        maximum: right end of the axis.
-        neutral: the mark; an interval wholly right of it is generated as a gain, left of it as a
-            loss.
-    """
-    width, height = 180, 22
-
-    def x(value: float) -> float:
-        inside = min(max(value, minimum), maximum)
-        return round(8 + (width - 16) * (inside - minimum) / (maximum - minimum), 1)
-
-    spoken = f"{estimate:.3g}, interval {low:.3g} to {high:.3g}"
-    kind = "gain" if low > neutral else "loss" if high < neutral else "open"
-    middle = height / 2
-    return Html(
-        f'<svg class="interval {kind}" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{spoken}">'
-        f'<line class="axis" x1="8" x2="{width - 8}" y1="{middle}" y2="{middle}"/>'
-        f'<line class="neutral" x1="{x(neutral)}" x2="{x(neutral)}" y1="3" y2="{height - 3}"/>'
-        f'<line class="range" x1="{x(low)}" x2="{x(high)}" y1="{middle}" y2="{middle}"/>'
-        f'<circle cx="{x(estimate)}" cy="{middle}" r="5"/></svg>'
-    )
-
-
-def share_bar(parts: Mapping[str, int]) -> Html:
-    """Counts as one bar of shares, such as wins, ties and losses, in that order."""
-    total = sum(parts.values()) or 1
-    pieces = "".join(
-        f'<span class="share share-{i}" style="width:{100 * count / total:.2f}%" '
-        f'title="{html.escape(name)}: {count}"></span>'
-        for i, (name, count) in enumerate(parts.items())
-    )
-    legend = "".join(
-        f'<span class="key key-{i}">{count} {html.escape(name)}</span>'
-        for i, (name, count) in enumerate(parts.items())
-    )
-    return Html(f'<div class="shares">{pieces}</div><div class="legend">{legend}</div>')
-
-
-def image_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
-    """The grid of `render_grid` as a table that scrolls sideways where a screen is narrow."""
-    head = "<th></th>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = "".join(
-        f'<tr><th scope="row">{_caption(row)}</th>'
-        + "".join(f"<td>{_cell(cell)}</td>" for cell in row.cells)
-        + "</tr>"
-        for row in rows
-    )
-    return Html(
-        f'<div class="wide"><table class="images"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def image_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
-    """Each row as a card: its images side by side, its prompt below."""
-    cards = "".join(
-        '<div class="card"><div class="sides">'
-        + "".join(
-            f'<div><div class="side">{html.escape(name)}</div>{_cell(cell)}</div>'
-            for name, cell in zip(columns, row.cells, strict=True)
-        )
-        + f"</div>{_caption(row)}</div>"
-        for row in rows
-    )
-    return Html(f'<div class="cards">{cards}</div>')
-
-
-def embedded(image: Image.Image) -> str:
-    """An image as a data URI: small ones exactly, large ones reduced."""
-    buffer = io.BytesIO()
-    image = image.convert("RGB")
-    if max(image.size) <= _PIXEL_ART:
-        image.save(buffer, format="png", optimize=True)
-        kind = "png"
-    else:
-        image.thumbnail((_EMBEDDED_PIXELS, _EMBEDDED_PIXELS), Image.Resampling.LANCZOS)
-        image.save(buffer, format="jpeg", quality=_JPEG_QUALITY)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _markup(value: object) -> str:
-    return value if isinstance(value, Html) else html.escape(str(value))
-
-
-def _caption(row: GridRow) -> str:
-    note = f"<small>{html.escape(row.note)}</small>" if row.note else ""
-    return f'<div class="caption">{html.escape(row.caption)}{note}</div>'
-
-
-def _cell(cell: GridCell | None) -> str:
-    if cell is None:
-        return '<div class="missing">no image</div>'
-    small = " pixel-art" if max(cell.image.size) <= _PIXEL_ART else ""
-    winner = " winner" if cell.winner else ""
-    score = f"<figcaption>{cell.score:.4g}</figcaption>" if cell.score is not None else ""
-    return (
-        f'<figure class="{(small + winner).strip()}"><img alt="" loading="lazy" '
-        f'src="{embedded(cell.image)}">{score}</figure>'
-    )
-
-
-_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
+from diffalign.comparison.compare import Interval, Place
+from diffalign.comparison.page import (
+    Html,
+    Section,
+    Tile,
+    image_cards,
+    image_grid,
+    interval_bar,
+    notes,
+    paragraph,
+    share_bar,
+    table,
+    tiles,
 )
-"""Nothing is fetched and nothing is run, whatever a name or a prompt smuggles into the page."""
+from diffalign.comparison.results import Result, number_interval, percent, percent_interval
+from diffalign.generation.chosen_images import grid_rows
+from diffalign.generation.manifest import ItemKey, ManifestRow
+from diffalign.imaging.grid import GridRow
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<header><h1>{title}</h1>{lead}</header>
-{body}
-</main>
-</body>
-</html>
-"""
 
-_STYLE = """
-:root {
-  --paper: #fcfcfa; --card: #ffffff; --ink: #1c1e22; --muted: #6a6e76; --line: #e4e5e1;
-  --gain: #16805c; --loss: #b4442f; --tie: #b9bcc2; --shade: 0 1px 2px rgb(0 0 0 / .05);
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #16181c; --card: #1e2126; --ink: #e9eaec; --muted: #9a9fa8; --line: #30343b;
-    --gain: #4cc596; --loss: #ee8a74; --tie: #565b64; --shade: none;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-  font-variant-numeric: tabular-nums;
-}
-main { max-width: 68rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }
-h1 { font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; margin: 0; text-wrap: balance; }
-h2 { font-size: 1.15rem; letter-spacing: -.01em; margin: 0 0 1rem; }
-.lead { color: var(--muted); font-size: 1.05rem; margin: .6rem 0 0; max-width: 46rem; }
-section { margin-top: 3rem; }
-p { max-width: 46rem; }
-.tiles { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
-.tile, .card {
-  background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 1.1rem 1.25rem; box-shadow: var(--shade);
-}
-.label, .note, .legend, .side, small, figcaption, dt { color: var(--muted); font-size: .85rem; }
-.note > .interval, .note > .shares { margin: .5rem 0; }
-.note > .interval { margin-left: -8px; }
-.value { font-size: 2.1rem; font-weight: 600; letter-spacing: -.03em; line-height: 1.25; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .55rem 1rem .55rem 0; vertical-align: middle; }
-thead th { color: var(--muted); font-weight: 500; font-size: .85rem; white-space: nowrap; }
-tbody tr { border-top: 1px solid var(--line); }
-.interval { display: block; overflow: visible; }
-.interval line { stroke-linecap: round; }
-.interval .axis { stroke: var(--line); stroke-width: 2; }
-.interval .neutral { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 2 2; }
-.interval .range { stroke: currentColor; stroke-width: 6; opacity: .45; }
-.interval circle { fill: currentColor; }
-.gain { color: var(--gain); } .loss { color: var(--loss); } .open { color: var(--muted); }
-.shares { display: flex; gap: 2px; height: 12px; border-radius: 6px; overflow: hidden; }
-.share-0 { background: var(--gain); } .share-1 { background: var(--tie); }
-.share-2 { background: var(--loss); }
-.legend { display: flex; gap: .2rem .9rem; margin-top: .5rem; flex-wrap: wrap; }
-td .shares, td .legend { min-width: 17rem; }
-.key::before {
-  content: ""; display: inline-block; width: .6rem; height: .6rem; border-radius: 2px;
-  margin-right: .4rem; background: var(--gain);
-}
-.key-1::before { background: var(--tie); } .key-2::before { background: var(--loss); }
-figure { margin: 0; width: 100%; }
-figure img {
-  display: block; width: 100%; height: auto; border-radius: 6px; outline: 1px solid var(--line);
-}
-.pixel-art img { image-rendering: pixelated; }
-.winner img { outline: 3px solid var(--gain); }
-figcaption { text-align: center; padding-top: .25rem; }
-.winner figcaption { color: var(--gain); font-weight: 600; }
-.images { width: auto; }
-.images tbody tr { border: 0; }
-.images thead th { text-align: center; font-size: .95rem; color: var(--ink); padding-right: 0; }
-.images td { padding: .4rem; width: 15rem; min-width: 9rem; }
-.images th[scope=row] { font-weight: 400; padding-right: 1.25rem; }
-.images thead th:first-child { width: 15rem; min-width: 9rem; }
-.caption { overflow-wrap: anywhere; }
-.caption small { display: block; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
-.card .caption { margin-top: .6rem; }
-.sides { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .75rem; }
-.side { margin-bottom: .3rem; }
-.missing {
-  aspect-ratio: 1; display: grid; place-items: center; color: var(--muted); font-size: .85rem;
-  border: 1px dashed var(--line); border-radius: 6px;
-}
-.facts { display: grid; gap: .1rem 2rem; margin: 0;
-  grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
-.facts div { display: flex; justify-content: space-between; gap: 1rem; padding: .35rem 0;
-  border-bottom: 1px solid var(--line); }
-dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
-.notes { border-left: 3px solid var(--loss); margin: 1.25rem 0; padding: .2rem 0 .2rem 1.75rem; }
-pre {
-  background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow-x: auto;
-  padding: .8rem 1rem; font-size: .85rem; line-height: 1.5;
-}
-@media print { main { padding: 0; } .card, .tile { break-inside: avoid; } }
-"""
+def numbers_section(results: Sequence[Result]) -> Section:
+    """Win rates and mean scores: large for one result, a table for several."""
+    shown = _tiles(results[0]) if len(results) == 1 else _table(results)
+    warnings = [
+        f"{result.model} by {result.scorer}: {line}"
+        for result in results
+        for line in result.warnings
+    ]
+    explanation = paragraph(
+        "The win rate is the share of won pairs among those that are not tied. Intervals resample "
+        "whole prompts, since images of one prompt resemble each other; the dashed mark is "
+        "where neither side is better."
+    )
+    return Section("Result", shown, notes(warnings), explanation)
+
+
+def grid_section(rows: Sequence[GridRow], models: Sequence[str]) -> Section:
+    """Prompts down, models across."""
+    return Section("Same prompt, same noise", image_grid(rows, models))
+
+
+def gallery_sections(
+    result: Result,
+    folder: Path,
+    rows: Mapping[ItemKey, ManifestRow],
+    scores: Mapping[ItemKey, float],
+    *,
+    count: int,
+    tie_tolerance: float,
+) -> list[Section]:
+    """The pairs whose scores differ most, in both directions, one per prompt while there are
+    enough prompts.
+
+    Args:
+        result: whose sides are shown.
+        folder: of the manifest.
+        rows: the manifest.
+        scores: by model, prompt id and seed.
+        count: pairs in each direction.
+        tie_tolerance: smaller differences are no win.
+    """
+    sides = (result.baseline, result.model)
+    gains: dict[Place, float] = {
+        (prompt, seed): scores[result.model, prompt, seed] - score
+        for (model, prompt, seed), score in scores.items()
+        if model == result.baseline and (result.model, prompt, seed) in scores
+    }
+    wins = _largest({place: g for place, g in gains.items() if g > tie_tolerance}, count)
+    losses = _largest({place: -g for place, g in gains.items() if g < -tie_tolerance}, count)
+    return [
+        Section(title, image_cards(grid_rows(folder, rows, sides, places, scores), sides))
+        for title, places in (
+            (f"Biggest wins of {result.model}", wins),
+            (f"Biggest losses of {result.model}", losses),
+        )
+        if places
+    ]
+
+
+def _largest(gains: Mapping[Place, float], count: int) -> list[Place]:
+    ordered = sorted(gains, key=lambda place: (-gains[place], place))
+    best: dict[str, Place] = {}
+    for place in ordered:
+        best.setdefault(place[0], place)
+    rest = [place for place in ordered if best[place[0]] != place]
+    return [*best.values(), *rest][:count]
+
+
+def _tiles(result: Result) -> Html:
+    c = result.comparison
+    return tiles(
+        [
+            Tile(
+                "Win rate of decided pairs",
+                percent(c.win_rate),
+                Html(
+                    _rate_bar(c.win_rate, c.win_rate_interval)
+                    + f"{result.level}: {percent_interval(c.win_rate_interval)}"
+                ),
+            ),
+            Tile(
+                f"Mean score by {result.scorer}",
+                f"{c.baseline_mean:.3f} \N{RIGHTWARDS ARROW} {c.model_mean:.3f}",
+                Html(
+                    _difference_bar(
+                        c.mean_difference, c.mean_difference_interval, _spread([result])
+                    )
+                    + f"{c.mean_difference:+.3f}, {result.level}: "
+                    + number_interval(c.mean_difference_interval)
+                ),
+            ),
+            Tile(
+                f"Won, tied, lost: {c.items} pairs, {c.prompts} prompts",
+                f"{c.wins} \N{MIDDLE DOT} {c.ties} \N{MIDDLE DOT} {c.losses}",
+                Html(
+                    share_bar({"won": c.wins, "tied": c.ties, "lost": c.losses})
+                    + f"with ties as half: {percent(c.win_rate_ties_half)}"
+                ),
+            ),
+        ]
+    )
+
+
+def _table(results: Sequence[Result]) -> Html:
+    spread = _spread(results)
+    rows: list[list[str | Html]] = []
+    for result in results:
+        c = result.comparison
+        rows.append(
+            [
+                result.model,
+                result.scorer,
+                share_bar({"won": c.wins, "tied": c.ties, "lost": c.losses}),
+                percent(c.win_rate),
+                _with_text(
+                    _rate_bar(c.win_rate, c.win_rate_interval),
+                    percent_interval(c.win_rate_interval),
+                ),
+                f"{c.baseline_mean:.3f} \N{RIGHTWARDS ARROW} {c.model_mean:.3f}",
+                _with_text(
+                    _difference_bar(c.mean_difference, c.mean_difference_interval, spread),
+                    number_interval(c.mean_difference_interval),
+                ),
+            ]
+        )
+    level = results[0].level
+    return table(
+        ["model", "scorer", "pairs", "win rate", level, "mean score", f"difference, {level}"], rows
+    )
+
+
+def _with_text(bar: Html, text: str) -> Html:
+    return Html(f"{bar}<small>{text}</small>")
+
+
+def _spread(results: Sequence[Result]) -> float:
+    """Half the width of an axis that holds every difference and its interval."""
+    ends = [
+        abs(end)
+        for result in results
+        for end in (
+            result.comparison.mean_difference,
+            *(result.comparison.mean_difference_interval or ()),
+        )
+    ]
+    return 1.2 * max(ends) or 1.0
+
+
+def _rate_bar(value: float | None, interval: Interval | None) -> Html:
+    if value is None or interval is None:
+        return Html("")
+    return interval_bar(value, interval.low, interval.high)
+
+
+def _difference_bar(value: float, interval: Interval | None, spread: float) -> Html:
+    if interval is None:
+        return Html("")
+    return interval_bar(
+        value, interval.low, interval.high, minimum=-spread, maximum=spread, neutral=0.0
+    )

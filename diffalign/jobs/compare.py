@@ -13,9 +13,9 @@ from rich.markup import escape
 from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
-from diffalign.comparison.report import Section, command, row_metadata, write_report
+from diffalign.comparison.page import Section, command, row_metadata, write_report
 from diffalign.comparison.results import Result, as_json, as_markdown, console_table
-from diffalign.comparison.results_page import gallery_sections, grid_section, numbers_section
+from diffalign.comparison.report import gallery_sections, grid_section, numbers_section
 from diffalign.comparison.score import SCORES, scores_by_item
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import write_atomically, write_image

@@ -1,135 +1,99 @@
 from __future__ import annotations
 
-import base64
-import io
+import json
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
 
 import pytest
-from PIL import Image
+from rich.console import Console
 
-from diffalign.comparison.report import (
-    Html,
-    Section,
-    Tile,
-    command,
-    embedded,
-    image_cards,
-    image_grid,
-    interval_bar,
-    notes,
-    paragraph,
-    row_metadata,
-    share_bar,
-    table,
-    tiles,
-    write_report,
+from diffalign.comparison.compare import compare_scores
+from diffalign.comparison.results import (
+    Result,
+    as_json,
+    as_markdown,
+    console_table,
+    markdown_text,
 )
-from diffalign.imaging.grid import GridCell, GridRow
-
-LINKING = {"src", "href", "srcset", "data", "action"}
-NASTY = '<script>alert("&")</script>'
-
-
-def all_parts(text: str) -> list[Html]:
-    row = GridRow(caption=text, note=text, cells=[GridCell(image=Image.new("RGB", (8, 8))), None])
-    return [
-        paragraph(text),
-        notes([text]),
-        command(text),
-        row_metadata({text: text}),
-        tiles([Tile(text, text, text)]),
-        table([text], [[text]]),
-        share_bar({text: 1}),
-        image_grid([row], [text, text]),
-        image_cards([row], [text, text]),
-    ]
-
-
-class Tags(HTMLParser):
-    VOID = frozenset({"meta", "img", "line", "circle"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict]] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert tag in self.VOID or self.open.pop() == tag
 
 
 @pytest.fixture
-def page(tmp_path):
-    path = tmp_path / "report.html"
-    parts = [*all_parts(NASTY), interval_bar(0.7, 0.6, 0.8)]
-    write_report(path, NASTY, Section(NASTY, *parts), lead=NASTY)
-    return path.read_text(encoding="utf-8")
+def result() -> Result:
+    before = {(f"p{i}", s): 0.25 for i in range(30) for s in range(2)}
+    after = {place: 0.75 if i % 3 else 0.0 for i, place in enumerate(before)}
+    del after["p0", 1]
+    comparison = compare_scores(before, after)
+    return Result(scorer="oracle", baseline="base", model="aligned", comparison=comparison)
 
 
-def test_every_text_is_escaped_and_every_tag_closed(page):
-    tags = Tags()
-    tags.feed(page)
-    assert tags.open == []
-    assert "script" not in [tag for tag, _ in tags.seen]
-    assert page.count("&lt;script&gt;") == page.count("alert")
+def spoken(result: Result) -> str:
+    console = Console(width=80, file=None)
+    with console.capture() as capture:
+        console.print(console_table(result))
+    return capture.get()
 
 
-def test_the_page_asks_nobody_for_anything(page):
-    tags = Tags()
-    tags.feed(page)
-    links = [value for _, attrs in tags.seen for key, value in attrs.items() if key in LINKING]
-    assert links and all(link.startswith("data:") for link in links)
-    assert not re.search(r"https?:|@import|url\(", page)
+def test_the_console_table_fits_80_columns_without_wrapping(result):
+    lines = spoken(result).splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("aligned against base by oracle: 59 pairs, 30 prompts")
+    assert "39, 0, 20" in lines[2]
+    assert "66.1%" in lines[3]
 
 
-def test_a_browser_is_told_to_fetch_and_run_nothing(page):
-    tags = Tags()
-    tags.feed(page)
-    metas = [attrs for tag, attrs in tags.seen if tag == "meta"]
-    policies = [m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy"]
-    assert len(policies) == 1
-    rules = dict(rule.split(None, 1) for rule in policies[0].split("; "))
-    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
-    assert "script-src" not in rules
-    assert page.index("Content-Security-Policy") < page.index("<style>")
+def test_missing_items_are_a_warning_by_name(result):
+    assert result.warnings == ["1 items are left out, aligned has no score for them: p0 seed 1"]
 
 
-def test_small_images_are_embedded_exactly_and_large_ones_reduced():
-    def opened(uri: str) -> Image.Image:
-        return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+def test_json_holds_all_numbers_and_what_is_missing(result):
+    content = json.loads(as_json([result], {"resamples": 10_000}))
+    (row,) = content["comparisons"]
+    assert content["resamples"] == 10_000
+    assert row["model"] == "aligned"
+    assert row["wins"] == 39
+    assert row["win_rate"] == pytest.approx(39 / 59)
+    assert row["win_rate_interval"].keys() == {"low", "high"}
+    assert row["missing_model"] == [["p0", 1]]
 
-    small = Image.effect_noise((64, 64), 90).convert("RGB")
-    assert opened(embedded(small)).tobytes() == small.tobytes()
-    large = opened(embedded(Image.new("RGB", (1024, 512))))
-    assert (large.format, large.size) == ("JPEG", (448, 224))
+
+def test_undefined_values_are_null_in_json_and_words_elsewhere():
+    tied = compare_scores({("p", 0): 1.0}, {("p", 0): 1.0})
+    result = Result(scorer="oracle", baseline="base", model="aligned", comparison=tied)
+    (row,) = json.loads(as_json([result], {}))["comparisons"]
+    assert row["win_rate"] is None
+    assert row["mean_difference_interval"] is None
+    assert "undefined" in spoken(result)
+    assert "undefined (no interval)" in as_markdown([result], "grid.png")
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "kind"), [(0.55, 0.8, "gain"), (0.1, 0.45, "loss"), (0.4, 0.6, "open")]
+    ("name", "shown"),
+    [
+        ("plain-1.5+b", "plain-1.5+b"),
+        ("a|b", r"a\|b"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("[x](javascript:y)", r"\[x\](javascript:y)"),
+        ("![x](https://x.org)", r"\!\[x\](https\://x.org)"),
+        ("a\n# b\r\n|c|", r"a \# b \|c\|"),
+        ("`rm` *b* _c_ &lt;", r"\`rm\` \*b\* \_c\_ \&lt;"),
+        ("\\|", r"\\\|"),
+    ],
 )
-def test_an_interval_bar_says_on_which_side_it_lies(low, high, kind):
-    assert f'class="interval {kind}"' in interval_bar((low + high) / 2, low, high)
+def test_a_name_in_markdown_is_text(name, shown):
+    assert markdown_text(name) == shown
 
 
-def test_an_interval_bar_is_generated_to_scale():
-    bar = interval_bar(0.75, 0.5, 1.0)
-    axis, neutral, spread = re.findall(r'x1="([\d.]+)" x2="([\d.]+)"', bar)
-    start, end = map(float, axis)
-    assert float(neutral[0]) == pytest.approx((start + end) / 2)
-    assert tuple(map(float, spread)) == pytest.approx(((start + end) / 2, end))
-    assert f'cx="{start + 0.75 * (end - start)}"' in bar
+def test_names_cannot_break_out_of_the_table(result):
+    result = replace(result, model="evil | x |\n\n<script>", baseline="[b](c)", scorer="|")
+    page = as_markdown([result], "grid.png").splitlines()
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in page[:3]]
+    assert cells == [9, 9, 9]
+    assert "<script>" not in "\n".join(page)
 
 
-def test_no_warnings_make_no_box():
-    assert notes([]) == ""
-
-
-def test_scores_that_decide_a_pair_are_told_apart():
-    cells = [GridCell(image=Image.new("RGB", (8, 8)), score=score) for score in (-2.264, -2.258)]
-    page = image_grid([GridRow(caption="a", cells=cells)], ["base", "aligned"])
-    assert "-2.264" in str(page) and "-2.258" in str(page)
+def test_markdown_is_a_table_with_the_grid_below(result):
+    page = as_markdown([result, result], "grid.png").splitlines()
+    assert page[0].count("|") == page[1].count("|") == page[2].count("|") == page[3].count("|")
+    assert "39 / 0 / 20" in page[2]
+    assert any(line.startswith("- aligned by oracle: 1 items are left out") for line in page)
+    assert page[-1] == "![prompts down, models across](grid.png)"
