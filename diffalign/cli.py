@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from diffalign import __version__, foreign_flags, keys, versions
+from diffalign import __version__, components, foreign_flags, keys, versions
 from diffalign.errors import ConfigError, DiffalignError, ModelError
 from diffalign.processes import end_with_launcher
 
@@ -25,6 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+BENCHMARKS = "diffalign.benchmarks"
 
 Settings = Annotated[
     list[str] | None,
@@ -84,7 +86,7 @@ def precompute(
         int, typer.Option(min=1, help="Start so many processes on this machine.")
     ] = 1,
 ) -> None:
-    """Run the reference of a training run over its data once, and keep what it says."""
+    """Run the reference of a training run over its data once, and keep its log-likelihoods."""
     path, overrides = _split(settings)
     if path is None:
         raise ConfigError(
@@ -107,9 +109,9 @@ def precompute(
 @app.command()
 def generate(
     settings: Settings = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Sample the captioned grid.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Render the captioned grid.")] = False,
 ) -> None:
-    """Make images: prompts x seeds x models, the same initial noise for every model."""
+    """Generate images: prompts x seeds x models, the same initial noise for every model."""
     from diffalign import config
     from diffalign.jobs import generate as job
 
@@ -119,7 +121,7 @@ def generate(
 
 @app.command()
 def score(settings: Settings = None) -> None:
-    """Judge generated images with a scorer."""
+    """Score generated images with a scorer."""
     from diffalign import config
     from diffalign.jobs import score as job
 
@@ -129,7 +131,7 @@ def score(settings: Settings = None) -> None:
 
 @app.command()
 def compare(settings: Settings = None) -> None:
-    """Win rates between models, paired by prompt and seed, with intervals and a report."""
+    """Compare models by scores, paired by prompt and seed: win rates, intervals, a report."""
     from diffalign import config
     from diffalign.jobs import compare as job
 
@@ -144,7 +146,7 @@ def export(
         typer.Argument(metavar="RUN [key.path=value ...]", show_default=False),
     ] = None,
 ) -> None:
-    """What a run trained, as ComfyUI, A1111, diffusers, peft or transformers open it."""
+    """Write a trained model for ComfyUI, A1111, diffusers, peft or transformers."""
     from diffalign import config
     from diffalign.jobs import export as job
 
@@ -162,12 +164,14 @@ def export(
 
 @app.command()
 def evaluate(
-    benchmark: Annotated[str, typer.Argument(help="chair, pope, amber, object_halbench or mmhal.")],
+    benchmark: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(components.folder_kinds(BENCHMARKS))}.")
+    ],
     settings: Settings = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
 ) -> None:
-    """Benchmarks of responses about images: hallucination, recall and length, with intervals."""
-    from diffalign import components, config
+    """Evaluate responses about images: hallucination, recall and length, with intervals."""
+    from diffalign import config
     from diffalign.benchmarks.base import AbstractBenchmark
     from diffalign.jobs import evaluate as job
 
@@ -193,7 +197,7 @@ def demo(
         bool, typer.Option("--vlm", help="Responses about images instead: the tiny LLaVA, mDPO.")
     ] = False,
 ) -> None:
-    """The main job on the embedded playground: align, look, measure what changed."""
+    """Run the main job on the embedded playground: align, look, measure what changed."""
     from diffalign import config
 
     path, overrides = _split(settings)
@@ -209,7 +213,7 @@ def demo(
 
 @app.command()
 def env() -> None:
-    """Versions, devices and extras: what a bug report needs."""
+    """Print versions, devices and extras for a bug report."""
     from diffalign.jobs import env as job
 
     job.run()
@@ -236,7 +240,7 @@ def _version(requested: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Preference alignment of image generators and vision-language models."""

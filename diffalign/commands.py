@@ -1,4 +1,4 @@
-"""Commands as a job prints them: what is shown can be pasted into a shell, whatever names hold."""
+"""Commands as jobs print them: they can be pasted into a shell, whatever their names hold."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from diffalign.errors import DataError
+from diffalign.parsing import parse_yaml
 
 
 def command(
@@ -56,9 +59,10 @@ def override(key: str, value: Any) -> str:
 
 
 def _read(text: str) -> Any:
+    """The value as `config.load` reads it; None where it cannot."""
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        return parse_yaml(text, "")
+    except DataError:
         return None
 
 

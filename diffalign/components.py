@@ -52,6 +52,17 @@ def _module_names(abstract: type) -> dict[str, str]:
     return dict(sorted(names.items()))
 
 
+def folder_kinds(package: str) -> list[str]:
+    """Kinds of a family whose kinds are folders, by the files alone: nothing of them is imported.
+
+    Args:
+        package: of the family, such as `diffalign.benchmarks`; a kind is a folder with a `config`.
+    """
+    spec = importlib.util.find_spec(package)
+    places = map(Path, (spec and spec.submodule_search_locations) or ())
+    return sorted(file.parent.name for place in places for file in place.glob("*/config.py"))
+
+
 def _concrete_in(module_name: str, abstract: type[T]) -> list[type[T]]:
     module = importlib.import_module(module_name)
     return [
@@ -133,7 +144,7 @@ def _look_in_working_folder() -> None:
 
 
 def _import_failure(error: Exception) -> str:
-    """What went wrong in a module from outside, and where."""
+    """The error of a module from outside, and where it was raised."""
     said = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:

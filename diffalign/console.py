@@ -1,7 +1,11 @@
-"""A bar with rate and time left on a terminal; a line now and then in a log file."""
+"""The console of a job: a bar with rate and time left, and libraries that do not talk over it.
+
+Without a terminal the bar is a line now and then, for a log file.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +39,7 @@ def progress(
     Yields:
         A function to be told how many more items are done.
     """
-    began = last_line = time.monotonic()
+    started = last_line = time.monotonic()
     done = 0
     bar = Progress(
         TextColumn("[bold]{task.description}"),
@@ -55,7 +59,7 @@ def progress(
         nonlocal done, last_line
         done += count
         now = time.monotonic()
-        rate = done / max(now - began, 1e-9)
+        rate = done / max(now - started, 1e-9)
         bar.update(task, advance=count, rate=f"{rate:.1f} {unit}/s")
         if not console.is_terminal and (now - last_line > _SECONDS_BETWEEN_LINES or done >= total):
             last_line = now
@@ -64,3 +68,19 @@ def progress(
 
     with bar:
         yield advance
+
+
+def silence_libraries() -> None:
+    """Turn off the bars and repeated warnings of diffusers and transformers while weights load.
+
+    The bar of `datasets`, whose first look at a large set takes long, stays on a terminal.
+    """
+    import datasets
+    import diffusers
+    import transformers
+
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""What went wrong, in the user's vocabulary: where, what was given, what is allowed, what to do."""
+"""Errors in the user's vocabulary: where, what was given, what is allowed, what to do next."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def numbered_lines(
 
 
 def parse_json_line(line: str, path: Path, number: int) -> Any:
-    """What line `number` of a file says.
+    """Parse line `number` of a file.
 
     Raises:
         DataError: it is not JSON.

@@ -20,13 +20,13 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """What a flag of another trainer is here."""
+    """The counterpart of a flag of another trainer."""
 
     setting: str = ""
     """`key.path={}` with the place of the value, or without one for a switch; an option such as
     `--resume`; empty where there is nothing like it."""
     note: str = ""
-    """What is different, as half a sentence."""
+    """The difference, as half a sentence."""
     values: Mapping[str, str] = field(default_factory=dict)
     """Their name for a value -> ours, where they differ."""
 
@@ -231,7 +231,7 @@ def hint(name: str, section: str, fields: Collection[str]) -> str:
 
 
 def translation(job: str, arguments: Sequence[str], options: Collection[str]) -> str | None:
-    """What to type in place of flags that a job does not have.
+    """Translate flags that a job does not have.
 
     Args:
         job: the command.
@@ -242,7 +242,7 @@ def translation(job: str, arguments: Sequence[str], options: Collection[str]) ->
         A message with the command as it has to be, or None where no flag is foreign.
     """
     table = TABLES.get(job, {})
-    responses: list[str] = []
+    sentences: list[str] = []
     command: list[str] = []
     remaining = list(arguments)
     section = _section_of(arguments)
@@ -260,19 +260,19 @@ def translation(job: str, arguments: Sequence[str], options: Collection[str]) ->
         if here is None:
             said, settings = _unknown(flag, given, options, table, section)
         else:
-            said, settings = _response(here, given, section)
-        responses.append(f"  {typed}: {said}")
+            said, settings = _counterpart(here, given, section)
+        sentences.append(f"  {typed}: {said}")
         command += settings
-    if not responses:
+    if not sentences:
         return None
     command = _joined(command)
     if job in ("train", "precompute") and not any(c.endswith((".yaml", ".yml")) for c in command):
         command.insert(0, "CONFIG.yaml")
-        responses.append("  CONFIG.yaml: one whole run; ready-made ones lie in configs/")
+        sentences.append("  CONFIG.yaml: one whole run; ready-made ones lie in configs/")
     pasteable = " ".join(word if word == "CONFIG.yaml" else shlex.quote(word) for word in command)
     return (
         f"settings of {job} are written key=value and not as flags:\n"
-        + "\n".join(responses)
+        + "\n".join(sentences)
         + f"\nThe same command:\n  diffalign {job} {pasteable}".rstrip()
     )
 
@@ -288,7 +288,7 @@ def _section_of(arguments: Sequence[str]) -> str:
 
 
 def _values(remaining: Sequence[str], here: Here | None) -> list[str]:
-    """What belongs to a flag of the arguments behind it."""
+    """The arguments behind a flag that belong to it."""
     found: list[str] = []
     for argument in remaining:
         if argument.startswith("--") or _SETTING.fullmatch(argument):
@@ -302,8 +302,8 @@ def _values(remaining: Sequence[str], here: Here | None) -> list[str]:
     return found
 
 
-def _response(here: Here, given: Sequence[str], section: str) -> tuple[str, list[str]]:
-    """What is said of a flag, and what represents it in the command."""
+def _counterpart(here: Here, given: Sequence[str], section: str) -> tuple[str, list[str]]:
+    """The sentence about a flag, and its words in the command."""
     note = here.note.removeprefix("switch: ")
     if not here.setting:
         return note, []
@@ -358,7 +358,7 @@ def _unknown(
     if near is None:
         return said, list(given)
     said += f" Did you mean {near}?"
-    return said, _response(theirs[near], given, section)[1] if near in theirs else [near, *given]
+    return said, _counterpart(theirs[near], given, section)[1] if near in theirs else [near, *given]
 
 
 def _joined(command: list[str]) -> list[str]:

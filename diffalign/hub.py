@@ -1,4 +1,4 @@
-"""What the Hugging Face hub says when something cannot be had, as a sentence with a way on.
+"""Errors of the Hugging Face hub as sentences with a way on.
 
 The libraries retry by themselves (too many requests, a fault of the server, a connection that
 breaks off) and then raise errors of half a dozen packages. What is known of data sets and models
@@ -59,7 +59,7 @@ _USUAL: dict[str, tuple[str, ...]] = {
         "llava-hf/llava-1.5-7b-hf",
     ),
 }
-"""What can be had instead of something unknown, by section of the config."""
+"""Replacements for something unknown, by section of the config."""
 
 _NETWORK_PACKAGES = frozenset(
     (
@@ -98,7 +98,7 @@ def explained(
 
 
 def explain(cause: BaseException, name: str, *, kind: Kind, section: str = "model") -> str | None:
-    """What an error of the hub's libraries means for the user; None where it is another error."""
+    """The meaning of an error of the hub's libraries for the user; None for other errors."""
     chain = _chain(cause)
     names = {type(error).__name__ for error in chain}
     status = _status(chain)
@@ -209,7 +209,7 @@ def _is_network(chain: list[BaseException]) -> bool:
 
 
 def _first_line(chain: list[BaseException]) -> str:
-    """What the network's own error says, or else the outermost one."""
+    """The words of the network's own error, or else of the outermost one."""
     network = [e for e in chain if type(e).__module__.partition(".")[0] in _NETWORK_PACKAGES]
     error = network[-1] if network else chain[0]
     said = str(error).strip()

@@ -40,7 +40,7 @@ FEW_CLUSTERS = 20
 Tally = Mapping[str, NDArray[np.float64]]
 """Counts by name, all of one shape: [clusters] as counted, [resamples] as resampled, [] in all."""
 Statistic = Callable[[Tally], NDArray[np.float64]]
-"""What a tally of any shape gives, in that shape; not a number where it is undefined."""
+"""A function of a tally of any shape, in that shape; not a number where it is undefined."""
 Method = Literal["auto", "percentile", "bca"]
 
 
@@ -76,7 +76,7 @@ class Bootstrap(Ranged):
         return f"{how[self.method]} {self.resamples:,} resamples"
 
     def cautions(self, clusters: int, resampled: str) -> list[str]:
-        """What intervals over so many clusters do not promise, for a reader of the figures.
+        """Cautions about intervals over so many clusters, for a reader of the figures.
 
         Args:
             clusters: that were resampled.

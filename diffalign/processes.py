@@ -120,7 +120,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _read_holder(path: Path) -> dict[str, Any]:
-    """What the holder wrote of itself; nothing where it has not come to that."""
+    """The holder's note on itself; empty where it has written none yet."""
     try:
         found = parse_json(path.read_bytes(), path)
     except (OSError, DataError):

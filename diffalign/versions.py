@@ -103,7 +103,7 @@ def library(name: str) -> Library:
 
 
 def advice(error: BaseException) -> str:
-    """What to say after an error that may come from the version of a library.
+    """Advice after an error that may come from the version of a library.
 
     Args:
         error: of an import or of a call into a library, or one that such an error caused.

@@ -37,9 +37,9 @@ from pretrain_playground_llava import pixel_values, seen_by
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.playground.corrections import (
-    JudgedSentence,
+    CheckedSentence,
+    check_sentences,
     hallucinates,
-    judge_sentences,
     revised,
 )
 from diffalign.playground.models import playground_llava_path
@@ -98,7 +98,7 @@ class Example:
 
     scene: Scene
     sample: str
-    sentences: list[JudgedSentence]
+    sentences: list[CheckedSentence]
 
     @property
     def truth(self) -> str:
@@ -175,7 +175,7 @@ def hallucinating(
 def first_mistaken(scene: Scene, texts: Sequence[str]) -> Example | None:
     """The first description that makes a mistake which can be fixed."""
     for text in texts:
-        sentences = judge_sentences(text, scene)
+        sentences = check_sentences(text, scene)
         if sentences and hallucinates(sentences) and revised(sentences):
             return Example(scene, text, sentences)
     return None
@@ -245,7 +245,7 @@ def labelled(sentences: Sequence[tuple[str, bool]]) -> dict[str, list[str]]:
     }
 
 
-def report(sentences: Sequence[JudgedSentence]) -> dict[str, dict[str, object]]:
+def report(sentences: Sequence[CheckedSentence]) -> dict[str, dict[str, object]]:
     """OPA-DPO's report."""
     return {
         str(i): {

@@ -19,7 +19,7 @@ from pages import figure, fill
 from PIL import Image
 
 from diffalign import config
-from diffalign.comparison.results import percent
+from diffalign.comparison.report import percent
 from diffalign.jobs.demo_responses import SHOWN
 from diffalign.training.config import RunConfig
 

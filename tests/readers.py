@@ -25,8 +25,15 @@ from PIL import Image
 from safetensors.torch import save
 
 from diffalign import config
-from diffalign.benchmarks.amber import rules as amber
+from diffalign.benchmarks.amber import files as amber
 from diffalign.benchmarks.chair import rules as chair
+from diffalign.benchmarks.coco_objects import (
+    ObjectWords,
+    Synonyms,
+    coco_objects,
+    read_image_objects,
+    read_synonyms,
+)
 from diffalign.benchmarks.mmhal import rules as mmhal
 from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.pope import rules as pope
@@ -46,8 +53,7 @@ from diffalign.files import read_tensors
 from diffalign.generation.manifest import read_manifest
 from diffalign.generation.prompts import read_prompts
 from diffalign.generation.responses import _kept
-from diffalign.judges.base import AbstractJudge, verdicts
-from diffalign.judges.templates import fill, read_template
+from diffalign.judges.base import AbstractJudge, fill, read_template, verdicts
 from diffalign.models.adapter_files import PEFT_PREFIX, read_adapter
 from diffalign.models.locate import locate
 from diffalign.models.preference.clip_loading import read_state
@@ -344,14 +350,14 @@ def _steps(path: Path) -> None:
         step_batch(path.parent, steps)
 
 
-def _write_synonyms(folder: Path) -> chair.Synonyms:
+def _write_synonyms(folder: Path) -> Synonyms:
     (folder / "synonyms.txt").write_text("dog, puppy\ncat\n", encoding="utf-8")
-    return chair.read_synonyms(folder / "synonyms.txt")
+    return read_synonyms(folder / "synonyms.txt")
 
 
 def _coco(path: Path) -> None:
-    words = chair.ObjectWords(synonyms=_write_synonyms(path.parent))
-    chair.coco_objects([path], [], words)
+    words = ObjectWords(synonyms=_write_synonyms(path.parent))
+    coco_objects([path], [], words)
 
 
 def _annotated(folder: Path) -> amber.Annotations:
@@ -445,11 +451,11 @@ READERS: dict[str, Reader] = {
     "chair captions": Reader(
         "c.json", _json([{"image_id": 1, "caption": "A dog."}]), chair.read_captions
     ),
-    "chair synonyms": Reader("s.txt", _text("dog, puppy\ncat\n"), chair.read_synonyms),
+    "chair synonyms": Reader("s.txt", _text("dog, puppy\ncat\n"), read_synonyms),
     "chair objects": Reader(
         "o.json",
         _json({"1": ["dog"], "2": []}),
-        lambda path: chair.read_image_objects(path, _write_synonyms(path.parent)),
+        lambda path: read_image_objects(path, _write_synonyms(path.parent)),
     ),
     "coco instances": Reader(
         "i.json",

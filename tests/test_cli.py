@@ -37,8 +37,14 @@ def test_help_is_instant_and_names_every_job():
         assert f" {job} " in result.stdout
 
 
+def test_help_of_evaluate_lists_the_folders_of_benchmarks(monkeypatch, capsys):
+    status, said = run(monkeypatch, capsys, "evaluate", "--help")
+    folders = Path(cli.__file__).parent.glob("benchmarks/*/config.py")
+    assert status == 0 and all(file.parent.name in said for file in folders)
+
+
 @pytest.mark.parametrize(
-    "job", ["train", "precompute", "generate", "score", "compare", "demo", "env"]
+    "job", ["train", "precompute", "generate", "score", "compare", "evaluate", "demo", "env"]
 )
 def test_help_of_a_job_loads_no_library(job):
     code = (

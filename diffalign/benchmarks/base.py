@@ -1,31 +1,46 @@
-"""What `diffalign evaluate` asks of a benchmark."""
+"""The contract of a benchmark, and what its figures are reported with."""
 
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffalign.benchmarks.report import Report
+from diffalign.intervals import Bootstrap
 from diffalign.ranges import Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractBenchmark(Ranged, abc.ABC):
-    """Settings of one benchmark: where its files and the responses lie, and how it counts."""
+    """Settings of one benchmark: where its files and the responses lie, and how it counts.
+
+    A benchmark is a folder, benchmarks/NAME/: `config.py` holds the one concrete class, `rules.py`
+    the published rules. The command line lists the folders, so nothing else names a benchmark.
+    """
+
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    """How intervals are made."""
+    details: Path | None = None
+    """JSON lines with what was found in each response; null writes none."""
 
     @property
     @abc.abstractmethod
-    def saves(self) -> Path | None:
-        """The file that takes one row a response; None where nobody asked for it."""
+    def kept(self) -> tuple[Path, ...]:
+        """Files from which a rerun goes on: a model's responses, a judge's verdicts."""
+
+    @property
+    def written(self) -> frozenset[Path]:
+        """Every file that a run adds to or replaces."""
+        return frozenset(self.kept if self.details is None else (*self.kept, self.details))
 
     @abc.abstractmethod
     def plan(self) -> str:
-        """One line on what is about to be judged by what."""
+        """One line for people: which responses are compared with what."""
 
     @abc.abstractmethod
     def report(self) -> Report:
-        """Judge the responses.
+        """Read or ask for the responses, and count.
 
         Raises:
             DataError: a file cannot be used.

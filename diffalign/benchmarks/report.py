@@ -1,4 +1,4 @@
-"""What an evaluation of responses says: figures with intervals, counts, and what was left out."""
+"""Reports of benchmarks: figures with intervals, counts, and what was left out."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class Report:
     whole: Panel
     parts: Mapping[str, Panel] = field(default_factory=dict)
     """By split or dimension."""
-    row_metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What shaped the figures and is no number: tokeniser, judge, ..."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that shape the figures: tokeniser, judge, ..."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Ids by the reason why they count in no figure."""
     notes: Sequence[str] = ()
-    """What a reader must know before quoting the figures."""
+    """Cautions for whoever quotes the figures."""
     bootstrap: Bootstrap
     resampled: str = "images"
     """The clusters that the bootstrap resamples."""
@@ -120,12 +120,12 @@ def _from_zero(interval: Interval | None) -> Interval | None:
 
 
 def as_json(report: Report) -> str:
-    """One JSON object: figures first, then intervals, counts, parts, facts, what was left out."""
+    """One JSON object: figures, intervals, counts, parts, settings, what was left out, notes."""
     content = {
         "benchmark": report.benchmark,
         **_plain(report.whole),
         **({"parts": {k: _plain(p) for k, p in report.parts.items()}} if report.parts else {}),
-        **report.row_metadata,
+        **report.settings,
         "left_out": {
             reason: {"count": len(ids), "first": list(ids[:LISTED])}
             for reason, ids in report.left_out.items()

@@ -16,9 +16,9 @@ from diffalign.files import parse_json_line, read_text
 from diffalign.parsing import parse_json, shortly
 
 IMAGE_KEYS = ("image_id", "image", "image_path", "file_name")
-"""What an image is called in saved responses; the first that a row has is taken."""
+"""Names of an image in saved responses; the first that a row has is taken."""
 RESPONSE_KEYS = ("answer", "response", "caption", "text")
-"""What responses are called by POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
+"""Names of responses in POPE, AMBER, CHAIR and LLaVA; the first that a row has is taken."""
 
 
 def read_objects(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def text_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number:
 
 
 def image_id_of(row: Mapping[str, Any], *, path: Path, number: int) -> str:
-    """Which image a response is about: the id, or the name of its file.
+    """The image that a response is about: its id, or the name of its file.
 
     Raises:
         DataError: it says none.

@@ -1,8 +1,8 @@
-"""Which of two models generates better, and how sure one can be.
+"""Two models compared by their scores, and how sure one can be of the better one.
 
-Images are paired by prompt and seed, so both sides answered the same question from the same
+Images are paired by prompt and seed, so both models answered the same prompt from the same
 noise. Images of one prompt resemble each other and are no independent evidence: intervals come
-from resampling whole prompts, see `evaluation.intervals`.
+from resampling whole prompts, see `diffalign.intervals`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Comparison:
     confidence: float
     """Of the intervals."""
     notes: tuple[str, ...]
-    """What a reader must know before quoting the numbers."""
+    """Cautions for whoever quotes the numbers."""
 
 
 def compare_scores(
@@ -69,19 +69,19 @@ def compare_scores(
     Args:
         baseline: score by (prompt id, seed).
         model: likewise.
-        expected: places that should have scores; one that neither side has is missing on both.
+        expected: places that should have scores; one that neither model has is missing from both.
         tie_tolerance: scores that differ by at most this much are a tie.
         confidence: of the intervals, between 0 and 1.
-        resamples: how often prompts are generated with replacement.
+        resamples: how often prompts are sampled with replacement.
         seed: of the resampling.
 
     Raises:
-        ValueError: no place has scores on both sides, or a score is not finite.
+        ValueError: no place has scores of both models, or a score is not finite.
     """
     places = sorted({*baseline, *model, *expected})
     paired = [place for place in places if place in baseline and place in model]
     if not paired:
-        raise ValueError("no prompt and seed has a score on both sides, so nothing can be compared")
+        raise ValueError("no prompt and seed has scores of both models, so nothing can be compared")
     before = np.array([baseline[place] for place in paired])
     after = np.array([model[place] for place in paired])
     if not (np.isfinite(before).all() and np.isfinite(after).all()):

@@ -7,23 +7,14 @@ Every builder escapes the text it is given; only `Html` passes unchanged.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from diffalign.files import write_atomically
 from diffalign.imaging.grid import GridCell, GridRow
-
-_PIXEL_ART = 128
-"""Images up to this size are embedded as they are and enlarged without smoothing."""
-_EMBEDDED_PIXELS = 448
-"""Longer side of embedded images; larger ones are reduced and stored as JPEG."""
-_JPEG_QUALITY = 88
+from diffalign.imaging.image_files import PIXEL_ART, data_uri
 
 
 class Html(str):
@@ -88,13 +79,13 @@ def command(text: str) -> Html:
     return Html(f"<pre><code>{html.escape(text)}</code></pre>")
 
 
-def row_metadata(values: Mapping[str, object]) -> Html:
+def settings_list(values: Mapping[str, object]) -> Html:
     """Names and values, such as settings."""
     rows = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{_markup(value)}</dd></div>"
         for name, value in values.items()
     )
-    return Html(f'<dl class="facts">{rows}</dl>')
+    return Html(f'<dl class="settings">{rows}</dl>')
 
 
 def tiles(items: Iterable[Tile]) -> Html:
@@ -127,7 +118,7 @@ def interval_bar(
     maximum: float = 1.0,
     neutral: float = 0.5,
 ) -> Html:
-    """An estimate and its interval on an axis, with a mark where neither side is better.
+    """An estimate and its interval on an axis, with a mark where there is no difference.
 
     Args:
         estimate: the dot.
@@ -135,7 +126,7 @@ def interval_bar(
         high: its end.
         minimum: left end of the axis.
         maximum: right end of the axis.
-        neutral: the mark; an interval wholly right of it is generated as a gain, left of it as a
+        neutral: the mark; an interval wholly right of it is rendered as a gain, left of it as a
             loss.
     """
     width, height = 180, 22
@@ -201,20 +192,6 @@ def image_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
     return Html(f'<div class="cards">{cards}</div>')
 
 
-def embedded(image: Image.Image) -> str:
-    """An image as a data URI: small ones exactly, large ones reduced."""
-    buffer = io.BytesIO()
-    image = image.convert("RGB")
-    if max(image.size) <= _PIXEL_ART:
-        image.save(buffer, format="png", optimize=True)
-        kind = "png"
-    else:
-        image.thumbnail((_EMBEDDED_PIXELS, _EMBEDDED_PIXELS), Image.Resampling.LANCZOS)
-        image.save(buffer, format="jpeg", quality=_JPEG_QUALITY)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _markup(value: object) -> str:
     return value if isinstance(value, Html) else html.escape(str(value))
 
@@ -227,12 +204,12 @@ def _caption(row: GridRow) -> str:
 def _cell(cell: GridCell | None) -> str:
     if cell is None:
         return '<div class="missing">no image</div>'
-    small = " pixel-art" if max(cell.image.size) <= _PIXEL_ART else ""
+    small = " pixel-art" if max(cell.image.size) <= PIXEL_ART else ""
     winner = " winner" if cell.winner else ""
     score = f"<figcaption>{cell.score:.4g}</figcaption>" if cell.score is not None else ""
     return (
         f'<figure class="{(small + winner).strip()}"><img alt="" loading="lazy" '
-        f'src="{embedded(cell.image)}">{score}</figure>'
+        f'src="{data_uri(cell.image)}">{score}</figure>'
     )
 
 
@@ -339,9 +316,9 @@ figcaption { text-align: center; padding-top: .25rem; }
   aspect-ratio: 1; display: grid; place-items: center; color: var(--muted); font-size: .85rem;
   border: 1px dashed var(--line); border-radius: 6px;
 }
-.facts { display: grid; gap: .1rem 2rem; margin: 0;
+.settings { display: grid; gap: .1rem 2rem; margin: 0;
   grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
-.facts div { display: flex; justify-content: space-between; gap: 1rem; padding: .35rem 0;
+.settings div { display: flex; justify-content: space-between; gap: 1rem; padding: .35rem 0;
   border-bottom: 1px solid var(--line); }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 .notes { border-left: 3px solid var(--loss); margin: 1.25rem 0; padding: .2rem 0 .2rem 1.75rem; }

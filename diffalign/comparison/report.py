@@ -1,11 +1,17 @@
-"""Comparisons as the sections of a report: numbers first, then what they look like."""
+"""Results of comparisons for a console, as Markdown, as JSON, and as sections of a page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from diffalign.comparison.compare import Interval, Place
+from rich.markup import escape
+from rich.table import Table
+
+from diffalign.comparison.compare import Comparison, Place
 from diffalign.comparison.page import (
     Html,
     Section,
@@ -19,10 +25,158 @@ from diffalign.comparison.page import (
     table,
     tiles,
 )
-from diffalign.comparison.results import Result, number_interval, percent, percent_interval
+from diffalign.files import to_json
 from diffalign.generation.chosen_images import grid_rows
 from diffalign.generation.manifest import ItemKey, ManifestRow
 from diffalign.imaging.grid import GridRow
+from diffalign.intervals import Interval
+
+_LISTED_MISSING = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model against the baseline, by one scorer."""
+
+    scorer: str
+    baseline: str
+    model: str
+    comparison: Comparison
+
+    @property
+    def level(self) -> str:
+        """Name of the intervals, such as `95% interval`."""
+        return f"{self.comparison.confidence:.0%} interval"
+
+    @property
+    def warnings(self) -> list[str]:
+        """Cautions that belong to the numbers, images without a partner included."""
+        comparison = self.comparison
+        return [
+            *comparison.notes,
+            *_missing(self.baseline, comparison.missing_baseline),
+            *_missing(self.model, comparison.missing_model),
+        ]
+
+
+def _missing(model: str, places: Sequence[Place]) -> Iterable[str]:
+    if places:
+        listed = ", ".join(f"{prompt} seed {seed}" for prompt, seed in places[:_LISTED_MISSING])
+        more = len(places) - _LISTED_MISSING
+        yield (
+            f"{len(places)} items are left out, {model} has no score for them: {listed}"
+            + (f" and {more} more (all in compare.json)" if more > 0 else "")
+        )
+
+
+def percent(value: float | None) -> str:
+    """A rate."""
+    return "undefined" if value is None else f"{value:.1%}"
+
+
+def percent_interval(interval: Interval | None) -> str:
+    """The interval of a rate."""
+    return "no interval" if interval is None else f"{interval.low:.1%} to {interval.high:.1%}"
+
+
+def number_interval(interval: Interval | None) -> str:
+    """The interval of a difference."""
+    return "no interval" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
+
+
+def console_table(result: Result) -> Table:
+    """One result, narrow enough for 80 columns."""
+    c = result.comparison
+    table = Table(
+        title=f"{result.model} against {result.baseline} by {escape(result.scorer)}: "
+        f"{c.items} pairs, {c.prompts} prompts",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    for heading in ("", "value", result.level):
+        table.add_column(heading)
+    table.add_row("won, tied, lost", f"{c.wins}, {c.ties}, {c.losses}", "")
+    table.add_row(
+        "win rate of decided pairs", percent(c.win_rate), percent_interval(c.win_rate_interval)
+    )
+    table.add_row(
+        "win rate, ties as half",
+        percent(c.win_rate_ties_half),
+        percent_interval(c.win_rate_ties_half_interval),
+    )
+    table.add_row(
+        "mean score",
+        f"{c.baseline_mean:.3f} -> {c.model_mean:.3f} ({c.mean_difference:+.3f})",
+        number_interval(c.mean_difference_interval),
+    )
+    return table
+
+
+def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
+    """Everything at full precision; intervals as `low` and `high`, or null."""
+
+    def plain(result: Result) -> dict[str, Any]:
+        values = {
+            name: value._asdict() if isinstance(value, Interval) else value
+            for name, value in vars(result.comparison).items()
+        }
+        names = {name: value for name, value in asdict(result).items() if name != "comparison"}
+        return {**names, **values}
+
+    content = {
+        **settings,
+        "comparisons": [plain(result) for result in results],
+    }
+    return to_json(content, indent=2) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Text from a name, a prompt or a message for one line of markdown: shown, never obeyed."""
+    plain = " ".join(text.split())
+    return _MARKUP.sub(r"\\\g<0>", plain).replace("<", "&lt;").replace(">", "&gt;")
+
+
+_MARKUP = re.compile(r"[\\`*_{}\[\]|#!~]|(?<=[A-Za-z])://|&(?=#?\w+;)")
+"""Characters that markdown would take for emphasis, code, links, tables, headings or entities; and
+the middle of an address, which many readers turn into a link by themselves."""
+
+
+def as_markdown(results: Sequence[Result], grid: str) -> str:
+    """A table with its cautions, and the grid.
+
+    Args:
+        results: at least one.
+        grid: the grid's file, relative to the page.
+    """
+    first = results[0]
+    lines = [
+        f"| model against {markdown_text(first.baseline)} | scorer "
+        f"| pairs (prompts) | won / tied / lost "
+        f"| win rate of decided pairs ({first.level}) | ties as half | mean score "
+        f"| difference ({first.level}) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        c = result.comparison
+        lines.append(
+            f"| {markdown_text(result.model)} | {markdown_text(result.scorer)} "
+            f"| {c.items} ({c.prompts}) "
+            f"| {c.wins} / {c.ties} / {c.losses} "
+            f"| {percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
+            f"| {percent(c.win_rate_ties_half)} | {c.baseline_mean:.3f} -> {c.model_mean:.3f} "
+            f"| {c.mean_difference:+.3f} ({number_interval(c.mean_difference_interval)}) |"
+        )
+    warnings = [
+        f"- {markdown_text(f'{result.model} by {result.scorer}: {line}')}"
+        for result in results
+        for line in result.warnings
+    ]
+    if warnings:
+        lines += ["", *warnings]
+    lines += ["", f"![prompts down, models across]({grid})", ""]
+    return "\n".join(lines)
 
 
 def numbers_section(results: Sequence[Result]) -> Section:
@@ -36,7 +190,7 @@ def numbers_section(results: Sequence[Result]) -> Section:
     explanation = paragraph(
         "The win rate is the share of won pairs among those that are not tied. Intervals resample "
         "whole prompts, since images of one prompt resemble each other; the dashed mark is "
-        "where neither side is better."
+        "where neither model is better."
     )
     return Section("Result", shown, notes(warnings), explanation)
 
@@ -59,7 +213,7 @@ def gallery_sections(
     enough prompts.
 
     Args:
-        result: whose sides are shown.
+        result: whose two models are shown.
         folder: of the manifest.
         rows: the manifest.
         scores: by model, prompt id and seed.

@@ -40,7 +40,7 @@ class CaptionedImage:
     path: Path
     prompt: str
     sha256: str | None = None
-    """What the manifest says of the content; None where there is no manifest."""
+    """Digest of the content in the manifest; None where there is no manifest."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""How often a scorer agrees with known preferences, by the noise level it has to see through.
+"""Agreement of scorers with known preferences, by the noise level of the images.
 
 A preference model for trajectories is asked about half-denoised images. Pairs with known labels
-are noised at a timestep, both sides with the same noise, and predicted clean in one step of the
-diffusion model; the scorer is right where it prefers the prediction of the preferred side.
+are noised at a timestep, chosen and rejected with the same noise, and predicted clean in one step
+of the diffusion model; the scorer is right where the prediction of the chosen image scores higher.
 
 Source: the validation of RockeyCoss/SPO, trainer/tasks/spm_task.py, with its timesteps; there the
 images of timestep 0 are the clean ones.
@@ -31,8 +31,8 @@ AUTHORS_TIMESTEPS = (0, 251, 501, 701, 951)
 
 
 Agreement = dict[Place, float]
-"""For every pair, by its prompt and number: 1 where the preferred side scored higher, 0 where the
-other did, one half where they scored equal. Two of them go into `compare_scores`."""
+"""For every pair, by its prompt and number: 1 where the chosen image scored higher, 0 where the
+rejected one did, one half where they scored equal. Two of them go into `compare_scores`."""
 
 
 def accuracy_by_timestep(
@@ -76,7 +76,7 @@ def accuracy_by_timestep(
 def _half_denoised(
     model: DiffusionModel, batch: ImageBatch, t: Tensor, *, guidance: float
 ) -> Tensor:
-    """The chosen sides, then the rejected ones."""
+    """The chosen images, then the rejected ones."""
     images = torch.cat([batch.images[view] for view in PAIR_VIEWS])
     if not t.any():
         return images
@@ -104,7 +104,7 @@ def decided_pairs(config: PairConfig, *, batch_size: int, seed: int = 0) -> Iter
         views=PAIR_VIEWS,
         run_seed=seed,
         timesteps=TimestepSampling(),
-        schedule_length=1,  # the generate of a timestep is not used
+        schedule_length=1,  # the sampled timestep is not used
     )
     size = (config.resolution, config.resolution)
     pairs = islice(open_data(config).pairs(), config.limit)

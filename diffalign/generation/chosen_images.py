@@ -8,9 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from diffalign.generation.manifest import ItemKey, ManifestRow
-from diffalign.imaging.grid import GridCell, GridRow
+from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced
 from diffalign.imaging.image_files import read_image
-from diffalign.imaging.subsample import evenly_spaced
 
 Place = tuple[str, int]
 """Prompt id and seed: one row of a grid, one pair of a comparison."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 from rich.console import Console
 
 from diffalign import config as configs
-from diffalign.console import progress
+from diffalign.console import progress, silence_libraries
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.files import append_json_lines, read_json_lines
@@ -45,10 +45,10 @@ class Asking(Ranged):
     """A torch device; auto takes a GPU where there is one."""
 
     @property
-    def row_metadata(self) -> dict[str, Any]:
-        """What of it shapes responses, for a report."""
-        row_metadata = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
-        return {**row_metadata, "system": self.system} if self.system else row_metadata
+    def figures_depend_on(self) -> dict[str, Any]:
+        """The settings that shape responses, for a report."""
+        named = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        return {**named, "system": self.system} if self.system else named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class ImageQuestion:
 
 
 class WritesResponses(Protocol):
-    """What is asked of a loaded model; `models.vision_language` has one."""
+    """Models that write responses; that of `models.vlm` is one."""
 
     processor: Any
     """Of transformers, with a chat template."""
@@ -211,6 +211,7 @@ def _load(model: AbstractModel, asking: Asking) -> WritesResponses:
     usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"
     dtype = usual if asking.dtype == "auto" else asking.dtype
     model.check()
+    silence_libraries()
     loaded = model.load(
         device=device, compute_dtype=DTYPES[dtype], reference="none", trainable=False
     )

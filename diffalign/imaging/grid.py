@@ -1,4 +1,4 @@
-"""An image of images: prompts down the side, models across the top, a score under each.
+"""A grid of images: prompts down, models across the top, a score under each.
 
 The rendering scales with its number of columns, so that captions stay readable when a page shows
 the whole grid at the width of a column of text.
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
+T = TypeVar("T")
 
 PAPER: Colour = (252, 252, 250)
 INK: Colour = (28, 30, 34)
@@ -41,7 +43,7 @@ _WIDE_FONTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GridCell:
-    """One image and what is said of it."""
+    """One image with its caption and score."""
 
     image: Image.Image
     """Any size and mode; shown whole, its proportions kept."""
@@ -53,7 +55,7 @@ class GridCell:
 
 @dataclass(frozen=True, kw_only=True)
 class GridRow:
-    """What every column responses to one prompt."""
+    """The images of every column for one prompt."""
 
     caption: str
     """The prompt; long ones are wrapped, then end in an ellipsis."""
@@ -307,3 +309,16 @@ def first_line(text: str, font: Font, width: int) -> str:
         return text[:low]
     stop = max(text.rfind(mark, 0, low) for mark in " /-_") + 1
     return text[: stop or low].rstrip()
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, spread over all of them, the first included."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def evenly_spaced_with_ends(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, at least 2, from the first one to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

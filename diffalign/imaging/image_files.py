@@ -1,7 +1,8 @@
-"""Read image files as for training, and as scorers take them."""
+"""Images as files, as the tensors that scorers take, and as data inside a page."""
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.data.decoding import BadImageError, decode
+
+PIXEL_ART = 128
+"""Images up to this size are embedded as they are and enlarged without smoothing."""
+_EMBEDDED_PIXELS = 448
+"""Longer side of embedded images; larger ones are reduced and stored as JPEG."""
+_JPEG_QUALITY = 88
 
 
 def read_image(path: Path) -> Image.Image:
@@ -43,3 +50,17 @@ def encode_png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     to_images(image[None])[0].save(buffer, format="png")
     return buffer.getvalue()
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image as a data URI: small ones exactly, large ones reduced."""
+    buffer = io.BytesIO()
+    image = image.convert("RGB")
+    if max(image.size) <= PIXEL_ART:
+        image.save(buffer, format="png", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((_EMBEDDED_PIXELS, _EMBEDDED_PIXELS), Image.Resampling.LANCZOS)
+        image.save(buffer, format="jpeg", quality=_JPEG_QUALITY)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

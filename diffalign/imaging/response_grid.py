@@ -1,4 +1,4 @@
-"""Images with what models say of them, side by side; what is wrong is red and underlined."""
+"""Images with what models say of them, side by side; wrong parts are red and underlined."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What one model says of one image."""
+    """One model's response to one image."""
 
     passages: Sequence[Passage]
     """In order; a space is put between them."""

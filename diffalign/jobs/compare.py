@@ -13,9 +13,16 @@ from rich.markup import escape
 from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
-from diffalign.comparison.page import Section, command, row_metadata, write_report
-from diffalign.comparison.results import Result, as_json, as_markdown, console_table
-from diffalign.comparison.report import gallery_sections, grid_section, numbers_section
+from diffalign.comparison.page import Section, command, settings_list, write_report
+from diffalign.comparison.report import (
+    Result,
+    as_json,
+    as_markdown,
+    console_table,
+    gallery_sections,
+    grid_section,
+    numbers_section,
+)
 from diffalign.comparison.score import SCORES, scores_by_item
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import write_atomically, write_image
@@ -197,9 +204,9 @@ def _write(
             count=config.gallery,
             tie_tolerance=config.tie_tolerance,
         ),
-        Section("Settings", row_metadata(_settings(config, rows))),
+        Section("Settings", settings_list(_settings(config, rows))),
         Section("How to repeat it", command(_commands(config, results, saved))),
-        lead="Both sides of every pair were generated from the same prompt and the same noise.",
+        lead="Both images of every pair were generated from the same prompt and the same noise.",
     )
     return [page, grid, summary, figures]
 

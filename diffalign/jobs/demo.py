@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from diffalign import config as configs
-from diffalign.comparison.results import percent, percent_interval
+from diffalign.comparison.report import percent, percent_interval
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.jobs import compare, generate, score, train
@@ -27,7 +27,7 @@ from diffalign.training.config import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """What the demo runs and where to."""
+    """Config, model and folder of the demo."""
 
     config: Path = Path("configs/playground/diffusion_dpo.yaml")
     """The training run."""
@@ -51,7 +51,7 @@ def run(demo: DemoConfig) -> None:
     run_config = configs.load(RunConfig, demo.config, [*demo.overrides, f"output={demo.output}"])
 
     console.rule("1 of 4  Align the tiny SDXL with preferences")
-    if not align(run_config, console):
+    if not train_or_go_on(run_config, console):
         console.print("The same command goes on from here")
         return
 
@@ -90,7 +90,7 @@ def run(demo: DemoConfig) -> None:
     )
 
 
-def align(run_config: RunConfig, console: Console) -> bool:
+def train_or_go_on(run_config: RunConfig, console: Console) -> bool:
     """Train, or go on with it, unless it is done.
 
     Returns:
@@ -104,5 +104,5 @@ def align(run_config: RunConfig, console: Console) -> bool:
             soft_wrap=True,
         )
         return True
-    begun = bool(checkpoints_in(run_config.output))
-    return train.run(run_config, resume=run_config.output if begun else None) is not None
+    started = bool(checkpoints_in(run_config.output))
+    return train.run(run_config, resume=run_config.output if started else None) is not None

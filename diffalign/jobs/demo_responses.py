@@ -22,7 +22,7 @@ from diffalign.benchmarks.report import Figure
 from diffalign.files import write_image, write_json, writing
 from diffalign.generation.responses import WritesResponses
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
-from diffalign.jobs.demo import align
+from diffalign.jobs.demo import train_or_go_on
 from diffalign.models.devices import choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.multi_object_scenes import kind_named, kinds_in, sentences_of
@@ -44,7 +44,7 @@ _WRONG, _RIGHT = 4, 2
 
 @dataclass(frozen=True, kw_only=True)
 class ResponsesDemoConfig(Ranged):
-    """What the demo of responses runs and where to."""
+    """Config, model and folder of the demo of responses."""
 
     config: Path = Path("configs/playground/responses/mdpo.yaml")
     """The training run."""
@@ -63,7 +63,7 @@ def run(demo: ResponsesDemoConfig) -> None:
     run_config = configs.load(RunConfig, demo.config, [*demo.overrides, f"output={demo.output}"])
 
     console.rule("1 of 2  Align the tiny LLaVA with preferences between its own responses")
-    if not align(run_config, console):
+    if not train_or_go_on(run_config, console):
         console.print("The same command goes on from here")
         return
 

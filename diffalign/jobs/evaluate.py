@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,42 +11,32 @@ from diffalign import components
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.report import LISTED, Report, as_json, as_table, counts_line
 from diffalign.files import write_json_lines
-from diffalign.jobs.quiet import quieten_libraries
 from diffalign.processes import only_writer
 
 
 def run(benchmark: AbstractBenchmark, *, json_only: bool = False) -> Report:
-    """Judge the responses, print the figures, and save details where the settings name a file.
+    """Evaluate responses, print the figures, and save details where the settings name a file.
 
     Args:
-        benchmark: what is judged by what.
+        benchmark: which responses, and how they are counted.
         json_only: print one JSON object and nothing else.
 
     Raises:
         BusyError: another process writes a file of this one.
     """
     with ExitStack() as stack:
-        for file in sorted(_written(benchmark)):
+        for file in sorted(benchmark.written):
             stack.enter_context(only_writer(file.parent, of=file.name))
         return _run(benchmark, json_only=json_only)
-
-
-def _written(benchmark: AbstractBenchmark) -> set[Path]:
-    """Every file that a benchmark adds to or replaces."""
-    asking = getattr(benchmark, "asking", None)
-    files = (benchmark.saves, getattr(benchmark, "verdicts", None), asking and asking.saves)
-    return {file for file in files if file is not None}
 
 
 def _run(benchmark: AbstractBenchmark, *, json_only: bool) -> Report:
     console = Console(highlight=False, quiet=json_only)
     kind = components.kind_of(benchmark)
     console.print(f"[bold]evaluate {kind}[/bold]  {escape(benchmark.plan())}", soft_wrap=True)
-    if getattr(benchmark, "model", None) is not None:
-        quieten_libraries()
     report = benchmark.report()
-    if benchmark.saves is not None:
-        write_json_lines(benchmark.saves, report.details)
+    if benchmark.details is not None:
+        write_json_lines(benchmark.details, report.details)
     if json_only:
         print(as_json(report))
     else:
@@ -61,8 +50,8 @@ def _print(report: Report, console: Console) -> None:
     for name, part in {report.benchmark: report.whole, **report.parts}.items():
         console.print(as_table(part, escape(name), confidence))
         console.print(f"[dim]{counts_line(part)}\n", soft_wrap=True)
-    row_metadata = "; ".join(f"{name}: {value}" for name, value in report.row_metadata.items())
-    console.print(row_metadata, markup=False, soft_wrap=True)
+    settings = "; ".join(f"{name}: {value}" for name, value in report.settings.items())
+    console.print(settings, markup=False, soft_wrap=True)
     console.print(f"Intervals: {report.bootstrap.describe} of {report.resampled}")
     for reason, ids in report.left_out.items():
         if ids:
@@ -76,11 +65,11 @@ def _print(report: Report, console: Console) -> None:
 
 
 def _print_next(benchmark: AbstractBenchmark, kind: str, console: Console) -> None:
-    if benchmark.saves is not None:
-        console.print(f"[green]Done:[/green] {escape(str(benchmark.saves))}", soft_wrap=True)
+    if benchmark.details is not None:
+        console.print(f"[green]Done:[/green] {escape(str(benchmark.details))}", soft_wrap=True)
+    more = "--json for programs" if benchmark.details else "details=FILE.jsonl to see each response"
     console.print(
-        "Next: the same command with the other model, or its saved responses; "
-        + ("--json for programs" if benchmark.saves else "details=FILE.jsonl to see each response"),
+        f"Next: the same command with the other model, or its saved responses; {more}",
         markup=False,
         soft_wrap=True,
     )

@@ -1,12 +1,11 @@
-"""`diffalign export RUN`: what a run trained, in the form that another program opens."""
+"""`diffalign export RUN`: a trained model in the form that another program opens."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,38 +13,34 @@ import diffusers
 import torch
 from rich.console import Console
 from rich.markup import escape
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from diffalign import config as configs
-from diffalign.commands import command
+from diffalign.console import silence_libraries
 from diffalign.errors import ConfigError, ModelError
-from diffalign.files import replacing_file
-from diffalign.generation.manifest import MANIFEST, read_manifest
-from diffalign.generation.models import ModelSpec, diffusion_settings, locate_model
-from diffalign.jobs.quiet import quieten_libraries
+from diffalign.files import read_tensors, replacing_file
+from diffalign.generation.models import ModelSpec
+from diffalign.jobs.trained import (
+    Trained,
+    find_trained,
+    merged_pipeline,
+    peft_state,
+    results_of_weights,
+)
 from diffalign.models.adapter_files import (
     PEFT_FILE,
-    locate_adapter,
-    read_adapter,
 )
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES, Precision
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.export import replacing, write_adapter, write_pipeline
-from diffalign.models.diffusion.kohya import KOHYA_FILE, LoraLayer, cast, lora_layers, modelspec
+from diffalign.models.diffusion.kohya import KOHYA_FILE, cast, modelspec
 from diffalign.models.diffusion.original_layout import checkpoint_tensors
-from diffalign.models.diffusion.pipeline_lora import put_adapters, read_adapters
 from diffalign.models.vlm.config import VLM
 from diffalign.training.card import (
     read_evaluations,
-    results_of,
     write_cards,
     write_model_card,
 )
-from diffalign.training.checkpoint import checkpoints_in, verify
-from diffalign.training.config import RunConfig
 
 Form = Literal["kohya", "diffusers", "peft", "folder", "single_file", "card"]
 
@@ -67,7 +62,7 @@ DORA_NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What is exported, in which form, and where to."""
+    """Model, form and place of an export."""
 
     run: Path
     """Folder of a run, of a checkpoint of a run, or an adapter: its file or its folder."""
@@ -96,27 +91,6 @@ class ExportConfig:
             raise ValueError("form is card, which lies in the folder of the run: leave output out")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What there is to export."""
-
-    title: str
-    """Name of the result."""
-    home: Path
-    """Where exports go by default."""
-    model: AbstractModel
-    """Settings that open its base."""
-    layers: Mapping[str, LoraLayer] | None = None
-    """An image model's adapter by modules; None where all weights trained."""
-    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """What an adapter outside a run does to the text encoders, by their names and peft's."""
-    folder: Path | None = None
-    """What the run wrote at its end; None for a checkpoint."""
-    values: Mapping[str, Tensor] | None = None
-    """Of a checkpoint: all trained parameters, by name."""
-    run: RunConfig | None = None
-
-
 def run(config: ExportConfig) -> Path:
     """Export.
 
@@ -128,8 +102,8 @@ def run(config: ExportConfig) -> Path:
         ModelError, CheckpointError: files are missing or damaged.
     """
     console = Console(highlight=False)
-    quieten_libraries()
-    trained = _find(config)
+    silence_libraries()
+    trained = find_trained(config.run, config.base)
     form = config.form or _usual_form(trained)
     _refuse(trained, form)
     if form == "card":
@@ -178,123 +152,6 @@ def _merged_settings(model: AbstractModel) -> AbstractModel:
     return replace(model, lora=None)
 
 
-def _find(config: ExportConfig) -> Trained:
-    """What `config.run` names."""
-    path = config.run.expanduser()
-    if not path.exists():
-        raise ConfigError(f"{path}: there is no such run, checkpoint or adapter")
-    trained = _of_training(path)
-    if trained is None:
-        return _of_file(path, config.base)
-    if config.base is not None:
-        raise ConfigError(
-            f"base is for an adapter outside its run, and {path} is of a run whose config.yaml "
-            f"names its base: leave base out"
-        )
-    return trained
-
-
-def _of_training(path: Path) -> Trained | None:
-    """What a run made, where a path names the run, its result or a checkpoint of it."""
-    if (path / "config.yaml").is_file():
-        return _of_run(path)
-    if path.is_file() and path.parent.name == "final":
-        path = path.parent
-    if (path.parent / "config.yaml").is_file():
-        if path.name == "final":
-            return _of_run(path.parent)
-        if (path / "state.json").is_file():
-            return _of_checkpoint(path)
-    return None
-
-
-def _config_of(folder: Path) -> RunConfig:
-    """The config of the run that lies in a folder, wherever that was when it trained."""
-    return replace(configs.load(RunConfig, folder / "config.yaml"), output=folder)
-
-
-def _of_run(folder: Path) -> Trained:
-    run_config = _config_of(folder)
-    final = folder / "final"
-    if not final.is_dir():
-        saved = checkpoints_in(folder)
-        hint = f", for example {saved[-1]}" if saved else ""
-        again = command("train", config=folder / "config.yaml", options=["--resume"])
-        raise ConfigError(
-            f"{folder}: this run has no folder named final, so it has not finished. Continue it "
-            f"with: {again}; or export a checkpoint of it{hint}"
-        )
-    trained = Trained(
-        title=folder.resolve().name,
-        home=folder / "export",
-        model=run_config.model,
-        folder=final,
-        run=run_config,
-    )
-    if isinstance(run_config.model, AbstractDiffusion) and run_config.model.lora is not None:
-        scale = run_config.model.lora.scale
-        adapter = read_adapter(locate_adapter(final), component=run_config.model.component)
-        layers = lora_layers(adapter.tensors | adapter.modules, 1.0, where=str(final))
-        # What diffusers reads has the scale multiplied in; here it is on its own again.
-        return replace(
-            trained,
-            layers={n: replace(v, up=v.up / scale, scale=scale) for n, v in layers.items()},
-        )
-    return trained
-
-
-def _of_checkpoint(folder: Path) -> Trained:
-    run_config = _config_of(folder.parent)
-    verify(folder)
-    # What the run would have exported: the moving average of the weights where it keeps one.
-    kept = [folder / f"{name}.safetensors" for name in ("average", "weights")]
-    file = next((file for file in kept if file.is_file()), None)
-    if file is None:
-        raise ModelError(f"{folder} holds no weights: there is no {kept[1].name} in it")
-    values = _read_tensors(file)
-    trained = Trained(
-        title=f"{folder.resolve().parent.name}-{folder.name.rpartition('-')[2]}",
-        home=folder.parent / "export",
-        model=run_config.model,
-        values=values,
-        run=run_config,
-    )
-    if isinstance(run_config.model, AbstractDiffusion) and run_config.model.lora is not None:
-        named = {name.replace(".default", "", 1): value for name, value in values.items()}
-        layers = lora_layers(named, run_config.model.lora.scale, where=str(folder))
-        return replace(trained, layers=layers)
-    return trained
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from error
-
-
-def _of_file(path: Path, base: ModelSpec | str | None) -> Trained:
-    file = locate_adapter(path)
-    if base is None:
-        raise ConfigError(
-            f"{path} is an adapter outside its run, which does not say what it changes: name the "
-            f"model that it is for with base=FOLDER_OR_HUB_ID"
-        )
-    spec = ModelSpec(path=base) if isinstance(base, str) else base
-    model = diffusion_settings(replace(spec, lora=None))
-    adapters = read_adapters(
-        getattr(diffusers, model.pipeline), file, unet_config=model.network_config
-    )
-    own = adapters.pop(model.component, {})
-    return Trained(
-        title=file.stem if path.is_file() else path.resolve().name,
-        home=file.parent / "export",
-        model=model,
-        layers=lora_layers(own, 1.0, where=str(file)),
-        others=adapters,
-    )
-
-
 def _usual_form(trained: Trained) -> Form:
     if isinstance(trained.model, AbstractDiffusion):
         return "kohya" if trained.layers is not None else "single_file"
@@ -340,34 +197,6 @@ def _refuse(trained: Trained, form: Form) -> None:
             f"form is {form}, which is written for the UNet alone, and {trained.title} changes "
             f"{', '.join(trained.others)} as well: use form=folder or form=single_file"
         )
-
-
-def results_of_weights(run: Path, console: Console) -> list[Path]:
-    """The comparisons in the folder of a run whose images its final weights made.
-
-    A run may have been trained further since; what was measured before is left out, and said.
-    """
-    found = results_of(run)
-    if not found:
-        return []
-    try:
-        weights = locate_model(ModelSpec(path=str(run))).fingerprint()
-    except ModelError:  # no image model, or a base that is not here: nothing to hold it against
-        return found
-    kept = []
-    for path in found:
-        images = path.parent
-        if not (images / MANIFEST).is_file() or any(
-            row.fingerprint == weights for row in read_manifest(images)
-        ):
-            kept.append(path)
-            continue
-        console.print(
-            f"Left out of the card, as it is about other weights than {run / 'final'}: {path}",
-            markup=False,
-            soft_wrap=True,
-        )
-    return kept
 
 
 def _refuse_place(output: Path, form: Form) -> None:
@@ -418,7 +247,7 @@ def _export_images(
                 save_file(kohya.tensors, draft, metadata=kohya.metadata)
             return
         state = {
-            name: cast(value, dtype, name) for name, value in _peft_state(trained.layers).items()
+            name: cast(value, dtype, name) for name, value in peft_state(trained.layers).items()
         }
         write_adapter(
             output,
@@ -428,7 +257,7 @@ def _export_images(
             kohya=kohya,
         )
         return
-    pipeline = _merged(trained, model)
+    pipeline = merged_pipeline(trained, model)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             for name, parameter in part.named_parameters():
@@ -446,31 +275,8 @@ def _export_images(
     _print_limits(pipeline, velocity, console)
 
 
-def _peft_state(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
-    """An adapter by peft's names with a scale of one, which every reader takes for granted."""
-    state = {}
-    for module, layer in layers.items():
-        state[f"{module}.lora_A.weight"] = layer.down
-        state[f"{module}.lora_B.weight"] = layer.up * layer.scale
-        if layer.magnitude is not None:
-            state[f"{module}.lora_magnitude_vector"] = layer.magnitude
-    return state
-
-
-def _merged(trained: Trained, model: AbstractDiffusion) -> Any:
-    """The pipeline with what was trained in its weights, float32 on the CPU."""
-    if trained.layers is not None:
-        pipeline = model.opened()
-        adapters = {model.component: _peft_state(trained.layers), **trained.others}
-        put_adapters(pipeline, adapters, where=trained.title, merge=True)
-        return pipeline
-    if trained.folder is not None:
-        return type(model)(path=str(trained.folder)).opened()  # all else is in the folder
-    return model.opened(trained.values)
-
-
 def _print_limits(pipeline: Any, velocity: bool, console: Console) -> None:
-    """What a single file does not say, and its readers take for granted."""
+    """Print what a single file does not say, and its readers take for granted."""
     usual = 0.13025 if hasattr(pipeline, "text_encoder_2") else 0.18215
     scaling = pipeline.vae.config.scaling_factor
     if scaling != usual:
@@ -511,7 +317,7 @@ def _existing_parent(path: Path) -> Path:
 
 def _copy_adapter(source: Path, output: Path, dtype: torch.dtype) -> None:
     """A folder of peft with its tensors in another dtype."""
-    read = _read_tensors(source / PEFT_FILE)
+    read = read_tensors(source / PEFT_FILE, error=ModelError)
     tensors = {name: cast(value, dtype, name) for name, value in read.items()}
     with replacing(output) as partial:
         for file in source.iterdir():

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from diffalign import config as configs
-from diffalign.console import progress
+from diffalign.console import progress, silence_libraries
 from diffalign.errors import DiffalignError
 from diffalign.files import write_image
 from diffalign.generation.chosen_images import grid_rows, spread_items
@@ -40,7 +40,6 @@ from diffalign.generation.text_to_image import (
 )
 from diffalign.imaging.grid import render_grid
 from diffalign.jobs import generate_groups, score
-from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.devices import choose_device
 from diffalign.models.runs import in_words
 from diffalign.processes import only_writer
@@ -126,7 +125,7 @@ def run(config: GenerateConfig) -> None:
             tries the failed ones again.
     """
     console = Console(highlight=False)
-    quieten_libraries()
+    silence_libraries()
     with only_writer(config.output):
         if config.trajectories is not None:
             _run_groups(console, config, config.trajectories)
@@ -144,10 +143,10 @@ def _run_single(console: Console, config: GenerateConfig) -> None:
     for model in models.values():
         check_sampler(model, config.sampler)
     settings = sampler_settings(config.sampler, dtype)
-    subjects = {
+    entries = {
         name: ModelEntry(name, model.fingerprint(), settings) for name, model in models.items()
     }
-    existing = existing_rows(config.output, subjects.values())
+    existing = existing_rows(config.output, entries.values())
     pending = {name: missing_batches(batches, name, existing) for name in models}
 
     _announce(console, config, len(texts), pending, f"{device}, {settings['dtype']}")
@@ -159,7 +158,7 @@ def _run_single(console: Console, config: GenerateConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     configs.save(config, config.output / "generate.yaml")
     failures = {
-        name: _generate(console, config, model, subjects[name], pending[name], existing)
+        name: _generate(console, config, model, entries[name], pending[name], existing)
         for name, model in models.items()
         if pending[name]
     }
@@ -197,27 +196,27 @@ def _generate(
     console: Console,
     config: GenerateConfig,
     model: LocatedModel,
-    subject: ModelEntry,
+    entry: ModelEntry,
     batches: Sequence[list[Item]],
     existing: dict[ItemKey, ManifestRow],
 ) -> list[Failure]:
     """Generate one model's share, alone on the device."""
     device = choose_device(config.device)
-    artist = TextToImage.open(
+    sampler = TextToImage.open(
         model, config.sampler, device=device, dtype=choose_dtype(config.dtype, device)
     )
     texts = dict.fromkeys(item.prompt.text for batch in batches for item in batch)
     cut = model.truncated(texts)
     if cut:
         console.print(
-            f"  {subject.name}: {len(cut)} prompts are longer than its text encoder reads, "
+            f"  {entry.name}: {len(cut)} prompts are longer than its text encoder reads, "
             f"their ends are ignored, e.g. {cut[0][:60]!r}",
             markup=False,
             soft_wrap=True,
         )
-    with progress(console, subject.name, sum(map(len, batches))) as advance:
-        failures = generate_batches(config.output, subject, artist, batches, existing, advance)
-    del artist
+    with progress(console, entry.name, sum(map(len, batches))) as advance:
+        failures = generate_batches(config.output, entry, sampler, batches, existing, advance)
+    del sampler
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

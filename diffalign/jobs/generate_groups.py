@@ -18,9 +18,8 @@ from diffalign.errors import ConfigError
 from diffalign.files import write_image
 from diffalign.generation.generate import Failure, Item
 from diffalign.generation.models import ModelSpec, diffusion_settings
-from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced, render_grid
 from diffalign.imaging.image_files import read_image
-from diffalign.imaging.subsample import evenly_spaced
 from diffalign.models.devices import precision_of
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.reverse import ReverseProcess
@@ -37,7 +36,7 @@ from diffalign.rollouts.groups import (
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What is to be generated, and by what."""
+    """Groups to generate, and the model that does."""
 
     model: AbstractDiffusion
     sampler: GroupSampler
@@ -145,7 +144,7 @@ def render_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Pat
 
 
 def next_step(folder: Path, model: AbstractDiffusion, process: ReverseProcess) -> str:
-    """What to do with the groups: an example of a preferences file, and the command.
+    """How people rank the groups: an example of a preferences file, and the command.
 
     Args:
         folder: of the groups.

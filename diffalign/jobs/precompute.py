@@ -15,9 +15,8 @@ from torch import Tensor
 from diffalign import world
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
 from diffalign.commands import command, override
-from diffalign.console import progress
+from diffalign.console import progress, silence_libraries
 from diffalign.data.loader import told_of_lost_workers
-from diffalign.jobs.quiet import quieten_libraries
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.devices import DTYPES
 from diffalign.processes import only_writer
@@ -52,7 +51,7 @@ def run(
         BusyError: another process writes in the folder.
         CacheError: the folder holds values of other settings.
     """
-    quieten_libraries()
+    silence_libraries()
     check(run_config)
     run_config = _with_cache(run_config)
     accelerator = build.build_accelerator(run_config)

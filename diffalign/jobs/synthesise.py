@@ -15,10 +15,9 @@ from diffalign import components
 from diffalign import config as configs
 from diffalign.batching import each_or_error
 from diffalign.commands import command
-from diffalign.console import progress
+from diffalign.console import progress, silence_libraries
 from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.files import writing
-from diffalign.jobs.quiet import quieten_libraries
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES, Precision, choose_device
 from diffalign.models.vlm.config import VLM
@@ -60,7 +59,7 @@ class SynthesiseConfig(Ranged):
     format: Format = "jsonl"
     """jsonl names images where they lie; parquet holds them, and can be moved or uploaded."""
     seed: int = 0
-    """What is generated for a question depends on this and its id alone."""
+    """The seed: rows of a question depend on it and the id of the question alone."""
     batch_size: Annotated[int, AtLeast(1)] = 8
     """Questions, and responses, at once; changes nothing but speed, memory and float rounding."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -78,7 +77,7 @@ def run(config: SynthesiseConfig) -> None:
         DataError: there are no questions, or nothing could be made of any.
         ModelError: the model cannot do what the method asks.
     """
-    quieten_libraries()
+    silence_libraries()
     console = Console(highlight=False)
     if not isinstance(config.model, VLM):
         raise ConfigError("model.kind must be vlm: responses about images are written by one")

@@ -14,12 +14,12 @@ from rich.markup import escape
 
 from diffalign import config, world
 from diffalign.commands import command
+from diffalign.console import silence_libraries
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.section import COUNTED_CAPTIONS
 from diffalign.data.skipping import forget_skipped
 from diffalign.errors import ConfigError, ModelError, TrainingError
-from diffalign.jobs.export import results_of_weights
-from diffalign.jobs.quiet import quieten_libraries
+from diffalign.jobs.trained import results_of_weights
 from diffalign.models.diffusion.conditioning import cut_prompts
 from diffalign.models.diffusion.kohya import KOHYA_FILE
 from diffalign.processes import only_writer
@@ -55,7 +55,7 @@ def run(
     Returns:
         The folder of the exported model; None for a dry run or an interrupted one.
     """
-    quieten_libraries()
+    silence_libraries()
     console = Console(highlight=False)
     check(run_config)
     _check_start(run_config, resume)
@@ -185,7 +185,7 @@ def _print_lines(console: Console, lines: list[str]) -> None:
 
 
 def _print_source(console: Console, run_config: RunConfig) -> None:
-    """What a dry run can say of the batches to come."""
+    """Print what a dry run can say of the batches to come."""
     shown = run_config.section.preview(build.source_request(run_config, console), PREVIEWED)
     _print_lines(console, [*shown.lines, *_cut_captions(run_config, shown.captions)])
     for table in shown.tables:

@@ -1,4 +1,4 @@
-"""What a benchmark asks of a judge, and verdicts that are never asked for twice."""
+"""Language models that judge responses: contract, prompts, and verdicts kept in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from diffalign.console import progress
 from diffalign.errors import ConfigError, DataError
-from diffalign.files import append_json_lines, read_rows
+from diffalign.files import append_json_lines, read_rows, read_text
 from diffalign.ranges import Ranged
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class AbstractJudge(Ranged, abc.ABC):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """Who judges, for reports; verdicts of another name are not reused."""
+        """Name in reports; verdicts of another name are not reused."""
 
     def check(self) -> None:
         """Raise ConfigError for what can be known to fail before anything is asked."""
@@ -44,6 +44,30 @@ class AbstractJudge(Ranged, abc.ABC):
         """
 
 
+def read_template(path: Path | None, own: str) -> str:
+    """The text of a template, or our own where no file is given."""
+    if path is None:
+        return own
+    return read_text(path, absent="there is no such template")
+
+
+def fill(template: str, **values: str) -> str:
+    """Put values where their names stand in braces.
+
+    A published template with plain `{}` takes them in the order in which they are given here.
+
+    Raises:
+        DataError: the template wants something else.
+    """
+    try:
+        return template.format(*values.values(), **values)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the template of the judge's prompt can be filled with {', '.join(values)} in braces, "
+            f"and wants {error}; write braces that are meant as such twice"
+        ) from error
+
+
 def verdicts(
     judge: AbstractJudge,
     prompts: Mapping[str, str],
@@ -52,7 +76,7 @@ def verdicts(
     saves: Path,
     attempts: int,
 ) -> dict[str, T]:
-    """What a judge says of every item, read from a file as far as it was asked before.
+    """Verdicts of a judge on every item, read from a file as far as it was asked before.
 
     Args:
         judge: who is asked.

@@ -51,7 +51,7 @@ class Endpoint(AbstractJudge):
     address: str
     """Up to and without `/chat/completions`, for example http://127.0.0.1:8000/v1."""
     model: str
-    """What the endpoint calls it, for example gpt-4-1106-preview."""
+    """Name at the endpoint, for example gpt-4-1106-preview."""
     key_variable: str | None = None
     """The environment variable that holds the key. null takes OPENAI_API_KEY for api.openai.com and
     this machine and HF_TOKEN for huggingface.co, where they are set, and sends none elsewhere. Any

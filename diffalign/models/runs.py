@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffalign.errors import ModelError
-from diffalign.parsing import decode_text, parse_json, parse_yaml
+from diffalign.files import read_json, read_tensors, read_text
+from diffalign.parsing import parse_yaml
 
 CONFIG = "config.yaml"
 FINAL = "final"
@@ -54,19 +52,17 @@ class RunCheckpoint:
         """
         self._check()
         try:
-            values: Mapping[str, Tensor] = load_file(self.file)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"{self.file}: cannot be read: {error}. Take another checkpoint of the run"
-            ) from error
+            values = read_tensors(self.file, error=ModelError)
+        except ModelError as error:
+            raise ModelError(f"{error}. Take another checkpoint of the run") from error
         if self.model().get("kind") == "vlm":
             return {name.removeprefix("model."): value for name, value in values.items()}
-        return dict(values)
+        return values
 
     def _check(self) -> None:
         """Raise ModelError if the file is not the one that was written."""
         written = self.folder / _STATE
-        state = parse_json(written.read_bytes(), written, error=ModelError)
+        state = read_json(written, error=ModelError)
         files = state.get("files") if isinstance(state, dict) else None
         if not isinstance(files, dict):  # of a version that wrote no digests
             return
@@ -130,11 +126,7 @@ def model_of_run(run: Path) -> dict[str, Any]:
             f"{run} has no {CONFIG}, which says what model its checkpoints change: put it there "
             f"again, or leave checkpoints in the folder of their run"
         )
-    try:
-        text = decode_text(file.read_bytes(), file, error=ModelError)
-        content = parse_yaml(text, file, error=ModelError)
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from error
+    content = parse_yaml(read_text(file, error=ModelError), file, error=ModelError)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not model.get("path"):
         raise ModelError(f"{file}: names no model.path, so what the run started from is unknown")

@@ -19,7 +19,7 @@ Fault = Literal["none", "attribute", "absent"]
 
 
 @dataclass(frozen=True)
-class JudgedSentence:
+class CheckedSentence:
     """One sentence of a description, held against the scene."""
 
     text: str
@@ -34,7 +34,7 @@ class JudgedSentence:
         return sentence(self.correction) if self.correction else ""
 
 
-def judge_sentences(response: str, scene: Scene) -> list[JudgedSentence] | None:
+def check_sentences(response: str, scene: Scene) -> list[CheckedSentence] | None:
     """Hold each sentence of a description against a scene.
 
     Returns:
@@ -47,27 +47,27 @@ def judge_sentences(response: str, scene: Scene) -> list[JudgedSentence] | None:
     if len(kinds) < len(named) or len(set(kinds)) < len(kinds):
         return None
     missed = [kind for kind in kinds_in(scene) if kind not in kinds]
-    return [_judge(text, kind, scene, missed) for text, kind in zip(texts, kinds, strict=True)]
+    return [_check(text, kind, scene, missed) for text, kind in zip(texts, kinds, strict=True)]
 
 
-def _judge(text: str, kind: Kind, scene: Scene, missed: list[Kind]) -> JudgedSentence:
+def _check(text: str, kind: Kind, scene: Scene, missed: list[Kind]) -> CheckedSentence:
     """The verdict on one sentence; an object that it turns out to mean is no longer missed."""
     if kind in kinds_in(scene):
-        return JudgedSentence(text, "none", kind)
+        return CheckedSentence(text, "none", kind)
     alike = [m for m in missed if m.shape == kind.shape] + [
         m for m in missed if m.colour == kind.colour
     ]
     if not alike:
-        return JudgedSentence(text, "absent", None)
+        return CheckedSentence(text, "absent", None)
     missed.remove(alike[0])
-    return JudgedSentence(text, "attribute", alike[0])
+    return CheckedSentence(text, "attribute", alike[0])
 
 
-def hallucinates(sentences: Sequence[JudgedSentence]) -> bool:
+def hallucinates(sentences: Sequence[CheckedSentence]) -> bool:
     """Whether any sentence is at fault."""
     return any(item.fault != "none" for item in sentences)
 
 
-def revised(sentences: Sequence[JudgedSentence]) -> str:
+def revised(sentences: Sequence[CheckedSentence]) -> str:
     """The description with wrong words replaced and absent objects left out, and nothing added."""
     return description(item.correction for item in sentences if item.correction)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL.Image import Image
 
 from diffalign.benchmarks.chair import rules as chair
+from diffalign.benchmarks.coco_objects import ObjectWords, Synonyms
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Figure, Measure, panel
 from diffalign.generation.responses import WritesResponses
@@ -41,8 +42,8 @@ def name_of(kind: Kind) -> str:
     return f"{kind.colour} {kind.shape}"
 
 
-EXACT_NAMES = chair.ObjectWords(
-    synonyms=chair.Synonyms({name_of(kind): name_of(kind) for kind in KINDS}),
+EXACT_NAMES = ObjectWords(
+    synonyms=Synonyms({name_of(kind): name_of(kind) for kind in KINDS}),
     singularise=str,
     double_words={name_of(kind): name_of(kind) for kind in KINDS},
 )
@@ -106,15 +107,15 @@ class _Asker:
 
 def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
     responses = asker([(number, DESCRIBE) for number in range(len(scenes))])
-    judged = [
-        chair.judge(
+    checked = [
+        chair.check(
             chair.Caption(image_id=str(number), text=response),
             frozenset(map(name_of, kinds_in(scene))),
             EXACT_NAMES,
         )
         for number, (scene, response) in enumerate(zip(scenes, responses, strict=True))
     ]
-    figures = chair.chair_panel(judged, bootstrap).figures
+    figures = chair.chair_panel(checked, bootstrap).figures
     return {name: figures[name] for name in ("chair_s", "chair_i", "recall", "mean_length")}
 
 
@@ -124,27 +125,27 @@ def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> d
     distinct = list(dict.fromkeys(asked))  # splits share their questions about what is there
     responses = dict(zip(distinct, asker(distinct), strict=True))
     images = [str(number) for number in range(len(scenes))]
-    judged: dict[str, list[pope.JudgedResponse]] = {
+    checked: dict[str, list[pope.CheckedResponse]] = {
         split: [
-            pope.JudgedResponse(question=q, response=responses[int(q.image), q.text])
+            pope.CheckedResponse(question=q, response=responses[int(q.image), q.text])
             for q in of_split
         ]
         for split, of_split in questions.items()
     }
 
-    def figures(items: Sequence[pope.JudgedResponse], title: str) -> dict[str, Figure]:
+    def figures(items: Sequence[pope.CheckedResponse], title: str) -> dict[str, Figure]:
         found = panel(pope.tally(items, images), pope.MEASURES, bootstrap).figures
         return {
             name: replace(figure, label=f"{title}: {figure.label}")
             for name, figure in found.items()
         }
 
-    whole = figures([item for of_split in judged.values() for item in of_split], "POPE")
+    whole = figures([item for of_split in checked.values() for item in of_split], "POPE")
     return {
         **{f"pope_{name}": whole[name] for name in ("accuracy", "f1", "yes_ratio")},
         **{
             f"pope_{split}_accuracy": figures(items, f"POPE {split}")["accuracy"]
-            for split, items in judged.items()
+            for split, items in checked.items()
         },
     }
 

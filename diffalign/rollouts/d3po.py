@@ -28,8 +28,8 @@ from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.files import inside, read_rows, write_atomically, write_json_lines, writing
 from diffalign.generation.prompts import PromptsConfig, read_prompts
+from diffalign.imaging.grid import evenly_spaced
 from diffalign.imaging.image_files import encode_png
-from diffalign.imaging.subsample import evenly_spaced
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.ranges import AtLeast

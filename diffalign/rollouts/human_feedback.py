@@ -23,7 +23,7 @@ from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.files import inside
-from diffalign.imaging.subsample import evenly_spaced
+from diffalign.imaging.grid import evenly_spaced
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from diffalign.files import write_image, writing
-from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced_with_ends, render_grid
 from diffalign.imaging.image_files import read_image
-from diffalign.imaging.subsample import evenly_spaced_with_ends
 
 PairRule = Literal["all", "best_worst"]
 """Which decided pairs of a prompt are trained on: all, or one, of the image that wins against most

@@ -31,9 +31,14 @@ from diffalign.files import (
     writing,
 )
 from diffalign.generation.prompts import PromptsConfig, read_prompts
-from diffalign.imaging.grid import GridCell, GridRow, render_grid
+from diffalign.imaging.grid import (
+    GridCell,
+    GridRow,
+    evenly_spaced,
+    evenly_spaced_with_ends,
+    render_grid,
+)
 from diffalign.imaging.image_files import encode_png, read_image
-from diffalign.imaging.subsample import evenly_spaced, evenly_spaced_with_ends
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked

@@ -1,4 +1,4 @@
-"""What a scorer of images promises."""
+"""The contract of a scorer: one float per image and prompt, higher is better."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AbstractScorer(Ranged, abc.ABC):
     """
 
     takes_time: ClassVar[bool] = False
-    """Whether it scores what is still noisy, and has to be told the timestep: `score(..., t)`."""
+    """Whether it scores noisy images and needs their timestep: `score(..., t)`."""
 
     @property
     @abc.abstractmethod

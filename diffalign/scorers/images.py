@@ -1,4 +1,4 @@
-"""What scorers of finished images share: they see them as people do, in 8 bits a channel."""
+"""Shared by scorers of finished images, which see them as people do, in 8 bits a channel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffalign.scorers.base import AbstractScorer
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractImageScorer(AbstractScorer):
-    """A scorer whose authors fed it image files, and that is fed the same here."""
+    """A scorer of image files: it sees images rounded as files round them."""
 
     @abc.abstractmethod
     def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
@@ -25,11 +25,11 @@ class AbstractImageScorer(AbstractScorer):
 
     @property
     def has_features(self) -> bool:
-        """Whether `features` says something of an image."""
+        """Whether the scorer has features of images."""
         return type(self).features is not AbstractImageScorer.features
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """What the scorer sees in RGB images, apart from any prompt, shape [n, d], on any device.
+        """Features of RGB images, apart from any prompt, shape [n, d], on any device.
 
         Images that look alike have features of nearly the same direction.
 
@@ -39,7 +39,7 @@ class AbstractImageScorer(AbstractScorer):
         raise NotImplementedError(f"{type(self).__name__} has no features of images")
 
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Scorer finished images against their prompts.
+        """Score finished images against their prompts.
 
         Args:
             images: shape [n, 3, H, W], float32 in [-1, 1]; what lies outside is cut off.
@@ -54,7 +54,7 @@ class AbstractImageScorer(AbstractScorer):
         """
         if t is not None:
             raise ValueError(
-                f"{type(self).__name__} scorers finished images and takes no timesteps: leave out "
+                f"{type(self).__name__} scores finished images and takes no timesteps: leave out "
                 f"t, or use a step-aware scorer"
             )
         if len(images) != len(prompts):
@@ -77,7 +77,7 @@ def cosines(
 ) -> Tensor:
     """Cosine between the embeddings of each image and its prompt, float32 [n].
 
-    Each prompt is embedded once, however many images response it.
+    Each prompt is embedded once, however many images it has.
 
     Args:
         images: n of them, RGB.

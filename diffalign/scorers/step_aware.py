@@ -36,7 +36,7 @@ from diffalign.ranges import AtLeast
 from diffalign.scorers.base import AbstractScorer
 
 AUTHORS_CLIP = "yuvalkirstain/PickScore_v1"
-"""What the authors' checkpoints started from."""
+"""The CLIP that the authors' checkpoints started from."""
 
 
 def tower_pixels(images: Tensor, size: int) -> Tensor:
@@ -44,7 +44,7 @@ def tower_pixels(images: Tensor, size: int) -> Tensor:
 
     The shorter side is resized bicubically while values may still lie outside [-1, 1], the middle
     is cut out, and only then are values clamped. Images that were clamped before, as those of
-    `DiffusionModel.decode_images`, so undergo what the authors do in training.
+    `DiffusionModel.decode_images`, so go through the same steps as in the authors' training.
 
     Args:
         images: shape [n, 3, H, W], float; nominally in [-1, 1].
@@ -89,7 +89,7 @@ class StepAware(AbstractScorer):
         return f"step-aware-{digest_of(self._weights)}"
 
     def score(self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None) -> Tensor:
-        """Scorer one-step predictions of noisy images against their prompts.
+        """Score one-step predictions of noisy images against their prompts.
 
         Args:
             images: decoded predictions, shape [n, 3, H, W], float32 in [-1, 1].

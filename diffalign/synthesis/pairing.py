@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from diffalign.errors import DataError
 from diffalign.files import numbered_lines, parse_json_line
-from diffalign.judges.templates import fill
+from diffalign.judges.base import fill
 from diffalign.parsing import parse_json
 
 Pair = tuple[str, str]

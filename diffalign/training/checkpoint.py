@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from diffalign.errors import CheckpointError
-from diffalign.files import flush
+from diffalign.errors import CheckpointError, DataError
+from diffalign.files import flush, open_tensors, read_tensors
 from diffalign.parsing import parse_json
 
 PREFIX = "checkpoint-"
@@ -146,8 +146,8 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
         named_point(path)
     state = _read_state(path)
     try:
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    except (OSError, SafetensorError) as error:
+        tensors = {f.stem: read_tensors(f) for f in sorted(path.glob("*.safetensors"))}
+    except DataError as error:
         raise _damaged(path, str(error)) from error
     for key in (_FILES, _DIGEST):
         state.pop(key, None)
@@ -168,9 +168,9 @@ def verify(path: Path) -> bool:
     if _FILES not in state:
         for file in sorted(path.glob("*.safetensors")):
             try:
-                with safe_open(file, framework="pt"):
+                with open_tensors(file):
                     pass
-            except (OSError, SafetensorError) as error:
+            except DataError as error:
                 raise _damaged(path, f"{file.name} cannot be read: {error}") from error
         for group in ("weights", "rank-0"):
             if not (path / f"{group}.safetensors").is_file():

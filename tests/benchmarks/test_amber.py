@@ -9,24 +9,26 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffalign.benchmarks.amber.rules import (
-    DESCRIPTION_MEASURES,
-    PARTS,
-    JudgedResponse,
+from diffalign.benchmarks.amber.files import (
     Question,
     Relations,
     Scene,
-    description_tally,
-    judge_description,
-    one_decimal,
     read_annotations,
     read_relations,
     read_responses,
     read_safe_words,
+)
+from diffalign.benchmarks.amber.rules import (
+    DESCRIPTION_MEASURES,
+    PARTS,
+    CheckedResponse,
+    check_description,
+    description_tally,
+    one_decimal,
     response_measures,
     response_tally,
 )
-from diffalign.benchmarks.nouns import noun_extractor, similarity
+from diffalign.benchmarks.words import noun_extractor, similarity
 from diffalign.errors import ConfigError, DataError
 from tests.benchmarks.shared_data import shared_folder
 
@@ -47,8 +49,8 @@ def scene(truth: str, absent: str, item_id: int = 1) -> Scene:
     return Scene(item_id=item_id, truth=tuple(truth.split()), hallucinations=tuple(absent.split()))
 
 
-def judged(of: Scene, nouns: str, *, relations=RELATIONS, safe=SAFE, similar=str.__eq__):
-    return judge_description(
+def checked(of: Scene, nouns: str, *, relations=RELATIONS, safe=SAFE, similar=str.__eq__):
+    return check_description(
         of, nouns, nouns.split(), relations=relations, safe_words=safe, similar=similar
     )
 
@@ -59,8 +61,8 @@ def values(measures, counts) -> dict[str, float]:
 
 
 def test_the_worked_example():
-    first = judged(scene("dog table", "cat bird", 1), "puppy cat light dog spoon car")
-    second = judged(scene("car tree", "bird", 2), "car forest")
+    first = checked(scene("dog table", "cat bird", 1), "puppy cat light dog spoon car")
+    second = checked(scene("car tree", "bird", 2), "car forest")
     counts = description_tally([first, second], ["one"], {1: "one", 2: "one"})
     figures = values(DESCRIPTION_MEASURES, counts)
     assert figures.pop("mean_length") == 4
@@ -68,26 +70,26 @@ def test_the_worked_example():
 
 
 def test_a_noun_of_no_relation_counts_nowhere():
-    assert judged(scene("dog", "cat"), "spoon dog").nouns == ("dog",)
+    assert checked(scene("dog", "cat"), "spoon dog").nouns == ("dog",)
 
 
 def test_a_safe_word_counts_as_a_noun_and_is_never_hallucinated():
-    result = judged(scene("dog", "cat"), "car dog", safe={"car"})
+    result = checked(scene("dog", "cat"), "car dog", safe={"car"})
     assert (result.nouns, result.hallucinated) == (("car", "dog"), ())
 
 
 def test_a_word_covers_the_first_object_that_it_is_for_and_associations_come_first():
     relations = Relations({"road": ["ground"], "ground": [], "cat": []})
-    assert judged(scene("ground road", "cat"), "ground", relations=relations).covered == {1}
+    assert checked(scene("ground road", "cat"), "ground", relations=relations).covered == {1}
 
 
 def test_an_object_that_is_there_twice_is_covered_once():
-    assert judged(scene("car car", "cat"), "car car").covered == {0}
+    assert checked(scene("car car", "cat"), "car car").covered == {0}
 
 
 def test_an_expected_object_is_hallucinated_too_unless_it_resembles_a_true_one():
-    assert judged(scene("dog", "cat"), "kitten").hallucinated == ("kitten",)
-    resembles = judged(
+    assert checked(scene("dog", "cat"), "kitten").hallucinated == ("kitten",)
+    resembles = checked(
         scene("dog", "cat"), "kitten", similar=lambda a, b: {a, b} == {"kitten", "dog"}
     )
     assert resembles.hallucinated == ()
@@ -96,20 +98,20 @@ def test_an_expected_object_is_hallucinated_too_unless_it_resembles_a_true_one()
 
 
 def test_a_word_that_resembles_another_expected_object_marks_both():
-    result = judged(
+    result = checked(
         scene("dog", "bird cat"), "kitten", similar=lambda a, b: {a, b} == {"kitten", "bird"}
     )
     assert result.expected == {0, 1}
 
 
 def test_a_true_word_is_not_compared_with_expected_ones():
-    result = judged(scene("dog", "cat"), "dog", similar=lambda a, b: True)
+    result = checked(scene("dog", "cat"), "dog", similar=lambda a, b: True)
     assert result.expected == frozenset()
 
 
 def answered(*items: tuple[str, str], dimension="existence"):
     judged_responses = [
-        JudgedResponse(
+        CheckedResponse(
             question=Question(item_id=n, dimension=dimension, label=label), response=response
         )
         for n, (label, response) in enumerate(items)

@@ -6,13 +6,10 @@ import json
 
 import pytest
 
-from diffalign.benchmarks.chair.rules import (
-    Caption,
+from diffalign.benchmarks.chair.rules import Caption, chair_panel, check, read_captions
+from diffalign.benchmarks.coco_objects import (
     ObjectWords,
-    chair_panel,
     coco_objects,
-    judge,
-    read_captions,
     read_image_objects,
     read_synonyms,
 )
@@ -95,8 +92,8 @@ def test_figures_worked_by_hand(objects_of):
         Caption(image_id="3", text="Birds and a bird"),  # 2 mentions, both wrong, 0 of 2 found
         Caption(image_id="3", text=""),  # counts as a caption, 0 of 2 found
     ]
-    judged = [judge(c, frozenset(truths[c.image_id]), objects_of) for c in captions]
-    panel = chair_panel(judged, Bootstrap(resamples=200))
+    checked = [check(c, frozenset(truths[c.image_id]), objects_of) for c in captions]
+    panel = chair_panel(checked, Bootstrap(resamples=200))
     values = {name: figure.value for name, figure in panel.figures.items()}
     assert values == pytest.approx(
         {
@@ -112,14 +109,14 @@ def test_figures_worked_by_hand(objects_of):
 
 def test_captions_of_one_image_are_one_cluster(objects_of):
     captions = [Caption(image_id="1", text=text) for text in ("a dog", "a cat")]
-    judged = [judge(c, frozenset({"dog"}), objects_of) for c in captions]
-    panel = chair_panel(judged, Bootstrap(resamples=200))
+    checked = [check(c, frozenset({"dog"}), objects_of) for c in captions]
+    panel = chair_panel(checked, Bootstrap(resamples=200))
     assert panel.figures["chair_s"].interval is None
 
 
 def test_captions_that_mention_nothing_leave_chair_i_undefined(objects_of):
-    judged = [judge(Caption(image_id="1", text="so nice"), frozenset(), objects_of)]
-    figures = chair_panel(judged, Bootstrap(resamples=200)).figures
+    checked = [check(Caption(image_id="1", text="so nice"), frozenset(), objects_of)]
+    figures = chair_panel(checked, Bootstrap(resamples=200)).figures
     assert figures["chair_i"].value is None
     assert figures["chair_s"].value == 0
     assert figures["recall"].value is None
@@ -216,11 +213,11 @@ def test_two_thousand_real_captions_give_the_published_figures():
     assert len(synonyms.classes) == 80
     objects = read_image_objects(folder / "image_objects.json", synonyms)
     objects_of = ObjectWords(synonyms=synonyms)
-    judged = [
-        judge(caption, objects[caption.image_id], objects_of)
+    checked = [
+        check(caption, objects[caption.image_id], objects_of)
         for caption in read_captions(folder / expected["captions"])
     ]
-    panel = chair_panel(judged, Bootstrap(resamples=100))
+    panel = chair_panel(checked, Bootstrap(resamples=100))
     for name in ("chair_i", "chair_s", "recall"):
         assert panel.figures[name].value == pytest.approx(expected[name], abs=5e-5)
     for name in ("object_mentions", "hallucinated_mentions"):

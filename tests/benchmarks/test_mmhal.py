@@ -17,7 +17,7 @@ from diffalign.benchmarks.mmhal.rules import (
     tally,
 )
 from diffalign.errors import DataError
-from diffalign.judges.templates import fill
+from diffalign.judges.base import fill
 
 
 @pytest.mark.parametrize(

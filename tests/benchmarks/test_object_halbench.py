@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffalign.benchmarks.chair.rules import Synonyms
+from diffalign.benchmarks.coco_objects import Synonyms
 from diffalign.benchmarks.object_halbench.rules import (
+    check,
     claimed_words,
     double_words,
     halbench_panel,
     is_short,
-    judge,
     parse_objects,
     phrases,
 )
@@ -111,8 +111,8 @@ def test_figures_worked_by_hand():
         ("2", "a person here now", ["person"], {"person", "cat"}),
         ("3", "so very nice indeed", [], {"dog"}),  # no object: not in the response level
     ]
-    judged = [judge(i, a, words, frozenset(truth), SYNONYMS) for i, a, words, truth in responses]
-    figures = halbench_panel(judged, Bootstrap(resamples=100)).figures
+    checked = [check(i, a, words, frozenset(truth), SYNONYMS) for i, a, words, truth in responses]
+    figures = halbench_panel(checked, Bootstrap(resamples=100)).figures
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(
         {
             "response_level": 100 * 1 / 2,

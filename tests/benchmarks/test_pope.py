@@ -10,7 +10,7 @@ import pytest
 
 from diffalign.benchmarks.pope.rules import (
     MEASURES,
-    JudgedResponse,
+    CheckedResponse,
     Question,
     parse_response,
     read_questions,
@@ -68,11 +68,11 @@ def test_what_is_neither_yes_nor_no_is_told_from_both(response):
 
 
 def test_what_is_neither_is_counted_apart():
-    judged = [
-        JudgedResponse(question=q, response=a)
+    checked = [
+        CheckedResponse(question=q, response=a)
         for q, a in zip(questions(["yes", "no"] * 6), list(SAID)[:12], strict=True)
     ]
-    counts = {name: int(count.sum()) for name, count in tally(judged, ["0.jpg", "1.jpg"]).items()}
+    counts = {name: int(count.sum()) for name, count in tally(checked, ["0.jpg", "1.jpg"]).items()}
     assert counts["neither_yes_nor_no"] == 6
     assert counts["no_read_as_yes"] == 2
     assert counts["true_negatives"] + counts["false_negatives"] == 1
@@ -87,8 +87,10 @@ def questions(labels: list[str]) -> list[Question]:
 
 def values(labels: list[str], responses) -> dict[str, float]:
     asked = questions(labels)
-    judged = [JudgedResponse(question=q, response=a) for q, a in zip(asked, responses, strict=True)]
-    counts = tally(judged, ["0.jpg", "1.jpg"])
+    checked = [
+        CheckedResponse(question=q, response=a) for q, a in zip(asked, responses, strict=True)
+    ]
+    counts = tally(checked, ["0.jpg", "1.jpg"])
     totals = {name: np.asarray(count.sum()) for name, count in counts.items()}
     return {name: float(measure.statistic(totals)) for name, measure in MEASURES.items()}
 
@@ -129,8 +131,8 @@ def write(path, rows):
 def test_responses_find_their_questions_by_id(tmp_path):
     asked = questions(["yes", "no", "no"])
     rows = [{"question_id": 3, "answer": "No"}, {"question_id": "1", "text": "Yes"}]
-    judged = read_responses(write(tmp_path / "a.jsonl", rows), asked)
-    assert [(item.question.question_id, item.response) for item in judged] == [
+    checked = read_responses(write(tmp_path / "a.jsonl", rows), asked)
+    assert [(item.question.question_id, item.response) for item in checked] == [
         ("1", "Yes"),
         ("3", "No"),
     ]
@@ -139,8 +141,8 @@ def test_responses_find_their_questions_by_id(tmp_path):
 def test_responses_without_ids_are_taken_in_order(tmp_path):
     asked = questions(["yes", "no"])
     rows = [{"question": "?", "answer": "Yes"}, {"question": "?", "answer": "No"}]
-    judged = read_responses(write(tmp_path / "a.jsonl", rows), asked)
-    assert [item.response for item in judged] == ["Yes", "No"]
+    checked = read_responses(write(tmp_path / "a.jsonl", rows), asked)
+    assert [item.response for item in checked] == ["Yes", "No"]
 
 
 @pytest.mark.parametrize(

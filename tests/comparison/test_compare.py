@@ -158,7 +158,7 @@ def test_few_prompts_are_said_to_be_few():
 
 
 def test_nothing_in_common_is_an_error():
-    with pytest.raises(ValueError, match="no prompt and seed has a score on both sides"):
+    with pytest.raises(ValueError, match="no prompt and seed has scores of both models"):
         compare_scores({("a", 0): 1.0}, {("b", 0): 1.0})
 
 

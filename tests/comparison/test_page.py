@@ -13,19 +13,19 @@ from diffalign.comparison.page import (
     Section,
     Tile,
     command,
-    embedded,
     image_cards,
     image_grid,
     interval_bar,
     notes,
     paragraph,
-    row_metadata,
+    settings_list,
     share_bar,
     table,
     tiles,
     write_report,
 )
 from diffalign.imaging.grid import GridCell, GridRow
+from diffalign.imaging.image_files import data_uri
 
 LINKING = {"src", "href", "srcset", "data", "action"}
 NASTY = '<script>alert("&")</script>'
@@ -37,7 +37,7 @@ def all_parts(text: str) -> list[Html]:
         paragraph(text),
         notes([text]),
         command(text),
-        row_metadata({text: text}),
+        settings_list({text: text}),
         tiles([Tile(text, text, text)]),
         table([text], [[text]]),
         share_bar({text: 1}),
@@ -104,8 +104,8 @@ def test_small_images_are_embedded_exactly_and_large_ones_reduced():
         return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
     small = Image.effect_noise((64, 64), 90).convert("RGB")
-    assert opened(embedded(small)).tobytes() == small.tobytes()
-    large = opened(embedded(Image.new("RGB", (1024, 512))))
+    assert opened(data_uri(small)).tobytes() == small.tobytes()
+    large = opened(data_uri(Image.new("RGB", (1024, 512))))
     assert (large.format, large.size) == ("JPEG", (448, 224))
 
 

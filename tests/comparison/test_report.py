@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from diffalign.comparison.compare import compare_scores
-from diffalign.comparison.results import (
+from diffalign.comparison.report import (
     Result,
     as_json,
     as_markdown,

@@ -62,8 +62,8 @@ def test_a_system_turn_comes_first_and_makes_other_responses(folder, asked):
     assert asked == ["system: Be brief. ?"]
     with pytest.raises(ConfigError, match=r"another asking.max_new_tokens, asking.system or"):
         ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
-    assert asking(folder, system="Be brief.").row_metadata["system"] == "Be brief."
-    assert "system" not in asking(folder).row_metadata
+    assert asking(folder, system="Be brief.").figures_depend_on["system"] == "Be brief."
+    assert "system" not in asking(folder).figures_depend_on
 
 
 def test_a_rerun_asks_only_what_is_missing(folder, asked):
@@ -147,7 +147,7 @@ def test_pope_of_a_model(folder, asked):
     report = load(Pope, folder, f"questions.a={path}", f"questions.b={path}", suffix).report()
     (text,) = asked  # both splits have the same question
     assert "Light?Response with a single word." in text
-    assert report.row_metadata["suffix"] == "Response with a single word."
+    assert report.settings["suffix"] == "Response with a single word."
     assert report.whole.figures["accuracy"].value == 100
     assert report.whole.counts["questions"] == 2
 
@@ -165,8 +165,8 @@ def test_chair_of_a_model(folder, asked):
     ).report()
     assert report.whole.figures["recall"].value == 100
     assert asked == ["What is it?"]
-    assert report.row_metadata["prompt"] == "What is it?"
-    assert report.row_metadata["max_new_tokens"] == 512
+    assert report.settings["prompt"] == "What is it?"
+    assert report.settings["max_new_tokens"] == 512
 
 
 @pytest.fixture

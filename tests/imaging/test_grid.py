@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from diffalign.imaging import grid
-from diffalign.imaging.grid import GridCell, GridRow, fit, render_grid
+from diffalign.imaging.grid import (
+    GridCell,
+    GridRow,
+    evenly_spaced,
+    evenly_spaced_with_ends,
+    fit,
+    render_grid,
+)
 
 PAGE_WIDTH = 830
 """Width, in pixels, at which a code host shows an image of a README."""
@@ -121,3 +128,22 @@ def test_a_very_long_caption_does_not_leave_its_row():
         for c in ("x", LONG)
     )
     assert one.size == many.size
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, ""), (1, "a"), (2, "ae"), (3, "acf"), (9, "abcdefgh")],
+)
+def test_each_item_is_for_a_part_of_the_list(count, expected):
+    assert "".join(evenly_spaced("abcdefgh", count)) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, "ah"), (3, "aeh"), (4, "acfh"), (9, "abcdefgh")]
+)
+def test_the_first_and_the_last_are_there(count, expected):
+    assert "".join(evenly_spaced_with_ends("abcdefgh", count)) == expected
+
+
+def test_of_nothing_there_is_nothing_to_show():
+    assert evenly_spaced([], 4) == evenly_spaced_with_ends([], 4) == []

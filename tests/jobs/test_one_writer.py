@@ -22,8 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(AbstractBenchmark):
-    saves: Path | None = None
     verdicts: Path | None = None
+
+    @property
+    def kept(self) -> tuple[Path, ...]:
+        return () if self.verdicts is None else (self.verdicts,)
 
     def plan(self) -> str:
         return ""
@@ -48,10 +51,10 @@ def run_compare(folder: Path) -> None:
 
 
 def run_evaluate(folder: Path) -> None:
-    evaluate.run(Benchmark(saves=folder / "details.jsonl"))
+    evaluate.run(Benchmark(details=folder / "details.jsonl"))
 
 
-def run_evaluate_judged(folder: Path) -> None:
+def run_evaluate_by_a_judge(folder: Path) -> None:
     evaluate.run(Benchmark(verdicts=folder / "verdicts.jsonl"))
 
 
@@ -72,7 +75,7 @@ def run_precompute(folder: Path) -> None:
         (run_score, "scores", "jpeg"),
         (run_compare, "", "compare"),
         (run_evaluate, "", "details.jsonl"),
-        (run_evaluate_judged, "", "verdicts.jsonl"),
+        (run_evaluate_by_a_judge, "", "verdicts.jsonl"),
         (run_synthesise, "", ""),
         (run_precompute, "", ""),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffalign.playground.corrections import hallucinates, judge_sentences, revised
+from diffalign.playground.corrections import check_sentences, hallucinates, revised
 from diffalign.playground.multi_object_scenes import description
 from diffalign.playground.scenes import Kind, Object, Scene
 
@@ -15,7 +15,7 @@ SCENE = Scene(
 
 
 def judged(*kinds: tuple[str, str]):
-    found = judge_sentences(description(Kind(*kind) for kind in kinds), SCENE)
+    found = check_sentences(description(Kind(*kind) for kind in kinds), SCENE)
     assert found is not None
     return found
 
@@ -73,4 +73,4 @@ def test_what_was_missed_is_not_added():
     ["There is a red circle. There is a red circle.", "Yes.", "There is a red circle. There is"],
 )
 def test_repetitions_and_other_sentences_are_not_judged(response):
-    assert judge_sentences(response, SCENE) is None
+    assert check_sentences(response, SCENE) is None

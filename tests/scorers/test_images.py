@@ -62,7 +62,7 @@ def test_nothing_has_no_scores():
 
 
 def test_timesteps_are_refused():
-    with pytest.raises(ValueError, match=r"TopLeft scorers finished images.*leave out t"):
+    with pytest.raises(ValueError, match=r"TopLeft scores finished images.*leave out t"):
         TopLeft().score(grey(0.0), ["a"], t=torch.tensor([0]))
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffalign.benchmarks.amber import rules as amber
+from diffalign.benchmarks.amber import files, rules
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.benchmarks.nouns import (
+from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
+from diffalign.benchmarks.saved_responses import empty_notes
+from diffalign.benchmarks.words import (
     SPACY_MODEL,
     NounsName,
     SimilarityName,
     noun_extractor,
     similarity,
 )
-from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
-from diffalign.benchmarks.saved_responses import empty_notes
 from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
 from diffalign.intervals import Bootstrap, Tally
 from diffalign.models.base import AbstractModel
@@ -46,16 +46,12 @@ class Amber(AbstractBenchmark):
     """The published queries that were or will be asked. They say which responses share an image;
     without them the bootstrap has to take every response for an image of its own."""
     yes_no_suffix: str = " Please answer yes or no."
-    """What a model is asked besides a yes-or-no question."""
+    """Text after each yes-or-no question to a model."""
     nouns: NounsName = "nltk"
     """nltk, as published; spacy; or relation, which takes every word of `relation.json` for a noun
     and needs nothing. Descriptions alone need it."""
     similarity: SimilarityName = "spacy"
     """spacy, as published; or equality, which needs nothing. Descriptions alone need it."""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    """How intervals are made."""
-    details: Path | None = None
-    """JSON lines for what was found in each response; null writes none."""
 
     def __post_init__(self) -> None:
         check_one_source(self.responses, self.model, self.asking, name="responses")
@@ -63,26 +59,26 @@ class Amber(AbstractBenchmark):
             raise ValueError("to ask a model, give queries=[FILE, ...]: what it is asked")
 
     @property
-    def saves(self) -> Path | None:
-        return self.details
+    def kept(self) -> tuple[Path, ...]:
+        return () if self.asking is None else (self.asking.saves,)
 
     def plan(self) -> str:
         return f"{self.responses or 'the model'} against {self.annotations}"
 
     def report(self) -> Report:
-        annotations = amber.read_annotations(self.annotations)
-        queries = amber.read_queries(self.queries)
+        annotations = files.read_annotations(self.annotations)
+        queries = files.read_queries(self.queries)
         saved = None
         if self.responses is not None:
-            saved = amber.read_responses(self.responses, annotations)
+            saved = files.read_responses(self.responses, annotations)
         ids = queries if saved is None else saved
         scenes = [scene for i, scene in annotations.scenes.items() if i in ids]
         # Language data is asked for only where it is needed, and then before the model is.
-        judge = self._description_judge(annotations) if scenes else None
+        check = self._description_check(annotations) if scenes else None
         responses = self._ask(annotations, queries) if saved is None else saved
-        described = [judge(scene, responses[scene.item_id]) for scene in scenes] if judge else []
+        described = [check(scene, responses[scene.item_id]) for scene in scenes] if check else []
         answered = [
-            amber.JudgedResponse(question=question, response=responses[item_id])
+            rules.CheckedResponse(question=question, response=responses[item_id])
             for item_id, question in annotations.questions.items()
             if item_id in responses
         ]
@@ -91,30 +87,30 @@ class Amber(AbstractBenchmark):
 
         whole: list[Panel] = []
         parts: dict[str, Panel] = {}
-        descriptions = amber.description_tally(described, clusters, cluster_of)
+        descriptions = rules.description_tally(described, clusters, cluster_of)
         if described:
-            whole.append(panel(descriptions, amber.DESCRIPTION_MEASURES, self.bootstrap))
+            whole.append(panel(descriptions, rules.DESCRIPTION_MEASURES, self.bootstrap))
         by_dimension = {
-            dimension: amber.response_tally(
+            dimension: rules.response_tally(
                 [a for a in answered if a.question.dimension == dimension], clusters, cluster_of
             )
-            for dimension in dict.fromkeys(amber.DIMENSIONS.values())
+            for dimension in dict.fromkeys(files.DIMENSIONS.values())
         }
-        judged = _sum(by_dimension.values())
+        checked = _sum(by_dimension.values())
         if answered:
-            whole.append(panel(judged, amber.response_measures(), self.bootstrap))
-            for name, (dimensions, measures) in amber.PARTS.items():
+            whole.append(panel(checked, rules.response_measures(), self.bootstrap))
+            for name, (dimensions, measures) in rules.PARTS.items():
                 tally = _sum(by_dimension[d] for d in dimensions)
                 if tally["questions"].sum():
                     parts[name] = panel(tally, measures, self.bootstrap)
         if described and answered:
-            whole.append(_score(descriptions, judged, self.bootstrap))
+            whole.append(_score(descriptions, checked, self.bootstrap))
         figures = _next_to(whole)
         return Report(
             benchmark="amber",
             whole=figures,
             parts=parts,
-            row_metadata=self._facts(bool(described)),
+            settings=self._settings(bool(described)),
             left_out={
                 "descriptions that were not given": [
                     str(i) for i in annotations.scenes if i not in responses
@@ -135,7 +131,7 @@ class Amber(AbstractBenchmark):
         )
 
     def _ask(
-        self, annotations: amber.Annotations, queries: Mapping[int, amber.Query]
+        self, annotations: files.Annotations, queries: Mapping[int, files.Query]
     ) -> dict[int, str]:
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         questions = [
@@ -146,22 +142,22 @@ class Amber(AbstractBenchmark):
             )
             for i, query in queries.items()
         ]
-        judged = ask(self.model, questions, self.asking)
+        checked = ask(self.model, questions, self.asking)
         return {
-            int(i): amber.yes_or_no(text) if int(i) in annotations.questions else text
-            for i, text in judged.items()
+            int(i): rules.yes_or_no(text) if int(i) in annotations.questions else text
+            for i, text in checked.items()
         }
 
-    def _description_judge(
-        self, annotations: amber.Annotations
-    ) -> Callable[[amber.Scene, str], amber.JudgedDescription]:
-        relations = amber.read_relations(self.relation, annotations)
-        safe_words = amber.read_safe_words(self.safe_words)
+    def _description_check(
+        self, annotations: files.Annotations
+    ) -> Callable[[files.Scene, str], rules.CheckedDescription]:
+        relations = files.read_relations(self.relation, annotations)
+        safe_words = files.read_safe_words(self.safe_words)
         nouns_of = noun_extractor(self.nouns, relations.words)
         similar = similarity(self.similarity)
 
-        def judge(scene: amber.Scene, response: str) -> amber.JudgedDescription:
-            return amber.judge_description(
+        def check(scene: files.Scene, response: str) -> rules.CheckedDescription:
+            return rules.check_description(
                 scene,
                 response,
                 nouns_of(response),
@@ -170,21 +166,21 @@ class Amber(AbstractBenchmark):
                 similar=similar,
             )
 
-        return judge
+        return check
 
-    def _facts(self, described: bool) -> dict[str, Any]:
+    def _settings(self, described: bool) -> dict[str, Any]:
         nouns = {
             "nltk": "nltk, tagged and lemmatised",
             "spacy": SPACY_MODEL,
             "relation": "words of relation.json (stand-in)",
         }
         alike = {"spacy": SPACY_MODEL, "equality": "equality (stand-in)"}
-        row_metadata = {"positive": "no", **(self.asking.row_metadata if self.asking else {})}
+        settings = {"positive": "no", **(self.asking.figures_depend_on if self.asking else {})}
         if described:
-            row_metadata |= {"nouns": nouns[self.nouns], "similarity": alike[self.similarity]}
-        return row_metadata
+            settings |= {"nouns": nouns[self.nouns], "similarity": alike[self.similarity]}
+        return settings
 
-    def _notes(self, described: bool, answered: list[amber.JudgedResponse]) -> list[str]:
+    def _notes(self, described: bool, answered: list[rules.CheckedResponse]) -> list[str]:
         notes = []
         if described and (self.nouns, self.similarity) != ("nltk", "spacy"):
             notes.append(
@@ -201,7 +197,7 @@ class Amber(AbstractBenchmark):
         return notes
 
 
-def _silent(described: Sequence[amber.JudgedDescription]) -> list[str]:
+def _silent(described: Sequence[rules.CheckedDescription]) -> list[str]:
     silent = sum(not item.nouns for item in described)
     if not silent:
         return []
@@ -214,15 +210,15 @@ def _silent(described: Sequence[amber.JudgedDescription]) -> list[str]:
 def _sum(tallies: Iterable[Tally]) -> Tally:
     """Counts of several dimensions together."""
     stacked = list(tallies)
-    return {name: np.sum([t[name] for t in stacked], axis=0) for name in amber.RESPONSE_COUNTS}
+    return {name: np.sum([t[name] for t in stacked], axis=0) for name in rules.RESPONSE_COUNTS}
 
 
-def _score(descriptions: Tally, judged: Tally, bootstrap: Bootstrap) -> Panel:
+def _score(descriptions: Tally, checked: Tally, bootstrap: Bootstrap) -> Panel:
     """The mean of 100 - CHAIR and of F1, in percent, as the paper sums both tasks up."""
-    chair = amber.DESCRIPTION_MEASURES["chair"].statistic
-    f1 = amber.response_measures()["f1"].statistic
+    chair = rules.DESCRIPTION_MEASURES["chair"].statistic
+    f1 = rules.response_measures()["f1"].statistic
     measure = Measure("AMBER score", "percent", lambda t: (100 - chair(t) + f1(t)) / 2)
-    scored = panel({**descriptions, **judged}, {"amber_score": measure}, bootstrap)
+    scored = panel({**descriptions, **checked}, {"amber_score": measure}, bootstrap)
     return replace(scored, counts={})
 
 

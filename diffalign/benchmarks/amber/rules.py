@@ -13,41 +13,18 @@ Source: Wang et al. 2023, AMBER, arXiv:2311.07397; rules as in junyangwang0410/A
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffalign.benchmarks.nouns import Similar
+from diffalign.benchmarks.amber.files import Dimension, Question, Relations, Scene
 from diffalign.benchmarks.report import Measure
-from diffalign.benchmarks.saved_responses import (
-    RESPONSE_KEYS,
-    field_of,
-    read_objects,
-    text_of,
-)
-from diffalign.errors import DataError
-from diffalign.files import numbered_lines, read_json
+from diffalign.benchmarks.words import Similar
 from diffalign.intervals import Tally, ratio
-from diffalign.parsing import checked, shortly
 
-Dimension = Literal["existence", "state", "number", "action", "relation"]
-
-DIMENSIONS: Mapping[str, Dimension] = {
-    "discriminative-hallucination": "existence",
-    "discriminative-attribute-state": "state",
-    "discriminative-attribute-number": "number",
-    "discriminative-attribute-action": "action",
-    "discriminative-relation": "relation",
-    "relation": "relation",
-}
-"""What the types of `annotations.json` ask about. Questions on relations have two types there,
-those answered with yes and those answered with no; every other type is refused."""
 ATTRIBUTES: tuple[Dimension, ...] = ("state", "number", "action")
 
 _START = 0.001
@@ -55,62 +32,7 @@ _START = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
-    """What a description of one image is held against."""
-
-    item_id: int
-    truth: tuple[str, ...]
-    """Objects in the image; an object that is there twice is twice."""
-    hallucinations: tuple[str, ...]
-    """Objects that one might wrongly expect there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One yes-or-no question."""
-
-    item_id: int
-    dimension: Dimension
-    label: Literal["yes", "no"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annotations:
-    """What AMBER knows, by id."""
-
-    scenes: Mapping[int, Scene]
-    questions: Mapping[int, Question]
-
-    def __len__(self) -> int:
-        return len(self.scenes) + len(self.questions)
-
-
-@dataclass(frozen=True)
-class Relations:
-    """Which words may stand for which: `relation.json`."""
-
-    associated: Mapping[str, Sequence[str]]
-
-    @cached_property
-    def words(self) -> frozenset[str]:
-        """Every word of the table; a noun counts only if it is one of them."""
-        return frozenset(self.associated).union(*self.associated.values())
-
-    def meaning(self, objects: Sequence[str]) -> list[tuple[str, int]]:
-        """Words that stand for one of some objects, each with the place of its object.
-
-        In the order in which the released code searches: first the associations of all objects,
-        then the objects themselves. The first hit is taken, so that a word which is an association
-        of one object and itself another counts for the first alone.
-        """
-        return [
-            *((word, i) for i, name in enumerate(objects) for word in self.associated[name]),
-            *((name, i) for i, name in enumerate(objects)),
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedDescription:
+class CheckedDescription:
     """The nouns of one description, held against its scene."""
 
     scene: Scene
@@ -136,7 +58,7 @@ class JudgedDescription:
         }
 
 
-def judge_description(
+def check_description(
     scene: Scene,
     response: str,
     nouns: Sequence[str],
@@ -144,7 +66,7 @@ def judge_description(
     relations: Relations,
     safe_words: Collection[str],
     similar: Similar,
-) -> JudgedDescription:
+) -> CheckedDescription:
     """Hold the nouns of a description against its scene, noun by noun.
 
     A safe word is passed over. A word for a true object covers it. A word for an expected object,
@@ -181,7 +103,7 @@ def judge_description(
             hallucinated.append(noun)
         else:
             covered.add(near)
-    return JudgedDescription(
+    return CheckedDescription(
         scene=scene,
         response=response,
         nouns=kept,
@@ -197,7 +119,7 @@ def _first(meaning: Sequence[tuple[str, int]], noun: str, fits: Similar) -> int 
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedResponse:
+class CheckedResponse:
     """A response next to its question."""
 
     question: Question
@@ -241,18 +163,18 @@ RESPONSE_COUNTS = (
 
 
 def description_tally(
-    judged: Sequence[JudgedDescription], clusters: Sequence[str], cluster_of: Mapping[int, str]
+    checked: Sequence[CheckedDescription], clusters: Sequence[str], cluster_of: Mapping[int, str]
 ) -> Tally:
     """Counts of descriptions, shape [clusters], by the names of `DESCRIPTION_COUNTS`.
 
     Args:
-        judged: descriptions.
+        checked: descriptions.
         clusters: what the bootstrap samples.
         cluster_of: which of them an item belongs to.
     """
     places = {cluster: place for place, cluster in enumerate(clusters)}
     counts = np.zeros((len(DESCRIPTION_COUNTS), len(places)))
-    for item in judged:
+    for item in checked:
         counts[:, places[cluster_of[item.scene.item_id]]] += (
             1,
             len(item.response.split()),
@@ -268,12 +190,12 @@ def description_tally(
 
 
 def response_tally(
-    judged: Sequence[JudgedResponse], clusters: Sequence[str], cluster_of: Mapping[int, str]
+    checked: Sequence[CheckedResponse], clusters: Sequence[str], cluster_of: Mapping[int, str]
 ) -> Tally:
     """Counts of responses, shape [clusters], by the names of `RESPONSE_COUNTS`; see above."""
     places = {cluster: place for place, cluster in enumerate(clusters)}
     counts = np.zeros((len(RESPONSE_COUNTS), len(places)))
-    for item in judged:
+    for item in checked:
         label_no, answered_no = item.question.label == "no", item.response == "No"
         counts[:, places[cluster_of[item.question.item_id]]] += (
             1,
@@ -368,110 +290,6 @@ PARTS: Mapping[str, tuple[tuple[Dimension, ...], Mapping[str, Measure]]] = {
 """The dimensions as they are reported: what they are made of, and how they are counted."""
 
 
-def read_annotations(path: Path) -> Annotations:
-    """`annotations.json`: scenes of type generative, and questions of the other types.
-
-    Raises:
-        DataError: an item is neither, or an id is twice.
-    """
-    scenes: dict[int, Scene] = {}
-    questions: dict[int, Question] = {}
-    for number, row in enumerate(read_objects(path), start=1):
-        item_id = _item_id(row, path, number)
-        kind = field_of(row, ("type",), path=path, number=number)
-        truth = field_of(row, ("truth",), path=path, number=number)
-        if item_id in scenes or item_id in questions:
-            raise DataError(f"{path}: the id {item_id} is twice")
-        if kind == "generative" and isinstance(truth, list):
-            absent = field_of(row, ("hallu",), path=path, number=number)
-            place = f"{path}: item {number}"
-            scenes[item_id] = Scene(
-                item_id=item_id,
-                truth=checked(tuple[str, ...], truth, f"{place}: truth"),
-                hallucinations=checked(tuple[str, ...], absent, f"{place}: hallu"),
-            )
-        elif isinstance(kind, str) and kind in DIMENSIONS and truth in ("yes", "no"):
-            questions[item_id] = Question(item_id=item_id, dimension=DIMENSIONS[kind], label=truth)
-        else:
-            raise DataError(
-                f"{path}: item {number} of type {shortly(kind)} with truth {shortly(truth)} is "
-                f"not one of AMBER: types are generative, {', '.join(DIMENSIONS)}"
-            )
-    return Annotations(scenes=scenes, questions=questions)
-
-
-def read_relations(path: Path, annotations: Annotations) -> Relations:
-    """`relation.json`: `{word: [associated words]}`.
-
-    Raises:
-        DataError: it is something else, or lacks an object of the annotations.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
-        raise DataError(f"{path}: must be one object of lists, {{word: [associated words]}}")
-    content = checked(dict[str, list[str]], content, path)
-    needed = {
-        name for scene in annotations.scenes.values() for name in scene.truth + scene.hallucinations
-    }
-    lacking = sorted(needed - set(content))
-    if lacking:
-        raise DataError(
-            f"{path}: has no entry for {', '.join(lacking[:5])}, which the annotations name; take "
-            "both files from the same version of AMBER"
-        )
-    return Relations(content)
-
-
-def read_safe_words(path: Path) -> frozenset[str]:
-    """`safe_words.txt`: a word a line."""
-    absent = "there is no such file; it is data/safe_words.txt of AMBER"
-    return frozenset(line.strip() for _, line in numbered_lines(path, absent=absent))
-
-
-def read_responses(path: Path, annotations: Annotations) -> dict[int, str]:
-    """`{id, response}`, a JSON list or one a line: the response by id.
-
-    Raises:
-        DataError: an id is twice or is not annotated.
-    """
-    rows = read_objects(path)
-    ids = [_item_id(row, path, number) for number, row in enumerate(rows, start=1)]
-    repeated = [item_id for item_id, count in Counter(ids).items() if count > 1]
-    unknown = [i for i in ids if i not in annotations.scenes and i not in annotations.questions]
-    there = [*annotations.scenes, *annotations.questions]
-    for found, complaint in ((repeated, "stand more than once"), (unknown, "are not annotated")):
-        if found:
-            listed = ", ".join(map(str, found[:5]))
-            raise DataError(
-                f"{path}: {len(found)} ids {complaint}, for example {listed}; the annotations have "
-                f"{min(there, default='none')} to {max(there, default='none')}"
-            )
-    return {
-        item_id: text_of(row, ("response", *RESPONSE_KEYS), path=path, number=number)
-        for number, (item_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Query:
-    """What a model is asked about an image."""
-
-    image: str
-    text: str
-
-
-def read_queries(paths: Sequence[Path]) -> dict[int, Query]:
-    """The published queries, `{id, image, query}`, by id."""
-    return {
-        _item_id(row, path, number): Query(
-            image=text_of(row, ("image",), path=path, number=number),
-            text=text_of(row, ("query",), path=path, number=number),
-        )
-        for path in paths
-        for number, row in enumerate(read_objects(path), start=1)
-    }
-
-
 def yes_or_no(response: str) -> str:
     """`Yes` or `No` where a free response begins with that word in any case; else the response
     itself.
@@ -480,12 +298,3 @@ def yes_or_no(response: str) -> str:
     """
     word = re.match(r"\W*(yes|no)\b", response, re.IGNORECASE)
     return word[1].capitalize() if word else response
-
-
-def _item_id(row: Mapping[str, Any], path: Path, number: int) -> int:
-    value = field_of(row, ("id",), path=path, number=number)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value).strip()):
-        raise DataError(f"{path}: item {number}: id must be a whole number, got {shortly(value)}")
-    return int(value)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.chair.rules import (
     Caption,
-    JudgedCaption,
-    ObjectWords,
+    CheckedCaption,
     chair_panel,
-    judge,
+    check,
     read_captions,
-    read_image_objects,
-    read_synonyms,
 )
+from diffalign.benchmarks.coco_objects import ObjectWords, read_image_objects, read_synonyms
 from diffalign.benchmarks.report import Report, edge_notes
 from diffalign.benchmarks.saved_responses import empty_notes, known_image_ids
 from diffalign.benchmarks.words import (
@@ -27,7 +25,6 @@ from diffalign.benchmarks.words import (
 )
 from diffalign.data.responses.coco import KnownIds, image_file, image_number
 from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
-from diffalign.intervals import Bootstrap
 from diffalign.models.base import AbstractModel
 
 
@@ -42,9 +39,9 @@ class Chair(AbstractBenchmark):
     asking: Asking | None = None
     """How it is asked."""
     prompt: str = "Please describe this image in detail."
-    """What it is asked about every image of `objects`."""
+    """The question about every image of `objects`."""
     objects: Path
-    """What is in each image: a JSON object `{image_id: [class, ...]}`."""
+    """Classes in each image: a JSON object `{image_id: [class, ...]}`."""
     synonyms: Path
     """The table of classes: `data/synonyms.txt` of LisaAnne/Hallucination."""
     refined: bool = False
@@ -54,17 +51,13 @@ class Chair(AbstractBenchmark):
     """rules, which need nothing; or nltk, as published."""
     singulariser: SingulariserName = "rules"
     """rules, which need nothing; or textblob, which carries the function that was published."""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    """How intervals are made."""
-    details: Path | None = None
-    """JSON lines for what was found in each caption; null writes none."""
 
     def __post_init__(self) -> None:
         check_one_source(self.captions, self.model, self.asking, name="captions")
 
     @property
-    def saves(self) -> Path | None:
-        return self.details
+    def kept(self) -> tuple[Path, ...]:
+        return () if self.asking is None else (self.asking.saves,)
 
     def plan(self) -> str:
         source = self.captions or (self.asking and self.asking.saves)
@@ -87,21 +80,21 @@ class Chair(AbstractBenchmark):
                 truth=self.objects,
             )
             captions = [replace(c, image_id=i) for c, i in zip(captions, ids, strict=True)]
-        judged = [
-            judge(caption, objects[caption.image_id], objects_of)
+        checked = [
+            check(caption, objects[caption.image_id], objects_of)
             for caption in captions
             if caption.image_id in objects
         ]
-        whole = chair_panel(judged, self.bootstrap)
+        whole = chair_panel(checked, self.bootstrap)
         captioned = {caption.image_id for caption in captions}
         return Report(
             benchmark="chair",
             whole=whole,
-            row_metadata={
+            settings={
                 "tokeniser": self.tokeniser,
                 "singulariser": self.singulariser,
                 "synonyms": "refined" if self.refined else "published",
-                **({"prompt": self.prompt, **self.asking.row_metadata} if self.asking else {}),
+                **({"prompt": self.prompt, **self.asking.figures_depend_on} if self.asking else {}),
             },
             left_out={
                 "captions of images without objects": [
@@ -109,9 +102,9 @@ class Chair(AbstractBenchmark):
                 ],
                 "images without a caption": [i for i in objects if i not in captioned],
             },
-            notes=[*_notes(judged), *edge_notes(whole)],
+            notes=[*_notes(checked), *edge_notes(whole)],
             bootstrap=self.bootstrap,
-            details=[caption.row() for caption in judged],
+            details=[caption.row() for caption in checked],
         )
 
     def _captions(self, objects: Mapping[str, frozenset[str]]) -> list[Caption]:
@@ -131,7 +124,7 @@ class Chair(AbstractBenchmark):
 
 
 def coco_image(folder: Path, image_id: str) -> Path:
-    """Where an image of COCO is: under the name that it goes by, or any that COCO has for it."""
+    """The file of an image of COCO: under the name that it goes by, or any that COCO has for it."""
     number = image_number(image_id)
     named = image_file(folder, image_id)
     if named.is_file() or number is None:
@@ -139,12 +132,12 @@ def coco_image(folder: Path, image_id: str) -> Path:
     return folder / f"COCO_val2014_{number:012d}.jpg"
 
 
-def _notes(judged: Sequence[JudgedCaption]) -> list[str]:
-    silent = sum(not caption.mentions for caption in judged)
-    notes = empty_notes([item.caption.text for item in judged])
+def _notes(checked: Sequence[CheckedCaption]) -> list[str]:
+    silent = sum(not caption.mentions for caption in checked)
+    notes = empty_notes([item.caption.text for item in checked])
     if silent:
         notes.append(
-            f"{silent:,} of {len(judged):,} captions mention no object of the table and so cannot "
+            f"{silent:,} of {len(checked):,} captions mention no object of the table and so cannot "
             f"hallucinate: CHAIR-s counts them as free of it, and CHAIR-i does not see them."
         )
     return notes

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.mmhal import rules as mmhal
 from diffalign.benchmarks.report import Report, edge_notes, panel
-from diffalign.intervals import Bootstrap
-from diffalign.judges.base import AbstractJudge, verdicts
-from diffalign.judges.templates import fill, read_template
+from diffalign.judges.base import AbstractJudge, fill, read_template, verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +26,10 @@ class MMHal(AbstractBenchmark):
     template: Path | None = None
     """The judge's prompt with {contents}, {question}, {gold} and {response}, or four plain {} in
     this order; null takes our own wording. Figures of papers were made with the published one."""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    """How intervals are made."""
-    details: Path | None = None
-    """JSON lines for the rating of each response; null writes none."""
 
     @property
-    def saves(self) -> Path | None:
-        return self.details
+    def kept(self) -> tuple[Path, ...]:
+        return (self.verdicts,)
 
     def plan(self) -> str:
         return f"{self.responses or self.items}, rated by {self.judge.name}"
@@ -70,7 +64,7 @@ class MMHal(AbstractBenchmark):
                 for kind in mmhal.QUESTION_TYPES
                 if (of_kind := [r for r in rated if r.item.question_type == kind])
             },
-            row_metadata={
+            settings={
                 "judge": self.judge.name,
                 "template": "own wording" if self.template is None else self.template.name,
             },

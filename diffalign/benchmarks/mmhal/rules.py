@@ -66,12 +66,12 @@ Explain briefly, and end with one line such as "Rating: 3":
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question, and what was answered."""
+    """One question and its responses."""
 
     place: int
     """In the order of the published file, from 0."""
     contents: tuple[str, ...]
-    """What is in the image."""
+    """Objects in the image."""
     question: str
     gold: str
     """A person's response."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.benchmarks.chair.rules import (
+from diffalign.benchmarks.coco_objects import (
     ObjectWords,
     Synonyms,
     read_image_objects,
@@ -26,9 +26,7 @@ from diffalign.benchmarks.saved_responses import (
     text_of,
 )
 from diffalign.data.responses.coco import KnownIds
-from diffalign.intervals import Bootstrap
-from diffalign.judges.base import AbstractJudge, verdicts
-from diffalign.judges.templates import fill, read_template
+from diffalign.judges.base import AbstractJudge, fill, read_template, verdicts
 from diffalign.ranges import AtLeast
 
 _QUESTION = ("question", "prompt")
@@ -41,7 +39,7 @@ class ObjectHalBench(AbstractBenchmark):
     responses: Path
     """`{image_id, question, response}`, one a line or a JSON list."""
     objects: Path
-    """What is in each image: a JSON object `{image_id: [class, ...]}`."""
+    """Classes in each image: a JSON object `{image_id: [class, ...]}`."""
     synonyms: Path
     """The table of classes: `synonyms_refine.txt` of RLHF-V."""
     judge: AbstractJudge | None = None
@@ -56,10 +54,6 @@ class ObjectHalBench(AbstractBenchmark):
     """How often the judge is asked for a reply that can be read."""
     lemmas: LemmasName = "spacy"
     """spacy, as published; or rules, which need nothing. The judge's objects alone need it."""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    """How intervals are made."""
-    details: Path | None = None
-    """JSON lines for what was found in each response; null writes none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,8 +63,8 @@ class ObjectHalBench(AbstractBenchmark):
             )
 
     @property
-    def saves(self) -> Path | None:
-        return self.details
+    def kept(self) -> tuple[Path, ...]:
+        return () if self.verdicts is None else (self.verdicts,)
 
     def plan(self) -> str:
         by = (
@@ -96,18 +90,18 @@ class ObjectHalBench(AbstractBenchmark):
         ]
         known = [n for n, image_id in enumerate(image_ids) if image_id in objects]
         claimed = self._claimed({n: texts[n] for n in known}, rows, synonyms)
-        judged = [
-            object_halbench.judge(
+        checked = [
+            object_halbench.check(
                 image_ids[n], texts[n], claimed[n], objects[image_ids[n]], synonyms
             )
             for n in known
             if n in claimed
         ]
-        whole = object_halbench.halbench_panel(judged, self.bootstrap)
+        whole = object_halbench.halbench_panel(checked, self.bootstrap)
         return Report(
             benchmark="object_halbench",
             whole=whole,
-            row_metadata=self._facts(),
+            settings=self._settings(),
             left_out={
                 "responses about images without objects": [
                     i for i in image_ids if i not in objects
@@ -118,11 +112,11 @@ class ObjectHalBench(AbstractBenchmark):
             },
             notes=[
                 *([] if self.judge else ["Without a judge the figures are not those of papers."]),
-                *_notes(judged),
+                *_notes(checked),
                 *edge_notes(whole),
             ],
             bootstrap=self.bootstrap,
-            details=[item.row() for item in judged],
+            details=[item.row() for item in checked],
         )
 
     def _claimed(
@@ -157,7 +151,7 @@ class ObjectHalBench(AbstractBenchmark):
             for n, names in listed.items()
         }
 
-    def _facts(self) -> dict[str, str]:
+    def _settings(self) -> dict[str, str]:
         if self.judge is None:
             return {"objects_from": "words of the responses (stand-in)"}
         return {
@@ -167,12 +161,12 @@ class ObjectHalBench(AbstractBenchmark):
         }
 
 
-def _notes(judged: Sequence[object_halbench.JudgedResponse]) -> list[str]:
-    silent = sum(not item.claimed for item in judged)
-    notes = empty_notes([item.response for item in judged])
+def _notes(checked: Sequence[object_halbench.CheckedResponse]) -> list[str]:
+    silent = sum(not item.claimed for item in checked)
+    notes = empty_notes([item.response for item in checked])
     if silent:
         notes.append(
-            f"{silent:,} of {len(judged):,} responses claim no object of COCO and are in no "
+            f"{silent:,} of {len(checked):,} responses claim no object of COCO and are in no "
             f"denominator of the rates of hallucination, as published."
         )
     return notes

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffalign.benchmarks.chair.rules import DOUBLE_WORDS, Synonyms
+from diffalign.benchmarks.coco_objects import DOUBLE_WORDS, Synonyms
 from diffalign.benchmarks.report import Measure, Panel, panel
 from diffalign.benchmarks.words import import_language_package, rule_singular, rule_tokens
 from diffalign.errors import ConfigError, DataError
@@ -155,7 +155,7 @@ def _rule_phrase(name: str) -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedResponse:
+class CheckedResponse:
     """The objects that one response claims, held against its image."""
 
     image_id: str
@@ -180,12 +180,12 @@ class JudgedResponse:
         }
 
 
-def judge(
+def check(
     image_id: str, response: str, claimed: Sequence[str], truth: frozenset[str], synonyms: Synonyms
-) -> JudgedResponse:
+) -> CheckedResponse:
     """Hold claimed words against the classes of an image."""
     classes = [synonyms.class_of[word] for word in claimed]
-    return JudgedResponse(
+    return CheckedResponse(
         image_id=image_id,
         response=response,
         claimed=tuple(claimed),
@@ -227,11 +227,11 @@ COUNTS = (
 )
 
 
-def halbench_panel(judged: Sequence[JudgedResponse], bootstrap: Bootstrap) -> Panel:
+def halbench_panel(checked: Sequence[CheckedResponse], bootstrap: Bootstrap) -> Panel:
     """Response level, mention level and recall in percent, mean length; images resampled."""
-    places = {i: place for place, i in enumerate(dict.fromkeys(item.image_id for item in judged))}
+    places = {i: place for place, i in enumerate(dict.fromkeys(item.image_id for item in checked))}
     counts = np.zeros((len(COUNTS), len(places)))
-    for item in judged:
+    for item in checked:
         counts[:, places[item.image_id]] += (
             1,
             bool(item.claimed),

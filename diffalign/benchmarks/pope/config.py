@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,8 @@ class Pope(AbstractBenchmark):
     asking: Asking | None = None
     """How it is asked."""
     suffix: str = ""
-    """What is put after each question when a model is asked; LLaVA's own evaluation puts
+    """Text after each question when a model is asked; LLaVA's own evaluation puts
     `\\nAnswer the question using a single word or phrase.`"""
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    """How intervals are made."""
-    details: Path | None = None
-    """JSON lines for how each response was read; null writes none."""
 
     def __post_init__(self) -> None:
         check_one_source(self.responses, self.model, self.asking, name="responses")
@@ -52,8 +48,8 @@ class Pope(AbstractBenchmark):
             )
 
     @property
-    def saves(self) -> Path | None:
-        return self.details
+    def kept(self) -> tuple[Path, ...]:
+        return () if self.asking is None else (self.asking.saves,)
 
     def plan(self) -> str:
         responses = {} if self.responses is None else _by_split(self.responses)
@@ -64,26 +60,26 @@ class Pope(AbstractBenchmark):
 
     def report(self) -> Report:
         questions = {s: pope.read_questions(path) for s, path in _by_split(self.questions).items()}
-        judged = self._judged(questions)
+        checked = self._checked(questions)
         images = list(dict.fromkeys(q.image for split in questions.values() for q in split))
-        tallies = {split: pope.tally(items, images) for split, items in judged.items()}
+        tallies = {split: pope.tally(items, images) for split, items in checked.items()}
         whole = _average(tallies, self.bootstrap)
-        responses = [item.response for items in judged.values() for item in items]
+        responses = [item.response for items in checked.values() for item in items]
         return Report(
             benchmark="pope",
             whole=whole,
             parts={s: panel(t, pope.MEASURES, self.bootstrap) for s, t in tallies.items()}
             if len(tallies) > 1
             else {},
-            row_metadata={
+            settings={
                 "positive": "yes",
                 "splits": ", ".join(tallies),
                 **({"suffix": self.suffix} if self.suffix else {}),
-                **(self.asking.row_metadata if self.asking else {}),
+                **(self.asking.figures_depend_on if self.asking else {}),
             },
             left_out={
                 f"questions of {split} without a response": _unanswered(
-                    questions[split], judged[split]
+                    questions[split], checked[split]
                 )
                 for split in questions
             },
@@ -93,12 +89,12 @@ class Pope(AbstractBenchmark):
                 *edge_notes(whole, apart=("neither_ratio",)),
             ],
             bootstrap=self.bootstrap,
-            details=[{"split": s, **i.row()} for s, items in judged.items() for i in items],
+            details=[{"split": s, **i.row()} for s, items in checked.items() for i in items],
         )
 
-    def _judged(
+    def _checked(
         self, questions: Mapping[str, Sequence[pope.Question]]
-    ) -> dict[str, list[pope.JudgedResponse]]:
+    ) -> dict[str, list[pope.CheckedResponse]]:
         if self.responses is not None:
             files = _by_split(self.responses)
             return {s: pope.read_responses(files[s], asked) for s, asked in questions.items()}
@@ -118,7 +114,7 @@ class Pope(AbstractBenchmark):
         responses = ask(self.model, to_ask, self.asking)
         return {
             split: [
-                pope.JudgedResponse(question=q, response=responses[asked[q.image, q.text]])
+                pope.CheckedResponse(question=q, response=responses[asked[q.image, q.text]])
                 for q in of_split
             ]
             for split, of_split in questions.items()
@@ -126,7 +122,7 @@ class Pope(AbstractBenchmark):
 
 
 def _notes(tallies: Mapping[str, Tally]) -> list[str]:
-    """What of the responses is neither yes nor no, and what the figures make of it."""
+    """Notes on responses that are neither yes nor no, and how the figures count them."""
     total = {name: int(sum(t[name].sum() for t in tallies.values())) for name in pope.COUNTS}
     notes = []
     if total["neither_yes_nor_no"]:
@@ -145,9 +141,9 @@ def _notes(tallies: Mapping[str, Tally]) -> list[str]:
 
 
 def _unanswered(
-    questions: Sequence[pope.Question], judged: Sequence[pope.JudgedResponse]
+    questions: Sequence[pope.Question], checked: Sequence[pope.CheckedResponse]
 ) -> list[str]:
-    answered = {item.question.question_id for item in judged}
+    answered = {item.question.question_id for item in checked}
     return [q.question_id for q in questions if q.question_id not in answered]
 
 

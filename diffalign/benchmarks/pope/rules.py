@@ -31,7 +31,7 @@ _NEGATIONS = {"No", "not", "no"}
 
 
 def parse_response(response: str) -> YesNo:
-    """What a free response comes down to.
+    """Yes or no from a free response.
 
     Only what is before the first full stop counts, without commas; it is a no if one of its
     words is `No`, `not` or `no`, spelt just so, and everything else is a yes.
@@ -43,7 +43,7 @@ def parse_response(response: str) -> YesNo:
 
 
 def says(response: str) -> YesNo | None:
-    """What a response says in words of either spelling; None where it says neither yes nor no.
+    """Yes or no in words of either spelling; None where a response says neither.
 
     `parse_response` calls those a yes too, and with them the ones that say no in other letters than
     its own three, such as `NO`: both are counted apart.
@@ -65,7 +65,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedResponse:
+class CheckedResponse:
     """A response next to its question."""
 
     question: Question
@@ -122,7 +122,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def read_responses(path: Path, questions: Sequence[Question]) -> list[JudgedResponse]:
+def read_responses(path: Path, questions: Sequence[Question]) -> list[CheckedResponse]:
     """Responses next to their questions, in the order of the questions.
 
     A row has a question_id and the response as `answer`, `response`, `caption` or `text`. Where no
@@ -162,7 +162,7 @@ def read_responses(path: Path, questions: Sequence[Question]) -> list[JudgedResp
             f"the responses to these very questions"
         )
     return [
-        JudgedResponse(question=question, response=texts[question.question_id])
+        CheckedResponse(question=question, response=texts[question.question_id])
         for question in questions
         if question.question_id in texts
     ]
@@ -190,11 +190,11 @@ COUNTS = (
 )
 
 
-def tally(judged: Sequence[JudgedResponse], images: Sequence[str]) -> Tally:
+def tally(checked: Sequence[CheckedResponse], images: Sequence[str]) -> Tally:
     """The four kinds of responses, their number and their words, by image.
 
     Args:
-        judged: responses of one split.
+        checked: responses of one split.
         images: the clusters; every image of the responses is one of them.
 
     Returns:
@@ -202,7 +202,7 @@ def tally(judged: Sequence[JudgedResponse], images: Sequence[str]) -> Tally:
     """
     places = {image: place for place, image in enumerate(images)}
     counts = np.zeros((len(COUNTS), len(places)))
-    for item in judged:
+    for item in checked:
         said, label = item.parsed, item.question.label
         counts[:, places[item.question.image]] += (
             1,

@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffalign.files import read_json
 from diffalign.models.adapter_files import PEFT_FILE, PEFT_PREFIX
 from diffalign.models.diffusion.export import replacing
 from diffalign.models.diffusion.kohya import cast
@@ -128,7 +129,7 @@ def write_processor(folder: Path, processor: Any) -> None:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_json(file)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if settings.get("extra_special_tokens") == []:
