@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import torch
+from diffalign.training.loggers import JsonLines
 from PIL import Image
 from safetensors.torch import save
 
@@ -66,7 +67,7 @@ from diffalign.synthesis.pairing import parse_correction, read_corrections, read
 from diffalign.training.card import read_evaluations
 from diffalign.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffalign.training.config import RunConfig
-from diffalign.training.loggers import JsonLines
+from diffalign.training.hooks.records import JsonLines
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "configs/smoke/diffusion_dpo_sdxl.yaml"

@@ -30,8 +30,9 @@ from diffalign.models.devices import send
 from diffalign.objectives.base import AbstractObjective, LossOutput, StepTotals
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
+from diffalign.training.hooks.records import JsonLines, TrainingProgress
+from diffalign.training.hooks.weight_average import WeightAverage
 from diffalign.training.interruption import Interruption
-from diffalign.training.loggers import JsonLines, TrainingProgress
 from diffalign.training.look_ahead import MicroBatch, totals_of_step, views_of
 from diffalign.training.metrics import Metrics
 from diffalign.training.optimizers import (
@@ -41,7 +42,6 @@ from diffalign.training.optimizers import (
     parameter_groups,
 )
 from diffalign.training.run_state import capture, refuse_other_run, restore
-from diffalign.training.weight_average import WeightAverage
 
 
 class Trainer:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from diffalign.training.weight_average import WeightAverage
+from diffalign.training.hooks.weight_average import WeightAverage
 
 
 def test_the_average_keeps_a_share_of_decay_and_takes_the_rest():

@@ -5,7 +5,7 @@ import json
 
 from rich.console import Console
 
-from diffalign.training.loggers import JsonLines, TrainingProgress
+from diffalign.training.hooks.records import JsonLines, TrainingProgress
 
 
 def test_rows_after_a_step_and_a_torn_last_line_are_forgotten(tmp_path):
