@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import torch
-from diffalign.training.loggers import JsonLines
 from PIL import Image
 from safetensors.torch import save
 

@@ -24,8 +24,8 @@ from diffalign.training.checkpoint import (
     restore_random_state,
     unpack_optimizer,
 )
+from diffalign.training.hooks.base import Hooks
 from diffalign.training.metrics import Metrics
-from diffalign.training.weight_average import WeightAverage
 
 
 class RunInProgress(Protocol):
@@ -36,7 +36,7 @@ class RunInProgress(Protocol):
     objective: AbstractObjective
     optimizer: AcceleratedOptimizer
     schedule: LRScheduler
-    average: WeightAverage | None
+    hooks: Hooks
     metrics: Metrics
     named_parameters: dict[str, nn.Parameter]
     identity: Mapping[str, Any]
@@ -55,9 +55,8 @@ def capture(trainer: RunInProgress) -> Checkpoint:
         "weights": trainer.named_parameters,
         "optimizer": optimizer,
         **{f"rank-{number}": part for number, part in enumerate(ranks)},
+        **trainer.hooks.state_dicts(),
     }
-    if trainer.average is not None:
-        tensors["average"] = trainer.average.state_dict()
     if remembered := trainer.objective.state_dict():
         tensors["objective"] = remembered
     scaler = trainer.accelerator.scaler
@@ -96,8 +95,7 @@ def _restore(trainer: RunInProgress, saved: Checkpoint) -> None:
     unpack_optimizer(
         trainer.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"]
     )
-    if trainer.average is not None:
-        trainer.average.load_state_dict(saved.tensors["average"])
+    trainer.hooks.load_state_dicts(saved.tensors)
     trainer.objective.load_state_dict(saved.tensors.get("objective", {}))
     trainer.schedule.load_state_dict(saved.state["schedule"])
     if trainer.accelerator.scaler is not None:

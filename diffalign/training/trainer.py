@@ -6,9 +6,8 @@ the reference without gradient and by the policy with it, through the same code.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from diffalign.models.devices import send
 from diffalign.objectives.base import AbstractObjective, LossOutput, StepTotals
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
-from diffalign.training.hooks.records import JsonLines, TrainingProgress
+from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
+from diffalign.training.hooks.records import Records
 from diffalign.training.hooks.weight_average import WeightAverage
 from diffalign.training.interruption import Interruption
 from diffalign.training.look_ahead import MicroBatch, totals_of_step, views_of
@@ -61,6 +61,7 @@ class Trainer:
         identity: Mapping[str, Any],
         output: Path,
         console: Console,
+        hooks: Sequence[AbstractHook] = (),
     ) -> None:
         """Assemble a run.
 
@@ -74,6 +75,7 @@ class Trainer:
             identity: what two runs must share for a checkpoint of one to serve the other.
             output: the run folder.
             console: silent on all ranks but the main one.
+            hooks: what looks at the run besides its records and the weight average.
         """
         assert source.batch_type is likelihood.batch_type, "the config was checked"
         assert objective.views <= source.views, "the config was checked"
@@ -100,14 +102,13 @@ class Trainer:
         source.bind(model)
         self.positions: deque[Mapping[str, Any]] = deque(maxlen=training.keep_checkpoints)
 
-        self.began = time.monotonic()
         self.step = 0
         self.lr = 0.0
         self.bad_steps = 0
         self.bad_in_a_row = 0
         self.metrics = Metrics()
-        self.metrics_file = JsonLines(output / "metrics.jsonl")
-        self.timing_file = JsonLines(output / "timing.jsonl")
+        average = [] if self.average is None else [self.average]
+        self.hooks = Hooks([*average, *hooks, Records(output, console)])
 
     @property
     def samples_per_step(self) -> int:
@@ -131,40 +132,22 @@ class Trainer:
             TrainingError: too many steps in a row were not finite.
             CheckpointError: the last checkpoint could not be written.
         """
-        if self.accelerator.is_main_process:
-            for file in (self.metrics_file, self.timing_file):
-                if dropped := file.truncate_after(self.step):
-                    self.console.print(
-                        f"[yellow]{escape(str(file.path))} was damaged: {dropped} lines that are "
-                        f"no rows are dropped",
-                        soft_wrap=True,
-                    )
         batches = iter(self.source)
-        progress = TrainingProgress(
-            self.console,
-            total=self.config.optimizer_steps,
-            start=self.step,
-            unit_per_step=self.samples_per_step,
-        )
-        with Interruption() as interruption, progress:
-            while self.step < self.config.optimizer_steps:
-                stop = self._train_step(batches, interruption)
-                progress.advance(self.step)
-                complete = self.step == self.config.optimizer_steps
-                if complete or self.step % self.config.log_every == 0:
-                    self._log(progress)
-                last = stop or complete
-                if last or self.step % self.config.checkpoint_every == 0:
-                    self._save(must_succeed=last or not self.positions)
-                if stop:
-                    break
-        complete = self.step == self.config.optimizer_steps
-        if complete:
+        with Interruption() as interruption:
+            try:
+                self.hooks.start(self)
+                while self.step < self.config.optimizer_steps:
+                    stop = self._train_step(batches, interruption)
+                    if stop:
+                        break
+            finally:
+                self.hooks.end(self)
+        if complete := self.step == self.config.optimizer_steps:
             self.source.finish()
         return complete
 
     def _train_step(self, batches: Iterator[Any], interruption: Interruption) -> bool:
-        """One optimiser step; returns whether any rank was asked to stop."""
+        """One optimiser step and what follows it; returns whether any rank was asked to stop."""
         sample_ids: list[str] = []
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         parts, totals = self._micro_batches(batches)
@@ -193,9 +176,21 @@ class Trainer:
         else:
             self.bad_in_a_row = 0
             self.metrics.commit()
-            if self.average is not None:
-                self.average.update()
+        self._after_step(moved=not bad, stop=bool(stop))
         return bool(stop)
+
+    def _after_step(self, *, moved: bool, stop: bool) -> None:
+        """Hooks look, figures are written, and the run is saved, as each of them is due."""
+        complete = self.step == self.config.optimizer_steps
+        figures = self.hooks.after_step(self, StepOutcome(moved=moved, complete=complete))
+        if complete or self.step % self.config.log_every == 0:
+            figures = {**self._means(), **figures}
+        if figures:
+            samples = self.step * self.samples_per_step
+            self.hooks.after_log(self, {"step": self.step, "samples": samples, **figures})
+        last = stop or complete
+        if last or self.step % self.config.checkpoint_every == 0:
+            self._save(must_succeed=last or not self.positions)
 
     def _micro_batches(
         self, batches: Iterator[Any]
@@ -265,37 +260,14 @@ class Trainer:
                 + (reason or "Lower optimizer.lr, or use precision bf16 or float32")
             )
 
-    def _log(self, progress: TrainingProgress) -> None:
-        means = self.metrics.reduce()
-        row: dict[str, float] = {
-            "step": self.step,
-            "samples": self.step * self.samples_per_step,
-            **means,
+    def _means(self) -> dict[str, float]:
+        """The figures of a logging interval, which ends."""
+        return {
+            **self.metrics.reduce(),
             **self.source.figures(),
             "lr": self.lr,
             "bad_steps": self.bad_steps,
         }
-        if not self.accelerator.is_main_process:
-            return
-        timing = {
-            "step": self.step,
-            "seconds": time.monotonic() - self.began,
-            "samples_per_second": progress.samples_per_second,
-            "network_rows": self.model.evaluations,
-        }
-        if torch.cuda.is_available():
-            timing["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        try:
-            self.metrics_file.write(row)
-            self.timing_file.write(timing)
-        except OSError as error:  # as with a checkpoint: room may be made, and the run goes on
-            self.console.print(
-                f"[red]{escape(str(self.output))}: the figures of step {self.step} could not be "
-                f"written ({error}). The run goes on",
-                soft_wrap=True,
-            )
-        self.accelerator.log({**row, **timing}, step=self.step)
-        progress.figures(self.step, means)
 
     def _save(self, *, must_succeed: bool) -> None:
         """Save. A run whose first checkpoint fails would end with nothing and stops; a later one

@@ -17,8 +17,9 @@ from diffalign.data.pairs.samples import SampleMaker
 from diffalign.errors import BusyError, CheckpointError, DataError
 from diffalign.jobs import train
 from diffalign.processes import only_writer
-from diffalign.training import checkpoint, trainer
+from diffalign.training import checkpoint
 from diffalign.training.config import RunConfig
+from diffalign.training.hooks import records
 from tests import layouts
 from tests.runs import figures, files
 
@@ -146,7 +147,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_figures_only(
     load, whole, tmp_path, monkeypatch, capsys
 ):
     actual = checkpoint.save_file
-    append = trainer.JsonLines.write
+    append = records.JsonLines.write
 
     def save_file(tensors, path):
         if "checkpoint-4" in str(path):
@@ -159,7 +160,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_figures_only(
         append(self, row)
 
     monkeypatch.setattr(checkpoint, "save_file", save_file)
-    monkeypatch.setattr(trainer.JsonLines, "write", write)
+    monkeypatch.setattr(records.JsonLines, "write", write)
     run = load(tmp_path / "run")
     train.run(run)
     said = capsys.readouterr().out

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +22,74 @@ from rich.progress import (
 from diffalign.errors import DataError
 from diffalign.files import append_json_lines, write_json_lines
 from diffalign.parsing import parse_json
+from diffalign.training.hooks.base import AbstractHook, StepOutcome
+
+if TYPE_CHECKING:
+    from diffalign.training.trainer import Trainer
+
+
+class Records(AbstractHook):
+    """Writes what a run says of itself, on the main rank, and shows how far it is."""
+
+    def __init__(self, output: Path, console: Console) -> None:
+        """Args:
+        output: the run folder.
+        console: silent on all ranks but the main one.
+        """
+        self._metrics = JsonLines(output / "metrics.jsonl")
+        self._timing = JsonLines(output / "timing.jsonl")
+        self._output, self._console = output, console
+        self._started = time.monotonic()
+        self._progress: TrainingProgress | None = None
+
+    def start(self, trainer: Trainer) -> None:
+        if trainer.accelerator.is_main_process:
+            for file in (self._metrics, self._timing):
+                if dropped := file.truncate_after(trainer.step):
+                    self._console.print(
+                        f"[yellow]{escape(str(file.path))} was damaged: {dropped} lines that are "
+                        f"no rows are dropped",
+                        soft_wrap=True,
+                    )
+        self._progress = TrainingProgress(
+            self._console,
+            total=trainer.config.optimizer_steps,
+            start=trainer.step,
+            unit_per_step=trainer.samples_per_step,
+        )
+
+    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> Mapping[str, float]:
+        if self._progress is not None:
+            self._progress.advance(trainer.step)
+        return {}
+
+    def after_log(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        if self._progress is None or not trainer.accelerator.is_main_process:
+            return
+        timing = {
+            "step": trainer.step,
+            "seconds": time.monotonic() - self._started,
+            "samples_per_second": self._progress.samples_per_second,
+            "network_rows": trainer.model.evaluations,
+        }
+        if torch.cuda.is_available():
+            timing["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        try:
+            self._metrics.write(row)
+            self._timing.write(timing)
+        except OSError as error:  # as with a checkpoint: room may be made, and the run goes on
+            self._console.print(
+                f"[red]{escape(str(self._output))}: the figures of step {trainer.step} could not "
+                f"be written ({error}). The run goes on",
+                soft_wrap=True,
+            )
+        trainer.accelerator.log({**row, **timing}, step=trainer.step)
+        self._progress.figures(trainer.step, row)
+
+    def end(self, trainer: Trainer) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
 
 class JsonLines:
@@ -84,16 +153,10 @@ class TrainingProgress:
         )
         self._task = self._bar.add_task("", total=total, completed=start, rate="", figures="")
 
-    def __enter__(self) -> TrainingProgress:
         self._bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """Take the bar away."""
         self._bar.stop()
 
     @property

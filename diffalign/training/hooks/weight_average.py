@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from diffalign.training.hooks.base import AbstractHook, StepOutcome
 
-class WeightAverage:
-    """Follows the parameters: average <- decay * average + (1 - decay) * parameter."""
+if TYPE_CHECKING:
+    from diffalign.training.trainer import Trainer
+
+
+class WeightAverage(AbstractHook):
+    """Follows the parameters: average <- decay * average + (1 - decay) * parameter.
+
+    A step that left the weights as they were leaves the average as it was.
+    """
+
+    group: ClassVar[str] = "average"
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], *, decay: float) -> None:
         named = list(parameters)
@@ -19,9 +30,14 @@ class WeightAverage:
         self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._blend = get_ema_multi_avg_fn(decay)
 
+    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> Mapping[str, float]:
+        if outcome.moved:
+            self.update()
+        return {}
+
     @torch.no_grad()
     def update(self) -> None:
-        """Take one step towards the current parameters; call after each optimiser step."""
+        """Take one step towards the current parameters."""
         self._blend(self._average, [p.detach() for p in self._parameters], 0)
 
     def state_dict(self) -> dict[str, Tensor]:

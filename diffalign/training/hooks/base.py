@@ -1,0 +1,167 @@
+"""What looks at a run while it trains, and changes nothing of what it trains.
+
+A run with hooks and one without end with the same weights, bit for bit: the loop keeps the random
+generators away from them, and `inspecting` gives them the policy as it is. Every rank calls every
+hook at the same steps; a hook that works on one rank alone must not wait for the others there.
+"""
+
+from __future__ import annotations
+
+import abc
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from diffalign.models.base import AbstractTrainable
+from diffalign.models.preparation import evaluation_mode
+
+if TYPE_CHECKING:
+    from diffalign.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one optimiser step came to."""
+
+    moved: bool
+    """Whether the weights moved: loss and gradient were finite on every rank."""
+    complete: bool
+    """Whether it was the last step of the run."""
+
+
+class AbstractHook(abc.ABC):  # noqa: B024  # no moment is everybody's
+    """Called by the loop at fixed moments; every method may be left as it is."""
+
+    group: ClassVar[str] = ""
+    """File of a checkpoint that holds `state_dict`, without its ending; empty for a hook without a
+    state."""
+
+    def start(self, trainer: Trainer) -> None:
+        """The loop is about to begin, or to go on, after step `trainer.step`."""
+        return
+
+    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> Mapping[str, float]:
+        """Step `trainer.step` is done.
+
+        Returns:
+            Figures for a row of `metrics.jsonl`, named at the same steps on every rank.
+        """
+        return {}
+
+    def after_log(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """Figures are there: means of a logging interval, or what hooks returned, or both.
+
+        Args:
+            trainer: of the run.
+            row: with `step`; the same on every rank.
+        """
+        return
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep, by name; the same on every rank."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave, before `start`; empty where the checkpoint has nothing.
+
+        Raises:
+            KeyError: the checkpoint lacks what the hook cannot do without.
+        """
+        return
+
+    def end(self, trainer: Trainer) -> None:
+        """The loop has ended: at the last step, on request, or by an error."""
+        return
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractHookSettings(abc.ABC):
+    """A hook as a config writes it, in the list `hooks`; its module is its `kind`."""
+
+    @abc.abstractmethod
+    def open(self) -> AbstractHook:
+        """The hook of one run."""
+
+
+class Hooks:
+    """All hooks of a run, called in their order."""
+
+    def __init__(self, hooks: Sequence[AbstractHook]) -> None:
+        self._hooks = tuple(hooks)
+        groups = [hook.group for hook in hooks if hook.group]
+        assert len(set(groups)) == len(groups), f"two hooks save into one file: {groups}"
+
+    def start(self, trainer: Trainer) -> None:
+        """See `AbstractHook`."""
+        with generators_kept():
+            for hook in self._hooks:
+                hook.start(trainer)
+
+    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> dict[str, float]:
+        """The figures of all."""
+        figures: dict[str, float] = {}
+        with generators_kept():
+            for hook in self._hooks:
+                figures |= hook.after_step(trainer, outcome)
+        return figures
+
+    def after_log(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """See `AbstractHook`."""
+        with generators_kept():
+            for hook in self._hooks:
+                hook.after_log(trainer, row)
+
+    def end(self, trainer: Trainer) -> None:
+        """See `AbstractHook`."""
+        for hook in self._hooks:
+            hook.end(trainer)
+
+    def state_dicts(self) -> dict[str, dict[str, Tensor]]:
+        """Groups of a checkpoint."""
+        states = {hook.group: hook.state_dict() for hook in self._hooks if hook.group}
+        return {group: state for group, state in states.items() if state}
+
+    def load_state_dicts(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Give each hook its group of a checkpoint.
+
+        Raises:
+            KeyError: see `AbstractHook.load_state_dict`.
+        """
+        for hook in self._hooks:
+            if hook.group:
+                hook.load_state_dict(groups.get(hook.group, {}))
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards the generators of Python, NumPy and torch are as they were: training draws the
+    dropout of an adapter from the last one."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def inspecting(model: AbstractTrainable) -> Iterator[None]:
+    """Within this context the policy computes without gradient or dropout, and without its wrapper
+    for several processes, so that ranks need not call it equally often."""
+    wrapped = model.network
+    if isinstance(wrapped, DistributedDataParallel):  # whose forward waits for the other ranks
+        model.network = wrapped.module
+    try:
+        with torch.no_grad(), evaluation_mode(model.network):
+            yield
+    finally:
+        model.network = wrapped
