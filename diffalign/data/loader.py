@@ -155,8 +155,11 @@ class PlannedBatches(Generic[S, B]):
         What cannot be used is counted and left out, so that batches may be smaller.
         """
         size = self._pairs_per_device
-        parts = [list(works[start : start + size]) for start in range(0, len(works), size)]
-        for batch in self._loader(iter(parts)):
+        return self.in_parts([works[start : start + size] for start in range(0, len(works), size)])
+
+    def in_parts(self, parts: Sequence[Sequence[Work]]) -> Iterator[B]:
+        """`sweep` of visits that are cut into batches already."""
+        for batch in self._loader(list(part) for part in parts):
             if not isinstance(batch, list):
                 yield batch
                 continue

@@ -87,6 +87,8 @@ class Counts:
     pairs: int
     """Rows with a preference, the unusable ones included."""
     left_out: Mapping[LeftOut, int]
+    held_out: int = 0
+    """Pairs that are not trained on."""
     noun: str = "rows"
     """What `rows` counts."""
 
@@ -97,7 +99,20 @@ class Counts:
             for reason in LeftOut
             if self.left_out.get(reason, 0)
         ]
-        return f"{self.rows:,} {self.noun}: " + ", ".join([f"{self.pairs:,} pairs", *left_out])
+        held_out = f" ({self.held_out:,} of them held out)" if self.held_out else ""
+        pairs = f"{self.pairs:,} pairs{held_out}"
+        return f"{self.rows:,} {self.noun}: " + ", ".join([pairs, *left_out])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPair:
+    """One pair that is not trained on, see `held_out.py`."""
+
+    number: int
+    """As in the members of an index."""
+    sample_id: str
+    group: str
+    """What it was held out by: pairs that share it are no independent evidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +122,13 @@ class Index:
     members: np.ndarray
     """Numbers of the usable pairs, int64 [n]: of their rows, or of another list of pairs."""
     counts: Counts
+    held_out: tuple[HeldOutPair, ...] = ()
+    """Usable pairs that are no members."""
+
+    def of_held_out(self) -> Index:
+        """The index of the pairs that are held out."""
+        numbers = np.array([pair.number for pair in self.held_out], dtype=np.int64)
+        return Index(members=numbers, counts=self.counts)
 
 
 class IndexPlan(AbstractPlan):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from diffalign.data.held_out import HeldOut
 from diffalign.data.loader import PlannedBatches
 from diffalign.errors import ConfigError
 
@@ -33,6 +34,8 @@ class AbstractSource(abc.ABC):
     """What iteration yields."""
     views: frozenset[str]
     """Names of the views in every batch."""
+    held_out: HeldOut[Any] | None = None
+    """Pairs that iteration never yields, where the config holds some out."""
 
     @abc.abstractmethod
     def describe(self) -> list[str]:

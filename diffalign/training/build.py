@@ -24,6 +24,7 @@ from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES
 from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
+from diffalign.training.hooks.configured import open_hooks
 from diffalign.training.identity import identity
 from diffalign.training.reference import open_cached, resolve_reference
 from diffalign.training.trainer import Trainer
@@ -131,4 +132,5 @@ def build_trainer(
         },
         output=run.output,
         console=console,
+        hooks=open_hooks(run, source),
     )

@@ -10,6 +10,7 @@ from diffalign import components
 from diffalign.data.section import RunParts
 from diffalign.errors import ConfigError
 from diffalign.training.config import RunConfig, TrackingConfig
+from diffalign.training.hooks.configured import check_hooks
 from diffalign.training.optimizers import check_optimizer
 from diffalign.training.reference import resolve_reference
 
@@ -30,6 +31,7 @@ def check(run: RunConfig) -> None:
         )
     check_optimizer(run.optimizer)
     _check_trackers(run.tracking)
+    check_hooks(run)
     run.model.check()
     try:
         run.likelihood.check(run.model)

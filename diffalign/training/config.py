@@ -19,6 +19,8 @@ from diffalign.objectives.base import AbstractObjective
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.section import RolloutSection
+from diffalign.training.hooks.base import AbstractHookSettings
+from diffalign.training.hooks.held_out import EvaluationConfig
 from diffalign.training.optimizers import OptimizerConfig
 
 
@@ -96,6 +98,11 @@ class RunConfig:
     """Length, batch, precision, checkpoints."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """TensorBoard, wandb, trackio."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How often, and how, the pairs are evaluated that `data.holdout` or `responses.holdout` keeps
+    back; without either nothing is."""
+    hooks: tuple[AbstractHookSettings, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Hooks of your own, each `{kind: my_package.my_module, ...}`: see docs/hooks.md."""
 
     @property
     def section(self) -> AbstractSourceSection[Any, Any]:

@@ -26,7 +26,7 @@ from diffalign.errors import CheckpointError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import send
-from diffalign.objectives.base import AbstractObjective, LossOutput, StepTotals
+from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput, StepTotals
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
 from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
@@ -111,6 +111,11 @@ class Trainer:
         self.hooks = Hooks([*average, *hooks, Records(output, console)])
 
     @property
+    def optimizer_steps(self) -> int:
+        """Those of the whole run."""
+        return self.config.optimizer_steps
+
+    @property
     def samples_per_step(self) -> int:
         """The effective batch: samples over all devices and micro-batches of a step."""
         return self.config.samples_per_device * self.config.accumulation * world.size()
@@ -135,7 +140,7 @@ class Trainer:
         batches = iter(self.source)
         with Interruption() as interruption:
             try:
-                self.hooks.start(self)
+                self._record(self.hooks.start(self))
                 while self.step < self.config.optimizer_steps:
                     stop = self._train_step(batches, interruption)
                     if stop:
@@ -185,9 +190,7 @@ class Trainer:
         figures = self.hooks.after_step(self, StepOutcome(moved=moved, complete=complete))
         if complete or self.step % self.config.log_every == 0:
             figures = {**self._means(), **figures}
-        if figures:
-            samples = self.step * self.samples_per_step
-            self.hooks.after_log(self, {"step": self.step, "samples": samples, **figures})
+        self._record(figures)
         last = stop or complete
         if last or self.step % self.config.checkpoint_every == 0:
             self._save(must_succeed=last or not self.positions)
@@ -211,16 +214,8 @@ class Trainer:
         return parts, totals
 
     def _evaluate(self, part: MicroBatch, totals: Mapping[str, StepTotals]) -> LossOutput:
-        """Reference first, then policy, on one prepared batch."""
-        if part.prepared is None:
-            part.prepared = self.likelihood.prepare(self.model, part.batch)
-        if part.reference is None:
-            part.reference = self._reference(part)
-        policy = self.likelihood.evaluate(self.model, part.prepared)
-        views = views_of(
-            policy, part.reference, self.likelihood.row_metadata(part.prepared), totals
-        )
-        part.prepared = None  # of a step whose parts are all at hand
+        """The loss of a micro-batch, and figures for the log."""
+        views = self.views(part, totals)
         output = self.objective(views)
         drift = {
             f"drift/{name}": view.log_ratio.detach()
@@ -228,6 +223,26 @@ class Trainer:
             if view.reference is not None
         }
         return LossOutput(output.loss, {**output.metrics, **drift})
+
+    def views(
+        self, part: MicroBatch, totals: Mapping[str, StepTotals] | None = None
+    ) -> dict[str, Likelihoods]:
+        """Reference first, then policy, on one prepared batch.
+
+        Args:
+            part: what is known of it is not computed again.
+            totals: of the optimiser step by view; none where the batch is all there is.
+        """
+        if part.prepared is None:
+            part.prepared = self.likelihood.prepare(self.model, part.batch)
+        if part.reference is None:
+            part.reference = self._reference(part)
+        policy = self.likelihood.evaluate(self.model, part.prepared)
+        views = views_of(
+            policy, part.reference, self.likelihood.row_metadata(part.prepared), totals or {}
+        )
+        part.prepared = None  # of a step whose parts are all at hand
+        return views
 
     def _reference(self, part: MicroBatch) -> Mapping[str, Tensor]:
         if not self.objective.needs_reference:
@@ -259,6 +274,11 @@ class Trainer:
                 f"{', '.join(everyone)}. "
                 + (reason or "Lower optimizer.lr, or use precision bf16 or float32")
             )
+
+    def _record(self, figures: Mapping[str, float]) -> None:
+        if figures:
+            samples = self.step * self.samples_per_step
+            self.hooks.after_log(self, {"step": self.step, "samples": samples, **figures})
 
     def _means(self) -> dict[str, float]:
         """The figures of a logging interval, which ends."""

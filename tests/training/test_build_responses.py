@@ -17,6 +17,7 @@ from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
 from diffalign.training.identity import identity
 from tests.responses import random_image
+from tests.runs import figures
 from tests.tiny_vlm import tiny_llava
 
 RUN = """
@@ -67,7 +68,7 @@ def losses(run: RunConfig) -> list[float]:
     trainer = build.build_trainer(run, build.build_accelerator(run), source, console)
     assert trainer.fit()
     trainer.export(run.output / "final")
-    return [json.loads(line)["loss"] for line in trainer.metrics_file.path.open()]
+    return [row["loss"] for row in figures(run.output)]
 
 
 def test_mdpo_starts_at_three_times_the_logarithm_of_two_and_learns(folder, tmp_path):

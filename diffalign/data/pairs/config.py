@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.decoding import MAX_PIXELS
+from diffalign.data.held_out import check_share
 from diffalign.ranges import AtLeast, Between, Ranged
 
 
@@ -55,6 +56,10 @@ class PairConfig(Ranged):
     Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs (bradley_terry)."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs."""
+    holdout: float | None = None
+    """Share of the prompts whose pairs are never trained on, but evaluated while the run trains
+    (section `evaluation`). A digest of the prompt decides, so that it is the same for every run;
+    null trains on all."""
     crop: Literal["center", "random"] = "center"
     """Which part of an image stays when its shape does not fit (DPO: center). Both sides of a pair
     are cut at the same relative place."""
@@ -87,6 +92,12 @@ class PairConfig(Ranged):
             raise ValueError(
                 f"resolution must be a multiple of 8, the factor of the autoencoders, "
                 f"got {self.resolution}"
+            )
+        check_share(self.holdout)
+        if self.holdout is not None and self.streaming:
+            raise ValueError(
+                "holdout needs all prompts in advance, which a stream does not know: set streaming "
+                "to false or holdout to null"
             )
         if self.buckets and self.streaming:
             raise ValueError(

@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from diffalign.data.decoding import BadImageError, Size, upright_size
+from diffalign.data.held_out import is_held_out, refuse_nothing
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.samples import empty_caption
-from diffalign.data.plans import Counts, Index
+from diffalign.data.plans import Counts, HeldOutPair, Index
 from diffalign.data.rows import AbstractRows, Row
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped, UnusableRowError
 from diffalign.errors import DataError
@@ -65,15 +66,22 @@ def _shapes(data: OpenedPairs, row: Row, max_pixels: int) -> tuple[Size, ...] | 
 
 
 def index_rows(
-    rows: AbstractRows, columns: PairColumns, *, limit: int | None, skips: SkipLog
+    rows: AbstractRows,
+    columns: PairColumns,
+    *,
+    limit: int | None,
+    skips: SkipLog,
+    holdout: float | None = None,
 ) -> Index:
     """Read labels and captions of all rows, and no image.
 
     Raises:
-        DataError: a label is not allowed, or no row is a pair.
+        DataError: a label is not allowed, no row is a pair, or none is held out where a share is
+            to be.
     """
     left_out: Counter[LeftOut] = Counter()
     members: list[int] = []
+    held_out: list[HeldOutPair] = []
     pairs = read = 0
     for number, row in enumerate(rows.scan(columns.light())):
         if limit is not None and pairs == limit:
@@ -85,20 +93,28 @@ def index_rows(
             if isinstance(verdict, LeftOut):
                 left_out[verdict] += 1
                 continue
-            skipped = empty_caption(columns.sample_id(row), columns.caption(row))
+            caption = columns.caption(row)
+            skipped = empty_caption(columns.sample_id(row), caption)
         except UnusableRowError as error:
             skipped = error.skipped(columns.sample_id(row))
         pairs += 1
-        if skipped is None:
-            members.append(number)
-        else:
+        if skipped is not None:
             skips.add(skipped)
-    counts = Counts(rows=read, pairs=pairs, left_out=left_out, noun=rows.noun)
+        elif is_held_out(caption, holdout):
+            name = columns.sample_id(row)
+            held_out.append(HeldOutPair(number=number, sample_id=name, group=caption))
+        else:
+            members.append(number)
+    counts = Counts(
+        rows=read, pairs=pairs, left_out=left_out, held_out=len(held_out), noun=rows.noun
+    )
     if not members:
         unusable = "".join(f"\n  {line}" for line in skips.first(10))
-        without = f", none of which can be used:{unusable}" if pairs else ""
+        without = f", none of which can be used:{unusable}" if pairs > len(held_out) else ""
         raise DataError(f"there is nothing to train on in {counts.describe()}{without}")
-    return Index(members=np.array(members, dtype=np.int64), counts=counts)
+    refuse_nothing(held_out, holdout, counts, section="data")
+    numbers = np.array(members, dtype=np.int64)
+    return Index(members=numbers, counts=counts, held_out=tuple(held_out))
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:

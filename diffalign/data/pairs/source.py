@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import ImageBatch
+from diffalign.data.held_out import HeldOut
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
 from diffalign.data.pairs.config import PairConfig
@@ -20,7 +21,7 @@ from diffalign.data.pairs.index import assign_buckets, index_rows
 from diffalign.data.pairs.preview import PairPreviewRow, first_rows
 from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
 from diffalign.data.pairs.streamed import StreamPlan
-from diffalign.data.plans import AbstractPlan, IndexPlan, Work
+from diffalign.data.plans import AbstractPlan, Index, IndexPlan, Work
 from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
@@ -64,9 +65,11 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         skips: SkipLog,
         *,
         pairs_per_device: int,
+        held_out: HeldOut[ImageBatch] | None = None,
     ) -> None:
         """Use `open`; this takes the parts."""
         self.views = frozenset(maker.views)
+        self.held_out = held_out
         self._data = data
         self._config = maker.config
         batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
@@ -130,7 +133,10 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             schedule_length=schedule_length,
         )
         plan = _plan(data, config, run_seed=run_seed, skips=skips)
-        return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
+        held_out = None
+        if isinstance(plan, IndexPlan) and plan.index.held_out:
+            held_out = _held_out(data, maker, plan.index, pairs_per_device=pairs_per_device)
+        return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device, held_out=held_out)
 
     def preview(self, n: int) -> Preview[PairPreviewRow]:
         """The preview of a dry run: the lines of `describe`, and the first `n` pairs.
@@ -159,6 +165,12 @@ def _plan(data: OpenedPairs, config: PairConfig, *, run_seed: int, skips: SkipLo
     """The order in which the data is seen."""
     square = (config.resolution, config.resolution)
     if isinstance(data.rows, AbstractRowStream):
+        if config.holdout is not None:
+            raise DataError(
+                f"data.holdout is {config.holdout:g}, and {data.summary}: a stream does not know "
+                f"its prompts in advance. Take a copy that is read at random (parquet, JSON lines, "
+                f"a folder), or set data.holdout to null"
+            )
         return StreamPlan(
             data,
             run_seed=run_seed,
@@ -166,9 +178,36 @@ def _plan(data: OpenedPairs, config: PairConfig, *, run_seed: int, skips: SkipLo
             limit=config.limit,
             target=square,
         )
-    index = index_rows(data.rows, data.columns, limit=config.limit, skips=skips)
+    index = index_rows(
+        data.rows, data.columns, limit=config.limit, skips=skips, holdout=config.holdout
+    )
     if not config.buckets:
         buckets = {square: np.arange(len(index.members))}
     else:
         buckets = assign_buckets(data, index, config, skips)
     return IndexPlan(index, run_seed=run_seed, buckets=buckets)
+
+
+def _held_out(
+    data: OpenedPairs, maker: SampleMaker, index: Index, *, pairs_per_device: int
+) -> HeldOut[ImageBatch]:
+    """The held-out pairs as they are, captioned and unmirrored, under noise that is the same for
+    every run."""
+    plain = replace(maker.config, caption_dropout=0.0, flip=False, crop="center")
+    maker = replace(maker, config=plain, run_seed=0)
+    skips, held_out = SkipLog(None), index.of_held_out()
+    buckets = {(plain.resolution, plain.resolution): np.arange(len(held_out.members))}
+    if plain.buckets:
+        buckets = assign_buckets(data, held_out, plain, skips)
+    batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
+        IndexPlan(held_out, run_seed=0, buckets=buckets),
+        _Decoder(data, maker),
+        stack,
+        skips,
+        pairs_per_device=pairs_per_device,
+        max_bad_fraction=1.0,
+        workers=plain.workers,
+        run_seed=0,
+    )
+    pairs = {size: [index.held_out[int(i)] for i in some] for size, some in buckets.items()}
+    return HeldOut(batches, pairs, per_batch=pairs_per_device, finish=with_unit_range)

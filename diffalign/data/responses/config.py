@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from diffalign.config import MAY_CHANGE
+from diffalign.data.held_out import check_share
 from diffalign.data.responses.corruptions.base import AbstractCondition
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights
 from diffalign.ranges import AtLeast, Between, Ranged
@@ -37,6 +38,11 @@ class ResponseConfig(Ranged):
     """Commit, tag or branch of a hub data set."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs."""
+    holdout: float | None = None
+    """Share of the images (of rows without one, of the conversations) whose pairs are never trained
+    on, but evaluated while the run trains (section `evaluation`). A digest of the image decides, so
+    that it is the same for every run; for it all images are read once, undecoded, when a run
+    starts. Null trains on all."""
     max_length: Annotated[int, AtLeast(1)] = 2048
     """Tokens of a conversation with its response, those of the images included. A longer pair, or
     one beyond the model's context, is skipped and listed, never cut. 2048 is the setting of mDPO
@@ -60,3 +66,4 @@ class ResponseConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_share(self.holdout)

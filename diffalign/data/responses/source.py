@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,14 @@ from torch.utils.data import Dataset
 
 from diffalign.data.batches import TokenBatch
 from diffalign.data.decoding import EncodedImage
+from diffalign.data.held_out import (
+    HeldOut,
+    group_of_images,
+    is_held_out,
+    refuse_nothing,
+)
 from diffalign.data.loader import PlannedBatches
-from diffalign.data.plans import Counts, Index, IndexPlan, Work
+from diffalign.data.plans import Counts, HeldOutPair, Index, IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
@@ -44,6 +50,8 @@ class Comparisons:
     """Whose members are the numbers 0 to n - 1."""
     labels: Mapping[str, int] = field(default_factory=dict)
     """Usable rows by response, where each holds one; empty for pairs."""
+    held_out: Comparisons | None = None
+    """Usable comparisons that are not among these, all of them in `index.held_out`."""
 
 
 def index_comparisons(
@@ -52,8 +60,9 @@ def index_comparisons(
     limit: int | None,
     skips: SkipLog,
     asked_for: frozenset[str] | None = None,
+    holdout: float | None = None,
 ) -> Comparisons:
-    """Read the text of all rows, and no image.
+    """Read the text of all rows, and no image unless some are held out.
 
     Args:
         data: the data set.
@@ -61,13 +70,16 @@ def index_comparisons(
         skips: where those that are unusable as text go.
         asked_for: responses that the objective reads, where rows are unpaired: one of another
             response is left out; None takes all.
+        holdout: share of the images whose comparisons are held out; None for nothing.
 
     Raises:
-        DataError: no comparison is usable.
+        DataError: no comparison is usable, or none is held out where a share is to be.
     """
     left_out: Counter[LeftOut] = Counter()
     labels: Counter[str] = Counter()
     places: list[tuple[int, int]] = []
+    held_places: list[tuple[int, int]] = []
+    held_out: list[HeldOutPair] = []
     pairs = read = 0
     for number, found in enumerate(data.without_images()):
         if pairs == limit:
@@ -87,17 +99,44 @@ def index_comparisons(
             pairs += 1
             if isinstance(comparison, Skipped):
                 skips.add(comparison)
+            elif held := _held_out_pair(data, number, place, holdout, len(held_places)):
+                held_places.append((number, place))
+                held_out.append(held)
             else:
                 places.append((number, place))
-    counts = Counts(rows=read, pairs=pairs, left_out=left_out)
+    counts = Counts(rows=read, pairs=pairs, left_out=left_out, held_out=len(held_out))
     if not places:
         first = f", for example {skips.first(1)[0]}" if len(skips) else ""
         raise DataError(
             f"there is nothing to train on in {data.summary}: {counts.describe()}, none of them "
             f"usable{first}"
         )
-    index = Index(members=np.arange(len(places), dtype=np.int64), counts=counts)
-    return Comparisons(places=np.array(places, dtype=np.int64), index=index, labels=labels)
+    refuse_nothing(held_out, holdout, counts, section="responses")
+    others = _numbered(held_places, counts, tuple(held_out)) if held_out else None
+    return replace(_numbered(places, counts), labels=labels, held_out=others)
+
+
+def _numbered(
+    places: list[tuple[int, int]], counts: Counts, held_out: tuple[HeldOutPair, ...] = ()
+) -> Comparisons:
+    numbers = np.arange(len(places), dtype=np.int64)
+    index = Index(members=numbers, counts=counts, held_out=held_out)
+    return Comparisons(places=np.array(places, dtype=np.int64), index=index)
+
+
+def _held_out_pair(
+    data: OpenedResponses, row: int, place: int, holdout: float | None, number: int
+) -> HeldOutPair | None:
+    """The comparison as the `number`-th that is held out, if it is."""
+    if holdout is None:
+        return None
+    pair = data.pair(row, place)
+    if isinstance(pair, Skipped):  # its image is missing, which the loader says where it is met
+        return None
+    group = group_of_images(pair.images, "\n".join(turn.text for turn in pair.turns))
+    if not is_held_out(group, holdout):
+        return None
+    return HeldOutPair(number=number, sample_id=pair.sample_id, group=group)
 
 
 _ATTEMPTS = 100
@@ -155,6 +194,13 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
     ) -> None:
         """Use `open`; this takes the parts."""
         self.views = served
+        collate = functools.partial(
+            _collate, pad_token_id=maker.encoder.pad_token_id, served=served
+        )
+        if comparisons.held_out is not None:
+            self.held_out = _held_out(
+                data, comparisons.held_out, maker, collate, samples_per_device=samples_per_device
+            )
         self._data = data
         self._comparisons = comparisons
         self._maker = maker
@@ -165,7 +211,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
                 buckets={None: comparisons.index.members},
             ),
             _Decoder(data, comparisons, maker),
-            functools.partial(_collate, pad_token_id=maker.encoder.pad_token_id, served=served),
+            collate,
             skips,
             pairs_per_device=samples_per_device,
             max_bad_fraction=maker.config.max_bad_fraction,
@@ -224,6 +270,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             limit=config.limit,
             skips=skips,
             asked_for=None if data.mapping.paired else read,
+            holdout=config.holdout,
         )
         maker = TokenSampleMaker(
             config=config,
@@ -295,6 +342,29 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
 
     def __iter__(self) -> Iterator[TokenBatch]:
         return iter(self._batches)
+
+
+def _held_out(
+    data: OpenedResponses,
+    comparisons: Comparisons,
+    maker: TokenSampleMaker,
+    collate: Callable[[Sequence[TokenSample]], TokenBatch],
+    *,
+    samples_per_device: int,
+) -> HeldOut[TokenBatch]:
+    """The held-out pairs, under conditions that are the same for every run."""
+    index = comparisons.index
+    batches: PlannedBatches[TokenSample, TokenBatch] = PlannedBatches(
+        IndexPlan(index, run_seed=0, buckets={None: index.members}),
+        _Decoder(data, comparisons, replace(maker, run_seed=0)),
+        collate,
+        SkipLog(None, section=maker.config.section),
+        pairs_per_device=samples_per_device,
+        max_bad_fraction=1.0,
+        workers=maker.config.workers,
+        run_seed=0,
+    )
+    return HeldOut(batches, {None: index.held_out}, per_batch=samples_per_device)
 
 
 def _collate(

@@ -9,21 +9,52 @@ from __future__ import annotations
 
 import abc
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from diffalign.data.source import AbstractSource
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.preparation import evaluation_mode
+from diffalign.objectives.base import AbstractObjective, Likelihoods
+from diffalign.training.look_ahead import MicroBatch
 
 if TYPE_CHECKING:
-    from diffalign.training.trainer import Trainer
+    from accelerate import Accelerator
+
+
+class TrainingRun(Protocol):
+    """The trainer, as far as a hook looks into it."""
+
+    accelerator: Accelerator
+    model: AbstractTrainable
+    source: AbstractSource
+    objective: AbstractObjective
+    output: Path
+    """The run folder."""
+    console: Console
+    """Silent on all ranks but the main one."""
+    step: int
+    """Optimiser steps that are done."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Those of the whole run."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """The effective batch, over all devices."""
+
+    def views(self, part: MicroBatch) -> dict[str, Likelihoods]:
+        """What policy and reference find of one batch."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +74,27 @@ class AbstractHook(abc.ABC):  # noqa: B024  # no moment is everybody's
     """File of a checkpoint that holds `state_dict`, without its ending; empty for a hook without a
     state."""
 
-    def start(self, trainer: Trainer) -> None:
-        """The loop is about to begin, or to go on, after step `trainer.step`."""
-        return
+    def start(self, run: TrainingRun) -> Mapping[str, float]:
+        """The loop is about to begin, or to go on, after step `run.step`.
 
-    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> Mapping[str, float]:
-        """Step `trainer.step` is done.
+        Returns:
+            As `after_step` does, of the policy before its first step; nothing when a run goes on.
+        """
+        return {}
+
+    def after_step(self, run: TrainingRun, outcome: StepOutcome) -> Mapping[str, float]:
+        """Step `run.step` is done.
 
         Returns:
             Figures for a row of `metrics.jsonl`, named at the same steps on every rank.
         """
         return {}
 
-    def after_log(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+    def after_log(self, run: TrainingRun, row: Mapping[str, float]) -> None:
         """Figures are there: means of a logging interval, or what hooks returned, or both.
 
         Args:
-            trainer: of the run.
+            run: that trains.
             row: with `step`; the same on every rank.
         """
         return
@@ -76,7 +111,7 @@ class AbstractHook(abc.ABC):  # noqa: B024  # no moment is everybody's
         """
         return
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, run: TrainingRun) -> None:
         """The loop has ended: at the last step, on request, or by an error."""
         return
 
@@ -98,30 +133,31 @@ class Hooks:
         groups = [hook.group for hook in hooks if hook.group]
         assert len(set(groups)) == len(groups), f"two hooks save into one file: {groups}"
 
-    def start(self, trainer: Trainer) -> None:
-        """See `AbstractHook`."""
-        with generators_kept():
-            for hook in self._hooks:
-                hook.start(trainer)
-
-    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> dict[str, float]:
+    def start(self, run: TrainingRun) -> dict[str, float]:
         """The figures of all."""
+        return self._gathered(lambda hook: hook.start(run))
+
+    def after_step(self, run: TrainingRun, outcome: StepOutcome) -> dict[str, float]:
+        """The figures of all."""
+        return self._gathered(lambda hook: hook.after_step(run, outcome))
+
+    def _gathered(self, call: Callable[[AbstractHook], Mapping[str, float]]) -> dict[str, float]:
         figures: dict[str, float] = {}
         with generators_kept():
             for hook in self._hooks:
-                figures |= hook.after_step(trainer, outcome)
+                figures |= call(hook)
         return figures
 
-    def after_log(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+    def after_log(self, run: TrainingRun, row: Mapping[str, float]) -> None:
         """See `AbstractHook`."""
         with generators_kept():
             for hook in self._hooks:
-                hook.after_log(trainer, row)
+                hook.after_log(run, row)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, run: TrainingRun) -> None:
         """See `AbstractHook`."""
         for hook in self._hooks:
-            hook.end(trainer)
+            hook.end(run)
 
     def state_dicts(self) -> dict[str, dict[str, Tensor]]:
         """Groups of a checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,10 +22,7 @@ from rich.progress import (
 from diffalign.errors import DataError
 from diffalign.files import append_json_lines, write_json_lines
 from diffalign.parsing import parse_json
-from diffalign.training.hooks.base import AbstractHook, StepOutcome
-
-if TYPE_CHECKING:
-    from diffalign.training.trainer import Trainer
+from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun
 
 
 class Records(AbstractHook):
@@ -42,10 +39,11 @@ class Records(AbstractHook):
         self._started = time.monotonic()
         self._progress: TrainingProgress | None = None
 
-    def start(self, trainer: Trainer) -> None:
-        if trainer.accelerator.is_main_process:
+    def start(self, run: TrainingRun) -> Mapping[str, float]:
+        kept = run.step or -1  # what is known before the first step is told anew
+        if run.accelerator.is_main_process:
             for file in (self._metrics, self._timing):
-                if dropped := file.truncate_after(trainer.step):
+                if dropped := file.truncate_after(kept):
                     self._console.print(
                         f"[yellow]{escape(str(file.path))} was damaged: {dropped} lines that are "
                         f"no rows are dropped",
@@ -53,24 +51,25 @@ class Records(AbstractHook):
                     )
         self._progress = TrainingProgress(
             self._console,
-            total=trainer.config.optimizer_steps,
-            start=trainer.step,
-            unit_per_step=trainer.samples_per_step,
+            total=run.optimizer_steps,
+            start=run.step,
+            unit_per_step=run.samples_per_step,
         )
-
-    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> Mapping[str, float]:
-        if self._progress is not None:
-            self._progress.advance(trainer.step)
         return {}
 
-    def after_log(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        if self._progress is None or not trainer.accelerator.is_main_process:
+    def after_step(self, run: TrainingRun, outcome: StepOutcome) -> Mapping[str, float]:
+        if self._progress is not None:
+            self._progress.advance(run.step)
+        return {}
+
+    def after_log(self, run: TrainingRun, row: Mapping[str, float]) -> None:
+        if self._progress is None or not run.accelerator.is_main_process:
             return
         timing = {
-            "step": trainer.step,
+            "step": run.step,
             "seconds": time.monotonic() - self._started,
             "samples_per_second": self._progress.samples_per_second,
-            "network_rows": trainer.model.evaluations,
+            "network_rows": run.model.evaluations,
         }
         if torch.cuda.is_available():
             timing["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -79,14 +78,14 @@ class Records(AbstractHook):
             self._timing.write(timing)
         except OSError as error:  # as with a checkpoint: room may be made, and the run goes on
             self._console.print(
-                f"[red]{escape(str(self._output))}: the figures of step {trainer.step} could not "
+                f"[red]{escape(str(self._output))}: the figures of step {run.step} could not "
                 f"be written ({error}). The run goes on",
                 soft_wrap=True,
             )
-        trainer.accelerator.log({**row, **timing}, step=trainer.step)
-        self._progress.figures(trainer.step, row)
+        run.accelerator.log({**row, **timing}, step=run.step)
+        self._progress.figures(run.step, row)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, run: TrainingRun) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffalign.training.hooks.base import AbstractHook, StepOutcome
-
-if TYPE_CHECKING:
-    from diffalign.training.trainer import Trainer
+from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun
 
 
 class WeightAverage(AbstractHook):
@@ -30,7 +27,7 @@ class WeightAverage(AbstractHook):
         self._average = [parameter.detach().clone() for parameter in self._parameters]
         self._blend = get_ema_multi_avg_fn(decay)
 
-    def after_step(self, trainer: Trainer, outcome: StepOutcome) -> Mapping[str, float]:
+    def after_step(self, run: TrainingRun, outcome: StepOutcome) -> Mapping[str, float]:
         if outcome.moved:
             self.update()
         return {}
