@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import nn
 
 from diffalign import world
@@ -20,6 +22,7 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.objectives.base import AbstractObjective
 from diffalign.objectives.dpo import DPO
 from diffalign.seeding import cpu_generator, derive_seed
+from diffalign.training.hooks.base import AbstractHook
 from diffalign.training.optimizers import OptimizerConfig
 from diffalign.training.trainer import Trainer, TrainingConfig
 
@@ -51,8 +54,12 @@ class ToySource(AbstractSource):
             start = self.position * self.per_device * world.size() + world.rank() * self.per_device
             numbers = range(start, start + self.per_device)
             self.position += 1
-            rows = torch.stack([self._row(number) for number in numbers])
-            yield ToyBatch(tuple(f"toy-{n}" for n in numbers), rows[:, 0], rows[:, 1])
+            yield self.batch(numbers)
+
+    def batch(self, numbers) -> ToyBatch:
+        """The samples of these numbers, whatever the position."""
+        rows = torch.stack([self._row(number) for number in numbers])
+        return ToyBatch(tuple(f"toy-{n}" for n in numbers), rows[:, 0], rows[:, 1])
 
     def _row(self, number: int) -> torch.Tensor:
         row = torch.randn(2, 6, generator=cpu_generator(derive_seed("toy", number)))
@@ -71,6 +78,18 @@ class ToySource(AbstractSource):
     @property
     def skipped_counts(self):
         return {}
+
+
+class ToyHeldOut:
+    """Four batches of two samples beyond those of a run, two samples of each prompt."""
+
+    def share_of_rank(self, *, pairs: int, visits: int):
+        source = ToySource(2)
+        parts = [range(1000 + 2 * n, 1002 + 2 * n) for n in range(4)]
+        return map(source.batch, parts[world.rank() :: world.size()])
+
+    def group(self, sample_id: str) -> str:
+        return str(int(sample_id.removeprefix("toy-")) % 4)
 
 
 class ToyModel(AbstractTrainable):
@@ -99,6 +118,8 @@ class ToyModel(AbstractTrainable):
 
     def export(self, folder: Path, state=None):
         folder.mkdir(parents=True, exist_ok=True)
+        values = dict(self.trained_parameters()) if state is None else state
+        save_file({name: value.detach() for name, value in values.items()}, folder / "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +163,7 @@ def toy_trainer(
     identity: dict | None = None,
     objective: AbstractObjective | None = None,
     max_grad_norm: float | None = 1.0,
+    hooks: Sequence[AbstractHook] = (),
     **training,
 ) -> Trainer:
     output.mkdir(parents=True, exist_ok=True)
@@ -164,6 +186,7 @@ def toy_trainer(
         identity=identity or {"seed": 0},
         output=output,
         console=Console(quiet=not accelerator.is_main_process),
+        hooks=hooks,
     )
 
 
