@@ -61,9 +61,8 @@ def test_a_run_that_is_watched_ends_with_the_weights_and_figures_of_one_that_is_
     settings = {"optimizer_steps": 6, "dropout": 0.4, "accumulation": 2, "log_every": 1}
     blind = toy_trainer(tmp_path / "blind", objective=loss(beta=1.0), **settings)
     blind.fit()
-    watched = toy_trainer(
-        tmp_path / "watched", objective=loss(beta=1.0), hooks=[evaluation()], **settings
-    )
+    hooks = [evaluation()]
+    watched = toy_trainer(tmp_path / "watched", objective=loss(beta=1.0), hooks=hooks, **settings)
     watched.fit()
     assert torch.equal(weights(blind), weights(watched))
     assert all(module.training for module in watched.model.network.modules())
