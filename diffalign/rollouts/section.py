@@ -68,6 +68,12 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
                 f"{self.origin} sample images, and the model {components.kind_of(parts.model)} "
                 f"makes none: remove the rollouts section"
             )
+        if self.data is not None and self.data.config.holdout is not None:
+            raise ConfigError(
+                f"data.holdout is {self.data.config.holdout:g}, and {self.origin} trains on "
+                f"samples of the policy, which are new in every round and cannot be held out: set "
+                f"data.holdout to null"
+            )
         if self.data is not None:
             self.data.check(parts)
 

@@ -39,7 +39,7 @@ def without_download(config: PairConfig) -> PairConfig:
     """
     if locate(config).root is not None:
         return config
-    return dataclasses.replace(config, streaming=True, buckets=False)
+    return dataclasses.replace(config, streaming=True, buckets=False, holdout=None)
 
 
 def first_rows(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from diffalign import components
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
 from diffalign.training.config import RunConfig
@@ -24,12 +23,6 @@ def open_hooks(run: RunConfig, source: AbstractSource) -> list[AbstractHook]:
 
 
 def _check_held_out(run: RunConfig) -> None:
-    if run.data is not None and run.data.holdout is not None and run.rollouts is not None:
-        raise ConfigError(
-            f"data.holdout is {run.data.holdout:g}, and rollouts "
-            f"{components.kind_of(run.rollouts)} trains on samples of the policy, which are new in "
-            f"every round and cannot be held out: set data.holdout to null"
-        )
     share = None if run.responses is None else run.responses.holdout
     if share is not None and run.reference == "cached":
         raise ConfigError(
