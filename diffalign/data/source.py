@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from PIL.Image import Image
+
 from diffalign.data.held_out import HeldOut
 from diffalign.data.loader import PlannedBatches
+from diffalign.data.responses.records import Turn
 from diffalign.errors import ConfigError
 
 
@@ -80,6 +83,11 @@ class AbstractSource(abc.ABC):
     def captions(self, n: int) -> list[str]:
         """At most `n` of the captions that will be met, from the first on; none where they are not
         those of images."""
+        return []
+
+    def conversations(self, n: int) -> list[tuple[Sequence[Turn], Sequence[Image]]]:
+        """At most `n` of the conversations that responses of the data are to, each with its images;
+        none where the data is no responses."""
         return []
 
     def bind(self, model: Any) -> None:

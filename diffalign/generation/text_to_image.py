@@ -138,7 +138,7 @@ class TextToImage:
             settings.schedule_arguments(space.shape(sampler.size_for(space))),
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would leave its tensors in the caches of a model in training
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Generate one image a row; a row does not depend on its neighbours beyond float rounding.
 

@@ -76,6 +76,11 @@ class AbstractModel(Ranged, abc.ABC):
         return False
 
     @property
+    def makes(self) -> Literal["images", "responses"] | None:
+        """What can be sampled from it while it trains; None where it only scores."""
+        return None
+
+    @property
     def leaves_weights_idle(self) -> bool:
         """Whether some of what trains has no part in the output, and so never a gradient."""
         return False

@@ -21,6 +21,7 @@ from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.section import RolloutSection
 from diffalign.training.hooks.base import AbstractHookSettings
 from diffalign.training.hooks.held_out import EvaluationConfig
+from diffalign.training.hooks.previews import PreviewsConfig
 from diffalign.training.optimizers import OptimizerConfig
 
 
@@ -101,6 +102,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How often, and how, the pairs are evaluated that `data.holdout` or `responses.holdout` keeps
     back; without either nothing is."""
+    previews: PreviewsConfig | None = None
+    """What is made of the policy as it trains, for people to look at; null for nothing."""
     hooks: tuple[AbstractHookSettings, ...] = field(default=(), metadata=MAY_CHANGE)
     """Hooks of your own, each `{kind: my_package.my_module, ...}`: see docs/hooks.md."""
 

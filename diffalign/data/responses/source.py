@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import TokenBatch
-from diffalign.data.decoding import EncodedImage
+from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.held_out import (
     HeldOut,
     group_of_images,
@@ -27,6 +29,7 @@ from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import OpenedResponses, open_responses
+from diffalign.data.responses.records import Turn
 from diffalign.data.responses.samples import (
     ResponsePreviewRow,
     TokenSample,
@@ -139,6 +142,8 @@ def _held_out_pair(
     return HeldOutPair(number=number, sample_id=pair.sample_id, group=group)
 
 
+_LOOKED_AT = 1000
+"""Pairs among which conversations are looked for."""
 _ATTEMPTS = 100
 """Rows that are tried for an image of another sample."""
 
@@ -321,6 +326,21 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         places = self._comparisons.places[:n].tolist()
         rows = [preview_row(self._data.pair(row, place), self._maker) for row, place in places]
         return Preview(lines=self.describe(), rows=rows)
+
+    def conversations(self, n: int) -> list[tuple[Sequence[Turn], Sequence[Image]]]:
+        """Of the first pairs that can be used, each image and question once."""
+        found: dict[str, tuple[Sequence[Turn], Sequence[Image]]] = {}
+        for row, place in self._comparisons.places[:_LOOKED_AT].tolist():
+            if len(found) == n:
+                break
+            pair = self._data.pair(row, place)
+            if isinstance(pair, Skipped):
+                continue
+            text = "\n".join(turn.text for turn in pair.turns)
+            with contextlib.suppress(BadImageError):
+                images = [decode(i, max_pixels=self._maker.config.max_pixels) for i in pair.images]
+                found.setdefault(group_of_images(pair.images, "") + text, (pair.turns, images))
+        return list(found.values())
 
     def __len__(self) -> int:
         """How many pairs are usable as text."""

@@ -147,6 +147,10 @@ class AbstractDiffusion(AbstractModel):
         """
 
     @property
+    def makes(self) -> Literal["images"]:
+        return "images"
+
+    @property
     def trains_adapter(self) -> bool:
         """Whether an adapter is trained, so that the network without it is the reference."""
         return self.lora is not None

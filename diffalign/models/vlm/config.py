@@ -109,6 +109,10 @@ class VLM(AbstractModel):
             raise ValueError("merge_on_export merges an adapter, and lora is null: leave it out")
 
     @property
+    def makes(self) -> Literal["responses"]:
+        return "responses"
+
+    @property
     def trains_adapter(self) -> bool:
         return self.lora is not None
 
