@@ -12,15 +12,22 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 
 WIDTH = 8
@@ -62,16 +69,29 @@ def _text_config(tokenizer: CLIPTokenizer, **changes: Any) -> CLIPTextConfig:
     )
 
 
-def _autoencoder() -> AutoencoderKL:
+def _t5_tokenizer() -> PreTrainedTokenizerFast:
+    """Single characters; a mark at the end, as T5 has it."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    pieces = [*special.values(), *string.ascii_lowercase, *string.digits, *string.punctuation]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, " "]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special)
+
+
+def _autoencoder(**changes: Any) -> AutoencoderKL:
     """Factor 8, as the real ones: 32 pixels become 4 latents."""
+    settings = {"latent_channels": 4, "scaling_factor": 0.5} | changes
     return AutoencoderKL(
         block_out_channels=(4, 4, 4, 4),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
         norm_num_groups=2,
         sample_size=32,
-        scaling_factor=0.5,
+        **settings,
     )
 
 
@@ -145,6 +165,58 @@ def write_sdxl(
                 prediction_type=prediction_type,
                 rescale_betas_zero_snr=prediction_type == "v_prediction",
             ),
+        )
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_sd3(folder: Path, *, without: tuple[str, ...] = (), **schedule: Any) -> Path:
+    """Write a Stable Diffusion 3 pipeline whose parts have other widths than one another, as the
+    real ones do.
+
+    Args:
+        folder: for it.
+        without: text encoders that it lacks, such as `text_encoder_3`.
+        schedule: settings of its scheduler in place of a shift of 3.
+    """
+    second = WIDTH + 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = write_tokenizer(folder / "tokenizer")
+        t5 = T5Config(vocab_size=128, d_model=4 * WIDTH, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+        parts = {
+            "text_encoder": CLIPTextModelWithProjection(_text_config(tokenizer)),
+            "text_encoder_2": CLIPTextModelWithProjection(
+                _text_config(
+                    tokenizer, hidden_act="gelu", hidden_size=second, projection_dim=second
+                )
+            ),
+            "text_encoder_3": T5EncoderModel(t5).eval(),
+            "tokenizer": tokenizer,
+            "tokenizer_2": tokenizer,
+            "tokenizer_3": _t5_tokenizer(),
+        }
+        for name in without:
+            parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
+        pipeline = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=4,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=3,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=4 * WIDTH,
+                caption_projection_dim=16,
+                pooled_projection_dim=WIDTH + second,
+                pos_embed_max_size=8,
+                qk_norm="rms_norm",
+                dual_attention_layers=(0,),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | schedule)),
+            vae=_autoencoder(shift_factor=0.06),
+            **parts,
         )
         pipeline.save_pretrained(folder)
     return folder

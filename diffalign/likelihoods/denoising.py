@@ -16,6 +16,7 @@ from diffalign.models.devices import send
 from diffalign.models.diffusion.conditioning import Framing
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.noising import StraightPath
 from diffalign.objectives.base import Measure
 from diffalign.seeding import TimestepSampling, noise_from_seeds
 from diffalign.shapes import check_same_shape
@@ -74,7 +75,13 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, AbstractDiffusion):
             raise ValueError("denoising measures images under a diffusion model, such as sdxl")
-        self.timesteps.check(model.noising().schedule_length)
+        noising = model.noising()
+        self.timesteps.check(noising.schedule_length)
+        if self.timesteps.moves and not isinstance(noising, StraightPath):
+            raise ValueError(
+                "timesteps are shifted, which only those of a straight path can be (SD3 and other "
+                "FlowMatch models), and this model has a beta schedule: leave shift out"
+            )
 
     def timestep_sampling(self) -> TimestepSampling:
         return self.timesteps

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from diffalign import components
 from diffalign.errors import ModelError, did_you_mean
+from diffalign.models.base import AbstractModel
 from diffalign.models.locations import (
     INDEX,
     ITSELF,
@@ -162,14 +164,21 @@ class WithNetwork(AbstractLocation):
 
 
 def with_network(
-    base: AbstractLocation, path: str, *, revision: str | None = None, variant: str | None = None
+    base: AbstractLocation,
+    path: str,
+    *,
+    component: str = "unet",
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> WithNetwork:
     """A model with another denoiser in the place of its own.
 
     Args:
         base: the model.
-        path: a folder or hub id that holds a denoiser, alone or in a folder `unet`, or a
-            `.safetensors` file with one, in the original layout or that of diffusers.
+        path: a folder or hub id that holds a denoiser, alone or in a folder of the component's
+            name, or a `.safetensors` file with one, in the original layout (of a UNet) or that of
+            diffusers.
+        component: what the denoiser is called within the pipeline.
         revision: branch, tag or commit of a hub id.
         variant: part of the weights' file names, such as `fp16`.
 
@@ -180,17 +189,17 @@ def with_network(
     if local.is_file():
         if local.suffix != ".safetensors":
             raise ModelError(f"unet: {path} is a file, but not a .safetensors checkpoint")
-        return WithNetwork(base, SingleFile(local, base), "unet")
+        return WithNetwork(base, SingleFile(local, base), component, component)
     try:
         network = locate(path, revision=revision, variant=variant)
         try:
-            network.read_json("unet/config.json")
+            network.read_json(f"{component}/config.json")
         except ModelError:
             network.read_json(f"{ITSELF}/config.json")
-            return WithNetwork(base, network, ITSELF)
+            return WithNetwork(base, network, ITSELF, component)
     except ModelError as error:
         raise ModelError(f"unet: {error}") from error
-    return WithNetwork(base, network, "unet")
+    return WithNetwork(base, network, component, component)
 
 
 def locate(
@@ -254,18 +263,27 @@ def _of_run(path: Path) -> AbstractLocation:
         variant=model.get("variant"),
         config=model.get("config"),
     )
+    component = _trained_component(str(model.get("kind")))
     if model.get("unet"):
-        base = with_network(base, str(model["unet"]), revision=model.get("unet_revision"))
+        base = with_network(
+            base, str(model["unet"]), component=component, revision=model.get("unet_revision")
+        )
     if model.get("vae"):
         vae = locate(str(model["vae"]), revision=model.get("vae_revision"))
         base = WithNetwork(base, vae, ITSELF, "vae")
     return WithCheckpoint(
         checkpoint,
         base,
-        ITSELF if model.get("kind") == "vlm" else "unet",
+        component,
         prediction_type=model.get("prediction_type"),
         zero_terminal_snr=model.get("zero_terminal_snr"),
     )
+
+
+def _trained_component(kind: str) -> str:
+    """What a kind of model calls the network that it trains."""
+    settings = components.find(AbstractModel, kind)  # type: ignore[type-abstract]
+    return getattr(settings, "component", ITSELF)
 
 
 def _folder_or_hub(

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from diffalign.likelihoods.denoising import Denoising, denoising_log_likelihood
+from diffalign.models.diffusion.noising import StraightPath
+from diffalign.models.diffusion.sd3 import SD3
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
+from diffalign.objectives.dpo import dpo_loss
+from diffalign.seeding import TimestepSampling
+from tests.tiny_models import write_sd3
 
 CPU = torch.device("cpu")
 VIEWS = ("chosen", "rejected")
@@ -232,3 +237,43 @@ def test_beta_is_named_in_the_units_of_published_code():
     assert Denoising().published_scale(5000.0) == (
         " (Salesforce beta_dpo 5000, diffusers SD1.5 script beta_dpo 2500)"
     )
+
+
+def normal(seed, *shape):
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape))
+
+
+def test_flow_dpo_has_the_value_of_the_published_lines():
+    # Flow-GRPO's scripts/train_sd3_dpo.py, its lines run in float64: errors of the velocity.
+    target = normal(50, 6, 4, 8, 8)
+    prediction = target + 0.1 * normal(51, 6, 4, 8, 8)
+    reference = target + 0.1 * normal(52, 6, 4, 8, 8)
+    prediction.requires_grad_()
+    ratio = denoising_log_likelihood(prediction, target) - denoising_log_likelihood(
+        reference, target
+    )
+    loss = dpo_loss(ratio[:3] - ratio[3:], beta=100.0).mean()
+    assert loss.item() == pytest.approx(0.682384674406, abs=1e-11)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    margin = (ratio[:3] - ratio[3:]).detach()
+    pull = 100.0 * torch.sigmoid(-100.0 * margin) / 3 / target[0].numel()
+    error = (prediction - target).detach()
+    expected = torch.cat([pull, -pull])[:, None, None, None] * error
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_a_straight_path_has_the_published_errors():
+    clean, noise = normal(40, 2, 4, 8, 8), normal(41, 2, 4, 8, 8)
+    noising = StraightPath(schedule_length=1000)
+    t = torch.tensor([300.0, 800.0], dtype=torch.float64)
+    target = noising.target(clean, noise, t)
+    prediction = target + 0.2 * normal(43, 2, 4, 8, 8)
+    errors = -2 * denoising_log_likelihood(prediction, target)
+    assert errors.tolist() == pytest.approx([0.038963479638, 0.042004484283], abs=1e-11)
+
+
+def test_only_times_of_a_straight_path_are_shifted(tiny_sdxl, tmp_path):
+    moved = Denoising(timesteps=TimestepSampling(shift=3.0))
+    moved.check(SD3(path=str(write_sd3(tmp_path / "sd3"))))
+    with pytest.raises(ValueError, match="this model has a beta schedule: leave shift out"):
+        moved.check(SDXL(path=str(tiny_sdxl)))

@@ -80,7 +80,11 @@ class SampleMaker:
             caption=pair.prompt,
             images=images,
             timestep=self.timesteps.sample(
-                self.run_seed, sample_id, visit, schedule_length=self.schedule_length
+                self.run_seed,
+                sample_id,
+                visit,
+                schedule_length=self.schedule_length,
+                size=target,
             ),
             noise_seed=derive_seed(self.run_seed, sample_id, visit, "noise"),
             encoding_seeds={

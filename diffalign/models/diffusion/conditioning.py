@@ -154,12 +154,21 @@ class PromptEncoder:
         return self._unconditional
 
 
-def token_ids(tokenizer: Any, prompts: Sequence[str], device: torch.device) -> Tensor:
-    """Prompts cut and padded to the tokenizer's own length, int64 [n, tokens]."""
+def token_ids(
+    tokenizer: Any, prompts: Sequence[str], device: torch.device, *, tokens: int | None = None
+) -> Tensor:
+    """Prompts cut and padded to one length, int64 [n, tokens].
+
+    Args:
+        tokenizer: of transformers.
+        prompts: n of them.
+        device: where the result goes.
+        tokens: the length; None is the tokenizer's own.
+    """
     ids: Tensor = tokenizer(
         list(prompts),
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=tokenizer.model_max_length if tokens is None else tokens,
         truncation=True,
         return_tensors="pt",
     ).input_ids

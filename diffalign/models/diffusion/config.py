@@ -240,7 +240,9 @@ class AbstractDiffusion(AbstractModel):
             allow_pickle=self.allow_pickle,
         )
         if self.unet is not None:
-            location = with_network(location, self.unet, revision=self.unet_revision)
+            location = with_network(
+                location, self.unet, component=self.component, revision=self.unet_revision
+            )
         return PipelineParts(
             name=self.path,
             pipeline=self.pipeline,

@@ -70,6 +70,21 @@ class AbstractNoising(abc.ABC):
             "take a model that predicts epsilon or v_prediction"
         )
 
+    @abc.abstractmethod
+    def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The image and the noise of which, by the prediction, the noisy latent is made.
+
+        Args:
+            noisy: latents at `t`, shape [B, ...].
+            prediction: of `target`, same shape; the result has the wider dtype of the two, and
+                at least float32.
+            t: times, shape [B], on any device.
+        """
+
+    def denoised(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that the network expects behind a noisy one: see `separate`."""
+        return self.separate(noisy, prediction, t)[0]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AbstractVariancePreserving(AbstractNoising):
@@ -104,21 +119,6 @@ class AbstractVariancePreserving(AbstractNoising):
         check_same_shape(clean=clean, noise=noise)
         alpha, sigma = self._shares(t, clean)
         return alpha * clean + sigma * noise
-
-    @abc.abstractmethod
-    def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The image and the noise of which, by the prediction, the noisy latent is made.
-
-        Args:
-            noisy: latents at `t`, shape [B, ...].
-            prediction: of `target`, same shape; the result has the wider dtype of the two, and
-                at least float32.
-            t: times, shape [B], on any device.
-        """
-
-    def denoised(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """The clean latent that the network expects behind a noisy one: see `separate`."""
-        return self.separate(noisy, prediction, t)[0]
 
     def reverse_times(self, steps: int) -> list[tuple[int, int]]:
         """Where each of `steps` reverse steps leaves from and arrives, from noise to image.
@@ -221,6 +221,11 @@ class StraightPath(AbstractNoising):
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         check_same_shape(clean=clean, noise=noise)
         return noise - clean
+
+    def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        noisy, velocity = _widened(noisy, prediction)
+        share = _factor(t / self.schedule_length, noisy)
+        return noisy - share * velocity, noisy + (1.0 - share) * velocity
 
 
 def _factor(values: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -109,6 +112,33 @@ def test_straight_path_worked_by_hand():
     assert torch.equal(noising.corrupt(clean, noise, quarter), torch.full_like(clean, 0.25))
     assert torch.equal(noising.target(clean, noise, quarter), noise)
     assert noising.network_time(quarter).tolist() == [250.0]
+
+
+def test_the_straight_path_has_published_values():
+    # Computed in float64 by others: noisy latents, velocity, and the way back from a prediction.
+    def normal(seed):
+        return torch.from_numpy(np.random.RandomState(seed).standard_normal((2, 4, 8, 8)))
+
+    noising, t = StraightPath(schedule_length=1000), torch.tensor([300.0, 800.0]).double()
+    clean, noise = normal(40), normal(41)
+    noisy, target = noising.corrupt(clean, noise, t), noising.target(clean, noise, t)
+    prediction = target + 0.2 * normal(43)
+    image, their_noise = noising.separate(noisy, prediction, t)
+
+    def first(values):
+        return values[:, 0, 0, 0].tolist()
+
+    def errors(values, wanted):
+        return (values - wanted).square().flatten(start_dim=1).mean(dim=1).tolist()
+
+    near = functools.partial(pytest.approx, abs=1e-11)
+    assert first(noisy) == near([-0.506497084968, 0.013094991653])
+    assert first(target) == near([0.336835374144, -0.423518427827])
+    assert first(image) == near([-0.622991692732, 0.546171787790])
+    assert first(their_noise) == near([-0.234676333519, -0.120174207382])
+    assert errors(image, clean) == near([0.003506713167, 0.026882869941])
+    assert errors(their_noise, noise) == near([0.019092105023, 0.001680179371])
+    assert torch.equal(noising.denoised(noisy, prediction, t), image)
 
 
 def test_epsilon_asks_for_the_noise_itself():
