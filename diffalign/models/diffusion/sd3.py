@@ -167,12 +167,7 @@ class SD3(AbstractDiffusion):
                 f"other"
             )
 
-    def schedule_arguments(self, latent_shape: Sequence[int]) -> Mapping[str, Any]:
-        """What the scheduler wants to know of an image, next to the number of steps.
-
-        Args:
-            latent_shape: channels, height and width of its latent.
-        """
+    def schedule_arguments(self, latent_shape: tuple[int, int, int]) -> Mapping[str, Any]:
         schedule, patch = self._parts.schedule, self._parts.network_config.get("patch_size", 2)
         if not schedule.get("use_dynamic_shifting"):
             return {}

@@ -73,7 +73,7 @@ def by_the_pipeline(folder, without=()):
 @pytest.mark.parametrize("without", [(), *ABSENT], ids=lambda names: "+".join(names) or "all")
 def test_prompts_are_encoded_as_the_pipeline_does(tiny_sd3, tmp_path, without):
     folder = tiny_sd3 if not without else write_sd3(tmp_path / "model", without=without)
-    embeddings = load(folder).encode_prompts(PROMPTS)
+    embeddings = load(folder).prompts.encode(PROMPTS)
 
     if set(without) >= {"text_encoder", "text_encoder_2"}:
         # 77 tokens where no tokenizer says otherwise
@@ -135,7 +135,7 @@ def test_policy_and_reference_begin_equal(tiny_sd3, make_pairs, reference):
     lora = LoraSettings(rank=2) if reference == "adapter_off" else None
     model = load(tiny_sd3, reference=reference, lora=lora)
     noisy, t = torch.randn(2, 4, 4, 4), torch.tensor([10.0, 900.0])
-    conditioning = model.conditioner.arguments(model.encode_prompts(PROMPTS), None)
+    conditioning = model.prompts.framed(PROMPTS, None)
     with torch.no_grad():
         policy = model.predict(noisy, t, conditioning)
         with model.reference():
@@ -162,7 +162,7 @@ def gradients(folder, **settings):
     model = load(folder, **settings)
     generator = torch.Generator().manual_seed(1)
     noisy = torch.randn(2, 4, 4, 4, generator=generator)
-    conditioning = model.conditioner.arguments(model.encode_prompts(PROMPTS), None)
+    conditioning = model.prompts.framed(PROMPTS, None)
     model.predict(noisy, torch.tensor([10.0, 900.0]), conditioning).square().sum().backward()
     return {name: parameter.grad for name, parameter in model.trained_parameters()}
 
@@ -204,7 +204,7 @@ def test_an_export_is_read_by_the_pipeline(tmp_path, without, lora):
         assert not (tmp_path / "final" / "kohya_lora.safetensors").exists()
     base = StableDiffusion3Pipeline.from_pretrained(folder, **gone)
     noisy, t = torch.randn(2, 4, 4, 4), torch.tensor([10.0, 900.0])
-    conditioning = model.conditioner.arguments(model.encode_prompts(PROMPTS), None)
+    conditioning = model.prompts.framed(PROMPTS, None)
     with torch.no_grad():
         ours = model.predict(noisy, t, conditioning)
         theirs = opened.transformer(noisy, timestep=t, **conditioning).sample
