@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from diffalign.ranges import AtLeast, Ranged
+from diffalign.ranges import AtLeast, MoreThan, Ranged
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -63,7 +63,7 @@ def shifted(share: float, factor: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolutionShift:
+class ResolutionShift(Ranged):
     """A shift that grows with the image, as FLUX and SD3.5 Medium have it: its logarithm, mu, is a
     line through two sizes. The defaults are those of diffusers' `calculate_shift`."""
 
@@ -71,21 +71,20 @@ class ResolutionShift:
     """Mu of an image of `base_tokens`."""
     max: float = 1.15
     """Mu of an image of `max_tokens`; larger ones are beyond it."""
-    base_tokens: int = 256
+    base_tokens: Annotated[int, AtLeast(1)] = 256
     """Of the smaller image: 256 pixels a side."""
     max_tokens: int = 4096
     """Of the larger one: 1024 pixels a side."""
-    pixels_per_token: int = 16
+    pixels_per_token: Annotated[int, AtLeast(1)] = 16
     """Along either side: a patch of 2 latents of 8 pixels each."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.base_tokens < self.max_tokens:
+        super().__post_init__()
+        if self.max_tokens <= self.base_tokens:
             raise ValueError(
-                f"a shift by resolution needs 0 < base_tokens < max_tokens, got "
-                f"{self.base_tokens} and {self.max_tokens}"
+                f"a shift by resolution needs base_tokens < max_tokens, got {self.base_tokens} "
+                f"and {self.max_tokens}"
             )
-        if self.pixels_per_token < 1:
-            raise ValueError(f"pixels_per_token must be at least 1, got {self.pixels_per_token}")
 
     def mu(self, tokens: float) -> float:
         """Logarithm of the shift of an image of so many tokens."""
@@ -119,9 +118,9 @@ class TimestepSampling(Ranged):
     (arXiv:2403.03206, eq. 19)."""
     mean: float = 0.0
     """Of the logit of a logit-normal time; above 0 prefers noise."""
-    std: float = 1.0
+    std: Annotated[float, MoreThan(0)] = 1.0
     """Of that logit."""
-    shift: float = 1.0
+    shift: Annotated[float, MoreThan(0)] = 1.0
     """Times of a straight path are moved towards the noise by this factor, after they are sampled:
     see `shifted`. 1 moves nothing, SD3's own is 3."""
     shift_by_resolution: ResolutionShift | None = None
@@ -138,10 +137,6 @@ class TimestepSampling(Ranged):
             raise ValueError("values and low/high exclude each other: give one of them")
         if self.values and (self.distribution != "uniform" or self.moves):
             raise ValueError("values are used as they are: leave distribution and shift out")
-        if self.std <= 0:
-            raise ValueError(f"std must be above 0, got {self.std}")
-        if self.shift <= 0:
-            raise ValueError(f"shift must be above 0, and 1 moves nothing; got {self.shift}")
         if self.shift != 1 and self.shift_by_resolution is not None:
             raise ValueError("shift and shift_by_resolution exclude each other: give one of them")
 

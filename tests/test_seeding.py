@@ -73,8 +73,8 @@ def test_listed_values_are_the_only_ones():
         ({"values": (1,), "high": 10}, "exclude each other"),
         ({"values": (-1,)}, r"values\[0\] must be at least 0"),
         ({"values": (1,), "shift": 3.0}, "values are used as they are"),
-        ({"std": 0.0}, "std must be above 0"),
-        ({"shift": 0.0}, "shift must be above 0"),
+        ({"std": 0.0}, "std must be greater than 0"),
+        ({"shift": 0.0}, "shift must be greater than 0"),
         ({"shift": 3.0, "shift_by_resolution": ResolutionShift()}, "exclude each other"),
     ],
 )

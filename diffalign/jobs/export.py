@@ -154,7 +154,10 @@ def _merged_settings(model: AbstractModel) -> AbstractModel:
 
 def _usual_form(trained: Trained) -> Form:
     if isinstance(trained.model, AbstractDiffusion):
-        return "kohya" if trained.layers is not None else "single_file"
+        known = trained.model.original_layout
+        if trained.layers is not None:
+            return "kohya" if known else "diffusers"
+        return "single_file" if known else "folder"
     return "peft" if trained.model.trains_adapter else "folder"
 
 
@@ -182,6 +185,12 @@ def _refuse(trained: Trained, form: Form) -> None:
             f"form is single_file, which holds Stable Diffusion models, and {trained.title} "
             f"trained a vision-language model: use form=folder"
         )
+    if form in ("kohya", "single_file") and not getattr(model, "original_layout", False):
+        network = getattr(model, "network_config", {}).get("_class_name")
+        raise ConfigError(
+            f"form is {form}, which has no names for the layers of {network}: use form=diffusers "
+            f"for an adapter (ComfyUI reads it as well), or form=folder"
+        )
     if form == "peft" and images:
         raise ConfigError(
             "form is peft, which is for vision-language models: a LoRA of an image model is read "
@@ -194,7 +203,7 @@ def _refuse(trained: Trained, form: Form) -> None:
         )
     if form in ("kohya", "diffusers") and trained.others:
         raise ConfigError(
-            f"form is {form}, which is written for the UNet alone, and {trained.title} changes "
+            f"form is {form}, which is written for the denoiser alone, and {trained.title} changes "
             f"{', '.join(trained.others)} as well: use form=folder or form=single_file"
         )
 
@@ -232,7 +241,8 @@ def _export_images(
         assert trained.layers is not None, "_refuse() was called"
         kohya = None
         try:
-            kohya = model.kohya_lora(trained.layers, dtype=dtype, title=trained.title)
+            if model.original_layout:
+                kohya = model.kohya_lora(trained.layers, dtype=dtype, title=trained.title)
         except ModelError as error:
             if form == "kohya":
                 raise

@@ -7,10 +7,7 @@ conditioner that it makes.
 from __future__ import annotations
 
 import abc
-import copy
 import hashlib
-import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,28 +30,25 @@ from diffalign.models.devices import (
     DTYPES,
     Precision,
     freeze,
-    materialize,
-    remove_dropout,
     store_for_autocast,
 )
 from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import Autoencoder
 from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
-from diffalign.models.diffusion.export import with_weights, write_adapter, write_pipeline
+from diffalign.models.diffusion.export import usage, with_weights, write_adapter, write_pipeline
 from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
+from diffalign.models.diffusion.loading import Attention, TrainedNetwork
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.models.diffusion.pipeline_lora import add_adapter
 from diffalign.models.diffusion.sampling import SampledModel
-from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler
+from diffalign.models.diffusion.schedulers import build_scheduler
 from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.reference import reference_of
 from diffalign.models.runs import in_words
 from diffalign.ranges import AtLeast
-
-Attention = Literal["default", "sdpa", "xformers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,28 +163,22 @@ class AbstractDiffusion(AbstractModel):
 
     @property
     def export_note(self) -> str:
-        if self.lora is None:
+        if self.lora is None or not self.original_layout:
             return ""
         return (
             "`kohya_lora.safetensors` is the same adapter for ComfyUI and A1111, where it is there."
         )
 
     def usage(self, folder: str) -> str:
-        opener = "from_single_file" if self.path.endswith(".safetensors") else "from_pretrained"
-        opened = (
-            [f"pipeline = {self.pipeline}.from_pretrained({json.dumps(folder)})"]
-            if self.lora is None
-            else [
-                f"pipeline = {self.pipeline}.{opener}({json.dumps(self.path)})",
-                f"pipeline.load_lora_weights({json.dumps(folder)}, "
-                f"weight_name={json.dumps(ADAPTER_FILE)})",
-            ]
+        return usage(
+            self.pipeline,
+            self.path,
+            folder,
+            adapter=ADAPTER_FILE if self.lora is not None else None,
+            denoiser=self.unet,
+            component=self.component,
+            absent=self._parts.absent(),
         )
-        if self.lora is not None and self.unet is not None:
-            opened.insert(
-                1, f"# first put the denoiser of {json.dumps(self.unet)} in: pipeline.unet"
-            )
-        return "\n".join([f"from diffusers import {self.pipeline}", "", *opened])
 
     def next_step(self, run: Path) -> str:
         settings = {
@@ -267,13 +255,7 @@ class AbstractDiffusion(AbstractModel):
         check_trainable(self._parts.whole_network_config())
         self.noising()
         self._parts.check_weights()
-        if self.lora is not None:
-            lora.check_targets(network, self.lora, scope=self.adapter_layers)
-            lora.check_start(
-                network, self.lora, component=self.component, scope=self.adapter_layers
-            )
-        if self.attention == "xformers":
-            _check_xformers()
+        self._trained_network().check(network)
 
     def check_to_sample(self) -> None:
         """Raise ModelError for whatever can be known of sampling before weights are read."""
@@ -331,7 +313,9 @@ class AbstractDiffusion(AbstractModel):
         for name in self._parts.encoders:
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, DTYPES[self.vae_dtype])
-        policy, stand_in = self._networks(parts[self.component], compute_dtype, reference)
+        policy, stand_in = self._trained_network().prepare(
+            parts[self.component], compute_dtype, copied=reference == "frozen_copy"
+        )
         if not trainable:
             policy.requires_grad_(False)
             if self.lora is None:  # an adapter is small, and DoRA reads lengths off it
@@ -384,26 +368,15 @@ class AbstractDiffusion(AbstractModel):
             latent_space=self._parts.latent_space(),
         )
 
-    def _networks(
-        self, network: Any, compute_dtype: torch.dtype, reference: ReferenceKind
-    ) -> tuple[Any, Any | None]:
-        """The policy, and where the reference asks for one, its frozen copy."""
-        remove_dropout(network.requires_grad_(False))
-        materialize(network)
-        self._set_attention(network)
-        stand_in = copy.deepcopy(network) if reference == "frozen_copy" else None
-        if stand_in is not None:
-            store_for_autocast(stand_in, compute_dtype)
-        if self.lora is None:
-            network.requires_grad_(True)
-        else:
-            store_for_autocast(network, compute_dtype)
-            network.float()  # DoRA reads lengths off the rounded weights
-            lora.attach(network, self.lora, component=self.component, scope=self.adapter_layers)
-            store_for_autocast(network, compute_dtype)
-        if self.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        return network.train(), stand_in
+    def _trained_network(self) -> TrainedNetwork:
+        return TrainedNetwork(
+            lora=self.lora,
+            adapter_layers=self.adapter_layers,
+            component=self.component,
+            attention=self.attention,
+            fused_attention=self.fused_attention,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:
         """The pipeline in float32 on the CPU, without what training has no use for.
@@ -416,21 +389,11 @@ class AbstractDiffusion(AbstractModel):
         blank = self._parts.blank_network()
         return self._parts.read(**{self.component: with_weights(blank, values)})
 
-    def _set_attention(self, network: Any) -> None:
-        if self.attention == "sdpa":
-            if self.fused_attention is not None:
-                network.set_attn_processor(self.fused_attention())
-        elif self.attention == "xformers":
-            network.enable_xformers_memory_efficient_attention()
-
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
-        written = self._parts.location.read_json(SCHEDULE_FILE)
         shape = self.lora and replace(self.lora, start=None)
         parts: list[Any] = [self.pipeline, *self._parts.identities()]
-        parts += [sorted(written.items()), self.prediction_type, shape]
-        if self.prediction_type is None and self._parts.schedule != written:
-            parts.append(sorted(self._parts.schedule.items()))
+        parts += self._parts.schedule_identity(shape)
         parts += [self._start()] if self.continues_adapter else []
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
@@ -475,9 +438,9 @@ class AbstractDiffusion(AbstractModel):
         """
         if not self.original_layout:
             raise ModelError(
-                f"form is kohya, and its tools have no names for the layers of "
-                f"{self.network_config.get('_class_name')}: ComfyUI reads the LoRA of "
-                f"form=diffusers"
+                f"kohya's tools have no names for the layers of "
+                f"{self.network_config.get('_class_name')}: ComfyUI reads what form=diffusers "
+                f"writes"
             )
         return kohya_lora(
             layers,
@@ -511,15 +474,3 @@ class AbstractDiffusion(AbstractModel):
         base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
         unet = "" if self.unet is None else f" with the denoiser of {self.unet}"
         return f"{components.kind_of(self)} from {base}{unet}, training {shape}{start}"
-
-
-def _check_xformers() -> None:
-    if importlib.util.find_spec("xformers") is None:
-        raise ModelError(
-            "attention is xformers, which is not installed: "
-            "pip install 'diffalign[xformers]', or use sdpa"
-        )
-    if not torch.cuda.is_available():
-        raise ModelError(
-            "attention is xformers, which needs a CUDA device, and this machine has none: use sdpa"
-        )

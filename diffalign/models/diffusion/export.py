@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,40 @@ def restore_prefix(folder: Path, pipeline: Any) -> None:
                 for key, value in load(file.read_bytes()).items()  # not mapped: it is overwritten
             }
             save_file(named, file, metadata={"format": "pt"})
+
+
+def usage(
+    pipeline: str,
+    path: str,
+    folder: str,
+    *,
+    adapter: str | None,
+    denoiser: str | None,
+    component: str,
+    absent: Sequence[str],
+) -> str:
+    """Lines of Python that open what was exported.
+
+    Args:
+        pipeline: name of its class in diffusers.
+        path: of the base, as the settings name it.
+        folder: that was written.
+        adapter: name of the adapter's file there; None if all weights were trained.
+        denoiser: what the settings put in the place of the base's own; None is that.
+        component: what the pipeline calls it.
+        absent: parts that the class wants to be told are not there.
+    """
+    none = "".join(f", {name}=None" for name in absent)
+    if adapter is None:
+        opened = [f"pipeline = {pipeline}.from_pretrained({json.dumps(folder)}{none})"]
+    else:
+        opener = "from_single_file" if path.endswith(".safetensors") else "from_pretrained"
+        opened = [
+            f"pipeline = {pipeline}.{opener}({json.dumps(path)}{none})",
+            f"pipeline.load_lora_weights({json.dumps(folder)}, weight_name={json.dumps(adapter)})",
+        ]
+        if denoiser is not None:
+            opened.insert(
+                1, f"# first put the denoiser of {json.dumps(denoiser)} in: pipeline.{component}"
+            )
+    return "\n".join([f"from diffusers import {pipeline}", "", *opened])

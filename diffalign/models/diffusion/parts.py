@@ -75,6 +75,11 @@ class PipelineParts:
         """Names of the text encoders that are there."""
         return tuple(name for name in self.text_encoders if self._is_there(name))
 
+    def absent(self) -> tuple[str, ...]:
+        """Parts that the class has and this pipeline lacks: text encoders, and their tokenizers."""
+        gone = [name for name in self.text_encoders if name not in self.encoders]
+        return (*gone, *(name.replace("text_encoder", "tokenizer") for name in gone))
+
     def _is_there(self, name: str) -> bool:
         origin = self.index.get(name)
         return not (isinstance(origin, (list, tuple)) and origin[0] is None)
@@ -181,8 +186,7 @@ class PipelineParts:
         """
         if self._autoencoder is not None:
             given["vae"] = self._read_autoencoder(self._autoencoder)
-        for name in set(self.text_encoders) - set(self.encoders):
-            given |= {name: None, name.replace("text_encoder", "tokenizer"): None}
+        given |= dict.fromkeys(self.absent())
         try:
             pipeline = self.location.load(
                 getattr(diffusers, self.pipeline), **self.left_out, **given
@@ -206,6 +210,14 @@ class PipelineParts:
         inside = (self.component, "vae", *self.encoders)
         other = None if self._autoencoder is None else self._autoencoder.identity(ITSELF)
         return [*map(self.location.identity, inside), other]
+
+    def schedule_identity(self, shape: object) -> list[Any]:
+        """What of the schedule, and of the shape of the training, tells a run from others."""
+        written = self.location.read_json(SCHEDULE_FILE)
+        identity: list[Any] = [sorted(written.items()), self.prediction_type, shape]
+        if self.prediction_type is None and self.schedule != written:
+            identity.append(sorted(self.schedule.items()))
+        return identity
 
     def image_fingerprint(self, adapter: Path | None) -> str:
         """Identifies what images are made by, weights and their schedule: 16 hexadecimal digits.
