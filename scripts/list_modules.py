@@ -13,22 +13,36 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "diffalign"
 PAGE = ROOT / "docs" / "architecture.md"
+_FEW = 2
+"""A folder of so many modules stands in the line of the folder above it."""
 BEGIN, END = "<!-- listing: scripts/list_modules.py -->\n```\n", "```\n<!-- end of listing -->"
 
 
 def listing() -> str:
-    """One paragraph a folder: its path, the first sentence of its docstring, its modules."""
+    """One paragraph a folder: its path, the first sentence of its docstring, its modules, and its
+    folders of few modules with them in brackets."""
     folders = [PACKAGE, *sorted(path.parent for path in PACKAGE.rglob("*/__init__.py"))]
-    return "".join(_folder(folder) for folder in folders)
+    return "".join(_folder(folder) for folder in folders if not _is_small(folder))
+
+
+def _is_small(folder: Path) -> bool:
+    return folder != PACKAGE and len(_modules(folder)) <= _FEW and folder.parent != PACKAGE
+
+
+def _modules(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
 
 
 def _folder(folder: Path) -> str:
     said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     title = f"{folder.relative_to(ROOT)}/  {said.partition(chr(10))[0]}"
-    modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
+    modules = _modules(folder)
+    for inside in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        if _is_small(inside):
+            modules.append(f"{inside.name}/({','.join(_modules(inside))})")
     names = textwrap.fill(
         " ".join(modules),
-        98,
+        108,
         initial_indent="    ",
         subsequent_indent="    ",
         break_on_hyphens=False,

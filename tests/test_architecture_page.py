@@ -1,4 +1,4 @@
-"""The listing of docs/architecture.md is that of the package."""
+"""docs/architecture.md: its listing is that of the package, and it stays short."""
 
 from __future__ import annotations
 
@@ -17,3 +17,7 @@ def test_the_listing_is_that_of_the_package():
         text=True,
     )
     assert made.returncode == 0, made.stderr
+
+
+def test_the_design_is_told_in_two_hundred_lines():
+    assert len((ROOT / "docs/architecture.md").read_text().splitlines()) <= 200

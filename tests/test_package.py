@@ -16,6 +16,7 @@ import yaml
 from packaging.version import Version
 
 import diffalign
+from diffalign import renames
 from diffalign.objectives.dpo import DPO
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,14 @@ def test_the_changelog_starts_with_what_is_not_released():
     assert re.findall(r"^## (.*)$", text, re.MULTILINE)[0] == "Unreleased"
     sections = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_changelog_names_every_old_name_that_still_works():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    for renamed in (*renames.KINDS.values(), *renames.FIELDS.values()):
+        for old, new in renamed.items():
+            assert f"`{old}`" in text, old
+            assert f"`{new}`" in text, new
 
 
 def test_the_hooks_of_pre_commit_are_local_programs_of_the_dev_extra():

@@ -18,6 +18,8 @@ ELSEWHERE = {
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
     "pages.py",  # imported by others; below
+    "list_api.py",  # tests/test_generated_pages.py
+    "list_settings.py",  # the same
 }
 DPO = "configs/playground/diffusion_dpo.yaml"
 SMALL = {

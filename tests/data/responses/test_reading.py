@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,8 @@ from diffalign.data.skipping import LeftOut
 from diffalign.errors import ConfigError, DataError
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import FORMS, UNPAIRED, tiny_png, write_lines, write_list
+
+TESTS = Path(forms.__file__).parent
 
 
 def opened(path, **settings):
@@ -40,8 +44,10 @@ def without_white_space(text):
     return "".join(text.split())
 
 
-def test_every_form_has_a_row_here():
-    assert sorted({**FORMS, **UNPAIRED}) == components.kinds(AbstractMapping)
+def test_every_form_has_a_row_here_or_a_test_of_its_own():
+    with_own = {path.stem.removeprefix("test_") for path in TESTS.glob("test_*.py")}
+    assert {*FORMS, *UNPAIRED} <= set(components.kinds(AbstractMapping))
+    assert {*FORMS, *UNPAIRED, *with_own} >= set(components.kinds(AbstractMapping))
 
 
 @pytest.mark.parametrize("kind", FORMS)
