@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffalign.data.source import AbstractSource
 from diffalign.models.base import AbstractTrainable
-from diffalign.models.preparation import evaluation_mode
+from diffalign.models.devices import evaluation_mode
 from diffalign.objectives.base import AbstractObjective, Likelihoods
 from diffalign.training.look_ahead import MicroBatch
 

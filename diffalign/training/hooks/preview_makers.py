@@ -14,8 +14,8 @@ from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.errors import DataError
 from diffalign.generation.text_to_image import SamplerConfig, TextToImage
+from diffalign.imaging.grid import evenly_spaced
 from diffalign.imaging.image_files import to_images
-from diffalign.imaging.subsample import evenly_spaced
 from diffalign.models.diffusion.sampling import Samplable
 from diffalign.training.hooks.base import TrainingRun
 

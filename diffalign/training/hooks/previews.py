@@ -18,10 +18,9 @@ from rich.markup import escape
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import DataError
 from diffalign.files import read_json, write_atomically, write_image, write_json
-from diffalign.imaging.grid import PAPER, GridCell, GridRow, render_grid
+from diffalign.imaging.grid import PAPER, GridCell, GridRow, evenly_spaced_with_ends, render_grid
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
-from diffalign.imaging.subsample import evenly_spaced_with_ends
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.hooks.preview_makers import AbstractMaker, Subject
 from diffalign.training.hooks.preview_page import page_of
