@@ -26,8 +26,7 @@ from diffalign.comparison.page import (
     tiles,
 )
 from diffalign.files import to_json
-from diffalign.generation.chosen_images import grid_rows
-from diffalign.generation.manifest import ItemKey, ManifestRow
+from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
 from diffalign.imaging.grid import GridRow
 from diffalign.intervals import Interval
 

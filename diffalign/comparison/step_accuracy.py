@@ -23,7 +23,7 @@ from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_range
 from diffalign.models.diffusion.model import DiffusionModel
-from diffalign.models.diffusion.one_step import through_one_step
+from diffalign.models.diffusion.reverse import through_one_step
 from diffalign.scorers.base import AbstractScorer
 from diffalign.seeding import TimestepSampling
 

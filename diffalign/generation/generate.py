@@ -51,7 +51,7 @@ class Failure:
 
 
 class Sampler(Protocol):
-    """What generates: `models.TextToImage`, or a test's stand-in."""
+    """What generates: `TextToImage`, or a test's stand-in."""
 
     def generate(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Images of shape [n, 3, H, W] in [-1, 1], one per prompt and seed."""
@@ -76,7 +76,7 @@ def plan_batches(
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
 
 
-def existing_rows(folder: Path, subjects: Iterable[ModelEntry]) -> dict[ItemKey, ManifestRow]:
+def existing_rows(folder: Path, entries: Iterable[ModelEntry]) -> dict[ItemKey, ManifestRow]:
     """What the folder already holds, if it was generated as this run would generate it.
 
     Raises:
@@ -84,8 +84,8 @@ def existing_rows(folder: Path, subjects: Iterable[ModelEntry]) -> dict[ItemKey,
     """
     if not (folder / MANIFEST).exists():
         return {}
-    fingerprints = {subject.name: subject.fingerprint for subject in subjects}
-    wanted = next(iter(subjects)).sampler
+    fingerprints = {entry.name: entry.fingerprint for entry in entries}
+    wanted = next(iter(entries)).sampler
     rows = {row.key: row for row in read_manifest(folder)}
     for row in rows.values():
         for name in wanted.keys() | row.sampler.keys():
@@ -119,8 +119,8 @@ def missing_batches(
 
 def generate_batches(
     folder: Path,
-    subject: ModelEntry,
-    artist: Sampler,
+    entry: ModelEntry,
+    sampler: Sampler,
     batches: Iterable[list[Item]],
     existing: Mapping[ItemKey, ManifestRow],
     on_batch: Callable[[int], None] = lambda count: None,
@@ -129,8 +129,8 @@ def generate_batches(
 
     Args:
         folder: gets `images/<model>/<prompt_id>-<seed>.png` and rows in its manifest.
-        subject: what the rows say of the model.
-        artist: generates.
+        entry: what the rows say of the model.
+        sampler: generates.
         batches: from `missing_batches`; generated whole, so that an image's company never changes.
         existing: images that are there and stay as they are.
         on_batch: told how many images a finished batch held.
@@ -145,11 +145,11 @@ def generate_batches(
     in_a_row = 0
     for batch in batches:
         rows = []
-        for item, outcome in _generate_each(artist, batch):
-            key = (subject.name, item.prompt.prompt_id, item.seed)
+        for item, outcome in _generate_each(sampler, batch):
+            key = (entry.name, item.prompt.prompt_id, item.seed)
             if key in existing:
                 continue
-            row = _write(folder, subject, item, outcome)
+            row = _write(folder, entry, item, outcome)
             if isinstance(row, ManifestRow):
                 rows.append(row)
                 in_a_row = 0
@@ -159,7 +159,7 @@ def generate_batches(
         append_rows(folder, rows)
         if in_a_row >= _FAILURES_IN_A_ROW:
             raise DiffalignError(
-                f"{subject.name}: {in_a_row} images in a row failed, the last with: "
+                f"{entry.name}: {in_a_row} images in a row failed, the last with: "
                 f"{failures[-1].reason}. What was generated is in {folder}; fix this and run again"
             )
         on_batch(len(batch))
@@ -167,10 +167,10 @@ def generate_batches(
 
 
 def _generate_each(
-    artist: Sampler, batch: Sequence[Item]
+    sampler: Sampler, batch: Sequence[Item]
 ) -> Iterator[tuple[Item, Tensor | Exception]]:
     return each_or_error(
-        lambda items: artist.generate(
+        lambda items: sampler.generate(
             [item.prompt.text for item in items], [i.seed for i in items]
         ),
         batch,
@@ -178,25 +178,25 @@ def _generate_each(
 
 
 def _write(
-    folder: Path, subject: ModelEntry, item: Item, outcome: Tensor | Exception
+    folder: Path, entry: ModelEntry, item: Item, outcome: Tensor | Exception
 ) -> ManifestRow | Failure:
     if isinstance(outcome, Exception):
         return Failure(item, f"{type(outcome).__name__}: {outcome}")
     if not torch.isfinite(outcome).all():
         return Failure(item, "the model generated values that are not finite")
     content = encode_png(outcome)
-    file = f"images/{subject.name}/{item.prompt.prompt_id}-{item.seed}.png"
+    file = f"images/{entry.name}/{item.prompt.prompt_id}-{item.seed}.png"
     try:
         write_atomically(folder / file, content)
     except OSError as error:
         return Failure(item, f"cannot be written: {error}")
     return ManifestRow(
-        model=subject.name,
+        model=entry.name,
         prompt=item.prompt.text,
         prompt_id=item.prompt.prompt_id,
         seed=item.seed,
         file=file,
         sha256=file_digest(content),
-        fingerprint=subject.fingerprint,
-        sampler=dict(subject.sampler),
+        fingerprint=entry.fingerprint,
+        sampler=dict(entry.sampler),
     )

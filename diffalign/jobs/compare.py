@@ -26,8 +26,7 @@ from diffalign.comparison.report import (
 from diffalign.comparison.score import SCORES, scores_by_item
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import write_atomically, write_image
-from diffalign.generation.chosen_images import seeds_side_by_side
-from diffalign.generation.manifest import ItemKey, ManifestRow, read_manifest
+from diffalign.generation.manifest import ItemKey, ManifestRow, read_manifest, seeds_side_by_side
 from diffalign.imaging.grid import render_grid
 from diffalign.intervals import Bootstrap
 from diffalign.jobs import score

@@ -17,7 +17,6 @@ from diffalign import config as configs
 from diffalign.console import progress, silence_libraries
 from diffalign.errors import DiffalignError
 from diffalign.files import write_image
-from diffalign.generation.chosen_images import grid_rows, spread_items
 from diffalign.generation.generate import (
     Failure,
     Item,
@@ -27,7 +26,14 @@ from diffalign.generation.generate import (
     missing_batches,
     plan_batches,
 )
-from diffalign.generation.manifest import MANIFEST, ItemKey, ManifestRow, read_manifest
+from diffalign.generation.manifest import (
+    MANIFEST,
+    ItemKey,
+    ManifestRow,
+    grid_rows,
+    read_manifest,
+    spread_items,
+)
 from diffalign.generation.models import LocatedModel, ModelSpec, locate_model
 from diffalign.generation.prompts import PromptsConfig, read_prompts
 from diffalign.generation.text_to_image import (

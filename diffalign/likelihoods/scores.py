@@ -18,7 +18,7 @@ from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
-from diffalign.models.diffusion.one_step import through_one_step
+from diffalign.models.diffusion.reverse import through_one_step
 from diffalign.models.preference.step_aware import StepAwareModel, StepAwarePreference
 from diffalign.objectives.base import Measure
 from diffalign.ranges import Between

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffalign.likelihoods.scores import Scores, preference_from_scores
-from diffalign.models.diffusion.one_step import through_one_step
+from diffalign.models.diffusion.reverse import through_one_step
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.preference.step_aware import StepAwarePreference
 from diffalign.scorers.base import AbstractScorer
