@@ -160,6 +160,7 @@ def responses(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stream fine", "stream moody", "table fine"])
 def test_pairs_that_are_there_are_read_and_too_many_requests_are_waited_out(responses, what):
     if OLD_HUB and what == "stream moody":

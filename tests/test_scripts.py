@@ -57,6 +57,7 @@ def test_no_script_is_forgotten():
     assert {path.name for path in SCRIPTS.glob("*.py")} == tested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
 def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
     out = tmp_path / "out"
@@ -66,6 +67,7 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
     assert out.exists() == ("OUT" in SMALL[script])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "row", "title", "another"),
     [

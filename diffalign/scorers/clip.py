@@ -10,13 +10,13 @@ SalesforceAIResearch/DiffusionDPO.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
@@ -52,6 +52,14 @@ class CLIPScore(AbstractImageScorer):
     """Branch, tag or commit of a hub id; null is its default branch."""
     images_per_batch: Annotated[int, AtLeast(1)] = 32
     """Images in one pass of the network, which bounds its memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if importlib.util.find_spec("open_clip") is None:
+            raise ValueError(
+                "the scorer clip needs open_clip, which is not installed: "
+                "pip install 'diffalign[clip]', or use scorer.kind pickscore"
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,6 +106,8 @@ class CLIPScore(AbstractImageScorer):
 
     @cached_property
     def _parts(self) -> _Parts:
+        import open_clip  # of an extra; __post_init__ has looked for it
+
         source = f"local-dir:{self._weights.parent}"
         try:
             with torch.random.fork_rng(devices=[]):  # it samples weights before it reads them

@@ -146,6 +146,7 @@ def under_comfyui(name, models, file):
     return image(pipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adapter"),
     [
@@ -182,6 +183,7 @@ def test_a_lora_makes_the_same_image_in_diffusers_and_by_comfyuis_rules(
     assert same(image(pipeline), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "adapter"),
     [

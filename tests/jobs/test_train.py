@@ -74,6 +74,7 @@ def image(pipeline) -> torch.Tensor:
     ).images[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["lora", "full"])
 @pytest.mark.parametrize(
     ("kind", "folder"),
@@ -113,6 +114,7 @@ def test_the_same_config_twice_gives_identical_numbers_and_weights(tmp_path, tin
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

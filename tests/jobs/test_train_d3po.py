@@ -55,6 +55,7 @@ def weights(output: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(output / f"checkpoint-{step}/weights.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["lora", "full"])
 @pytest.mark.parametrize("folder", ["sd15", "sd15_v", "sdxl", "sdxl_v"])
 def test_two_steps_on_every_backbone(request, tmp_path, folder, shape):

@@ -51,6 +51,7 @@ def checkpoint(output: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors") | load_file(folder / "optimizer.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["sd15", "sdxl"])
 @pytest.mark.parametrize("shape", ["lora", "full"])
 @pytest.mark.parametrize("folder", ["sd15", "sd15_v", "sdxl", "sdxl_v"])

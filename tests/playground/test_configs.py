@@ -98,6 +98,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [str(path.relative_to(CONFIGS).with_suffix("")) for path in FILES])
 def test_a_playground_config_trains_two_steps(name, request, tmp_path):
     fixture, *overrides = NEEDS.get(name, (None,))

@@ -87,6 +87,7 @@ def test_the_shipped_model_is_small_and_holds_no_pickle():
     assert model.num_parameters() < 4e6
 
 
+@pytest.mark.slow
 def test_the_shipped_model_sees_well_and_hallucinates_all_the_same():
     model = VLM(path=str(playground_llava_path())).load(
         device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"

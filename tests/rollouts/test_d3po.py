@@ -226,6 +226,7 @@ def test_a_round_that_was_trained_on_keeps_its_images_alone(prompts, settings, m
     assert list((tmp_path / "round-0001/latents").iterdir())
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_a_round_comes_out_the_same(
     prompts, settings, model, tmp_path, monkeypatch
 ):

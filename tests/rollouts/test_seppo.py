@@ -437,6 +437,7 @@ def trained(output: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(output / f"checkpoint-{step}" / "weights.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["lora", "full"])
 @pytest.mark.parametrize(
     ("kind", "folder"),
@@ -498,6 +499,7 @@ def three_rounds(tmp_path_factory, tiny_sd15, winners) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [

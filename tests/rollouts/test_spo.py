@@ -405,6 +405,7 @@ PROGRAM = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_make_the_pairs_of_one_and_train_on_them_in_its_order(tiny_sd15, tmp_path):
     result = subprocess.run(

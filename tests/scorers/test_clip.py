@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import open_clip
@@ -151,3 +153,19 @@ def test_nothing_is_read_before_it_is_needed(tmp_path):
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(ValueError, match="images_per_batch must be at least 1"):
         CLIPScore(images_per_batch=0)
+
+
+def test_without_open_clip_its_extra_is_named(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'diffalign\[clip\]'"):
+        CLIPScore(path=str(folder))
+
+
+def test_its_kind_is_listed_without_open_clip():
+    code = (
+        "import sys; sys.modules['open_clip'] = None\n"
+        "from diffalign import components; from diffalign.scorers.base import AbstractScorer\n"
+        "print('clip' in components.kinds(AbstractScorer))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "True"

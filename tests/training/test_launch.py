@@ -36,6 +36,7 @@ def test_each_process_knows_its_rank_and_the_world():
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_failing_process_ends_the_others_and_its_status_is_kept():
     process = launched(
         "import os, sys, time\nsys.exit(7) if os.environ['RANK'] == '1' else time.sleep(9999)"
@@ -43,6 +44,7 @@ def test_a_failing_process_ends_the_others_and_its_status_is_kept():
     assert process.wait(timeout=PATIENCE_S) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_a_clean_end_is_waited_for(number):
     process = launched(
@@ -77,6 +79,7 @@ def test_killing_the_launcher_ends_its_processes():
                 time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_process_that_the_system_killed_is_said_to_be_a_matter_of_memory():
     code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGKILL)"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, code], stderr=subprocess.PIPE)

@@ -18,6 +18,7 @@ PROGRAM = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_ranks_train_on_different_samples_and_end_with_equal_weights(tmp_path):
     result = subprocess.run(

@@ -62,6 +62,7 @@ def step_arguments(scheduler) -> tuple[str, ...]:
     return type(scheduler).step.__code__.co_varnames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize(("prediction_type", "zero_snr"), KINDS)
 def test_every_scheduler_finds_latents_beyond_one_if_the_network_knows_them(
