@@ -8,13 +8,10 @@ import torch
 
 from diffalign.likelihoods.denoising import Denoising, denoising_log_likelihood
 from diffalign.models.diffusion.noising import StraightPath
-from diffalign.models.diffusion.sd3 import SD3
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
 from diffalign.objectives.dpo import dpo_loss
-from diffalign.seeding import TimestepSampling
-from tests.tiny_models import write_sd3
 
 CPU = torch.device("cpu")
 VIEWS = ("chosen", "rejected")
@@ -270,10 +267,3 @@ def test_a_straight_path_has_the_published_errors():
     prediction = target + 0.2 * normal(43, 2, 4, 8, 8)
     errors = -2 * denoising_log_likelihood(prediction, target)
     assert errors.tolist() == pytest.approx([0.038963479638, 0.042004484283], abs=1e-11)
-
-
-def test_only_times_of_a_straight_path_are_shifted(tiny_sdxl, tmp_path):
-    moved = Denoising(timesteps=TimestepSampling(shift=3.0))
-    moved.check(SD3(path=str(write_sd3(tmp_path / "sd3"))))
-    with pytest.raises(ValueError, match="this model has a beta schedule: leave shift out"):
-        moved.check(SDXL(path=str(tiny_sdxl)))

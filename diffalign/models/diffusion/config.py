@@ -34,9 +34,15 @@ from diffalign.models.devices import (
 )
 from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import Autoencoder
-from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
-from diffalign.models.diffusion.export import usage, with_weights, write_adapter, write_pipeline
-from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora, lora_layers
+from diffalign.models.diffusion.conditioning import AbstractConditioner
+from diffalign.models.diffusion.export import (
+    kohya_or_none,
+    usage,
+    with_weights,
+    write_adapter,
+    write_pipeline,
+)
+from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora
 from diffalign.models.diffusion.loading import Attention, TrainedNetwork
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
@@ -116,14 +122,12 @@ class AbstractDiffusion(AbstractModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.vae_revision is not None and self.vae is None:
-            raise ValueError(
-                f"vae_revision is {self.vae_revision!r}, but vae is null: name the autoencoder"
-            )
-        if self.unet_revision is not None and self.unet is None:
-            raise ValueError(
-                f"unet_revision is {self.unet_revision!r}, but unet is null: name the denoiser"
-            )
+        for part, what in (("vae", "autoencoder"), ("unet", "denoiser")):
+            revision = getattr(self, f"{part}_revision")
+            if revision is not None and getattr(self, part) is None:
+                raise ValueError(
+                    f"{part}_revision is {revision!r}, but {part} is null: name the {what}"
+                )
 
     @abc.abstractmethod
     def conditioner(self, pipeline: Any) -> AbstractConditioner:
@@ -177,7 +181,7 @@ class AbstractDiffusion(AbstractModel):
             adapter=ADAPTER_FILE if self.lora is not None else None,
             denoiser=self.unet,
             component=self.component,
-            absent=self._parts.absent(),
+            absent=self.parts.absent(),
         )
 
     def next_step(self, run: Path) -> str:
@@ -204,9 +208,8 @@ class AbstractDiffusion(AbstractModel):
         How it is trained makes no difference: a new adapter is the base, a continued one is the
         policy of the run that it comes from.
         """
-        names = (self.component, *self._parts.encoders)
-        identities = map(self._parts.location.identity, names)
-        parts = [self.pipeline, *identities, self._start()]
+        names = (self.component, *self.parts.encoders)
+        parts = [self.pipeline, *map(self.parts.location.identity, names), self._start()]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _start(self) -> str | None:
@@ -216,10 +219,11 @@ class AbstractDiffusion(AbstractModel):
         return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
 
     def tokenizers(self) -> list[Any]:
-        return self._parts.tokenizers()
+        return self.parts.tokenizers()
 
     @cached_property
-    def _parts(self) -> PipelineParts:
+    def parts(self) -> PipelineParts:
+        """Of the pipeline, where they lie."""
         location = locate(
             self.path,
             revision=self.revision,
@@ -245,26 +249,21 @@ class AbstractDiffusion(AbstractModel):
             zero_terminal_snr=self.zero_terminal_snr,
         )
 
-    @property
-    def parts(self) -> PipelineParts:
-        """Of the pipeline, where they lie."""
-        return self._parts
-
     def check(self) -> None:
         network = self._check_parts()
-        check_trainable(self._parts.whole_network_config())
+        check_trainable(self.parts.whole_network_config())
         self.noising()
-        self._parts.check_weights()
+        self.parts.check_weights()
         self._trained_network().check(network)
 
     def check_to_sample(self) -> None:
         """Raise ModelError for whatever can be known of sampling before weights are read."""
         self._check_parts()
-        self._parts.check_weights()
+        self.parts.check_weights()
 
     def _check_parts(self) -> Any:
         """Raise ModelError unless the parts fit together; returns the network without weights."""
-        parts = self._parts
+        parts = self.parts
         parts.check_class(components.kind_of(self))
         parts.check_autoencoder()
         self.check_configs(parts.whole_network_config(), parts.encoder_configs())
@@ -277,7 +276,7 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: the configuration is missing or of a kind that is not supported.
         """
-        return noising_from_scheduler(self._parts.schedule)
+        return noising_from_scheduler(self.parts.schedule)
 
     def scheduler(self, name: str | None = None) -> Any:
         """A scheduler of diffusers that samples by the model's noise schedule.
@@ -288,7 +287,7 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ConfigError: the name is not of a sampler for this model.
         """
-        return build_scheduler(self._parts.schedule, name)
+        return build_scheduler(self.parts.schedule, name)
 
     def schedule_arguments(self, latent_shape: tuple[int, int, int]) -> Mapping[str, Any]:
         """What the scheduler's `set_timesteps` is given next to the number of steps, for latents of
@@ -308,9 +307,9 @@ class AbstractDiffusion(AbstractModel):
                 "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
                 "give lora a rank"
             )
-        pipeline = self._parts.read()
+        pipeline = self.parts.read()
         parts = pipeline.components
-        for name in self._parts.encoders:
+        for name in self.parts.encoders:
             freeze(parts[name], device, compute_dtype)
         freeze(parts["vae"], device, DTYPES[self.vae_dtype])
         policy, stand_in = self._trained_network().prepare(
@@ -329,7 +328,7 @@ class AbstractDiffusion(AbstractModel):
             network=policy,
             reference=reference_of(reference, policy, stand_in),
             autoencoder=Autoencoder(parts["vae"], images_at_once=self.images_per_encoding),
-            latent_space=self._parts.latent_space(),
+            latent_space=self.parts.latent_space(),
             conditioner=self.conditioner(pipeline),
             noising=self.noising(),
             compute_dtype=compute_dtype,
@@ -351,21 +350,18 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: files are damaged, or do not belong together.
         """
-        pipeline = self._parts.read()
+        pipeline = self.parts.read()
         if adapter is not None:
             # Half precision would round away much of a small change, so there it stays separate.
             add_adapter(pipeline, adapter, merge=dtype == torch.float32)
-        parts = pipeline.components
-        upcast = dtype == torch.float16 and parts["vae"].config.force_upcast
-        freeze(parts["vae"], device, torch.float32 if upcast else dtype)
-        for name in (self.component, *self._parts.encoders):
-            freeze(parts[name], device, dtype)
-        return SampledModel(
-            network=parts[self.component],
-            # How many images are made at once is said by whoever samples.
-            autoencoder=Autoencoder(parts["vae"], images_at_once=2**31),
-            prompts=PromptEncoder(self.conditioner(pipeline), device=device, capacity=32),
-            latent_space=self._parts.latent_space(),
+        return SampledModel.of(
+            pipeline,
+            component=self.component,
+            text_encoders=self.parts.encoders,
+            conditioner=self.conditioner(pipeline),
+            latent_space=self.parts.latent_space(),
+            device=device,
+            dtype=dtype,
         )
 
     def _trained_network(self) -> TrainedNetwork:
@@ -385,15 +381,14 @@ class AbstractDiffusion(AbstractModel):
             values: all weights of the network, by name, in place of those that lie there.
         """
         if values is None:
-            return self._parts.read()
-        blank = self._parts.blank_network()
-        return self._parts.read(**{self.component: with_weights(blank, values)})
+            return self.parts.read()
+        network = with_weights(self.parts.blank_network(), values)
+        return self.parts.read(**{self.component: network})
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
-        shape = self.lora and replace(self.lora, start=None)
-        parts: list[Any] = [self.pipeline, *self._parts.identities()]
-        parts += self._parts.schedule_identity(shape)
+        parts: list[Any] = [self.pipeline, *self.parts.identities()]
+        parts += self.parts.schedule_identity(self.lora and replace(self.lora, start=None))
         parts += [self._start()] if self.continues_adapter else []
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
@@ -405,28 +400,13 @@ class AbstractDiffusion(AbstractModel):
                 pipeline=getattr(diffusers, self.pipeline),
                 component=self.component,
                 state=lora.portable_state(network, values, self.lora),
-                kohya=self._kohya(folder, network, values),
+                kohya=kohya_or_none(
+                    self.kohya_lora, folder, lora.adapter_state(network, values), self.lora.scale
+                ),
             )
         else:
             # Read anew: the encoders in memory were rounded to the precision of the run.
-            trained = {self.component: with_weights(network, values)}
-            write_pipeline(folder, self._parts.read(**trained))
-
-    def _kohya(self, folder: Path, network: Any, values: Mapping[str, Tensor]) -> KohyaLora | None:
-        """The adapter for ComfyUI, A1111 and kohya's tools; None where such a file cannot hold it:
-        a run must not end without its result for that."""
-        assert self.lora is not None
-        try:
-            layers = lora_layers(
-                lora.adapter_state(network, values), self.lora.scale, where="this adapter"
-            )
-            return self.kohya_lora(
-                layers,
-                dtype=torch.float32,
-                title=folder.parent.name if folder.name == "final" else folder.name,
-            )
-        except ModelError:
-            return None
+            write_pipeline(folder, self.opened({**network.state_dict(), **values}))
 
     def kohya_lora(
         self, layers: Mapping[str, LoraLayer], *, dtype: torch.dtype, title: str
@@ -436,12 +416,6 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: such a file cannot hold it.
         """
-        if not self.original_layout:
-            raise ModelError(
-                f"kohya's tools have no names for the layers of "
-                f"{self.network_config.get('_class_name')}: ComfyUI reads what form=diffusers "
-                f"writes"
-            )
         return kohya_lora(
             layers,
             self.network_config,
@@ -454,7 +428,7 @@ class AbstractDiffusion(AbstractModel):
     @property
     def network_config(self) -> dict[str, Any]:
         """Of the network, as diffusers writes it."""
-        return self._parts.network_config
+        return self.parts.network_config
 
     @property
     def base_name(self) -> str:
@@ -465,7 +439,7 @@ class AbstractDiffusion(AbstractModel):
 
     @property
     def predicts_velocity(self) -> bool:
-        return self._parts.schedule.get("prediction_type") == "v_prediction"
+        return self.parts.schedule.get("prediction_type") == "v_prediction"
 
     def describe(self) -> str:
         """One line for the start of a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from diffalign.errors import ModelError
 from diffalign.files import flush, flush_tree
-from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora
+from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora, lora_layers
 
 
 @contextmanager
@@ -64,6 +65,26 @@ def write_adapter(
         pipeline.save_lora_weights(partial, **{f"{component}_lora_layers": dict(state)})
         if kohya is not None:
             save_file(kohya.tensors, partial / KOHYA_FILE, metadata=kohya.metadata)
+
+
+def kohya_or_none(
+    make: Callable[..., KohyaLora], folder: Path, state: Mapping[str, Tensor], scale: float
+) -> KohyaLora | None:
+    """The adapter for ComfyUI, A1111 and kohya's tools; None where such a file cannot hold it: a
+    run must not end without its result for that.
+
+    Args:
+        make: of layers, a dtype and a title.
+        folder: of the export, which gives the title.
+        state: the adapter by peft's names, not scaled.
+        scale: what the product of its factors is multiplied by.
+    """
+    title = folder.parent.name if folder.name == "final" else folder.name
+    try:
+        layers = lora_layers(state, scale, where="this adapter")
+        return make(layers, dtype=torch.float32, title=title)
+    except ModelError:
+        return None
 
 
 def with_weights(network: Any, values: Mapping[str, Tensor]) -> Any:

@@ -209,7 +209,16 @@ def modelspec(
 
 
 def family(config: Mapping[str, Any]) -> Literal["sd1", "sd2", "sdxl"]:
-    """Which Stable Diffusion a UNet is of, by its configuration."""
+    """Which Stable Diffusion a UNet is of, by its configuration.
+
+    Raises:
+        ModelError: it is of another network.
+    """
+    if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        raise ModelError(
+            f"kohya's tools have no names for the layers of {config['_class_name']}: ComfyUI reads "
+            f"what form=diffusers writes"
+        )
     if config.get("addition_embed_type") == "text_time":
         return "sdxl"
     return "sd2" if config.get("cross_attention_dim") == 1024 else "sd1"

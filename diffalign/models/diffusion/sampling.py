@@ -19,8 +19,9 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
+from diffalign.models.devices import freeze
 from diffalign.models.diffusion.autoencoder import Autoencoder, LatentSpace
-from diffalign.models.diffusion.conditioning import PromptEncoder
+from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """From n latents [n, channels, h, w] and the times [n] that a network takes them at, to what it
@@ -132,6 +133,42 @@ class SampledModel:
     autoencoder: Autoencoder
     prompts: PromptEncoder
     latent_space: LatentSpace
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Any,
+        *,
+        component: str,
+        text_encoders: Sequence[str],
+        conditioner: AbstractConditioner,
+        latent_space: LatentSpace,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> SampledModel:
+        """Freeze a pipeline's parts on their device.
+
+        Args:
+            pipeline: of diffusers, in float32.
+            component: name of its network.
+            text_encoders: names of those that are there.
+            conditioner: around them.
+            latent_space: of the network.
+            device: where all goes.
+            dtype: of all weights; the autoencoder stays in float32 where float16 breaks it.
+        """
+        parts = pipeline.components
+        upcast = dtype == torch.float16 and parts["vae"].config.force_upcast
+        freeze(parts["vae"], device, torch.float32 if upcast else dtype)
+        for name in (component, *text_encoders):
+            freeze(parts[name], device, dtype)
+        return cls(
+            network=parts[component],
+            # How many images are made at once is said by whoever samples.
+            autoencoder=Autoencoder(parts["vae"], images_at_once=2**31),
+            prompts=PromptEncoder(conditioner, device=device, capacity=32),
+            latent_space=latent_space,
+        )
 
     @property
     def latent_dtype(self) -> torch.dtype:

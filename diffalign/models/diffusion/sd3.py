@@ -168,7 +168,7 @@ class SD3(AbstractDiffusion):
             )
 
     def schedule_arguments(self, latent_shape: tuple[int, int, int]) -> Mapping[str, Any]:
-        schedule, patch = self._parts.schedule, self._parts.network_config.get("patch_size", 2)
+        schedule, patch = self.parts.schedule, self.parts.network_config.get("patch_size", 2)
         if not schedule.get("use_dynamic_shifting"):
             return {}
         shift = ResolutionShift(

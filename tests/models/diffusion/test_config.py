@@ -312,7 +312,7 @@ def test_a_single_file_that_lacks_a_part_becomes_a_sentence(tiny_sd15, tmp_path)
 def test_the_real_sdxl_is_questioned_without_its_weights(copied):
     (copied / "unet" / "config.json").write_text(json.dumps(SDXL_UNET))
 
-    network = SDXL(path=str(copied))._parts.blank_network()
+    network = SDXL(path=str(copied)).parts.blank_network()
     lora.check_targets(network, LoraSettings())
     lora.attach(network.requires_grad_(False), LoraSettings())
 

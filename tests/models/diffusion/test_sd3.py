@@ -10,11 +10,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from diffalign.errors import ModelError
+from diffalign.likelihoods.denoising import Denoising
 from diffalign.models.adapter_files import ADAPTER_FILE
 from diffalign.models.diffusion.noising import StraightPath
 from diffalign.models.diffusion.sd3 import SD3, clip_widths
 from diffalign.models.diffusion.sd15 import SD15
+from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
+from diffalign.seeding import TimestepSampling
 from tests.tiny_models import WIDTH, write_sd3
 
 PROMPTS = ["a red fox in the snow", "two teapots"]
@@ -223,3 +226,10 @@ def test_a_shift_by_resolution_is_told_to_the_scheduler(tmp_path, tiny_sd3):
     assert scheduler.sigmas[:4].tolist() == pytest.approx(
         [1, 0.904530766739, 0.759510916949, 0.512844101509], abs=1e-6
     )
+
+
+def test_only_times_of_a_straight_path_are_shifted(tiny_sdxl, tiny_sd3):
+    moved = Denoising(timesteps=TimestepSampling(shift=3.0))
+    moved.check(SD3(path=str(tiny_sd3)))
+    with pytest.raises(ValueError, match="this model has a beta schedule: leave shift out"):
+        moved.check(SDXL(path=str(tiny_sdxl)))
