@@ -195,7 +195,7 @@ def costs(run: Path) -> tuple[int, int, float]:
     """Network evaluations (rows), images scored, CPU seconds of a run."""
     timing = (run / "timing.jsonl").read_text().splitlines()
     records = [json.loads(path.read_text()) for path in run.glob("rounds/*/round.json")]
-    scored = sum(record["summarise_round"]["summary"].get("scored", 0) for record in records)
+    scored = sum(record["harvest"]["summary"].get("scored", 0) for record in records)
     seconds = json.loads((run / "seconds.json").read_text())
     return json.loads(timing[-1])["network_rows"], int(scored), seconds
 

@@ -115,7 +115,7 @@ def named(
 
     Args:
         kinds: what is there, in reading order.
-        noise: with `TRUTHFUL`, the result is a permutation of `kinds`.
+        annotator_noise: with `TRUTHFUL`, the result is a permutation of `kinds`.
         rng: samples the mistakes.
     """
     led = {COMPANIONS[kind] for kind in kinds if kind in COMPANIONS}

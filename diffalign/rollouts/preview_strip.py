@@ -20,7 +20,7 @@ of thousands of rounds costs no more to watch than one of twenty."""
 
 
 class PreviewStrip:
-    """Samples `preview_strip.png`: prompts down, rounds across."""
+    """Renders `preview_strip.png`: prompts down, rounds across."""
 
     def __init__(self, folder: Path, collector: AbstractCollector, *, run_seed: int) -> None:
         """Args:
@@ -45,7 +45,7 @@ class PreviewStrip:
             return
         prompts = self._prompts()
         if prompts:
-            self._shoot(number, prompts, model)
+            self._generate(number, prompts, model)
             self._render(number, prompts)
 
     def forget(self) -> None:
@@ -53,7 +53,7 @@ class PreviewStrip:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._strip.unlink(missing_ok=True)
 
-    def _shoot(self, number: int, prompts: list[str], model: DiffusionModel) -> None:
+    def _generate(self, number: int, prompts: list[str], model: DiffusionModel) -> None:
         seeds = [derive_seed(self._run_seed, "film", i) for i in range(len(prompts))]
         sampled = sample(
             model,

@@ -151,13 +151,13 @@ class Rounds(AbstractSource):
     def __iter__(self) -> Iterator[Any]:
         while True:
             folder = self._folder(self._number)
-            summarise_round = self._ready(folder) if self._batch == 0 else self._resumed(folder)
-            self._figures = summarise_round.summary
+            summary = self._ready(folder) if self._batch == 0 else self._resumed(folder)
+            self._figures = summary.summary
             self._policies.refer(self.model, self._number)
             for batch in self._collector.batches(self._number, folder, self._batch):
                 self._batch += 1
                 yield batch
-            self._count_empty(summarise_round)
+            self._count_empty(summary)
             self._number, self._batch = self._number + 1, 0
 
     def _folder(self, number: int) -> Path:
@@ -173,10 +173,10 @@ class Rounds(AbstractSource):
         if record is None or record.policy != digest:
             record = self._collect(folder, digest)
         self._policy = digest
-        summarise_round = record.summarise_round
-        for reason, count in summarise_round.skipped.items():
+        summary = record.harvest
+        for reason, count in summary.skipped.items():
             self._skipped[reason] = self._skipped.get(reason, 0) + count
-        return summarise_round
+        return summary
 
     def _resumed(self, folder: Path) -> RoundSummary:
         """The round of a checkpoint; the weights have moved on since it was sampled."""
@@ -191,7 +191,7 @@ class Rounds(AbstractSource):
                 f"{folder}: the checkpoint was written while training on this round, which has "
                 f"been sampled anew since, by another policy. Resume from an earlier checkpoint"
             )
-        return record.summarise_round
+        return record.harvest
 
     def _collect(self, folder: Path, digest: str) -> _Round:
         began = time.monotonic()
@@ -208,12 +208,12 @@ class Rounds(AbstractSource):
             self._work(phase, folder)
             images += sum(work.images for work in phase.works)
         if world.is_main():
-            summarise_round = self._collector.summarise_round(self._number, folder)
-            record = _Round(round=self._number, policy=digest, summarise_round=summarise_round)
+            summary = self._collector.summarise_round(self._number, folder)
+            record = _Round(round=self._number, policy=digest, harvest=summary)
             with writing(folder):
                 write_json(folder / _RECORD, asdict(record))
             self._run.console.print(
-                f"[bold]round {self._number}[/bold]  {summarise_round.sentence}  "
+                f"[bold]round {self._number}[/bold]  {summary.sentence}  "
                 f"({time.monotonic() - began:.0f} s)",
                 soft_wrap=True,
             )
@@ -249,12 +249,12 @@ class Rounds(AbstractSource):
                 advance(work.images)
         world.wait()
 
-    def _count_empty(self, summarise_round: RoundSummary) -> None:
-        self._empty_in_a_row = 0 if summarise_round.micro_batches else self._empty_in_a_row + 1
+    def _count_empty(self, summary: RoundSummary) -> None:
+        self._empty_in_a_row = 0 if summary.micro_batches else self._empty_in_a_row + 1
         if self._empty_in_a_row >= _MOST_EMPTY_ROUNDS:
             raise DataError(
                 f"{self._empty_in_a_row} rounds in a row had fewer pairs than one optimiser step "
-                f"takes, the last one: {summarise_round.sentence}. Sample more prompts a round, "
+                f"takes, the last one: {summary.sentence}. Sample more prompts a round, "
                 f"lower "
                 f"training.samples_per_device or training.accumulation, or ask less of a pair"
             )
@@ -267,7 +267,8 @@ class _Round:
     round: int
     policy: str
     """Digest of the policy that sampled it, and of what was done with it."""
-    summarise_round: RoundSummary
+    harvest: RoundSummary
+    """The summary of the round, under the name that files have for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

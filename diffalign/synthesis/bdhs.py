@@ -126,7 +126,7 @@ class _Guesser:
     def _attempt(
         self, asked: Sequence[tuple[Question, EncodedPrompt]], attempt: int, *, free: bool
     ) -> list[str]:
-        """One response a question, all sentences of all of them written together."""
+        """One response a question, all sentences of all of them in one batch."""
         started = [[""] if free else self._cut_sentences(some, attempt) for some, _ in asked]
         requests = [
             self._request(question, prompt, text, place, attempt)

@@ -1,7 +1,7 @@
 """Collages of images, the parts of them, and how much of a map falls on a part.
 
 Source: MIA-DPO (Liu et al. 2024, arXiv:2410.17637), gen_data of the authors' code. Departure:
-labels are sampled in Pillow's own font instead of Arial.
+labels are rendered in Pillow's own font instead of Arial.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
     rows, columns = GRIDS[len(images)]
     size = (CELL * columns + MARGIN * (columns - 1), (CELL + MARGIN) * rows)
     canvas = Image.new("RGB", size, "white")
-    sample = ImageDraw.Draw(canvas)
+    pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=_LABEL_SIZE)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         left, top = column * (CELL + MARGIN), row * (CELL + MARGIN)
         canvas.paste(fit(image, CELL, CELL), (left, top + MARGIN))
-        sample.text((left + _LABEL_LEFT, top), f"Image{number + 1}", "black", font=font)
+        pen.text((left + _LABEL_LEFT, top), f"Image{number + 1}", "black", font=font)
     return canvas
 
 

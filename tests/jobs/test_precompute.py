@@ -39,7 +39,7 @@ objective:
 optimizer: {{lr: 1.0e-2}}
 training: {{optimizer_steps: 6, samples_per_device: 3, log_every: 1}}
 """
-"""Three epochs, of which the last shows the first generate again."""
+"""Three epochs, of which the last shows the first sample again."""
 DPO = "objective={kind: dpo, beta: 0.1}"
 
 

@@ -85,7 +85,7 @@ def start(rollouts, settings, model, folder, *, samples_per_device=2, accumulati
 
 
 def record(folder: Path) -> dict:
-    return json.loads((folder / "round-0000/round.json").read_text())["summarise_round"]
+    return json.loads((folder / "round-0000/round.json").read_text())["harvest"]
 
 
 def test_a_round_leaves_images_scores_pairs_and_a_grid(prompts, settings, model, tmp_path):
@@ -119,11 +119,9 @@ def test_a_round_leaves_images_scores_pairs_and_a_grid(prompts, settings, model,
 
 def test_the_summary_counts(prompts, settings, model, tmp_path):
     next(iter(start(rollouts(prompts), settings, model, tmp_path)))
-    summarise_round = record(tmp_path)
-    assert (
-        summarise_round["micro_batches"] == 12
-    )  # 9 pairs, 8 of which fill groups of 2, 3 steps each
-    summary = summarise_round["summary"]
+    found = record(tmp_path)
+    assert found["micro_batches"] == 12  # 9 pairs, 8 of which fill groups of 2, 3 steps each
+    summary = found["summary"]
     assert (summary["images"], summary["pairs"], summary["steps"]) == (9, 9, 24)
     assert (summary["decided_share"], summary["tied_share"]) == (1, 0)
     scores = [
@@ -132,8 +130,8 @@ def test_the_summary_counts(prompts, settings, model, tmp_path):
     values = torch.tensor(scores, dtype=torch.float64)
     assert summary["brightness_mean"] == pytest.approx(values.mean().item())
     assert summary["brightness_std"] == pytest.approx(values.std(correction=0).item())
-    assert summarise_round["skipped"] == {"steps that filled no optimiser step": 3}
-    assert "9 of 9 pairs decided; training on 24 of 27 steps" in summarise_round["sentence"]
+    assert found["skipped"] == {"steps that filled no optimiser step": 3}
+    assert "9 of 9 pairs decided; training on 24 of 27 steps" in found["sentence"]
 
 
 def test_at_the_sampling_weights_every_ratio_is_one(prompts, settings, model, tmp_path):
@@ -178,17 +176,17 @@ def test_scorers_that_contradict_each_other_decide_nothing(prompts, settings, mo
     opposed = rollouts(prompts, scorers=scorers, prompts_per_round=1)
     with pytest.raises(DataError, match="10 rounds in a row had fewer pairs"):
         next(iter(start(opposed, settings, model, tmp_path)))
-    summarise_round = record(tmp_path)
-    assert summarise_round["skipped"] == {"incomparable pairs": 3}
-    assert "0 of 3 pairs decided, 3 incomparable" in summarise_round["sentence"]
+    found = record(tmp_path)
+    assert found["skipped"] == {"incomparable pairs": 3}
+    assert "0 of 3 pairs decided, 3 incomparable" in found["sentence"]
 
 
 def test_images_without_a_score_make_no_pair_and_are_counted(prompts, settings, model, tmp_path):
     prompts.write_text("a cat\nnan\nfog\n")
     next(iter(start(rollouts(prompts), settings, model, tmp_path)))
-    summarise_round = record(tmp_path)
-    assert summarise_round["skipped"]["images without a finite score by brightness"] == 3
-    assert summarise_round["summary"]["pairs"] == 6
+    found = record(tmp_path)
+    assert found["skipped"]["images without a finite score by brightness"] == 3
+    assert found["summary"]["pairs"] == 6
     assert (tmp_path / "round-0000/grid.png").exists()
 
 
@@ -208,12 +206,10 @@ def test_an_image_that_broke_makes_no_pair(prompts, settings, model, tmp_path, m
 
     monkeypatch.setattr(d3po, "sample_groups", breaking)
     next(iter(start(rollouts(prompts), settings, model, tmp_path)))
-    summarise_round = record(tmp_path)
-    assert (
-        summarise_round["skipped"]["images that were not finite"] == 2
-    )  # the first of either batch
+    found = record(tmp_path)
+    assert found["skipped"]["images that were not finite"] == 2  # the first of either batch
     assert not (tmp_path / "round-0000/images/0000-0.png").exists()
-    assert summarise_round["summary"]["pairs"] == 1 + 3 + 1
+    assert found["summary"]["pairs"] == 1 + 3 + 1
 
 
 def test_a_round_that_was_trained_on_keeps_its_images_alone(prompts, settings, model, tmp_path):

@@ -69,7 +69,7 @@ class Numbers(AbstractCollector):
         (folder / file).write_text(json.dumps(model.value.item()))
 
     def summarise_round(self, number, folder):
-        if self.killed_at == "summarise_round":
+        if self.killed_at == "harvest":
             self.killed_at = None
             raise Killed
         made_by = {json.loads(path.read_text()) for path in folder.glob("s*-*.json")}
@@ -136,7 +136,7 @@ def test_a_round_is_sampled_by_the_policy_that_it_begins_with(tmp_path):
     assert train(rounds(tmp_path), 5) == [(0, 0, 0), (0, 0, 1), (2, 1, 0), (2, 1, 1), (4, 2, 0)]
 
 
-@pytest.mark.parametrize("file", ["sample-1.json", "score-2.json", "summarise_round"])
+@pytest.mark.parametrize("file", ["sample-1.json", "score-2.json", "harvest"])
 def test_a_killed_round_makes_only_what_is_missing(tmp_path, file):
     killed = Numbers()
     killed.killed_at = file

@@ -214,7 +214,7 @@ def test_a_round_can_be_looked_at(tmp_path, model, winners):
         assert row["visit"] == place
         assert torch.equal(pixels_of(Image.open(folder / row["file"])), image)
         assert row["scores"]["brightness"] == pytest.approx((image.mean().item() + 1) / 2)
-    summary = json.loads((folder / "round.json").read_text())["summarise_round"]["summary"]
+    summary = json.loads((folder / "round.json").read_text())["harvest"]["summary"]
     mean = torch.tensor([row["scores"]["brightness"] for row in scores]).mean()
     assert summary["brightness_mean"] == pytest.approx(mean.item())
     assert summary["images"] == 4
@@ -226,9 +226,7 @@ def test_the_round_says_who_drew(tmp_path, model, winners):
     source = open_rounds(tmp_path, winners, model, reference="latest")
     take(source, 3)
     said = [
-        json.loads((tmp_path / f"round-000{i}/round.json").read_text())["summarise_round"][
-            "sentence"
-        ]
+        json.loads((tmp_path / f"round-000{i}/round.json").read_text())["harvest"]["sentence"]
         for i in range(2)
     ]
     assert said[0] == "4 images by the run's first policy"
@@ -275,7 +273,7 @@ def fail_after(monkeypatch, count, name="sample"):
     return calls
 
 
-def test_a_round_goes_on_in_its_middle_without_drawing(tmp_path, model, winners, monkeypatch):
+def test_a_round_goes_on_in_its_middle_without_sampling(tmp_path, model, winners, monkeypatch):
     source = open_rounds(tmp_path, winners, model, updates_per_round=4)
     batches = iter(source)
     for _ in range(3):

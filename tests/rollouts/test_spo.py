@@ -78,7 +78,7 @@ def start(rollouts, settings, model, folder, **changes):
 
 
 def record(folder: Path) -> dict:
-    return json.loads((folder / "round-0000/round.json").read_text())["summarise_round"]
+    return json.loads((folder / "round-0000/round.json").read_text())["harvest"]
 
 
 def scores(folder: Path) -> list[dict]:

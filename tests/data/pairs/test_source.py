@@ -133,7 +133,7 @@ def test_a_data_set_smaller_than_the_batch_wraps_with_new_samples(tmp_path):
     assert len(set(batch.noise_seeds)) == 6
 
 
-def test_timestep_and_seeds_are_functions_of_run_seed_sample_and_sample(tmp_path):
+def test_timestep_and_seeds_are_functions_of_run_seed_sample_and_visit(tmp_path):
     write_pickapic(tmp_path, make_pairs(2))
     first, second = take(open_source(tmp_path, run_seed=5), 2)
     for visit, batch in enumerate((first, second)):

@@ -154,7 +154,7 @@ def test_markers_and_images_have_to_be_as_many(family, text, images):
 
 
 @every_family
-def test_a_response_or_a_turn_cannot_smuggle_in_an_image_token(family):
+def test_a_response_or_a_turn_with_an_image_token_in_its_text_is_refused(family):
     chat = encoder(family)
     token = IMAGE_IDS[family]
     with pytest.raises(UnusableRowError, match=r"contains .*represents an image"):

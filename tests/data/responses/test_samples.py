@@ -92,7 +92,7 @@ def test_a_condition_changes_pixels_and_nothing_else_that_the_model_is_given(fam
 
 
 @pytest.mark.parametrize("name", ["crop", "diffuse", "pixels", "blocks", "noise", "other"])
-def test_a_condition_is_a_function_of_run_seed_sample_and_sample(name):
+def test_a_condition_is_a_function_of_run_seed_sample_and_visit(name):
     view = f"chosen@{name}"
     first = pixels(maker(view).make(pair(), 3), name)
     assert torch.equal(first, pixels(maker(view, "rejected").make(pair(), 3), name))
@@ -101,7 +101,7 @@ def test_a_condition_is_a_function_of_run_seed_sample_and_sample(name):
         assert not torch.equal(first, pixels(again, name))
 
 
-def test_two_conditions_of_one_kind_and_two_images_of_one_row_sample_for_themselves():
+def test_two_conditions_of_one_kind_and_two_images_of_one_row_are_corrupted_independently():
     settings = {"conditions": {"a": Diffuse(), "b": Diffuse()}}
     images = (encoded(solid_image((200, 0, 0))),) * 2
     row = pair(images=images, turns=user("<image><image>\nWhat?"))
