@@ -103,6 +103,23 @@ def test_a_module_imports_only_what_lies_below_it(path):
     assert not above, f"{home} must not import {sorted(above)}"
 
 
+def test_every_module_that_is_imported_is_there():
+    """Type checkers are told to pass over what is missing, for libraries' sake."""
+    gone = {
+        (str(path.relative_to(PACKAGE)), name)
+        for path in MODULES
+        for name in imported(path)
+        if name.startswith("diffalign.") and name.count(".") > 1 and module_of(name) is None
+    }
+    assert not {(path, name) for path, name in gone if not _is_package(name)}
+
+
+def _is_package(dotted: str) -> bool:
+    """Whether a name is a folder of the package, or what its `__init__` gives."""
+    base = PACKAGE.parent.joinpath(*dotted.split("."))
+    return (base / "__init__.py").exists()
+
+
 def test_no_files_import_one_another_in_a_circle():
     """Nor for types alone, nor within a function: what needs the other's name belongs to it, or
     asks for less of it."""
