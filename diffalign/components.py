@@ -1,8 +1,9 @@
 """The folder is the registry: `kind: dpo` under `objective` is the module objectives/dpo.py.
 
 A component is a concrete subclass of an abstract class, alone in its module. Its folder is the one
-in which the abstract class is defined, so a new file is a new kind; `kind: my_package.my_module`
-takes a component from outside.
+in which the abstract class is defined, so a new file is a new kind. From outside,
+`kind: my_package.my_module` takes a module and `kind: ./my_module.py` a file; the code of either is
+run by whoever loads the config.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffalign import outside
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.parsing import shortly
 
@@ -86,17 +88,19 @@ def find(abstract: type[T], kind: str) -> type[T]:
     """The one concrete class of a kind.
 
     A module from outside is imported, which runs the code that the config names. It is looked for
-    where Python looks, and in the working folder last.
+    where Python looks, and in the working folder last; a path that ends in .py is a file.
 
     Args:
         abstract: the family, for example `AbstractObjective`.
-        kind: a module of its folder, or a dotted module path from outside.
+        kind: a module of its folder, or from outside a dotted module path or a file.
 
     Raises:
         ConfigError: there is no such module, it cannot be imported, or it does not hold exactly one
             component.
     """
     folder = _folder(abstract)
+    if kind.endswith(".py"):
+        return _only(kind, outside.module_of(kind), abstract)
     if not all(part.isidentifier() for part in kind.split(".")):
         raise ConfigError(f"kind {shortly(kind)} is neither a name nor a dotted module path")
     modules = _module_names(abstract)
@@ -104,12 +108,17 @@ def find(abstract: type[T], kind: str) -> type[T]:
         allowed = kinds(abstract)
         hint = did_you_mean(kind, allowed)
         if Path(f"{kind}.py").is_file():
-            hint = f" {kind}.py lies here: put it into a folder, and the kind is FOLDER.{kind}."
+            hint = f" {kind}.py lies here: write ./{kind}.py to take it."
         own = [*allowed, "or a dotted module path such as diffalign.playground.oracle"]
         raise ConfigError(f"there is no {kind!r} in {folder} (kinds: {', '.join(own)}).{hint}")
     module_name = kind if "." in kind else modules[kind]
     if "." in kind:
         _look_in_working_folder()
+    return _only(kind, module_name, abstract)
+
+
+def _only(kind: str, module_name: str, abstract: type[T]) -> type[T]:
+    """The one component of a module; errors speak of the kind that the config has."""
     try:
         found = _concrete_in(module_name, abstract)
     except ModuleNotFoundError as error:
@@ -155,6 +164,8 @@ def _import_failure(error: Exception) -> str:
 def kind_of(component: Any) -> str:
     """The `kind` under which a component is found again: the inverse of `find`."""
     cls = type(component)
+    if (file := outside.file_of(cls.__module__)) is not None:
+        return str(file)
     for base in cls.__mro__[1:]:
         if inspect.isabstract(base) and cls.__module__.startswith(f"{_folder(base)}."):
             parts = cls.__module__.split(".")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -126,77 +125,6 @@ def test_a_folder_in_the_place_of_a_config_is_named_with_what_it_holds(tmp_path)
     written(tmp_path, GOOD)
     with pytest.raises(ConfigError, match=r"is a folder, .*\(it holds run\.yaml\).*images="):
         config.load(Outer, tmp_path)
-
-
-def test_kinds_are_found_by_module_name_and_named_back():
-    assert "dpo" in components.kinds(AbstractObjective)
-    assert components.find(AbstractObjective, "dpo") is DPO
-    assert components.kind_of(DPO(beta=1.0)) == "dpo"
-
-
-def package_with_a_loss(tmp_path: Path, monkeypatch, name: str, extra: str = "") -> str:
-    """An importable module outside diffalign that holds one objective; its dotted path."""
-    package = tmp_path / name
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "loss.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from diffalign.objectives.base import AbstractObjective\n"
-        f"{extra}\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Mine(AbstractObjective):\n"
-        "    views = frozenset({'chosen'})\n"
-        "    needs_reference = False\n"
-        "    def __call__(self, views): ...\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return f"{name}.loss"
-
-
-def test_a_kind_from_outside_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
-    kind = package_with_a_loss(tmp_path, monkeypatch, "my_package")
-    found = components.find(AbstractObjective, kind)
-    assert found.__name__ == "Mine"
-    assert components.kind_of(found()) == kind
-
-
-def test_a_kind_from_the_working_folder_is_found_by_the_installed_command_too(
-    tmp_path, monkeypatch
-):
-    kind = package_with_a_loss(tmp_path, monkeypatch, "lies_here")
-    elsewhere = [entry for entry in sys.path if entry not in ("", str(tmp_path))]
-    monkeypatch.setattr(sys, "path", list(elsewhere))  # as a console script finds it
-    with pytest.raises(ConfigError, match="no module of that name can be imported"):
-        components.find(AbstractObjective, kind)
-    monkeypatch.chdir(tmp_path)
-    assert components.find(AbstractObjective, kind).__name__ == "Mine"
-    assert sys.path == [*elsewhere, str(tmp_path)], "behind all others: it shadows no package"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("def (:", "SyntaxError"),
-        ("raise RuntimeError('no GPU')", r"RuntimeError: no GPU \(.*loss.py, line 3\)"),
-        ("from diffalign.objectives.base import Abstract", "ImportError: cannot import name"),
-    ],
-)
-def test_a_module_from_outside_that_fails_says_how_and_where(tmp_path, monkeypatch, text, said):
-    kind = package_with_a_loss(tmp_path, monkeypatch, f"broken_{said[:3].lower()}", text)
-    with pytest.raises(ConfigError, match=f"cannot be imported: {said}"):
-        components.find(AbstractObjective, kind)
-
-
-def test_a_lone_file_in_the_working_folder_is_told_to_move_into_a_folder(tmp_path, monkeypatch):
-    (tmp_path / "myloss.py").write_text("")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"the kind is FOLDER\.myloss"):
-        components.find(AbstractObjective, "myloss")
-
-
-def test_an_alias_of_a_type_next_to_a_component_is_no_component(tmp_path, monkeypatch):
-    kind = package_with_a_loss(tmp_path, monkeypatch, "aliased", "Rows = list[int]")
-    assert components.find(AbstractObjective, kind).__name__ == "Mine"
 
 
 def test_a_module_without_a_component_is_refused():
