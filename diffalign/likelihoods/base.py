@@ -80,6 +80,10 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
         return {}
 
+    def figures(self, prepared: Prepared) -> Mapping[str, Tensor]:
+        """What the log should say of the policy's last evaluation, detached: [n] or a scalar."""
+        return {}
+
     def check_known_in_advance(self, views: frozenset[str]) -> None:
         """Raise ValueError unless the reference's values of these views are the same at every visit
         of a sample with the same sample, and are all that an objective asks of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import StraightPath
 from diffalign.objectives.base import Measure
+from diffalign.ranges import Between
 from diffalign.seeding import TimestepSampling, noise_from_seeds
 from diffalign.shapes import check_same_shape
 
@@ -41,13 +42,41 @@ def denoising_log_likelihood(prediction: Tensor, target: Tensor) -> Tensor:
 
     Source: Wallace et al. 2023, arXiv:2311.12908; their train.py folds the half into scale_term.
     """
-    check_same_shape(prediction=prediction, target=target)
-    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    error = (prediction.to(dtype) - target.to(dtype)).square()
+    error = _residual(prediction, target).square()
     return -0.5 * error.flatten(start_dim=1).mean(dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _residual(prediction: Tensor, target: Tensor) -> Tensor:
+    """Prediction minus target, same shape, in at least float32."""
+    check_same_shape(prediction=prediction, target=target)
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return prediction.to(dtype) - target.to(dtype)
+
+
+def rejected_share(chosen_error: Tensor, overlap: Tensor, *, mu: float) -> Tensor:
+    """Share of the rejected side's gradient at which a step still lowers the chosen side's error.
+
+    To first order, and in the space of predictions. With g the gradients of the two sides' mean
+    errors it is (1 - mu) |g_chosen|^2 / <g_chosen, g_rejected>, at most 1, and 1 where the two do
+    not point the same way. What the loss multiplies them by does not enter.
+
+    Args:
+        chosen_error: mean squared error of the chosen rows, shape [B].
+        overlap: mean product of both sides' residuals, shape [B].
+        mu: how much of that room is left unused, 0 to 1.
+
+    Returns:
+        A scalar from 0 to 1, without gradient: one for all rows, whatever their timesteps.
+
+    Source: Fu et al. 2025, arXiv:2511.03317, as in AIDC-AI/Diffusion-SDPO. Its 1e-9 in the
+    denominator is left out: it is absolute, next to products of gradients that shrink with the
+    square of the number of elements, and takes 15 % off for late timesteps and large batches.
+    """
+    own, shared = chosen_error.detach().mean(), overlap.detach().mean()
+    return torch.where(shared > 0, ((1 - mu) * own / shared).clamp(0, 1), 1.0)
+
+
+@dataclass(kw_only=True)
 class NoisyViews:
     """V views of B samples as V * B rows, corrupted; the rows of a view are consecutive."""
 
@@ -60,6 +89,10 @@ class NoisyViews:
     """As the network takes it, shape [V * B]."""
     conditioning: Mapping[str, Any]
     """What else the network is told."""
+    overlap: Tensor | None = None
+    """Of chosen and rejected residuals, [B], once the policy was evaluated under a safeguard."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """For the log, from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +104,11 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
 
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     """Which times the loader samples."""
+    safeguard: Annotated[float, Between(0, 1)] | None = None
+    """Scale the rejected side's gradient down where it would raise the chosen side's error: mu of
+    Diffusion-SDPO, 0.9 there; null leaves it. Values do not change. There is one scale for each
+    micro-batch of each device, logged as `safeguard_lambda`: it mixes timesteps, and depends on
+    training.samples_per_device, but on neither accumulation nor processes."""
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, AbstractDiffusion):
@@ -85,6 +123,19 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
 
     def timestep_sampling(self) -> TimestepSampling:
         return self.timesteps
+
+    def data_views(self, views: frozenset[str]) -> frozenset[str]:
+        """The views themselves.
+
+        Raises:
+            ValueError: there is a safeguard, and no pair for it.
+        """
+        if self.safeguard is not None and not views >= {"chosen", "rejected"}:
+            raise ValueError(
+                f"safeguard is {self.safeguard:g}, and the objective does not compare chosen with "
+                f"rejected images (it reads {', '.join(sorted(views))}): set safeguard to null"
+            )
+        return views
 
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: ImageBatch) -> NoisyViews:
@@ -112,7 +163,37 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
     def evaluate(self, model: DiffusionModel, prepared: NoisyViews) -> dict[str, Tensor]:
         prediction = model.predict(prepared.noisy, prepared.time, prepared.conditioning)
         rows = denoising_log_likelihood(prediction, prepared.target)
-        return dict(zip(prepared.views, rows.chunk(len(prepared.views)), strict=True))
+        views = dict(zip(prepared.views, rows.chunk(len(prepared.views)), strict=True))
+        if self.safeguard is not None and torch.is_grad_enabled():
+            views["rejected"] = self._guarded(views, prediction.detach(), prepared, self.safeguard)
+        return views
+
+    def _guarded(
+        self, views: Mapping[str, Tensor], prediction: Tensor, prepared: NoisyViews, mu: float
+    ) -> Tensor:
+        """The rejected rows as they are, with a share of their gradient."""
+        residuals = _residual(prediction, prepared.target).chunk(len(prepared.views))
+        of = dict(zip(prepared.views, residuals, strict=True))
+        overlap = (of["chosen"] * of["rejected"]).flatten(start_dim=1).mean(dim=1)
+        errors = {side: -2 * views[side].detach() for side in ("chosen", "rejected")}
+        share = rejected_share(errors["chosen"], overlap, mu=mu)
+        norms = (errors["chosen"] * errors["rejected"]).sqrt()
+        smallest = torch.finfo(norms.dtype).tiny
+        prepared.overlap = overlap
+        prepared.figures = {
+            "safeguard_lambda": share,
+            "cosine_of_sides": overlap / norms.clamp(min=smallest),
+        }
+        rejected = views["rejected"]
+        return rejected.detach() + share * (rejected - rejected.detach())
+
+    def row_metadata(self, prepared: NoisyViews) -> Mapping[str, Mapping[str, Tensor]]:
+        if prepared.overlap is None:
+            return {}
+        return {side: {"overlap": prepared.overlap} for side in ("chosen", "rejected")}
+
+    def figures(self, prepared: NoisyViews) -> Mapping[str, Tensor]:
+        return prepared.figures
 
     def published_scale(self, beta: float) -> str:
         """Beta in the units of published code, for the start of a run."""
@@ -120,4 +201,7 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
 
     def describe(self) -> str:
         """One line for the start of a run."""
-        return "minus half the mean squared denoising error"
+        said = "minus half the mean squared denoising error"
+        if self.safeguard is None:
+            return said
+        return f"{said}; the rejected side's gradient is held back (safeguard {self.safeguard:g})"

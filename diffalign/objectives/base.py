@@ -86,6 +86,10 @@ class Likelihoods:
     """Importance of each row, shape [n]."""
     divergence: Tensor | None = None
     """Sum over the tokens of KL(reference || policy), shape [n]; carries gradient."""
+    overlap: Tensor | None = None
+    """Mean over elements of the product of this row's residual (prediction minus target) and that
+    of the other side of its pair, shape [n], without gradient; None where none was measured. With
+    the two denoising errors it says how far both sides' gradients point the same way."""
     rows: Tensor | None = None
     """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
     then be 0. None where row i of every view is sample i."""

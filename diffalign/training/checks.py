@@ -43,6 +43,10 @@ def _check_objective(run: RunConfig) -> None:
     """Source, likelihood and objective must mean the same thing."""
     objective, likelihood = components.kind_of(run.objective), components.kind_of(run.likelihood)
     section = run.section
+    try:
+        run.likelihood.data_views(run.objective.views)
+    except ValueError as error:
+        raise ConfigError(f"likelihood {likelihood}: {error}") from error
     if run.likelihood.measures not in run.objective.reads:
         raise ConfigError(
             f"likelihood {likelihood} measures a {run.likelihood.measures}, and the objective "

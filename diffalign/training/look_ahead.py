@@ -9,7 +9,7 @@ over all of them once without gradient. Everything that was computed is kept for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class MicroBatch:
     """By the likelihood; None until it was."""
     reference: Mapping[str, Tensor] | None = None
     """The reference's values by view; None until they were computed."""
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the likelihood adds to the log, once the policy was evaluated."""
 
 
 def views_of(

@@ -222,7 +222,7 @@ class Trainer:
             for name, view in views.items()
             if view.reference is not None
         }
-        return LossOutput(output.loss, {**output.metrics, **drift})
+        return LossOutput(output.loss, {**output.metrics, **drift, **part.figures})
 
     def views(
         self, part: MicroBatch, totals: Mapping[str, StepTotals] | None = None
@@ -241,6 +241,7 @@ class Trainer:
         views = views_of(
             policy, part.reference, self.likelihood.row_metadata(part.prepared), totals or {}
         )
+        part.figures = self.likelihood.figures(part.prepared)
         part.prepared = None  # of a step whose parts are all at hand
         return views
 
