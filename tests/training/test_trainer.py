@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffalign.errors import CheckpointError, TrainingError
 from diffalign.objectives.asft import ASFT
@@ -223,3 +224,35 @@ def test_a_failed_last_checkpoint_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(CheckpointError, match="could not be written"):
         trainer.fit()
+
+
+def test_the_learning_rate_of_every_step_is_the_one_of_the_schedule(tmp_path):
+    trainer = toy_trainer(
+        tmp_path, optimizer_steps=5, log_every=1, accumulation=2, lr=1e-2, schedule="linear"
+    )
+    trainer.fit()
+    logged = [row["lr"] for row in rows(tmp_path)]
+    assert logged == pytest.approx([1e-2 * (1 - step / 5) for step in range(5)])
+
+
+def test_a_step_that_is_not_finite_leaves_the_average_as_it_was(tmp_path):
+    poisoned = frozenset({9})  # of the third step
+    trainer = toy_trainer(tmp_path, poisoned=poisoned, optimizer_steps=3, ema_decay=0.5)
+    clean = toy_trainer(tmp_path / "clean", optimizer_steps=2, ema_decay=0.5)
+    trainer.fit()
+    clean.fit()
+    for name, value in clean.average.state_dict().items():
+        assert torch.equal(trainer.average.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_what_is_exported_is_the_average_where_there_is_one(tmp_path, ema_decay):
+    trainer = toy_trainer(tmp_path, ema_decay=ema_decay)
+    trainer.fit()
+    trainer.export(tmp_path / "final")
+    exported = load_file(tmp_path / "final/weights")
+    last = dict(trainer.model.trained_parameters())
+    expected = trainer.average.state_dict() if ema_decay else last
+    for name, value in exported.items():
+        assert torch.equal(value, expected[name])
+        assert torch.equal(value, last[name]) == (ema_decay is None)

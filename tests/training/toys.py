@@ -163,6 +163,7 @@ def toy_trainer(
     identity: dict | None = None,
     objective: AbstractObjective | None = None,
     max_grad_norm: float | None = 1.0,
+    schedule: str = "constant",
     hooks: Sequence[AbstractHook] = (),
     **training,
 ) -> Trainer:
@@ -181,7 +182,7 @@ def toy_trainer(
         source=ToySource(per_device, poisoned),
         likelihood=ToyLikelihood(),
         objective=objective or DPO(beta=1.0),
-        optimizer=OptimizerConfig(lr=lr, max_grad_norm=max_grad_norm),
+        optimizer=OptimizerConfig(lr=lr, max_grad_norm=max_grad_norm, schedule=schedule),
         training=config,
         identity=identity or {"seed": 0},
         output=output,
