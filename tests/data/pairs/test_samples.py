@@ -116,3 +116,13 @@ def test_images_run_from_minus_one_to_one():
     assert images.dtype == torch.float32
     assert images[0].unique().tolist() == [-1.0]
     assert images[1].unique().tolist() == [1.0]
+
+
+def test_a_caption_is_dropped_as_often_as_asked_for_and_never_where_it_is_not():
+    def dropped(share: float) -> float:
+        make = maker(caption_dropout=share).make
+        prompts = [make(pair(), visit, (8, 8)).prompt for visit in range(200)]
+        return sum(prompt == "" for prompt in prompts) / len(prompts)
+
+    assert dropped(0.0) == 0.0 and dropped(1.0) == 1.0
+    assert 0.12 < dropped(0.2) < 0.28
