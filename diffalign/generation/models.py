@@ -118,7 +118,8 @@ def _backbone(pipeline: str, path: str) -> type[AbstractDiffusion]:
     for kind in components.kinds(AbstractModel):
         backbone = components.find(AbstractModel, kind)  # type: ignore[type-abstract]
         if issubclass(backbone, AbstractDiffusion):
-            found |= dict.fromkeys((backbone.pipeline, *backbone.same_parts), backbone)
+            # Of kinds with one pipeline the first: a new file does not change what is sampled.
+            found = dict.fromkeys((backbone.pipeline, *backbone.same_parts), backbone) | found
     if pipeline not in found:
         raise ModelError(
             f"{path} holds a {pipeline}, from which no images are sampled here (those of "
