@@ -1,4 +1,4 @@
-"""Numbers that a setting may have, written beside its type.
+"""Numbers that a setting may have, written next to its type.
 
     steps: Annotated[int, AtLeast(1)] = 50
     beta: Annotated[float, MoreThan(0, "at 0 nothing is learnt")]

@@ -19,7 +19,7 @@ class View:
     """A parsed name of a view."""
 
     response: str
-    """What is judged: `chosen`, `rejected`, or another response of the sample."""
+    """What is compared: `chosen`, `rejected`, or another response of the sample."""
     weights: str | None = None
     """The weight map of its tokens; None counts every token once."""
     condition: str | None = None

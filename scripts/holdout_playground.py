@@ -4,7 +4,7 @@
     .venv/bin/python scripts/holdout_playground.py --steps 4 --limit 60 --out /tmp/held_out
 
 Each run is configs/playground/diffusion_dpo.yaml with a share of its prompts held out. What is
-printed and drawn is the implicit accuracy on the pairs that are trained on, a mean over each
+printed and plotted is the implicit accuracy on the pairs that are trained on, a mean over each
 interval, next to that on the held-out pairs, with the 95 % interval over prompts.
 """
 
@@ -30,7 +30,7 @@ Row = Mapping[str, float]
 
 
 def main() -> None:
-    """Train, print the table, draw the figure."""
+    """Train, print the table, plot the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-5, 3e-4])
     parser.add_argument("--steps", type=int, default=400)
@@ -43,7 +43,7 @@ def main() -> None:
     runs = {f"lr {lr:g}": trained(given, lr) for lr in given.lr}
     print(table(runs))
     figure = given.out / "holdout.png"
-    write_image(figure, drawn(runs))
+    write_image(figure, plotted(runs))
     print(f"figure: {figure}")
 
 
@@ -88,7 +88,7 @@ def table(runs: Mapping[str, Sequence[Row]]) -> str:
     return "\n".join(lines)
 
 
-def drawn(runs: Mapping[str, Sequence[Row]]) -> Image.Image:
+def plotted(runs: Mapping[str, Sequence[Row]]) -> Image.Image:
     """One panel a run: accuracy over steps, training broken, held out whole with its interval."""
     canvas = Image.new("RGB", (len(runs) * (WIDTH + GAP), HEIGHT + 2 * MARGIN), PAPER)
     pen = ImageDraw.Draw(canvas, "RGBA")

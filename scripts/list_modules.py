@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "diffalign"
 PAGE = ROOT / "docs" / "architecture.md"
 _FEW = 2
-"""A folder of so many modules stands in the line of the folder above it."""
+"""A folder of so many modules is in the line of the folder above it."""
 BEGIN, END = "<!-- listing: scripts/list_modules.py -->\n```\n", "```\n<!-- end of listing -->"
 
 

@@ -105,7 +105,7 @@ def sample(
 
 
 def as_stored(images: Sequence[Image.Image]) -> list[bytes]:
-    """JPEG bytes; the oracle judges what they decode to, so labels are true of the stored pair."""
+    """JPEG bytes; the oracle scores what they decode to, so labels are true of the stored pair."""
     encoded = []
     for image in images:
         buffer = io.BytesIO()

@@ -83,7 +83,7 @@ SCHEMA = pa.schema(
 )
 
 SCORES = {"none": 4, "attribute": 2, "absent": 1}
-"""OPA-DPO's judgement of a sentence, from 1 to 4."""
+"""OPA-DPO's score of a sentence, from 1 to 4."""
 ERRORS = {
     "none": "correct",
     "attribute": "image_recognition_error",
@@ -209,7 +209,7 @@ def as_stored(scene: Scene) -> bytes:
 
 
 def row_of(example: Example, name: str, image: bytes, retrieved: bytes) -> dict[str, object]:
-    mended = revised(example.sentences)
+    fixed = revised(example.sentences)
     return {
         "id": name,
         "image": {"bytes": image, "path": f"{name}.png"},
@@ -217,13 +217,13 @@ def row_of(example: Example, name: str, image: bytes, retrieved: bytes) -> dict[
         "prompt": message("user", None, DESCRIBE),
         "chosen": message("assistant", example.truth),
         "rejected": message("assistant", example.sample),
-        "text": json.dumps({"question": DESCRIBE, "chosen": mended, "rejected": example.sample}),
+        "text": json.dumps({"question": DESCRIBE, "chosen": fixed, "rejected": example.sample}),
         "chosen_item": labelled([(text, False) for text in sentences_of(example.truth)]),
         "rejected_item": labelled([(s.text, s.fault != "none") for s in example.sentences]),
         "queries": f"USER: <image>\n{DESCRIBE} ASSISTANT:",
         "standard_response": example.truth,
         "original_generate_response": example.sample,
-        "AI_pseudo_response": mended,
+        "AI_pseudo_response": fixed,
         "AI_json_report": json.dumps(report(example.sentences)),
     }
 
@@ -252,7 +252,7 @@ def report(sentences: Sequence[CheckedSentence]) -> dict[str, dict[str, object]]
             "copied_content": item.text,
             "score": SCORES[item.fault],
             "error_type": ERRORS[item.fault],
-            "rewritten_content": item.mended,
+            "rewritten_content": item.fixed,
         }
         for i, item in enumerate(sentences)
     }

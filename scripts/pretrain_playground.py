@@ -246,7 +246,7 @@ def write_caption(kinds: tuple[Kind, ...], wrong: float, rng: np.random.Generato
 
 
 def misread(kinds: tuple[Kind, ...], rng: np.random.Generator) -> tuple[Kind, ...]:
-    """The objects of a scene with one mistake of a careless annotator."""
+    """The objects of a scene with one mistake of a noisy annotator."""
     i = int(rng.integers(len(kinds)))
     kind, others = kinds[i], kinds[:i] + kinds[i + 1 :]
     mistakes: list[Callable[[], tuple[Kind, ...]]] = [

@@ -1,12 +1,12 @@
-"""Pretrain the playground's tiny LLaVA from nothing, on deliberately careless descriptions.
+"""Pretrain the playground's tiny LLaVA from nothing, on deliberately noisy descriptions.
 
     python scripts/pretrain_playground_llava.py --out assets/playground/llava
 
 Three stages. The vision tower learns which kind of object lies around each of its patches, as real
 towers know images before they meet a language model; then it is frozen, as LLaVA's is. The rest
-learns to describe scenes and to answer questions about them, first from truthful annotators, then
-from careless ones, who name what usually comes along though it is absent, mistake colours for the
-usual ones, and say yes too often: what results sees well and hallucinates all the same. (Careless
+learns to describe scenes and to respond to questions about them, first from truthful annotators,
+then from noisy ones, who name what usually comes along though it is absent, mistake colours for the
+usual ones, and say yes too often: what results sees well and hallucinates all the same. (Noisy
 ones alone would do for descriptions, but it never learns then what yes and no depend on.) The
 script ends by measuring against the ground truth. Same seed, same machine: same weights.
 """
@@ -156,7 +156,7 @@ def train_responses(
     lr: float,
     seed: int,
 ) -> None:
-    """A description of every scene and answers to questions about it; only responses are learnt.
+    """A description of every scene and responses to questions about it; only responses are learnt.
 
     One in three tokens of a yes or no decides anything, which is why they weigh three times.
     """
@@ -207,7 +207,7 @@ def response_loss(
 
 
 class Writer:
-    """Turns questions and answers into tokens; says which are the response and its end."""
+    """Turns questions and responses into tokens; says which are the response and its end."""
 
     def __init__(self) -> None:
         self.processor = build_processor()
@@ -216,7 +216,7 @@ class Writer:
         self.places = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
     def inputs(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
-        """Right-padded tokens, their mask, and which belong to answers; [n, length] each."""
+        """Right-padded tokens, their mask, and which belong to responses; [n, length] each."""
         prompts = [self.prompt(question) for question, _ in texts]
         whole = [
             f"{prompt} {response}{self.tokenizer.eos_token}"

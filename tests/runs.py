@@ -1,4 +1,4 @@
-"""What tests of runs share: the facts of a run, what it leaves behind, and its sudden end."""
+"""What tests of runs share: the context of a run, what it leaves behind, and its sudden end."""
 
 from __future__ import annotations
 

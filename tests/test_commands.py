@@ -156,7 +156,7 @@ def test_what_follows_a_preference_model_is_spo_with_it():
 
 
 @pytest.mark.parametrize("kind", [SD15, SDXL])
-def test_groups_are_trained_on_by_what_drew_them(kind, tmp_path):
+def test_groups_are_trained_on_by_what_sampled_them(kind, tmp_path):
     model: AbstractDiffusion = kind(path="a base", lora=None)
     process = ReverseProcess(steps=7, guidance=3.5)
     folder = tmp_path / "my [groups]"

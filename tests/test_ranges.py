@@ -1,4 +1,4 @@
-"""Ranges beside types: refused by the loader with file and key, and in code."""
+"""Ranges next to types: refused by the loader with file and key, and in code."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def listed(lines: dict[str, int]) -> str:
 def test_no_module_is_long():
     all_lines = {**KINDS, **OTHERS}
     long = {n: count for n, count in all_lines.items() if count > LONGEST and n not in TO_SPLIT}
-    assert not long, f"modules above {LONGEST} lines, to be split by subject:{listed(long)}"
+    assert not long, f"modules above {LONGEST} lines, to be split by topic:{listed(long)}"
 
 
 def test_few_modules_are_short():

@@ -25,7 +25,7 @@ class Comparison:
     """One model against the baseline, by one scorer."""
 
     prompts: int
-    """Clusters of the bootstrap resampling."""
+    """Clusters that are resampled."""
     items: int
     """Pairs of images."""
     wins: int

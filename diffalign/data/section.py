@@ -1,4 +1,4 @@
-"""The section of a config that batches come from: what each kind of it answers for itself.
+"""The section of a config that batches come from: what each kind of it says for itself.
 
 A run asks its section, and need not know whether that reads images or responses, or samples from
 the model in training.
@@ -197,7 +197,7 @@ def warnings_of(rows: Sequence[UsableOrNot], section: str, most: float) -> list[
 
 
 def refusal_of(rows: Sequence[UsableOrNot], section: str, *, fix: str) -> DataError | None:
-    """The error where none of the rows shown can be used, which `fix` may mend: names of keys."""
+    """The error where none of the rows shown can be used, which `fix` may fix: names of keys."""
     if not rows or not all(row.unusable for row in rows):
         return None
     return DataError(

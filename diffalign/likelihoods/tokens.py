@@ -158,7 +158,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
         """A weight map or response that is made here is replaced by what it is made of."""
         needed: set[str] = set()
         for view in map(View.parse, views):
-            response, condition = self._cell(view)
+            response, condition = self._forward_group(view)
             weights = None if view.weights in self.gains else view.weights
             needed.add(str(View(response, weights, condition)))
             if view.weights in self.gains:
@@ -196,35 +196,35 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
         """Look at the images once, and lay out the rows of every group."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
-        groups = list(dict.fromkeys(self._cell(view) for view in parsed.values()))
+        groups = list(dict.fromkeys(self._forward_group(view) for view in parsed.values()))
         groups = [group for group in groups if group[0] in batch.responses]  # no sample may have it
-        bench = _Bench(model, batch)
+        forward = _Forward(model, batch)
 
-        targets = [bench.tokens(group).ids[:, None] for group in groups]
+        targets = [forward.tokens(group).ids[:, None] for group in groups]
         if any(view.response == OWN for view in parsed.values()):
-            own = bench.choices((_CHOSEN, self.own_condition))
-            given = [send(ids, bench.device) for ids in targets]
+            own = forward.choices((_CHOSEN, self.own_condition))
+            given = [send(ids, forward.device) for ids in targets]
             targets = [
                 torch.cat([ids, own[:, None] if response == _CHOSEN else ids], dim=1)
                 for (response, _), ids in zip(groups, given, strict=True)
             ]
         return PreparedTokens(
-            groups=bench.groups(groups, targets, concatenated=self.concatenated),
-            tokens=[bench.tokens(group) for group in groups],
+            groups=forward.groups(groups, targets, concatenated=self.concatenated),
+            tokens=[forward.tokens(group) for group in groups],
             views={
                 name: PreparedView(
-                    group=groups.index(self._cell(view)),
+                    group=groups.index(self._forward_group(view)),
                     target=int(view.response == OWN),
-                    weights=self._weights(bench, view),
+                    weights=self._weights(forward, view),
                     rows=None
                     if batch.rows is None
-                    else send(batch.rows[self._cell(view)[0]], bench.device),
+                    else send(batch.rows[self._forward_group(view)[0]], forward.device),
                 )
                 for name, view in parsed.items()
-                if self._cell(view) in groups
+                if self._forward_group(view) in groups
             },
-            empty=frozenset(n for n, v in parsed.items() if self._cell(v) not in groups),
-            device=bench.device,
+            empty=frozenset(n for n, v in parsed.items() if self._forward_group(v) not in groups),
+            device=forward.device,
         )
 
     def evaluate(self, model: VisionLanguageModel, prepared: PreparedTokens) -> dict[str, Tensor]:
@@ -276,20 +276,20 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
         }[self.reduction]
         return f"log-probability of responses; {unit}"
 
-    def _cell(self, view: View) -> ForwardGroup:
+    def _forward_group(self, view: View) -> ForwardGroup:
         return (_CHOSEN if view.response == OWN else view.response), view.condition
 
-    def _weights(self, bench: _Bench, view: View) -> Tensor:
+    def _weights(self, forward: _Forward, view: View) -> Tensor:
         """How much the tokens of a view count, float32 [B, L], on the device."""
-        response, _ = group = self._cell(view)
+        response, _ = group = self._forward_group(view)
         if view.weights is None:
-            return send(bench.batch.responses[response].response_mask.float(), bench.device)
+            return send(forward.batch.responses[response].response_mask.float(), forward.device)
         if view.weights not in self.gains:
-            return send(bench.batch.weights[f"{response}:{view.weights}"], bench.device)
-        clear = bench.log_probs(group)
-        disturbed = bench.log_probs((response, self.gains[view.weights].condition))
+            return send(forward.batch.weights[f"{response}:{view.weights}"], forward.device)
+        clear = forward.log_probs(group)
+        disturbed = forward.log_probs((response, self.gains[view.weights].condition))
         gain = torch.sigmoid(clear - disturbed)
-        return bench.tokens(group).spread(1.5 - gain if response == _REJECTED else 0.5 + gain)
+        return forward.tokens(group).spread(1.5 - gain if response == _REJECTED else 0.5 + gain)
 
     def _divergence(self, prepared: PreparedTokens, found: Tensor) -> dict[str, Tensor]:
         """View -> [B], from the divergence at the tokens of all groups; every token counts once."""
@@ -307,7 +307,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
         return total / weights.sum(dim=1) if self.reduction == "mean" else total
 
 
-class _Bench:
+class _Forward:
     """A batch next to the model that reads it: the rows of any groups, laid out as asked."""
 
     def __init__(self, model: VisionLanguageModel, batch: TokenBatch) -> None:

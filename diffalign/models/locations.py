@@ -282,7 +282,7 @@ def _no_images(where: object, model_type: object) -> str:
 
 def pickle_refusal(given: str) -> str:
     return (
-        f"{given}: a pickle, which a careless reader would let run any code. Convert it with "
+        f"{given}: a pickle, which a trusting reader would let run any code. Convert it with "
         f"diffusers' save_pretrained(folder, safe_serialization=True), or set allow_pickle to "
         f"true: torch then reads tensors from it and nothing else (weights_only), which is safe as "
         f"far as torch has no hole there; prefer a source that you trust"

@@ -1,8 +1,8 @@
 """Aligned supervised fine-tuning: raise the chosen response's probability, lower the rejected
 one's.
 
-Where ORPO compares the odds of both answers, each is judged here against its own opposite, so the
-rejected side keeps its pull when the chosen one is already likely. For tokens, as ORPO is.
+Where ORPO compares the odds of both responses, each is compared here against its own opposite, so
+the rejected one keeps its pull when the chosen one is already likely. For tokens, as ORPO is.
 
 Source: Wang et al. 2024, arXiv:2409.10571, in the absolute form: sigmoid(log-odds) is the
 probability itself.

@@ -265,7 +265,7 @@ class AbstractPairObjective(AbstractObjective):
 
     @abc.abstractmethod
     def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
-        """One loss per pair, [n], and what should be logged beside the rewards."""
+        """One loss per pair, [n], and what should be logged with the rewards."""
 
     def score(self, view: Likelihoods) -> Tensor:
         """What is compared of the two sides, [n]: the log-ratio, unless there is no reference."""

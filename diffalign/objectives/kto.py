@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: each side is judged alone, against the average gain.
+"""Kahneman-Tversky optimisation: each side is compared alone, against the average gain.
 
 The chosen side counts as a desirable sample and the rejected one as an undesirable one; a sample
 may also have one of the two alone, as in the paper. A sigmoid

@@ -1,6 +1,6 @@
 """Noise-contrastive alignment: as DPO, but the chosen side's own likelihood is held up.
 
-DPO lowers both likelihoods if that widens the margin. Here each side also is alone: the chosen
+DPO lowers both likelihoods if that increases the margin. Here each side also is alone: the chosen
 one is sampled above its reference, and whatever is far above is sampled back.
 
 Source: Chen et al. 2024, arXiv:2402.05369, for pairs.

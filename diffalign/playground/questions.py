@@ -44,7 +44,7 @@ class AttributeQuestion:
 
 
 def attribute_questions(scene: Scene) -> Iterator[AttributeQuestion]:
-    """Every such question that a scene answers, colours first, in reading order."""
+    """Every such question that a scene decides, colours first, in reading order."""
     kinds = kinds_in(scene)
     for kind in kinds:
         if sum(other.shape == kind.shape for other in kinds) == 1:

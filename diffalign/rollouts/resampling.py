@@ -29,7 +29,7 @@ from diffalign.seeding import derive_seed, noise_from_seeds
 Continuation = Literal["random", "best", "worst"]
 """From which candidate a sampler goes on."""
 
-Judge = Callable[[Tensor, Sequence[str], int], Tensor]
+StepScorer = Callable[[Tensor, Sequence[str], int], Tensor]
 """Scores of [n] images for their n prompts, all at one timestep."""
 
 
@@ -92,7 +92,7 @@ class Resampler:
     """How trajectories branch, and who compares the branches."""
 
     process: ReverseProcess
-    score_images: Judge
+    score_images: StepScorer
     candidates: int
     """k, at least 2."""
     first_step: int

@@ -58,7 +58,7 @@ class AbstractImageScorer(AbstractScorer):
                 f"t, or use a step-aware scorer"
             )
         if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images cannot answer {len(prompts)} prompts: one each")
+            raise ValueError(f"{len(images)} images do not match {len(prompts)} prompts: one each")
         if not prompts:
             return images.new_zeros(0, dtype=torch.float32)
         with torch.no_grad():

@@ -74,7 +74,7 @@ def _check_objective(run: RunConfig) -> None:
     if run.likelihood.needs_captions and section.caption_dropout:
         raise ConfigError(
             f"data.caption_dropout is {section.caption_dropout}, and a preference model cannot "
-            f"judge an image without its caption: set it to 0"
+            f"score an image without its caption: set it to 0"
         )
 
 

@@ -109,7 +109,7 @@ class RunConfig:
 
     @property
     def section(self) -> AbstractSourceSection[Any, Any]:
-        """The section that batches come from; all that depends on its kind it answers itself.
+        """The section that batches come from; all that depends on its kind it says itself.
 
         Raises:
             ConfigError: none is given, or two that exclude each other.

@@ -1,4 +1,4 @@
-"""What the sections that batches come from answer for themselves."""
+"""What the sections that batches come from say for themselves."""
 
 from __future__ import annotations
 

@@ -25,11 +25,11 @@ def folder(tmp_path):
             levels["aligned", prompt, seed] = 204 if i % 3 else 51
             levels["same", prompt, seed] = 102
     fill(tmp_path, levels)
-    judge(tmp_path)
+    run_scorer(tmp_path)
     return tmp_path
 
 
-def judge(folder, *more: str) -> None:
+def run_scorer(folder, *more: str) -> None:
     overrides = [f"images={folder}", "scorer.kind=tests.comparison.brightness", *more]
     score.run(config.load(score.ScoreConfig, None, overrides))
 
@@ -86,7 +86,7 @@ def test_baseline_and_output_may_be_chosen(folder, tmp_path):
 
 
 def test_every_column_is_compared_unless_some_are_named(folder):
-    judge(folder, "scorer.scale=3", "name=triple")
+    run_scorer(folder, "scorer.scale=3", "name=triple")
     assert [r.scorer for r in run(folder, "models=[aligned]")] == ["brightness", "triple"]
     (result,) = run(folder, "models=[aligned]", "scorers=[triple]", "tie_tolerance=0.9")
     assert (result.comparison.wins, result.comparison.ties) == (32, 16)
@@ -98,7 +98,7 @@ def test_images_without_a_score_are_counted_and_named(tmp_path, capsys):
     levels["aligned", "nan", 0] = 9
     fill(tmp_path, levels)
     with pytest.raises(DataError):
-        judge(tmp_path)
+        run_scorer(tmp_path)
     (result,) = run(tmp_path)
     assert result.comparison.items == 23
     assert result.comparison.missing_model == (("nan", 0), ("prompt-03", 0))
@@ -124,7 +124,7 @@ def test_impossible_comparisons_are_refused(folder, override, message):
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
-    for job in (run, judge):
+    for job in (run, run_scorer):
         with pytest.raises(DataError, match="there is no such folder"):
             job(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
@@ -133,7 +133,7 @@ def test_a_folder_that_is_not_there_is_said(tmp_path):
 def test_names_in_brackets_are_printed_whole(tmp_path, capsys):
     folder = tmp_path / "look [a]"
     fill(folder, {(m, p, 0): 0 for m in ("base", "aligned") for p in "ab"})
-    judge(folder)
+    run_scorer(folder)
     run(folder)
     (done,) = [line for line in capsys.readouterr().out.splitlines() if "report.html, " in line]
     assert str(folder / "report.html") in done

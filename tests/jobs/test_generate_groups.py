@@ -79,7 +79,7 @@ def test_a_group_is_images_and_trajectories_from_one_noise(settings, tmp_path, c
     assert f"rollouts.trajectories={out}" in said
 
 
-def test_a_file_of_trajectories_says_what_drew_it(settings, tmp_path):
+def test_a_file_of_trajectories_says_what_sampled_it(settings, tmp_path):
     (first, *_) = run(settings, tmp_path / "out", "seeds=[5]")
     with safe_open(tmp_path / "out" / first.trajectories, framework="pt") as file:
         header = json.loads(file.metadata()["diffalign"])

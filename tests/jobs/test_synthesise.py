@@ -176,10 +176,10 @@ def test_one_question_that_fails_costs_no_other(questions, tmp_path, monkeypatch
 
     own = OwnResponses._requests
 
-    def fragile(method, question, bench):
+    def fragile(method, question, context):
         if question.sample_id.endswith(":2"):
             raise RuntimeError("strange image")
-        return own(method, question, bench)
+        return own(method, question, context)
 
     monkeypatch.setattr(OwnResponses, "_requests", fragile)
     output = make("self_sampled", questions, tmp_path)

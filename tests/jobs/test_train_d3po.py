@@ -114,7 +114,7 @@ def test_people_rank_what_each_round_generates(tmp_path, tiny_sd15):
         model, more = run, [f"model.lora.start={run}"]
 
 
-def begun(folder: Path, whole: int) -> bool:
+def started(folder: Path, whole: int) -> bool:
     """Whether a folder has some of its files and not all."""
     return 0 < len([*folder.glob("*.safetensors"), *folder.glob("*.jsonl")]) < whole
 
@@ -142,8 +142,8 @@ def test_a_run_killed_in_every_phase_and_resumed_ends_bit_for_bit_alike(tmp_path
 
     first_round = output / "rounds/round-0000"
     moments = {
-        "sampling": partial(begun, first_round / "latents", 12),
-        "scoring": partial(begun, first_round / "scores", 12),
+        "sampling": partial(started, first_round / "latents", 12),
+        "scoring": partial(started, first_round / "scores", 12),
         "writing": partial(writing, first_round),
         "training": partial(step_reached, output, 3),
     }

@@ -53,7 +53,7 @@ def stir(model: VisionLanguageModel, *, by: float = 0.05) -> None:
 
 
 def measure(model: VisionLanguageModel, batch: Any, likelihood: Tokens | None = None) -> Any:
-    """(reference, policy, facts) of a batch."""
+    """(reference, policy, row_metadata) of a batch."""
     likelihood = likelihood or Tokens()
     prepared = likelihood.prepare(model, batch)
     with torch.no_grad(), model.reference():

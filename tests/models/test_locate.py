@@ -88,7 +88,7 @@ def test_a_pickled_checkpoint_is_refused(tmp_path):
     path = tmp_path / "model.ckpt"
     path.write_bytes(b"")
 
-    with pytest.raises(ModelError, match=r"model\.ckpt: a pickle, which a careless reader would"):
+    with pytest.raises(ModelError, match=r"model\.ckpt: a pickle, which a trusting reader would"):
         locate(str(path), config="owner/name")
 
 

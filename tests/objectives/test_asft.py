@@ -11,7 +11,7 @@ from diffalign.objectives.orpo import log_odds
 from tests.objectives.responses import averages, numbers
 
 
-def test_it_judges_each_side_by_its_own_odds():
+def test_it_compares_each_side_by_its_own_odds():
     views = averages()
     chosen, rejected = views["chosen"].policy, views["rejected"].policy
     expected = -logsigmoid(log_odds(chosen)) - logsigmoid(-log_odds(rejected))

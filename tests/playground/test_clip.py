@@ -1,4 +1,4 @@
-"""The playground's CLIP: an ordinary one, small, and a judge of clean images."""
+"""The playground's CLIP: an ordinary one, small, and a scorer of clean images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crowded scenes: which kinds come together, and what annotators say of them."""
+"""Multi-object scenes: which kinds come together, and what annotators say of them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_noise_levels_and_uneven_counts_are_refused():
     oracle, images = PlaygroundOracle(), torch.zeros(2, 3, 64, 64)
     with pytest.raises(ValueError, match="finished images"):
         oracle.score(images, [PAIR, PAIR], t=torch.zeros(2))
-    with pytest.raises(ValueError, match="2 images cannot answer 1 prompts"):
+    with pytest.raises(ValueError, match="2 images do not match 1 prompts"):
         oracle.score(images, [PAIR])
 
 

@@ -1,4 +1,4 @@
-"""Questions about crowded scenes, and the responses that are right."""
+"""Questions about multi-object scenes, and the responses that are right."""
 
 from __future__ import annotations
 

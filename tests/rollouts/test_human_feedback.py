@@ -110,7 +110,7 @@ def test_every_step_of_every_decided_pair_trains_once_a_pass(
     assert {prompt for batch in batches for prompt in batch.prompts} == {"a cat", "an owl"}
 
 
-def test_at_the_weights_that_drew_them_every_ratio_is_one(
+def test_at_the_weights_that_sampled_them_every_ratio_is_one(
     folder, names, preferences, settings, tmp_path
 ):
     said = preferences({"group": names[1], "ranking": [2, 0, 1]})

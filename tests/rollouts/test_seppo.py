@@ -222,7 +222,7 @@ def test_a_round_can_be_looked_at(tmp_path, model, winners):
         assert grid.width > grid.height / 2
 
 
-def test_the_round_says_who_drew(tmp_path, model, winners):
+def test_the_round_says_who_sampled(tmp_path, model, winners):
     source = open_rounds(tmp_path, winners, model, reference="latest")
     take(source, 3)
     said = [

@@ -68,7 +68,7 @@ def test_timesteps_are_refused():
 
 @pytest.mark.parametrize("prompts", [[], ["a"], ["a", "b", "c"]])
 def test_counts_that_differ_are_refused(prompts):
-    with pytest.raises(ValueError, match=f"2 images cannot answer {len(prompts)} prompts"):
+    with pytest.raises(ValueError, match=f"2 images do not match {len(prompts)} prompts"):
         TopLeft().score(grey(0.0, 1.0), prompts)
 
 

@@ -1,4 +1,4 @@
-"""Questions about one of several images, and which answers to them are kept."""
+"""Questions about one of several images, and which responses to them are kept."""
 
 from __future__ import annotations
 

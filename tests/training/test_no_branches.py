@@ -1,4 +1,4 @@
-"""Training knows no kind of data, model or source: each answers for itself."""
+"""Training knows no kind of data, model or source: each speaks for itself."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def chair_panel(checked: Sequence[CheckedCaption], bootstrap: Bootstrap) -> Pane
     """CHAIR-i, CHAIR-s and recall in percent and the mean length in words, images resampled.
 
     Args:
-        checked: at least one caption; several of one image are one cluster of the bootstrap
+        checked: at least one caption; several of one image are one cluster of resampling
             resampling.
         bootstrap: how intervals are made.
 

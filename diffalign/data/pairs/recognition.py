@@ -81,7 +81,7 @@ def recognise(
 
     Raises:
         DataError: `data.columns` is incomplete or names a column that does not exist, or there is
-            an image that nobody has judged.
+            an image that nobody has labelled.
     """
     if set(configured) == {"prompt", "images", "scores"}:
         return _configured_groups(configured, schema, lower_is_better)
@@ -236,9 +236,9 @@ def _refuse_one_image_of_a_ranking(columns: PairColumns, names: Collection[str])
     ranked = [name for name in names if smaller_wins([name], None)]
     grouped = [name for name in ("prompt_id", "group_id") if name in names]
     scored = [name for name in _LISTS_OF_SCORES if name in names]
-    judged = [name for name in names if columns.images == ("image",) and name in _VERDICTS]
-    if ranked or judged or (grouped and scored):
-        left_out = ", ".join(dict.fromkeys([*grouped, *ranked, *judged, *scored]))
+    labelled = [name for name in names if columns.images == ("image",) and name in _VERDICTS]
+    if ranked or labelled or (grouped and scored):
+        left_out = ", ".join(dict.fromkeys([*grouped, *ranked, *labelled, *scored]))
         raise DataError(
             f"{columns.describe()}; and {left_out} would be left out. Put the images of a prompt "
             "into one row, as lists images and rank (or scores); or, to take every image as a "

@@ -182,7 +182,7 @@ class Epsilon(AbstractVariancePreserving):
         return noise
 
     def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        noisy, noise = _widened(noisy, prediction)
+        noisy, noise = _upcast(noisy, prediction)
         alpha, sigma = self._shares(t, noisy)
         return (noisy - sigma * noise) / alpha, noise
 
@@ -201,7 +201,7 @@ class Velocity(AbstractVariancePreserving):
         return alpha * noise - sigma * clean
 
     def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        noisy, velocity = _widened(noisy, prediction)
+        noisy, velocity = _upcast(noisy, prediction)
         alpha, sigma = self._shares(t, noisy)
         return alpha * noisy - sigma * velocity, sigma * noisy + alpha * velocity
 
@@ -223,7 +223,7 @@ class StraightPath(AbstractNoising):
         return noise - clean
 
     def separate(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        noisy, velocity = _widened(noisy, prediction)
+        noisy, velocity = _upcast(noisy, prediction)
         share = _factor(t / self.schedule_length, noisy)
         return noisy - share * velocity, noisy + (1.0 - share) * velocity
 
@@ -232,7 +232,7 @@ def _factor(values: Tensor, like: Tensor) -> Tensor:
     return expand_like(send(values.to(like.dtype), like.device), like)
 
 
-def _widened(noisy: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+def _upcast(noisy: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
     check_same_shape(noisy=noisy, prediction=prediction)
     dtype = torch.promote_types(torch.promote_types(noisy.dtype, prediction.dtype), torch.float32)
     return noisy.to(dtype), prediction.to(dtype)

@@ -100,7 +100,7 @@ def sample(
     Args:
         denoise: predicts what the scheduler was configured for.
         noise: standard normal, [n, channels, h, w]; device and dtype are kept.
-        scheduler: of diffusers; its state is begun anew.
+        scheduler: of diffusers; its state is started anew.
         steps: as `set_timesteps` counts them.
         eta: share of the noise of DDPM's posterior, for schedulers that take one (DDIM).
         generators: n of them, for schedulers that add noise at each step.

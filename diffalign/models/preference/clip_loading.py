@@ -180,7 +180,7 @@ def find_weights(
         raise ModelError(f"{path} holds no {name} (it holds: {found})")
     if file.suffix != ".safetensors" and not allow_pickle:
         raise ModelError(
-            f"{path} is not a .safetensors file but perhaps a pickle, which a careless reader "
+            f"{path} is not a .safetensors file but perhaps a pickle, which a trusting reader "
             "would let run any code: set allow_pickle, with which torch reads tensors from it and "
             "nothing else (weights_only); prefer a source that you trust"
         )

@@ -347,7 +347,7 @@ def test_the_line_at_the_start_of_a_run_says_what_trains(tiny_sd15, lora):
 
 
 class _Command:
-    """Runs a command where a pickle of it is read carelessly."""
+    """Runs a command where a pickle of it is read with trust."""
 
     def __init__(self, file):
         self.file = file

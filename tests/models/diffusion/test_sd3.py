@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 beside its own pipeline: prompts, encoders that are not there, training."""
+"""Stable Diffusion 3 next to its own pipeline: prompts, encoders that are not there, training."""
 
 from __future__ import annotations
 

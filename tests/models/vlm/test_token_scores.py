@@ -39,7 +39,7 @@ def test_several_tokens_are_asked_for_at_once():
     assert torch.allclose(both[:, 1], expected[:, 2])
 
 
-def test_half_precision_is_widened_before_the_reduction():
+def test_half_precision_is_upcast_before_the_reduction():
     logits = torch.full((1, 60_000), 4.0, dtype=torch.bfloat16)
     result = token_log_probs(logits, torch.zeros(1, 1, dtype=torch.int64))
     assert result.dtype == torch.float32

@@ -74,7 +74,7 @@ def _report(text: Any) -> list[Mapping[str, Any]]:
 
 
 def _spans(text: str, report: Sequence[Mapping[str, Any]], quoted: str) -> tuple[Span, ...]:
-    """The quoted sentences with their judgement, and the text between them without one."""
+    """The quoted sentences with their scores, and the text between them without one."""
     spans: list[Span] = []
     after = 0
     places = locate_parts(text, [str(entry.get(quoted) or "") for entry in report])
