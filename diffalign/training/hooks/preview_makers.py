@@ -24,7 +24,7 @@ _LOOKED_AT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class PreviewItem:
     """What one row of previews is of."""
 
     caption: str
@@ -39,7 +39,7 @@ class AbstractMaker(abc.ABC):
     """Makes previews of one kind of model."""
 
     @abc.abstractmethod
-    def subjects(self, run: TrainingRun) -> list[Subject]:
+    def previewed(self, run: TrainingRun) -> list[PreviewItem]:
         """What is previewed, the same whenever a run is started; none where nothing is known.
 
         Raises:
@@ -47,8 +47,10 @@ class AbstractMaker(abc.ABC):
         """
 
     @abc.abstractmethod
-    def make(self, run: TrainingRun, subjects: Sequence[Subject]) -> Sequence[Image.Image | str]:
-        """One preview a subject, of the policy as it is; within `inspecting`."""
+    def make(
+        self, run: TrainingRun, previewed: Sequence[PreviewItem]
+    ) -> Sequence[Image.Image | str]:
+        """One preview for each item, of the policy as it is; within `inspecting`."""
 
 
 class SchedulesSampling(Protocol):
@@ -83,13 +85,13 @@ class ImageMaker(AbstractMaker):
         self._settings, self._prompts, self._count = settings, prompts, count
         self._seed, self._sampler = seed, sampler
 
-    def subjects(self, run: TrainingRun) -> list[Subject]:
+    def previewed(self, run: TrainingRun) -> list[PreviewItem]:
         captions = self._prompts or evenly_spaced(
             list(dict.fromkeys(run.source.captions(_LOOKED_AT))), self._count
         )
-        return [Subject(caption=caption) for caption in captions]
+        return [PreviewItem(caption=caption) for caption in captions]
 
-    def make(self, run: TrainingRun, subjects: Sequence[Subject]) -> Sequence[Image.Image]:
+    def make(self, run: TrainingRun, previewed: Sequence[PreviewItem]) -> Sequence[Image.Image]:
         model = cast(Samplable, run.model)
         shape = model.latent_space.shape(self._sampler.size_for(model.latent_space))
         text_to_image = TextToImage(
@@ -99,7 +101,7 @@ class ImageMaker(AbstractMaker):
             self._settings.schedule_arguments(shape),
         )
         images = [
-            text_to_image.generate([subject.caption], [self._seed])[0] for subject in subjects
+            text_to_image.generate([item.caption], [self._seed])[0] for item in previewed
         ]  # one at a time: a preview costs no more memory than it must
         return [image for made in images for image in to_images(made.nan_to_num()[None])]
 
@@ -134,11 +136,11 @@ class ResponseMaker(AbstractMaker):
         self._questions, self._count = questions, count
         self._max_new_tokens = max_new_tokens
 
-    def subjects(self, run: TrainingRun) -> list[Subject]:
+    def previewed(self, run: TrainingRun) -> list[PreviewItem]:
         if self._questions:
             return [_asked(text, path) for text, path in self._questions]
         return [
-            Subject(
+            PreviewItem(
                 caption=turns[-1].text.replace(IMAGE, " ").strip(),
                 turns=tuple(turns),
                 images=tuple(images),
@@ -146,20 +148,20 @@ class ResponseMaker(AbstractMaker):
             for turns, images in run.source.conversations(self._count)
         ]
 
-    def make(self, run: TrainingRun, subjects: Sequence[Subject]) -> Sequence[str]:
+    def make(self, run: TrainingRun, previewed: Sequence[PreviewItem]) -> Sequence[str]:
         model = cast(WritesResponses, run.model)
         encoder = ChatEncoder(model.processor)
         return [
             model.generate(
-                [encoder.prompt(subject.turns, subject.images).text],
-                [list(subject.images)],
+                [encoder.prompt(item.turns, item.images).text],
+                [list(item.images)],
                 max_new_tokens=self._max_new_tokens,
             )[0]
-            for subject in subjects
+            for item in previewed
         ]
 
 
-def _asked(text: str, path: Any) -> Subject:
+def _asked(text: str, path: Any) -> PreviewItem:
     try:
         images = () if path is None else (decode(path),)
     except BadImageError as error:
@@ -168,4 +170,4 @@ def _asked(text: str, path: Any) -> Subject:
             f"{error.detail}"
         ) from error
     asked = f"{IMAGE}\n{text}" if images else text
-    return Subject(caption=text, turns=(Turn(role="user", text=asked),), images=images)
+    return PreviewItem(caption=text, turns=(Turn(role="user", text=asked),), images=images)

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffalign.training.hooks.preview_makers import Subject
+from diffalign.training.hooks.preview_makers import PreviewItem
 
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -32,20 +32,20 @@ td p { margin: 0; width: 16rem; white-space: pre-wrap; overflow-wrap: anywhere; 
 
 
 def page_of(
-    subjects: Sequence[Subject], rows: Sequence[Sequence[Path | None]], steps: Sequence[int]
+    previewed: Sequence[PreviewItem], rows: Sequence[Sequence[Path | None]], steps: Sequence[int]
 ) -> str:
     """HTML that shows files of its own folder, and needs nothing else.
 
     Args:
-        subjects: of the rows.
-        rows: one a subject, with the file of every step: an image, or a text.
+        previewed: of the rows.
+        rows: one an item, with the file of every step: an image, or a text.
         steps: of the columns.
     """
     named = ["start" if step == 0 else f"step {step:,}" for step in steps]
     titles = "".join(f"<th>{name}</th>" for name in named)
     body = "\n".join(
-        f"<tr>{_heading(number, subject)}{''.join(map(_cell, row))}</tr>"
-        for number, (subject, row) in enumerate(zip(subjects, rows, strict=True))
+        f"<tr>{_heading(number, item)}{''.join(map(_cell, row))}</tr>"
+        for number, (item, row) in enumerate(zip(previewed, rows, strict=True))
     )
     return (
         f"{_HEAD}<h1>Previews</h1>\n<div class=steps><table>\n"
@@ -54,9 +54,9 @@ def page_of(
     )
 
 
-def _heading(number: int, subject: Subject) -> str:
-    image = f'<img src="question-{number}.png" alt="">' if subject.images else ""
-    return f"<th>{html.escape(subject.caption)}{image}</th>"
+def _heading(number: int, item: PreviewItem) -> str:
+    image = f'<img src="question-{number}.png" alt="">' if item.images else ""
+    return f"<th>{html.escape(item.caption)}{image}</th>"
 
 
 def _cell(frame: Path | None) -> str:

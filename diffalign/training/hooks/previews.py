@@ -22,7 +22,7 @@ from diffalign.imaging.grid import PAPER, GridCell, GridRow, evenly_spaced_with_
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
-from diffalign.training.hooks.preview_makers import AbstractMaker, Subject
+from diffalign.training.hooks.preview_makers import AbstractMaker, PreviewItem
 from diffalign.training.hooks.preview_page import page_of
 from diffalign.training.hooks.preview_trackers import send_previews
 
@@ -86,13 +86,13 @@ class Previews(AbstractHook):
 
     def __init__(self, config: PreviewsConfig, maker: AbstractMaker) -> None:
         self._config, self._maker = config, maker
-        self._subjects: list[Subject] = []
+        self._previewed: list[PreviewItem] = []
 
     def start(self, run: TrainingRun) -> Mapping[str, float]:
         if not run.accelerator.is_main_process:
             return {}
-        self._subjects = self._maker.subjects(run)
-        if not self._subjects:
+        self._previewed = self._maker.previewed(run)
+        if not self._previewed:
             run.console.print(
                 "[yellow]There are no previews, as the data offers no prompts for them: give "
                 "previews.prompts, or previews.questions for responses",
@@ -106,7 +106,7 @@ class Previews(AbstractHook):
 
     def after_step(self, run: TrainingRun, outcome: StepOutcome) -> Mapping[str, float]:
         due = outcome.complete or run.step % self._config.every == 0
-        if due and self._subjects:
+        if due and self._previewed:
             self._preview(run)
         return {}
 
@@ -114,7 +114,7 @@ class Previews(AbstractHook):
         """Remove previews of steps that are done again, and those of other prompts or settings."""
         folder = run.output / FOLDER
         made_of = {
-            "captions": [subject.caption for subject in self._subjects],
+            "captions": [item.caption for item in self._previewed],
             "settings": self._config.shaping(),
         }
         written = folder / _SUBJECTS
@@ -139,7 +139,7 @@ class Previews(AbstractHook):
 
     def _preview(self, run: TrainingRun) -> None:
         with inspecting(run.model):
-            made = self._maker.make(run, self._subjects)
+            made = self._maker.make(run, self._previewed)
         folder = run.output / FOLDER
         try:
             for number, frame in enumerate(made):
@@ -156,22 +156,22 @@ class Previews(AbstractHook):
                 soft_wrap=True,
             )
         send_previews(
-            run.accelerator.trackers, [s.caption for s in self._subjects], made, step=run.step
+            run.accelerator.trackers, [s.caption for s in self._previewed], made, step=run.step
         )
 
     def _show(self, folder: Path, last: int) -> None:
         """Strip and page of all steps up to the last."""
         steps = [step for step in _steps(folder) if step <= last]
-        frames = {step: _frames(folder, step, len(self._subjects)) for step in steps}
+        frames = {step: _frames(folder, step, len(self._previewed)) for step in steps}
         steps = [step for step in steps if None not in frames[step]]
         shown = evenly_spaced_with_ends(steps, self._config.columns)
-        rows = [[frames[step][i] for step in shown] for i in range(len(self._subjects))]
-        write_image(folder / STRIP, _strip(self._subjects, rows, shown))
-        for number, subject in enumerate(self._subjects):
-            for image in subject.images[:1]:
+        rows = [[frames[step][i] for step in shown] for i in range(len(self._previewed))]
+        write_image(folder / STRIP, _strip(self._previewed, rows, shown))
+        for number, item in enumerate(self._previewed):
+            for image in item.images[:1]:
                 write_image(folder / f"question-{number}.png", image)
-        everything = [[frames[step][i] for step in steps] for i in range(len(self._subjects))]
-        write_atomically(folder / PAGE, page_of(self._subjects, everything, steps))
+        everything = [[frames[step][i] for step in steps] for i in range(len(self._previewed))]
+        write_atomically(folder / PAGE, page_of(self._previewed, everything, steps))
 
 
 def _name(step: int) -> str:
@@ -195,7 +195,7 @@ def _frames(folder: Path, step: int, count: int) -> list[Path | None]:
 
 
 def _strip(
-    subjects: Sequence[Subject], rows: Sequence[Sequence[Path | None]], steps: Sequence[int]
+    previewed: Sequence[PreviewItem], rows: Sequence[Sequence[Path | None]], steps: Sequence[int]
 ) -> Image.Image:
     """One image: prompts from top to bottom, steps from left to right."""
     titles = [f"step {step:,}" if step else "start" for step in steps]
@@ -203,24 +203,24 @@ def _strip(
         return render_grid(
             [
                 GridRow(
-                    caption=subject.caption,
+                    caption=item.caption,
                     cells=[GridCell(image=read_image(frame)) for frame in row if frame],
                 )
-                for subject, row in zip(subjects, rows, strict=True)
+                for item, row in zip(previewed, rows, strict=True)
             ],
             titles,
         )
     return render_responses(
         [
             ResponseRow(
-                image=subject.images[0] if subject.images else Image.new("RGB", (8, 8), PAPER),
+                image=item.images[0] if item.images else Image.new("RGB", (8, 8), PAPER),
                 responses=[
                     Response(passages=[Passage(text=frame.read_text(encoding="utf-8"))])
                     for frame in row
                     if frame
                 ],
             )
-            for subject, row in zip(subjects, rows, strict=True)
+            for item, row in zip(previewed, rows, strict=True)
         ],
         titles,
     )

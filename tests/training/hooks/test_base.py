@@ -10,10 +10,10 @@ from diffalign.training.hooks.base import AbstractHook, inspecting
 from tests.training.toys import ToyModel, toy_trainer, weights
 
 
-class Careless(AbstractHook):
+class Disturbing(AbstractHook):
     """Uses up the generators of the process at every moment it is given."""
 
-    group = "careless"
+    group = "disturbing"
 
     def __init__(self) -> None:
         self.moments: list[str] = []
@@ -23,7 +23,7 @@ class Careless(AbstractHook):
         self.moments.append(moment)
         self.sum += torch.rand(())
         random.random()
-        np.random.rand()  # noqa: NPY002  # the careless way
+        np.random.rand()  # noqa: NPY002  # on purpose
         return {}
 
     def start(self, run):
@@ -47,7 +47,7 @@ class Careless(AbstractHook):
 
 
 def test_hooks_are_called_at_their_moments(tmp_path):
-    hook = Careless()
+    hook = Disturbing()
     toy_trainer(tmp_path, hooks=[hook], optimizer_steps=2).fit()
     assert hook.moments == ["start", "step 1", "log 1", "step 2 complete", "log 2", "end"]
 
@@ -61,24 +61,24 @@ def test_a_hook_that_uses_up_random_numbers_leaves_the_weights_as_they_would_be(
     expected = (random.random(), np.random.rand())  # noqa: NPY002
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
-    hooked = toy_trainer(tmp_path / "hooked", hooks=[Careless()], **settings)
+    hooked = toy_trainer(tmp_path / "hooked", hooks=[Disturbing()], **settings)
     hooked.fit()
     assert torch.equal(weights(plain), weights(hooked))
     assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
 
 
 def test_the_state_of_a_hook_is_that_of_the_checkpoint(tmp_path):
-    first = Careless()
+    first = Disturbing()
     toy_trainer(tmp_path, hooks=[first], optimizer_steps=4, checkpoint_every=2).fit()
-    second = Careless()
+    second = Disturbing()
     trainer = toy_trainer(tmp_path, hooks=[second], optimizer_steps=4)
     trainer.resume(tmp_path / "checkpoint-4")
     assert second.sum == first.sum != 0
-    assert (tmp_path / "checkpoint-4/careless.safetensors").is_file()
+    assert (tmp_path / "checkpoint-4/disturbing.safetensors").is_file()
 
 
 def test_hooks_end_with_a_run_that_breaks(tmp_path):
-    class Broken(Careless):
+    class Broken(Disturbing):
         group = ""
 
         def after_step(self, run, outcome):
@@ -92,7 +92,7 @@ def test_hooks_end_with_a_run_that_breaks(tmp_path):
 
 def test_two_hooks_cannot_save_into_one_file(tmp_path):
     with pytest.raises(AssertionError, match="save into one file"):
-        toy_trainer(tmp_path, hooks=[Careless(), Careless()])
+        toy_trainer(tmp_path, hooks=[Disturbing(), Disturbing()])
 
 
 def test_a_policy_that_is_inspected_has_no_dropout_and_no_gradient_and_gets_its_modes_back():

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from diffalign.training.hooks import previews as module
-from diffalign.training.hooks.preview_makers import AbstractMaker, Subject
+from diffalign.training.hooks.preview_makers import AbstractMaker, PreviewItem
 from diffalign.training.hooks.preview_trackers import send_previews
 from diffalign.training.hooks.previews import Previews, PreviewsConfig
 from tests.runs import files
@@ -24,19 +24,19 @@ class Painter(AbstractMaker):
     def __init__(self, kind: str = "images", captions: tuple[str, ...] = ("a fox", "a <hat>")):
         self.kind, self.captions = kind, captions
 
-    def subjects(self, run):
+    def previewed(self, run):
         return [
-            Subject(
+            PreviewItem(
                 caption=text, images=(Image.new("RGB", (4, 4), "red"),) * (self.kind == "words")
             )
             for text in self.captions
         ]
 
-    def make(self, run, subjects):
+    def make(self, run, previewed):
         torch.rand(3)
         assert not run.model.network.training
         total = sum(p.abs().sum().item() for _, p in run.model.trained_parameters())
-        colours = [(int(total * 999) + 40 * i) % 256 for i in range(len(subjects))]
+        colours = [(int(total * 999) + 40 * i) % 256 for i in range(len(previewed))]
         if self.kind == "words":
             return [f"colour <{colour}>" for colour in colours]
         return [Image.new("RGB", (16, 16), (colour, 0, 90)) for colour in colours]
