@@ -21,7 +21,7 @@ import list_settings  # noqa: E402
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Stands for a range beside a type."""
+    """A range next to a type."""
 
     allowed: str
 

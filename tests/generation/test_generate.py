@@ -56,13 +56,13 @@ def generate(
     folder: Path,
     painter: Painter,
     *,
-    subject: ModelEntry = BASE,
+    entry: ModelEntry = BASE,
     prompts: Sequence[Prompt] = PROMPTS,
 ) -> list[Failure]:
     batches = plan_batches(prompts, (0, 1, 2), batch_size=4)
-    existing = existing_rows(folder, [subject])
-    pending = missing_batches(batches, subject.name, existing)
-    return generate_batches(folder, subject, painter, pending, existing)
+    existing = existing_rows(folder, [entry])
+    pending = missing_batches(batches, entry.name, existing)
+    return generate_batches(folder, entry, painter, pending, existing)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -151,7 +151,7 @@ def test_a_folder_generated_differently_is_refused_by_the_name_of_the_setting(
 ):
     generate(tmp_path, Painter())
     with pytest.raises(CacheError, match=message):
-        generate(tmp_path, Painter(), subject=dataclasses.replace(BASE, **change))
+        generate(tmp_path, Painter(), entry=dataclasses.replace(BASE, **change))
 
 
 def test_a_prompt_that_cannot_be_generated_costs_only_its_own_images(tmp_path):

@@ -149,7 +149,7 @@ def records_of(value: Any, name: str) -> list[Any]:
 
 
 def compared(prompt: tuple[Turn, ...] | None, sides: Mapping[str, Any]) -> Comparison:
-    """Responses, each with the conversation that it answers.
+    """Responses, each with the conversation that it responds to.
 
     A response is a string, a message, or a conversation that ends with it. The conversation may
     hold the prompt, or go on after it; where it does neither it is another one, and so the row

@@ -30,7 +30,7 @@ class PreviewItem:
     caption: str
     """The prompt or question, for people."""
     turns: tuple[Turn, ...] = ()
-    """The conversation that a response answers; empty for images."""
+    """The conversation that a response belongs to; empty for images."""
     images: tuple[Image.Image, ...] = ()
     """What the conversation is about."""
 

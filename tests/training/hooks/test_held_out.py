@@ -54,9 +54,7 @@ def test_its_figures_are_those_of_the_policy_on_all_held_out_pairs_at_once(tmp_p
     assert row["held_out/pairs"] == 8
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: DPO(beta=1.0), lambda: KTO(beta=1.0), lambda: BCO(beta=1.0)]
-)
+@pytest.mark.parametrize("loss", [DPO, KTO, BCO])
 def test_a_run_that_is_watched_ends_with_the_weights_and_figures_of_one_that_is_not(tmp_path, loss):
     settings = {"optimizer_steps": 6, "dropout": 0.4, "accumulation": 2, "log_every": 1}
     blind = toy_trainer(tmp_path / "blind", objective=loss(beta=1.0), **settings)

@@ -62,7 +62,7 @@ def shows_one_response(columns: Mapping[str, Any]) -> bool:
 
 
 def demonstrated(values: Mapping[str, Any], side: str) -> Comparison:
-    """The response of a row, and what it answers.
+    """The response of a row, and what it responds to.
 
     Args:
         values: column -> value.
