@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 BATCH_PAIRS = 8
 

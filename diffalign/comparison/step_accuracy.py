@@ -25,7 +25,7 @@ from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_r
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import through_one_step
 from diffalign.scorers.base import AbstractScorer
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 AUTHORS_TIMESTEPS = (0, 251, 501, 701, 951)
 

@@ -13,7 +13,7 @@ from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.objectives.base import Measure
 from diffalign.ranges import Ranged
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 Model = TypeVar("Model")
 Batch = TypeVar("Batch")

@@ -19,8 +19,9 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import StraightPath
 from diffalign.objectives.base import Measure
 from diffalign.ranges import Between
-from diffalign.seeding import TimestepSampling, noise_from_seeds
+from diffalign.seeding import noise_from_seeds
 from diffalign.shapes import check_same_shape
+from diffalign.timesteps import TimestepSampling
 
 
 def denoising_log_likelihood(prediction: Tensor, target: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from diffalign.objectives.base import Measure
 from diffalign.ranges import Between
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.step_aware import tower_pixels
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 
 def preference_from_scores(chosen: Tensor, rejected: Tensor, *, tie_below: float) -> Tensor:

@@ -13,7 +13,7 @@ from diffalign import world
 from diffalign.data.batches import ImageBatch
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from diffalign.data.held_out import check_share, group_of_images, is_held_out
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.errors import DataError
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 from tests import layouts
 
 PROMPTS = [f"prompt {n}" for n in range(2000)]

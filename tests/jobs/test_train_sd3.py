@@ -14,7 +14,8 @@ from diffalign.errors import ConfigError
 from diffalign.jobs import generate, train
 from diffalign.models.adapter_files import ADAPTER_FILE
 from diffalign.models.diffusion.sd3 import SD3
-from diffalign.seeding import ResolutionShift, cpu_generator, derive_seed
+from diffalign.seeding import cpu_generator, derive_seed
+from diffalign.timesteps import ResolutionShift
 from diffalign.training.config import RunConfig
 from tests import layouts
 from tests.runs import figures

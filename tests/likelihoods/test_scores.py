@@ -13,7 +13,7 @@ from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.preference.step_aware import StepAwarePreference
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.step_aware import StepAware
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 from tests.tiny_clip import write_clip
 
 CPU = torch.device("cpu")

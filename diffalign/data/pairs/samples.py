@@ -19,7 +19,8 @@ from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.transforms import Cut, CutImage, cut
 from diffalign.data.skipping import Skipped, SkipReason
-from diffalign.seeding import TimestepSampling, derive_seed, unit_interval
+from diffalign.seeding import derive_seed, unit_interval
+from diffalign.timesteps import TimestepSampling
 
 
 @dataclass(frozen=True, kw_only=True)

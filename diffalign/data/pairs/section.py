@@ -26,7 +26,7 @@ from diffalign.data.section import (
     warnings_of,
 )
 from diffalign.errors import ConfigError
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 
 class NoisesImages(Protocol):

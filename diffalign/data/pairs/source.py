@@ -26,7 +26,7 @@ from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import DataError
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 
 
 @dataclass(frozen=True)

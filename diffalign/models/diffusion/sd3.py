@@ -24,7 +24,7 @@ from diffalign.models.diffusion.conditioning import (
 )
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.lora import Scope
-from diffalign.seeding import ResolutionShift
+from diffalign.timesteps import ResolutionShift
 
 _NETWORK = "SD3Transformer2DModel"
 _CLIPS = ("text_encoder", "text_encoder_2")

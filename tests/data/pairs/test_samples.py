@@ -6,7 +6,7 @@ from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.samples import Sample, SampleMaker, empty_caption, stack, with_unit_range
 from diffalign.data.pairs.transforms import CutImage
 from diffalign.data.skipping import Skipped, SkipReason
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 from tests.layouts import encoded, solid_image
 
 

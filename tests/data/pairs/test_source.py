@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diffalign.errors import DataError
-from diffalign.seeding import TimestepSampling, derive_seed
+from diffalign.seeding import derive_seed
+from diffalign.timesteps import TimestepSampling
 from tests.data.conftest import ids, open_source, take
 from tests.layouts import (
     WINNER_WRITERS,

@@ -17,7 +17,7 @@ from diffalign.models.diffusion.sd3 import SD3, clip_widths
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.seeding import TimestepSampling
+from diffalign.timesteps import TimestepSampling
 from tests.tiny_models import WIDTH, write_sd3
 
 PROMPTS = ["a red fox in the snow", "two teapots"]
