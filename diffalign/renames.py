@@ -126,6 +126,15 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield from names.items()
 
 
+ADDED = {
+    "likelihood.timesteps.distribution": "uniform",
+    "likelihood.timesteps.mean": 0.0,
+    "likelihood.timesteps.std": 1.0,
+    "likelihood.timesteps.shift": 1.0,
+}
+"""Settings that an older checkpoint knows nothing of -> what its run did all the same."""
+
+
 def current_identity(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """The identity in an old checkpoint, in the words of the run that resumes it.
 
@@ -133,9 +142,10 @@ def current_identity(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[
         saved, ours: flat mappings from dotted config keys to values.
 
     Returns:
-        `saved` with old keys and old kinds replaced wherever `ours` has the new ones.
+        `saved` with old keys and old kinds replaced wherever `ours` has the new ones, and with
+        what was added since.
     """
-    current: dict[str, Any] = {}
+    current = {key: value for key, value in ADDED.items() if key in ours and key not in saved}
     for key, value in saved.items():
         head, dot, last = key.rpartition(".")
         names = [f"{head}{dot}{now}" for old, now in _pairs() if old == last and key not in ours]

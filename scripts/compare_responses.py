@@ -167,8 +167,8 @@ def main() -> None:
         with ThreadPoolExecutor(arguments.side_by_side) as pool:
             list(pool.map(lambda row: train(folder, row, more), at_once))
     trained = [row for row in ROWS if (folder / row.name / "seconds.json").exists()]
-    figures = table(folder, trained, scenes, filled(page, "answers"))
-    fill(page, "answers", figures)
+    figures = table(folder, trained, scenes, filled(page, "responses"))
+    fill(page, "responses", figures)
     print(figures)
 
 

@@ -252,7 +252,7 @@ def report(sentences: Sequence[CheckedSentence]) -> dict[str, dict[str, object]]
             "copied_content": item.text,
             "score": SCORES[item.fault],
             "error_type": ERRORS[item.fault],
-            "rewritten_content": item.fixed,
+            "rewritten_content": item.corrected,
         }
         for i, item in enumerate(sentences)
     }

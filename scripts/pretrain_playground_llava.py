@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=8192, help="rendered images to learn from")
     parser.add_argument("--tower-steps", type=int, default=450, help="steps of 64 images")
     parser.add_argument("--truthful-steps", type=int, default=500, help="steps of 48 scenes")
-    parser.add_argument("--annotator_noise-steps", type=int, default=400, help="steps of 48 scenes")
+    parser.add_argument("--annotator-noise-steps", type=int, default=400, help="steps of 48 scenes")
     parser.add_argument("--items", type=int, default=300, help="held-out scenes to measure on")
     return parser.parse_args()
 
@@ -229,7 +229,7 @@ class Writer:
         return {
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
-            "answers": tokens["offset_mapping"][..., 1] > ends[:, None],
+            "responses": tokens["offset_mapping"][..., 1] > ends[:, None],
         }
 
     def prompt(self, question: str) -> str:

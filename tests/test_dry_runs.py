@@ -38,6 +38,7 @@ from diffalign.training.config import RunConfig
 from tests.data.responses.formats.forms import FORMS, write_lines, write_list
 from tests.layouts import make_pairs, pickapic_rows, write_rows
 from tests.tiny_clip import write_clip
+from tests.tiny_models import write_sd3
 from tests.tiny_vlm import tiny_llava
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +196,7 @@ def working_folder(
     folder = tmp_path_factory.mktemp("work")
     shutil.copytree(tiny_sd15, folder / "stable-diffusion-v1-5/stable-diffusion-v1-5")
     shutil.copytree(tiny_sdxl, folder / "stabilityai/stable-diffusion-xl-base-1.0")
+    write_sd3(folder / "stabilityai/stable-diffusion-3.5-medium")
     AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae").save_pretrained(
         folder / "madebyollin/sdxl-vae-fp16-fix"
     )

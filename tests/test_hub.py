@@ -27,8 +27,8 @@ from tests.tiny_models import write_sdxl
 ASKING = """
 import faulthandler, json, sys, threading, time, types
 from diffalign.data.pairs.preview import first_rows
-from diffalign.data.location import open_data
-from diffalign.data.source import PairConfig
+from diffalign.data.pairs.formats.base import open_data
+from diffalign.data.pairs.config import PairConfig
 from diffalign.errors import DiffalignError
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.vlm.processor import read_processor

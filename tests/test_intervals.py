@@ -132,7 +132,7 @@ def test_few_clusters_are_said_to_be_few():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"confidence": 95}, "between 0 and 1"), ({"resamples": 10}, "at least 100")],
+    [({"confidence": 95}, "above 0 and below 1"), ({"resamples": 10}, "at least 100")],
 )
 def test_senseless_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

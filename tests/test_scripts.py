@@ -35,7 +35,7 @@ SMALL = {
     "pretrain_playground_clip.py": "--scenes 64 --contrastive-steps 2 --preference-steps 2 "
     "--out OUT",
     "pretrain_playground_llava.py": "--scenes 64 --tower-steps 2 --truthful-steps 2 "
-    "--careless-steps 2 --items 2 --out OUT",
+    "--annotator-noise-steps 2 --items 2 --out OUT",
 }
 """Arguments of each; OUT is a new folder."""
 

@@ -246,7 +246,7 @@ def test_the_start_says_how_many_images_a_round_generates_and_what_past_policies
     tmp_path, model, winners
 ):
     said = open_rounds(tmp_path, winners, model, rows=3).describe()
-    assert "a round generates 6 images for 2 optimiser steps" in said
+    assert "a round samples 6 images for 2 optimiser steps" in said
     assert not any("keeps the policy" in line for line in said)
     full = {"model": SD15(path="")}
     object.__setattr__(full["model"], "noising", lambda: model.noising)
@@ -350,7 +350,7 @@ def test_images_generated_for_others_are_refused(tmp_path, model, winners):
     file.write_text(file.read_text().replace('"sample_id": "0', '"sample_id": "1'))
     resumed = open_rounds(tmp_path, winners, model)
     resumed.load_state_dict(state)
-    with pytest.raises(DataError, match=r"were generated for 1\d+, 1\d+, and the data now gives 0"):
+    with pytest.raises(DataError, match=r"were sampled for 1\d+, 1\d+, and the data now gives 0"):
         take(resumed, 1)
 
 
@@ -360,7 +360,7 @@ def test_an_image_that_is_gone_is_named(tmp_path, model, winners):
     next(batches)
     (tmp_path / "round-0000/images/000003.png").unlink()
     with pytest.raises(
-        DataError, match=r"images/000003\.png: this image was generated .*Delete .*ro"
+        DataError, match=r"images/000003\.png: this image was sampled .*Delete .*ro"
     ):
         next(batches)
 
@@ -387,7 +387,7 @@ def test_what_is_not_finite_is_generated_again_and_counted(tmp_path, model, winn
     monkeypatch.setattr(seppo, "sample", once_broken)
     source = open_rounds(tmp_path, winners, model)
     take(source, 1)
-    assert source.skipped_counts == {"images that were not finite, generated again": 1}
+    assert source.skipped_counts == {"images that were not finite, sampled again": 1}
     assert len(calls[1]) == 1
     assert calls[1][0] not in calls[0]
     places = [row["place"] for row in read_json_lines(tmp_path / "round-0000/sampled.jsonl")]
@@ -399,7 +399,7 @@ def test_a_scorer_of_noisy_images_is_refused():
     class Noisy(Brightness):
         takes_time = True
 
-    with pytest.raises(ValueError, match="scorers noisy images at a timestep, and these are finis"):
+    with pytest.raises(ValueError, match="scores noisy images at a timestep, and these are finis"):
         SemiPolicy(scorers=(Noisy(),))
 
 
@@ -547,7 +547,7 @@ def test_a_dry_run_says_what_a_round_will_be(tmp_path, tiny_sdxl, winners, capsy
     train.run(load(tiny_sdxl, winners, tmp_path / "run"), dry_run=True)
     said = capsys.readouterr().out
     assert "rounds of 2 optimiser steps; next to each preferred image one by one of the" in said
-    assert "a round generates 4 images for 2 optimiser steps" in said
+    assert "a round samples 4 images for 2 optimiser steps" in said
     assert not (tmp_path / "run").exists()
 
 

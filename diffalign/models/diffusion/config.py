@@ -181,8 +181,12 @@ class AbstractDiffusion(AbstractModel):
             adapter=ADAPTER_FILE if self.lora is not None else None,
             denoiser=self.unet,
             component=self.component,
-            absent=self.parts.absent(),
+            absent=self.absent_parts(),
         )
+
+    def absent_parts(self) -> tuple[str, ...]:
+        """Parts that its pipeline may lack, and this model lacks."""
+        return ()
 
     def next_step(self, run: Path) -> str:
         settings = {
@@ -197,26 +201,22 @@ class AbstractDiffusion(AbstractModel):
     def _located(self) -> str | dict[str, Any]:
         """The policy that training begins with, as `generate` takes a model."""
         names = ("path", "revision", "variant", "config", "prediction_type")
-        where = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        where = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.continues_adapter:
             where["lora"] = self.lora and self.lora.start
         return self.path if len(where) == 1 else where
 
     def policy_fingerprint(self) -> str:
-        """Identifies the policy that training begins with: network, adapter, text encoders.
-
-        How it is trained makes no difference: a new adapter is the base, a continued one is the
-        policy of the run that it comes from.
-        """
+        """Identifies the policy that training begins with: network, adapter, text encoders. A new
+        adapter is the base, a continued one the policy of the run that it comes from."""
         names = (self.component, *self.parts.encoders)
         parts = [self.pipeline, *map(self.parts.location.identity, names), self._start()]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _start(self) -> str | None:
         """Identifies the adapter that is continued, wherever it lies."""
-        if self.lora is None or self.lora.start is None:
-            return None
-        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
+        start = self.lora and self.lora.start
+        return start and hashlib.blake2b(locate_adapter(start).read_bytes()).hexdigest()
 
     def tokenizers(self) -> list[Any]:
         return self.parts.tokenizers()

@@ -167,6 +167,9 @@ class SD3(AbstractDiffusion):
                 f"other"
             )
 
+    def absent_parts(self) -> tuple[str, ...]:
+        return self.parts.absent()
+
     def schedule_arguments(self, latent_shape: tuple[int, int, int]) -> Mapping[str, Any]:
         schedule, patch = self.parts.schedule, self.parts.network_config.get("patch_size", 2)
         if not schedule.get("use_dynamic_shifting"):

@@ -35,7 +35,7 @@ class PreviewQuestion:
     """What a model that writes responses is asked."""
 
     text: str
-    image: Path | None = None
+    image: Path | None = field(default=None, metadata=MAY_CHANGE)
     """The image that the question is about; null for text alone."""
 
 
