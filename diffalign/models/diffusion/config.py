@@ -169,9 +169,7 @@ class AbstractDiffusion(AbstractModel):
     def export_note(self) -> str:
         if self.lora is None or not self.original_layout:
             return ""
-        return (
-            "`kohya_lora.safetensors` is the same adapter for ComfyUI and A1111, where it is there."
-        )
+        return "`kohya_lora.safetensors`, where it is there, is the same for ComfyUI and A1111."
 
     def usage(self, folder: str) -> str:
         return usage(
@@ -215,8 +213,9 @@ class AbstractDiffusion(AbstractModel):
 
     def _start(self) -> str | None:
         """Identifies the adapter that is continued, wherever it lies."""
-        start = self.lora and self.lora.start
-        return start and hashlib.blake2b(locate_adapter(start).read_bytes()).hexdigest()
+        if self.lora is None or self.lora.start is None:
+            return None
+        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
 
     def tokenizers(self) -> list[Any]:
         return self.parts.tokenizers()
