@@ -5,7 +5,7 @@
 Two stages. Contrastive training on rendered scenes with true captions; next to the other captions
 of a batch, every image meets a misreading of its own, or the tower would learn which words occur
 and not which shape has which colour. Then a Bradley-Terry fit to pairs of the finished SDXL's own
-samples, as PickScore was made from CLIP. What results scorers clean images. Same seed, same
+samples, as PickScore was made from CLIP. What results scores clean images. Same seed, same
 machine: same weights.
 
 With `--measure` it is compared with the oracle on pairs that it never saw, such as those of

@@ -81,7 +81,7 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.relabel is not None and self.relabel.takes_time:
-            raise ValueError("relabel scorers clean images: take a scorer without timesteps")
+            raise ValueError("relabel scores clean images: take a scorer without timesteps")
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, StepAwarePreference):

@@ -157,7 +157,7 @@ class TestChecks:
             Scores(timesteps=TimestepSampling(high=2000)).check(settings)
 
     def test_a_scorer_of_noisy_images_cannot_relabel(self):
-        with pytest.raises(ValueError, match="relabel scorers clean images"):
+        with pytest.raises(ValueError, match="relabel scores clean images"):
             Scores(relabel=StepAware(path="anywhere"))
 
     def test_tie_below_is_a_difference_of_probabilities(self):
