@@ -68,7 +68,7 @@ def run(
         markup=False,
         soft_wrap=True,
     )
-    accelerator.end_training()
+    build.end(accelerator)
     return writer
 
 

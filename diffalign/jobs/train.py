@@ -73,7 +73,9 @@ def run(
         start = world.decided(lambda: _starting_point(run_config, resume))
         for line in start.notes:
             console.print(f"[yellow]{escape(line)}", soft_wrap=True)
-        return _train(run_config, accelerator, console, start.path)
+        final = _train(run_config, accelerator, console, start.path)
+    build.end(accelerator)
+    return final
 
 
 def _train(
@@ -100,7 +102,6 @@ def _train(
     complete = _fit(trainer, run_config)
     _print_lines(console, source.describe_end())
     final = _finish(trainer, run_config, console) if complete else None
-    accelerator.end_training()
     if not complete:
         again = command("train", config=run_config.output / "config.yaml", options=["--resume"])
         console.print(

@@ -70,6 +70,16 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     return accelerator
 
 
+def end(accelerator: Accelerator) -> None:
+    """Close trackers and leave the process group; no trainer may be in use any more.
+
+    The network that gradients are averaged for holds the group. It goes first: threads of a group
+    that Python finds only as it shuts down end the process by force.
+    """
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
 def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> AbstractSource:
     """The batches of a run on this rank; opening it reads no image.
 
