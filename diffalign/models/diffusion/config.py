@@ -22,18 +22,11 @@ from torch import Tensor, nn
 from diffalign import components
 from diffalign.commands import command, unused
 from diffalign.config import MAY_CHANGE
-from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.devices import (
-    DTYPES,
-    Precision,
-    freeze,
-    store_for_autocast,
-)
+from diffalign.models.devices import DTYPES, Precision
 from diffalign.models.diffusion.agreement import check_trainable
-from diffalign.models.diffusion.autoencoder import Autoencoder
 from diffalign.models.diffusion.conditioning import AbstractConditioner
 from diffalign.models.diffusion.export import (
     kohya_or_none,
@@ -43,16 +36,20 @@ from diffalign.models.diffusion.export import (
     write_pipeline,
 )
 from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora
-from diffalign.models.diffusion.loading import Attention, TrainedNetwork
+from diffalign.models.diffusion.loading import (
+    Attention,
+    EncoderSettings,
+    TrainedNetwork,
+    load_to_sample,
+    load_to_train,
+)
 from diffalign.models.diffusion.model import DiffusionModel
-from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
+from diffalign.models.diffusion.noising import AbstractNoising
 from diffalign.models.diffusion.parts import PipelineParts
-from diffalign.models.diffusion.pipeline_lora import add_adapter
 from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.diffusion.schedulers import build_scheduler
 from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
-from diffalign.models.reference import reference_of
 from diffalign.models.runs import in_words
 from diffalign.ranges import AtLeast
 
@@ -275,7 +272,7 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: the configuration is missing or of a kind that is not supported.
         """
-        return noising_from_scheduler(self.parts.schedule)
+        return self.parts.noising()
 
     def scheduler(self, name: str | None = None) -> Any:
         """A scheduler of diffusers that samples by the model's noise schedule.
@@ -301,38 +298,17 @@ class AbstractDiffusion(AbstractModel):
         reference: ReferenceKind,
         trainable: bool = True,
     ) -> DiffusionModel:
-        if reference == "adapter_off" and self.lora is None:
-            raise ModelError(
-                "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
-                "give lora a rank"
-            )
-        pipeline = self.parts.read()
-        parts = pipeline.components
-        for name in self.parts.encoders:
-            freeze(parts[name], device, compute_dtype)
-        freeze(parts["vae"], device, DTYPES[self.vae_dtype])
-        policy, stand_in = self._trained_network().prepare(
-            parts[self.component], compute_dtype, copied=reference == "frozen_copy"
-        )
-        if not trainable:
-            policy.requires_grad_(False)
-            if self.lora is None:  # an adapter is small, and DoRA reads lengths off it
-                store_for_autocast(policy, compute_dtype)
-        for network in (policy, stand_in):
-            if network is not None:
-                network.to(device)
-            if network is not None and self.compile:
-                network.compile()
-        return DiffusionModel(
-            network=policy,
-            reference=reference_of(reference, policy, stand_in),
-            autoencoder=Autoencoder(parts["vae"], images_at_once=self.images_per_encoding),
-            latent_space=self.parts.latent_space(),
-            conditioner=self.conditioner(pipeline),
-            noising=self.noising(),
-            compute_dtype=compute_dtype,
-            fingerprint=self._fingerprint(),
+        return load_to_train(
+            self.parts,
+            self._trained_network(),
+            self._encoder_settings(),
+            conditioner=self.conditioner,
             export=self._export,
+            fingerprint=self._fingerprint(),
+            device=device,
+            compute_dtype=compute_dtype,
+            reference=reference,
+            trainable=trainable,
         )
 
     def load_to_sample(
@@ -349,18 +325,8 @@ class AbstractDiffusion(AbstractModel):
         Raises:
             ModelError: files are damaged, or do not belong together.
         """
-        pipeline = self.parts.read()
-        if adapter is not None:
-            # Half precision would round away much of a small change, so there it stays separate.
-            add_adapter(pipeline, adapter, merge=dtype == torch.float32)
-        return SampledModel.of(
-            pipeline,
-            component=self.component,
-            text_encoders=self.parts.encoders,
-            conditioner=self.conditioner(pipeline),
-            latent_space=self.parts.latent_space(),
-            device=device,
-            dtype=dtype,
+        return load_to_sample(
+            self.parts, conditioner=self.conditioner, device=device, dtype=dtype, adapter=adapter
         )
 
     def _trained_network(self) -> TrainedNetwork:
@@ -371,6 +337,12 @@ class AbstractDiffusion(AbstractModel):
             attention=self.attention,
             fused_attention=self.fused_attention,
             gradient_checkpointing=self.gradient_checkpointing,
+            compile=self.compile,
+        )
+
+    def _encoder_settings(self) -> EncoderSettings:
+        return EncoderSettings(
+            vae_dtype=DTYPES[self.vae_dtype], images_at_once=self.images_per_encoding
         )
 
     def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:

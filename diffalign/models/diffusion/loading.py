@@ -1,20 +1,37 @@
-"""From a denoiser as it was read to the policy that trains, and its frozen copy."""
+"""From the parts of a pipeline where they lie to a model that trains, or that is sampled from.
+
+What becomes of the denoiser once it is there (`TrainedNetwork`) reads no weights of it, so that a
+network without any can be prepared in the same way.
+"""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from diffalign.errors import ModelError
 from diffalign.models import lora
-from diffalign.models.devices import materialize, remove_dropout, store_for_autocast
+from diffalign.models.base import ReferenceKind
+from diffalign.models.devices import freeze, materialize, remove_dropout, store_for_autocast
+from diffalign.models.diffusion.autoencoder import Autoencoder
+from diffalign.models.diffusion.conditioning import AbstractConditioner
+from diffalign.models.diffusion.model import DiffusionModel, Export
+from diffalign.models.diffusion.parts import PipelineParts
+from diffalign.models.diffusion.pipeline_lora import add_adapter
+from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.lora import LoraSettings, Scope
+from diffalign.models.reference import reference_of
 
 Attention = Literal["default", "sdpa", "xformers"]
+
+Conditioner = Callable[[Any], AbstractConditioner]
+"""Makes what tells the network of prompt and framing out of a pipeline's parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +48,7 @@ class TrainedNetwork:
     fused_attention: type | None
     """The processor of torch's fused attention; None where the network's default is that."""
     gradient_checkpointing: bool
+    compile: bool = False
 
     def check(self, network: Any) -> None:
         """Raise ModelError if the network cannot be trained so.
@@ -78,6 +96,104 @@ class TrainedNetwork:
             network.enable_xformers_memory_efficient_attention()
         elif self.attention == "sdpa" and self.fused_attention is not None:
             network.set_attn_processor(self.fused_attention())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """How the frozen parts around the network are kept and run."""
+
+    vae_dtype: torch.dtype
+    images_at_once: int
+    """That the autoencoder encodes or decodes in one pass."""
+
+
+def load_to_train(
+    parts: PipelineParts,
+    trained: TrainedNetwork,
+    encoders: EncoderSettings,
+    *,
+    conditioner: Conditioner,
+    export: Export,
+    fingerprint: str,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+    reference: ReferenceKind,
+    trainable: bool,
+) -> DiffusionModel:
+    """Read the weights of a model that trains, or is evaluated as it trained.
+
+    Args:
+        parts: where they lie.
+        trained: how the denoiser is made one in training.
+        encoders: how the frozen parts are kept.
+        conditioner: of the backbone.
+        export: how trained values are written.
+        fingerprint: of the base and the shape of the training.
+        device: where everything goes.
+        compute_dtype: in which the network computes.
+        reference: what the policy is compared with.
+        trainable: False keeps what would train like all that is frozen.
+
+    Raises:
+        ModelError: files are damaged, or the reference is not one of this model.
+    """
+    if reference == "adapter_off" and trained.lora is None:
+        raise ModelError(
+            "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
+            "give lora a rank"
+        )
+    pipeline = parts.read()
+    found = pipeline.components
+    for name in parts.encoders:
+        freeze(found[name], device, compute_dtype)
+    freeze(found["vae"], device, encoders.vae_dtype)
+    policy, stand_in = trained.prepare(
+        found[parts.component], compute_dtype, copied=reference == "frozen_copy"
+    )
+    if not trainable:
+        policy.requires_grad_(False)
+        if trained.lora is None:  # an adapter is small, and DoRA reads lengths off it
+            store_for_autocast(policy, compute_dtype)
+    for network in (policy, stand_in):
+        if network is not None:
+            network.to(device)
+        if network is not None and trained.compile:
+            network.compile()
+    return DiffusionModel(
+        network=policy,
+        reference=reference_of(reference, policy, stand_in),
+        autoencoder=Autoencoder(found["vae"], images_at_once=encoders.images_at_once),
+        latent_space=parts.latent_space(),
+        conditioner=conditioner(pipeline),
+        noising=parts.noising(),
+        compute_dtype=compute_dtype,
+        fingerprint=fingerprint,
+        export=export,
+    )
+
+
+def load_to_sample(
+    parts: PipelineParts,
+    *,
+    conditioner: Conditioner,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: Path | None,
+) -> SampledModel:
+    """Read the weights of a model for sampling alone: see `AbstractDiffusion.load_to_sample`."""
+    pipeline = parts.read()
+    if adapter is not None:
+        # Half precision would round away much of a small change, so there it stays separate.
+        add_adapter(pipeline, adapter, merge=dtype == torch.float32)
+    return SampledModel.of(
+        pipeline,
+        component=parts.component,
+        text_encoders=parts.encoders,
+        conditioner=conditioner(pipeline),
+        latent_space=parts.latent_space(),
+        device=device,
+        dtype=dtype,
+    )
 
 
 def _check_xformers() -> None:

@@ -20,6 +20,7 @@ from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.agreement import check_channels
 from diffalign.models.diffusion.autoencoder import LatentSpace
+from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 from diffalign.models.locate import locate
 from diffalign.models.locations import ITSELF, AbstractLocation
@@ -135,6 +136,14 @@ class PipelineParts:
         if self._autoencoder is None:
             return self.location.read_json("vae/config.json")
         return self._autoencoder.read_json(f"{ITSELF}/config.json")
+
+    def noising(self) -> AbstractNoising:
+        """How the model was trained to be corrupted; reads its scheduler's configuration alone.
+
+        Raises:
+            ModelError: the configuration is missing or of a kind that is not supported.
+        """
+        return noising_from_scheduler(self.schedule)
 
     def latent_space(self) -> LatentSpace:
         """Of what shape latents are."""
