@@ -37,7 +37,7 @@ from diffalign.benchmarks.coco_objects import (
 from diffalign.benchmarks.mmhal import rules as mmhal
 from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.pope import rules as pope
-from diffalign.cache.references import CachedReference, Contents
+from diffalign.cache.references import CachedReference, Contents, ReferenceWriter
 from diffalign.comparison.score import find_images, read_column
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.pairs.columns import ImagePair
@@ -299,6 +299,26 @@ def _cached(path: Path) -> None:
 
 def _shard() -> bytes:
     return _tensors({"sample_ids": '["a", "b"]'}, chosen=(2,))
+
+
+def _contents() -> Contents:
+    return Contents(
+        fingerprint={"model": "m"}, views=("chosen",), visits=1, pairs=2, pairs_per_shard=2
+    )
+
+
+def _computed(folder: Path) -> ReferenceWriter:
+    """Reference values as they are written today: index and shard."""
+    writer = ReferenceWriter(folder, _contents())
+    for shard in writer.missing():
+        writer.write(shard, ["a", "b"], {"chosen": torch.zeros(2)})
+    return writer
+
+
+def _file_of(write: Callable[[Path], object], name: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        write(Path(folder))
+        return (Path(folder) / name).read_bytes()
 
 
 _ORIGIN = {
@@ -574,6 +594,10 @@ READERS: dict[str, Reader] = {
     ),
     "reference values": Reader(
         _SHARD, _shard, _cached, lambda folder: _write(folder / "index.json", _index())
+    ),
+    "shard": Reader(_SHARD, lambda: _file_of(_computed, _SHARD), _cached, _computed),
+    "index of shards": Reader(
+        "index.json", lambda: _file_of(_computed, "index.json"), _cached, _computed
     ),
     "record of a round": Reader(
         "round.json",

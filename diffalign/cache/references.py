@@ -1,30 +1,27 @@
 """Log-likelihoods of a data set under the reference, on disk.
 
-A folder holds `index.json`, which says what the values depend on, and safetensors files, each of
-some consecutive pairs in one visit: view -> float32 [pairs], with the ids of the samples. Views
-whose images are as they are have one visit; under a condition there are as many as the index says.
+A folder of shards, each of some consecutive pairs in one visit: view -> float32 [pairs], with the
+ids of the samples. Views of which nothing is random have one visit; the others have as many as the
+index says.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from diffalign.commands import command
+from diffalign.cache.shards import Identity, Kind, ShardReader, ShardWriter
 from diffalign.errors import CacheError
-from diffalign.files import open_tensors, read_json, write_atomically, write_json, writing
-from diffalign.parsing import checked, parse_json
+from diffalign.parsing import checked
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.views import View
 
-INDEX = "index.json"
+REFERENCE_VALUES = Kind(name="reference values", setting="reference_cache", unmarked=True)
 _IDS = "sample_ids"
 
 
@@ -47,6 +44,29 @@ class Contents(Ranged):
         super().__post_init__()
         for view in self.views:
             View.parse(view)
+
+    def identity(self) -> Identity:
+        """It, as the index of a folder of shards has it."""
+        layout = {
+            "views": list(self.views),
+            "draws": self.visits,
+            "pairs": self.pairs,
+            "pairs_per_shard": self.pairs_per_shard,
+        }
+        return Identity(fingerprint=self.fingerprint, layout=layout)
+
+    @classmethod
+    def of(cls, identity: Identity, where: Path) -> Contents:
+        """What an index says.
+
+        Raises:
+            CacheError: it says something else.
+        """
+        layout = dict(identity.layout)
+        if "draws" in layout:
+            layout["visits"] = layout.pop("draws")
+        content = {"fingerprint": identity.fingerprint, **layout}
+        return checked(cls, content, f"{where}: index.json", error=CacheError)
 
     @property
     def shards(self) -> list[Shard]:
@@ -90,17 +110,12 @@ class ReferenceWriter:
             CacheError: the folder holds other values than these.
         """
         self.folder, self.contents = folder, contents
-        if (folder / INDEX).exists():
-            _refuse_others(folder, _read_index(folder), contents)
-            return
-        with writing(folder):
-            content = asdict(contents)
-            content["draws"] = content.pop("visits")
-            write_json(folder / INDEX, content)
+        self._shards = {shard.name: shard for shard in contents.shards}
+        self._writer = ShardWriter(folder, REFERENCE_VALUES, contents.identity(), [*self._shards])
 
     def missing(self) -> list[Shard]:
-        """The values still to be written."""
-        return _missing(self.folder, self.contents)
+        """The values still to be written, those included whose files are damaged."""
+        return [self._shards[name] for name in self._writer.missing()]
 
     def write(self, shard: Shard, ids: Sequence[str], values: Mapping[str, Tensor]) -> None:
         """Write a file.
@@ -114,10 +129,8 @@ class ReferenceWriter:
             DataError: the disk refuses.
         """
         assert values.keys() == self.contents.views_of(shard.visit)
-        tensors = {view: value.float().cpu().contiguous() for view, value in values.items()}
-        content = save(tensors, metadata={_IDS: json.dumps(list(ids))})
-        with writing(self.folder):
-            write_atomically(self.folder / shard.name, content)
+        numbers = {view: value.float() for view, value in values.items()}
+        self._writer.write(shard.name, numbers, {_IDS: list(ids)})
 
 
 class CachedReference:
@@ -149,59 +162,48 @@ class CachedReference:
             CacheError: there is none, it is not complete, its values belong to other settings than
                 this run's, or it lacks a view or a visit.
         """
-        contents = _read_index(folder)
-        _refuse_difference(folder, contents.fingerprint, fingerprint)
+        reader = ShardReader(folder, REFERENCE_VALUES, fingerprint)
+        contents = Contents.of(reader.identity, folder)
         lacking = sorted(views - set(contents.views))
         if lacking:
             raise CacheError(
                 f"{folder} has the views {', '.join(contents.views)}, and this run needs "
-                f"{', '.join(lacking)} as well. {_recompute()}"
+                f"{', '.join(lacking)} as well. {REFERENCE_VALUES.compute_others}"
             )
         if visits > contents.visits:
             raise CacheError(
                 f"{folder} has {contents.visits} samples, and responses.visits is {visits}: "
-                f"lower it, "
-                f"or compute more. {_recompute()}"
+                f"lower it, or compute more. {REFERENCE_VALUES.compute_others}"
             )
-        missing = _missing(folder, contents)
-        if missing:
-            raise CacheError(
-                f"{folder} is not complete: {len(missing)} of {len(contents.shards)} files are "
-                f"missing. Finish it with the command that began it, "
-                + command("precompute", {"reference_cache": folder}, config="CONFIG.yaml")
-            )
-        return cls._read(folder, contents, views)
+        reader.check([shard.name for shard in contents.shards])
+        return cls._read(reader, contents, views)
 
     @classmethod
-    def _read(cls, folder: Path, contents: Contents, views: frozenset[str]) -> CachedReference:
+    def _read(
+        cls, reader: ShardReader, contents: Contents, views: frozenset[str]
+    ) -> CachedReference:
         rows: dict[str, int] = {}
         values = {
             view: torch.full((contents.pairs, _visits_of(view, contents)), torch.nan)
             for view in views
         }
         for shard in contents.shards:
-            path = folder / shard.name
-            try:
-                with open_tensors(path, error=CacheError) as file:
-                    header = parse_json(file.metadata()[_IDS], path, error=CacheError)
-                    ids = checked(list[str], header, f"{path}: {_IDS}", error=CacheError)
-                    asked = views & contents.views_of(shard.visit)
-                    found = {view: file.get_tensor(view) for view in asked}
+            tensors, metadata = reader.read(shard.name)
+            asked = views & contents.views_of(shard.visit)
+            with reader.told_of_damage(shard.name):
+                ids = checked(list[str], metadata.get(_IDS), _IDS, error=CacheError)
+                found = {view: tensors[view] for view in asked if view in tensors}
                 shapes = {tuple(column.shape) for column in found.values()}
-                if shapes > {(len(ids),)} or len(ids) > shard.stop - shard.start:
+                fits = shapes <= {(len(ids),)} and len(ids) <= shard.stop - shard.start
+                if found.keys() != asked or not fits:
                     raise CacheError(f"it has {len(ids)} ids, and values of shape {shapes}")
                 if len(rows.keys() | set(ids)) > contents.pairs:
                     raise CacheError("it has ids of other samples than the files before it")
-            except CacheError as error:
-                raise CacheError(
-                    f"{path} is damaged ({error}): remove it, and have it computed again with "
-                    f"diffalign precompute CONFIG.yaml reference_cache={folder}"
-                ) from error
             numbers = [rows.setdefault(name, len(rows)) for name in ids]
             places = torch.tensor(numbers, dtype=torch.int64)  # there may be none
             for view, column in found.items():
-                values[view][places, shard.visit] = column
-        return cls(folder, rows=rows, values=values)
+                values[view][places, shard.visit] = column.float()
+        return cls(reader.folder, rows=rows, values=values)
 
     def __call__(self, sample_ids: Sequence[str], visits: Sequence[int]) -> dict[str, Tensor]:
         """The reference's values of n samples: view -> float32 [n], on the CPU.
@@ -211,7 +213,9 @@ class CachedReference:
         """
         unknown = [name for name in sample_ids if name not in self._rows]
         if unknown:
-            raise CacheError(f"{self._folder} has no values of {unknown[0]}. {_recompute()}")
+            raise CacheError(
+                f"{self._folder} has no values of {unknown[0]}. {REFERENCE_VALUES.compute_others}"
+            )
         rows = torch.tensor([self._rows[name] for name in sample_ids])
         numbers = torch.tensor(visits)
         found = {
@@ -220,58 +224,12 @@ class CachedReference:
         for view, values in found.items():
             if values.isnan().any():
                 name = sample_ids[int(values.isnan().nonzero()[0])]
-                raise CacheError(f"{self._folder} has no value of {name}, {view}. {_recompute()}")
+                raise CacheError(
+                    f"{self._folder} has no value of {name}, {view}. "
+                    f"{REFERENCE_VALUES.compute_others}"
+                )
         return found
 
 
 def _visits_of(view: str, contents: Contents) -> int:
     return contents.visits if View.parse(view).condition else 1
-
-
-def _missing(folder: Path, contents: Contents) -> list[Shard]:
-    return [shard for shard in contents.shards if not (folder / shard.name).exists()]
-
-
-def _read_index(folder: Path) -> Contents:
-    path = folder / INDEX
-    if not path.is_file():
-        raise CacheError(
-            f"{folder} holds no reference values: compute them with diffalign precompute "
-            f"CONFIG.yaml reference_cache={folder}"
-        )
-    content = read_json(path, error=CacheError)
-    if isinstance(content, dict) and "draws" in content:
-        content["visits"] = content.pop("draws")
-    try:
-        return checked(Contents, content, path, error=CacheError)
-    except CacheError as error:
-        raise CacheError(f"{path} is no index of reference values: {error}") from error
-
-
-def _refuse_others(folder: Path, there: Contents, ours: Contents) -> None:
-    """Raise CacheError unless a folder that was started is that of these contents."""
-    _refuse_difference(folder, there.fingerprint, ours.fingerprint)
-    for name in ("views", "visits", "pairs", "pairs_per_shard"):
-        before, now = getattr(there, name), getattr(ours, name)
-        if before != now:
-            raise CacheError(
-                f"{folder} was started with other {name}: {before!r} there, {now!r} here. "
-                f"{_recompute()}"
-            )
-
-
-def _refuse_difference(folder: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    plain = json.loads(json.dumps(ours))  # as a file gives it back: tuples are lists there
-    for key, value in plain.items():
-        if there.get(key) != value:
-            raise CacheError(
-                f"{folder} was computed under other settings: {key} was {there.get(key)!r} there "
-                f"and is {value!r} here. {_recompute()}"
-            )
-
-
-def _recompute() -> str:
-    return (
-        "Compute this run's own with diffalign precompute CONFIG.yaml "
-        "reference_cache=ANOTHER_FOLDER, or remove the folder and compute it again"
-    )

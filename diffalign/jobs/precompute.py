@@ -83,7 +83,7 @@ def _compute(
         console.print(line, markup=False, soft_wrap=True)
     with accelerator.main_process_first():
         writer = ReferenceWriter(cached_reference.folder_of(run_config), contents)
-    missing = writer.missing()
+    missing = world.decided(writer.missing)  # by one rank: others may have begun to write
     console.print(
         f"{', '.join(contents.views)}; {contents.visits} visits; {len(missing)} of "
         f"{len(contents.shards)} files to compute",
