@@ -127,6 +127,7 @@ class TimestepSampling(Ranged):
         sample: int,
         *,
         schedule_length: int,
+        visits: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> float:
         """The time of one sample, in units of training timesteps; in [low, high) unless shifted.
@@ -138,11 +139,18 @@ class TimestepSampling(Ranged):
             sample_id: of the sample.
             sample: number of its earlier visits.
             schedule_length: of the model.
+            visits: how many visits of the sample differ, those from 0 on; each of them then has a
+                time from another of so many parts, equally probable ones, in an order of the
+                sample's own. None where every visit is new.
             size: (height, width) of its images in pixels, for a shift by resolution.
         """
-        stratum = sample + derive_seed(run_seed, sample_id, "stratum")
+        if visits is None:
+            parts = self.strata
+            part = (sample + derive_seed(run_seed, sample_id, "stratum")) % parts
+        else:
+            parts, part = visits, _order(visits, run_seed, sample_id)[sample]
         position = unit_interval(run_seed, sample_id, sample, "timestep")
-        fraction = (stratum % self.strata + position) / self.strata
+        fraction = min((part + position) / parts, _LAST_SHARE)
         if self.values:
             return float(self.values[int(fraction * len(self.values))])
         high = schedule_length if self.high is None else self.high
@@ -165,3 +173,8 @@ class TimestepSampling(Ranged):
         if size is None:
             raise ValueError("a shift by resolution needs the size of the images")
         return self.shift_by_resolution.factor(size)
+
+
+def _order(count: int, run_seed: int, sample_id: str) -> list[int]:
+    """The numbers below `count` in the order of a sample."""
+    return sorted(range(count), key=lambda n: derive_seed(run_seed, sample_id, "part", n))

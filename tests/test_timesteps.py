@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from statistics import NormalDist
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -178,3 +179,64 @@ def test_a_shift_by_resolution_needs_a_size():
         sampling.sample(0, "s", 0, schedule_length=1000)
     small = sampling.sample(0, "s", 0, schedule_length=1000, size=(256, 256))
     assert small < sampling.sample(0, "s", 0, schedule_length=1000, size=(1024, 1024)) < 1000
+
+
+def logistic_normal_share(time, mean=0.0, std=1.0):
+    return NormalDist(mean, std).cdf(math.log(time / (1000 - time)))
+
+
+SHARES_BELOW = {
+    "uniform": (TimestepSampling(), lambda t: t / 1000),
+    "range": (TimestepSampling(low=200, high=600), lambda t: (t - 200) / 400),
+    "logit_normal": (
+        TimestepSampling(distribution="logit_normal", mean=0.5, std=2.0),
+        lambda t: logistic_normal_share(t, 0.5, 2.0),
+    ),
+    "shift": (TimestepSampling(shift=3.0), lambda t: t / (3000 - 2 * t)),  # the odds times three
+    "shifted logit_normal": (
+        TimestepSampling(distribution="logit_normal", shift=3.0),
+        lambda t: logistic_normal_share(t, math.log(3.0)),
+    ),
+    "shift_by_resolution": (
+        TimestepSampling(shift_by_resolution=ResolutionShift()),
+        lambda t: t / (1000 * math.exp(1.15) - (math.exp(1.15) - 1) * t),
+    ),
+}
+"""Ways to sample a time, and which share of the times is to lie below one."""
+
+
+def times_of(sampling, name, visits):
+    return [
+        sampling.sample(3, name, visit, schedule_length=1000, visits=visits, size=(1024, 1024))
+        for visit in range(visits)
+    ]
+
+
+@pytest.mark.parametrize("kind", SHARES_BELOW)
+@pytest.mark.parametrize("visits", [1, 2, 5, 7])
+def test_the_times_of_few_visits_are_one_in_each_equally_probable_part(kind, visits):
+    sampling, share_below = SHARES_BELOW[kind]
+    orders = set()
+    for n in range(30):
+        parts = [int(visits * share_below(time)) for time in times_of(sampling, f"s{n}", visits)]
+        assert sorted(parts) == list(range(visits))
+        orders.add(tuple(parts))
+    assert len(orders) > (1 if visits > 2 else visits - 1)
+
+
+@pytest.mark.parametrize("kind", SHARES_BELOW)
+def test_the_time_of_each_of_few_visits_alone_has_the_distribution_it_is_to_have(kind):
+    sampling, share_below = SHARES_BELOW[kind]
+    count = 3000
+    for visit in (0, 3):
+        times = (times_of(sampling, f"s{n}", 4)[visit] for n in range(count))
+        shares = sorted(map(share_below, times))
+        gap = max(abs(share - (n + 0.5) / count) for n, share in enumerate(shares))
+        assert gap < 1.63 / math.sqrt(count)  # Kolmogorov and Smirnov, at one in a hundred
+
+
+def test_listed_values_are_shared_out_over_few_visits():
+    sampling = TimestepSampling(values=(249, 499, 749, 999))
+    for n in range(20):
+        assert sorted(times_of(sampling, f"s{n}", 4)) == [249.0, 499.0, 749.0, 999.0]
+        assert Counter(times_of(sampling, f"s{n}", 8)) == dict.fromkeys(sampling.values, 2)

@@ -33,6 +33,9 @@ class ImageBatch:
     """B of them; the seed of a row's diffusion noise, shared by its views."""
     encoding_seeds: Mapping[str, tuple[int, ...]]
     """View -> B seeds of the noise with which the autoencoder's posterior is sampled."""
+    visits: tuple[int, ...] = ()
+    """B of them, where the samples are of a data set: the number of the visit that all these random
+    choices are those of, below `data.visits` where that is given."""
     preference: Tensor | None = None
     """Float32 [B], probability that the chosen view is the preferred one; None where it always is.
     One half is a tie."""

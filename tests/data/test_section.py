@@ -11,7 +11,7 @@ from diffalign import config
 from diffalign.data.batches import ImageBatch, StepBatch, TokenBatch
 from diffalign.data.pairs.section import PairSection
 from diffalign.data.responses.section import ResponseSection
-from diffalign.data.section import refusal_of, warnings_of
+from diffalign.data.section import RunParts, refusal_of, warnings_of
 from diffalign.errors import ConfigError
 from diffalign.rollouts.section import RolloutSection
 from diffalign.training.config import RunConfig
@@ -86,6 +86,13 @@ def test_visits_in_advance_are_those_of_random_conditions():
     assert anew.visits_in_advance(frozenset({"chosen"})) == 1
     with pytest.raises(ConfigError, match=r"under crop, which .* null samples anew"):
         anew.visits_in_advance(frozenset({"chosen@crop"}))
+
+
+def test_few_visits_and_strata_of_times_are_refused_together():
+    run = run_of("diffusion_dpo/sdxl.yaml", "data.visits=4", "likelihood.timesteps.strata=8")
+    parts = RunParts(model=run.model, likelihood=run.likelihood, objective=run.objective)
+    with pytest.raises(ConfigError, match=r"strata is 8, and data.visits is 4, which spreads"):
+        run.section.check(parts)
 
 
 def test_the_reference_depends_on_the_conditions_that_are_seen_and_on_no_other():

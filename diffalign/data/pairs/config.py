@@ -72,6 +72,11 @@ class PairConfig(Ranged):
     caption_dropout: Annotated[float, Between(0, 1)] = 0.2
     """Probability that a pair is seen without its caption (DPO), which keeps classifier-free
     guidance trained. Both sides lose it together."""
+    visits: Annotated[int, AtLeast(1)] | None = None
+    """How many visits of a pair differ in what is random about them (time, noise, flip, crop, lost
+    caption, the posterior's sample): visit v shows what visit v modulo this showed. The times of a
+    pair are then one in each of so many equally probable parts of their distribution. Null: new at
+    every visit. `reference: cached` needs a number, and takes 8 bytes a pair and visit."""
     max_bad_fraction: Annotated[float, Between(0, 1)] = field(default=0.01, metadata=MAY_CHANGE)
     """The run stops when more than this share of the pairs cannot be used. Streams, which do not
     know how many they will have, compare with the pairs seen, at least 1000."""

@@ -38,6 +38,8 @@ class Sample:
     noise_seed: int
     encoding_seeds: Mapping[str, int]
     """View -> seed."""
+    visit: int
+    """Which of the visits that differ it shows."""
     preference: float = 1.0
     """See `ImagePair`."""
     importance: float = 1.0
@@ -61,9 +63,11 @@ class SampleMaker:
 
         Args:
             pair: with images still encoded.
-            visit: number of earlier visits of the pair.
+            visit: number of earlier visits of the pair; taken modulo `data.visits`.
             target: (height, width) of both sides.
         """
+        if self.config.visits is not None:
+            visit %= self.config.visits
         how = self._cut(pair.sample_id, visit, target)
         images = {}
         for view in self.views:
@@ -85,6 +89,7 @@ class SampleMaker:
                 sample_id,
                 visit,
                 schedule_length=self.schedule_length,
+                visits=self.config.visits,
                 size=target,
             ),
             noise_seed=derive_seed(self.run_seed, sample_id, visit, "noise"),
@@ -92,6 +97,7 @@ class SampleMaker:
                 view: derive_seed(self.run_seed, sample_id, visit, "encoding", view)
                 for view in self.views
             },
+            visit=visit,
             preference=pair.preference,
             importance=pair.importance,
         )
@@ -135,6 +141,7 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
         timesteps=torch.tensor([sample.timestep for sample in samples], dtype=torch.float64),
         noise_seeds=tuple(sample.noise_seed for sample in samples),
         encoding_seeds={view: tuple(s.encoding_seeds[view] for s in samples) for view in views},
+        visits=tuple(sample.visit for sample in samples),
         preference=torch.tensor([sample.preference for sample in samples]),
         importance=torch.tensor([sample.importance for sample in samples]),
     )

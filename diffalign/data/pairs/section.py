@@ -68,6 +68,13 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
         return ", or lower model.images_per_encoding"
 
     def check(self, parts: RunParts[NoisesImages, VisitsTimes]) -> None:
+        strata = parts.likelihood.timestep_sampling().strata
+        if self.config.visits is not None and strata != 1:
+            raise ConfigError(
+                f"likelihood.timesteps.strata is {strata}, and data.visits is "
+                f"{self.config.visits}, which spreads the times of a pair over as many parts "
+                f"already: leave strata at 1, or set data.visits to null"
+            )
         if parts.objective.takes_ties:
             return
         for name, value, plain in (

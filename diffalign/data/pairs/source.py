@@ -193,7 +193,7 @@ def _held_out(
 ) -> HeldOut[ImageBatch]:
     """The held-out pairs as they are, captioned and unmirrored, under noise that is the same for
     every run."""
-    plain = replace(maker.config, caption_dropout=0.0, flip=False, crop="center")
+    plain = replace(maker.config, caption_dropout=0.0, flip=False, crop="center", visits=None)
     maker = replace(maker, config=plain, run_seed=0)
     skips, held_out = SkipLog(None), index.of_held_out()
     buckets = {(plain.resolution, plain.resolution): np.arange(len(held_out.members))}

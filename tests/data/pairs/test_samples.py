@@ -53,6 +53,21 @@ def test_each_of_the_three_changes_every_random_choice(run_seed, name, visit):
     assert first.encoding_seeds != second.encoding_seeds
 
 
+def test_after_so_many_visits_every_random_choice_comes_again():
+    make = maker(crop="random", caption_dropout=0.5, visits=3).make
+    first = [make(pair(chosen=(64, 16), rejected=(64, 16)), visit, (16, 16)) for visit in range(7)]
+    assert [sample.visit for sample in first] == [0, 1, 2, 0, 1, 2, 0]
+    seen = [fingerprint(sample) for sample in first]
+    assert seen[:3] == seen[3:6] and seen[6] == seen[0]
+    assert len({str(each) for each in seen}) == 3
+
+
+def test_few_visits_are_the_first_of_many_but_for_their_times():
+    few, many = maker(visits=3).make(pair(), 2, (16, 16)), maker().make(pair(), 2, (16, 16))
+    assert fingerprint(few)[2:] == fingerprint(many)[2:]
+    assert few.timestep != many.timestep
+
+
 def test_sides_of_different_size_are_cut_at_the_same_relative_place():
     for visit in range(10):
         sample = maker(crop="random").make(pair(), visit, (16, 16))
@@ -88,6 +103,7 @@ def sample(name, value):
         caption=f"caption of {name}",
         images={"chosen": image, "rejected": image},
         timestep=12.5,
+        visit=value // 100,
         noise_seed=value,
         encoding_seeds={"chosen": value + 1, "rejected": value + 2},
         preference=1.0,
@@ -102,6 +118,7 @@ def test_fields_stack_in_the_order_of_the_samples():
     assert batch.prompts == ("", "")
     assert batch.captions == ("caption of a", "caption of b")
     assert batch.noise_seeds == (0, 255)
+    assert batch.visits == (0, 2)
     assert batch.encoding_seeds == {"chosen": (1, 256), "rejected": (2, 257)}
     assert batch.timesteps.tolist() == [12.5, 12.5]
     assert batch.timesteps.dtype == torch.float64
