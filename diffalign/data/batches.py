@@ -9,6 +9,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageEncodings:
+    """What frozen encoders made of the images and prompts of B samples, before the run."""
+
+    size: tuple[int, int]
+    """(height, width) of the images, pixels."""
+    posteriors: Mapping[str, Tensor]
+    """View -> [B, 2 * channels, h, w], means and standard deviations as the autoencoder gave them;
+    or their means alone, [B, channels, h, w]."""
+    prompts: Mapping[str, Tensor]
+    """Name, such as `hidden_states` -> [P, ...], what the text encoders made of P prompts."""
+    prompt_rows: Tensor
+    """Int64 [B], which of the P prompts is that of each sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageBatch:
     """B samples, each seen through one or more views (`chosen`, `rejected`) at one noise level.
 
@@ -22,7 +37,7 @@ class ImageBatch:
     captions: tuple[str, ...]
     """B of them, before it: what an image that is sampled for this row is asked to show."""
     images: Mapping[str, Tensor]
-    """View -> float32 [B, 3, H, W] in [-1, 1]."""
+    """View -> float32 [B, 3, H, W] in [-1, 1]; empty where there are encodings."""
     original_sizes: Mapping[str, Tensor]
     """View -> int64 [B, 2], (height, width) of the file before any resize."""
     crop_corners: Mapping[str, Tensor]
@@ -41,6 +56,21 @@ class ImageBatch:
     One half is a tie."""
     importance: Tensor | None = None
     """Float32 [B], how much each sample counts relative to the others; None where all are alike."""
+    encodings: ImageEncodings | None = None
+    """Of images and prompts, where they were computed in advance; None where the model encodes."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, in order."""
+        return tuple(self.encoding_seeds)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images, pixels."""
+        if self.encodings is not None:
+            return self.encodings.size
+        height, width = self.images[self.views[0]].shape[-2:]
+        return height, width
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -13,7 +13,6 @@ from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
-from diffalign.models.diffusion.conditioning import Framing
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import StraightPath
@@ -141,24 +140,17 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: ImageBatch) -> NoisyViews:
         """Encode and corrupt all views; the views of a sample share time, noise and prompt."""
-        views = tuple(batch.images)
-        images = torch.cat([batch.images[view] for view in views])
-        seeds = [seed for view in views for seed in batch.encoding_seeds[view]]
-        clean = model.autoencoder.encode(images, seeds)
+        views = batch.views
+        clean = model.latents(batch)
         one_view = noise_from_seeds(batch.noise_seeds, tuple(clean.shape[1:]))
         noise = send(one_view, clean.device).repeat(len(views), 1, 1, 1)
         t = batch.timesteps.repeat(len(views))
-        framing = Framing(
-            original_sizes=torch.cat([batch.original_sizes[view] for view in views]),
-            crop_corners=torch.cat([batch.crop_corners[view] for view in views]),
-            target_size=(images.shape[-2], images.shape[-1]),
-        )
         return NoisyViews(
             views=views,
             noisy=model.noising.corrupt(clean, noise, t),
             target=model.noising.target(clean, noise, t),
             time=send(model.noising.network_time(t), clean.device),
-            conditioning=model.prompts.framed(batch.prompts * len(views), framing),
+            conditioning=model.conditioning(batch),
         )
 
     def evaluate(self, model: DiffusionModel, prepared: NoisyViews) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from diffalign.models.devices import send
 from diffalign.seeding import noise_from_seeds
 
 _COLOURS = 3
+
+PosteriorKind = Literal["full", "mean"]
+"""What is taken of the Gaussian that an autoencoder makes of an image: all, and then it is sampled;
+or its mean, which is the latent."""
 
 
 def check_autoencoder(config: Mapping[str, Any], *, file: str) -> None:
@@ -116,37 +120,103 @@ class LatentSpace:
         return self.channels, height // self.factor, width // self.factor
 
 
-class Autoencoder:
-    """A frozen `AutoencoderKL`, never autocast, given few images at once.
+class LatentScaling:
+    """Between posteriors and scaled latents: needs the autoencoder's configuration alone.
 
-    Latents are scaled by what its configuration says of them: `scaling_factor`, and `shift_factor`
-    or a mean and a standard deviation for each channel (`latents_mean`, `latents_std`).
+    A posterior is a tensor [n, 2 * channels, h, w] of means and then standard deviations, or, where
+    the mean is all that counts, [n, channels, h, w]. Latents are scaled by what the configuration
+    says of them: `scaling_factor`, and `shift_factor` or a mean and a standard deviation for each
+    channel (`latents_mean`, `latents_std`).
     """
 
-    def __init__(self, network: Any, *, images_at_once: int) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        device: torch.device,
+        posterior: PosteriorKind = "full",
+    ) -> None:
+        """Take what the configuration says.
+
+        Args:
+            config: the content of its `config.json`.
+            device: where latents go.
+            posterior: what is taken of one.
+        """
+        self.device = device
+        self.posterior = posterior
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        scale: float = config.get("scaling_factor", 1.0)
+        self._offset: Tensor | float = config.get("shift_factor") or 0.0
+        self._factor: Tensor | float = scale
+        if mean is not None and std is not None:
+            offset, spread = (
+                torch.tensor(value).float().view(1, -1, 1, 1) for value in (mean, std)
+            )
+            self._offset, self._factor = send(offset, device), send(scale / spread, device)
+
+    def sample(self, posterior: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Sample n posteriors, before any scaling; float32 [n, channels, h, w].
+
+        Args:
+            posterior: on any device, in any float type.
+            seeds: n of them; where the mean is taken, nothing depends on them.
+        """
+        moments = send(posterior, self.device).float()
+        if self.posterior == "mean":
+            return moments
+        mean, std = moments.chunk(2, dim=1)
+        return mean + std * send(noise_from_seeds(seeds, tuple(mean.shape[1:])), self.device)
+
+    def scaled(self, sample: Tensor) -> Tensor:
+        """What a network works on, of samples as the autoencoder makes them."""
+        return (sample - self._offset) * self._factor
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The way back, float32."""
+        return send(latents, self.device).float() / self._factor + self._offset
+
+
+class Autoencoder:
+    """A frozen `AutoencoderKL`, never autocast, given few images at once."""
+
+    def __init__(
+        self, network: Any, *, images_at_once: int, posterior: PosteriorKind = "full"
+    ) -> None:
         """Take a loaded network.
 
         Args:
             network: an `AutoencoderKL`, on its device and in its dtype.
             images_at_once: how many it encodes or decodes in one pass, which bounds its memory.
+            posterior: what is taken of one.
         """
         self.network = network
         self.device: torch.device = network.device
         self.factor = 2 ** (len(network.config.block_out_channels) - 1)
         """Pixels per latent, along either side."""
+        self.scaling = LatentScaling(network.config, device=self.device, posterior=posterior)
         self._images_at_once = images_at_once
         self._broke = torch.zeros((), dtype=torch.bool, device=self.device)
 
-    def _statistics(self) -> tuple[Tensor | float, Tensor | float]:
-        """What is taken off latents, and what the rest is multiplied by: numbers, or float32
-        [1, channels, 1, 1]."""
-        config = self.network.config
-        mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
-        scale: float = config.scaling_factor
-        if mean is None or std is None:
-            return getattr(config, "shift_factor", None) or 0.0, scale
-        offset, spread = (torch.tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
-        return send(offset, self.device), send(scale / spread, self.device)
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> Tensor:
+        """The Gaussians that images are encoded as, see `LatentScaling`; no gradient.
+
+        Args:
+            images: shape [n, 3, H, W], float32 in [-1, 1], on any device.
+
+        Returns:
+            In the autoencoder's dtype, so that nothing of it is rounded.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            chunks = [
+                self.network.encode(part).latent_dist
+                for part in send(images, self.device)
+                .to(self.network.dtype)
+                .split(self._images_at_once)
+            ]
+        full = self.scaling.posterior == "full"
+        return torch.cat([torch.cat([c.mean, c.std], dim=1) if full else c.mean for c in chunks])
 
     @torch.no_grad()
     def encode(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -159,20 +229,9 @@ class Autoencoder:
         Returns:
             Scaled latents, shape [n, channels, H / factor, W / factor], float32.
         """
-        with torch.autocast(self.device.type, enabled=False):
-            chunks = [
-                self.network.encode(part).latent_dist
-                for part in send(images, self.device)
-                .to(self.network.dtype)
-                .split(self._images_at_once)
-            ]
-        mean = torch.cat([chunk.mean for chunk in chunks]).float()
-        std = torch.cat([chunk.std for chunk in chunks]).float()
-        noise = send(noise_from_seeds(seeds, tuple(mean.shape[1:])), self.device)
-        offset, factor = self._statistics()
-        sample = mean + std * noise
+        sample = self.scaling.sample(self.posterior(images), seeds)
         self._note(images, sample)
-        return (sample - offset) * factor
+        return self.scaling.scaled(sample)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
@@ -185,8 +244,7 @@ class Autoencoder:
         Returns:
             Shape [n, 3, h * factor, w * factor], float32, in [-1, 1] where clamped.
         """
-        offset, factor = self._statistics()
-        unscaled = send(latents, self.device).float() / factor + offset
+        unscaled = self.scaling.unscaled(latents)
         with torch.autocast(self.device.type, enabled=False):
             chunks = [
                 self.network.decode(part).sample

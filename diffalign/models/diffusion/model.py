@@ -10,16 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffalign.data.batches import ImageBatch
+from diffalign.errors import ModelError
 from diffalign.models.base import AbstractTrainable
-from diffalign.models.devices import evaluation_mode
-from diffalign.models.diffusion.autoencoder import Autoencoder, LatentSpace
-from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
+from diffalign.models.devices import evaluation_mode, send
+from diffalign.models.diffusion.autoencoder import Autoencoder, LatentScaling, LatentSpace
+from diffalign.models.diffusion.conditioning import (
+    AbstractConditioner,
+    Framing,
+    PromptEmbeddings,
+    PromptEncoder,
+)
 from diffalign.models.diffusion.noising import AbstractNoising
 from diffalign.models.diffusion.sampling import Denoise, with_guidance
 from diffalign.models.reference import AbstractReference, PastPolicy
 
 Export = Callable[[Path, nn.Module, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
+
+_NOT_LOADED = (
+    "model.encoders is cached, so that neither autoencoder nor text encoders were loaded: set it "
+    "to resident to encode or decode images while the model trains"
+)
 
 
 class DiffusionModel(AbstractTrainable):
@@ -35,7 +47,7 @@ class DiffusionModel(AbstractTrainable):
         *,
         network: nn.Module,
         reference: AbstractReference,
-        autoencoder: Autoencoder,
+        autoencoder: Autoencoder | LatentScaling,
         latent_space: LatentSpace,
         conditioner: AbstractConditioner,
         noising: AbstractNoising,
@@ -48,9 +60,11 @@ class DiffusionModel(AbstractTrainable):
         Args:
             network: the denoiser; what requires grad in it is what trains.
             reference: what is in for it within `reference()`.
-            autoencoder: around the frozen network between images and latents.
+            autoencoder: around the frozen network between images and latents; or, where that is
+                not there, the scaling of its latents: such a model takes batches with encodings
+                alone.
             latent_space: of what shape latents are.
-            conditioner: around the frozen text encoders.
+            conditioner: around the frozen text encoders, if they are there.
             noising: how the network was trained to be fed.
             compute_dtype: in which the network runs, by autocast unless it is float32.
             fingerprint: see `AbstractTrainable`.
@@ -58,8 +72,10 @@ class DiffusionModel(AbstractTrainable):
         """
         self.network = network
         self.noising = noising
-        self.autoencoder = autoencoder
-        self.prompts = PromptEncoder(conditioner, device=autoencoder.device)
+        self._autoencoder = autoencoder if isinstance(autoencoder, Autoencoder) else None
+        self._scaling = autoencoder.scaling if isinstance(autoencoder, Autoencoder) else autoencoder
+        self._conditioner = conditioner
+        self._prompts = PromptEncoder(conditioner, device=autoencoder.device)
         self.latent_space = latent_space
         self.device = autoencoder.device
         self.evaluations = 0
@@ -71,6 +87,53 @@ class DiffusionModel(AbstractTrainable):
         self._compute_dtype = compute_dtype
         self._fingerprint = fingerprint
         self._export = export
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """Around the frozen network between images and latents.
+
+        Raises:
+            ModelError: it was not loaded.
+        """
+        if self._autoencoder is None:
+            raise ModelError(_NOT_LOADED)
+        return self._autoencoder
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        """Around the frozen text encoders.
+
+        Raises:
+            ModelError: they were not loaded.
+        """
+        if self._autoencoder is None:
+            raise ModelError(_NOT_LOADED)
+        return self._prompts
+
+    @torch.no_grad()
+    def latents(self, batch: ImageBatch) -> Tensor:
+        """Scaled latents of V views of B samples, float32 [V * B, channels, h, w]; the rows of a
+        view are consecutive."""
+        seeds = [seed for view in batch.views for seed in batch.encoding_seeds[view]]
+        if batch.encodings is None:
+            return self.autoencoder.encode(torch.cat(list(batch.images.values())), seeds)
+        posteriors = [batch.encodings.posteriors[view] for view in batch.views]
+        return self._scaling.scaled(self._scaling.sample(torch.cat(posteriors), seeds))
+
+    @torch.no_grad()
+    def conditioning(self, batch: ImageBatch) -> Mapping[str, Any]:
+        """What the network is told of the same rows next to latent and time."""
+        framing = Framing(
+            original_sizes=torch.cat([batch.original_sizes[view] for view in batch.views]),
+            crop_corners=torch.cat([batch.crop_corners[view] for view in batch.views]),
+            target_size=batch.size,
+        )
+        count = len(batch.views)
+        if batch.encodings is None:
+            return self.prompts.framed(batch.prompts * count, framing)
+        known = {name: send(rows, self.device) for name, rows in batch.encodings.prompts.items()}
+        rows = send(batch.encodings.prompt_rows.repeat(count), self.device)
+        return self._conditioner.arguments(PromptEmbeddings(**known).rows(rows), framing)
 
     @torch.no_grad()
     def denoiser(
@@ -171,7 +234,7 @@ class DiffusionModel(AbstractTrainable):
         return ((name, parameters[name]) for name in self._trained)
 
     def blame(self) -> str | None:
-        return self.autoencoder.blame()
+        return None if self._autoencoder is None else self._autoencoder.blame()
 
     def fingerprint(self) -> str:
         return self._fingerprint
