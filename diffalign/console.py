@@ -24,6 +24,14 @@ from rich.progress import (
 _SECONDS_BETWEEN_LINES = 20.0
 
 
+def in_bytes(count: int) -> str:
+    """A number of bytes for people, such as `1.3 GB`: thousands of thousands, as disks count."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
 @contextmanager
 def progress(
     console: Console, title: str, total: int, *, unit: str = "images"

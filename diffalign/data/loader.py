@@ -178,7 +178,7 @@ class PlannedBatches(Generic[S, B]):
             batch_sampler=works,
             collate_fn=functools.partial(_stack_if_usable, self._stack),
             num_workers=self._workers,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=ignore_interrupts,
             # Its own generator: the loader samples from it, and must not shift the run's RNG.
             generator=cpu_generator(derive_seed(self._run_seed, "loader")),
         )
@@ -237,7 +237,7 @@ def _stack_if_usable(
     return stack(samples) if len(samples) == len(results) else results
 
 
-def _ignore_interrupts(worker: int) -> None:
+def ignore_interrupts(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole process group; the trainer alone decides, and it needs its
     workers until the step is finished. They end with their parent, however that ends: a killed run
     must not go on holding its folder through them."""

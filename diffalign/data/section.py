@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from diffalign.data.pairs.encoded import OpensEncodings
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 
@@ -70,6 +71,8 @@ class SourceRequest(RunParts[Model, Likelihood]):
     """Where unusable samples are listed, shared by all ranks; None keeps them in memory."""
     console: Console
     """For progress; silent on all ranks but the main one."""
+    encodings: OpensEncodings | None = None
+    """Opens what was computed in advance of image pairs; None where the model encodes."""
 
 
 class UsableOrNot(Protocol):

@@ -35,6 +35,7 @@ class SkipReason(enum.Enum):
     TOO_LARGE = "image above max_pixels"
     UNSUITABLE = "image that the model's processor refuses"
     REMOTE = "image behind an address"
+    DAMAGED = "damaged encoding"
     EMPTY_PROMPT = "empty prompt"
     EMPTY_RESPONSE = "empty response"
     IDENTICAL = "identical chosen and rejected"

@@ -32,6 +32,8 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
     """The same as `Batch`, for whoever puts source and likelihood together."""
     measures: ClassVar[Measure]
     """What its numbers are; objectives say which of these they read."""
+    takes_encodings: ClassVar[bool] = False
+    """Whether it can do with what encoders made of images and prompts in advance."""
     needs_captions: ClassVar[bool] = False
     """Whether it cannot measure an image whose caption was dropped."""
 

@@ -101,6 +101,7 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
 
     batch_type: ClassVar[type] = ImageBatch
     measures: ClassVar[Measure] = "denoising error"
+    takes_encodings: ClassVar[bool] = True
 
     timesteps: TimestepSampling = field(default_factory=TimestepSampling)
     """Which times the loader samples."""

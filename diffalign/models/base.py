@@ -76,6 +76,12 @@ class AbstractModel(Ranged, abc.ABC):
         return False
 
     @property
+    def takes_encodings(self) -> bool:
+        """Whether its frozen encoders are not loaded, so that batches must bring what they made of
+        the data before."""
+        return False
+
+    @property
     def makes(self) -> Literal["images", "responses"] | None:
         """What can be sampled from it while it trains; None where it only scores."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES
 from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
+from diffalign.training.encodings import open_encodings
 from diffalign.training.hooks.configured import open_hooks
 from diffalign.training.identity import identity
 from diffalign.training.reference import open_cached, resolve_reference
@@ -106,6 +108,7 @@ def source_request(
         settings=repr(identity(run)),
         skipped=skipped,
         console=console,
+        encodings=functools.partial(open_encodings, run) if run.model.takes_encodings else None,
     )
 
 

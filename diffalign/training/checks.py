@@ -10,6 +10,7 @@ from diffalign import components
 from diffalign.data.section import RunParts
 from diffalign.errors import ConfigError
 from diffalign.training.config import RunConfig, TrackingConfig
+from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
 from diffalign.training.optimizers import check_optimizer
 from diffalign.training.reference import resolve_reference
@@ -20,6 +21,7 @@ def check(run: RunConfig) -> None:
     resolve_reference(run)
     run.section.check(RunParts(model=run.model, likelihood=run.likelihood, objective=run.objective))
     _check_objective(run)
+    check_encodings(run)
     if run.training.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
             "training.precision fp16 needs a CUDA device and there is none: use bf16 or float32"

@@ -83,6 +83,9 @@ class RunConfig:
     reference_cache: Path | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of those values, which other runs may share; null is `cache/references` below
     `output`."""
+    encodings_cache: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """Folder of what `diffalign precompute` made of images and captions for `model.encoders:
+    cached`, which other runs may share; null is `cache/encodings` below `output`."""
     data: PairConfig | None = None
     """The preference data of images; null where all is sampled, or responses are preferred."""
     responses: ResponseConfig | None = None

@@ -63,6 +63,10 @@ class PairConfig(Ranged):
     crop: Literal["center", "random"] = "center"
     """Which part of an image stays when its shape does not fit (DPO: center). Both sides of a pair
     are cut at the same relative place."""
+    crops: Annotated[int, AtLeast(1)] | None = None
+    """With `crop: random`, at how many places each pair is cut, spread over the image, one of them
+    at each visit; null for anywhere. Encodings in advance (`model.encoders: cached`) need a number,
+    and take as many times the room."""
     flip: bool = True
     """Mirror a pair with probability one half (DPO). Turn it off where captions say left, right,
     or anything that a mirror makes wrong."""
@@ -97,6 +101,11 @@ class PairConfig(Ranged):
             raise ValueError(
                 f"resolution must be a multiple of 8, the factor of the autoencoders, "
                 f"got {self.resolution}"
+            )
+        if self.crops is not None and self.crop != "random":
+            raise ValueError(
+                f"crops is {self.crops}, a number of places for random crops, and crop is "
+                f"{self.crop}: set crop to random, or crops to null"
             )
         check_share(self.holdout)
         if self.holdout is not None and self.streaming:

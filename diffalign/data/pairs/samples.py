@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffalign.data.batches import ImageBatch
-from diffalign.data.decoding import BadImageError, Size, decode
+from diffalign.data.batches import ImageBatch, ImageEncodings
+from diffalign.data.decoding import Size
 from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.pairs.config import PairConfig
-from diffalign.data.pairs.transforms import Cut, CutImage, cut
+from diffalign.data.pairs.encoded import EncodedPair, EncodedPrompt, decoded_view
+from diffalign.data.pairs.transforms import CENTER, Cut, CutImage, cut, numbered_place
 from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.seeding import derive_seed, unit_interval
 from diffalign.timesteps import TimestepSampling
@@ -33,7 +34,9 @@ class Sample:
     caption: str
     """Before it."""
     images: Mapping[str, CutImage]
-    """View -> the image, cut to size."""
+    """View -> the image, cut to size, or its encoding where there are `embeddings`."""
+    target: Size
+    """(height, width) that it was cut to."""
     timestep: float
     noise_seed: int
     encoding_seeds: Mapping[str, int]
@@ -44,6 +47,8 @@ class Sample:
     """See `ImagePair`."""
     importance: float = 1.0
     """See `ImagePair`."""
+    embeddings: EncodedPrompt | None = None
+    """Of the prompt, where images and prompts were encoded in advance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +63,34 @@ class SampleMaker:
     schedule_length: int
     """Length of the model's noise schedule."""
 
-    def make(self, pair: ImagePair, visit: int, target: Size) -> Sample | Skipped:
+    def make(self, pair: ImagePair | EncodedPair, visit: int, target: Size) -> Sample | Skipped:
         """The sample of one visit, or why the pair cannot be used.
 
         Args:
-            pair: with images still encoded.
+            pair: with images still encoded as files, or as they were encoded by the model.
             visit: number of earlier visits of the pair; taken modulo `data.visits`.
             target: (height, width) of both sides.
         """
         if self.config.visits is not None:
             visit %= self.config.visits
-        how = self._cut(pair.sample_id, visit, target)
+        sample_id = pair.sample_id
+        how, dropped = self._cut(sample_id, visit, target), self._drops_caption(sample_id, visit)
         images = {}
         for view in self.views:
-            try:
-                image = decode(getattr(pair, view), max_pixels=self.config.max_pixels)
-            except BadImageError as error:
-                return Skipped(
-                    sample_id=pair.sample_id, reason=error.reason, detail=error.detail, side=view
-                )
-            images[view] = cut(image, how)
-        sample_id = pair.sample_id
+            image = self._image(pair, view, how)
+            if isinstance(image, Skipped):
+                return image
+            images[view] = image
+        embeddings = None if isinstance(pair, ImagePair) else pair.embeddings(dropped=dropped)
+        if isinstance(embeddings, Skipped):
+            return embeddings
         return Sample(
             sample_id=sample_id,
-            prompt="" if self._drops_caption(sample_id, visit) else pair.prompt,
+            prompt="" if dropped else pair.prompt,
             caption=pair.prompt,
             images=images,
+            target=target,
+            embeddings=embeddings,
             timestep=self.timesteps.sample(
                 self.run_seed,
                 sample_id,
@@ -102,6 +109,12 @@ class SampleMaker:
             importance=pair.importance,
         )
 
+    def _image(self, pair: ImagePair | EncodedPair, view: str, how: Cut) -> CutImage | Skipped:
+        if not isinstance(pair, ImagePair):
+            return pair.image(view, (how.number, how.mirrored))
+        image = decoded_view(pair, view, max_pixels=self.config.max_pixels)
+        return image if isinstance(image, Skipped) else cut(image, how)
+
     def _drops_caption(self, sample_id: str, visit: int) -> bool:
         coin = unit_interval(self.run_seed, sample_id, visit, "caption")
         return coin < self.config.caption_dropout
@@ -110,11 +123,14 @@ class SampleMaker:
         def coin(name: str) -> float:
             return unit_interval(self.run_seed, sample_id, visit, name)
 
-        return Cut(
-            target=target,
-            place=(coin("top"), coin("left")) if self.config.crop == "random" else None,
-            mirrored=self.config.flip and coin("flip") < 0.5,
-        )
+        config, number, place = self.config, CENTER, None
+        if config.crop == "random" and config.crops is None:
+            place = coin("top"), coin("left")
+        elif config.crop == "random":
+            number = min(int(coin("place") * config.crops), config.crops - 1)
+            place = numbered_place(sample_id, number, of=config.crops)
+        mirrored = config.flip and coin("flip") < 0.5
+        return Cut(target=target, place=place, mirrored=mirrored, number=number)
 
 
 def empty_caption(sample_id: str, caption: str) -> Skipped | None:
@@ -127,11 +143,14 @@ def empty_caption(sample_id: str, caption: str) -> Skipped | None:
 def stack(samples: Sequence[Sample]) -> ImageBatch:
     """A batch of samples of one image size, whose images are still uint8 [B, 3, H, W]."""
     views = tuple(samples[0].images)
+    images = {view: torch.stack([s.images[view].pixels for s in samples]) for view in views}
+    encodings = _encodings(samples, images)
     return ImageBatch(
         sample_ids=tuple(sample.sample_id for sample in samples),
         prompts=tuple(sample.prompt for sample in samples),
         captions=tuple(sample.caption for sample in samples),
-        images={view: torch.stack([s.images[view].pixels for s in samples]) for view in views},
+        images=images if encodings is None else {},
+        encodings=encodings,
         original_sizes={
             view: torch.tensor([s.images[view].original_size for s in samples]) for view in views
         },
@@ -144,6 +163,24 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
         visits=tuple(sample.visit for sample in samples),
         preference=torch.tensor([sample.preference for sample in samples]),
         importance=torch.tensor([sample.importance for sample in samples]),
+    )
+
+
+def _encodings(
+    samples: Sequence[Sample], posteriors: Mapping[str, Tensor]
+) -> ImageEncodings | None:
+    """Of samples that were encoded in advance, equal prompts once."""
+    embeddings = [sample.embeddings for sample in samples if sample.embeddings is not None]
+    if not embeddings:
+        return None
+    distinct = {prompt.number: prompt.rows for prompt in embeddings}
+    rows = {number: row for row, number in enumerate(distinct)}
+    names = embeddings[0].rows
+    return ImageEncodings(
+        size=samples[0].target,
+        posteriors=posteriors,
+        prompts={name: torch.stack([each[name] for each in distinct.values()]) for name in names},
+        prompt_rows=torch.tensor([rows[prompt.number] for prompt in embeddings]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from rich.markup import escape
@@ -103,6 +103,7 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
             timesteps=request.likelihood.timestep_sampling(),
             schedule_length=request.model.noising().schedule_length,
             skipped=request.skipped,
+            encodings=request.encodings,
         )
 
     def without_download(self) -> PairSection:
@@ -114,7 +115,7 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
         return PairSection(without_download(self.config))
 
     def preview(self, request: SourceRequest[NoisesImages, VisitsTimes], n: int) -> ShownSource:
-        source = self.without_download().open(request)
+        source = self.without_download().open(replace(request, encodings=None))  # shows the files
         shown = source.preview(n)
         return ShownSource(
             lines=shown.lines,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,12 @@ from diffalign.data.held_out import HeldOut
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
 from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.encoded import (
+    AbstractEncodedPairs,
+    EncodedPair,
+    OpensEncodings,
+    PairsToEncode,
+)
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
 from diffalign.data.pairs.index import assign_buckets, index_rows
 from diffalign.data.pairs.preview import PairPreviewRow, first_rows
@@ -35,6 +41,8 @@ class _Decoder(Dataset):
 
     data: OpenedPairs
     maker: SampleMaker
+    encoded: AbstractEncodedPairs | None
+    """In place of the data's images and captions."""
 
     def __getitem__(self, work: Work) -> Sample | Skipped:
         assert work.target is not None
@@ -43,9 +51,11 @@ class _Decoder(Dataset):
             return pair
         return self.maker.make(pair, work.visit, work.target)
 
-    def _pair(self, pair: int | ImagePair) -> ImagePair | Skipped:
+    def _pair(self, pair: int | ImagePair) -> ImagePair | EncodedPair | Skipped:
         if isinstance(pair, ImagePair):
             return pair
+        if self.encoded is not None:
+            return self.encoded.pair(pair)
         assert isinstance(self.data.rows, AbstractRows)
         found = self.data.read(self.data.rows[pair])
         assert not isinstance(found, LeftOut), "the index holds pairs only"
@@ -66,15 +76,19 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         *,
         pairs_per_device: int,
         held_out: HeldOut[ImageBatch] | None = None,
+        to_encode: PairsToEncode | None = None,
+        encoded: AbstractEncodedPairs | None = None,
     ) -> None:
         """Use `open`; this takes the parts."""
         self.views = frozenset(maker.views)
         self.held_out = held_out
+        self.to_encode = to_encode
+        """The pairs of an encoding in advance; None of a stream, which knows none."""
         self._data = data
         self._config = maker.config
         batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
             plan,
-            _Decoder(data, maker),
+            _Decoder(data, maker, encoded),
             stack,
             skips,
             pairs_per_device=pairs_per_device,
@@ -95,6 +109,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         timesteps: TimestepSampling,
         schedule_length: int,
         skipped: Path | None,
+        encodings: OpensEncodings | None = None,
     ) -> PairSource:
         """Find the data, choose a reader, and index labels and captions (not of a stream).
 
@@ -107,10 +122,13 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             schedule_length: of the model's noise schedule, in steps.
             skipped: where unusable samples are listed (`skipped.jsonl` of the run folder), shared
                 by all ranks; None keeps them in memory.
+            encodings: opens what was computed of its images and captions, which are not read then;
+                None where the model encodes.
 
         Raises:
-            DataError: nothing is there, no reader understands it, it holds no preference, or it
-                does not offer a view.
+            DataError: nothing is there, no reader understands it, it holds no preference, it does
+                not offer a view, or it is a stream, of which nothing is computed in advance.
+            CacheError: what was computed belongs to other settings.
         """
         unknown = set(views) - set(PAIR_VIEWS)
         if unknown or not views:
@@ -132,11 +150,38 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             timesteps=timesteps,
             schedule_length=schedule_length,
         )
-        plan = _plan(data, config, run_seed=run_seed, skips=skips)
+        if isinstance(data.rows, AbstractRowStream):
+            if encodings is not None:
+                raise DataError(
+                    f"model.encoders is cached, and {data.summary}: of a stream nothing is "
+                    f"computed in advance. Take a copy that is read at random (parquet, JSON "
+                    f"lines, a folder), or set model.encoders to resident"
+                )
+            plan = _stream_plan(data, config, run_seed=run_seed)
+            return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
+        index = index_rows(
+            data.rows, data.columns, limit=config.limit, skips=skips, holdout=config.holdout
+        )
+        trained = _buckets(data, index, config, skips)
+        others = index.of_held_out()
+        kept_back = _buckets(data, others, config, SkipLog(None)) if index.held_out else {}
+        to_encode = _to_encode(data, maker, [(index, trained), (others, kept_back)])
+        encoded = None if encodings is None else encodings(to_encode)
         held_out = None
-        if isinstance(plan, IndexPlan) and plan.index.held_out:
-            held_out = _held_out(data, maker, plan.index, pairs_per_device=pairs_per_device)
-        return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device, held_out=held_out)
+        if index.held_out:
+            held_out = _held_out(
+                data, maker, index, kept_back, encoded, pairs_per_device=pairs_per_device
+            )
+        return cls(
+            data,
+            maker,
+            IndexPlan(index, run_seed=run_seed, buckets=trained),
+            skips,
+            pairs_per_device=pairs_per_device,
+            held_out=held_out,
+            to_encode=to_encode,
+            encoded=encoded,
+        )
 
     def preview(self, n: int) -> Preview[PairPreviewRow]:
         """The preview of a dry run: the lines of `describe`, and the first `n` pairs.
@@ -161,49 +206,75 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         return map(with_unit_range, self._batches)
 
 
-def _plan(data: OpenedPairs, config: PairConfig, *, run_seed: int, skips: SkipLog) -> AbstractPlan:
-    """The order in which the data is seen."""
-    square = (config.resolution, config.resolution)
-    if isinstance(data.rows, AbstractRowStream):
-        if config.holdout is not None:
-            raise DataError(
-                f"data.holdout is {config.holdout:g}, and {data.summary}: a stream does not know "
-                f"its prompts in advance. Take a copy that is read at random (parquet, JSON lines, "
-                f"a folder), or set data.holdout to null"
-            )
-        return StreamPlan(
-            data,
-            run_seed=run_seed,
-            block_rows=config.shuffle_block,
-            limit=config.limit,
-            target=square,
+def _stream_plan(data: OpenedPairs, config: PairConfig, *, run_seed: int) -> StreamPlan:
+    """The order in which a stream is seen."""
+    if config.holdout is not None:
+        raise DataError(
+            f"data.holdout is {config.holdout:g}, and {data.summary}: a stream does not know "
+            f"its prompts in advance. Take a copy that is read at random (parquet, JSON lines, "
+            f"a folder), or set data.holdout to null"
         )
-    index = index_rows(
-        data.rows, data.columns, limit=config.limit, skips=skips, holdout=config.holdout
+    return StreamPlan(
+        data,
+        run_seed=run_seed,
+        block_rows=config.shuffle_block,
+        limit=config.limit,
+        target=(config.resolution, config.resolution),
     )
-    if not config.buckets:
-        buckets = {square: np.arange(len(index.members))}
-    else:
-        buckets = assign_buckets(data, index, config, skips)
-    return IndexPlan(index, run_seed=run_seed, buckets=buckets)
+
+
+def _buckets(
+    data: OpenedPairs, index: Index, config: PairConfig, skips: SkipLog
+) -> dict[Size, np.ndarray]:
+    """Target size -> indices into `index.members`."""
+    if config.buckets:
+        return assign_buckets(data, index, config, skips)
+    return {(config.resolution, config.resolution): np.arange(len(index.members))}
+
+
+def _to_encode(
+    data: OpenedPairs,
+    maker: SampleMaker,
+    parts: Sequence[tuple[Index, Mapping[Size, np.ndarray]]],
+) -> PairsToEncode:
+    """All pairs that have a size, in the order of the data set."""
+    targets = {
+        int(index.members[member]): size
+        for index, buckets in parts
+        for size, members in buckets.items()
+        for member in members.tolist()
+    }
+    numbers = sorted(targets)
+    return PairsToEncode(
+        data=data,
+        config=maker.config,
+        views=maker.views,
+        numbers=np.array(numbers, dtype=np.int64),
+        targets=[targets[number] for number in numbers],
+        held_out=frozenset(parts[1][0].members.tolist()),
+    )
 
 
 def _held_out(
-    data: OpenedPairs, maker: SampleMaker, index: Index, *, pairs_per_device: int
+    data: OpenedPairs,
+    maker: SampleMaker,
+    index: Index,
+    buckets: Mapping[Size, np.ndarray],
+    encoded: AbstractEncodedPairs | None,
+    *,
+    pairs_per_device: int,
 ) -> HeldOut[ImageBatch]:
     """The held-out pairs as they are, captioned and unmirrored, under noise that is the same for
     every run."""
-    plain = replace(maker.config, caption_dropout=0.0, flip=False, crop="center", visits=None)
+    plain = replace(
+        maker.config, caption_dropout=0.0, flip=False, crop="center", crops=None, visits=None
+    )
     maker = replace(maker, config=plain, run_seed=0)
-    skips, held_out = SkipLog(None), index.of_held_out()
-    buckets = {(plain.resolution, plain.resolution): np.arange(len(held_out.members))}
-    if plain.buckets:
-        buckets = assign_buckets(data, held_out, plain, skips)
     batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
-        IndexPlan(held_out, run_seed=0, buckets=buckets),
-        _Decoder(data, maker),
+        IndexPlan(index.of_held_out(), run_seed=0, buckets=buckets),
+        _Decoder(data, maker, encoded),
         stack,
-        skips,
+        SkipLog(None),
         pairs_per_device=pairs_per_device,
         max_bad_fraction=1.0,
         workers=plain.workers,

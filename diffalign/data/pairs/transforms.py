@@ -10,6 +10,31 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.data.decoding import Size
+from diffalign.seeding import unit_interval
+
+
+CENTER = -1
+"""Number of the place in the middle."""
+
+
+def numbered_place(sample_id: str, number: int, *, of: int | None) -> tuple[float, float] | None:
+    """One of the few places that a pair may be cut at, spread over what there is to choose from;
+    the same for every run.
+
+    A covering image is larger than the target along one side alone, so that a diagonal is spread
+    evenly over it.
+
+    Args:
+        sample_id: of the pair.
+        number: from 0 to `of` - 1, or CENTER.
+        of: how many places there are.
+    """
+    if number == CENTER or of is None:
+        return None
+    top, left = (
+        (number + unit_interval(sample_id, "place", number, axis)) / of for axis in ("top", "left")
+    )
+    return top, left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +48,8 @@ class Cut:
     to choose from; None is the middle."""
     mirrored: bool = False
     """Whether left and right are exchanged."""
+    number: int = CENTER
+    """Of the place, where there are few to choose from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +57,7 @@ class CutImage:
     """An image cut to size."""
 
     pixels: Tensor
-    """Uint8 [3, H, W]."""
+    """Uint8 [3, H, W]; or, of an image that was encoded in advance, its posterior."""
     original_size: Size
     """Before the resize."""
     corner: tuple[int, int]

@@ -195,7 +195,7 @@ class Autoencoder:
         self.factor = 2 ** (len(network.config.block_out_channels) - 1)
         """Pixels per latent, along either side."""
         self.scaling = LatentScaling(network.config, device=self.device, posterior=posterior)
-        self._images_at_once = images_at_once
+        self.images_at_once = images_at_once
         self._broke = torch.zeros((), dtype=torch.bool, device=self.device)
 
     @torch.no_grad()
@@ -213,10 +213,12 @@ class Autoencoder:
                 self.network.encode(part).latent_dist
                 for part in send(images, self.device)
                 .to(self.network.dtype)
-                .split(self._images_at_once)
+                .split(self.images_at_once)
             ]
         full = self.scaling.posterior == "full"
-        return torch.cat([torch.cat([c.mean, c.std], dim=1) if full else c.mean for c in chunks])
+        found = torch.cat([torch.cat([c.mean, c.std], dim=1) if full else c.mean for c in chunks])
+        self._note(images, found)
+        return found
 
     @torch.no_grad()
     def encode(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -229,9 +231,7 @@ class Autoencoder:
         Returns:
             Scaled latents, shape [n, channels, H / factor, W / factor], float32.
         """
-        sample = self.scaling.sample(self.posterior(images), seeds)
-        self._note(images, sample)
-        return self.scaling.scaled(sample)
+        return self.scaling.scaled(self.scaling.sample(self.posterior(images), seeds))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
@@ -248,7 +248,7 @@ class Autoencoder:
         with torch.autocast(self.device.type, enabled=False):
             chunks = [
                 self.network.decode(part).sample
-                for part in unscaled.to(self.network.dtype).split(self._images_at_once)
+                for part in unscaled.to(self.network.dtype).split(self.images_at_once)
             ]
         images = torch.cat(chunks).float()
         self._note(unscaled, images)

@@ -27,6 +27,7 @@ from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.devices import DTYPES, Precision
 from diffalign.models.diffusion.agreement import check_trainable
+from diffalign.models.diffusion.autoencoder import PosteriorKind
 from diffalign.models.diffusion.conditioning import AbstractConditioner
 from diffalign.models.diffusion.export import (
     kohya_or_none,
@@ -38,6 +39,7 @@ from diffalign.models.diffusion.export import (
 from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora
 from diffalign.models.diffusion.loading import (
     Attention,
+    Encoders,
     EncoderSettings,
     TrainedNetwork,
     load_to_sample,
@@ -107,6 +109,13 @@ class AbstractDiffusion(AbstractModel):
     """Of the autoencoder. SDXL's own overflows in fp16; the fp16-fix weights do not."""
     images_per_encoding: Annotated[int, AtLeast(1)] = 4
     """Images that the autoencoder encodes or decodes at once, which bounds its memory."""
+    posterior: PosteriorKind = "full"
+    """The latent of an image: a new sample of what the autoencoder says of it at each visit
+    (`full`), or always the mean of that (`mean`), which takes half the room in a cache."""
+    encoders: Encoders = field(default="resident", metadata=MAY_CHANGE)
+    """Where autoencoder and text encoders are while the model trains: `resident` on the device, or
+    `cached`, which reads what `diffalign precompute` made of the data with them, and loads neither;
+    nothing can be sampled from the model then."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     attention: Attention = "default"
@@ -249,7 +258,9 @@ class AbstractDiffusion(AbstractModel):
         network = self._check_parts()
         check_trainable(self.parts.whole_network_config())
         self.noising()
-        self.parts.check_weights()
+        self.parts.check_weights(encoders=not self.takes_encodings)
+        if self.takes_encodings and self.lora is None:
+            self.parts.check_export()
         self._trained_network().check(network)
 
     def check_to_sample(self) -> None:
@@ -257,11 +268,15 @@ class AbstractDiffusion(AbstractModel):
         self._check_parts()
         self.parts.check_weights()
 
+    @property
+    def takes_encodings(self) -> bool:
+        return self.encoders == "cached"
+
     def _check_parts(self) -> Any:
         """Raise ModelError unless the parts fit together; returns the network without weights."""
         parts = self.parts
         parts.check_class(components.kind_of(self))
-        parts.check_autoencoder()
+        parts.check_autoencoder(weights=not self.takes_encodings)
         self.check_configs(parts.whole_network_config(), parts.encoder_configs())
         parts.check_channels()
         return parts.blank_network()
@@ -301,7 +316,7 @@ class AbstractDiffusion(AbstractModel):
         return load_to_train(
             self.parts,
             self._trained_network(),
-            self._encoder_settings(),
+            self.encoder_settings(),
             conditioner=self.conditioner,
             export=self._export,
             fingerprint=self._fingerprint(),
@@ -340,9 +355,13 @@ class AbstractDiffusion(AbstractModel):
             compile=self.compile,
         )
 
-    def _encoder_settings(self) -> EncoderSettings:
+    def encoder_settings(self) -> EncoderSettings:
+        """How the frozen parts around the network are kept and run."""
         return EncoderSettings(
-            vae_dtype=DTYPES[self.vae_dtype], images_at_once=self.images_per_encoding
+            vae_dtype=DTYPES[self.vae_dtype],
+            images_at_once=self.images_per_encoding,
+            posterior=self.posterior,
+            kept=self.encoders,
         )
 
     def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:

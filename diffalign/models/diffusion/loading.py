@@ -19,8 +19,8 @@ from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.base import ReferenceKind
 from diffalign.models.devices import freeze, materialize, remove_dropout, store_for_autocast
-from diffalign.models.diffusion.autoencoder import Autoencoder
-from diffalign.models.diffusion.conditioning import AbstractConditioner
+from diffalign.models.diffusion.autoencoder import Autoencoder, LatentScaling, PosteriorKind
+from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 from diffalign.models.diffusion.model import DiffusionModel, Export
 from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.models.diffusion.pipeline_lora import add_adapter
@@ -29,6 +29,9 @@ from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.reference import reference_of
 
 Attention = Literal["default", "sdpa", "xformers"]
+
+Encoders = Literal["resident", "offload", "cached"]
+"""Where autoencoder and text encoders are while a model trains."""
 
 Conditioner = Callable[[Any], AbstractConditioner]
 """Makes what tells the network of prompt and framing out of a pipeline's parts."""
@@ -105,6 +108,61 @@ class EncoderSettings:
     vae_dtype: torch.dtype
     images_at_once: int
     """That the autoencoder encodes or decodes in one pass."""
+    posterior: PosteriorKind = "full"
+    """What is taken of what the autoencoder says of an image."""
+    kept: Encoders = "resident"
+    """Where they are; `cached` loads none of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenEncoders:
+    """What is around the network, without it."""
+
+    autoencoder: Autoencoder
+    prompts: PromptEncoder
+
+
+def load_encoders(
+    parts: PipelineParts,
+    encoders: EncoderSettings,
+    *,
+    conditioner: Conditioner,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+) -> FrozenEncoders:
+    """Read autoencoder and text encoders, and no weight of the network.
+
+    Args:
+        parts: where they lie.
+        encoders: how they are kept.
+        conditioner: of the backbone.
+        device: where they go.
+        compute_dtype: of the text encoders.
+
+    Raises:
+        ModelError: files are damaged.
+    """
+    pipeline = parts.read(**{parts.component: parts.blank_network()})
+    autoencoder = _freeze_encoders(pipeline, parts, encoders, device, compute_dtype)
+    prompts = PromptEncoder(conditioner(pipeline), device=device)
+    return FrozenEncoders(autoencoder=autoencoder, prompts=prompts)
+
+
+def _freeze_encoders(
+    pipeline: Any,
+    parts: PipelineParts,
+    encoders: EncoderSettings,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+) -> Autoencoder:
+    """Place autoencoder and text encoders; the former is returned."""
+    found = pipeline.components
+    for name in parts.encoders:
+        freeze(found[name], device, compute_dtype)
+    freeze(found["vae"], device, encoders.vae_dtype)
+    return Autoencoder(
+        found["vae"], images_at_once=encoders.images_at_once, posterior=encoders.posterior
+    )
 
 
 def load_to_train(
@@ -142,13 +200,19 @@ def load_to_train(
             "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
             "give lora a rank"
         )
-    pipeline = parts.read()
-    found = pipeline.components
-    for name in parts.encoders:
-        freeze(found[name], device, compute_dtype)
-    freeze(found["vae"], device, encoders.vae_dtype)
+    if encoders.kept == "offload":
+        raise ModelError("encoders: offload is not offered yet: use resident, or cached")
+    scaling: Autoencoder | LatentScaling
+    if encoders.kept == "cached":
+        pipeline = parts.read(**dict.fromkeys(("vae", *parts.encoders)))
+        scaling = LatentScaling(
+            parts.whole_autoencoder_config(), device=device, posterior=encoders.posterior
+        )
+    else:
+        pipeline = parts.read()
+        scaling = _freeze_encoders(pipeline, parts, encoders, device, compute_dtype)
     policy, stand_in = trained.prepare(
-        found[parts.component], compute_dtype, copied=reference == "frozen_copy"
+        pipeline.components[parts.component], compute_dtype, copied=reference == "frozen_copy"
     )
     if not trainable:
         policy.requires_grad_(False)
@@ -162,7 +226,7 @@ def load_to_train(
     return DiffusionModel(
         network=policy,
         reference=reference_of(reference, policy, stand_in),
-        autoencoder=Autoencoder(found["vae"], images_at_once=encoders.images_at_once),
+        autoencoder=scaling,
         latent_space=parts.latent_space(),
         conditioner=conditioner(pipeline),
         noising=parts.noising(),

@@ -26,6 +26,8 @@ from diffalign.models.locate import locate
 from diffalign.models.locations import ITSELF, AbstractLocation
 
 INDEX_FILE = "model_index.json"
+_SAMPLE_PROMPT = "An astronaut's 2 photographs of Zürich, 8k; unbelievably detailed!"
+"""Holds what tokenizers differ in."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,14 @@ class PipelineParts:
             f"{self.name} holds a {given}, but kind {kind} trains a {self.pipeline}: {advice}"
         )
 
-    def check_autoencoder(self) -> None:
-        """Raise ModelError unless the other autoencoder, if there is one, can be read."""
+    def check_autoencoder(self, *, weights: bool = True) -> None:
+        """Raise ModelError unless the other autoencoder, if there is one, can be read; without its
+        weights where these are not asked for."""
         try:
             if self._autoencoder is not None:
                 self._autoencoder.read_json(f"{ITSELF}/config.json")
-                self._autoencoder.check_weights(ITSELF)
+                if weights:
+                    self._autoencoder.check_weights(ITSELF)
         except ModelError as error:
             raise ModelError(f"vae: {error}") from error
 
@@ -150,22 +154,51 @@ class PipelineParts:
         levels = self._autoencoder_config().get("block_out_channels", (64,))
         return LatentSpace.of(self.whole_network_config(), 2 ** (len(levels) - 1))
 
-    def check_weights(self) -> None:
-        """Raise ModelError if weights are known to be missing or pickled."""
-        for name in (self.component, "vae", *self.encoders):
+    def check_weights(self, *, encoders: bool = True) -> None:
+        """Raise ModelError if weights are known to be missing or pickled: of the network alone, or
+        of the frozen encoders as well."""
+        for name in (self.component, *(("vae", *self.encoders) if encoders else ())):
             self.location.check_weights(name)
 
     def whole_network_config(self) -> dict[str, Any]:
         """The network's configuration, with what it leaves out as its class has it."""
-        parameters = inspect.signature(self.network_class().__init__).parameters
-        return {
-            **{
-                name: parameter.default
-                for name, parameter in parameters.items()
-                if parameter.default is not inspect.Parameter.empty
-            },
-            **self.network_config,
-        }
+        return _with_defaults(self.network_class(), self.network_config)
+
+    def whole_autoencoder_config(self) -> dict[str, Any]:
+        """The same of the autoencoder."""
+        return _with_defaults(diffusers.AutoencoderKL, self._autoencoder_config())
+
+    def encoder_identities(self) -> dict[str, str]:
+        """Tell autoencoder and text encoders from others, by the settings that choose them; those
+        whose weights are not there are left out."""
+        vae = (self.location, "vae") if self._autoencoder is None else (self._autoencoder, ITSELF)
+        found = {"vae": vae[0].identity(vae[1])}
+        found |= {name: self.location.identity(name) for name in self.encoders}
+        known = {f"model's {name}": identity for name, identity in found.items() if identity}
+        names = ", ".join(self.encoders)
+        return known | {"model's text encoders": names, "model's tokenizers": self._reading()}
+
+    def _reading(self) -> str:
+        """Tells how prompts become tokens."""
+        digest = hashlib.blake2b(digest_size=8)
+        for tokenizer in self.tokenizers():
+            ids = tokenizer(_SAMPLE_PROMPT, truncation=False, verbose=False).input_ids
+            vocabulary = sorted(tokenizer.get_vocab().items())
+            digest.update(repr((vocabulary, ids, tokenizer.model_max_length)).encode())
+        return digest.hexdigest()
+
+    def check_export(self) -> None:
+        """Raise ModelError unless a whole pipeline can be written when all of the network was
+        trained."""
+        try:
+            self.check_autoencoder()
+            self.check_weights()
+        except ModelError as error:
+            raise ModelError(
+                f"model.encoders is cached, so that training can do without autoencoder and text "
+                f"encoders, but all weights are trained (model.lora is null), and the pipeline "
+                f"that is written in the end needs them: {error}. Put them back, or train a LoRA"
+            ) from error
 
     def network_class(self) -> Any:
         """The class of the network in diffusers."""
@@ -193,7 +226,7 @@ class PipelineParts:
 
         An export reads no more than training did: what was left out may not be within reach.
         """
-        if self._autoencoder is not None:
+        if self._autoencoder is not None and "vae" not in given:
             given["vae"] = self._read_autoencoder(self._autoencoder)
         given |= dict.fromkeys(self.absent())
         try:
@@ -262,3 +295,13 @@ class PipelineParts:
             f"{', '.join(f'{key} is {value}' for key, value in changed.items())}, in place of what "
             f"its {SCHEDULE_FILE} says"
         ]
+
+
+def _with_defaults(network_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(network_class.__init__).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return {**defaults, **config}

@@ -138,6 +138,11 @@ class StepAwarePreference(AbstractModel):
         super().__post_init__()
         if self.base.lora is not None:
             raise ValueError("base.lora adapts a model that is not trained here: leave it out")
+        if self.base.takes_encodings:
+            raise ValueError(
+                "base.encoders is cached, and scores are of images that the base makes of noise: "
+                "its autoencoder and text encoders are needed, set it to resident"
+            )
 
     @property
     def trains_adapter(self) -> bool:

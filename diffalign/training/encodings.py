@@ -1,0 +1,281 @@
+"""What a run's frozen encoders make of its image pairs: computed in advance, and used again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor
+
+from diffalign import components, world
+from diffalign.cache.encodings import (
+    CachedPairs,
+    EncodingShapes,
+    EncodingsLayout,
+    EncodingsWriter,
+    is_of_pairs,
+)
+from diffalign.console import in_bytes, progress
+from diffalign.data.decoding import Size
+from diffalign.data.pairs.encoded import DecodedPair, PairsToEncode
+from diffalign.data.pairs.samples import unit_range
+from diffalign.data.pairs.section import PairSection
+from diffalign.data.skipping import SkipLog, Skipped
+from diffalign.errors import CacheError, ConfigError, ModelError
+from diffalign.models.devices import DTYPES
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.loading import FrozenEncoders, load_encoders
+from diffalign.training.config import RunConfig
+
+PROMPTS_AT_ONCE = 16
+SPARE_BYTES = 1 << 28
+"""What has to stay free on the disk."""
+
+
+def folder_of(run: RunConfig) -> Path:
+    """Where the encodings of a run lie."""
+    return run.encodings_cache or run.output / "cache/encodings"
+
+
+def check_encodings(run: RunConfig) -> None:
+    """Raise ConfigError where a run whose encoders are not loaded would need them, or where what
+    they make cannot be known in advance."""
+    if not run.model.takes_encodings:
+        return
+    resident = "Set model.encoders to resident"
+    if not isinstance(run.section, PairSection):
+        raise ConfigError(
+            f"model.encoders is cached, which image pairs of a data set can be, and batches come "
+            f"from {run.section.origin}. {resident}"
+        )
+    if not run.likelihood.takes_encodings:
+        raise ConfigError(
+            f"model.encoders is cached, and the likelihood {components.kind_of(run.likelihood)} "
+            f"needs the encoders while the model trains. {resident}, or choose denoising"
+        )
+    if run.previews is not None:
+        raise ConfigError(
+            "model.encoders is cached, and previews are sampled with autoencoder and text encoders "
+            f"while the model trains. {resident}, or remove previews, and sample from the run's "
+            "checkpoints with diffalign generate"
+        )
+    data = run.section.config
+    if data.streaming:
+        raise ConfigError(
+            "model.encoders is cached, and data.streaming is true: of a stream nothing is computed "
+            f"in advance. Set data.streaming to false. Or: {resident.lower()}"
+        )
+    if data.crop == "random" and data.crops is None:
+        raise ConfigError(
+            "model.encoders is cached, and data.crop is random: anywhere is too many places to be "
+            "encoded in advance. Set data.crops to a number of places, such as 4, or data.crop to "
+            "center"
+        )
+
+
+def fingerprint(run: RunConfig, pairs: PairsToEncode) -> Mapping[str, Any]:
+    """All that the encodings of a run depend on, and nothing else: another network, adapter,
+    objective or seed may use them."""
+    model = run.model
+    assert isinstance(model, AbstractDiffusion)
+    return {
+        "model.kind": components.kind_of(model),
+        "model.vae_dtype": model.vae_dtype,
+        **model.parts.encoder_identities(),
+        "training.precision": run.training.precision,
+        **pairs.fingerprint(),
+    }
+
+
+def open_encodings(run: RunConfig, pairs: PairsToEncode) -> CachedPairs:
+    """The encodings that were computed for a run, or for one that agrees in all they depend on.
+
+    Raises:
+        CacheError: see `CachedPairs.open`.
+    """
+    assert isinstance(run.model, AbstractDiffusion)
+    return CachedPairs.open(
+        folder_of(run), pairs, fingerprint(run, pairs), posterior=run.model.posterior
+    )
+
+
+def check_encodable(run: RunConfig) -> AbstractDiffusion:
+    """The model with its encoders.
+
+    Raises:
+        ConfigError: it has none whose work could be done in advance.
+        ModelError: they are not there.
+    """
+    if not isinstance(run.model, AbstractDiffusion):
+        raise ConfigError(
+            f"model.kind {components.kind_of(run.model)} has no encoders whose work could be done "
+            f"in advance: those of diffusion models, such as sdxl, are computed before a run"
+        )
+    check_encodings(dataclasses.replace(run, model=_with(run.model, "cached")))
+    model = _with(run.model, "resident")
+    model.check_to_sample()
+    return model
+
+
+def _with(model: AbstractDiffusion, encoders: Any) -> AbstractDiffusion:
+    return dataclasses.replace(model, encoders=encoders)
+
+
+def compute(
+    run: RunConfig, pairs: PairsToEncode, accelerator: Accelerator, console: Console
+) -> EncodingsWriter:
+    """Compute what is missing of a run's encodings, file by file; the ranks share them.
+
+    Raises:
+        CacheError: the folder holds encodings of other settings, or the disk has no room.
+        ModelError: the autoencoder makes values that are not finite.
+    """
+    model = check_encodable(run)
+    encoders = load_encoders(
+        model.parts,
+        model.encoder_settings(),
+        conditioner=model.conditioner,
+        device=accelerator.device,
+        compute_dtype=DTYPES[run.training.precision],
+    )
+    layout = EncodingsLayout(pairs, _shapes(model, encoders))
+    with accelerator.main_process_first():
+        writer = EncodingsWriter(folder_of(run), layout, fingerprint(run, pairs))
+    missing = world.decided(writer.missing)
+    needed = layout.bytes_of(missing)
+    console.print(
+        f"encodings of {len(pairs):,} pairs ({' and '.join(pairs.views)}, {len(pairs.ways)} ways "
+        f"to see an image) and {len(pairs.prompts):,} captions: {in_bytes(layout.bytes)} in "
+        f"{len(layout.shards)} files, {in_bytes(needed)} in {len(missing)} files to compute",
+        soft_wrap=True,
+    )
+    world.decided(lambda: check_room(writer.folder, needed))
+    share = missing[world.rank() :: world.size()]
+    _compute_prompts(writer, encoders, [s for s in share if not is_of_pairs(s)], console)
+    skips = SkipLog(None)
+    _compute_pairs(writer, encoders, [s for s in share if is_of_pairs(s)], console, skips)
+    for reason, count in skips.counts.items():
+        console.print(f"pairs that cannot be used: {count:,} {reason}", markup=False)
+    return writer
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise CacheError unless the disk has room for so many bytes."""
+    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed + SPARE_BYTES > free:
+        raise CacheError(
+            f"{folder} would take {in_bytes(needed)} ({needed:,} bytes), and the disk has "
+            f"{in_bytes(free)} free, of which {in_bytes(SPARE_BYTES)} stay free: make room, choose "
+            f"a folder on another disk, or take less: model.posterior mean halves images, "
+            f"data.flip false as well, model.vae_dtype bf16 too"
+        )
+
+
+def _shapes(model: AbstractDiffusion, encoders: FrozenEncoders) -> EncodingShapes:
+    prompt = _by_name(encoders, [""])
+    channels = model.parts.latent_space().channels
+    return EncodingShapes(
+        factor=encoders.autoencoder.factor,
+        posterior=model.posterior,
+        channels=channels * (2 if model.posterior == "full" else 1),
+        latent_dtype=DTYPES[model.vae_dtype],
+        prompt={name: tuple(rows.shape[1:]) for name, rows in prompt.items()},
+        prompt_dtype=next(iter(prompt.values())).dtype,
+    )
+
+
+def _by_name(encoders: FrozenEncoders, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Name -> [n, ...], what the text encoders make of n distinct captions, on the CPU."""
+    found = encoders.prompts.encode(prompts)
+    parts = {"hidden_states": found.hidden_states, "pooled": found.pooled}
+    return {name: part.cpu() for name, part in parts.items() if part is not None}
+
+
+def _compute_prompts(
+    writer: EncodingsWriter, encoders: FrozenEncoders, shards: Sequence[str], console: Console
+) -> None:
+    if not shards:
+        return
+    prompts = list(writer.layout.pairs.prompts)
+    total = sum(len(writer.layout.positions(shard)) for shard in shards)
+    with progress(console, "captions", total, unit="captions") as advance:
+        for shard in shards:
+            places = writer.layout.positions(shard)
+            parts = defaultdict[str, list[Tensor]](list)
+            # The same company for a caption whoever computes it: the same bytes on any rank.
+            for start in range(places.start, places.stop, PROMPTS_AT_ONCE):
+                texts = prompts[start : min(start + PROMPTS_AT_ONCE, places.stop)]
+                for name, rows in _by_name(encoders, texts).items():
+                    parts[name].append(rows)
+                advance(len(texts))
+            writer.write_prompts(shard, {name: torch.cat(rows) for name, rows in parts.items()})
+
+
+def _compute_pairs(
+    writer: EncodingsWriter,
+    encoders: FrozenEncoders,
+    shards: Sequence[str],
+    console: Console,
+    skips: SkipLog,
+) -> None:
+    if not shards:
+        return
+    pairs, layout = writer.layout.pairs, writer.layout
+    positions = [position for shard in shards for position in layout.positions(shard)]
+    decoded = pairs.decoded(positions)
+    with progress(console, "images", len(positions), unit="pairs") as advance:
+        for shard in shards:
+            found = _encoded(encoders, layout, decoded, len(layout.positions(shard)))
+            for each in found:
+                if isinstance(each, Skipped):
+                    skips.add(each)
+            skips.stop_above(pairs.config.max_bad_fraction, out_of=len(pairs))
+            if reason := encoders.autoencoder.blame():
+                raise ModelError(reason)
+            writer.write_pairs(shard, found)
+            advance(len(found))
+
+
+def _encoded(
+    encoders: FrozenEncoders,
+    layout: EncodingsLayout,
+    decoded: Iterator[DecodedPair | Skipped],
+    count: int,
+) -> list[tuple[DecodedPair, Tensor] | Skipped]:
+    """The next pairs with the encodings of their images, encoded as many at once as is allowed, and
+    always next to the same others."""
+    shapes, waiting = layout.shapes, defaultdict[Size, list[tuple[Tensor, Tensor]]](list)
+
+    def encode(size: Size) -> None:
+        places, pixels = zip(*waiting.pop(size), strict=True)
+        posteriors = encoders.autoencoder.posterior(unit_range(torch.stack(pixels))).cpu()
+        for place, posterior in zip(places, posteriors, strict=True):
+            place.copy_(posterior)
+
+    found: list[tuple[DecodedPair, Tensor] | Skipped] = []
+    for _ in range(count):
+        pair = next(decoded)
+        if isinstance(pair, Skipped):
+            found.append(pair)
+            continue
+        views = [list(images.values()) for images in pair.images.values()]
+        size: Size = (views[0][0].pixels.shape[-2], views[0][0].pixels.shape[-1])
+        latent = [shapes.channels, *(side // shapes.factor for side in size)]
+        made = torch.empty([len(views), len(views[0]), *latent], dtype=shapes.latent_dtype)
+        found.append((pair, made))
+        for view, images in enumerate(views):
+            for way, image in enumerate(images):
+                waiting[size].append((made[view, way], image.pixels))
+                if len(waiting[size]) == encoders.autoencoder.images_at_once:
+                    encode(size)
+    for size in list(waiting):
+        encode(size)
+    return found
