@@ -264,7 +264,9 @@ class CachedPairs(AbstractEncodedPairs):
             ),
         ):
             if lacking := [each for each in ours if each not in there]:
-                raise CacheError(f"{folder} has {what} {there}, and this run needs {lacking}. {again}")
+                raise CacheError(
+                    f"{folder} has {what} {there}, and this run needs {lacking}. {again}"
+                )
         for what, count in (("pairs", len(pairs)), ("prompts", len(pairs.prompts))):
             if layout[what] != count:
                 raise CacheError(

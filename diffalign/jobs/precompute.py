@@ -1,4 +1,8 @@
-"""`diffalign precompute CONFIG.yaml`: what a run's reference says of its data, computed once."""
+"""`diffalign precompute CONFIG.yaml`: what a run needs of its data again and again, computed once.
+
+Of image pairs what the frozen encoders make of images and captions; of responses what the reference
+says of them.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,30 @@ from rich.console import Console
 from torch import Tensor
 
 from diffalign import world
+from diffalign.cache.encodings import EncodingsWriter
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
 from diffalign.commands import command, override
 from diffalign.console import progress, silence_libraries
 from diffalign.data.loader import told_of_lost_workers
+from diffalign.data.pairs.source import PairSource
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.devices import DTYPES
 from diffalign.processes import only_writer
-from diffalign.training import build, checks
+from diffalign.training import build, checks, encodings
 from diffalign.training import reference as cached_reference
 from diffalign.training.config import RunConfig
 
 
 def check(run_config: RunConfig) -> None:
     """Raise ConfigError or ModelError for whatever can be known before data or weights."""
-    checks.check(_with_cache(run_config))
+    if _has_images(run_config):
+        checks.check(dataclasses.replace(run_config, model=encodings.check_encodable(run_config)))
+    else:
+        checks.check(_with_cache(run_config))
+
+
+def _has_images(run_config: RunConfig) -> bool:
+    return run_config.responses is None
 
 
 def run(
@@ -35,13 +48,13 @@ def run(
     *,
     pairs_per_shard: int = cached_reference.PAIRS_PER_SHARD,
     named: Sequence[str] = ("CONFIG.yaml",),
-) -> ReferenceWriter:
+) -> ReferenceWriter | EncodingsWriter:
     """Compute what is missing, file by file; started again, it goes on from there.
 
     Args:
         run_config: the training run. Another one may use the values as well if it agrees in model,
             data, precision, and the settings of every view.
-        pairs_per_shard: of each file.
+        pairs_per_shard: of each file of reference values.
         named: the words of the command line that made `run_config`, for the command to go on with.
 
     Returns:
@@ -49,26 +62,48 @@ def run(
 
     Raises:
         BusyError: another process writes in the folder.
-        CacheError: the folder holds values of other settings.
+        CacheError: the folder holds values of other settings, or the disk has no room for them.
     """
     silence_libraries()
     check(run_config)
-    run_config = _with_cache(run_config)
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
-    folder = cached_reference.folder_of(run_config)
+    writer: ReferenceWriter | EncodingsWriter
     with ExitStack() as stack:  # the main rank holds the folder for all
-        world.decided(lambda: stack.enter_context(only_writer(folder)))
-        writer = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
-    cached = {"reference": "cached", "reference_cache": writer.folder}
+        if _has_images(run_config):
+            folder = encodings.folder_of(run_config)
+            world.decided(lambda: stack.enter_context(only_writer(folder)))
+            writer = _encode(run_config, accelerator, console)
+            without = "autoencoder, text encoders and image files"
+            cached = {"model.encoders": "cached", "encodings_cache": folder}
+        else:
+            run_config = _with_cache(run_config)
+            folder = cached_reference.folder_of(run_config)
+            world.decided(lambda: stack.enter_context(only_writer(folder)))
+            writer = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
+            without = "the reference"
+            cached = {"reference": "cached", "reference_cache": folder}
     following = [override(key, value) for key, value in cached.items()]
     console.print(
-        f"Done: {writer.folder}\nTrain without running the reference:\n"
+        f"Done: {folder}\nTrain without running {without}:\n"
         f"  {command('train', options=[*named, *following])}",
         markup=False,
         soft_wrap=True,
     )
     build.end(accelerator)
+    return writer
+
+
+def _encode(run_config: RunConfig, accelerator: Accelerator, console: Console) -> EncodingsWriter:
+    """Fill the folder of encodings."""
+    model = encodings.check_encodable(run_config)
+    source = build.build_source(dataclasses.replace(run_config, model=model), console, skipped=None)
+    assert isinstance(source, PairSource), "images come in pairs"
+    for line in [f"encoders of {model.describe()}", *source.describe()]:
+        console.print(line, markup=False, soft_wrap=True)
+    with told_of_lost_workers(run_config.section.reader):
+        writer = encodings.compute(run_config, source.pairs_to_encode(), accelerator, console)
+    world.wait()
     return writer
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import ImageBatch
+from diffalign.data.decoding import Size
 from diffalign.data.held_out import HeldOut
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
@@ -82,8 +83,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         """Use `open`; this takes the parts."""
         self.views = frozenset(maker.views)
         self.held_out = held_out
-        self.to_encode = to_encode
-        """The pairs of an encoding in advance; None of a stream, which knows none."""
+        self._to_encode = to_encode
         self._data = data
         self._config = maker.config
         batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
@@ -152,11 +152,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         )
         if isinstance(data.rows, AbstractRowStream):
             if encodings is not None:
-                raise DataError(
-                    f"model.encoders is cached, and {data.summary}: of a stream nothing is "
-                    f"computed in advance. Take a copy that is read at random (parquet, JSON "
-                    f"lines, a folder), or set model.encoders to resident"
-                )
+                raise _streams(data)
             plan = _stream_plan(data, config, run_seed=run_seed)
             return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
         index = index_rows(
@@ -183,6 +179,16 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             encoded=encoded,
         )
 
+    def pairs_to_encode(self) -> PairsToEncode:
+        """All of its pairs, for an encoding in advance.
+
+        Raises:
+            DataError: it is a stream.
+        """
+        if self._to_encode is None:
+            raise _streams(self._data)
+        return self._to_encode
+
     def preview(self, n: int) -> Preview[PairPreviewRow]:
         """The preview of a dry run: the lines of `describe`, and the first `n` pairs.
 
@@ -204,6 +210,14 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return map(with_unit_range, self._batches)
+
+
+def _streams(data: OpenedPairs) -> DataError:
+    return DataError(
+        f"model.encoders is cached, and {data.summary}: of a stream nothing is computed in "
+        f"advance. Take a copy that is read at random (parquet, JSON lines, a folder), or set "
+        f"model.encoders to resident"
+    )
 
 
 def _stream_plan(data: OpenedPairs, config: PairConfig, *, run_seed: int) -> StreamPlan:

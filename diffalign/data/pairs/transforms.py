@@ -12,7 +12,6 @@ from torch import Tensor
 from diffalign.data.decoding import Size
 from diffalign.seeding import unit_interval
 
-
 CENTER = -1
 """Number of the place in the middle."""
 
