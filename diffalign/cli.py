@@ -86,12 +86,12 @@ def precompute(
         int, typer.Option(min=1, help="Start so many processes on this machine.")
     ] = 1,
 ) -> None:
-    """Run the reference of a training run over its data once, and keep its log-likelihoods."""
+    """Compute once what a training run needs of its data again and again, and keep it."""
     path, overrides = _split(settings)
     if path is None:
         raise ConfigError(
-            "precompute needs the config file of a training run on responses, for example "
-            "configs/dpo/llava15_7b.yaml"
+            "precompute needs the config file of a training run, for example "
+            "configs/diffusion_dpo/sdxl.yaml or configs/dpo/llava15_7b.yaml"
         )
     from diffalign import config
     from diffalign.jobs import precompute as job

@@ -215,7 +215,8 @@ def _checksum(*tensors: Tensor) -> int:
     """CRC-32 of the bytes of tensors, one after the other."""
     found = 0
     for tensor in tensors:
-        found = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), found)
+        content = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        found = zlib.crc32(content.data, found)
     return found
 
 

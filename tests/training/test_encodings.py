@@ -30,7 +30,7 @@ objective: {{kind: dpo, beta: 100}}
 optimizer: {{lr: 1.0e-2}}
 training: {{optimizer_steps: 4, samples_per_device: 2, log_every: 1}}
 """
-CACHED = "model.encoders=cached"
+QUICK = "sdxl", "lora={rank: 2}"
 RICH = (
     "data.crop=random",
     "data.crops=2",
@@ -153,8 +153,14 @@ def test_batches_from_encodings_are_those_that_the_encoders_would_have_made(
             assert_same(ours, theirs, model)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("shape", ["lora={rank: 2}", "lora=null"])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        pytest.param(kind, shape, marks=[] if (kind, shape) == QUICK else pytest.mark.slow)
+        for kind in WRITERS
+        for shape in ("lora={rank: 2}", "lora=null")
+    ],
+)
 def test_a_run_from_encodings_equals_one_that_encodes(place, tmp_path, kind, shape):
     more = (f"model.{shape}", *RICH, "evaluation.every=2")
     live = run_of(place, tmp_path / "live", *more, kind=kind)
@@ -168,7 +174,8 @@ def test_a_run_from_encodings_equals_one_that_encodes(place, tmp_path, kind, sha
     rows = list(zip(figures(live.output), figures(known.output), strict=True))
     assert len(rows) >= 4
     for ours, theirs in rows:
-        assert ours == pytest.approx(theirs, abs=1e-6, rel=1e-6)
+        assert ours == pytest.approx(theirs, abs=1e-6, rel=1e-5)
+        assert ours.get("loss") == pytest.approx(theirs.get("loss"), abs=1e-6)
     ours, theirs = (weights(run.output / "final") for run in (live, known))
     assert ours.keys() == theirs.keys()
     for name in ours:

@@ -126,7 +126,7 @@ class SampleMaker:
         config, number, place = self.config, CENTER, None
         if config.crop == "random" and config.crops is None:
             place = coin("top"), coin("left")
-        elif config.crop == "random":
+        elif config.crops is not None:
             number = min(int(coin("place") * config.crops), config.crops - 1)
             place = numbered_place(sample_id, number, of=config.crops)
         mirrored = config.flip and coin("flip") < 0.5

@@ -102,6 +102,7 @@ def sample(name, value):
         prompt="",
         caption=f"caption of {name}",
         images={"chosen": image, "rejected": image},
+        target=(8, 16),
         timestep=12.5,
         visit=value // 100,
         noise_seed=value,
