@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long a rank waits for the others: sampling a round can take hours, and not every rank is
+equally fast. The default of ten minutes would end the run."""
 
 
 def _grouped() -> bool:
@@ -78,3 +83,33 @@ def decided(decide: Callable[[], T]) -> T:
 def wait() -> None:
     """Go on when every rank has come here."""
     gather(None)
+
+
+class Hosts:
+    """The processes as hosts of their devices, who agree among themselves while those compute.
+
+    They have a process group of their own (gloo): what goes through the devices' group is behind
+    all that was asked of the devices before.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    def open(self) -> None:
+        """Make the group; all ranks together."""
+        if _grouped():
+            self._group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on any rank; all ranks together."""
+        if self._group is None:
+            return flag
+        flags = torch.tensor(flag, dtype=torch.int32)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flags)
+
+    def close(self) -> None:
+        """Give the group up: a group that Python finds as it shuts down ends the process."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None

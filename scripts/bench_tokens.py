@@ -112,7 +112,7 @@ def ours(model: LlavaForConditionalGeneration, batch: TokenBatch) -> Tensor:
     network = TokenScorer(model, find_modules(model, where="benchmark"), positions_at_once=256)
     trained = VisionLanguageModel(
         network=network,
-        reference=AdapterOff(),
+        reference=AdapterOff(network),
         processor=SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0)),
         device=device,
         compute_dtype=torch.float32,
@@ -148,7 +148,7 @@ def plain(model: LlavaForConditionalGeneration, batch: TokenBatch) -> Tensor:
         own = log_probs.gather(-1, ids[:, 1:, None])[..., 0]
         return (own * mask).sum(1).view(2, -1)
 
-    with torch.no_grad(), lora.disabled(model):
+    with torch.no_grad(), lora.disabled(lora.adapter_layers(model)):
         reference = sums()
     return dpo(sums(), reference)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,24 +279,29 @@ def settings_of(file: Path, *, component: str = "unet") -> LoraSettings:
     )
 
 
-@contextmanager
-def disabled(network: nn.Module) -> Iterator[None]:
-    """Run the base alone. What trains afterwards is what trained before, whatever happens inside.
+def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of a network that carry an adapter."""
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
-    peft switches `requires_grad` off and on together with the adapter, and on for the active
-    adapter even where it had been off: the flags are put back one by one.
+
+@contextmanager
+def disabled(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
+    """Run the base alone, whatever happens inside.
+
+    Only what a layer's forward asks for is switched. peft's `enable_adapters` switches
+    `requires_grad` of every parameter as well, and on even where it had been off: that is as much
+    work for the host as launching a forward, and what trains must not change anyway.
+
+    Args:
+        layers: from `adapter_layers`; to be looked up once, as they are found among all modules.
     """
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
         for layer in layers:
-            layer.enable_adapters(False)
+            layer._disable_adapters = True
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+            layer._disable_adapters = False
 
 
 def portable_state(

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from torch import Tensor, nn
 
 from diffalign.models.base import ReferenceKind
-from diffalign.models.lora import disabled
+from diffalign.models.lora import adapter_layers, disabled
 
 
 class AbstractReference(abc.ABC):
@@ -27,17 +27,19 @@ class AbstractReference(abc.ABC):
 class AdapterOff(AbstractReference):
     """The policy's own network with its adapter disabled: no second set of weights."""
 
-    def __init__(self, next_to: PastPolicy | None = None) -> None:
+    def __init__(self, network: nn.Module, *, next_to: PastPolicy | None = None) -> None:
         """
         Args:
-            next to: the starting values of what trains besides the adapter, such as a projector.
+            network: carries the adapter.
+            next_to: the starting values of what trains besides the adapter, such as a projector.
         """
+        self._layers = adapter_layers(network)
         self._next_to = next_to
 
     @contextmanager
     def instead_of(self, policy: nn.Module) -> Iterator[nn.Module]:
         next_to = nullcontext() if self._next_to is None else self._next_to.instead_of(policy)
-        with disabled(policy), next_to:
+        with disabled(self._layers), next_to:
             yield policy
 
 
@@ -134,4 +136,4 @@ def reference_of(
         return FrozenCopy(frozen_copy)
     if kind == "past_policy":
         return PastPolicy(policy)
-    return AdapterOff() if kind == "adapter_off" else NoReference()
+    return AdapterOff(policy) if kind == "adapter_off" else NoReference()

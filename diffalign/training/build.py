@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -31,10 +30,6 @@ from diffalign.training.identity import identity
 from diffalign.training.reference import open_cached, resolve_reference
 from diffalign.training.trainer import Trainer
 
-LONGEST_WAIT = timedelta(days=1)
-"""How long a rank waits for the others: sampling a round can take hours, and not every rank is
-equally fast. The default of ten minutes would end the run."""
-
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """How processes may share the work: each holds the whole model."""
 
@@ -56,7 +51,7 @@ def build_accelerator(run: RunConfig) -> Accelerator:
         log_with=list(run.tracking.trackers) or None,
         project_dir=str(run.output),
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            InitProcessGroupKwargs(timeout=world.LONGEST_WAIT),
             DistributedDataParallelKwargs(
                 find_unused_parameters=run.model.leaves_weights_idle,
                 gradient_as_bucket_view=True,  # no second copy of every gradient

@@ -44,8 +44,8 @@ class TrainingConfig(Ranged):
     log_every: Annotated[int, AtLeast(1)] = field(default=10, metadata=MAY_CHANGE)
     """Optimiser steps over which figures are averaged before they are written."""
     max_bad_steps: Annotated[int, AtLeast(1)] = field(default=20, metadata=MAY_CHANGE)
-    """The run stops after this many steps in a row whose loss or gradient was not finite; fp16
-    starts with a few while its loss scale settles."""
+    """The run stops after this many steps in a row whose loss or gradient was not finite, at the
+    end of the logging interval; fp16 starts with a few while its loss scale settles."""
     ema_decay: Annotated[float, Between(0, 1, without=[0, 1])] | None = None
     """Decay of the weight average that is exported instead of the last weights; null for none."""
 

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+from diffalign import world
+
 _NOTICE = (
     b"\nStopping when the step is done and saved; a round that is being sampled is finished first. "
     b"Ctrl-C again stops at once: files that are finished stay.\n"
@@ -19,8 +21,17 @@ class Interruption:
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[int, object] = {}
+        self._hosts = world.Hosts()
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop, on every rank the same.
+
+        It waits for the other ranks, which have to ask as well, and for no device.
+        """
+        return self._hosts.any(self.requested)
 
     def __enter__(self) -> Interruption:
+        self._hosts.open()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
         return self
@@ -33,6 +44,7 @@ class Interruption:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self._hosts.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

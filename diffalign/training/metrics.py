@@ -13,7 +13,8 @@ from diffalign import world
 class Metrics:
     """Sums and counts per name, over micro-batches, steps and finally ranks.
 
-    Figures of a step wait until the step is known to be good: one NaN must not blank an interval.
+    Figures of a step wait until the device knows whether the step is good: one NaN must not blank
+    an interval.
     """
 
     def __init__(self) -> None:
@@ -24,15 +25,16 @@ class Metrics:
         """Take the figures of a micro-batch, each of shape [n] or a scalar."""
         self._pending.append({name: _sum_and_count(value) for name, value in values.items()})
 
-    def commit(self) -> None:
-        """Count what was added since the last commit or discard."""
+    def commit(self, good: Tensor) -> None:
+        """Count what was added since the last commit, or forget it.
+
+        Args:
+            good: whether it counts, a bool scalar on the device of the figures or on the CPU.
+        """
         for sums in self._pending:
             for name, pair in sums.items():
-                self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-        self._pending.clear()
-
-    def discard(self) -> None:
-        """Forget what was added since the last commit or discard."""
+                counted = torch.where(good, pair, 0.0)
+                self._sums[name] = self._sums[name] + counted if name in self._sums else counted
         self._pending.clear()
 
     def reduce(self) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffalign.errors import ConfigError
@@ -95,6 +96,30 @@ def build_optimizer(
     if config.kind == "adamw_8bit":
         return _adamw_8bit()(parameters, **shared)
     return torch.optim.AdamW(parameters, fused=True, **shared)
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it leaves out a step by itself where the device says so, as torch's fused ones do.
+
+    Of any other the host has to know before every step whether it may be taken.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+@contextmanager
+def step_where(optimizer: torch.optim.Optimizer, good: Tensor) -> Iterator[None]:
+    """Within this context a step of the optimiser moves nothing, and counts as none, where the
+    device finds `good`, a bool scalar, to be False.
+
+    The way of torch's own loss scaler (`torch/amp/grad_scaler.py`): the attributes that a fused
+    optimiser looks at.
+    """
+    fused: Any = optimizer
+    fused.grad_scale, fused.found_inf = None, (~good).float()
+    try:
+        yield
+    finally:
+        del fused.grad_scale, fused.found_inf
 
 
 def build_schedule(

@@ -17,6 +17,7 @@ from diffalign import renames, world
 from diffalign.data.source import AbstractSource
 from diffalign.errors import CheckpointError
 from diffalign.objectives.base import AbstractObjective
+from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import (
     Checkpoint,
     pack_optimizer,
@@ -41,8 +42,7 @@ class RunInProgress(Protocol):
     named_parameters: dict[str, nn.Parameter]
     identity: Mapping[str, Any]
     step: int
-    bad_steps: int
-    bad_in_a_row: int
+    bad_steps: BadSteps
 
 
 def capture(trainer: RunInProgress) -> Checkpoint:
@@ -62,8 +62,8 @@ def capture(trainer: RunInProgress) -> Checkpoint:
     scaler = trainer.accelerator.scaler
     state = {
         "identity": trainer.identity,
-        "bad_steps": trainer.bad_steps,
-        "bad_in_a_row": trainer.bad_in_a_row,
+        "bad_steps": trainer.bad_steps.in_all,
+        "bad_in_a_row": trainer.bad_steps.in_a_row,
         "source": trainer.source.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "optimizer": optimizer_values,
@@ -102,7 +102,8 @@ def _restore(trainer: RunInProgress, saved: Checkpoint) -> None:
         trainer.accelerator.scaler.load_state_dict(saved.state["loss_scaler"])
     trainer.source.load_state_dict(saved.state["source"])
     trainer.step = saved.step
-    trainer.bad_steps, trainer.bad_in_a_row = saved.state["bad_steps"], saved.state["bad_in_a_row"]
+    trainer.bad_steps.in_all = saved.state["bad_steps"]
+    trainer.bad_steps.in_a_row = saved.state["bad_in_a_row"]
     mine = saved.tensors[f"rank-{world.rank()}"]
     restore_random_state(mine)
     sums = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import send
 from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput, StepTotals
+from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
 from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
@@ -40,6 +41,8 @@ from diffalign.training.optimizers import (
     build_optimizer,
     build_schedule,
     parameter_groups,
+    skips_on_device,
+    step_where,
 )
 from diffalign.training.run_state import capture, refuse_other_run, restore
 
@@ -104,8 +107,7 @@ class Trainer:
 
         self.step = 0
         self.lr = 0.0
-        self.bad_steps = 0
-        self.bad_in_a_row = 0
+        self.bad_steps = BadSteps()
         self.metrics = Metrics()
         average = [] if self.average is None else [self.average]
         self.hooks = Hooks([*average, *hooks, Records(output, console)])
@@ -142,8 +144,7 @@ class Trainer:
             try:
                 self._record(self.hooks.start(self))
                 while self.step < self.config.optimizer_steps:
-                    stop = self._train_step(batches, interruption)
-                    if stop:
+                    if self._train_step(batches, interruption):
                         break
             finally:
                 self.hooks.end(self)
@@ -163,36 +164,50 @@ class Trainer:
                 self.accelerator.backward(output.loss.mean())
             finite &= output.loss.detach().isfinite().all()
             self.metrics.add({"loss": output.loss, **output.metrics})
-        grad_norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        finite &= torch.as_tensor(grad_norm).isfinite()
-        self.metrics.add({"grad_norm": torch.as_tensor(grad_norm)})
+        grad_norm = torch.as_tensor(
+            self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        )
+        self.metrics.add({"grad_norm": grad_norm})
+        good = world.total((~(finite & grad_norm.isfinite())).float()) == 0
 
-        # The one read-back of a step: an optimiser must not move on a gradient that is not finite.
-        requested = torch.full_like(finite, interruption.requested)
-        bad, stop = world.total(torch.stack([~finite, requested]).float()).tolist()
-        if not bad or self.accelerator.scaler is not None:
-            self.optimizer.step()  # under fp16 the loss scaler skips by itself, and shrinks
-        self.optimizer.zero_grad()
+        stop = interruption.agreed()
+        self._update(good)
         self.lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.step += 1
-        if bad:
-            self._note_bad_step(sample_ids)
-        else:
-            self.bad_in_a_row = 0
-            self.metrics.commit()
-        self._after_step(moved=not bad, stop=bool(stop))
-        return bool(stop)
+        self.metrics.commit(good)
+        self.bad_steps.note(self.step, good, sample_ids)
+        self._after_step(good, stop=stop)
+        return stop
 
-    def _after_step(self, *, moved: bool, stop: bool) -> None:
+    def _update(self, good: Tensor) -> None:
+        """Move the weights if loss and gradient were finite on every rank.
+
+        Args:
+            good: whether they were, a bool scalar on the device.
+        """
+        if self.accelerator.scaler is not None:
+            self.optimizer.step()  # the loss scaler of fp16 skips by itself, and shrinks
+        elif skips_on_device(self.optimizer.optimizer):
+            with step_where(self.optimizer.optimizer, good):
+                self.optimizer.step()
+        elif good:  # a read-back in every step: the host has to skip what the optimiser cannot
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _after_step(self, good: Tensor, *, stop: bool) -> None:
         """Hooks look, figures are written, and the run is saved, as each of them is due."""
         complete = self.step == self.config.optimizer_steps
-        figures = self.hooks.after_step(self, StepOutcome(moved=moved, complete=complete))
-        if complete or self.step % self.config.log_every == 0:
+        last = stop or complete
+        logs = complete or self.step % self.config.log_every == 0
+        saves = last or self.step % self.config.checkpoint_every == 0
+        if logs or saves:
+            self._tell_bad_steps()
+        figures = self.hooks.after_step(self, StepOutcome(moved=good, complete=complete))
+        if logs:
             figures = {**self._means(), **figures}
         self._record(figures)
-        last = stop or complete
-        if last or self.step % self.config.checkpoint_every == 0:
+        if saves:
             self._save(must_succeed=last or not self.positions)
 
     def _micro_batches(
@@ -254,27 +269,32 @@ class Trainer:
         with torch.no_grad(), self.model.reference():
             return self.likelihood.evaluate(self.model, part.prepared)
 
-    def _note_bad_step(self, sample_ids: list[str]) -> None:
-        self.metrics.discard()
-        self.bad_steps += 1
-        self.bad_in_a_row += 1
-        everyone = gather_object(sample_ids)
-        reason = next((said for said in gather_object([self.model.blame()]) if said), None)
-        self.console.print(
-            f"[yellow]step {self.step}: loss or gradient not finite, weights left as they were "
-            f"({self.bad_in_a_row} in a row, {self.bad_steps} in all)"
-            + (f": {escape(reason)}" if reason else ""),
-            soft_wrap=True,
-        )
-        if self.bad_in_a_row >= self.config.max_bad_steps:
-            kept = checkpoints_in(self.output)
-            good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
-            raise TrainingError(
-                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is not finite "
-                f"(training.max_bad_steps); {good}. The last of them held the samples "
-                f"{', '.join(everyone)}. "
-                + (reason or "Lower optimizer.lr, or use precision bf16 or float32")
+    def _tell_bad_steps(self) -> None:
+        """Say which of the steps since the last time were not finite; stop after too many in a row.
+
+        Every rank comes here at the same steps, and waits for its device.
+        """
+        for bad in self.bad_steps.read():
+            samples = [name for names in world.gather(bad.sample_ids) for name in names]
+            reason = next((said for said in world.gather(self.model.blame()) if said), None)
+            self.console.print(
+                f"[yellow]step {bad.step}: loss or gradient not finite, weights left as they were "
+                f"({bad.in_a_row} in a row, {bad.in_all} in all; samples "
+                f"{escape(_first_few(samples))})" + (f": {escape(reason)}" if reason else ""),
+                soft_wrap=True,
             )
+            if bad.in_a_row >= self.config.max_bad_steps:
+                self._give_up(bad.in_a_row, samples, reason)
+
+    def _give_up(self, in_a_row: int, samples: list[str], reason: str | None) -> NoReturn:
+        kept = checkpoints_in(self.output)
+        good = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint exists yet"
+        raise TrainingError(
+            f"{in_a_row} steps in a row had a loss or gradient that is not finite "
+            f"(training.max_bad_steps); {good}. The last of them held the samples "
+            f"{', '.join(samples)}. "
+            + (reason or "Lower optimizer.lr, or use precision bf16 or float32")
+        )
 
     def _record(self, figures: Mapping[str, float]) -> None:
         if figures:
@@ -287,7 +307,7 @@ class Trainer:
             **self.metrics.reduce(),
             **self.source.figures(),
             "lr": self.lr,
-            "bad_steps": self.bad_steps,
+            "bad_steps": self.bad_steps.in_all,
         }
 
     def _save(self, *, must_succeed: bool) -> None:
@@ -331,3 +351,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.model.export(folder, None if self.average is None else self.average.state_dict())
         self.accelerator.wait_for_everyone()
+
+
+def _first_few(names: Sequence[str], many: int = 4) -> str:
+    rest = f" and {len(names) - many} more" if len(names) > many else ""
+    return ", ".join(names[:many]) + rest

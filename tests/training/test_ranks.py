@@ -20,7 +20,7 @@ PROGRAM = (
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_ranks_train_on_different_samples_and_end_with_equal_weights(tmp_path):
+def test_ranks_agree_on_weights_on_bad_steps_and_on_when_to_stop(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
         capture_output=True,
@@ -30,3 +30,5 @@ def test_ranks_train_on_different_samples_and_end_with_equal_weights(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "equal weights from different samples" in result.stdout
+    assert result.stdout.count("neither rank took the bad step") == 2
+    assert result.stdout.count("both ranks stopped after the same step") == 2

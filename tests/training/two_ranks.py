@@ -1,5 +1,7 @@
 """Run by `test_ranks.py` in each of two processes: train the toy, compare the ranks."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from diffalign import world
 from diffalign.training import build
 from tests.training.toys import toy_trainer, weights
 
@@ -29,4 +32,39 @@ def train(folder: Path) -> Accelerator:
     return trainer.accelerator
 
 
-build.end(train(Path(sys.argv[1])))
+def train_with_a_bad_rank(folder: Path) -> None:
+    """One sample of one rank is not finite: neither rank moves, and both know it."""
+    settings = {"per_device": 2, "ema_decay": 0.5}
+    bad = frozenset({10})  # of the third step, on rank 1
+    trainer = toy_trainer(folder / "bad", poisoned=bad, optimizer_steps=3, log_every=3, **settings)
+    trainer.fit()
+    clean = toy_trainer(folder / "clean", optimizer_steps=2, log_every=2, **settings)
+    clean.fit()
+    assert torch.equal(weights(trainer), weights(clean))
+    for name, value in clean.average.state_dict().items():
+        assert torch.equal(trainer.average.state_dict()[name], value)
+    assert (trainer.bad_steps.in_all, trainer.bad_steps.in_a_row) == (1, 1)
+    print("neither rank took the bad step")
+
+
+def stop_by_one_rank(folder: Path) -> None:
+    """A signal to one rank stops both after the same step."""
+    trainer = toy_trainer(folder / "stopped", per_device=2, optimizer_steps=50)
+    evaluate = trainer._evaluate
+
+    def interrupted(part, totals):
+        if trainer.step == 3 and world.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(part, totals)
+
+    trainer._evaluate = interrupted
+    assert not trainer.fit()
+    steps = world.gather(trainer.step)
+    assert steps == [4, 4], steps
+    print("both ranks stopped after the same step")
+
+
+accelerator = train(Path(sys.argv[1]))
+train_with_a_bad_rank(Path(sys.argv[1]))
+stop_by_one_rank(Path(sys.argv[1]))
+build.end(accelerator)

@@ -100,7 +100,7 @@ def build_reference(
         return PastPolicy(network)
     if kind == "adapter_off":
         next_to = any(p.requires_grad for p in network.projector.parameters())
-        return AdapterOff(PastPolicy(network.projector) if next_to else None)
+        return AdapterOff(network, next_to=PastPolicy(network.projector) if next_to else None)
     return NoReference()
 
 

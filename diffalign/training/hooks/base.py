@@ -61,8 +61,9 @@ class TrainingRun(Protocol):
 class StepOutcome:
     """What one optimiser step came to."""
 
-    moved: bool
-    """Whether the weights moved: loss and gradient were finite on every rank."""
+    moved: Tensor
+    """Whether the weights moved: loss and gradient were finite on every rank. A bool scalar where
+    the device found it out, so an `if` of it waits for the device."""
     complete: bool
     """Whether it was the last step of the run."""
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun
 
@@ -25,17 +24,22 @@ class WeightAverage(AbstractHook):
         self._parameters = [parameter for _, parameter in named]
         self._names = [name for name, _ in named]
         self._average = [parameter.detach().clone() for parameter in self._parameters]
-        self._blend = get_ema_multi_avg_fn(decay)
+        self._share = 1.0 - decay
 
     def after_step(self, run: TrainingRun, outcome: StepOutcome) -> Mapping[str, float]:
-        if outcome.moved:
-            self.update()
+        self.update(outcome.moved)
         return {}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take one step towards the current parameters."""
-        self._blend(self._average, [p.detach() for p in self._parameters], 0)
+    def update(self, moved: Tensor) -> None:
+        """Take one step towards the current parameters, or none where they did not move.
+
+        Args:
+            moved: bool scalar on any device; it is not read.
+        """
+        share = moved.to(self._average[0].device) * self._share
+        current = [parameter.detach() for parameter in self._parameters]
+        torch._foreach_lerp_(self._average, current, [share] * len(current))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages by parameter name."""
