@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -33,6 +34,8 @@ META = torch.device("meta")
 SimulatedDevice = Literal["cpu", "cuda"]
 
 _aten = torch.ops.aten
+_IN_PLACE = {_aten._fused_adamw_.default, _aten._fused_adamw_.tensor_lr}
+"""Operators that allocate nothing, and have no form on the meta device."""
 _READABLE = 1 << 16
 """Elements of a tensor that may be read back: figures, never weights."""
 
@@ -68,6 +71,10 @@ class Simulation(TorchDispatchMode):
     def now(self) -> int:
         """Bytes that are alive."""
         return self._total
+
+    def alive(self, label: str) -> int:
+        """Bytes under a label that are alive."""
+        return self._by_label[label]
 
     def mark(self, tensors: Iterable[Tensor], label: str) -> None:
         """Say what tensors are, whenever they were made."""
@@ -106,6 +113,8 @@ class Simulation(TorchDispatchMode):
         Shapes are worked out in Python, which takes most of the time, and a network repeats
         itself."""
         if not _makes_anew(func):
+            if func in _IN_PLACE:
+                return None
             return func(*args, **kwargs)
         try:
             key = (func, _signature(args), _signature(tuple(kwargs.items())))
@@ -325,9 +334,12 @@ def simulated(device: SimulatedDevice) -> Iterator[Simulation]:
     def switched(device_type: str, *args: Any, **kwargs: Any) -> Any:
         return autocast("cpu" if device_type == META.type else device_type, *args, **kwargs)
 
+    fused = "_get_fused_kernels_supported_devices"
+    devices = getattr(optimizer, fused)()
     simulation = Simulation()
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "autocast", switched))
+        stack.enter_context(mock.patch.object(optimizer, fused, lambda: [*devices, META.type]))
         stack.enter_context(_DeviceRules(device))
         yield stack.enter_context(simulation)
 

@@ -1,0 +1,248 @@
+"""The memory of a run's step, found by doing the step without weights, data or device.
+
+The model is loaded as `train` loads it, but blank; then the run's own likelihood, objective,
+backward pass and optimiser run on it at the true size, on the meta device (`models.simulation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffalign.data.batches import ImageBatch
+from diffalign.errors import ConfigError
+from diffalign.models.devices import DTYPES
+from diffalign.models.diffusion.blank import BlankParts, without_weights
+from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.simulation import META, SimulatedDevice, Simulation, simulated
+from diffalign.training.config import RunConfig
+from diffalign.training.hooks.weight_average import WeightAverage
+from diffalign.training.look_ahead import views_of
+from diffalign.training.optimizers import build_optimizer, parameter_groups
+from diffalign.training.reference import resolve_reference
+
+ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE = (
+    "encode",
+    "reference",
+    "policy",
+    "backward",
+    "update",
+)
+"""Phases of a step, by which what is only held for a while is labelled."""
+
+WEIGHTS, TRAINED, COPY = "base weights", "trained weights", "reference copy"
+TEXT, VAE = "text encoders", "autoencoder"
+GRADIENTS, STATE, AVERAGE = "gradients", "optimiser state", "weight average"
+RESIDENT = (WEIGHTS, TRAINED, COPY, TEXT, VAE, GRADIENTS, STATE, AVERAGE)
+"""What has a name of its own, in the order of tables; all else are activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes on the device."""
+
+    phases: Mapping[str, Mapping[str, int]]
+    """Phase of a step -> the parts at its fullest moment, by name; `activations` is all that a
+    forward, a backward or an encoder holds for a while."""
+
+    @property
+    def fullest(self) -> str:
+        """The phase in which the peak is."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """The parts at the peak."""
+        return self.phases[self.fullest]
+
+    @property
+    def peak(self) -> int:
+        """All of them together."""
+        return sum(self.parts.values())
+
+
+def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
+    """Simulate a step of a run.
+
+    Args:
+        run: on pairs of images; the configurations of its model must be within reach, and neither
+            weights nor data.
+        device: whose rules hold.
+
+    Raises:
+        ConfigError: no step of it can be simulated; why.
+        ModelError: the configurations describe no model.
+    """
+    refuse_unplannable(run)
+    assert isinstance(run.model, AbstractDiffusion)
+    settings = without_weights(run.model)
+    reference = resolve_reference(run)
+    with simulated(device) as simulation:
+        model: Any = settings.load(
+            device=META,
+            compute_dtype=DTYPES[run.training.precision],
+            reference="none" if reference == "cached" else reference,
+        )
+        assert isinstance(settings.parts, BlankParts)
+        _mark_weights(simulation, model, settings)
+        batch = _blank_batch(run)
+        step = _Step(run, model, simulation)
+        step.update()
+        if run.training.accumulation == 1:
+            step.optimizer.zero_grad()
+        step.micro_batch(batch)
+        return StepMemory(phases=_phases(simulation))
+
+
+def refuse_unplannable(run: RunConfig) -> None:
+    """Raise ConfigError unless the run trains a denoiser on pairs of images."""
+    if run.responses is not None:
+        raise ConfigError(
+            "this run trains on responses, and so far memory is planned for runs on pairs of "
+            "images alone: start it with a small training.samples_per_device, and raise that"
+        )
+    if run.rollouts is not None or run.data is None:
+        raise ConfigError(
+            "this run samples from its model (rollouts), and so far memory is planned for runs on "
+            "pairs of images alone: start it with a small training.samples_per_device"
+        )
+    if not isinstance(run.model, AbstractDiffusion):
+        raise ConfigError(
+            "memory is planned for models that denoise images, such as sdxl, and this run trains "
+            "another one: start it with a small training.samples_per_device"
+        )
+
+
+def _mark_weights(simulation: Simulation, model: Any, settings: AbstractDiffusion) -> None:
+    """Name all that a loaded model holds."""
+
+    def held(module: Any) -> Iterator[torch.Tensor]:
+        if isinstance(module, torch.nn.Module):
+            yield from module.parameters()
+            yield from module.buffers()
+
+    pipeline = settings.parts.read()
+    network = model.network
+    simulation.mark((p for p in held(network) if not p.requires_grad), WEIGHTS)
+    simulation.mark((p for p in held(network) if p.requires_grad), TRAINED)
+    reference = vars(model).get("_reference")
+    simulation.mark(held(getattr(reference, "network", None)), COPY)
+    simulation.mark(getattr(reference, "_values", {}).values(), COPY)
+    for name in settings.parts.encoders:
+        simulation.mark(held(pipeline.components[name]), TEXT)
+    simulation.mark(held(pipeline.components["vae"]), VAE)
+
+
+class _Step:
+    """A step of the loop, its phases labelled."""
+
+    def __init__(self, run: RunConfig, model: Any, simulation: Simulation) -> None:
+        self.run, self.model, self.simulation = run, model, simulation
+        self.parameters = [parameter for _, parameter in model.trained_parameters()]
+        groups = parameter_groups(model.trained_parameters(), model.learning_rates())
+        self.optimizer = build_optimizer(run.optimizer, groups)
+        self.average = None
+        if run.training.ema_decay is not None:
+            with self._phase(AVERAGE):
+                self.average = WeightAverage(
+                    model.trained_parameters(), decay=run.training.ema_decay
+                )
+
+    @contextmanager
+    def _phase(self, label: str) -> Iterator[None]:
+        before, self.simulation.label = self.simulation.label, label
+        try:
+            yield
+        finally:
+            self.simulation.label = before
+
+    def update(self) -> None:
+        """What the optimiser does with gradients, and keeps."""
+        with self._phase(GRADIENTS):
+            for parameter in self.parameters:
+                parameter.grad = torch.empty_like(parameter)
+        with self._phase(UPDATE):
+            most = self.run.optimizer.max_grad_norm or float("inf")
+            torch.nn.utils.clip_grad_norm_(self.parameters, most)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
+        for state in self.optimizer.state.values():
+            kept = (value for value in state.values() if isinstance(value, torch.Tensor))
+            self.simulation.mark(kept, STATE)
+
+    def micro_batch(self, batch: ImageBatch) -> None:
+        """What `Trainer` does with one, after an optimiser step before it."""
+        run, model, likelihood = self.run, self.model, self.run.likelihood
+        with self._phase(ENCODE):
+            prepared = likelihood.prepare(model, batch)
+        reference = {}
+        if run.objective.needs_reference:
+            with self._phase(REFERENCE):
+                if run.reference == "cached":
+                    reference = {view: torch.empty(len(batch), device=META) for view in VIEWS}
+                else:
+                    with torch.no_grad(), model.reference():
+                        reference = likelihood.evaluate(model, prepared)
+        with self._phase(POLICY):
+            policy = likelihood.evaluate(model, prepared)
+            views = views_of(policy, reference, likelihood.row_metadata(prepared), {})
+            loss = run.objective(views).loss.mean()
+        marks = [
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)
+            for parameter in self.parameters
+        ]
+        with self._phase(BACKWARD):
+            loss.backward()
+        for mark in marks:
+            mark.remove()
+
+    def _note_gradient(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self.simulation.mark([parameter.grad], GRADIENTS)
+
+
+VIEWS = ("chosen", "rejected")
+
+
+def _blank_batch(run: RunConfig) -> ImageBatch:
+    """A batch of the run's size without a pixel."""
+    assert run.data is not None
+    n = run.training.samples_per_device
+    views = [view for view in VIEWS if view in run.objective.views]
+    height = width = run.data.resolution
+    whole = torch.zeros(n, 2, dtype=torch.int64)
+    return ImageBatch(
+        sample_ids=tuple(map(str, range(n))),
+        prompts=tuple(f"prompt {i}" for i in range(n)),
+        captions=tuple(f"prompt {i}" for i in range(n)),
+        images={view: torch.empty(n, 3, height, width, device=META) for view in views},
+        original_sizes=dict.fromkeys(views, whole),
+        crop_corners=dict.fromkeys(views, whole),
+        timesteps=torch.zeros(n, dtype=torch.float64),
+        noise_seeds=tuple(range(n)),
+        encoding_seeds={view: tuple(range(n)) for view in views},
+    )
+
+
+def _phases(simulation: Simulation) -> dict[str, dict[str, int]]:
+    """The fullest moments of the phases, what has no name of its own added up."""
+    found = {}
+    state = simulation.alive(STATE)
+    for phase in (ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE):
+        peak = simulation.peaks.get(phase)
+        if peak is not None:
+            named = {part: size for part in RESIDENT if (size := peak.by_label.get(part, 0))}
+            if phase == UPDATE:  # where it is made, under the name of the phase
+                named[STATE] = state
+            rest = peak.total - sum(named.values())
+            found[phase] = {**named, "activations": rest}
+    return found
+
+
+__all__ = ["StepMemory", "dataclasses", "refuse_unplannable", "step_memory"]
