@@ -107,6 +107,30 @@ def precompute(
 
 
 @app.command()
+def plan(
+    settings: Settings = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Memory of a card, such as 24gb; else this machine's device.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
+) -> None:
+    """Count the memory of a training run by part, and say whether it fits a device."""
+    path, overrides = _split(settings)
+    if path is None:
+        raise ConfigError(
+            "plan needs the config file of a training run, for example "
+            "configs/diffusion_dpo/sdxl_lora_24gb.yaml"
+        )
+    from diffalign import config
+    from diffalign.jobs import plan as job
+    from diffalign.training.config import RunConfig
+
+    job.run(
+        lambda further: config.load(RunConfig, path, [*overrides, *further]), gpu=gpu, as_json=json
+    )
+
+
+@app.command()
 def generate(
     settings: Settings = None,
     grid: Annotated[bool, typer.Option("--grid", help="Render the captioned grid.")] = False,

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 META = torch.device("meta")
 SimulatedDevice = Literal["cpu", "cuda"]
@@ -167,10 +166,15 @@ def _makes_anew(func: Any) -> bool:
     known = _ANEW.get(func)
     if known is None:
         schema = func._schema
-        known = _ANEW[func] = not schema.is_mutable and all(
-            returned.alias_info is None and "Tensor" in str(returned.type)
-            for returned in schema.returns
-        ) and bool(schema.returns) and not func.is_view
+        known = _ANEW[func] = (
+            not schema.is_mutable
+            and all(
+                returned.alias_info is None and "Tensor" in str(returned.type)
+                for returned in schema.returns
+            )
+            and bool(schema.returns)
+            and not func.is_view
+        )
     return known
 
 
@@ -342,6 +346,3 @@ def simulated(device: SimulatedDevice) -> Iterator[Simulation]:
         stack.enter_context(mock.patch.object(optimizer, fused, lambda: [*devices, META.type]))
         stack.enter_context(_DeviceRules(device))
         yield stack.enter_context(simulation)
-
-
-__all__ = ["META", "Peak", "SimulatedDevice", "Simulation", "simulated", "tree_leaves"]

@@ -6,7 +6,6 @@ backward pass and optimiser run on it at the true size, on the meta device (`mod
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 
 from diffalign.data.batches import ImageBatch
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.pairs.index import bucket_sizes
 from diffalign.errors import ConfigError
 from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.blank import BlankParts, without_weights
@@ -26,13 +27,8 @@ from diffalign.training.look_ahead import views_of
 from diffalign.training.optimizers import build_optimizer, parameter_groups
 from diffalign.training.reference import resolve_reference
 
-ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE = (
-    "encode",
-    "reference",
-    "policy",
-    "backward",
-    "update",
-)
+PHASES = ("encode", "reference", "policy", "backward", "update")
+ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE = PHASES
 """Phases of a step, by which what is only held for a while is labelled."""
 
 WEIGHTS, TRAINED, COPY = "base weights", "trained weights", "reference copy"
@@ -181,7 +177,7 @@ class _Step:
         run, model, likelihood = self.run, self.model, self.run.likelihood
         with self._phase(ENCODE):
             prepared = likelihood.prepare(model, batch)
-        reference = {}
+        reference: Mapping[str, torch.Tensor] = {}
         if run.objective.needs_reference:
             with self._phase(REFERENCE):
                 if run.reference == "cached":
@@ -210,12 +206,19 @@ class _Step:
 VIEWS = ("chosen", "rejected")
 
 
+def _largest(data: PairConfig) -> tuple[int, int]:
+    """(height, width) of the images of the largest batch."""
+    if not data.buckets:
+        return data.resolution, data.resolution
+    return max(bucket_sizes(data.resolution), key=lambda size: size[0] * size[1])
+
+
 def _blank_batch(run: RunConfig) -> ImageBatch:
     """A batch of the run's size without a pixel."""
     assert run.data is not None
     n = run.training.samples_per_device
     views = [view for view in VIEWS if view in run.objective.views]
-    height = width = run.data.resolution
+    height, width = _largest(run.data)
     whole = torch.zeros(n, 2, dtype=torch.int64)
     return ImageBatch(
         sample_ids=tuple(map(str, range(n))),
@@ -234,7 +237,7 @@ def _phases(simulation: Simulation) -> dict[str, dict[str, int]]:
     """The fullest moments of the phases, what has no name of its own added up."""
     found = {}
     state = simulation.alive(STATE)
-    for phase in (ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE):
+    for phase in PHASES:
         peak = simulation.peaks.get(phase)
         if peak is not None:
             named = {part: size for part in RESIDENT if (size := peak.by_label.get(part, 0))}
@@ -243,6 +246,3 @@ def _phases(simulation: Simulation) -> dict[str, dict[str, int]]:
             rest = peak.total - sum(named.values())
             found[phase] = {**named, "activations": rest}
     return found
-
-
-__all__ = ["StepMemory", "dataclasses", "refuse_unplannable", "step_memory"]

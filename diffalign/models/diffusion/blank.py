@@ -4,7 +4,7 @@ device, for what can be said of a model before a weight of it is there."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch import Tensor
 
 from diffalign.errors import ModelError
 from diffalign.models.diffusion.config import AbstractDiffusion
@@ -105,6 +104,3 @@ def without_weights(model: AbstractDiffusion) -> AbstractDiffusion:
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)}
     vars(blank)["parts"] = BlankParts(**fields)
     return blank
-
-
-__all__ = ["BlankParts", "BlankTokenizer", "Mapping", "Tensor", "without_weights"]

@@ -1,0 +1,110 @@
+"""`diffalign plan CONFIG.yaml [--gpu 24gb]`: the memory of a run by part, before it is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from diffalign.console import silence_libraries
+from diffalign.training.config import RunConfig
+from diffalign.training.memory_plan import (
+    GIB,
+    Advice,
+    MemoryPlan,
+    advise,
+    memory_plan,
+    named_gpu,
+    this_machine,
+)
+
+_WHEN = {
+    "encode": "while the autoencoder or a text encoder runs",
+    "reference": "in the reference's forward",
+    "policy": "in the policy's forward",
+    "backward": "in the backward pass",
+    "update": "while the optimiser updates the weights",
+}
+
+
+def run(
+    loaded: Callable[[Sequence[str]], RunConfig], *, gpu: str | None = None, as_json: bool = False
+) -> MemoryPlan:
+    """Count, and print.
+
+    Args:
+        loaded: gives the run with further overrides.
+        gpu: memory of a card, such as `24gb`; None is this machine's device.
+        as_json: print one JSON object, and no table.
+
+    Raises:
+        ConfigError: no such card, or a run of a kind that is not planned yet.
+    """
+    silence_libraries()
+    target = this_machine() if gpu is None else named_gpu(gpu)
+    run_config = loaded(())
+    plan = memory_plan(run_config, target)
+    found, chosen = ([], []) if plan.fits else advise(plan, run_config, loaded)
+    console = Console(highlight=False)
+    if as_json:
+        print(json.dumps(_plain(plan, found, chosen)))
+    else:
+        _print(console, plan, found, chosen)
+    return plan
+
+
+def _plain(plan: MemoryPlan, found: Sequence[Advice], chosen: Sequence[str]) -> dict[str, Any]:
+    return {
+        "device": plan.target.name,
+        "capacity_bytes": plan.target.capacity,
+        "parts_bytes": dict(plan.parts()),
+        "phases_bytes": {phase: dict(parts) for phase, parts in plan.step.phases.items()},
+        "peak_phase": plan.step.fullest,
+        "tensors_bytes": plan.step.peak,
+        "total_bytes": plan.total,
+        "fits": plan.fits,
+        "advice": [
+            {"overrides": list(a.overrides), "saves_bytes": a.saves, "costs": a.costs}
+            for a in found
+        ],
+        "overrides_that_fit": list(chosen),
+    }
+
+
+def _print(
+    console: Console, plan: MemoryPlan, found: Sequence[Advice], chosen: Sequence[str]
+) -> None:
+    table = Table("part", "GiB", box=None)
+    table.columns[1].justify = "right"
+    for part, size in plan.parts().items():
+        table.add_row(part, f"{size / GIB:.2f}")
+    table.add_row("[bold]peak", f"[bold]{plan.total / GIB:.2f}")
+    console.print(table)
+    console.print(f"The peak is {_WHEN[plan.step.fullest]}.")
+    verdict = (
+        f"[green]It fits {escape(plan.target.name)}: {plan.free / GIB:.1f} GiB stay free."
+        if plan.fits
+        else f"[red]It does not fit {escape(plan.target.name)}: {-plan.free / GIB:.1f} GiB are "
+        f"missing."
+    )
+    console.print(verdict, soft_wrap=True)
+    for advice in found:
+        said = " ".join(advice.overrides)
+        console.print(
+            f"  {said} saves {advice.saves / GIB:.2f} GiB (costs {advice.costs})",
+            markup=False,
+            soft_wrap=True,
+        )
+    if chosen:
+        console.print("These make it fit; give them after the config:")
+        console.print("  " + " ".join(map(_quoted, chosen)), markup=False, soft_wrap=True)
+    elif not plan.fits:
+        console.print("None of these, nor all together, make it fit: take a larger card.")
+
+
+def _quoted(override: str) -> str:
+    return f"'{override}'" if " " in override else override

@@ -1,0 +1,219 @@
+"""Whether a run fits a device: its memory by part, what the device offers, and what would save
+memory, each computed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffalign.errors import ConfigError
+from diffalign.models.simulation import SimulatedDevice
+from diffalign.training.config import RunConfig
+from diffalign.training.step_memory import StepMemory, step_memory
+
+GIB = 2**30
+
+CONTEXT = int(0.75 * GIB)
+"""Bytes of a CUDA context, the kernels in it, and the workspaces of cuBLAS and cuDNN: an
+assumption, between what cards of the last years show."""
+FRAGMENTED = 0.05
+"""Share of the peak that CUDA's caching allocator holds besides, in pieces: an assumption."""
+USABLE = 0.98
+"""Share of the memory in a card's name that it offers: 23.65 GiB of 24, 79.3 of 80."""
+
+_GPU = re.compile(r"(\d+(?:\.\d+)?) ?gi?b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A device that a run should fit."""
+
+    name: str
+    rules: SimulatedDevice
+    capacity: int
+    """Bytes that a process can have."""
+    overhead: int
+    """Bytes next to tensors: a CUDA context; interpreter and libraries on the CPU."""
+    fragmented: float
+    """Share of the tensors' peak that the allocator holds besides."""
+
+
+def named_gpu(text: str) -> Target:
+    """The card of so many gigabytes, which need not be here.
+
+    Args:
+        text: such as `24gb`.
+
+    Raises:
+        ConfigError: it names no size.
+    """
+    found = _GPU.fullmatch(text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise ConfigError(
+            f"--gpu is {text!r}: give the memory of a card, such as 24gb (8gb, 12gb, 16gb, 24gb, "
+            f"48gb, 80gb, or any other size)"
+        )
+    size = float(found[1])
+    return Target(
+        name=f"a GPU of {size:g} GB",
+        rules="cuda",
+        capacity=int(size * USABLE * GIB),
+        overhead=CONTEXT,
+        fragmented=FRAGMENTED,
+    )
+
+
+def this_machine() -> Target:
+    """The device that `train` would take here."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Target(
+            name=f"{properties.name}, {properties.total_memory / GIB:.1f} GiB",
+            rules="cuda",
+            capacity=properties.total_memory,
+            overhead=CONTEXT,
+            fragmented=FRAGMENTED,
+        )
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    return Target(
+        name=f"this machine's CPU, {total / GIB:.1f} GiB",
+        rules="cpu",
+        capacity=total,
+        overhead=resident(),
+        fragmented=0.0,
+    )
+
+
+def resident() -> int:
+    """Bytes that this process holds: on the CPU, what interpreter and libraries take of a run."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return GIB
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a run takes of a device."""
+
+    target: Target
+    step: StepMemory
+    """By phase and part, in bytes."""
+
+    @property
+    def overhead(self) -> int:
+        """Bytes next to the tensors."""
+        return self.target.overhead + int(self.target.fragmented * self.step.peak)
+
+    @property
+    def total(self) -> int:
+        """Bytes in all, at the peak."""
+        return self.step.peak + self.overhead
+
+    @property
+    def free(self) -> int:
+        """Bytes that are left; below 0 where the run does not fit."""
+        return self.target.capacity - self.total
+
+    @property
+    def fits(self) -> bool:
+        return self.free >= 0
+
+    def parts(self) -> Mapping[str, int]:
+        """Bytes of each part at the peak, `overhead` last."""
+        return {**self.step.parts, "overhead": self.overhead}
+
+
+def memory_plan(run: RunConfig, target: Target) -> MemoryPlan:
+    """Count what a run takes; it reads configurations alone, and takes seconds.
+
+    Raises:
+        ConfigError: the run is of a kind that is not planned yet.
+    """
+    return MemoryPlan(target=target, step=step_memory(run, device=target.rules))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """A change of the config, and what it would save."""
+
+    overrides: tuple[str, ...]
+    saves: int
+    """Bytes of the peak, by itself."""
+    costs: str
+    """In words, in time or otherwise."""
+
+
+Loaded = Callable[[Sequence[str]], RunConfig]
+"""The run with further overrides."""
+
+
+def candidates(run: RunConfig) -> list[tuple[tuple[str, ...], str]]:
+    """Changes that may save memory of a run, those first that cost least, and their price."""
+    model, training = run.model, run.training
+    found: list[tuple[tuple[str, ...], str]] = []
+    if training.precision == "float32":
+        found.append((("training.precision=bf16",), "rounding"))
+    if getattr(model, "encoders", None) == "resident":
+        found.append((("model.encoders=offload",), "a copy to the device at each step"))
+        found.append((("model.encoders=cached",), "diffalign precompute before"))
+    if getattr(model, "images_per_encoding", 1) > 1 and training.samples_per_device > 0:
+        found.append((("model.images_per_encoding=1",), "a little time"))
+    if not getattr(model, "gradient_checkpointing", True):
+        found.append((("model.gradient_checkpointing=true",), "a third more time"))
+    n = training.samples_per_device
+    if n > 1:
+        half = next(d for d in range(n // 2, 0, -1) if n % d == 0)
+        changed = (
+            f"training.samples_per_device={half}",
+            f"training.accumulation={training.accumulation * n // half}",
+        )
+        found.append((changed, "time, where the device was not full"))
+    if not model.trains_adapter:
+        found.append((("optimizer.kind=adamw_8bit",), "rounding of the optimiser's state"))
+        found.append((("model.lora={rank: 16}",), "an adapter instead of all weights"))
+    elif hasattr(model, "quantization") and model.quantization is None:
+        found.append((("model.quantization=8bit",), "time, and rounding of the base"))
+        found.append((("model.quantization=4bit",), "time, and more rounding of the base"))
+    return found
+
+
+def advise(plan: MemoryPlan, run: RunConfig, loaded: Loaded) -> tuple[list[Advice], list[str]]:
+    """What would save memory, in order of gain, and the overrides that make a run fit.
+
+    Args:
+        plan: of the run as it is.
+        run: the run.
+        loaded: makes it with further overrides.
+
+    Returns:
+        Advice; and overrides that together make it fit, those first that cost least, or none where
+        all of them do not.
+    """
+    found: list[Advice] = []
+    chosen: list[str] = []
+    current = plan
+    for overrides, costs in candidates(run):
+        try:
+            alone = memory_plan(loaded(overrides), plan.target)
+        except ConfigError:
+            continue  # a package that it needs is not here
+        if (saves := plan.total - alone.total) <= 0:
+            continue
+        found.append(Advice(overrides=overrides, saves=saves, costs=costs))
+        if not current.fits:
+            try:
+                together = memory_plan(loaded((*chosen, *overrides)), plan.target)
+            except ConfigError:
+                continue
+            if together.total < current.total:
+                chosen, current = [*chosen, *overrides], together
+    found.sort(key=lambda advice: -advice.saves)
+    return found, chosen if current.fits else []
