@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from list_settings import meanings
+sys.path.append(str(Path(__file__).parent))
 
-import diffalign
+from list_settings import meanings  # noqa: E402
+
+import diffalign  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
