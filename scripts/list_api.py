@@ -17,9 +17,9 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))
 
-from list_settings import meanings  # noqa: E402
+from list_settings import meanings
 
-import diffalign  # noqa: E402
+import diffalign
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
