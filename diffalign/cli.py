@@ -6,10 +6,11 @@ Jobs are imported when they run, so that `--help` is instant.
 from __future__ import annotations
 
 import json as json_text
+import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +18,9 @@ from rich.console import Console
 from diffalign import __version__, components, foreign_flags, keys, versions
 from diffalign.errors import ConfigError, DiffalignError, ModelError
 from diffalign.processes import end_with_launcher
+
+if TYPE_CHECKING:
+    from diffalign.training.config import RunConfig
 
 app = typer.Typer(
     name="diffalign",
@@ -64,12 +68,10 @@ def train(
         raise ConfigError(
             "train needs a config file, for example configs/smoke/diffusion_dpo_sdxl.yaml"
         )
-    from diffalign import config
     from diffalign.jobs import train as job
     from diffalign.training.checks import check
-    from diffalign.training.config import RunConfig
 
-    run = config.load(RunConfig, path, overrides)
+    run = _run_of(path, overrides)
     if processes > 1 and not dry_run:
         from diffalign.training.launch import launch
 
@@ -93,11 +95,9 @@ def precompute(
             "precompute needs the config file of a training run, for example "
             "configs/diffusion_dpo/sdxl.yaml or configs/dpo/llava15_7b.yaml"
         )
-    from diffalign import config
     from diffalign.jobs import precompute as job
-    from diffalign.training.config import RunConfig
 
-    run = config.load(RunConfig, path, overrides)
+    run = _run_of(path, overrides)
     if processes > 1:
         from diffalign.training.launch import launch
 
@@ -121,13 +121,24 @@ def plan(
             "plan needs the config file of a training run, for example "
             "configs/diffusion_dpo/sdxl_lora_24gb.yaml"
         )
-    from diffalign import config
     from diffalign.jobs import plan as job
-    from diffalign.training.config import RunConfig
+    from diffalign.training import presets
 
-    job.run(
-        lambda further: config.load(RunConfig, path, [*overrides, *further]), gpu=gpu, as_json=json
-    )
+    _, choice = presets.load(path, overrides)
+    if choice is not None:
+        typer.echo(choice.describe(), err=json)
+        overrides = [*overrides, *choice.overrides, "preset=null"]
+    job.run(lambda further: presets.load(path, [*overrides, *further])[0], gpu=gpu, as_json=json)
+
+
+def _run_of(path: Path, overrides: list[str]) -> RunConfig:
+    """A run, after saying what its preset chose."""
+    from diffalign.training import presets
+
+    run, choice = presets.load(path, overrides)
+    if choice is not None and int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(choice.describe())
+    return run
 
 
 @app.command()

@@ -49,12 +49,17 @@ def load(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: naming file, key, what was given, what is allowed and what to do.
     """
-    tree = _read(path) if path is not None else {}
-    for override in overrides:
-        _apply(tree, override)
     place = str(path) if path is not None else "command line"
-    keys.refuse_credentials(tree, place)
-    return _build(cls, tree, place=place, key="")
+    return _build(cls, tree(path, overrides), place=place, key="")
+
+
+def tree(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a file and overrides give, by key, and nothing that they leave open; see `load`."""
+    found = _read(path) if path is not None else {}
+    for override in overrides:
+        _apply(found, override)
+    keys.refuse_credentials(found, str(path) if path is not None else "command line")
+    return found
 
 
 def to_dict(value: Any) -> Any:

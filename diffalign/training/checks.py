@@ -18,6 +18,11 @@ from diffalign.training.reference import resolve_reference
 
 def check(run: RunConfig) -> None:
     """Raise ConfigError or ModelError for contradictions, before data or weights are opened."""
+    if run.preset is not None:
+        raise ConfigError(
+            f"preset is {run.preset}, and nothing was chosen for it: load the run with "
+            f"diffalign.training.presets.load, as the command line does"
+        )
     resolve_reference(run)
     run.section.check(RunParts(model=run.model, likelihood=run.likelihood, objective=run.objective))
     _check_objective(run)

@@ -68,6 +68,16 @@ class RunConfig:
 
     output: Path = field(metadata=MAY_CHANGE)
     """The run folder; everything the run writes lies below it."""
+    preset: Literal["8gb", "12gb", "16gb", "24gb", "48gb", "80gb"] | None = field(
+        default=None, metadata=MAY_CHANGE
+    )
+    """Memory of the card that the run should fit. What the config leaves open of
+    `training.precision`, `training.samples_per_device`, `model.gradient_checkpointing`,
+    `model.images_per_encoding`, `model.encoders`, quantization and optimizer is chosen by the count
+    of `diffalign plan`: the first of a ladder from the fastest settings to the smallest that fits.
+    With `samples_per_device` left open, `training.accumulation` is the samples of a step on a
+    device, which the choice splits. It is printed, and saved with the run in place of the preset.
+    Null chooses nothing."""
     seed: int = 0
     """All randomness derives from it and from its sample; an adapter starts from `lora.seed`."""
     model: AbstractModel

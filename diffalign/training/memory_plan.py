@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, ModelError
 from diffalign.models.simulation import SimulatedDevice
 from diffalign.training.config import RunConfig
 from diffalign.training.step_memory import StepMemory, step_memory
@@ -162,7 +162,6 @@ def candidates(run: RunConfig) -> list[tuple[tuple[str, ...], str]]:
     if training.precision == "float32":
         found.append((("training.precision=bf16",), "rounding"))
     if getattr(model, "encoders", None) == "resident":
-        found.append((("model.encoders=offload",), "a copy to the device at each step"))
         found.append((("model.encoders=cached",), "diffalign precompute before"))
     if getattr(model, "images_per_encoding", 1) > 1 and training.samples_per_device > 0:
         found.append((("model.images_per_encoding=1",), "a little time"))
@@ -203,7 +202,7 @@ def advise(plan: MemoryPlan, run: RunConfig, loaded: Loaded) -> tuple[list[Advic
     for overrides, costs in candidates(run):
         try:
             alone = memory_plan(loaded(overrides), plan.target)
-        except ConfigError:
+        except (ConfigError, ModelError):
             continue  # a package that it needs is not here
         if (saves := plan.total - alone.total) <= 0:
             continue
@@ -211,7 +210,7 @@ def advise(plan: MemoryPlan, run: RunConfig, loaded: Loaded) -> tuple[list[Advic
         if not current.fits:
             try:
                 together = memory_plan(loaded((*chosen, *overrides)), plan.target)
-            except ConfigError:
+            except (ConfigError, ModelError):
                 continue
             if together.total < current.total:
                 chosen, current = [*chosen, *overrides], together

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffalign.data.batches import ImageBatch
+from diffalign.data.batches import ImageBatch, ImageEncodings
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.index import bucket_sizes
 from diffalign.errors import ConfigError
@@ -78,6 +78,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
     assert isinstance(run.model, AbstractDiffusion)
     settings = without_weights(run.model)
     reference = resolve_reference(run)
+    encodings = _blank_encodings(run) if run.model.takes_encodings else None
     with simulated(device) as simulation:
         model: Any = settings.load(
             device=META,
@@ -86,7 +87,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
         )
         assert isinstance(settings.parts, BlankParts)
         _mark_weights(simulation, model, settings)
-        batch = _blank_batch(run)
+        batch = _blank_batch(run, encodings)
         step = _Step(run, model, simulation)
         step.update()
         if run.training.accumulation == 1:
@@ -213,7 +214,28 @@ def _largest(data: PairConfig) -> tuple[int, int]:
     return max(bucket_sizes(data.resolution), key=lambda size: size[0] * size[1])
 
 
-def _blank_batch(run: RunConfig) -> ImageBatch:
+def _blank_encodings(run: RunConfig) -> ImageEncodings:
+    """What `precompute` would have made of a batch; the blank encoders run outside of the count."""
+    assert run.data is not None and isinstance(run.model, AbstractDiffusion)
+    n, (height, width) = run.training.samples_per_device, _largest(run.data)
+    model = without_weights(run.model)
+    with simulated("cpu"), torch.no_grad():
+        conditioner = model.conditioner(model.parts.read())
+        made = conditioner.encode([str(i) for i in range(n)])
+    rows = {"hidden_states": made.hidden_states, "pooled": made.pooled}
+    dtype = DTYPES[run.training.precision]
+    channels, *latent = model.parts.latent_space().shape((height, width))
+    channels *= 1 if run.model.posterior == "mean" else 2
+    posterior = torch.empty(n, channels, *latent, device=META, dtype=DTYPES[run.model.vae_dtype])
+    return ImageEncodings(
+        size=(height, width),
+        posteriors={view: posterior for view in VIEWS if view in run.objective.views},
+        prompts={name: row.to(dtype) for name, row in rows.items() if row is not None},
+        prompt_rows=torch.arange(n),
+    )
+
+
+def _blank_batch(run: RunConfig, encodings: ImageEncodings | None = None) -> ImageBatch:
     """A batch of the run's size without a pixel."""
     assert run.data is not None
     n = run.training.samples_per_device
@@ -224,12 +246,15 @@ def _blank_batch(run: RunConfig) -> ImageBatch:
         sample_ids=tuple(map(str, range(n))),
         prompts=tuple(f"prompt {i}" for i in range(n)),
         captions=tuple(f"prompt {i}" for i in range(n)),
-        images={view: torch.empty(n, 3, height, width, device=META) for view in views},
+        images={}
+        if encodings is not None
+        else {view: torch.empty(n, 3, height, width, device=META) for view in views},
         original_sizes=dict.fromkeys(views, whole),
         crop_corners=dict.fromkeys(views, whole),
         timesteps=torch.zeros(n, dtype=torch.float64),
         noise_seeds=tuple(range(n)),
         encoding_seeds={view: tuple(range(n)) for view in views},
+        encodings=encodings,
     )
 
 

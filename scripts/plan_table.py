@@ -1,0 +1,140 @@
+"""Print the memory of SDXL runs by part, by card, as docs/performance.md has it.
+
+python scripts/plan_table.py [--folder FOLDER] [--resolution 1024] [CARD:SHAPE ...]
+
+SHAPE is lora or full; without any, the rows of the page. No weights are needed: a folder that holds
+the configurations of Stable Diffusion XL (the facts of its published config.json files) is written.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffalign.console import silence_libraries
+from diffalign.training import presets
+from diffalign.training.memory_plan import GIB, memory_plan, named_gpu
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/smoke/diffusion_dpo_sdxl.yaml"
+ROWS = ("8gb:lora", "12gb:lora", "16gb:lora", "24gb:lora", "80gb:full")
+PARTS = (
+    "base weights",
+    "trained weights",
+    "reference copy",
+    "text encoders",
+    "autoencoder",
+    "gradients",
+    "optimiser state",
+    "activations",
+    "overhead",
+)
+
+_CLIP = {"max_position_embeddings": 77, "vocab_size": 49408}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "model_index.json": {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "unet/config.json": {
+        "_class_name": "UNet2DConditionModel",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "layers_per_block": 2,
+        "projection_class_embeddings_input_dim": 2816,
+        "sample_size": 128,
+        "transformer_layers_per_block": [1, 2, 10],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    },
+    "vae/config.json": {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "sample_size": 1024,
+        "scaling_factor": 0.13025,
+    },
+    "text_encoder/config.json": {
+        **_CLIP,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "projection_dim": 768,
+    },
+    "text_encoder_2/config.json": {
+        **_CLIP,
+        "hidden_act": "gelu",
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 32,
+        "projection_dim": 1280,
+    },
+    "scheduler/scheduler_config.json": {
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+    },
+}
+
+
+def write_sdxl(folder: Path) -> Path:
+    """Write the configurations of SDXL, and no weights."""
+    for name, content in CONFIGS.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+    return folder
+
+
+def row(model: Path, card: str, shape: str, resolution: int) -> str:
+    """One line of the table, with the command's choice."""
+    lora = "{rank: 8}" if shape == "lora" else "null"
+    given = [
+        *(f"preset={card}", f"model.path={model}", f"model.lora={lora}", "model.vae_dtype=fp16"),
+        *(f"data.resolution={resolution}", "objective={kind: dpo, beta: 5000}"),
+    ]
+    run, choice = presets.load(None if not CONFIG.is_file() else CONFIG, given)
+    plan = choice.plan if choice is not None else memory_plan(run, named_gpu(card))
+    sizes = plan.parts()
+    cells = [f"{sizes.get(part, 0) / GIB:.2f}" for part in PARTS]
+    settings = ", ".join(choice.overrides) if choice is not None else "as given"
+    return f"| {card} | {shape} | {' | '.join(cells)} | {plan.total / GIB:.1f} | {settings} |"
+
+
+def main(
+    rows: Annotated[list[str] | None, typer.Argument(help="CARD:SHAPE, as 12gb:lora.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Of a model; else SDXL is written.")] = None,
+    resolution: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 1024,
+) -> None:
+    """Print the table."""
+    silence_libraries()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = folder or write_sdxl(Path(scratch))
+        print(f"| card | trains | {' | '.join(PARTS)} | peak, GiB | chosen |")
+        print("|" + "---|" * (len(PARTS) + 4))
+        for name in rows or ROWS:
+            card, _, shape = name.partition(":")
+            print(row(model, card, shape or "lora", resolution), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
