@@ -110,9 +110,9 @@ def row(model: Path, card: str, shape: str, resolution: int) -> str:
     lora = "{rank: 8}" if shape == "lora" else "null"
     given = [
         *(f"preset={card}", f"model.path={model}", f"model.lora={lora}", "model.vae_dtype=fp16"),
-        *(f"data.resolution={resolution}", "objective={kind: dpo, beta: 5000}"),
+        *(f"data.resolution={resolution}", "training={optimizer_steps: 2, accumulation: 16}"),
     ]
-    run, choice = presets.load(None if not CONFIG.is_file() else CONFIG, given)
+    run, choice = presets.load(CONFIG, given)
     plan = choice.plan if choice is not None else memory_plan(run, named_gpu(card))
     sizes = plan.parts()
     cells = [f"{sizes.get(part, 0) / GIB:.2f}" for part in PARTS]

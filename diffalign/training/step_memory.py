@@ -168,7 +168,7 @@ class _Step:
             torch.nn.utils.clip_grad_norm_(self.parameters, most)
             self.optimizer.step()
             if self.average is not None:
-                self.average.update()
+                self.average.update(torch.tensor(True))
         for state in self.optimizer.state.values():
             kept = (value for value in state.values() if isinstance(value, torch.Tensor))
             self.simulation.mark(kept, STATE)

@@ -10,9 +10,11 @@ from diffalign import config
 from diffalign.errors import ConfigError
 from diffalign.training import checks, presets
 from diffalign.training.config import RunConfig
-from diffalign.training.memory_plan import GIB, CONTEXT, MemoryPlan, Target
+from diffalign.training.memory_plan import CONTEXT, GIB, MemoryPlan, Target
 from diffalign.training.step_memory import StepMemory
+from tests.runs import run_script
 
+MODEL = Path(__file__).parents[2] / "assets/playground/sdxl"
 CONFIG = """
 output: runs/x
 preset: 12gb
@@ -87,6 +89,14 @@ def test_a_run_that_was_chosen_is_the_same_when_it_is_loaded_again(tmp_path):
 def test_a_card_that_cannot_hold_the_run_is_refused_with_one_that_can(tmp_path):
     with pytest.raises(ConfigError, match=r"takes 28\.\d GiB .* preset 48gb would fit"):
         chosen(tmp_path, "training.samples_per_device=10", "model.encoders=resident")
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs_can_be_made(capsys, monkeypatch):
+    monkeypatch.undo()  # the count itself
+    run_script("plan_table.py", "8gb:lora", "--folder", MODEL, "--resolution", "64")
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("| 8gb | lora | 0.0") and "gradient_checkpointing=false" in line
 
 
 def test_a_preset_that_was_not_resolved_is_refused(tmp_path):

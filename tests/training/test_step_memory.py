@@ -141,6 +141,16 @@ def test_autocast_of_cuda_keeps_normalised_values_in_float32():
     assert cuda.phases["policy"]["activations"] > 1.1 * cpu.phases["policy"]["activations"]
 
 
+@pytest.mark.slow
+def test_cached_encodings_need_neither_autoencoder_nor_text_encoders():
+    small = ("data.resolution=64", "training.samples_per_device=2", LORA)
+    resident = step_memory(run_of(*small), device="cpu").phases["policy"]
+    cached = step_memory(run_of(*small, "model.encoders=cached"), device="cpu").phases["policy"]
+    assert {"autoencoder", "text encoders"} <= resident.keys()
+    assert not {"autoencoder", "text encoders"} & cached.keys()
+    assert cached["activations"] == pytest.approx(resident["activations"], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
