@@ -27,6 +27,7 @@ SMALL = {
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
+    "drill_sdxl.py": "--tiny --full",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -61,8 +62,45 @@ _PRODUCTS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 def freeze(module: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Place a diffusers or transformers model that will only ever be evaluated."""
     module.requires_grad_(False).eval().to(device)
-    if module.dtype != dtype:  # diffusers warns about every cast, also about one to the same
-        module.to(dtype)
+    values = (*module.parameters(), *module.buffers())
+    if any(v.is_floating_point() and v.dtype != dtype for v in values):
+        module.to(dtype)  # diffusers warns about every cast, also about one to the same
+
+
+@contextmanager
+def on_device(networks: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Within this context frozen networks of host memory compute on `device`.
+
+    Their weights are copied there and dropped afterwards, so nothing of them stays: what lies in
+    host memory is never written, and so never copied back.
+    """
+    kept = [
+        (module, name, host)
+        for network in networks
+        for module in network.modules()
+        for named in (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        for name, host in named
+        if host.device != device
+    ]
+    try:
+        with torch.inference_mode(mode=False):
+            for module, name, host in kept:
+                there = host.detach().to(device, non_blocking=True)
+                is_parameter = isinstance(host, nn.Parameter)
+                setattr(module, name, nn.Parameter(there, False) if is_parameter else there)
+        yield
+    finally:
+        for module, name, host in kept:
+            setattr(module, name, host)
+
+
+def keep_in_host_memory(networks: Iterable[nn.Module], device: torch.device) -> None:
+    """Keep frozen networks there, pinned where `on_device` will copy to a GPU."""
+    for network in networks:
+        network.to("cpu")
+        if device.type == "cuda":
+            for tensor in (*network.parameters(), *network.buffers()):
+                tensor.data = tensor.data.pin_memory()
 
 
 def remove_dropout(network: nn.Module) -> None:
@@ -94,6 +132,18 @@ def store_for_autocast(network: nn.Module, dtype: torch.dtype) -> None:
             weight = module.weight
             if weight.is_floating_point() and not weight.requires_grad:  # not a quantised one
                 module.to(dtype)
+
+
+def stored_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A frozen copy of a network, as `store_for_autocast` would leave it; nothing is copied in more
+    bits than it is kept in."""
+    values = {}
+    for module in network.modules():
+        for value in module.parameters(recurse=False):
+            less = isinstance(module, _PRODUCTS) and value.is_floating_point()
+            kept = value.detach().to(dtype if less else value.dtype, copy=True)
+            values[id(value)] = nn.Parameter(kept, requires_grad=False)
+    return copy.deepcopy(network, values)
 
 
 def upcast_trainable(network: nn.Module) -> None:

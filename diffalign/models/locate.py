@@ -33,6 +33,7 @@ from diffalign.models.runs import (
     model_of_run,
 )
 from diffalign.models.single_file import SingleFile
+from diffalign.models.weights import Stored
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -74,6 +75,21 @@ class WithCheckpoint(AbstractLocation):
         if self.component not in components:
             self._fill(loaded)
         return loaded
+
+    def stored(self, component: str, config: Mapping[str, Any]) -> dict[str, Stored] | None:
+        base = self.base.stored(component, config)
+        if component != self.component or base is None:
+            return base
+        trained = self.checkpoint.stored()
+        if other := sorted(trained.keys() - base.keys()):
+            raise ModelError(
+                f"{self.checkpoint.file}: holds {other[0]}, and {self.base} has no such weight: "
+                f"the run started from another model"
+            )
+        return base | trained
+
+    def load_text_encoder(self, name: str, model_class: Any, dtype: torch.dtype) -> Any | None:
+        return self.base.load_text_encoder(name, model_class, dtype)
 
     def load_complete(self, model_class: Any, **options: Any) -> Any:
         model = self.base.load_complete(model_class, **options)
@@ -139,6 +155,14 @@ class WithNetwork(AbstractLocation):
         else:
             self.base.check_weights(component)
 
+    def stored(self, component: str, config: Mapping[str, Any]) -> dict[str, Stored] | None:
+        if component == self.component:
+            return self.network.stored(self.inside, config)
+        return self.base.stored(component, config)
+
+    def load_text_encoder(self, name: str, model_class: Any, dtype: torch.dtype) -> Any | None:
+        return self.base.load_text_encoder(name, model_class, dtype)
+
     def load(self, pipeline: Any, **components: Any) -> Any:
         if self.component not in components:
             config = self.read_json(f"{self.component}/config.json")
@@ -149,8 +173,6 @@ class WithNetwork(AbstractLocation):
         import diffusers  # takes seconds, and not every location is of an image generator
 
         network_class = getattr(diffusers, str(config.get("_class_name")))
-        if isinstance(self.network, SingleFile):
-            return self.network.load_network(network_class, config)
         inside = {} if self.inside == ITSELF else {"subfolder": self.inside}
         return self.network.load(network_class, **inside)
 

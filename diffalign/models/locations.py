@@ -9,22 +9,27 @@ from __future__ import annotations
 import abc
 import hashlib
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from torch import nn
 
 from diffalign import hub
 from diffalign.errors import ModelError
 from diffalign.files import read_json
+from diffalign.models.weights import Stored, stored_in
 
 ITSELF = "."
 """Names, as a component, the one network of a location that holds no pipeline around it."""
 
 INDEX = "model_index.json"
+NETWORK_FILE = "diffusion_pytorch_model"
+"""What diffusers calls the weights of a network, without an ending."""
 LONE_CONFIGS = ("unet/config.json", "config.json")
 """In the place of that in a release of a denoiser alone."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -76,6 +81,35 @@ class AbstractLocation(abc.ABC):
         Returns:
             The assembled pipeline, or the network.
         """
+
+    @abc.abstractmethod
+    def stored(self, component: str, config: Mapping[str, Any]) -> dict[str, Stored] | None:
+        """Where the tensors of a network of diffusers lie, by their names in it.
+
+        Args:
+            component: of a pipeline, or `ITSELF`.
+            config: of the network, which the names in a single file depend on.
+
+        Returns:
+            None where they cannot be read one by one: pickles, and what a single file holds in
+            another form.
+
+        Raises:
+            ModelError: files are missing or damaged, or cannot be fetched.
+        """
+
+    def load_text_encoder(self, name: str, model_class: Any, dtype: torch.dtype) -> Any | None:
+        """A text encoder of a pipeline, on the CPU; None where only the pipeline can read it.
+
+        Args:
+            name: within the pipeline, such as `text_encoder_2`.
+            model_class: of transformers.
+            dtype: of its weights.
+
+        Raises:
+            ModelError: it is not there, or lacks weights.
+        """
+        return self.load_complete(model_class, subfolder=name, dtype=dtype)
 
     def load_complete(self, model_class: Any, **options: Any) -> Any:
         """Read a lone model of transformers, of which every weight has to be there.
@@ -170,8 +204,21 @@ class Folder(AbstractLocation):
                 use_safetensors=None if self.allow_pickle else True,
                 local_files_only=True,
                 **components,
-            )
+            ),
+            given=components,
         )
+
+    def stored(self, component: str, config: Mapping[str, Any]) -> dict[str, Stored] | None:
+        marker = "" if self.variant is None else f".{self.variant}"
+        folder = self.path / component
+        indices = (*folder.glob(f"*.safetensors.index{marker}.json"),)
+        if indices:
+            files = [folder / name for name in _shards(indices[0])]
+        else:
+            files = self._weights(component)
+            alone = folder / f"{NETWORK_FILE}{marker}.safetensors"
+            files = [alone] if alone in files else files
+        return stored_in(files) if files else None
 
     def tokenizer(self, name: str) -> Any:
         return _tokenizer(self, name, self.path, local_files_only=True)
@@ -237,9 +284,34 @@ class Hub(AbstractLocation):
                     use_safetensors=None if self.allow_pickle else True,
                     **components,
                 )
-            return in_float32(loaded)
+            return in_float32(loaded, given=components)
         except OSError as error:
             raise self._unreachable("safetensors weights", error) from error
+
+    def stored(self, component: str, config: Mapping[str, Any]) -> dict[str, Stored] | None:
+        """The files are fetched."""
+        markers = [f".{self.variant}", ""] if self.variant else [""]
+        problem: Exception | None = None
+        for marker in markers:
+            try:
+                file = self._fetch(component, f"{NETWORK_FILE}{marker}.safetensors")
+                return stored_in([file])
+            except (OSError, ValueError) as error:
+                problem = problem or error
+            try:
+                index = self._fetch(component, f"{NETWORK_FILE}.safetensors.index{marker}.json")
+                return stored_in([self._fetch(component, name) for name in _shards(index)])
+            except (OSError, ValueError):
+                pass
+        if self.allow_pickle:
+            return None
+        assert problem is not None
+        raise self._unreachable(f"safetensors weights of {component}", problem) from problem
+
+    def _fetch(self, component: str, name: str) -> Path:
+        with self._explained():
+            file = Path(component, name).as_posix()
+            return Path(hf_hub_download(self.name, file, revision=self.revision))
 
     def tokenizer(self, name: str) -> Any:
         return _tokenizer(self, name, self.name, revision=self.revision)
@@ -289,16 +361,25 @@ def pickle_refusal(given: str) -> str:
     )
 
 
-def in_float32(loaded: Any) -> Any:
+def _shards(index: Path) -> list[str]:
+    """Names of the files over which an index spreads the tensors of a network."""
+    names = read_config(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ModelError(f"{index} names no files: its weight_map is {names!r:.60}")
+    return sorted(set(map(str, names.values())))
+
+
+def in_float32(loaded: Any, *, given: Mapping[str, Any] | None = None) -> Any:
     """A pipeline with all its networks in float32: transformers 5 keeps what type the file has.
+    Those that were given to it are left as they are.
 
     Not by an argument of the load: its name depends on the version of diffusers. (A lone network of
     diffusers is always read in float32.) Tokenizers that know no length, or one beyond the
     positions of their encoder, are given that of the encoder.
     """
     parts = getattr(loaded, "components", {})
-    for part in parts.values():
-        if isinstance(part, nn.Module):
+    for name, part in parts.items():
+        if isinstance(part, nn.Module) and part is not (given or {}).get(name):
             part.float()
     for name, part in parts.items():
         encoder = parts.get(name.replace("tokenizer", "text_encoder"))

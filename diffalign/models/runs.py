@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign.errors import ModelError
 from diffalign.files import read_json, read_tensors, read_text
+from diffalign.models.weights import Stored, stored_in
 from diffalign.parsing import parse_yaml
 
 CONFIG = "config.yaml"
@@ -58,6 +59,15 @@ class RunCheckpoint:
         if self.model().get("kind") == "vlm":
             return {name.removeprefix("model."): value for name, value in values.items()}
         return values
+
+    def stored(self) -> dict[str, Stored]:
+        """Where the values lie, by the names of the trained parameters.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        self._check()
+        return stored_in([self.file])
 
     def _check(self) -> None:
         """Raise ModelError if the file is not the one that was written."""

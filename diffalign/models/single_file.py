@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from diffalign.errors import ModelError
 from diffalign.models.locations import (
@@ -19,6 +18,7 @@ from diffalign.models.locations import (
     file_digest,
     in_float32,
 )
+from diffalign.models.weights import Stored, stored_in
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class SingleFile(AbstractLocation):
             options["revision"] = self.config.revision
         try:
             return in_float32(
-                pipeline.from_single_file(str(self.path), config=config, **options, **components)
+                pipeline.from_single_file(str(self.path), config=config, **options, **components),
+                given=components,
             )
         except SingleFileComponentError as error:
             reason = str(error).splitlines()[0]
@@ -85,42 +86,40 @@ class SingleFile(AbstractLocation):
     def tokenizer(self, name: str) -> Any:
         return self.config.tokenizer(name)
 
-    def load_network(self, network_class: Any, config: Mapping[str, Any]) -> Any:
-        """The denoiser, where the file holds nothing else that is wanted.
-
-        Args:
-            network_class: of diffusers.
-            config: of the network.
-        """
+    def stored(self, component: str, config: Mapping[str, Any]) -> dict[str, Stored] | None:
+        """Of a UNet in the original layout, and of a file that holds one network as diffusers names
+        it; other parts of a whole checkpoint are not there tensor by tensor."""
+        if self.path.suffix != ".safetensors":
+            return None
+        found = stored_in([self.path])
+        original = {name.removeprefix(_DENOISER): tensor for name, tensor in found.items()}
+        whole = any(name.startswith(_OTHERS) for name in found)
+        if "input_blocks.0.0.weight" not in original:
+            return None if whole else found
+        if component != "unet":
+            return None
         from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-        with torch.device("meta"):
-            network = network_class.from_config(dict(config))
-        try:
-            tensors = load_file(self.path)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{self.path}: cannot be read: {error}") from error
-        original = {k.removeprefix(_DENOISER): v for k, v in tensors.items()}
-        if "input_blocks.0.0.weight" in original:
-            tensors = convert_ldm_unet_checkpoint(
-                {f"{_DENOISER}{name}": value for name, value in original.items()},
-                dict(network.config),
-            )
-        try:
-            network.load_state_dict(tensors, assign=True)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1:2] or [str(error)]
-            raise ModelError(
-                f"{self.path}: does not hold the weights of the {network_class.__name__} of "
-                f"{self.config}: {first[0].strip()[:300]}"
-            ) from error
-        return network.float().eval()
+        renamed: dict[str, Stored] = convert_ldm_unet_checkpoint(  # it moves values, whatever
+            {
+                f"{_DENOISER}{name}": tensor
+                for name, tensor in original.items()
+                if not whole or tensor.name.startswith(_DENOISER)
+            },
+            dict(config),
+        )
+        return renamed
+
+    def load_text_encoder(self, name: str, model_class: Any, dtype: torch.dtype) -> Any | None:
+        return None
 
     def identity(self, component: str) -> str:
         return file_digest(self.path)
 
 
 _DENOISER = "model.diffusion_model."
+_OTHERS = ("first_stage_model.", "cond_stage_model.", "conditioner.", "text_encoders.")
+"""How the names of what else a whole checkpoint holds begin."""
 _INPUT = f"{_DENOISER}input_blocks.0.0.weight"
 """The first convolution of a denoiser in the original layout, of shape [width, channels, 3, 3]."""
 _PREDICTION_WORDS = {

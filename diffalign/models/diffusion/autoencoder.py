@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import ModelError
-from diffalign.models.devices import send
+from diffalign.models.devices import on_device, send
 from diffalign.seeding import noise_from_seeds
 
 _COLOURS = 3
@@ -181,17 +182,23 @@ class Autoencoder:
     """A frozen `AutoencoderKL`, never autocast, given few images at once."""
 
     def __init__(
-        self, network: Any, *, images_at_once: int, posterior: PosteriorKind = "full"
+        self,
+        network: Any,
+        *,
+        images_at_once: int,
+        posterior: PosteriorKind = "full",
+        device: torch.device | None = None,
     ) -> None:
         """Take a loaded network.
 
         Args:
-            network: an `AutoencoderKL`, on its device and in its dtype.
+            network: an `AutoencoderKL` in its dtype.
             images_at_once: how many it encodes or decodes in one pass, which bounds its memory.
             posterior: what is taken of one.
+            device: where it computes, if it lies elsewhere; None is where it lies.
         """
         self.network = network
-        self.device: torch.device = network.device
+        self.device: torch.device = network.device if device is None else device
         self.factor = 2 ** (len(network.config.block_out_channels) - 1)
         """Pixels per latent, along either side."""
         self.scaling = LatentScaling(network.config, device=self.device, posterior=posterior)
@@ -208,7 +215,7 @@ class Autoencoder:
         Returns:
             In the autoencoder's dtype, so that nothing of it is rounded.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with self._computing():
             chunks = [
                 self.network.encode(part).latent_dist
                 for part in send(images, self.device)
@@ -245,7 +252,7 @@ class Autoencoder:
             Shape [n, 3, h * factor, w * factor], float32, in [-1, 1] where clamped.
         """
         unscaled = self.scaling.unscaled(latents)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._computing():
             chunks = [
                 self.network.decode(part).sample
                 for part in unscaled.to(self.network.dtype).split(self.images_at_once)
@@ -253,6 +260,12 @@ class Autoencoder:
         images = torch.cat(chunks).float()
         self._note(unscaled, images)
         return images.clamp(-1.0, 1.0) if clamp else images
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        autocast = torch.autocast(self.device.type, enabled=False)
+        with on_device([self.network], self.device), autocast:
+            yield
 
     def _note(self, given: Tensor, made: Tensor) -> None:
         """Remember, without waiting for the device, whether a row broke in here."""

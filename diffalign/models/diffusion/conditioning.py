@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffalign.models.devices import send
+from diffalign.models.devices import on_device, send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,19 @@ class PromptEmbeddings:
             pooled=None if self.pooled is None else self.pooled[index],
         )
 
+    def to(self, device: torch.device) -> PromptEmbeddings:
+        """The same on a device."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return PromptEmbeddings(hidden_states=self.hidden_states.to(device), pooled=pooled)
+
 
 class AbstractConditioner(abc.ABC):
     """The text encoders of a backbone and the form in which its network wants to hear of them."""
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """The text encoders, which `model.encoders` may keep in host memory."""
+        return ()
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -86,7 +96,7 @@ class PromptEncoder:
 
         Args:
             conditioner: around the text encoders.
-            device: where these are.
+            device: where these compute; they may lie in host memory.
             capacity: prompts that are kept; one of SDXL takes 0.6 MB in float32.
         """
         self.conditioner = conditioner
@@ -100,8 +110,7 @@ class PromptEncoder:
         """Encode n prompts, equal ones once; the empty prompt represents a dropped caption."""
         distinct = list(dict.fromkeys(prompts))
         index = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        with torch.autocast(self._device.type, enabled=False):
-            embeddings = self.conditioner.encode(distinct)
+        embeddings = self._run(lambda: self.conditioner.encode(distinct))
         return embeddings.rows(send(index, self._device))
 
     def framed(self, prompts: Sequence[str], framing: Framing) -> Mapping[str, Any]:
@@ -127,7 +136,7 @@ class PromptEncoder:
             negative_prompt: in the place of what guidance steers away from.
         """
         # What is kept must serve training too: none of it may be an inference tensor.
-        with torch.autocast(self._device.type, enabled=False), torch.inference_mode(mode=False):
+        with torch.inference_mode(mode=False):
             rows = [self._alone(prompt) for prompt in prompts]
             if guidance > 1:
                 rows = [self._away(negative_prompt)] * len(prompts) + rows
@@ -138,9 +147,14 @@ class PromptEncoder:
         )
         return self.conditioner.arguments(stack_embeddings(rows), framing)
 
+    def _run(self, encode: Callable[[], PromptEmbeddings]) -> PromptEmbeddings:
+        networks, device = self.conditioner.networks, self._device
+        with on_device(networks, device), torch.autocast(device.type, enabled=False):
+            return encode().to(device)
+
     def _alone(self, prompt: str) -> PromptEmbeddings:
         if prompt not in self._kept:
-            self._kept[prompt] = self.conditioner.encode([prompt])
+            self._kept[prompt] = self._run(lambda: self.conditioner.encode([prompt]))
         self._kept.move_to_end(prompt)
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
@@ -150,7 +164,7 @@ class PromptEncoder:
         if negative_prompt is not None:
             return self._alone(negative_prompt)
         if self._unconditional is None:
-            self._unconditional = self.conditioner.unconditional()
+            self._unconditional = self._run(self.conditioner.unconditional)
         return self._unconditional
 
 

@@ -112,10 +112,14 @@ class AbstractDiffusion(AbstractModel):
     posterior: PosteriorKind = "full"
     """The latent of an image: a new sample of what the autoencoder says of it at each visit
     (`full`), or always the mean of that (`mean`), which takes half the room in a cache."""
+    vae_tiling: bool = False
+    """Let the autoencoder take images above its own size in overlapping tiles: less memory, and
+    latents that differ a little where tiles meet."""
     encoders: Encoders = field(default="resident", metadata=MAY_CHANGE)
-    """Where autoencoder and text encoders are while the model trains: `resident` on the device, or
-    `cached`, which reads what `diffalign precompute` made of the data with them, and loads neither;
-    nothing can be sampled from the model then."""
+    """Where autoencoder and text encoders are while the model trains: `resident` on the device;
+    `offload` in host memory, from which they are copied to the device for each use and dropped
+    there; or `cached`, which reads what `diffalign precompute` made of the data with them, and
+    loads neither: nothing can be sampled from the model then."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     attention: Attention = "default"
@@ -362,6 +366,7 @@ class AbstractDiffusion(AbstractModel):
             images_at_once=self.images_per_encoding,
             posterior=self.posterior,
             kept=self.encoders,
+            tiling=self.vae_tiling,
         )
 
     def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:
@@ -373,7 +378,7 @@ class AbstractDiffusion(AbstractModel):
         if values is None:
             return self.parts.read()
         network = with_weights(self.parts.blank_network(), values)
-        return self.parts.read(**{self.component: network})
+        return self.parts.read(network)
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""

@@ -6,19 +6,27 @@ network without any can be prepared in the same way.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.base import ReferenceKind
-from diffalign.models.devices import freeze, materialize, remove_dropout, store_for_autocast
+from diffalign.models.devices import (
+    freeze,
+    keep_in_host_memory,
+    remove_dropout,
+    store_for_autocast,
+    stored_copy,
+)
 from diffalign.models.diffusion.autoencoder import Autoencoder, LatentScaling, PosteriorKind
 from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 from diffalign.models.diffusion.model import DiffusionModel, Export
@@ -27,6 +35,7 @@ from diffalign.models.diffusion.pipeline_lora import add_adapter
 from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.reference import reference_of
+from diffalign.models.weights import cast_blank
 
 Attention = Literal["default", "sdpa", "xformers"]
 
@@ -67,28 +76,37 @@ class TrainedNetwork:
         if self.attention == "xformers":
             _check_xformers()
 
+    def store(self, network: Any, compute_dtype: torch.dtype, *, trainable: bool = True) -> Any:
+        """Give every weight the dtype in which it is kept.
+
+        Args:
+            network: whole and without an adapter, blank or with values; changed in place.
+            compute_dtype: of the autocast; what is frozen and multiplied is stored in it.
+            trainable: whether all weights train, where there is no adapter.
+        """
+        remove_dropout(network.requires_grad_(False))
+        if self.lora is not None or not trainable:
+            store_for_autocast(network, compute_dtype)
+        return network
+
     def prepare(
-        self, network: Any, compute_dtype: torch.dtype, *, copied: bool
+        self, network: Any, compute_dtype: torch.dtype, *, copied: bool = False
     ) -> tuple[Any, Any | None]:
         """The policy, in training mode, and if asked for, its frozen copy.
 
         Args:
-            network: in float32 on the CPU; it becomes the policy.
+            network: from `store`; it becomes the policy. It may lie on any device, and a new
+                adapter is made on the CPU.
             compute_dtype: of the autocast; what is frozen is stored in it.
-            copied: whether a copy is made.
+            copied: whether a copy is made, of which no more is held than stays.
         """
-        remove_dropout(network.requires_grad_(False))
-        materialize(network)
         self._set_attention(network)
-        frozen = copy.deepcopy(network) if copied else None
-        if frozen is not None:
-            store_for_autocast(frozen, compute_dtype)
+        frozen = stored_copy(network, compute_dtype) if copied else None
         if self.lora is None:
             network.requires_grad_(True)
         else:
-            store_for_autocast(network, compute_dtype)
-            network.float()  # DoRA reads lengths off the rounded weights
-            lora.attach(network, self.lora, component=self.component, scope=self.adapter_layers)
+            with _layers_in_float32(network, self.lora, self.adapter_layers):
+                lora.attach(network, self.lora, component=self.component, scope=self.adapter_layers)
             store_for_autocast(network, compute_dtype)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -99,6 +117,31 @@ class TrainedNetwork:
             network.enable_xformers_memory_efficient_attention()
         elif self.attention == "sdpa" and self.fused_attention is not None:
             network.set_attn_processor(self.fused_attention())
+
+
+@contextmanager
+def _layers_in_float32(network: Any, settings: LoraSettings, scope: Scope) -> Iterator[None]:
+    """Within this context, layers that get an adapter show it weights in float32.
+
+    An adapter is made in the precision of its layer, which would round its first values. DoRA reads
+    lengths off the weights; to any other adapter a weight is a shape, and takes no memory.
+    """
+    pattern = re.compile(scope.pattern(settings.targets))
+    kept = []
+    for name, layer in network.named_modules():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not pattern.fullmatch(name):
+            continue
+        if type(weight) is not nn.Parameter or weight.dtype == torch.float32:
+            continue  # a quantised one, or a fake
+        shown = weight.detach().to("cpu", torch.float32) if settings.dora else torch.zeros(())
+        kept.append((layer, weight))
+        layer.weight = nn.Parameter(shown.expand(weight.shape), requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer, weight in kept:
+            layer.weight = weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +155,8 @@ class EncoderSettings:
     """What is taken of what the autoencoder says of an image."""
     kept: Encoders = "resident"
     """Where they are; `cached` loads none of them."""
+    tiling: bool = False
+    """Let the autoencoder take large images in overlapping tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,27 +187,52 @@ def load_encoders(
     Raises:
         ModelError: files are damaged.
     """
-    pipeline = parts.read(**{parts.component: parts.blank_network()})
-    autoencoder = _freeze_encoders(pipeline, parts, encoders, device, compute_dtype)
+    pipeline, autoencoder = _read(
+        parts, encoders, device=device, compute_dtype=compute_dtype, denoiser=False
+    )
+    assert autoencoder is not None
     prompts = PromptEncoder(conditioner(pipeline), device=device)
     return FrozenEncoders(autoencoder=autoencoder, prompts=prompts)
 
 
-def _freeze_encoders(
-    pipeline: Any,
+def _read(
     parts: PipelineParts,
     encoders: EncoderSettings,
+    *,
+    network: Any | None = None,
     device: torch.device,
     compute_dtype: torch.dtype,
-) -> Autoencoder:
-    """Place autoencoder and text encoders; the former is returned."""
-    found = pipeline.components
-    for name in parts.encoders:
-        freeze(found[name], device, compute_dtype)
-    freeze(found["vae"], device, encoders.vae_dtype)
-    return Autoencoder(
-        found["vae"], images_at_once=encoders.images_at_once, posterior=encoders.posterior
+    denoiser: bool = True,
+) -> tuple[Any, Autoencoder | None]:
+    """The pipeline with its autoencoder and text encoders where they are kept; the former, if there
+    is one, is returned as well."""
+    home = torch.device("cpu") if encoders.kept == "offload" else device
+    pipeline = parts.read(
+        network,
+        text_dtype=compute_dtype,
+        vae_dtype=encoders.vae_dtype,
+        device=device,
+        vae_device=home,
+        encoders=encoders.kept != "cached" or not denoiser,
+        denoiser=denoiser,
     )
+    found = pipeline.components
+    if found["vae"] is None:
+        return pipeline, None
+    for name in parts.encoders:
+        freeze(found[name], home, compute_dtype)
+    freeze(found["vae"], home, encoders.vae_dtype)
+    if encoders.kept == "offload":
+        keep_in_host_memory([found[name] for name in (*parts.encoders, "vae")], device)
+    if encoders.tiling:
+        found["vae"].enable_tiling()
+    autoencoder = Autoencoder(
+        found["vae"],
+        images_at_once=encoders.images_at_once,
+        posterior=encoders.posterior,
+        device=device,
+    )
+    return pipeline, autoencoder
 
 
 def load_to_train(
@@ -200,24 +270,21 @@ def load_to_train(
             "reference adapter_off needs an adapter, and lora is null: use frozen_copy, or "
             "give lora a rank"
         )
-    if encoders.kept == "offload":
-        raise ModelError("encoders: offload is not offered yet: use resident, or cached")
-    scaling: Autoencoder | LatentScaling
-    if encoders.kept == "cached":
-        pipeline = parts.read(**dict.fromkeys(("vae", *parts.encoders)))
-        scaling = LatentScaling(
-            parts.whole_autoencoder_config(), device=device, posterior=encoders.posterior
-        )
-    else:
-        pipeline = parts.read()
-        scaling = _freeze_encoders(pipeline, parts, encoders, device, compute_dtype)
+    pipeline, autoencoder = _read(
+        parts,
+        encoders,
+        network=trained.store(parts.blank_network(), compute_dtype, trainable=trainable),
+        device=device,
+        compute_dtype=compute_dtype,
+    )
+    scaling: Autoencoder | LatentScaling = autoencoder or LatentScaling(
+        parts.whole_autoencoder_config(), device=device, posterior=encoders.posterior
+    )
     policy, stand_in = trained.prepare(
         pipeline.components[parts.component], compute_dtype, copied=reference == "frozen_copy"
     )
     if not trainable:
         policy.requires_grad_(False)
-        if trained.lora is None:  # an adapter is small, and DoRA reads lengths off it
-            store_for_autocast(policy, compute_dtype)
     for network in (policy, stand_in):
         if network is not None:
             network.to(device)
@@ -245,7 +312,14 @@ def load_to_sample(
     adapter: Path | None,
 ) -> SampledModel:
     """Read the weights of a model for sampling alone: see `AbstractDiffusion.load_to_sample`."""
-    pipeline = parts.read()
+    upcast = dtype == torch.float16 and parts.autoencoder_config.get("force_upcast", True)
+    vae_dtype = torch.float32 if upcast else dtype
+    pipeline = parts.read(
+        cast_blank(parts.blank_network(), dtype),
+        text_dtype=dtype,
+        vae_dtype=vae_dtype,
+        device=device,
+    )
     if adapter is not None:
         # Half precision would round away much of a small change, so there it stays separate.
         add_adapter(pipeline, adapter, merge=dtype == torch.float32)

@@ -13,17 +13,20 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from diffalign import components
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel
+from diffalign.models.devices import materialize
 from diffalign.models.diffusion.agreement import check_channels
 from diffalign.models.diffusion.autoencoder import LatentSpace
 from diffalign.models.diffusion.noising import AbstractNoising, noising_from_scheduler
 from diffalign.models.diffusion.schedulers import SCHEDULE_FILE, build_scheduler, model_schedule
 from diffalign.models.locate import locate
 from diffalign.models.locations import ITSELF, AbstractLocation
+from diffalign.models.weights import cast_blank, copy_into, fill, is_blank
 
 INDEX_FILE = "model_index.json"
 _SAMPLE_PROMPT = "An astronaut's 2 photographs of Zürich, 8k; unbelievably detailed!"
@@ -134,9 +137,11 @@ class PipelineParts:
         """Raise ModelError unless autoencoder and network work on latents of equal channels."""
         network, file = self.whole_network_config(), f"{self.component}/config.json"
         vae_file = "vae/config.json" if self._autoencoder is None else f"{self.vae}/config.json"
-        check_channels(network, self._autoencoder_config(), file=file, vae_file=vae_file)
+        check_channels(network, self.autoencoder_config, file=file, vae_file=vae_file)
 
-    def _autoencoder_config(self) -> dict[str, Any]:
+    @property
+    def autoencoder_config(self) -> dict[str, Any]:
+        """Of the autoencoder, as diffusers writes it."""
         if self._autoencoder is None:
             return self.location.read_json("vae/config.json")
         return self._autoencoder.read_json(f"{ITSELF}/config.json")
@@ -151,7 +156,7 @@ class PipelineParts:
 
     def latent_space(self) -> LatentSpace:
         """Of what shape latents are."""
-        levels = self._autoencoder_config().get("block_out_channels", (64,))
+        levels = self.autoencoder_config.get("block_out_channels", (64,))
         return LatentSpace.of(self.whole_network_config(), 2 ** (len(levels) - 1))
 
     def check_weights(self, *, encoders: bool = True) -> None:
@@ -166,7 +171,7 @@ class PipelineParts:
 
     def whole_autoencoder_config(self) -> dict[str, Any]:
         """The same of the autoencoder."""
-        return _with_defaults(diffusers.AutoencoderKL, self._autoencoder_config())
+        return _with_defaults(diffusers.AutoencoderKL, self.autoencoder_config)
 
     def encoder_identities(self) -> dict[str, str]:
         """Tell autoencoder and text encoders from others, by the settings that choose them; those
@@ -212,27 +217,73 @@ class PipelineParts:
         return network_class
 
     def blank_network(self) -> Any:
-        """The network without weights, for questions about its layers."""
+        """The network without weights, in evaluation mode: for questions about its layers, and for
+        `read`."""
         try:
             with torch.device("meta"):
-                return self.network_class().from_config(self.network_config)
+                return self.network_class().from_config(self.network_config).eval()
         except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
             raise ModelError(
                 f"{self.name}: {self.component}/config.json describes no network: {error}"
             ) from error
 
-    def read(self, **given: Any) -> Any:
-        """The pipeline, in float32 on the CPU, around components that are given.
+    def read(
+        self,
+        network: Any | None = None,
+        *,
+        text_dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        vae_device: torch.device | None = None,
+        encoders: bool = True,
+        denoiser: bool = True,
+    ) -> Any:
+        """The pipeline, without what training has no use for.
 
         An export reads no more than training did: what was left out may not be within reach.
+
+        Args:
+            network: blank, each weight in the precision in which it is kept: it is filled; or with
+                values: then none are read for it. None is a blank one in float32.
+            text_dtype: of the text encoders, which stay on the CPU.
+            vae_dtype: of the autoencoder.
+            device: of the network; None is the CPU.
+            vae_device: of the autoencoder; None is that of the network.
+            encoders: False leaves autoencoder and text encoders out.
+            denoiser: False leaves the network blank.
+
+        Raises:
+            ModelError: files are damaged, or do not hold what the configurations say.
         """
-        if self._autoencoder is not None and "vae" not in given:
-            given["vae"] = self._read_autoencoder(self._autoencoder)
-        given |= dict.fromkeys(self.absent())
+        device = torch.device("cpu") if device is None else device
+        vae_device = vae_device or device
+        network = self.blank_network() if network is None else network
+        stored = None
         try:
+            # The largest part comes last: what reading the others takes for a while is free again.
+            parts = dict.fromkeys(("vae", *self.encoders))
+            if encoders:
+                parts = self._text_encoders(text_dtype) | self._vae(vae_dtype, vae_device)
+            if denoiser and is_blank(network):
+                stored = self.location.stored(self.component, network.config)
+            if stored is not None or not denoiser or not is_blank(network):
+                parts[self.component] = network
             pipeline = self.location.load(
-                getattr(diffusers, self.pipeline), **self.left_out, **given
+                getattr(diffusers, self.pipeline),
+                **self.left_out,
+                **dict.fromkeys(self.absent()),
+                **parts,
             )
+            if encoders:
+                for name in self.encoders:
+                    getattr(pipeline, name).to(text_dtype)
+                if "vae" not in parts:
+                    pipeline.vae.to(vae_device, vae_dtype)
+            if stored is not None:
+                fill(network, stored, device=device)
+            elif self.component not in parts:
+                copy_into(network, getattr(pipeline, self.component).to(device))
+                setattr(pipeline, self.component, network)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{self.name}: cannot be read as a {self.pipeline}: {error}"
@@ -241,11 +292,44 @@ class PipelineParts:
             pipeline.scheduler = build_scheduler(self.schedule)
         return pipeline
 
-    def _read_autoencoder(self, location: AbstractLocation) -> Any:
+    def _text_encoders(self, dtype: torch.dtype) -> dict[str, Any]:
+        """By name; those that only the pipeline can read are left to it."""
+        found = {}
+        for name in self.encoders:
+            model_class = getattr(transformers, str((self.index.get(name) or (None, ""))[1]), None)
+            if model_class is not None:
+                encoder = self.location.load_text_encoder(name, model_class, dtype)
+                if encoder is not None:
+                    materialize(encoder)
+                    found[name] = encoder
+        return found
+
+    def _vae(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """The autoencoder by its name; nothing where only the pipeline can read it."""
         try:
-            return location.load(diffusers.AutoencoderKL)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(f"vae: cannot read an autoencoder from {self.vae}: {error}") from error
+            with torch.device("meta"):
+                vae = diffusers.AutoencoderKL.from_config(self.autoencoder_config).eval()
+        except (TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            raise ModelError(
+                f"{self.vae or self.name}: the config.json of its autoencoder describes none: "
+                f"{error}"
+            ) from error
+        if self._autoencoder is None:
+            stored = self.location.stored("vae", vae.config)
+        else:
+            try:
+                stored = self._autoencoder.stored(ITSELF, vae.config)
+            except ModelError as error:
+                raise ModelError(
+                    f"vae: cannot read an autoencoder from {self.vae}: {error}"
+                ) from error
+            if stored is None:
+                raise ModelError(f"vae: cannot read an autoencoder from {self.vae}: no safetensors")
+        if stored is None:
+            return {}
+        where = "" if self.vae is None else "vae: "
+        fill(cast_blank(vae, dtype), stored, device=device, where=where)
+        return {"vae": vae}
 
     def identities(self) -> list[str | None]:
         """Tell network, autoencoder and text encoders from others; little is read of the files."""

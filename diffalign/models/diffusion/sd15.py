@@ -23,6 +23,10 @@ class SD15Conditioner(AbstractConditioner):
     tokenizer: Any
     text_encoder: Any
 
+    @property
+    def networks(self) -> Sequence[Any]:
+        return (self.text_encoder,)
+
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         ids = token_ids(self.tokenizer, prompts, self.text_encoder.device)
         return PromptEmbeddings(hidden_states=self.text_encoder(ids)[0])

@@ -53,7 +53,11 @@ class SD3Conditioner(AbstractConditioner):
     joint_width: int
     """Of the vectors that the network reads."""
     autoencoder: Any
-    """Lies on the device of the model, even where no encoder does."""
+    """Says where zeros belong where there is no encoder at all."""
+
+    @property
+    def networks(self) -> Sequence[Any]:
+        return tuple(self.text_encoders.values())
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         clips = [self._clip(name, prompts) for name in _CLIPS]
@@ -93,8 +97,9 @@ class SD3Conditioner(AbstractConditioner):
 
     def _zeros(self, *shape: int) -> Tensor:
         like = next(iter(self.text_encoders.values()), None)
-        dtype = torch.float32 if like is None else like.dtype
-        return torch.zeros(shape, dtype=dtype, device=self.autoencoder.device)
+        if like is None:
+            return torch.zeros(shape, device=self.autoencoder.device)
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
     def unconditional(self) -> PromptEmbeddings:
         return self.encode([""])

@@ -55,6 +55,10 @@ class SDXLConditioner(AbstractConditioner):
     zeros_when_unconditional: bool
     """Guidance steers away from zeros rather than from the encoded empty prompt."""
 
+    @property
+    def networks(self) -> Sequence[Any]:
+        return self.text_encoders
+
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         outputs = [
             encoder(token_ids(tokenizer, prompts, encoder.device), output_hidden_states=True)

@@ -127,7 +127,7 @@ def test_an_adapter_that_is_not_there_cannot_be_switched_off(tiny_sdxl):
 def test_damaged_weights_become_a_sentence(copied):
     (copied / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"torn")
 
-    with pytest.raises(ModelError, match="model: cannot be read as a StableDiffusionXLPipeline"):
+    with pytest.raises(ModelError, match=r"unet/diffusion_pytorch.*: cannot be read as safe"):
         load(SDXL(path=str(copied)))
 
 
@@ -298,14 +298,14 @@ def test_an_export_asks_for_no_part_that_was_left_out_at_load(tiny_sd15, tmp_pat
     monkeypatch.setattr(Folder, "load", spy)
     model.export(tmp_path / "final")
 
-    assert asked[0].items() >= SD15.left_out.items()
+    assert asked[-1].items() >= SD15.left_out.items()
 
 
 def test_a_single_file_that_lacks_a_part_becomes_a_sentence(tiny_sd15, tmp_path):
     file = tmp_path / "model.safetensors"
     shutil.copy(tiny_sd15 / "unet" / "diffusion_pytorch_model.safetensors", file)
 
-    with pytest.raises(ModelError, match="cannot be read as a StableDiffusionPipeline"):
+    with pytest.raises(ModelError, match="does not hold the weights of the AutoencoderKL"):
         load(SD15(path=str(file), config=str(tiny_sd15)))
 
 
