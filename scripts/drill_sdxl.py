@@ -4,11 +4,14 @@
     python scripts/drill_sdxl.py --folder /big --full   # also loads a policy with a frozen copy
     python scripts/drill_sdxl.py --tiny                 # the same with every width cut down
 
-Makes a folder of the true architecture in fp16 and a few pairs of noise, runs two steps of
-`configs/diffusion_dpo/sdxl_lora_24gb.yaml` at 256 pixels on the CPU in bf16, generates an image
-with the exported LoRA, and deletes all of it, also after an error. What departs from the config:
-the model's own autoencoder in bf16, and one pair a step. Each stage is a process of its own; its
-memory is what it holds above its start, and its peaks are those of the kernel (of Linux alone).
+Makes a folder of the true architecture in fp16 and a few pairs of noise, encodes them in advance,
+runs two steps of `configs/diffusion_dpo/sdxl_lora_24gb.yaml` at 256 pixels on the CPU in bf16 with
+`model.encoders: cached`, generates an image with the exported LoRA, and deletes all of it, also
+after an error. What departs from the config: the model's own autoencoder in bf16, and one pair a
+step; and on CPUs without AVX-512, which take minutes for a convolution in bf16, convolutions
+compute in float32 and round their result, for which a layer's weights are in float32 for a while.
+Each stage is a process of its own; its memory is what it holds above its start, and its peaks are
+those of the kernel (of Linux alone).
 Prints Markdown tables for docs/performance.md.
 """
 
@@ -95,6 +98,7 @@ def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
         print(f"Model of {size / GIB:.2f} GiB made in {time.perf_counter() - started:.0f} s\n")
         settings = [
             *(f"model.path={place / 'model'}", "model.revision=null", f"output={place / 'run'}"),
+            f"encodings_cache={place / 'encodings'}",
             *("model.vae=null", "model.vae_dtype=bf16", f"data.path={place / 'pairs'}"),
             *("data.resolution=256", "data.workers=0"),
             *("training.optimizer_steps=2", "training.accumulation=1", "optimizer.warmup_steps=0"),
@@ -108,8 +112,10 @@ def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
             ratio = found["peak"] / found["stays"]
             row = [f"{found[key] / GIB:.2f}" for key in ("stays", "peak")]
             print(f"| {title} | {' | '.join(row)} | {ratio:.2f} | {found['seconds']:.0f} |")
-        trained = in_new_process(place, "train", settings)
+        encoded = in_new_process(place, "precompute", settings)["precompute"]
+        trained = in_new_process(place, "train", [*settings, "model.encoders=cached"])
         print("\n| part of the run | GiB |\n|---|---|")
+        print(f"| peak while `precompute` runs | {encoded['peak'] / GIB:.2f} |")
         for part, count in trained["parts"].items():
             print(f"| {part}, by count | {count / GIB:.2f} |")
         for phase in ("load", "steps", "export"):
@@ -139,6 +145,8 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
     from diffalign.training.config import RunConfig
 
     found: dict[str, Any] = {}
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        torch.nn.Conv2d._conv_forward = _convolve  # type: ignore[method-assign]
     start = _memory("VmRSS")
 
     def measured(phase: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -163,6 +171,10 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
             reference="adapter_off" if adapter else "frozen_copy",
         )
         del model
+    elif stage == "precompute":
+        from diffalign.jobs import precompute
+
+        measured("precompute", precompute.run, config.load(RunConfig, CONFIG, arguments))
     elif stage == "train":
         from diffalign.jobs import train
 
@@ -185,15 +197,33 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
     result.write_text(json.dumps(found))
 
 
+def _convolve(
+    layer: torch.nn.Conv2d, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What a layer computes, in float32, and rounded as it would be."""
+    reduced = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if reduced else given.dtype
+    with torch.autocast("cpu", enabled=False):
+        result = torch.nn.functional.conv2d(
+            given.to(dtype).float(),
+            weight.to(dtype).float(),
+            None if bias is None else bias.to(dtype).float(),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+        )
+    return result.to(dtype)
+
+
 def _parts(model: Any) -> dict[str, int]:
     """Bytes of what a loaded model holds."""
-    encoders = getattr(model.prompts.conditioner, "text_encoders", ())
+    frozen = [*model.prompts.conditioner.networks, getattr(model.autoencoder, "network", None)]
     policy = list(model.network.parameters())
     return {
         "base of the UNet": _bytes(p for p in policy if not p.requires_grad),
         "adapter": _bytes(p for p in policy if p.requires_grad),
-        "text encoders": _bytes(p for encoder in encoders for p in encoder.parameters()),
-        "autoencoder": _bytes(model.autoencoder.network.parameters()),
+        "encoders": _bytes(p for part in frozen if part is not None for p in part.parameters()),
     }
 
 
