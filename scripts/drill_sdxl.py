@@ -218,12 +218,17 @@ def _convolve(
 
 def _parts(model: Any) -> dict[str, int]:
     """Bytes of what a loaded model holds."""
-    frozen = [*model.prompts.conditioner.networks, getattr(model.autoencoder, "network", None)]
+    from diffalign.errors import ModelError
+
+    try:
+        frozen = [*model.prompts.conditioner.networks, model.autoencoder.network]
+    except ModelError:
+        frozen = []  # they were not loaded
     policy = list(model.network.parameters())
     return {
         "base of the UNet": _bytes(p for p in policy if not p.requires_grad),
         "adapter": _bytes(p for p in policy if p.requires_grad),
-        "encoders": _bytes(p for part in frozen if part is not None for p in part.parameters()),
+        "encoders": _bytes(p for part in frozen for p in part.parameters()),
     }
 
 
