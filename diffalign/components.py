@@ -3,7 +3,7 @@
 A component is a concrete subclass of an abstract class, alone in its module. Its folder is the one
 in which the abstract class is defined, so a new file is a new kind. From outside,
 `kind: my_package.my_module` takes a module and `kind: ./my_module.py` a file; the code of either is
-run by whoever loads the config.
+run by whoever loads the config. A family with a `default_kind` is given without `kind` as well.
 """
 
 from __future__ import annotations

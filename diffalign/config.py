@@ -176,7 +176,7 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
 
 
 def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: str) -> Any:
-    kind = tree.pop("kind", None)
+    kind = tree.pop("kind", getattr(abstract, "default_kind", None))
     if not isinstance(kind, str):
         allowed = ", ".join(components.kinds(abstract))
         raise ConfigError(f"{place}: {key}.kind must be given (kinds: {allowed})")

@@ -49,8 +49,11 @@ def _named(*entries: tuple[str, Here]) -> dict[str, Here]:
 
 _OPTIMISERS = {
     **dict.fromkeys(("AdamW", "adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
-    **dict.fromkeys(("AdamW8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "adamw_8bit"),
+    **dict.fromkeys(("AdamW8bit", "adamw_bnb_8bit"), "adamw_8bit"),
+    "PagedAdamW8bit": "paged_adamw_8bit",
     "AdaFactor": "adafactor",
+    "Prodigy": "prodigy",
+    **dict.fromkeys(("AdamWScheduleFree", "schedule_free_adamw"), "schedule_free"),
 }
 _ATTENTION = {"flash_attention_2": "sdpa", "eager": "default"}
 _OBJECTIVES = {"sigmoid": "dpo", "apo_zero": "apo", "apo_down": "apo", "exo_pair": "exo"}

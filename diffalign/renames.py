@@ -48,6 +48,11 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 """Config class -> its old keys -> what they are called now."""
 
+WITHOUT_MEANING: Mapping[str, Mapping[str, Any]] = {
+    "Adafactor": {"betas": [0.9, 0.999], "eps": 1e-8},
+}
+"""Config class -> keys that it had, whose values it never read, as older runs wrote them down."""
+
 Say = Callable[[str], None]
 
 _said: set[str] = set()
@@ -97,7 +102,12 @@ def current_fields(
             )
         if old in tree:
             say(f"{place}: {prefix}{old} is called {now} now: write {prefix}{now}")
-    return {renamed.get(name, name): value for name, value in tree.items()}
+    unread = WITHOUT_MEANING.get(cls.__name__, {})
+    return {
+        renamed.get(name, name): value
+        for name, value in tree.items()
+        if name not in unread or value != unread[name]
+    }
 
 
 def key_in(tree: dict[str, Any], name: str) -> str:
@@ -146,7 +156,10 @@ def current_identity(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[
         what was added since.
     """
     current = {key: value for key, value in ADDED.items() if key in ours and key not in saved}
+    unread = {f"optimizer.{key}" for keys in WITHOUT_MEANING.values() for key in keys}
     for key, value in saved.items():
+        if key in unread - set(ours):
+            continue
         head, dot, last = key.rpartition(".")
         names = [f"{head}{dot}{now}" for old, now in _pairs() if old == last and key not in ours]
         name = next((name for name in names if name in ours and name not in saved), key)

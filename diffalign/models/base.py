@@ -91,6 +91,11 @@ class AbstractModel(Ranged, abc.ABC):
         """Whether some of what trains has no part in the output, and so never a gradient."""
         return False
 
+    @property
+    def own_rates(self) -> Mapping[str, float]:
+        """Settings that give a part of the model a learning rate of its own -> that rate."""
+        return {}
+
     @abc.abstractmethod
     def describe(self) -> str:
         """One line for the start of a run: what is trained, and where its weights come from."""

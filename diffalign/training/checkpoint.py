@@ -282,33 +282,6 @@ def check_room(output: Path, needed: int) -> None:
         )
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors and plain JSON values."""
-    packed = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, entries in packed["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                scalars.setdefault(str(index), {})[name] = value
-    return tensors, {"scalars": scalars, "param_groups": packed["param_groups"]}
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
-    """Give an optimiser the state that `pack_optimizer` took from its like."""
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(entries) for index, entries in values["scalars"].items()
-    }
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
-
-
 def random_state() -> dict[str, Tensor]:
     """This process's generators. Samples are data; what is left to these is LoRA dropout."""
     state = {"rng.cpu": torch.get_rng_state()}

@@ -12,7 +12,6 @@ from diffalign.errors import ConfigError
 from diffalign.training.config import RunConfig, TrackingConfig
 from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
-from diffalign.training.optimizers import check_optimizer
 from diffalign.training.reference import resolve_reference
 
 
@@ -36,7 +35,7 @@ def check(run: RunConfig) -> None:
             f"optimizer.warmup_steps is {run.optimizer.warmup_steps}, but training.optimizer_steps "
             f"is {run.training.optimizer_steps}: the peak learning rate would never be reached"
         )
-    check_optimizer(run.optimizer)
+    _check_optimizer(run)
     _check_trackers(run.tracking)
     check_hooks(run)
     run.model.check()
@@ -44,6 +43,22 @@ def check(run: RunConfig) -> None:
         run.likelihood.check(run.model)
     except ValueError as error:
         raise ConfigError(f"likelihood {components.kind_of(run.likelihood)}: {error}") from error
+
+
+def _check_optimizer(run: RunConfig) -> None:
+    run.optimizer.check()
+    kind = components.kind_of(run.optimizer)
+    if run.optimizer.averages and run.training.ema_decay is not None:
+        raise ConfigError(
+            f"training.ema_decay is {run.training.ema_decay}, and optimizer.kind {kind} averages "
+            f"the weights itself: set training.ema_decay to null"
+        )
+    if run.model.own_rates and not run.optimizer.takes_own_rates:
+        key, rate = next(iter(run.model.own_rates.items()))
+        raise ConfigError(
+            f"{key} is {rate:g}, and optimizer.kind {kind} finds one step size for all that "
+            f"trains: set {key} to null, or take another optimiser"
+        )
 
 
 def _check_objective(run: RunConfig) -> None:

@@ -22,7 +22,7 @@ from diffalign.rollouts.section import RolloutSection
 from diffalign.training.hooks.base import AbstractHookSettings
 from diffalign.training.hooks.held_out import EvaluationConfig
 from diffalign.training.hooks.previews import PreviewsConfig
-from diffalign.training.optimizers import OptimizerConfig
+from diffalign.training.optimizers.base import AbstractOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,8 @@ class RunConfig:
     """How probable the model finds a sample."""
     objective: AbstractObjective
     """What is wanted of those probabilities."""
-    optimizer: OptimizerConfig
-    """Optimiser, learning rate and schedule."""
+    optimizer: AbstractOptimizer
+    """Optimiser, learning rate and schedule; without a `kind` it is adamw."""
     training: TrainingConfig
     """Length, batch, precision, checkpoints."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

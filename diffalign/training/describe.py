@@ -25,8 +25,9 @@ def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
         ),
         (
             "optimiser",
-            f"{optimizer.kind}, lr {optimizer.lr:g} as written, {optimizer.schedule} after "
-            f"{optimizer.warmup_steps} warm-up steps, clipped at {optimizer.max_grad_norm}",
+            f"{components.kind_of(optimizer)}, lr {optimizer.lr:g} as written, "
+            f"{optimizer.schedule} after {optimizer.warmup_steps} warm-up steps, "
+            f"clipped at {optimizer.max_grad_norm}",
         ),
         ("length", f"{training.optimizer_steps} steps, {training.precision}"),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +20,8 @@ from diffalign.objectives.base import AbstractObjective
 from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import (
     Checkpoint,
-    pack_optimizer,
     random_state,
     restore_random_state,
-    unpack_optimizer,
 )
 from diffalign.training.hooks.base import Hooks
 from diffalign.training.metrics import Metrics
@@ -112,6 +110,48 @@ def _restore(trainer: RunInProgress, saved: Checkpoint) -> None:
         if name.startswith("metrics/")
     }
     trainer.metrics.load_state_dict(sums, trainer.accelerator.device)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and plain JSON values; mappings within the state of a
+    parameter, as bitsandbytes has them, are told by a dot."""
+    packed = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, entries in packed["state"].items():
+        for name, value in _flat(entries):
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    return tensors, {"scalars": scalars, "param_groups": packed["param_groups"]}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Give an optimiser the state that `pack_optimizer` took from its like."""
+    state: dict[int, dict[str, Any]] = {}
+    scalars = (
+        (f"{index}.{name}", value)
+        for index, entries in values["scalars"].items()
+        for name, value in entries.items()
+    )
+    for key, value in (*scalars, *tensors.items()):
+        index, *within, name = key.split(".")
+        entries = state.setdefault(int(index), {})
+        for part in within:
+            entries = entries.setdefault(part, {})
+        entries[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def refuse_other_run(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,13 +34,12 @@ from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_
 from diffalign.training.config import TrainingConfig
 from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
 from diffalign.training.hooks.records import Records
-from diffalign.training.hooks.weight_average import WeightAverage
+from diffalign.training.hooks.weight_average import AverageOfOptimizer, WeightAverage
 from diffalign.training.interruption import Interruption
 from diffalign.training.look_ahead import MicroBatch, totals_of_step, views_of
 from diffalign.training.metrics import Metrics
-from diffalign.training.optimizers import (
-    OptimizerConfig,
-    build_optimizer,
+from diffalign.training.optimizers.base import (
+    AbstractOptimizer,
     build_schedule,
     parameter_groups,
     skips_on_device,
@@ -59,7 +60,7 @@ class Trainer:
         likelihood: AbstractLikelihood,
         objective: AbstractObjective,
         precomputed_reference: CachedReference | None = None,
-        optimizer: OptimizerConfig,
+        optimizer: AbstractOptimizer,
         training: TrainingConfig,
         identity: Mapping[str, Any],
         output: Path,
@@ -91,15 +92,18 @@ class Trainer:
 
         self.parameters = [parameter for _, parameter in model.trained_parameters()]
         groups = parameter_groups(model.trained_parameters(), model.learning_rates())
-        raw_optimizer = build_optimizer(optimizer, groups)
+        raw_optimizer = optimizer.build(groups)
         self.schedule = build_schedule(
             optimizer, raw_optimizer, optimizer_steps=training.optimizer_steps
         )
-        self.average = (
-            WeightAverage(model.trained_parameters(), decay=training.ema_decay)
-            if training.ema_decay is not None
-            else None
-        )
+        self.average: WeightAverage | AverageOfOptimizer | None = None
+        if training.ema_decay is not None:
+            self.average = WeightAverage(model.trained_parameters(), decay=training.ema_decay)
+        elif optimizer.averages:
+            self.average = AverageOfOptimizer(
+                model.trained_parameters(), partial(optimizer.averaged, raw_optimizer)
+            )
+        self.optimizer_figures = partial(optimizer.figures, raw_optimizer)
         self.named_parameters = dict(model.trained_parameters())
         model.network, self.optimizer = accelerator.prepare(model.network, raw_optimizer)
         source.bind(model)
@@ -269,6 +273,11 @@ class Trainer:
         with torch.no_grad(), self.model.reference():
             return self.likelihood.evaluate(self.model, part.prepared)
 
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """See `TrainingRun`: the average of an optimiser that keeps one, and else what trains."""
+        average = self.average
+        return average.in_network() if isinstance(average, AverageOfOptimizer) else nullcontext()
+
     def _tell_bad_steps(self) -> None:
         """Say which of the steps since the last time were not finite; stop after too many in a row.
 
@@ -307,6 +316,7 @@ class Trainer:
             **self.metrics.reduce(),
             **self.source.figures(),
             "lr": self.lr,
+            **self.optimizer_figures(),
             "bad_steps": self.bad_steps.in_all,
         }
 

@@ -23,7 +23,8 @@ from diffalign.objectives.base import AbstractObjective
 from diffalign.objectives.dpo import DPO
 from diffalign.seeding import cpu_generator, derive_seed
 from diffalign.training.hooks.base import AbstractHook
-from diffalign.training.optimizers import OptimizerConfig
+from diffalign.training.optimizers.adamw import AdamW
+from diffalign.training.optimizers.base import AbstractOptimizer
 from diffalign.training.trainer import Trainer, TrainingConfig
 
 
@@ -164,6 +165,7 @@ def toy_trainer(
     objective: AbstractObjective | None = None,
     max_grad_norm: float | None = 1.0,
     schedule: str = "constant",
+    optimizer: AbstractOptimizer | None = None,
     hooks: Sequence[AbstractHook] = (),
     **training,
 ) -> Trainer:
@@ -182,7 +184,7 @@ def toy_trainer(
         source=ToySource(per_device, poisoned),
         likelihood=ToyLikelihood(),
         objective=objective or DPO(beta=1.0),
-        optimizer=OptimizerConfig(lr=lr, max_grad_norm=max_grad_norm, schedule=schedule),
+        optimizer=optimizer or AdamW(lr=lr, max_grad_norm=max_grad_norm, schedule=schedule),
         training=config,
         identity=identity or {"seed": 0},
         output=output,

@@ -124,6 +124,10 @@ class VLM(AbstractModel):
     def leaves_weights_idle(self) -> bool:
         return self.tower == "trained"  # LLaVA's projector takes the output of an inner layer
 
+    @property
+    def own_rates(self) -> Mapping[str, float]:
+        return {} if self.projector_lr is None else {"model.projector_lr": self.projector_lr}
+
     def describe(self) -> str:
         if self.lora is None:
             parts = ["all weights of the language model"]

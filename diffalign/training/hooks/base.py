@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -55,6 +55,10 @@ class TrainingRun(Protocol):
 
     def views(self, part: MicroBatch) -> dict[str, Likelihoods]:
         """What policy and reference find of one batch."""
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Within this context the network has the weights that the run is worth at this step,
+        where they are not those that train."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +195,16 @@ def generators_kept() -> Iterator[None]:
 
 
 @contextmanager
-def inspecting(model: AbstractTrainable) -> Iterator[None]:
-    """Within this context the policy computes without gradient or dropout, and without its wrapper
-    for several processes, so that ranks need not call it equally often."""
+def inspecting(run: TrainingRun) -> Iterator[None]:
+    """Within this context the policy computes without gradient or dropout, with the weights that
+    its optimiser would give away, and without its wrapper for several processes, so that ranks need
+    not call it equally often."""
+    model = run.model
     wrapped = model.network
     if isinstance(wrapped, DistributedDataParallel):  # whose forward waits for the other ranks
         model.network = wrapped.module
     try:
-        with torch.no_grad(), evaluation_mode(model.network):
+        with torch.no_grad(), evaluation_mode(model.network), run.evaluated_weights():
             yield
     finally:
         model.network = wrapped

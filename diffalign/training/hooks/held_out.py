@@ -58,7 +58,7 @@ class HeldOutEvaluation(AbstractHook):
         return self._evaluate(run) if due else {}
 
     def _evaluate(self, run: TrainingRun) -> dict[str, float]:
-        with inspecting(run.model):
+        with inspecting(run):
             mine = [
                 _cut(run.views(MicroBatch(batch)), batch.sample_ids)
                 for batch in self._held_out.share_of_rank(

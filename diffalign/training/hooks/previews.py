@@ -138,7 +138,7 @@ class Previews(AbstractHook):
                     frame.unlink()
 
     def _preview(self, run: TrainingRun) -> None:
-        with inspecting(run.model):
+        with inspecting(run):
             made = self._maker.make(run, self._previewed)
         folder = run.output / FOLDER
         try:

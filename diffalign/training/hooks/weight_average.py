@@ -1,8 +1,9 @@
-"""Exponential moving average of the trained parameters."""
+"""Averages of the trained parameters: one that is kept here, and that of an optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -49,3 +50,40 @@ class WeightAverage(AbstractHook):
         """Continue from saved averages."""
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(state[name])
+
+
+class AverageOfOptimizer(AbstractHook):
+    """The average that an optimiser keeps, saved next to the weights for those who read a
+    checkpoint; the optimiser's own state is what a run goes on from."""
+
+    group: ClassVar[str] = "average"
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        averaged: Callable[[list[nn.Parameter]], list[Tensor]],
+    ) -> None:
+        named = list(parameters)
+        self._parameters = [parameter for _, parameter in named]
+        self._names = [name for name, _ in named]
+        self._averaged = averaged
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averages by parameter name, after the last step."""
+        return dict(zip(self._names, self._averaged(self._parameters), strict=True))
+
+    @contextmanager
+    def in_network(self) -> Iterator[None]:
+        """Within this context the parameters are the averages; afterwards, bit for bit, what they
+        were."""
+        trained = [parameter.detach().clone() for parameter in self._parameters]
+        self._fill(self._averaged(self._parameters))
+        try:
+            yield
+        finally:
+            self._fill(trained)
+
+    @torch.no_grad()
+    def _fill(self, values: Iterable[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)

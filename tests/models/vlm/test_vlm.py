@@ -25,7 +25,8 @@ from diffalign.likelihoods.tokens import Tokens
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.export import write_processor
-from diffalign.training.optimizers import OptimizerConfig, build_optimizer, parameter_groups
+from diffalign.training.optimizers.adamw import AdamW
+from diffalign.training.optimizers.base import parameter_groups
 from tests.responses import random_image, response_batch
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_5_vl, tiny_qwen2_vl
 
@@ -70,7 +71,7 @@ def altered(tmp_path: Path, name: str, **changes: Any) -> str:
 
 def take_steps(model: Any, steps: int = 2) -> None:
     groups = parameter_groups(model.trained_parameters(), model.learning_rates())
-    optimizer = build_optimizer(OptimizerConfig(lr=1e-2), groups)
+    optimizer = AdamW(lr=1e-2).build(groups)
     batch = response_batch(model.processor)
     for _ in range(steps):
         likelihood = Tokens()

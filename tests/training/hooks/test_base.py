@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffalign.training.hooks.base import AbstractHook, inspecting
-from tests.training.toys import ToyModel, toy_trainer, weights
+from tests.training.toys import toy_trainer, weights
 
 
 class Disturbing(AbstractHook):
@@ -95,12 +95,15 @@ def test_two_hooks_cannot_save_into_one_file(tmp_path):
         toy_trainer(tmp_path, hooks=[Disturbing(), Disturbing()])
 
 
-def test_a_policy_that_is_inspected_has_no_dropout_and_no_gradient_and_gets_its_modes_back():
-    model = ToyModel(dropout=0.5)
+def test_a_policy_that_is_inspected_has_no_dropout_and_no_gradient_and_gets_its_modes_back(
+    tmp_path,
+):
+    trainer = toy_trainer(tmp_path, dropout=0.5)
+    model = trainer.model
     model.network[1].eval()
     modes = [module.training for module in model.network.modules()]
     rows = torch.randn(4, 6)
-    with inspecting(model):
+    with inspecting(trainer):
         first, second = model.network(rows), model.network(rows)
     assert torch.equal(first, second) and not first.requires_grad
     assert [module.training for module in model.network.modules()] == modes

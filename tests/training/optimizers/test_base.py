@@ -1,24 +1,16 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import nn
 
-from diffalign.errors import ConfigError
-from diffalign.training.optimizers import (
-    OptimizerConfig,
-    build_optimizer,
-    build_schedule,
-    check_optimizer,
-    parameter_groups,
-)
+from diffalign.training.optimizers.adamw import AdamW
+from diffalign.training.optimizers.base import build_schedule, parameter_groups
 
 
 def learning_rates(steps: int, **fields) -> list[float]:
-    config = OptimizerConfig(lr=1.0, **fields)
-    optimizer = build_optimizer(config, [nn.Parameter(torch.zeros(1))])
+    config = AdamW(lr=1.0, **fields)
+    optimizer = config.build([nn.Parameter(torch.zeros(1))])
     schedule = build_schedule(config, optimizer, optimizer_steps=steps)
     seen = []
     for _ in range(steps):
@@ -46,8 +38,8 @@ def test_parts_may_have_a_rate_of_their_own_under_the_same_schedule():
     groups = parameter_groups(named, {"projector": 0.5})
     assert [len(group["params"]) for group in groups] == [2, 1]
     assert groups[1]["params"][0] is named[0][1]
-    config = OptimizerConfig(lr=2.0, schedule="linear")
-    optimizer = build_optimizer(config, groups)
+    config = AdamW(lr=2.0, schedule="linear")
+    optimizer = config.build(groups)
     schedule = build_schedule(config, optimizer, optimizer_steps=2)
     optimizer.step()
     schedule.step()
@@ -61,17 +53,10 @@ def test_without_rates_of_their_own_all_parameters_are_one_group_in_order():
 
 
 def test_adamw_takes_the_published_decay_and_is_fused():
-    optimizer = build_optimizer(OptimizerConfig(lr=1e-3), [nn.Parameter(torch.zeros(1))])
+    optimizer = AdamW(lr=1e-3).build([nn.Parameter(torch.zeros(1))])
     group = optimizer.param_groups[0]
     assert (group["weight_decay"], group["betas"], group["eps"]) == (1e-2, (0.9, 0.999), 1e-8)
     assert group["fused"]
-
-
-def test_eight_bit_without_its_package_is_refused_with_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # peft may have loaded it
-    with pytest.raises(ConfigError, match=r"pip install 'diffalign\[bitsandbytes\]'"):
-        check_optimizer(OptimizerConfig(kind="adamw_8bit", lr=1e-4))
 
 
 @pytest.mark.parametrize(
@@ -85,4 +70,4 @@ def test_eight_bit_without_its_package_is_refused_with_the_command(monkeypatch):
 )
 def test_wrong_settings_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**fields)
+        AdamW(**fields)

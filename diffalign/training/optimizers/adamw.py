@@ -1,0 +1,24 @@
+"""AdamW, fused.
+
+Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffalign.training.optimizers.base import AbstractAdam, Parameters
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(AbstractAdam):
+    """AdamW of torch, fused: eight bytes of moments a trained parameter."""
+
+    def build(self, parameters: Parameters) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.AdamW(parameters, fused=True, **self.adam)
