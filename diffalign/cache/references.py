@@ -39,6 +39,8 @@ class Contents(Ranged):
     """In the data set, those included that turn out to be unusable."""
     pairs_per_shard: Annotated[int, AtLeast(1)]
     """Of each file but the last one."""
+    varying: tuple[str, ...] | None = None
+    """Views of which each visit shows something else, sorted; None for those under a condition."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +55,8 @@ class Contents(Ranged):
             "pairs": self.pairs,
             "pairs_per_shard": self.pairs_per_shard,
         }
+        if self.varying is not None:
+            layout["varying"] = list(self.varying)
         return Identity(fingerprint=self.fingerprint, layout=layout)
 
     @classmethod
@@ -79,8 +83,14 @@ class Contents(Ranged):
         ]
 
     def views_of(self, visit: int) -> frozenset[str]:
-        """The views that a visit adds: all of them at first, later those under a condition."""
-        return frozenset(v for v in self.views if visit == 0 or View.parse(v).condition)
+        """The views that a visit adds: all of them at first, later those that vary."""
+        return frozenset(view for view in self.views if visit == 0 or self.varies(view))
+
+    def varies(self, view: str) -> bool:
+        """Whether each visit of a sample shows something else in this view."""
+        if self.varying is None:
+            return View.parse(view).condition is not None
+        return view in self.varying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +194,9 @@ class CachedReference:
     ) -> CachedReference:
         rows: dict[str, int] = {}
         values = {
-            view: torch.full((contents.pairs, _visits_of(view, contents)), torch.nan)
+            view: torch.full(
+                (contents.pairs, contents.visits if contents.varies(view) else 1), torch.nan
+            )
             for view in views
         }
         for shard in contents.shards:
@@ -229,7 +241,3 @@ class CachedReference:
                     f"{REFERENCE_VALUES.compute_others}"
                 )
         return found
-
-
-def _visits_of(view: str, contents: Contents) -> int:
-    return contents.visits if View.parse(view).condition else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -71,6 +71,11 @@ class ImageBatch:
             return self.encodings.size
         height, width = self.images[self.views[0]].shape[-2:]
         return height, width
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, in order."""
+        return tuple(self.encoding_seeds)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -154,6 +159,10 @@ class TokenBatch:
         """What the image processor gave for the rows of a response under a condition."""
         found = self.own_image_inputs.get((response, condition))
         return self.image_inputs[condition] if found is None else found
+
+    def seen_in(self, views: frozenset[str]) -> TokenBatch:
+        """It with some of its views alone."""
+        return replace(self, views=views)
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -149,13 +149,27 @@ class PlannedBatches(Generic[S, B]):
             self._position = planned.after
             yield batch
 
+    def most_visits(self, micro_batches: int) -> int | None:
+        """See `AbstractSource.most_visits`."""
+        return self._plan.most_visits(micro_batches, self._global_size)
+
     def sweep(self, works: Sequence[Work]) -> Iterator[B]:
-        """Batches of these visits in order; the position stays, and nothing is replaced.
+        """Batches of these visits in order, size by size of their images; the position stays, and
+        nothing is replaced.
 
         What cannot be used is counted and left out, so that batches may be smaller.
         """
+        by_target: dict[Any, list[Work]] = {}
+        for work in works:
+            by_target.setdefault(work.target, []).append(work)
         size = self._pairs_per_device
-        return self.in_parts([works[start : start + size] for start in range(0, len(works), size)])
+        return self.in_parts(
+            [
+                alike[start : start + size]
+                for alike in by_target.values()
+                for start in range(0, len(alike), size)
+            ]
+        )
 
     def in_parts(self, parts: Sequence[Sequence[Work]]) -> Iterator[B]:
         """`sweep` of visits that are cut into batches already."""

@@ -59,6 +59,22 @@ class Order:
         bucket, earlier = self._bucket_of(number)
         return [self._at(bucket, earlier * size + i) for i in range(size)]
 
+    def most_visits(self, micro_batches: int, size: int) -> int:
+        """How often that pair is visited which is visited most, in so many micro-batches.
+
+        Args:
+            micro_batches: global ones, the first of all.
+            size: pairs in each, over all ranks.
+        """
+        lengths = np.array([len(members) for members in self._buckets])
+        if len(lengths) == 1:
+            counts = np.array([micro_batches])
+        else:
+            cycles, rest = divmod(micro_batches, int(lengths.sum()))
+            counts = cycles * lengths
+            counts += np.bincount(self._schedule(cycles)[:rest], minlength=len(lengths))
+        return int(np.ceil(counts * size / lengths).max())
+
     def replacement(self, position: Position, attempt: int) -> Position:
         """Another pair of the same bucket and epoch for one that cannot be used."""
         members = self._buckets[position.bucket]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ class AbstractPlan(abc.ABC):
     @abc.abstractmethod
     def batches(self, position: Mapping[str, Any], pairs_per_device: int) -> Iterator[PlannedBatch]:
         """Micro-batches of this rank from a position on."""
+
+    def most_visits(self, micro_batches: int, size: int) -> int | None:
+        """How often that pair is visited which is visited most, in so many global micro-batches of
+        so many pairs; None where nobody knows."""
+        return None
 
 
 def rank_part(pairs_per_device: int) -> slice:
@@ -148,7 +154,8 @@ class IndexPlan(AbstractPlan):
         """
         self.index = index
         self._sizes: list[Size | None] = [*buckets]
-        self._order = Order(run_seed, list(buckets.values()))
+        self._buckets = list(buckets.values())
+        self._order = Order(run_seed, self._buckets)
 
     def describe(self) -> str:
         counts = self.index.counts.describe()
@@ -187,6 +194,25 @@ class IndexPlan(AbstractPlan):
         while True:
             yield self._batch(number, pairs_per_device)
             number += 1
+
+    def most_visits(self, micro_batches: int, size: int) -> int:
+        return self._order.most_visits(micro_batches, size)
+
+    def visit(self, member: int, visit: int) -> Work | None:
+        """A visit of one of the pairs, by its place among them; None where it is in no bucket,
+        since it cannot be used."""
+        bucket = int(self._bucket_of[member])
+        if bucket < 0:
+            return None
+        return Work(int(self.index.members[member]), visit, self._sizes[bucket])
+
+    @cached_property
+    def _bucket_of(self) -> np.ndarray:
+        """The bucket of each pair; -1 for none."""
+        bucket_of = np.full(len(self.index.members), -1)
+        for bucket, members in enumerate(self._buckets):
+            bucket_of[members] = bucket
+        return bucket_of
 
     def _batch(self, number: int, pairs_per_device: int) -> PlannedBatch:
         size = pairs_per_device * world.size()

@@ -164,6 +164,22 @@ class AbstractSourceSection(abc.ABC, Generic[AskedModel, AskedLikelihood]):
     kept_in_advance: ClassVar[bool] = False
     """Whether a reference can be computed for its samples before a run."""
 
+    def varying_views(self, views: frozenset[str]) -> frozenset[str]:
+        """Those of these views of which the reference sees something else at each visit."""
+        return frozenset()
+
+    def describe_visits(self, most: int | None, *, reference_is_cached: bool) -> str:
+        """One line on how many visits of a sample differ, and how many the run takes; may be empty.
+
+        Args:
+            most: visits of the sample that the run visits most; None where nobody knows.
+            reference_is_cached: whether there are values of the reference for no others.
+
+        Raises:
+            ConfigError: the run takes more than there are, and was not told to.
+        """
+        return ""
+
     def visits_in_advance(self, views: frozenset[str]) -> int:
         """How many visits of a sample differ in what the reference sees of these views.
 

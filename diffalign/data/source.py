@@ -21,12 +21,12 @@ class FixedSamples(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def sweep(self, numbers: Sequence[int], *, visit: int) -> Iterator[Any]:
-        """Batches of them in the order of the data set, each sample once, on whatever rank.
+    def sweep(self, visits: Sequence[tuple[int, int]]) -> Iterator[Any]:
+        """Batches of them in this order as far as their images are of one size, on whatever rank;
+        those that cannot be used are left out.
 
         Args:
-            numbers: from 0 to `len(self) - 1`.
-            visit: which of their random conditions is shown.
+            visits: the number of a sample, from 0 to `len(self) - 1`, and which visit of it.
         """
 
 
@@ -79,6 +79,11 @@ class AbstractSource(abc.ABC):
             "reference is cached, and these samples are not the same at every visit. Leave "
             "reference at auto"
         )
+
+    def most_visits(self, micro_batches: int) -> int | None:
+        """How often that sample is visited which is visited most, in so many micro-batches from the
+        first one on; None where nobody knows."""
+        return None
 
     def captions(self, n: int) -> list[str]:
         """At most `n` of the captions that will be met, from the first on; none where they are not
@@ -161,6 +166,9 @@ class AbstractDataSource(AbstractSource, Generic[Sample, Batch]):
 
     def describe_end(self) -> list[str]:
         return self._batches.describe_end()
+
+    def most_visits(self, micro_batches: int) -> int | None:
+        return self._batches.most_visits(micro_batches)
 
     def fingerprint(self) -> str:
         """What is read, wherever it lies: by names and sizes of files and the number of pairs, or

@@ -135,7 +135,8 @@ def _compute(
         bar = progress(console, "reference", total, unit="pairs")
         with told_of_lost_workers(run_config.section.reader), bar as advance:
             for shard in shares:
-                batches = samples.sweep(range(shard.start, shard.stop), visit=shard.visit)
+                pairs = range(shard.start, shard.stop)
+                batches = samples.sweep([(number, shard.visit) for number in pairs])
                 ids, values = _values(run_config.likelihood, model, batches, contents, shard)
                 writer.write(shard, ids, values)
                 advance(shard.stop - shard.start)
@@ -162,7 +163,9 @@ def _values(
     ids: list[str] = []
     found = {view: [torch.empty(0)] for view in views}
     for batch in batches:
-        prepared = likelihood.prepare(model, dataclasses.replace(batch, views=views))
+        if frozenset(batch.views) != views:
+            batch = batch.seen_in(views)
+        prepared = likelihood.prepare(model, batch)
         for view, values in likelihood.evaluate(model, prepared).items():
             found[view].append(values.float().cpu())
         ids.extend(batch.sample_ids)

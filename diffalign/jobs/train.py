@@ -30,6 +30,7 @@ from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
 from diffalign.training.describe import plan
 from diffalign.training.identity import identity
+from diffalign.training.reference import describe_visits
 from diffalign.training.trainer import Trainer
 
 PREVIEWED = 4
@@ -90,7 +91,8 @@ def _train(
     accelerator.wait_for_everyone()
     source = build.build_source(run_config, console, skipped=skipped)
     captions = source.captions(COUNTED_CAPTIONS)
-    _print_lines(console, [*source.describe(), *_cut_captions(run_config, captions)])
+    visits = describe_visits(run_config, source)
+    _print_lines(console, [*source.describe(), *visits, *_cut_captions(run_config, captions)])
     trainer = build.build_trainer(run_config, accelerator, source, console)
     world.decided(lambda: checkpoint.check_room(run_config.output, trainer.least_checkpoint_bytes))
     if start is not None:

@@ -55,6 +55,9 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """Whether `row_metadata` has a `divergence`, for objectives that need one."""
         return False
 
+    rounds_below: ClassVar[float] = 0.0
+    """Magnitude of its numbers below which the error of rounding is no longer a share of them."""
+
     def timestep_sampling(self) -> TimestepSampling:
         """Which noise levels image pairs are to be seen at."""
         return TimestepSampling()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffalign.config import to_dict
 from diffalign.data.batches import ImageBatch
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
@@ -137,6 +138,13 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
                 f"rejected images (it reads {', '.join(sorted(views))}): set safeguard to null"
             )
         return views
+
+    def check_known_in_advance(self, views: frozenset[str]) -> None:
+        """Two numbers a pair, its two errors, are all that an objective asks of a reference."""
+
+    def defining_settings(self) -> Mapping[str, Any]:
+        times = to_dict(self.timesteps)
+        return {f"timesteps.{name}": value for name, value in times.items()}
 
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: ImageBatch) -> NoisyViews:

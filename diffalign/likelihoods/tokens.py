@@ -133,6 +133,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
 
     batch_type: ClassVar[type] = TokenBatch
     measures: ClassVar[Measure] = "token log-probability"
+    rounds_below: ClassVar[float] = 1.0  # of a nat: logits are some tens, and rounded as such
 
     reduction: Reduction = "sum"
     """Over the tokens of a response, each times its weight: `sum` as published for DPO and most of

@@ -111,6 +111,14 @@ class AbstractModel(Ranged, abc.ABC):
             f"reference at auto"
         )
 
+    def reference_settings(self) -> Mapping[str, Any]:
+        """All of the model that its values as a reference depend on, by what chooses it.
+
+        Raises:
+            ModelError: they are known only when the weights are.
+        """
+        return {"model (weights, start of the adapter, processor)": self.policy_fingerprint()}
+
     def tokenizers(self) -> Sequence[Any]:
         """Those that read the captions of image pairs, and cut what is too long; no weights.
 

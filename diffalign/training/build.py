@@ -26,8 +26,9 @@ from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
 from diffalign.training.encodings import open_encodings
 from diffalign.training.hooks.configured import open_hooks
+from diffalign.training.hooks.held_out import values_of_held_out
 from diffalign.training.identity import identity
-from diffalign.training.reference import open_cached, resolve_reference
+from diffalign.training.reference import open_cached, resolve_reference, verify
 from diffalign.training.trainer import Trainer
 
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -124,6 +125,11 @@ def build_trainer(
         compute_dtype=DTYPES[run.training.precision],
         reference="none" if reference == "cached" else reference,
     )
+    of_held_out = None
+    if known is not None:  # until a step or a checkpoint moves the policy it is the reference
+        verify(run, source, model, known)
+        if source.held_out is not None:
+            of_held_out = values_of_held_out(source.held_out, run.evaluation, run.likelihood, model)
     return Trainer(
         accelerator=accelerator,
         model=model,
@@ -140,5 +146,5 @@ def build_trainer(
         },
         output=run.output,
         console=console,
-        hooks=open_hooks(run, source),
+        hooks=open_hooks(run, source, of_held_out),
     )

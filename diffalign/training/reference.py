@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from diffalign import components
-from diffalign.cache.references import CachedReference, Contents
+from torch import Tensor
+
+from diffalign import components, world
+from diffalign.cache.references import REFERENCE_VALUES, CachedReference, Contents
 from diffalign.data.source import AbstractSource
-from diffalign.errors import ConfigError
-from diffalign.models.base import ReferenceKind
+from diffalign.errors import CacheError, ConfigError
+from diffalign.models.base import AbstractTrainable, ReferenceKind
+from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
+from diffalign.training.hooks.base import inspecting
 from diffalign.views import View
 
 PAIRS_PER_SHARD = 4096
@@ -72,9 +76,9 @@ def check_cached(run: RunConfig) -> None:
     section = run.section
     if not section.kept_in_advance:
         raise ConfigError(
-            "the reference can be computed in advance for responses (a section responses): "
-            "denoising errors depend on noise that is sampled anew at every visit, and keeping "
-            "several samples of them is not offered yet. Leave reference at auto"
+            f"the reference can be computed in advance for image pairs and for responses of a data "
+            f"set, and {section.origin} samples from the policy as it trains: what the reference "
+            f"says of these samples is not known before. Leave reference at auto"
         )
     if not run.objective.needs_reference:
         raise ConfigError(
@@ -103,7 +107,26 @@ def contents(
         visits=run.section.visits_in_advance(run.objective.views),
         pairs=len(samples),
         pairs_per_shard=pairs_per_shard,
+        varying=_varying(run),
     )
+
+
+def _varying(run: RunConfig) -> tuple[str, ...] | None:
+    """As `Contents` has it; nothing where that says it of itself, as of responses."""
+    varying = run.section.varying_views(run.objective.views)
+    plain = {view for view in run.objective.views if View.parse(view).condition}
+    return None if varying == plain else tuple(sorted(varying))
+
+
+def describe_visits(run: RunConfig, source: AbstractSource) -> list[str]:
+    """One line on how many visits of a sample differ, where that is limited.
+
+    Raises:
+        ConfigError: the run takes more of them than the reference was computed for.
+    """
+    most = source.most_visits(run.training.optimizer_steps * run.training.accumulation)
+    line = run.section.describe_visits(most, reference_is_cached=run.reference == "cached")
+    return [line] if line else []
 
 
 def open_cached(run: RunConfig, source: AbstractSource) -> CachedReference:
@@ -122,17 +145,82 @@ def open_cached(run: RunConfig, source: AbstractSource) -> CachedReference:
     )
 
 
+AGREEMENT = {"float32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
+"""Relative difference at most between a value that was computed in advance and the same computed
+now, by `training.precision`. Other kernels and batches change bf16 errors by up to 1.2e-5 next to
+values of 0.01 and more (docs/log.md), eight times less than the bound; fp16 is eight times finer.
+Another model, time or noise changes them by tenths."""
+_COMPARED = 64
+
+
+def verify(
+    run: RunConfig, source: AbstractSource, model: AbstractTrainable, known: CachedReference
+) -> None:
+    """Compute some random values anew, by the model as it was loaded, and compare.
+
+    The ranks share them. Nothing of the run changes.
+
+    Args:
+        run: whose reference is cached.
+        source: of its batches.
+        model: freshly loaded: the policy that training begins with is the reference.
+        known: the values to be compared.
+
+    Raises:
+        CacheError: one differs; the first sample and both of its values are named.
+    """
+    samples, visits = source.fixed_samples(), run.section.visits_in_advance(run.objective.views)
+    chosen = [derive_seed(run.seed, "compared", n) for n in range(_COMPARED)]
+    rows = dict.fromkeys((seed // visits % len(samples), seed % visits) for seed in chosen)
+    mine = [row for n, row in enumerate(rows) if n % world.size() == world.rank()]
+    said = ""
+    before = model.evaluations
+    with inspecting(model):
+        for batch in samples.sweep(mine):
+            anew = run.likelihood.evaluate(model, run.likelihood.prepare(model, batch))
+            said = said or _difference(run, batch, anew, known(batch.sample_ids, batch.visits))
+    model.evaluations = before
+    said = next((each for each in world.gather(said) if each), "")
+    world.decided(lambda: _refuse(said))
+
+
+def _refuse(said: str) -> None:
+    if said:
+        raise CacheError(said)
+
+
+def _difference(
+    run: RunConfig, batch: Any, anew: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> str:
+    """A sentence about the first value of a batch that is not what it was; empty where all are."""
+    bound = AGREEMENT[run.training.precision]
+    for view, before in known.items():
+        now = anew[view].float().cpu()
+        scale = before.abs().clamp(min=run.likelihood.rounds_below)
+        # Not "larger than": what is not finite differs.
+        for row in (~((now - before).abs() <= bound * scale)).nonzero().flatten().tolist():
+            folder = folder_of(run)
+            return (
+                f"{folder}: the reference's value of {batch.sample_ids[row]}, visit "
+                f"{batch.visits[row]}, {view}, is {before[row].item():.8g} there and comes out as "
+                f"{now[row].item():.8g} now, more than {bound:g} apart: the model, the data or "
+                f"what computes with them is not what it was. Remove the folder and compute it "
+                f"again with {REFERENCE_VALUES.compute(folder)}"
+            )
+    return ""
+
+
 def _fingerprint(run: RunConfig, source: AbstractSource) -> Mapping[str, Any]:
     """All that the values of the run's views depend on, and nothing else: another objective, length
     or adapter may use them."""
     views = run.objective.views
     return {
-        "model (weights, start of the adapter, processor)": run.model.policy_fingerprint(),
+        **run.model.reference_settings(),
         "training.precision": run.training.precision,
         "data": source.fingerprint(),
         "reading of rows": READING,
         **run.section.defining_settings(views),
         "likelihood.kind": components.kind_of(run.likelihood),
         **{f"likelihood.{key}": value for key, value in run.likelihood.defining_settings().items()},
-        **({"seed": run.seed} if any(View.parse(view).condition for view in views) else {}),
+        **({"seed": run.seed} if run.section.varying_views(views) else {}),
     }

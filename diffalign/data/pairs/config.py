@@ -81,6 +81,9 @@ class PairConfig(Ranged):
     caption, the posterior's sample): visit v shows what visit v modulo this showed. The times of a
     pair are then one in each of so many equally probable parts of their distribution. Null: new at
     every visit. `reference: cached` needs a number, and takes 8 bytes a pair and visit."""
+    reuse_visits: bool = field(default=False, metadata=MAY_CHANGE)
+    """Whether a run with `reference: cached` may see a pair more often than `visits` says, under
+    noise that it has seen the pair with before; false refuses such a run."""
     max_bad_fraction: Annotated[float, Between(0, 1)] = field(default=0.01, metadata=MAY_CHANGE)
     """The run stops when more than this share of the pairs cannot be used. Streams, which do not
     know how many they will have, compare with the pairs seen, at least 1000."""

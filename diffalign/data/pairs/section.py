@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign import components
+from diffalign import components, config
 from diffalign.data.batches import ImageBatch
 from diffalign.data.decoding import size_in_words
 from diffalign.data.pairs.columns import PAIR_VIEWS
@@ -27,6 +27,12 @@ from diffalign.data.section import (
 )
 from diffalign.errors import ConfigError
 from diffalign.timesteps import TimestepSampling
+
+_SEEN = (
+    *("columns", "labels", "ties", "limit", "holdout", "max_pixels"),
+    *("resolution", "buckets", "crop", "flip", "caption_dropout", "visits"),
+)
+"""Settings that decide which pairs there are and what is seen of them."""
 
 
 class NoisesImages(Protocol):
@@ -50,6 +56,7 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
     config: PairConfig
 
     batch_type: ClassVar[type] = ImageBatch
+    kept_in_advance: ClassVar[bool] = True
 
     @property
     def origin(self) -> str:
@@ -105,6 +112,45 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
             skipped=request.skipped,
             encodings=request.encodings,
         )
+
+    def varying_views(self, views: frozenset[str]) -> frozenset[str]:
+        return views
+
+    def visits_in_advance(self, views: frozenset[str]) -> int:
+        if self.config.streaming:
+            raise ConfigError(
+                "reference is cached, and data.streaming is true: a stream does not know its pairs "
+                "in advance. Read the data at random (streaming: false), or leave reference at auto"
+            )
+        if self.config.visits is None:
+            raise ConfigError(
+                "reference is cached, and data.visits is null: time and noise of an image pair are "
+                "new at every visit then, and so is what the reference says of it. Set data.visits "
+                "to how often the run sees a pair (its epochs, such as 5), or leave reference at "
+                "auto"
+            )
+        return self.config.visits
+
+    def describe_visits(self, most: int | None, *, reference_is_cached: bool) -> str:
+        visits, reuse = self.config.visits, self.config.reuse_visits
+        if visits is None:
+            return ""
+        known = f"each pair has {visits} draws of what is random (data.visits)"
+        if most is None or most <= visits:
+            return known if most is None else f"{known}, of which this run takes {most} at most"
+        if reference_is_cached and not reuse:
+            raise ConfigError(
+                f"data.visits is {visits}, and this run sees a pair up to {most} times: the "
+                f"reference was computed for {visits} draws of time and noise a pair, and from "
+                f"the visit after those on a pair would be trained on under noise that it has seen "
+                f"before. Set data.visits to {most} and precompute again, take fewer "
+                f"training.optimizer_steps, or say that this is meant with data.reuse_visits: true"
+            )
+        return f"{known}, and this run sees a pair up to {most} times: they come again"
+
+    def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
+        settings = config.to_dict(self.config)
+        return {f"data.{name}": settings[name] for name in _SEEN}
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.

@@ -32,7 +32,7 @@ from diffalign.data.plans import AbstractPlan, Index, IndexPlan, Work
 from diffalign.data.rows import AbstractRows, AbstractRowStream
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
-from diffalign.errors import DataError
+from diffalign.errors import ConfigError, DataError
 from diffalign.timesteps import TimestepSampling
 
 
@@ -85,6 +85,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         self.held_out = held_out
         self._to_encode = to_encode
         self._data = data
+        self._plan = plan
         self._config = maker.config
         batches: PlannedBatches[Sample, ImageBatch] = PlannedBatches(
             plan,
@@ -207,6 +208,35 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         columns = self._data.columns
         rows = islice(self._data.rows.scan(columns.light()), n)
         return [caption for row in rows if (caption := columns.caption_or_none(row))]
+
+    def fixed_samples(self) -> PairSource:
+        if not isinstance(self._plan, IndexPlan):
+            raise ConfigError(
+                f"reference is cached, and {self._data.summary}: a stream does not know its pairs "
+                f"in advance. Read a copy at random (parquet, JSON lines, a folder; "
+                f"data.streaming: false), or leave reference at auto"
+            )
+        return self
+
+    def __len__(self) -> int:
+        """How many pairs are trained on, those included whose images cannot be used."""
+        assert isinstance(self._plan, IndexPlan)
+        return len(self._plan.index.members)
+
+    def sweep(self, visits: Sequence[tuple[int, int]]) -> Iterator[ImageBatch]:
+        """Visits of pairs size by size of their images, whatever the rank and the position.
+
+        Those that cannot be used are counted and left out.
+
+        Args:
+            visits: the number of a pair, from 0 to `len(self) - 1`, and the number of the visit.
+
+        Raises:
+            DataError: more pairs than `data.max_bad_fraction` allows cannot be used.
+        """
+        assert isinstance(self._plan, IndexPlan)
+        works = [self._plan.visit(number, visit) for number, visit in visits]
+        return map(with_unit_range, self._batches.sweep([work for work in works if work]))
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return map(with_unit_range, self._batches)

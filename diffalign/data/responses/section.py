@@ -108,6 +108,9 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
             refusal=refusal or _too_many_unusable(source, most),
         )
 
+    def varying_views(self, views: frozenset[str]) -> frozenset[str]:
+        return frozenset(view for view in views if View.parse(view).condition)
+
     def visits_in_advance(self, views: frozenset[str]) -> int:
         conditions = _conditions(views)
         if conditions and self.config.visits is None:

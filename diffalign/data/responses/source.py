@@ -346,19 +346,19 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         """How many pairs are usable as text."""
         return len(self._comparisons.places)
 
-    def sweep(self, numbers: Sequence[int], *, visit: int) -> Iterator[TokenBatch]:
-        """Pairs in the order of the data set, each once, whatever the rank and the position.
+    def sweep(self, visits: Sequence[tuple[int, int]]) -> Iterator[TokenBatch]:
+        """Visits of pairs in this order, whatever the rank and the position.
 
         Those that cannot be used are counted and left out.
 
         Args:
-            numbers: of pairs, from 0 to `len(self) - 1`.
-            visit: which sample of their random conditions is shown.
+            visits: the number of a pair, from 0 to `len(self) - 1`, and which sample of its random
+                conditions is shown.
 
         Raises:
             DataError: more pairs than `responses.max_bad_fraction` allows cannot be used.
         """
-        return self._batches.sweep([Work(number, visit, None) for number in numbers])
+        return self._batches.sweep([Work(number, visit, None) for number, visit in visits])
 
     def __iter__(self) -> Iterator[TokenBatch]:
         return iter(self._batches)

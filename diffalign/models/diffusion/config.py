@@ -221,6 +221,18 @@ class AbstractDiffusion(AbstractModel):
         parts = [self.pipeline, *map(self.parts.location.identity, names), self._start()]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
+    def reference_settings(self) -> Mapping[str, Any]:
+        schedule = repr(sorted(self.parts.schedule.items()))
+        return {
+            "model.kind": components.kind_of(self),
+            f"model's {self.component}": self.parts.location.identity(self.component),
+            "model.lora.start": self._start(),
+            **self.parts.encoder_identities(),
+            "model.vae_dtype": self.vae_dtype,
+            "model.prediction_type": self.parts.schedule.get("prediction_type"),
+            "model's noise schedule": hashlib.blake2b(schedule.encode(), digest_size=8).hexdigest(),
+        }
+
     def _start(self) -> str | None:
         """Identifies the adapter that is continued, wherever it lies."""
         if self.lora is None or self.lora.start is None:

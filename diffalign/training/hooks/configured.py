@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from diffalign import components
@@ -10,7 +11,7 @@ from diffalign.errors import ConfigError
 from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.base import AbstractHook
-from diffalign.training.hooks.held_out import HeldOutEvaluation
+from diffalign.training.hooks.held_out import HeldOutEvaluation, HeldOutValues
 from diffalign.training.hooks.preview_makers import (
     AbstractMaker,
     ImageMaker,
@@ -22,15 +23,24 @@ from diffalign.training.hooks.previews import Previews, PreviewsConfig
 
 def check_hooks(run: RunConfig) -> None:
     """Raise ConfigError for a hook that this run cannot have, before data or weights are opened."""
-    _check_held_out(run)
     _check_previews(run)
 
 
-def open_hooks(run: RunConfig, source: AbstractSource) -> list[AbstractHook]:
-    """The hooks of a run, in the order in which they are called."""
+def open_hooks(
+    run: RunConfig,
+    source: AbstractSource,
+    of_held_out: Sequence[HeldOutValues] | None = None,
+) -> list[AbstractHook]:
+    """The hooks of a run, in the order in which they are called.
+
+    Args:
+        run: its config.
+        source: of its batches.
+        of_held_out: `values_of_held_out`, where the run has no reference of its own.
+    """
     hooks: list[AbstractHook] = [settings.open() for settings in run.hooks]
     if source.held_out is not None:
-        hooks.append(HeldOutEvaluation(source.held_out, run.evaluation))
+        hooks.append(HeldOutEvaluation(source.held_out, run.evaluation, of_held_out))
     if run.previews is not None:
         hooks.append(Previews(run.previews, _maker(run, run.previews)))
     return hooks
@@ -70,13 +80,3 @@ def _check_previews(run: RunConfig) -> None:
     for question in run.previews.questions:
         if question.image is not None and not question.image.is_file():
             raise ConfigError(f"previews.questions: {question.image}: there is no such image")
-
-
-def _check_held_out(run: RunConfig) -> None:
-    share = None if run.responses is None else run.responses.holdout
-    if share is not None and run.reference == "cached":
-        raise ConfigError(
-            f"responses.holdout is {share:g}, and reference is cached, which has "
-            f"values of the pairs that are trained on alone: leave reference at auto, or set "
-            f"responses.holdout to null"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch import Tensor
 from diffalign import world
 from diffalign.config import MAY_CHANGE
 from diffalign.data.held_out import HeldOut
+from diffalign.errors import DataError
+from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.models.base import AbstractTrainable
 from diffalign.objectives.base import AbstractObjective, Likelihoods, Views
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.look_ahead import MicroBatch
@@ -47,8 +50,19 @@ class HeldOutEvaluation(AbstractHook):
     as of one batch.
     """
 
-    def __init__(self, held_out: HeldOut[Any], config: EvaluationConfig) -> None:
-        self._held_out, self._config = held_out, config
+    def __init__(
+        self,
+        held_out: HeldOut[Any],
+        config: EvaluationConfig,
+        reference: Sequence[HeldOutValues] | None = None,
+    ) -> None:
+        """
+        Args:
+            held_out: the pairs.
+            config: how they are evaluated.
+            reference: `values_of_held_out`, where the run cannot run its reference.
+        """
+        self._held_out, self._config, self._reference = held_out, config, reference
 
     def start(self, run: TrainingRun) -> Mapping[str, float]:
         return {} if run.step else self._evaluate(run)
@@ -57,14 +71,23 @@ class HeldOutEvaluation(AbstractHook):
         due = outcome.complete or run.step % self._config.every == 0
         return self._evaluate(run) if due else {}
 
+    def _parts_of_rank(self) -> Iterator[MicroBatch]:
+        """This rank's batches, with the reference's values where these are known."""
+        batches = self._held_out.share_of_rank(pairs=self._config.pairs, visits=self._config.visits)
+        if self._reference is None:
+            yield from map(MicroBatch, batches)
+            return
+        for batch, (sample_ids, values) in zip(batches, self._reference, strict=True):
+            if batch.sample_ids != sample_ids:
+                raise DataError(
+                    f"held-out pairs could be read when the run started, and cannot be now: one of "
+                    f"{', '.join(sorted({*sample_ids} ^ {*batch.sample_ids}))}"
+                )
+            yield MicroBatch(batch, reference=values)
+
     def _evaluate(self, run: TrainingRun) -> dict[str, float]:
         with inspecting(run):
-            mine = [
-                _cut(run.views(MicroBatch(batch)), batch.sample_ids)
-                for batch in self._held_out.share_of_rank(
-                    pairs=self._config.pairs, visits=self._config.visits
-                )
-            ]
+            mine = [_cut(run.views(part), part.batch.sample_ids) for part in self._parts_of_rank()]
             everyone = [part for of_rank in world.gather(mine) for part in of_rank]
             if not everyone:
                 return {"held_out/pairs": 0}
@@ -82,6 +105,25 @@ class HeldOutEvaluation(AbstractHook):
             },
         }
         return {f"held_out/{n}": figure for n, figure in figures.items() if math.isfinite(figure)}
+
+
+HeldOutValues = tuple[tuple[str, ...], Mapping[str, Tensor]]
+"""Samples of a batch, and the reference's values of them by view."""
+
+
+def values_of_held_out(
+    held_out: HeldOut[Any],
+    config: EvaluationConfig,
+    likelihood: AbstractLikelihood,
+    model: AbstractTrainable,
+) -> list[HeldOutValues]:
+    """The reference's values of this rank's held-out pairs, batch by batch, for a run that has no
+    reference: computed by a model as it was loaded, which is the reference itself."""
+    with inspecting(model):
+        return [
+            (batch.sample_ids, likelihood.evaluate(model, likelihood.prepare(model, batch)))
+            for batch in held_out.share_of_rank(pairs=config.pairs, visits=config.visits)
+        ]
 
 
 def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
