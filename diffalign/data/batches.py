@@ -72,11 +72,6 @@ class ImageBatch:
         height, width = self.images[self.views[0]].shape[-2:]
         return height, width
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Names of the views, in order."""
-        return tuple(self.encoding_seeds)
-
     def __len__(self) -> int:
         return len(self.sample_ids)
 

@@ -1,13 +1,13 @@
 """`diffalign precompute CONFIG.yaml`: what a run needs of its data again and again, computed once.
 
-Of image pairs what the frozen encoders make of images and captions; of responses what the reference
-says of them.
+Of image pairs what the frozen encoders make of images and captions, and where the number of visits
+is known what the reference says of them; of responses what the reference says of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,13 +34,21 @@ from diffalign.training.config import RunConfig
 def check(run_config: RunConfig) -> None:
     """Raise ConfigError or ModelError for whatever can be known before data or weights."""
     if _has_images(run_config):
-        checks.check(dataclasses.replace(run_config, model=encodings.check_encodable(run_config)))
-    else:
-        checks.check(_with_cache(run_config))
+        model = encodings.check_encodable(run_config)
+        run_config = dataclasses.replace(run_config, model=model)
+    checks.check(_with_cache(run_config) if _knows_reference(run_config) else run_config)
 
 
 def _has_images(run_config: RunConfig) -> bool:
     return run_config.responses is None
+
+
+def _knows_reference(run_config: RunConfig) -> bool:
+    """Whether values of the reference are computed; of responses nothing else is."""
+    data, asked = run_config.data, run_config.reference == "cached"
+    if data is None or asked:
+        return True
+    return run_config.objective.needs_reference and data.visits is not None
 
 
 def run(
@@ -69,27 +77,38 @@ def run(
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
     writer: ReferenceWriter | EncodingsWriter
-    with ExitStack() as stack:  # the main rank holds the folder for all
+    cached: dict[str, Any] = {}
+    without: list[str] = []
+    with ExitStack() as stack:  # the main rank holds the folders for all
         if _has_images(run_config):
             folder = encodings.folder_of(run_config)
             world.decided(lambda: stack.enter_context(only_writer(folder)))
             writer = _encode(run_config, accelerator, console)
-            without = "autoencoder, text encoders and image files"
-            cached = {"model.encoders": "cached", "encodings_cache": folder}
-        else:
-            run_config = _with_cache(run_config)
-            folder = cached_reference.folder_of(run_config)
-            world.decided(lambda: stack.enter_context(only_writer(folder)))
+            cached |= {"model.encoders": "cached", "encodings_cache": folder}
+            without.append("autoencoder, text encoders and image files")
+        if _knows_reference(run_config):
+            run_config = _with_cache(_with_encodings(run_config, cached))
+            values = cached_reference.folder_of(run_config)
+            world.decided(lambda: stack.enter_context(only_writer(values)))
             writer = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
-            without = "the reference"
-            cached = {"reference": "cached", "reference_cache": folder}
+            cached |= {"reference": "cached", "reference_cache": values}
+            without.append("the reference")
     following = [override(key, value) for key, value in cached.items()]
     console.print(
-        f"Done: {folder}\nTrain without running {without}:\n"
+        f"Done: {' and '.join(str(v) for k, v in cached.items() if k.endswith('_cache'))}\n"
+        f"Train without running {' and '.join(without)}:\n"
         f"  {command('train', options=[*named, *following])}",
         markup=False,
         soft_wrap=True,
     )
+    if "reference" not in cached and run_config.objective.needs_reference:
+        console.print(
+            "The reference was not computed: data.visits is null, so that time and noise are new "
+            "at every visit. Set it to how often the run sees a pair (its epochs), and start this "
+            "again",
+            markup=False,
+            soft_wrap=True,
+        )
     build.end(accelerator)
     return writer
 
@@ -144,6 +163,18 @@ def _compute(
     for line in source.describe_end():
         console.print(line, markup=False, soft_wrap=True)
     return writer
+
+
+def _with_encodings(run_config: RunConfig, cached: Mapping[str, Any]) -> RunConfig:
+    """The run with the encodings that were just computed, if any were."""
+    if not cached:
+        return run_config
+    model: Any = run_config.model
+    return dataclasses.replace(
+        run_config,
+        model=dataclasses.replace(model, encoders="cached"),
+        encodings_cache=cached["encodings_cache"],
+    )
 
 
 def _with_cache(run_config: RunConfig) -> RunConfig:

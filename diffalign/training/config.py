@@ -88,8 +88,8 @@ class RunConfig:
     """What the policy is compared with: the same network with its adapter off (LoRA), a frozen
     copy (full fine-tuning), an earlier policy (which one, `rollouts.reference` says; without
     rollouts the one that `model.lora.start` makes), or nothing. `auto` takes the cheapest that
-    objective, rollouts and model allow. `cached` is what auto would take for responses, as
-    `diffalign precompute` wrote it: no reference is run or held."""
+    objective, rollouts and model allow. `cached` is what auto would take for image pairs
+    or responses of a data set, as `diffalign precompute` wrote it: no reference is run or held."""
     reference_cache: Path | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of those values, which other runs may share; null is `cache/references` below
     `output`."""

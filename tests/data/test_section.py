@@ -73,9 +73,25 @@ def test_no_section_and_two_of_them_are_refused(name, override, message):
         _ = run.section
 
 
-def test_only_responses_are_the_same_at_every_visit():
-    names = ("diffusion_dpo/sdxl.yaml", "spo/sd15.yaml", "mdpo/llava15_7b.yaml")
-    assert [run_of(name).section.kept_in_advance for name in names] == [False, False, True]
+def test_what_a_run_samples_itself_cannot_be_known_in_advance():
+    names = ("diffusion_dpo/sdxl.yaml", "spo/sd15.yaml", "seppo/sd15.yaml", "mdpo/llava15_7b.yaml")
+    kept = [run_of(name).section.kept_in_advance for name in names]
+    assert kept == [True, False, False, True]
+
+
+def test_a_run_that_takes_more_draws_than_there_are_is_refused_where_they_are_known_in_advance():
+    name = "playground/diffusion_dpo.yaml"
+    section = run_of(name, "data.visits=5").section
+    assert section.describe_visits(4, reference_is_cached=True) == (
+        "each pair has 5 draws of what is random (data.visits), of which this run takes 4 at most"
+    )
+    assert "up to 6 times: they come again" in section.describe_visits(6, reference_is_cached=False)
+    assert "come again" not in section.describe_visits(None, reference_is_cached=False)
+    with pytest.raises(ConfigError, match=r"data.visits is 5, and .* up to 6 times.*Set data.visi"):
+        section.describe_visits(6, reference_is_cached=True)
+    again = run_of(name, "data.visits=5", "data.reuse_visits=true").section
+    assert "come again" in again.describe_visits(6, reference_is_cached=True)
+    assert run_of(name).section.describe_visits(6, reference_is_cached=False) == ""
 
 
 def test_visits_in_advance_are_those_of_random_conditions():

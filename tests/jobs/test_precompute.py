@@ -160,7 +160,13 @@ def test_what_cannot_be_known_in_advance_is_refused(folder, overrides, message):
         precompute.check(run_of(folder, *overrides))
 
 
-def test_images_are_not_offered_yet():
-    smoke = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
-    with pytest.raises(ConfigError, match="computed in advance for responses"):
-        precompute.check(config.load(RunConfig, smoke))
+def test_held_out_responses_are_evaluated_without_a_reference(folder, tmp_path):
+    more = ("responses.holdout=0.3", "training.optimizer_steps=2", f"output={tmp_path / 'live'}")
+    live = run_of(folder, *more, "evaluation.every=2")
+    known = dataclasses.replace(live, output=tmp_path / "known", reference="cached")
+    precompute.run(known)
+    for run in (live, known):
+        train.run(run)
+    for ours, theirs in zip(figures(live.output), figures(known.output), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-4)
+    assert "held_out/loss" in figures(known.output)[-1]

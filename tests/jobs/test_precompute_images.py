@@ -72,12 +72,16 @@ def backbone(folder: Path, name: str) -> list[str]:
     return [f"model.kind={name}", f"model.path={folder / name}"]
 
 
-def values_of(folder: Path, name: str, *overrides: str, to: str = "") -> Path:
-    cache = folder / f"cache-{name}{to}"
-    settings = [*backbone(folder, name), f"reference_cache={cache}", *overrides]
+def values_of(folder: Path, name: str, *overrides: str) -> Path:
+    cache = folder / f"cache-{name}"
+    compute(folder, cache, *backbone(folder, name), *overrides)
+    return cache
+
+
+def compute(folder: Path, cache: Path, *overrides: str) -> None:
+    settings = (f"output={cache}-run", f"reference_cache={cache}", *overrides)
     precompute.run(run_of(folder, *settings), pairs_per_shard=3)
     forget_accelerate()
-    return cache
 
 
 def trained(run: RunConfig) -> dict[str, torch.Tensor]:
@@ -115,6 +119,11 @@ def test_a_run_with_known_values_equals_one_that_runs_its_reference(
     folder, computed, tmp_path, name, more
 ):
     live, known = both(folder, computed[name], tmp_path, *backbone(folder, name), *more)
+    known = dataclasses.replace(
+        known,
+        model=dataclasses.replace(known.model, encoders="cached"),
+        encodings_cache=Path(f"{computed[name]}-run/cache/encodings"),
+    )
     before, after = trained(live), trained(known)
     rows = list(zip(figures(live.output), figures(known.output), strict=True))
     assert len(rows) == live.training.optimizer_steps
@@ -248,8 +257,7 @@ def test_buckets_and_unusable_pairs_are_as_they_are_without(folder, tmp_path):
         *("data.caption_dropout=0.5", "data.reuse_visits=true", "training.samples_per_device=2"),
     )
     cache = tmp_path / "cache"
-    precompute.run(run_of(folder, f"reference_cache={cache}", *more), pairs_per_shard=4)
-    forget_accelerate()
+    compute(folder, cache, *more)
     live, known = both(folder, cache, tmp_path, *more)
     before, after = trained(live), trained(known)
     for key, value in before.items():
@@ -261,8 +269,7 @@ def test_held_out_pairs_are_evaluated_without_a_reference_network(folder, tmp_pa
     more = ("data.holdout=0.4", "evaluation.every=2", "evaluation.visits=2", FULL)
     more = (*more, "data.reuse_visits=true")
     cache = tmp_path / "cache"
-    precompute.run(run_of(folder, f"reference_cache={cache}", *more))
-    forget_accelerate()
+    compute(folder, cache, *more)
     live, known = both(folder, cache, tmp_path, *more)
     for run in (live, known):
         train.run(run)
@@ -300,14 +307,25 @@ def test_a_resumed_run_compares_before_it_goes_on_and_ends_alike(folder, compute
 )
 def test_pairs_that_are_new_at_every_visit_are_refused(folder, override, message):
     with pytest.raises(ConfigError, match=message):
-        precompute.check(run_of(folder, override))
+        resolve_reference(run_of(folder, override, "reference=cached"))
+
+
+def test_without_a_number_of_visits_encodings_alone_are_computed_and_it_says_why(
+    folder, tmp_path, capsys
+):
+    run = run_of(folder, "data.visits=null", f"output={tmp_path / 'run'}")
+    precompute.run(run)
+    forget_accelerate()
+    assert "reference was not computed: data.visits is null" in capsys.readouterr().out
+    assert not (tmp_path / "run/cache/references").exists()
 
 
 def test_tar_shards_are_refused_once_they_are_opened(folder, tmp_path):
     layouts.write_webdataset(tmp_path, layouts.make_pairs(3))
+    run = run_of(folder, f"data.path={tmp_path}", "reference=cached")
+    source = build.build_source(run, Console(quiet=True), skipped=None)
     with pytest.raises(ConfigError, match="a stream does not know its pairs in advance"):
-        precompute.run(run_of(folder, f"data.path={tmp_path}", f"output={tmp_path / 'run'}"))
-    forget_accelerate()
+        open_cached(run, source)
 
 
 SERVED = {"dpo", "ipo", "hinge", "kto", "weighted_sum"}
@@ -357,7 +375,7 @@ OTHERS = {
     "cdpo": "beta: 1, label_smoothing: 0.1",
     "robust": "beta: 1, flip_rate: 0.1",
     "exo": "beta: 1",
-    "f_dpo": "beta: 1, divergence: jensen_shannon",
+    "f_dpo": "beta: 1, divergence: js",
     "kto": "beta: 1",
     "sppo": "beta: 1",
 }

@@ -30,7 +30,7 @@ from diffalign.timesteps import TimestepSampling
 
 _SEEN = (
     *("columns", "labels", "ties", "limit", "holdout", "max_pixels"),
-    *("resolution", "buckets", "crop", "flip", "caption_dropout", "visits"),
+    *("resolution", "buckets", "crop", "crops", "flip", "caption_dropout", "visits"),
 )
 """Settings that decide which pairs there are and what is seen of them."""
 

@@ -229,6 +229,7 @@ class AbstractDiffusion(AbstractModel):
             "model.lora.start": self._start(),
             **self.parts.encoder_identities(),
             "model.vae_dtype": self.vae_dtype,
+            "model.posterior": self.posterior,
             "model.prediction_type": self.parts.schedule.get("prediction_type"),
             "model's noise schedule": hashlib.blake2b(schedule.encode(), digest_size=8).hexdigest(),
         }

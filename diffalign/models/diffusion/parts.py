@@ -205,25 +205,6 @@ class PipelineParts:
                 f"that is written in the end needs them: {error}. Put them back, or train a LoRA"
             ) from error
 
-    def encoder_identities(self) -> dict[str, str]:
-        """Tell autoencoder and text encoders from others, by the settings that choose them; those
-        whose weights are not there are left out."""
-        vae = (self.location, "vae") if self._autoencoder is None else (self._autoencoder, ITSELF)
-        found = {"vae": vae[0].identity(vae[1])}
-        found |= {name: self.location.identity(name) for name in self.encoders}
-        known = {f"model's {name}": identity for name, identity in found.items() if identity}
-        names = ", ".join(self.encoders)
-        return known | {"model's text encoders": names, "model's tokenizers": self._reading()}
-
-    def _reading(self) -> str:
-        """Tells how prompts become tokens."""
-        digest = hashlib.blake2b(digest_size=8)
-        for tokenizer in self.tokenizers():
-            ids = tokenizer(_SAMPLE_PROMPT, truncation=False, verbose=False).input_ids
-            vocabulary = sorted(tokenizer.get_vocab().items())
-            digest.update(repr((vocabulary, ids, tokenizer.model_max_length)).encode())
-        return digest.hexdigest()
-
     def network_class(self) -> Any:
         """The class of the network in diffusers."""
         name = self.network_config.get("_class_name")
