@@ -66,7 +66,7 @@ def run(
         named: the words of the command line that made `run_config`, for the command to go on with.
 
     Returns:
-        What wrote the folder.
+        What wrote the folder; where there are two, that of the encodings.
 
     Raises:
         BusyError: another process writes in the folder.
@@ -76,7 +76,7 @@ def run(
     check(run_config)
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
-    writer: ReferenceWriter | EncodingsWriter
+    writer: ReferenceWriter | EncodingsWriter | None = None
     cached: dict[str, Any] = {}
     without: list[str] = []
     with ExitStack() as stack:  # the main rank holds the folders for all
@@ -90,7 +90,8 @@ def run(
             run_config = _with_cache(_with_encodings(run_config, cached))
             values = cached_reference.folder_of(run_config)
             world.decided(lambda: stack.enter_context(only_writer(values)))
-            writer = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
+            known = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
+            writer = writer or known
             cached |= {"reference": "cached", "reference_cache": values}
             without.append("the reference")
     following = [override(key, value) for key, value in cached.items()]
@@ -110,6 +111,7 @@ def run(
             soft_wrap=True,
         )
     build.end(accelerator)
+    assert writer is not None
     return writer
 
 
