@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffalign import config
-from diffalign.jobs import generate, train
+from diffalign.jobs import generate, precompute, train
 from diffalign.playground.scenes import preference_prompts
 from diffalign.training.config import RunConfig
 from tests.runs import figures, forget_accelerate, run_script
@@ -86,7 +86,17 @@ def stage1(tmp_path_factory) -> Path:
     return train_briefly("responses/opa_dpo_stage1", tmp_path_factory.mktemp("made") / "stage1")
 
 
+@pytest.fixture(scope="module")
+def encodings(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "encodings"
+    fewer = ["data.limit=8", f"encodings_cache={folder}"]
+    forget_accelerate()
+    precompute.run(config.load(RunConfig, CONFIGS / "diffusion_dpo_cached.yaml", fewer))
+    return folder
+
+
 NEEDS = {
+    "diffusion_dpo_cached": ("encodings", "data.limit=8", "encodings_cache={made}"),
     "spm": ("pairs", "data.path={made}"),
     "spo": ("spm", "rollouts.scorer.path={made}/final"),
     "d3po_feedback": (

@@ -63,13 +63,17 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("encodings")
+def write_all(folder: Path) -> Path:
+    """The data, and a tiny model of each kind."""
     write_data(folder / "data")
     for kind, write in WRITERS.items():
         write(folder / kind)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return write_all(tmp_path_factory.mktemp("encodings"))
 
 
 def run_of(place: Path, output: Path, *overrides: str, kind: str = "sdxl") -> RunConfig:
