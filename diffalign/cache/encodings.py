@@ -228,7 +228,7 @@ class CachedPairs(AbstractEncodedPairs):
     ) -> None:
         """Use `open`; this takes the parts."""
         self._reader, self._layout, self._numbers = reader, layout, numbers
-        self._opened: OrderedDict[str, OpenShard] = OrderedDict()
+        self._opened: OrderedDict[str, _MappedShard] = OrderedDict()
         self.half = half
         """Whether the means are taken of posteriors that are there as a whole."""
         self._views: list[str] = layout["views"]
@@ -295,33 +295,48 @@ class CachedPairs(AbstractEncodedPairs):
             return Skipped(**{**entry, "reason": SkipReason(entry["reason"])})
         return CachedPair(self, str(position), shard, entry)
 
-    def _shard(self, what: str, position: int) -> tuple[OpenShard, int]:
+    def _shard(self, what: str, position: int) -> tuple[_MappedShard, int]:
         """The shard of a pair or a caption, and its place there."""
         per_shard = self._layout[f"{what}_per_shard"]
         name = f"{what}-{position // per_shard * per_shard:08d}.safetensors"
         if name not in self._opened:
-            self._opened[name] = self._reader.open(name)
+            self._opened[name] = _MappedShard(self._reader.open(name))
             if len(self._opened) > _OPEN_SHARDS:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(name)
         return self._opened[name], position % per_shard
 
-    def image(self, shard: OpenShard, name: str, view: str, way: int) -> Tensor:
+    def image(self, shard: _MappedShard, name: str, view: str, way: int) -> Tensor:
         """What the autoencoder made of an image."""
         return shard.tensor(name)[self._views.index(view), way]
 
     def prompt(self, number: int) -> tuple[EncodedPrompt, int]:
         """What the text encoders made of a caption, and its checksum."""
         shard, row = self._shard("prompts", number)
-        rows = {name: shard.tensor(name)[row] for name in sorted(shard.names)}
+        rows = {name: shard.tensor(name)[row] for name in shard.names}
         return EncodedPrompt(number=number, rows=rows), shard.metadata["checksums"][row]
+
+
+class _MappedShard:
+    """A shard whose tensors, views of the mapped file, are made once."""
+
+    def __init__(self, shard: OpenShard) -> None:
+        self.path, self.metadata, self.names = shard.path, shard.metadata, sorted(shard.names)
+        self._shard = shard
+        self._tensors: dict[str, Tensor] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        """One of its tensors, of which nothing is read before it is used."""
+        if name not in self._tensors:
+            self._tensors[name] = self._shard.tensor(name)
+        return self._tensors[name]
 
 
 class CachedPair:
     """A pair of a shard."""
 
     def __init__(
-        self, pairs: CachedPairs, name: str, shard: OpenShard, entry: Mapping[str, Any]
+        self, pairs: CachedPairs, name: str, shard: _MappedShard, entry: Mapping[str, Any]
     ) -> None:
         self.sample_id: str = entry["sample_id"]
         self.prompt: str = entry["caption"]
