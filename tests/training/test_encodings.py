@@ -179,7 +179,7 @@ def test_a_run_from_encodings_equals_one_that_encodes(place, tmp_path, kind, sha
     rows = list(zip(figures(live.output), figures(known.output), strict=True))
     assert len(rows) >= 4
     for ours, theirs in rows:
-        assert ours == pytest.approx(theirs, abs=1e-6, rel=1e-4)
+        assert ours == pytest.approx(theirs, abs=2e-5, rel=1e-4)  # rewards are 100 errors
         assert ours.get("loss") == pytest.approx(theirs.get("loss"), abs=1e-6)
     ours, theirs = (weights(run.output / "final") for run in (live, known))
     assert ours.keys() == theirs.keys()
