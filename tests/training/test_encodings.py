@@ -167,7 +167,9 @@ def test_batches_from_encodings_are_those_that_the_encoders_would_have_made(
     ],
 )
 def test_a_run_from_encodings_equals_one_that_encodes(place, tmp_path, kind, shape):
-    more = (f"model.{shape}", *RICH, "evaluation.every=2")
+    # The patches of sd3 do not divide the buckets of so small images.
+    rich = [each for each in RICH if kind != "sd3" or each != "data.buckets=true"]
+    more = (f"model.{shape}", *rich, "evaluation.every=2")
     live = run_of(place, tmp_path / "live", *more, kind=kind)
     known = dataclasses.replace(
         precomputed(dataclasses.replace(live, encodings_cache=tmp_path / "cache")),
