@@ -278,6 +278,8 @@ def _spell(hint: Any) -> str:
         return " or ".join(_spell(argument) for argument in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return "a list"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(str(argument) for argument in typing.get_args(hint))
     if dataclasses.is_dataclass(hint):
         return "a mapping of keys"
     return _SPELLING.get(hint, str(hint))

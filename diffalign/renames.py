@@ -141,6 +141,9 @@ ADDED = {
     "likelihood.timesteps.mean": 0.0,
     "likelihood.timesteps.std": 1.0,
     "likelihood.timesteps.shift": 1.0,
+    "model.channels_last": False,
+    "model.posterior": "full",
+    "model.vae_tiling": False,
 }
 """Settings that an older checkpoint knows nothing of -> what its run did all the same."""
 

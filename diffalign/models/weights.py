@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from diffalign.errors import ModelError
 from diffalign.files import open_tensors
 
+MADE_OF = "made_of"
+"""Attribute of a blank parameter that is not kept as its value is: a function of value and device
+that makes the parameter."""
+
 _MAPPED = 2**28
 """Bytes of a file that are read before it is opened anew: what is mapped counts as memory."""
 
@@ -148,10 +152,13 @@ def _place(
 ) -> None:
     """Put a copy of a value where a network has a blank: never the mapped storage itself, in which
     tensors lie at any offset, and kernels of the CPU round differently where it is not aligned."""
-    dtype = kept.dtype if kept.is_floating_point() else value.dtype
-    copy = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
     inside, _, last = name.rpartition(".")
     holder = network.get_submodule(inside)
+    if (made_of := getattr(kept, MADE_OF, None)) is not None:
+        setattr(holder, last, made_of(value, device))
+        return
+    dtype = kept.dtype if kept.is_floating_point() else value.dtype
+    copy = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
     if isinstance(kept, nn.Parameter):
         setattr(holder, last, nn.Parameter(copy, requires_grad=kept.requires_grad))
     else:

@@ -20,7 +20,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 
 from diffalign import components
-from diffalign.commands import command, unused
 from diffalign.config import MAY_CHANGE
 from diffalign.models import lora
 from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
@@ -31,6 +30,7 @@ from diffalign.models.diffusion.autoencoder import PosteriorKind
 from diffalign.models.diffusion.conditioning import AbstractConditioner
 from diffalign.models.diffusion.export import (
     kohya_or_none,
+    next_step,
     usage,
     with_weights,
     write_adapter,
@@ -52,6 +52,7 @@ from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.diffusion.schedulers import build_scheduler
 from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
+from diffalign.models.quantization import Bits, refuse_around
 from diffalign.models.runs import in_words
 from diffalign.ranges import AtLeast
 
@@ -120,18 +121,29 @@ class AbstractDiffusion(AbstractModel):
     `offload` in host memory, from which they are copied to the device for each use and dropped
     there; or `cached`, which reads what `diffalign precompute` made of the data with them, and
     loads neither: nothing can be sampled from the model then."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    quantization: Bits | None = None
+    """Keep the frozen weights of transformer blocks in 4 bits (NF4, quantised twice) or in 8, which
+    needs the bitsandbytes extra and `lora`; convolutions and all else stay as they are. The
+    reference is that same network without the adapter."""
+    gradient_checkpointing: bool | tuple[str, ...] = False
+    """Recompute activations in the backward pass: less memory, a third more time. A list of blocks
+    does so in these alone, such as `[down_blocks.2, mid_block, up_blocks.0]`."""
     attention: Attention = "default"
     """`default` is diffusers' choice, `sdpa` torch's fused attention, `xformers` its extra."""
-    compile: bool = False
-    """Compile the network with torch.compile; the first steps take minutes."""
+    compile: bool | Literal["blocks"] = False
+    """Compile the network with torch.compile; the first steps take minutes. `blocks` compiles its
+    transformer blocks alone, each for itself, which takes a fraction of that."""
+    channels_last: bool = False
+    """Lay out convolutions with the channels innermost, as tensor cores read them; results then
+    differ in the last bits."""
     allow_pickle: bool = False
     """Read pickled weights where there are no safetensors: tensors alone, by torch's restricted
     unpickler (`weights_only=True`), which refuses a file with anything else in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantization is not None:
+            refuse_around(self.quantization, lora=self.lora, compiled=bool(self.compile))
         for part, what in (("vae", "autoencoder"), ("unet", "denoiser")):
             revision = getattr(self, f"{part}_revision")
             if revision is not None and getattr(self, part) is None:
@@ -197,28 +209,16 @@ class AbstractDiffusion(AbstractModel):
         return ()
 
     def next_step(self, run: Path) -> str:
-        settings = {
-            **{"models.base": self._located(), "models.aligned": run},
-            **{"prompts.texts": ["a red fox in the snow", "a teapot"], "seeds": 4},
-            "output": unused(run / "compared"),  # it may hold images of fewer steps
-        }
-        return "Compare it with its base, here on two prompts:\n  " + command(
-            "generate", settings, options=["--grid"]
-        )
-
-    def _located(self) -> str | dict[str, Any]:
-        """The policy that training begins with, as `generate` takes a model."""
         names = ("path", "revision", "variant", "config", "prediction_type")
-        where = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.continues_adapter:
-            where["lora"] = self.lora and self.lora.start
-        return self.path if len(where) == 1 else where
+        start = self.lora.start if self.lora is not None else None
+        return next_step({name: getattr(self, name) for name in names}, start, run)
 
     def policy_fingerprint(self) -> str:
         """Identifies the policy that training begins with: network, adapter, text encoders. A new
         adapter is the base, a continued one the policy of the run that it comes from."""
         names = (self.component, *self.parts.encoders)
         parts = [self.pipeline, *map(self.parts.location.identity, names), self._start()]
+        parts += [] if self.quantization is None else [self.quantization]  # other values without it
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def reference_settings(self) -> Mapping[str, Any]:
@@ -369,6 +369,8 @@ class AbstractDiffusion(AbstractModel):
             attention=self.attention,
             fused_attention=self.fused_attention,
             gradient_checkpointing=self.gradient_checkpointing,
+            channels_last=self.channels_last,
+            quantization=self.quantization,
             compile=self.compile,
         )
 
@@ -398,6 +400,7 @@ class AbstractDiffusion(AbstractModel):
         parts: list[Any] = [self.pipeline, *self.parts.identities()]
         parts += self.parts.schedule_identity(self.lora and replace(self.lora, start=None))
         parts += [self._start()] if self.continues_adapter else []
+        parts += [] if self.quantization is None else [self.quantization]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -454,5 +457,6 @@ class AbstractDiffusion(AbstractModel):
         shape = "all weights" if self.lora is None else f"LoRA of rank {self.lora.rank}"
         start = f" from {in_words(self.lora.start)}" if self.lora and self.lora.start else ""
         base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
+        bits = "" if self.quantization is None else f" in {self.quantization}"
         unet = "" if self.unet is None else f" with the denoiser of {self.unet}"
-        return f"{components.kind_of(self)} from {base}{unet}, training {shape}{start}"
+        return f"{components.kind_of(self)} from {base}{unet}{bits}, training {shape}{start}"

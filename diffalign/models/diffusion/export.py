@@ -14,6 +14,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from diffalign.commands import command, unused
 from diffalign.errors import ModelError
 from diffalign.files import flush, flush_tree
 from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora, lora_layers
@@ -162,3 +163,24 @@ def usage(
                 1, f"# first put the denoiser of {json.dumps(denoiser)} in: pipeline.{component}"
             )
     return "\n".join([f"from diffusers import {pipeline}", "", *opened])
+
+
+def next_step(base: Mapping[str, Any], start: Path | None, run: Path) -> str:
+    """What to do with the result of a run: a sentence, and a command below it.
+
+    Args:
+        base: settings that open the model that was trained, as `generate` takes them, or None.
+        start: the adapter that training went on from.
+        run: folder of the run.
+    """
+    where = {name: value for name, value in base.items() if value is not None}
+    if start is not None:
+        where["lora"] = start
+    settings = {
+        **{"models.base": base["path"] if len(where) == 1 else where, "models.aligned": run},
+        **{"prompts.texts": ["a red fox in the snow", "a teapot"], "seeds": 4},
+        "output": unused(run / "compared"),  # it may hold images of fewer steps
+    }
+    return "Compare it with its base, here on two prompts:\n  " + command(
+        "generate", settings, options=["--grid"]
+    )

@@ -28,12 +28,14 @@ from diffalign.models.devices import (
     stored_copy,
 )
 from diffalign.models.diffusion.autoencoder import Autoencoder, LatentScaling, PosteriorKind
+from diffalign.models.diffusion.blocks import check_blocks, checkpoint_blocks, compile_blocks
 from diffalign.models.diffusion.conditioning import AbstractConditioner, PromptEncoder
 from diffalign.models.diffusion.model import DiffusionModel, Export
 from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.models.diffusion.pipeline_lora import add_adapter
 from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.lora import LoraSettings, Scope
+from diffalign.models.quantization import Bits, check_quantization, quantise_blank
 from diffalign.models.reference import reference_of
 from diffalign.models.weights import cast_blank
 
@@ -59,8 +61,12 @@ class TrainedNetwork:
     attention: Attention
     fused_attention: type | None
     """The processor of torch's fused attention; None where the network's default is that."""
-    gradient_checkpointing: bool
-    compile: bool = False
+    gradient_checkpointing: bool | tuple[str, ...]
+    """Whether activations are recomputed, or the names of the blocks in which they are."""
+    compile: bool | Literal["blocks"] = False
+    channels_last: bool = False
+    quantization: Bits | None = None
+    """Bits of the frozen weights of transformer blocks."""
 
     def check(self, network: Any) -> None:
         """Raise ModelError if the network cannot be trained so.
@@ -75,6 +81,10 @@ class TrainedNetwork:
             )
         if self.attention == "xformers":
             _check_xformers()
+        if not isinstance(self.gradient_checkpointing, bool):
+            check_blocks(network, self.gradient_checkpointing)
+        if self.quantization is not None:
+            check_quantization(self.quantization)
 
     def store(self, network: Any, compute_dtype: torch.dtype, *, trainable: bool = True) -> Any:
         """Give every weight the dtype in which it is kept.
@@ -87,6 +97,8 @@ class TrainedNetwork:
         remove_dropout(network.requires_grad_(False))
         if self.lora is not None or not trainable:
             store_for_autocast(network, compute_dtype)
+        if self.quantization is not None:
+            quantise_blank(network, self.quantization, compute_dtype)
         return network
 
     def prepare(
@@ -108,8 +120,10 @@ class TrainedNetwork:
             with _layers_in_float32(network, self.lora, self.adapter_layers):
                 lora.attach(network, self.lora, component=self.component, scope=self.adapter_layers)
             store_for_autocast(network, compute_dtype)
-        if self.gradient_checkpointing:
+        if self.gradient_checkpointing is True:
             network.enable_gradient_checkpointing()
+        elif self.gradient_checkpointing:
+            checkpoint_blocks(network, self.gradient_checkpointing)
         return network.train(), frozen
 
     def _set_attention(self, network: Any) -> None:
@@ -288,7 +302,11 @@ def load_to_train(
     for network in (policy, stand_in):
         if network is not None:
             network.to(device)
-        if network is not None and trained.compile:
+        if network is not None and trained.channels_last:
+            network.to(memory_format=torch.channels_last)
+        if network is not None and trained.compile == "blocks":
+            compile_blocks(network)
+        elif network is not None and trained.compile:
             network.compile()
     return DiffusionModel(
         network=policy,
