@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from diffalign import components, world
@@ -13,9 +14,9 @@ from diffalign.cache.references import REFERENCE_VALUES, CachedReference, Conten
 from diffalign.data.source import AbstractSource
 from diffalign.errors import CacheError, ConfigError
 from diffalign.models.base import AbstractTrainable, ReferenceKind
+from diffalign.models.devices import evaluation_mode
 from diffalign.seeding import derive_seed
 from diffalign.training.config import RunConfig
-from diffalign.training.hooks.base import inspecting
 from diffalign.views import View
 
 PAIRS_PER_SHARD = 4096
@@ -175,7 +176,7 @@ def verify(
     mine = [row for n, row in enumerate(rows) if n % world.size() == world.rank()]
     said = ""
     before = model.evaluations
-    with inspecting(model):
+    with torch.no_grad(), evaluation_mode(model.network):
         for batch in samples.sweep(mine):
             anew = run.likelihood.evaluate(model, run.likelihood.prepare(model, batch))
             said = said or _difference(run, batch, anew, known(batch.sample_ids, batch.visits))

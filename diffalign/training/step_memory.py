@@ -24,7 +24,7 @@ from diffalign.models.simulation import META, SimulatedDevice, Simulation, simul
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.weight_average import WeightAverage
 from diffalign.training.look_ahead import views_of
-from diffalign.training.optimizers import build_optimizer, parameter_groups
+from diffalign.training.optimizers.base import parameter_groups
 from diffalign.training.reference import resolve_reference
 
 PHASES = ("encode", "reference", "policy", "backward", "update")
@@ -142,7 +142,7 @@ class _Step:
         self.run, self.model, self.simulation = run, model, simulation
         self.parameters = [parameter for _, parameter in model.trained_parameters()]
         groups = parameter_groups(model.trained_parameters(), model.learning_rates())
-        self.optimizer = build_optimizer(run.optimizer, groups)
+        self.optimizer = run.optimizer.build(groups)
         self.average = None
         if run.training.ema_decay is not None:
             with self._phase(AVERAGE):

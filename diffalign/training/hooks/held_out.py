@@ -19,6 +19,7 @@ from diffalign.data.held_out import HeldOut
 from diffalign.errors import DataError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
+from diffalign.models.devices import evaluation_mode
 from diffalign.objectives.base import AbstractObjective, Likelihoods, Views
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.look_ahead import MicroBatch
@@ -119,7 +120,7 @@ def values_of_held_out(
 ) -> list[HeldOutValues]:
     """The reference's values of this rank's held-out pairs, batch by batch, for a run that has no
     reference: computed by a model as it was loaded, which is the reference itself."""
-    with inspecting(model):
+    with torch.no_grad(), evaluation_mode(model.network):
         return [
             (batch.sample_ids, likelihood.evaluate(model, likelihood.prepare(model, batch)))
             for batch in held_out.share_of_rank(pairs=config.pairs, visits=config.visits)
