@@ -27,7 +27,7 @@ model: {{kind: {kind}, path: {model}, lora: {{rank: 2}}}}
 data: {{path: {data}, resolution: 32, workers: 0, max_bad_fraction: 0.3}}
 likelihood: {{kind: denoising}}
 objective: {{kind: dpo, beta: 10}}
-optimizer: {{lr: 1.0e-2, eps: 1.0e-2}}
+optimizer: {{lr: 1.0e-3, eps: 1.0e-2}}
 training: {{optimizer_steps: 4, samples_per_device: 2, log_every: 1}}
 """
 QUICK = "sdxl", "lora={rank: 2}"
