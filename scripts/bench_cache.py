@@ -78,7 +78,8 @@ def ours(run: RunConfig, steps: int) -> tuple[float, list[float]]:
         return after_step(run, outcome)
 
     trainer.hooks.after_step = timed  # type: ignore[method-assign]
-    trainer.fit()
+    if not trainer.fit():
+        raise SystemExit("stopped on request: nothing is measured")
     rows = map(json.loads, (run.output / "metrics.jsonl").read_text().splitlines())
     losses = [row["loss"] for row in rows if "loss" in row]
     del trainer
