@@ -29,11 +29,10 @@ from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import PosteriorKind
 from diffalign.models.diffusion.conditioning import AbstractConditioner
 from diffalign.models.diffusion.export import (
-    kohya_or_none,
+    export_adapter,
     next_step,
     usage,
     with_weights,
-    write_adapter,
     write_pipeline,
 )
 from diffalign.models.diffusion.kohya import KohyaLora, LoraLayer, kohya_lora
@@ -222,16 +221,12 @@ class AbstractDiffusion(AbstractModel):
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def reference_settings(self) -> Mapping[str, Any]:
-        schedule = repr(sorted(self.parts.schedule.items()))
         return {
             "model.kind": components.kind_of(self),
-            f"model's {self.component}": self.parts.location.identity(self.component),
             "model.lora.start": self._start(),
-            **self.parts.encoder_identities(),
+            **self.parts.reference_identities(),
             "model.vae_dtype": self.vae_dtype,
             "model.posterior": self.posterior,
-            "model.prediction_type": self.parts.schedule.get("prediction_type"),
-            "model's noise schedule": hashlib.blake2b(schedule.encode(), digest_size=8).hexdigest(),
         }
 
     def _start(self) -> str | None:
@@ -390,30 +385,22 @@ class AbstractDiffusion(AbstractModel):
         Args:
             values: all weights of the network, by name, in place of those that lie there.
         """
-        if values is None:
-            return self.parts.read()
-        network = with_weights(self.parts.blank_network(), values)
-        return self.parts.read(network)
+        blank = self.parts.blank_network
+        return self.parts.read(None if values is None else with_weights(blank(), values))
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
         parts: list[Any] = [self.pipeline, *self.parts.identities()]
         parts += self.parts.schedule_identity(self.lora and replace(self.lora, start=None))
-        parts += [self._start()] if self.continues_adapter else []
-        parts += [] if self.quantization is None else [self.quantization]
+        parts += [part for part in (self._start(), self.quantization) if part is not None]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:
         """Write `values`, the trained parameters of `network`, for the backbone's pipeline."""
         if self.lora is not None:
-            write_adapter(
-                folder,
-                pipeline=getattr(diffusers, self.pipeline),
-                component=self.component,
-                state=lora.portable_state(network, values, self.lora),
-                kohya=kohya_or_none(
-                    self.kohya_lora, folder, lora.adapter_state(network, values), self.lora.scale
-                ),
+            kind = getattr(diffusers, self.pipeline)
+            export_adapter(
+                folder, kind, self.component, network, values, self.lora, self.kohya_lora
             )
         else:
             # Read anew: the encoders in memory were rounded to the precision of the run.
@@ -457,6 +444,6 @@ class AbstractDiffusion(AbstractModel):
         shape = "all weights" if self.lora is None else f"LoRA of rank {self.lora.rank}"
         start = f" from {in_words(self.lora.start)}" if self.lora and self.lora.start else ""
         base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
-        bits = "" if self.quantization is None else f" in {self.quantization}"
-        unet = "" if self.unet is None else f" with the denoiser of {self.unet}"
-        return f"{components.kind_of(self)} from {base}{unet}{bits}, training {shape}{start}"
+        base += "" if self.unet is None else f" with the denoiser of {self.unet}"
+        base += "" if self.quantization is None else f" in {self.quantization}"
+        return f"{components.kind_of(self)} from {base}, training {shape}{start}"

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from diffalign.commands import command, unused
 from diffalign.errors import ModelError
 from diffalign.files import flush, flush_tree
+from diffalign.models import lora
 from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora, lora_layers
+from diffalign.models.lora import LoraSettings
 
 
 @contextmanager
@@ -66,6 +68,35 @@ def write_adapter(
         pipeline.save_lora_weights(partial, **{f"{component}_lora_layers": dict(state)})
         if kohya is not None:
             save_file(kohya.tensors, partial / KOHYA_FILE, metadata=kohya.metadata)
+
+
+def export_adapter(
+    folder: Path,
+    pipeline: Any,
+    component: str,
+    network: nn.Module,
+    values: Mapping[str, Tensor],
+    settings: LoraSettings,
+    make_kohya: Callable[..., KohyaLora],
+) -> None:
+    """Write an adapter as it trains, in both forms: see `write_adapter`, `kohya_or_none`.
+
+    Args:
+        folder, pipeline, component: see `write_adapter`.
+        network: carries the adapter.
+        values: trained parameters by their names in the network.
+        settings: of the adapter.
+        make_kohya: see `kohya_or_none`.
+    """
+    write_adapter(
+        folder,
+        pipeline=pipeline,
+        component=component,
+        state=lora.portable_state(network, values, settings),
+        kohya=kohya_or_none(
+            make_kohya, folder, lora.adapter_state(network, values), settings.scale
+        ),
+    )
 
 
 def kohya_or_none(

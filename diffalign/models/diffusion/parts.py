@@ -183,6 +183,16 @@ class PipelineParts:
         names = ", ".join(self.encoders)
         return known | {"model's text encoders": names, "model's tokenizers": self._reading()}
 
+    def reference_identities(self) -> dict[str, Any]:
+        """What a reference's values depend on of what lies there, by what it is called."""
+        schedule = repr(sorted(self.schedule.items()))
+        return {
+            f"model's {self.component}": self.location.identity(self.component),
+            **self.encoder_identities(),
+            "model.prediction_type": self.schedule.get("prediction_type"),
+            "model's noise schedule": hashlib.blake2b(schedule.encode(), digest_size=8).hexdigest(),
+        }
+
     def _reading(self) -> str:
         """Tells how prompts become tokens."""
         digest = hashlib.blake2b(digest_size=8)
