@@ -42,7 +42,7 @@ def _folder(folder: Path) -> str:
             modules.append(f"{inside.name}/({','.join(_modules(inside))})")
     names = textwrap.fill(
         " ".join(modules),
-        108,
+        118,
         initial_indent="    ",
         subsequent_indent="    ",
         break_on_hyphens=False,
