@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign.console import silence_libraries
+from diffalign.console import in_bytes, silence_libraries
+from diffalign.data.pairs.encoded import PairsToEncode
+from diffalign.data.pairs.source import PairSource
+from diffalign.training import build
 from diffalign.training.config import RunConfig
 from diffalign.training.memory_plan import (
     GIB,
     Advice,
+    DiskPlan,
     MemoryPlan,
     advise,
+    disk_plan,
     memory_plan,
     named_gpu,
     this_machine,
@@ -50,15 +56,45 @@ def run(
     plan = memory_plan(run_config, target)
     found, chosen = ([], []) if plan.fits else advise(plan, run_config, loaded)
     console = Console(highlight=False)
+    disk = disk_plan(run_config, _pairs(run_config))
     if as_json:
-        print(json.dumps(_plain(plan, found, chosen)))
+        print(json.dumps(_plain(plan, disk, found, chosen)))
     else:
         _print(console, plan, found, chosen)
+        console.print(_of_disk(disk), soft_wrap=True)
     return plan
 
 
-def _plain(plan: MemoryPlan, found: Sequence[Advice], chosen: Sequence[str]) -> dict[str, Any]:
+def _pairs(run_config: RunConfig) -> PairsToEncode | None:
+    """Those of data that is on this disk; nothing is downloaded for a count."""
+    data = run_config.data
+    if data is None or data.streaming or not Path(data.path).exists():
+        return None
+    if data.crop == "random" and data.crops is None:
+        return None
+    source = build.build_source(run_config, Console(quiet=True), skipped=None)
+    return source.pairs_to_encode() if isinstance(source, PairSource) else None
+
+
+def _of_disk(disk: DiskPlan) -> str:
+    if disk.encodings is None:
+        return (
+            f"On the disk diffalign precompute would take {in_bytes(disk.image)} an image and "
+            f"way to see it (mirrored or not), and {in_bytes(disk.caption)} a caption. How many "
+            f"there are is counted where data.path is on this disk."
+        )
+    reference = "" if disk.reference is None else f", the reference {in_bytes(disk.reference)}"
+    return (
+        f"On the disk diffalign precompute would take {in_bytes(disk.encodings)} for "
+        f"encodings{reference}. How long it takes is said when it has begun."
+    )
+
+
+def _plain(
+    plan: MemoryPlan, disk: DiskPlan, found: Sequence[Advice], chosen: Sequence[str]
+) -> dict[str, Any]:
     return {
+        "disk_bytes": vars(disk),
         "device": plan.target.name,
         "capacity_bytes": plan.target.capacity,
         "parts_bytes": dict(plan.parts()),

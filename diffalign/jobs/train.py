@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -142,10 +143,20 @@ def _finish(trainer: Trainer, run_config: RunConfig, console: Console) -> Path:
             f"Use it in ComfyUI or A1111: copy {escape(str(final / KOHYA_FILE))} to their LoRAs",
             soft_wrap=True,
         )
+    console.print(peak_memory(trainer.accelerator.device), soft_wrap=True)
     console.print(
         f"Publish it:\n  hf upload USER/NAME {escape(shlex.quote(str(final)))}", soft_wrap=True
     )
     return final
+
+
+def peak_memory(device: torch.device) -> str:
+    """How much memory a run took at its fullest, to be compared with `diffalign plan`."""
+    if device.type == "cuda":
+        size = torch.cuda.max_memory_allocated(device)
+        return f"Peak memory: {size / 2**30:.2f} GiB of tensors on the device"
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"Peak memory: {kilobytes / 2**20:.2f} GiB of this process"
 
 
 def _check_start(run_config: RunConfig, resume: Path | None) -> None:

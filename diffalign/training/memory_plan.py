@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
+from diffalign.data.pairs.encoded import PairsToEncode
 from diffalign.errors import ConfigError, ModelError
 from diffalign.models.simulation import SimulatedDevice
 from diffalign.training.config import RunConfig
-from diffalign.training.step_memory import StepMemory, step_memory
+from diffalign.training.step_memory import StepMemory, blank_encodings, step_memory
 
 GIB = 2**30
 
@@ -138,6 +139,46 @@ def memory_plan(run: RunConfig, target: Target) -> MemoryPlan:
         ConfigError: the run is of a kind that is not planned yet.
     """
     return MemoryPlan(target=target, step=step_memory(run, device=target.rules))
+
+
+REFERENCE_VALUE = 4
+"""Bytes of the reference's value of one image at one draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskPlan:
+    """What `diffalign precompute` writes for a run, in bytes."""
+
+    image: int
+    """Of one image seen in one way."""
+    caption: int
+    """Of one caption."""
+    encodings: int | None
+    """Of all of them; None where the data is not on this disk."""
+    reference: int | None
+    """Of the reference's values; None also where data.visits is not given."""
+
+
+def disk_plan(run: RunConfig, pairs: PairsToEncode | None) -> DiskPlan:
+    """Count what the encodings and the reference's values of a run take on the disk.
+
+    Args:
+        run: that can be planned.
+        pairs: of its data; None where that is not at hand.
+    """
+    blank, n = blank_encodings(run), run.training.samples_per_device
+    image = next(iter(blank.posteriors.values())).nbytes // n
+    caption = sum(rows.nbytes for rows in blank.prompts.values()) // n
+    if pairs is None or run.data is None:
+        return DiskPlan(image=image, caption=caption, encodings=None, reference=None)
+    seen = sum(len(pairs.ways_of(position)) for position in range(len(pairs)))
+    visits = run.data.visits
+    return DiskPlan(
+        image=image,
+        caption=caption,
+        encodings=seen * len(pairs.views) * image + len(pairs.prompts) * caption,
+        reference=visits and visits * len(pairs) * len(pairs.views) * REFERENCE_VALUE,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
     assert isinstance(run.model, AbstractDiffusion)
     settings = without_weights(run.model)
     reference = resolve_reference(run)
-    encodings = _blank_encodings(run) if run.model.takes_encodings else None
+    encodings = blank_encodings(run) if run.model.takes_encodings else None
     with simulated(device) as simulation:
         model: Any = settings.load(
             device=META,
@@ -214,7 +214,7 @@ def _largest(data: PairConfig) -> tuple[int, int]:
     return max(bucket_sizes(data.resolution), key=lambda size: size[0] * size[1])
 
 
-def _blank_encodings(run: RunConfig) -> ImageEncodings:
+def blank_encodings(run: RunConfig) -> ImageEncodings:
     """What `precompute` would have made of a batch; the blank encoders run outside of the count."""
     assert run.data is not None and isinstance(run.model, AbstractDiffusion)
     n, (height, width) = run.training.samples_per_device, _largest(run.data)
