@@ -74,6 +74,15 @@ def quantised_layers(network: nn.Module) -> list[str]:
     ]
 
 
+def bytes_of_layer(layer: nn.Linear, bits: Bits) -> int:
+    """What the weights of a layer take: 4 bits with a scale of 8 bits for each 64 of them and a
+    float32 for each 256 scales, or 8 bits with a float32 for each row."""
+    weights, rows = layer.weight.numel(), layer.weight.shape[0]
+    if bits == "8bit":
+        return weights + 4 * rows
+    return weights // 2 + weights // 64 + weights // (64 * 256) * 4
+
+
 def quantise_blank(network: Any, bits: Bits, compute_dtype: torch.dtype) -> None:
     """Put layers of few bits into a blank network; `weights.fill` then quantises each weight as it
     is read, so that one of them at a time is held as the file has it.

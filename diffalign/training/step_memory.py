@@ -20,6 +20,7 @@ from diffalign.errors import ConfigError
 from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.blank import BlankParts, without_weights
 from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.quantization import bytes_of_layer, quantised_layers
 from diffalign.models.simulation import META, SimulatedDevice, Simulation, simulated
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.weight_average import WeightAverage
@@ -93,7 +94,21 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
         if run.training.accumulation == 1:
             step.optimizer.zero_grad()
         step.micro_batch(batch)
-        return StepMemory(phases=_phases(simulation))
+        fewer = _saved_by_few_bits(run.model, DTYPES[run.training.precision])
+        return StepMemory(phases=_phases(simulation, fewer))
+
+
+def _saved_by_few_bits(model: AbstractDiffusion, dtype: torch.dtype) -> int:
+    """Bytes of frozen weights that `quantization` does without. Activations stay as they are: a
+    layer of few bits keeps for its backward pass what a frozen one keeps."""
+    if model.quantization is None:
+        return 0
+    network = model.parts.blank_network()
+    layers = [network.get_submodule(name) for name in quantised_layers(network)]
+    return sum(
+        layer.weight.numel() * dtype.itemsize - bytes_of_layer(layer, model.quantization)
+        for layer in layers
+    )
 
 
 def refuse_unplannable(run: RunConfig) -> None:
@@ -258,8 +273,9 @@ def _blank_batch(run: RunConfig, encodings: ImageEncodings | None = None) -> Ima
     )
 
 
-def _phases(simulation: Simulation) -> dict[str, dict[str, int]]:
-    """The fullest moments of the phases, what has no name of its own added up."""
+def _phases(simulation: Simulation, fewer: int) -> dict[str, dict[str, int]]:
+    """The fullest moments of the phases, what has no name of its own added up, and the base weights
+    without so many bytes."""
     found = {}
     state = simulation.alive(STATE)
     for phase in PHASES:
@@ -269,5 +285,7 @@ def _phases(simulation: Simulation) -> dict[str, dict[str, int]]:
             if phase == UPDATE:  # where it is made, under the name of the phase
                 named[STATE] = state
             rest = peak.total - sum(named.values())
+            if fewer:
+                named[WEIGHTS] -= fewer
             found[phase] = {**named, "activations": rest}
     return found

@@ -97,9 +97,10 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def without_weights(model: AbstractDiffusion) -> AbstractDiffusion:
-    """The settings of a model that loads blank: whatever file of weights it names is not read."""
+    """The settings of a model that loads blank: whatever file of weights it names is not read, and
+    nothing is kept in few bits."""
     lora = model.lora and dataclasses.replace(model.lora, start=None)
-    blank = dataclasses.replace(model, lora=lora)
+    blank = dataclasses.replace(model, lora=lora, quantization=None)
     parts = model.parts
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)}
     vars(blank)["parts"] = BlankParts(**fields)
