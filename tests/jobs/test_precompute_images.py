@@ -202,6 +202,15 @@ def test_another_model_is_refused_by_the_part_that_differs(folder, computed, tmp
     forget_accelerate()
 
 
+def test_the_bits_of_the_base_are_among_what_values_depend_on(folder):
+    found = [
+        run_of(folder, f"model.quantization={bits}").model.reference_settings()
+        for bits in ("null", "8bit", "4bit")
+    ]
+    assert [settings["model.quantization"] for settings in found] == [None, "8bit", "4bit"]
+    assert len({str({**s, "model.quantization": 0}) for s in found}) == 1
+
+
 def test_a_value_that_does_not_come_out_again_stops_the_run_before_it_trains(
     folder, computed, tmp_path, monkeypatch
 ):

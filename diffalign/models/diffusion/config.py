@@ -227,6 +227,7 @@ class AbstractDiffusion(AbstractModel):
             **self.parts.reference_identities(),
             "model.vae_dtype": self.vae_dtype,
             "model.posterior": self.posterior,
+            "model.quantization": self.quantization,
         }
 
     def _start(self) -> str | None:
