@@ -252,7 +252,7 @@ def _generate(place: Path) -> None:
     settings = [
         *(f"models.aligned={place / 'run'}", "prompts.texts=[a red fox]", "device=cpu"),
         *("sampler.steps=1", "sampler.guidance=1", "sampler.height=256", "sampler.width=256"),
-        *("dtype=bfloat16", f"output={place / 'images'}"),
+        *("dtype=bf16", f"output={place / 'images'}"),
     ]
     generate.run(config.load(generate.GenerateConfig, overrides=settings))
     if not list((place / "images").rglob("*.png")):
