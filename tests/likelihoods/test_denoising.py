@@ -42,7 +42,7 @@ def reordered(batch, order):
             return {key: pick(part) for key, part in value.items()}
         if value is None:
             return None
-        return tuple(value[i] for i in order)
+        return tuple(value[i] for i in order if value)
 
     return dataclasses.replace(
         batch, **{f.name: pick(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
