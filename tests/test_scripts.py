@@ -20,6 +20,7 @@ ELSEWHERE = {
     "pages.py",  # imported by others; below
     "list_api.py",  # tests/test_generated_pages.py
     "list_settings.py",  # the same
+    "plan_table.py",  # tests/training/test_presets.py
 }
 DPO = "configs/playground/diffusion_dpo.yaml"
 SMALL = {

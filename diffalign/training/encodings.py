@@ -7,7 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,6 @@ from diffalign.console import in_bytes, progress
 from diffalign.data.decoding import Size
 from diffalign.data.pairs.encoded import DecodedPair, PairsToEncode
 from diffalign.data.pairs.samples import unit_range
-from diffalign.data.pairs.section import PairSection
 from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.errors import CacheError, ConfigError, ModelError
 from diffalign.models.devices import DTYPES
@@ -50,7 +49,8 @@ def check_encodings(run: RunConfig) -> None:
     if not run.model.takes_encodings:
         return
     resident = "Set model.encoders to resident"
-    if not isinstance(run.section, PairSection):
+    data = run.data
+    if data is None or run.responses is not None or run.rollouts is not None:
         raise ConfigError(
             f"model.encoders is cached, which image pairs of a data set can be, and batches come "
             f"from {run.section.origin}. {resident}"
@@ -66,7 +66,6 @@ def check_encodings(run: RunConfig) -> None:
             f"while the model trains. {resident}, or remove previews, and sample from the run's "
             "checkpoints with diffalign generate"
         )
-    data = run.section.config
     if data.streaming:
         raise ConfigError(
             "model.encoders is cached, and data.streaming is true: of a stream nothing is computed "
@@ -83,8 +82,7 @@ def check_encodings(run: RunConfig) -> None:
 def fingerprint(run: RunConfig, pairs: PairsToEncode) -> Mapping[str, Any]:
     """All that the encodings of a run depend on, and nothing else: another network, adapter,
     objective or seed may use them."""
-    model = run.model
-    assert isinstance(model, AbstractDiffusion)
+    model = cast(AbstractDiffusion, run.model)
     return {
         "model.kind": components.kind_of(model),
         "model.vae_dtype": model.vae_dtype,
@@ -100,10 +98,8 @@ def open_encodings(run: RunConfig, pairs: PairsToEncode) -> CachedPairs:
     Raises:
         CacheError: see `CachedPairs.open`.
     """
-    assert isinstance(run.model, AbstractDiffusion)
-    return CachedPairs.open(
-        folder_of(run), pairs, fingerprint(run, pairs), posterior=run.model.posterior
-    )
+    posterior = cast(AbstractDiffusion, run.model).posterior
+    return CachedPairs.open(folder_of(run), pairs, fingerprint(run, pairs), posterior=posterior)
 
 
 def check_encodable(run: RunConfig) -> AbstractDiffusion:
@@ -113,13 +109,15 @@ def check_encodable(run: RunConfig) -> AbstractDiffusion:
         ConfigError: it has none whose work could be done in advance.
         ModelError: they are not there.
     """
-    if not isinstance(run.model, AbstractDiffusion):
+    if run.model.makes != "images":
         raise ConfigError(
             f"model.kind {components.kind_of(run.model)} has no encoders whose work could be done "
             f"in advance: those of diffusion models, such as sdxl, are computed before a run"
         )
-    check_encodings(dataclasses.replace(run, model=_with(run.model, "cached")))
-    model = _with(run.model, "resident")
+    check_encodings(
+        dataclasses.replace(run, model=_with(cast(AbstractDiffusion, run.model), "cached"))
+    )
+    model = _with(cast(AbstractDiffusion, run.model), "resident")
     model.check_to_sample()
     return model
 

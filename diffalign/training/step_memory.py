@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -76,8 +76,8 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
         ModelError: the configurations describe no model.
     """
     refuse_unplannable(run)
-    assert isinstance(run.model, AbstractDiffusion)
-    settings = without_weights(run.model)
+    model_settings = cast(AbstractDiffusion, run.model)
+    settings = without_weights(model_settings)
     reference = resolve_reference(run)
     encodings = blank_encodings(run) if run.model.takes_encodings else None
     with simulated(device) as simulation:
@@ -94,7 +94,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
         if run.training.accumulation == 1:
             step.optimizer.zero_grad()
         step.micro_batch(batch)
-        fewer = _saved_by_few_bits(run.model, DTYPES[run.training.precision])
+        fewer = _saved_by_few_bits(model_settings, DTYPES[run.training.precision])
         return StepMemory(phases=_phases(simulation, fewer))
 
 
@@ -123,7 +123,7 @@ def refuse_unplannable(run: RunConfig) -> None:
             "this run samples from its model (rollouts), and so far memory is planned for runs on "
             "pairs of images alone: start it with a small training.samples_per_device"
         )
-    if not isinstance(run.model, AbstractDiffusion):
+    if run.model.makes != "images":
         raise ConfigError(
             "memory is planned for models that denoise images, such as sdxl, and this run trains "
             "another one: start it with a small training.samples_per_device"
@@ -231,17 +231,18 @@ def _largest(data: PairConfig) -> tuple[int, int]:
 
 def blank_encodings(run: RunConfig) -> ImageEncodings:
     """What `precompute` would have made of a batch; the blank encoders run outside of the count."""
-    assert run.data is not None and isinstance(run.model, AbstractDiffusion)
+    assert run.data is not None
+    settings = cast(AbstractDiffusion, run.model)
     n, (height, width) = run.training.samples_per_device, _largest(run.data)
-    model = without_weights(run.model)
+    model = without_weights(settings)
     with simulated("cpu"), torch.no_grad():
         conditioner = model.conditioner(model.parts.read())
         made = conditioner.encode([str(i) for i in range(n)])
     rows = {"hidden_states": made.hidden_states, "pooled": made.pooled}
     dtype = DTYPES[run.training.precision]
     channels, *latent = model.parts.latent_space().shape((height, width))
-    channels *= 1 if run.model.posterior == "mean" else 2
-    posterior = torch.empty(n, channels, *latent, device=META, dtype=DTYPES[run.model.vae_dtype])
+    channels *= 1 if settings.posterior == "mean" else 2
+    posterior = torch.empty(n, channels, *latent, device=META, dtype=DTYPES[settings.vae_dtype])
     return ImageEncodings(
         size=(height, width),
         posteriors={view: posterior for view in VIEWS if view in run.objective.views},

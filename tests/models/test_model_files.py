@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from diffalign.errors import ModelError
 from diffalign.generation.models import ModelSpec, locate_model
 from diffalign.generation.text_to_image import SamplerConfig, TextToImage, check_sampler
+from diffalign.models.diffusion.autoencoder import LatentScaling
 from diffalign.models.diffusion.schedulers import SCHEDULERS
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
@@ -271,6 +272,7 @@ def test_images_are_decoded_by_all_that_the_autoencoder_says(request, tmp_path, 
     spread = torch.tensor(fields.get("latents_std", [1.0] * 4)).view(1, 4, 1, 1)
     plain = []
     vae.register_to_config(shift_factor=None, latents_mean=None, latents_std=None)
+    opened.model.autoencoder.scaling = LatentScaling(vae.config, device=CPU)
     vae.decoder.register_forward_pre_hook(lambda _, args: plain.append(args[0]))
     opened.generate(["a cat"], [0])
     unquantise = vae.post_quant_conv

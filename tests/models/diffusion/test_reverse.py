@@ -229,7 +229,7 @@ def test_a_trajectory_is_that_of_the_pipeline(backbone, guidance, zeros, request
     pipeline = pipeline_class.from_pretrained(folder)
     if zeros is not None:
         pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-        monkeypatch.setattr(PipelineParts, "read", lambda _: pipeline)
+        monkeypatch.setattr(PipelineParts, "read", lambda *_, **__: pipeline)
     expected = pipeline_trajectory(pipeline, prompts, process, noise(0), samples, monkeypatch)
 
     model = load(folder, settings)

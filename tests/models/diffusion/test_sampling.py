@@ -288,7 +288,7 @@ def test_under_reduced_precision_guidance_is_computed_in_float32(make_model):
 def test_the_unconditional_rows_of_sdxl_are_those_of_its_pipeline(tiny_sdxl, monkeypatch, zeros):
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-    monkeypatch.setattr(PipelineParts, "read", lambda _: pipeline)
+    monkeypatch.setattr(PipelineParts, "read", lambda *_, **__: pipeline)
     model = SDXL(path=str(tiny_sdxl)).load(
         device=CPU, compute_dtype=torch.float32, reference="none"
     )
