@@ -148,9 +148,10 @@ def open_cached(run: RunConfig, source: AbstractSource) -> CachedReference:
 
 AGREEMENT = {"float32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
 """Relative difference at most between a value that was computed in advance and the same computed
-now, by `training.precision`. Other kernels and batches change bf16 errors by up to 1.2e-5 next to
-values of 0.01 and more (docs/log.md), eight times less than the bound; fp16 is eight times finer.
-Another model, time or noise changes them by tenths."""
+now, by `training.precision`. Two kernels in bf16 move a margin at DiffusionDPO's scale of 2500 by
+0.01 to 0.03, an error by up to 1.2e-5 next to values of 0.01 and more: an eighth of the bound,
+which was not tried on a GPU yet; fp16 is eight times finer. Another model, time or noise changes
+values by tenths."""
 _COMPARED = 64
 
 
