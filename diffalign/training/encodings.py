@@ -86,6 +86,7 @@ def fingerprint(run: RunConfig, pairs: PairsToEncode) -> Mapping[str, Any]:
     return {
         "model.kind": components.kind_of(model),
         "model.vae_dtype": model.vae_dtype,
+        "model.vae_tiling": model.vae_tiling,
         **model.parts.encoder_identities(),
         "training.precision": run.training.precision,
         **pairs.fingerprint(),

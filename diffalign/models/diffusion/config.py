@@ -225,8 +225,7 @@ class AbstractDiffusion(AbstractModel):
             "model.kind": components.kind_of(self),
             "model.lora.start": self._start(),
             **self.parts.reference_identities(),
-            "model.vae_dtype": self.vae_dtype,
-            "model.posterior": self.posterior,
+            **{f"model.{n}": getattr(self, n) for n in ("vae_dtype", "vae_tiling", "posterior")},
             "model.quantization": self.quantization,
         }
 
