@@ -178,6 +178,7 @@ def test_a_damaged_row_is_skipped_with_its_reason(whole, kind):
     [
         ("model.kind=sd15", "model.kind was 'sdxl' there and is 'sd15' here"),
         ("model.vae_dtype=bf16", "model.vae_dtype was 'float32' there and is 'bf16' here"),
+        ("model.vae_tiling=true", "model.vae_tiling was False there and is True here"),
         ("model.vae={place}/sd15/vae-2", "model's vae was .* there and is .* here"),
         ("model.path={place}/sdxl-2", "model's text_encoder_2 was .* there and is .* here"),
         ("training.precision=bf16", "training.precision was 'float32' there"),

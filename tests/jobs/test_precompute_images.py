@@ -177,6 +177,7 @@ def known_of(folder: Path, cache: Path, tmp_path: Path, *overrides: str) -> RunC
         ("data.holdout=0.3", "data.holdout was None there"),
         ("likelihood.timesteps.high=500", "likelihood.timesteps.high was None there"),
         ("model.vae_dtype=bf16", "model.vae_dtype was 'float32' there and is 'bf16' here"),
+        ("model.vae_tiling=true", "model.vae_tiling was False there and is True here"),
         ("training.precision=bf16", "training.precision was 'float32' there"),
         ("model.prediction_type=v_prediction", "model.prediction_type was 'epsilon' there"),
     ],
