@@ -51,12 +51,14 @@ class BlankParts(PipelineParts):
         settings.setdefault("force_zeros_for_empty_prompt", True)
         return SimpleNamespace(components=found, config=SimpleNamespace(**settings), **found)
 
-    def read(self, network: Any | None = None, **given: Any) -> Any:
+    def read(self, network: Any | None = None, *, encoders: bool = True, **given: Any) -> Any:
         """The pipeline around a network, or around one of its own."""
         pipeline = self.pipeline_without_weights
         given = {name: part for name, part in given.items() if name in pipeline.components}
         if network is not None:
             given[self.component] = network
+        if not encoders:
+            given |= dict.fromkeys((*self.encoders, "vae"))
         for name, part in given.items():
             pipeline.components[name] = part
             setattr(pipeline, name, part)
