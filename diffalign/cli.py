@@ -71,12 +71,12 @@ def train(
     from diffalign.jobs import train as job
     from diffalign.training.checks import check
 
-    run = _run_of(path, overrides)
+    run, chosen = _run_of(path, overrides)
     if processes > 1 and not dry_run:
         from diffalign.training.launch import launch
 
         check(run)  # once here, rather than one error from every process
-        raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes=processes))
+        raise typer.Exit(launch([*_without_processes(sys.argv[1:]), *chosen], processes=processes))
     start = resume_from or (run.output if resume else None)
     job.run(run, dry_run=dry_run, resume=start, processes=processes)
 
@@ -97,12 +97,12 @@ def precompute(
         )
     from diffalign.jobs import precompute as job
 
-    run = _run_of(path, overrides)
+    run, chosen = _run_of(path, overrides)
     if processes > 1:
         from diffalign.training.launch import launch
 
         job.check(run)  # once here, rather than one error from every process
-        raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes=processes))
+        raise typer.Exit(launch([*_without_processes(sys.argv[1:]), *chosen], processes=processes))
     job.run(run, named=[str(path), *overrides])
 
 
@@ -131,14 +131,17 @@ def plan(
     job.run(lambda further: presets.load(path, [*overrides, *further])[0], gpu=gpu, as_json=json)
 
 
-def _run_of(path: Path, overrides: list[str]) -> RunConfig:
-    """A run, after saying what its preset chose."""
+def _run_of(path: Path, overrides: list[str]) -> tuple[RunConfig, list[str]]:
+    """A run, after saying what its preset chose; and overrides by which processes that are started
+    need not choose again."""
     from diffalign.training import presets
 
     run, choice = presets.load(path, overrides)
-    if choice is not None and int(os.environ.get("RANK", "0")) == 0:
+    if choice is None:
+        return run, []
+    if int(os.environ.get("RANK", "0")) == 0:  # another launcher started every process with it
         typer.echo(choice.describe())
-    return run
+    return run, [*choice.overrides, "preset=null"]
 
 
 @app.command()

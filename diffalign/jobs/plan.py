@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,7 +73,8 @@ def _pairs(run_config: RunConfig) -> PairsToEncode | None:
         return None
     if data.crop == "random" and data.crops is None:
         return None
-    source = build.build_source(run_config, Console(quiet=True), skipped=None)
+    request = build.source_request(run_config, Console(quiet=True))
+    source = run_config.section.open(dataclasses.replace(request, encodings=None))  # none are there
     return source.pairs_to_encode() if isinstance(source, PairSource) else None
 
 

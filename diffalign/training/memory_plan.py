@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
+from diffalign.cache.encodings import EncodingShapes, EncodingsLayout
 from diffalign.data.pairs.encoded import PairsToEncode
 from diffalign.errors import ConfigError, ModelError
+from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.simulation import SimulatedDevice
 from diffalign.training.config import RunConfig
 from diffalign.training.step_memory import StepMemory, blank_encodings, step_memory
@@ -166,17 +169,24 @@ def disk_plan(run: RunConfig, pairs: PairsToEncode | None) -> DiskPlan:
         run: that can be planned.
         pairs: of its data; None where that is not at hand.
     """
-    blank, n = blank_encodings(run), run.training.samples_per_device
-    image = next(iter(blank.posteriors.values())).nbytes // n
-    caption = sum(rows.nbytes for rows in blank.prompts.values()) // n
-    if pairs is None or run.data is None:
+    assert run.data is not None
+    blank = blank_encodings(run)
+    posterior, prompts = next(iter(blank.posteriors.values())), blank.prompts
+    shapes = EncodingShapes(
+        factor=blank.size[0] // posterior.shape[-2],
+        posterior=cast(AbstractDiffusion, run.model).posterior,
+        channels=posterior.shape[1],
+        latent_dtype=posterior.dtype,
+        prompt={name: tuple(rows.shape[1:]) for name, rows in prompts.items()},
+        prompt_dtype=next(iter(prompts.values())).dtype,
+    )
+    image, caption, visits = shapes.image_bytes(blank.size), shapes.prompt_bytes, run.data.visits
+    if pairs is None:
         return DiskPlan(image=image, caption=caption, encodings=None, reference=None)
-    seen = sum(len(pairs.ways_of(position)) for position in range(len(pairs)))
-    visits = run.data.visits
     return DiskPlan(
         image=image,
         caption=caption,
-        encodings=seen * len(pairs.views) * image + len(pairs.prompts) * caption,
+        encodings=EncodingsLayout(pairs, shapes).bytes,
         reference=visits and visits * len(pairs) * len(pairs.views) * REFERENCE_VALUE,
     )
 

@@ -314,3 +314,9 @@ def test_contradictions_are_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=message):
         train.run(load(*overrides))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_how_much_memory_it_took():
+    said = train.peak_memory(torch.device("cpu"))
+    assert 0.1 < float(said.removeprefix("Peak memory: ").split()[0]) < 64
+    assert said.endswith("GiB of this process")
