@@ -49,6 +49,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     draft = path.with_name(path.name + ".part")
     try:
         yield draft
+        open_to_others(draft)
         flush(draft)
         draft.replace(path)
         flush(path.parent)
@@ -79,6 +80,16 @@ def write_image(path: Path, image: Image.Image) -> None:
         image.save(draft, format="png")
 
 
+_umask = os.umask(0o077)  # it can only be read by being set
+os.umask(_umask)
+_NEW_FILE = 0o666 & ~_umask
+
+
+def open_to_others(path: Path) -> None:
+    """Let those read a file who may read any new one: safetensors 0.8 keeps it to its owner."""
+    path.chmod(_NEW_FILE)
+
+
 def flush(path: Path) -> None:
     """Wait until the disk has a file, or the names in a folder."""
     if path.is_dir() and os.name == "nt":
@@ -90,9 +101,11 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_tree(folder: Path) -> None:
-    """Wait until the disk has all that is in a folder."""
+def finish_tree(folder: Path) -> None:
+    """Let others read all that was written in a folder, and wait until the disk has it."""
     for path in folder.rglob("*"):
+        if path.is_file():
+            open_to_others(path)
         flush(path)
     flush(folder)
 

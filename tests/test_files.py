@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffalign.errors import DataError
 from diffalign.files import (
     append_json_lines,
+    finish_tree,
     numbered_lines,
     read_json_lines,
+    replacing_file,
     to_json,
     write_atomically,
     write_image,
@@ -52,6 +56,18 @@ def test_the_disk_has_a_file_before_its_name_and_the_name_on_return(tmp_path, mo
     write_json(tmp_path / "x.json", {"a": 1})
     assert done == ["x.json.part", "renamed", tmp_path.name]
     assert (tmp_path / "x.json").read_text() == '{\n "a": 1\n}\n'
+
+
+def test_weights_can_be_read_by_those_who_can_read_other_files(tmp_path):
+    (tmp_path / "folder").mkdir()
+    plain, file = tmp_path / "plain", tmp_path / "folder/file.safetensors"
+    plain.touch()
+    with replacing_file(tmp_path / "alone.safetensors") as draft:
+        save_file({"a": torch.zeros(1)}, draft)
+    save_file({"a": torch.zeros(1)}, file)
+    finish_tree(file.parent)
+    usual = plain.stat().st_mode
+    assert (tmp_path / "alone.safetensors").stat().st_mode == file.stat().st_mode == usual
 
 
 def test_an_image_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.errors import CheckpointError, DataError
-from diffalign.files import flush, open_tensors, read_tensors
+from diffalign.files import flush, open_tensors, open_to_others, read_tensors
 from diffalign.parsing import parse_json
 
 PREFIX = "checkpoint-"
@@ -371,6 +371,7 @@ def _digest_of_state(state: Mapping[str, Any]) -> str:
 
 def _sealed(path: Path) -> dict[str, Any]:
     """Size and digest of a file that the disk has."""
+    open_to_others(path)
     flush(path)
     return {"bytes": path.stat().st_size, _DIGEST: _digest_of_file(path)}
 

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from diffalign.commands import command, unused
 from diffalign.errors import ModelError
-from diffalign.files import flush, flush_tree
+from diffalign.files import finish_tree, flush
 from diffalign.models import lora
 from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora, lora_layers
 from diffalign.models.lora import LoraSettings
@@ -36,7 +36,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        flush_tree(partial)
+        finish_tree(partial)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
