@@ -20,6 +20,7 @@ the command line, which take such a config.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from diffalign.training.config import RunConfig
 
 __version__ = "0.1.0"
+
+# Without it Intel's MKL rounds a product by where its numbers lie in memory (seen on CPUs with
+# AMX), and a resumed run would not end alike. It is read once, before the first product.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 _HOMES = {
     "AbstractBenchmark": "diffalign.benchmarks.base:AbstractBenchmark",

@@ -267,11 +267,11 @@ def _export_images(
             kohya=kohya,
         )
         return
-    pipeline = merged_pipeline(trained, model)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            for name, parameter in part.named_parameters():
-                parameter.data = cast(parameter.data, dtype, name)
+    pipeline = merged_pipeline(trained, model, dtype)
+    for part, network in pipeline.components.items():
+        if isinstance(network, torch.nn.Module):
+            for name, parameter in network.named_parameters():
+                parameter.data = cast(parameter.data, dtype, f"{part}.{name}")
     if form == "folder":
         write_pipeline(output, pipeline)
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from diffalign.generation.models import ModelSpec, diffusion_settings, locate_mo
 from diffalign.models.adapter_files import locate_adapter, read_adapter
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.config import AbstractDiffusion
+from diffalign.models.diffusion.export import with_weights
 from diffalign.models.diffusion.kohya import LoraLayer, lora_layers
 from diffalign.models.diffusion.pipeline_lora import put_adapters, read_adapters
+from diffalign.models.weights import cast_blank
 from diffalign.training.card import results_of
 from diffalign.training.checkpoint import checkpoints_in, verify
 from diffalign.training.config import RunConfig
@@ -178,16 +181,25 @@ def peft_state(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     return state
 
 
-def merged_pipeline(trained: Trained, model: AbstractDiffusion) -> Any:
-    """The pipeline with what was trained in its weights, float32 on the CPU."""
+def merged_pipeline(trained: Trained, model: AbstractDiffusion, dtype: torch.dtype) -> Any:
+    """The pipeline with what was trained in its weights, on the CPU.
+
+    What nothing is merged into is read in `dtype`, the rest in float32.
+    """
     if trained.layers is not None:
-        pipeline = model.opened()
+        text_dtype = torch.float32 if trained.others else dtype
+        pipeline = model.parts.read(text_dtype=text_dtype, vae_dtype=dtype)
         adapters = {model.component: peft_state(trained.layers), **trained.others}
         put_adapters(pipeline, adapters, where=trained.title, merge=True)
         return pipeline
-    if trained.folder is not None:
-        return type(model)(path=str(trained.folder)).opened()  # all else is in the folder
-    return model.opened(trained.values)
+    if trained.folder is not None:  # all else is there too
+        parts = type(model)(path=str(trained.folder)).parts
+        network = cast_blank(parts.blank_network(), dtype)
+    else:
+        assert trained.values is not None
+        parts = model.parts
+        network = with_weights(parts.blank_network(), trained.values)
+    return parts.read(network, text_dtype=dtype, vae_dtype=dtype)
 
 
 def results_of_weights(run: Path, console: Console) -> list[Path]:

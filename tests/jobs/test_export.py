@@ -24,6 +24,7 @@ from diffalign.generation.models import ModelSpec, locate_model
 from diffalign.jobs import export, train
 from diffalign.jobs.export import ExportConfig
 from diffalign.models.diffusion.kohya import KOHYA_FILE
+from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.training.config import RunConfig
 from tests import layouts, original_names
 from tests.original_names import OLD_READER
@@ -206,6 +207,49 @@ def test_a_merged_model_makes_the_same_image_as_folder_and_as_single_file(
     assert same(image(single), expected)
     markers = {"v_pred", "ztsnr"} & load_file(file).keys()
     assert markers == ({"v_pred", "ztsnr"} if name == "sdxl_v" else set())
+
+
+@pytest.mark.parametrize("adapter", ["alpha", "weights"])
+def test_in_half_precision_nothing_but_what_is_merged_into_is_read_in_float32(
+    adapter, models, runs, tmp_path, monkeypatch
+):
+    run, asked = runs("sd15", adapter), []
+    read = PipelineParts.read
+
+    def noted(self, network=None, **dtypes):
+        kept = torch.float32 if network is None else next(network.parameters()).dtype
+        asked.append((kept, dtypes["text_dtype"], dtypes["vae_dtype"]))
+        return read(self, network, **dtypes)
+
+    monkeypatch.setattr(PipelineParts, "read", noted)
+    folder = exported(run, form="folder", output=tmp_path / "folder", dtype="fp16")
+    network = torch.float32 if adapter == "alpha" else torch.float16
+    assert asked == [(network, torch.float16, torch.float16)]
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) == 3
+    assert {value.dtype for file in files for value in load_file(file).values()} <= {
+        torch.float16,
+        torch.int64,  # positions, in some versions of transformers
+    }
+    monkeypatch.undo()
+    expected = trained_image("sd15", models["sd15"], run)
+    found = image(opened("sd15", folder, torch_dtype=torch.float32))
+    assert (found - expected).abs().max() < 0.05
+
+
+def test_numbers_that_a_precision_cannot_hold_are_refused_by_their_name(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs("sd15", "weights"), run)
+    file = run / "final/text_encoder/model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if "q_proj.weight" in name)
+    tensors[name][0, 0] = 1e5
+    save_file(tensors, file, metadata={"format": "pt"})
+    message = r"text_encoder\..*q_proj.weight holds inf, which torch.float16 cannot: set dtype"
+    with pytest.raises(ModelError, match=message):
+        exported(run, form="folder", output=tmp_path / "folder", dtype="fp16")
+    assert not (tmp_path / "folder").exists()
+    exported(run, form="folder", output=tmp_path / "folder", dtype="bf16")
 
 
 @pytest.mark.parametrize("adapter", ["alpha", "weights"])

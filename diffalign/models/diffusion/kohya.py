@@ -228,15 +228,16 @@ def cast(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """A tensor as a file holds it: contiguous, on the CPU.
 
     Raises:
-        ModelError: it is finite, and too large for `dtype`.
+        ModelError: it is not finite, or too large for `dtype`.
     """
     value = value.detach().cpu()
-    if value.is_floating_point() and value.dtype != dtype:
+    if value.is_floating_point():
         narrowed = value.to(dtype)
-        if not narrowed.isfinite().all() and value.isfinite().all():
+        if not narrowed.isfinite().all():
             largest = value.abs().max().item()
             raise ModelError(
-                f"{name} holds {largest:g}, which {dtype} cannot: set dtype to bf16 or float32"
+                f"{name} holds {largest:g}, which {dtype} cannot: set dtype to bf16 or float32, "
+                f"unless the model itself is damaged"
             )
         value = narrowed
     return value.contiguous()
