@@ -30,3 +30,4 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt
   echo "Installed in $((SECONDS - started)) s."
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+unset PYTHONDONTWRITEBYTECODE # images of Docker set it: each start would compile every library anew
