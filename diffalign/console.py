@@ -32,6 +32,14 @@ def in_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def in_time(seconds: float) -> str:
+    """A duration for people, such as `3 min`, in two digits at most."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"
+
+
 @contextmanager
 def progress(
     console: Console, title: str, total: int, *, unit: str = "images"

@@ -45,7 +45,7 @@ RANK = 8
 LORA = f"model.lora={{rank: {RANK}}}"
 VISITS = 2
 """Of a pair, in all runs: few to precompute, and enough for the steps of one measurement."""
-CLOSE = 1e-5
+CLOSE = 1e-6
 UNCACHED, CACHED, PEER = "without caches", "cached", "diffusers' script"
 
 

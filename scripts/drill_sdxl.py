@@ -6,12 +6,13 @@
 
 Makes a folder of the true architecture in fp16 and a few pairs of noise, encodes them in advance,
 runs two steps of `configs/diffusion_dpo/sdxl_lora_24gb.yaml` at 256 pixels on the CPU in bf16 with
-`model.encoders: cached`, generates an image with the exported LoRA, and deletes all of it, also
-after an error. What departs from the config: the model's own autoencoder in bf16, and one pair a
-step; and on CPUs without AVX-512, which take minutes for a convolution in bf16, convolutions
-compute in float32 and round their result, for which a layer's weights are in float32 for a while.
-Each stage is a process of its own; its memory is what it holds above its start, and its peaks are
-those of the kernel (of Linux alone).
+`model.encoders: cached` and `reference: cached`, generates an image with the exported LoRA, and
+deletes all of it, also after an error. What departs from the config: the model's own autoencoder in
+bf16, and one pair a step; and on CPUs without AVX-512, which take minutes for a convolution in
+bf16, convolutions compute in float32 and round their result, for which a layer's weights are in
+float32 for a while. Each stage is a process of its own; its memory is what it holds above its
+start, and its peaks are those of the kernel (of Linux alone). Planned is what `diffalign plan`
+counts for tensors on a CPU.
 Prints Markdown tables for docs/performance.md.
 """
 
@@ -99,6 +100,7 @@ def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
         settings = [
             *(f"model.path={place / 'model'}", "model.revision=null", f"output={place / 'run'}"),
             f"encodings_cache={place / 'encodings'}",
+            *(f"reference_cache={place / 'reference'}", "data.visits=1"),
             *("model.vae=null", "model.vae_dtype=bf16", f"data.path={place / 'pairs'}"),
             *("data.resolution=256", "data.workers=0"),
             *("training.optimizer_steps=2", "training.accumulation=1", "optimizer.warmup_steps=0"),
@@ -113,15 +115,27 @@ def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
             row = [f"{found[key] / GIB:.2f}" for key in ("stays", "peak")]
             print(f"| {title} | {' | '.join(row)} | {ratio:.2f} | {found['seconds']:.0f} |")
         encoded = in_new_process(place, "precompute", settings)["precompute"]
-        trained = in_new_process(place, "train", [*settings, "model.encoders=cached"])
-        print("\n| part of the run | GiB |\n|---|---|")
-        print(f"| peak while `precompute` runs | {encoded['peak'] / GIB:.2f} |")
-        for part, count in trained["parts"].items():
-            print(f"| {part}, by count | {count / GIB:.2f} |")
-        for phase in ("load", "steps", "export"):
-            print(f"| peak while it runs: {phase} | {trained[phase]['peak'] / GIB:.2f} |")
+        known = ["model.encoders=cached", "reference=cached"]
+        trained = in_new_process(place, "train", [*settings, *known])
+        planned = in_new_process(place, "plan", [*settings, *known])["plan"]
+        print("\n| part of a step | planned, GiB | in the run, GiB |\n|---|---|---|")
+        for part, size in planned["parts"].items():
+            there = trained["parts"].get(part)
+            print(
+                f"| {part} | {size / GIB:.2f} | {'' if there is None else f'{there / GIB:.2f}'} |"
+            )
+        peak, weights = trained["steps"]["peak"], trained["parts"]
+        planned_weights = sum(planned["parts"].get(part, 0) for part in weights)
+        cells = (planned["peak"] - planned_weights, peak - sum(weights.values()))
+        print(f"| all but weights | {cells[0] / GIB:.2f} | {cells[1] / GIB:.2f} |")
+        print(f"| peak of the steps | {planned['peak'] / GIB:.2f} | {peak / GIB:.2f} |")
+        print(f"\nThe run's peak is {peak / planned['peak']:.2f} times what was planned.\n")
+        print("| stage | peak, GiB |\n|---|---|")
+        print(f"| `precompute` | {encoded['peak'] / GIB:.2f} |")
+        for phase in ("load", "export"):
+            print(f"| {phase} | {trained[phase]['peak'] / GIB:.2f} |")
         back = in_new_process(place, "back", [str(place)])["back"]
-        print(f"| peak while an image is generated with its LoRA | {back['peak'] / GIB:.2f} |")
+        print(f"| an image with the LoRA | {back['peak'] / GIB:.2f} |")
     print(f"\nThe exported LoRA loads back. {time.perf_counter() - started:.0f} s in all")
 
 
@@ -140,9 +154,11 @@ def in_new_process(place: Path, stage: str, arguments: list[str]) -> dict[str, A
 def measure(stage: str, arguments: list[str], result: Path) -> None:
     """Run one stage in this process, and write what it took."""
     from diffalign import config
+    from diffalign.jobs import precompute, train
     from diffalign.models.diffusion.model import DiffusionModel
     from diffalign.models.diffusion.sdxl import SDXL
     from diffalign.training.config import RunConfig
+    from diffalign.training.step_memory import step_memory
 
     found: dict[str, Any] = {}
     if "AVX512" not in torch.backends.cpu.get_cpu_capability():
@@ -172,12 +188,11 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
         )
         del model
     elif stage == "precompute":
-        from diffalign.jobs import precompute
-
         measured("precompute", precompute.run, config.load(RunConfig, CONFIG, arguments))
+    elif stage == "plan":
+        memory = step_memory(config.load(RunConfig, CONFIG, arguments), device="cpu")
+        found["plan"] = {"peak": memory.peak, "parts": dict(memory.parts)}
     elif stage == "train":
-        from diffalign.jobs import train
-
         load, export = SDXL.load, DiffusionModel.export
 
         def loading(self: SDXL, **options: Any) -> DiffusionModel:
@@ -218,17 +233,10 @@ def _convolve(
 
 def _parts(model: Any) -> dict[str, int]:
     """Bytes of what a loaded model holds."""
-    from diffalign.errors import ModelError
-
-    try:
-        frozen = [*model.prompts.conditioner.networks, model.autoencoder.network]
-    except ModelError:
-        frozen = []  # they were not loaded
     policy = list(model.network.parameters())
     return {
-        "base of the UNet": _bytes(p for p in policy if not p.requires_grad),
-        "adapter": _bytes(p for p in policy if p.requires_grad),
-        "encoders": _bytes(p for part in frozen for p in part.parameters()),
+        "base weights": _bytes(p for p in policy if not p.requires_grad),
+        "trained weights": _bytes(p for p in policy if p.requires_grad),
     }
 
 

@@ -82,6 +82,11 @@ class Contents(Ranged):
             for start in starts
         ]
 
+    def bytes_of(self, shards: Sequence[Shard]) -> int:
+        """Of the values of some files, if every pair can be used."""
+        values = sum((s.stop - s.start) * len(self.views_of(s.visit)) for s in shards)
+        return values * torch.float32.itemsize
+
     def views_of(self, visit: int) -> frozenset[str]:
         """The views that a visit adds: all of them at first, later those that vary."""
         return frozenset(view for view in self.views if visit == 0 or self.varies(view))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign.commands import command
+from diffalign.console import in_bytes
 from diffalign.errors import CacheError
 from diffalign.files import read_json, replacing_file, write_json, writing
 from diffalign.parsing import checked, parse_json
@@ -148,6 +150,28 @@ class ShardWriter:
         with writing(self.folder), replacing_file(self.folder / name) as draft:
             save_file(plain, draft, metadata={_ENTRY: json.dumps(entry)})
             _seal(draft)
+
+
+SPARE_BYTES = 1 << 28
+"""What has to stay free on the disk."""
+
+
+def check_room(folder: Path, needed: int, *, less: str) -> None:
+    """Raise CacheError unless the disk has room.
+
+    Args:
+        folder: of the shards; it need not exist.
+        needed: bytes still to be written.
+        less: how they would be fewer.
+    """
+    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed + SPARE_BYTES > free:
+        raise CacheError(
+            f"{folder} would take {in_bytes(needed)} ({needed:,} bytes), and the disk has "
+            f"{in_bytes(free)} free, of which {in_bytes(SPARE_BYTES)} stay free: make room, choose "
+            f"a folder on another disk, or take less: {less}"
+        )
 
 
 class OpenShard:

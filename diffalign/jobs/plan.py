@@ -12,18 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign.console import in_bytes, silence_libraries
+from diffalign.console import in_bytes, in_time, silence_libraries
 from diffalign.data.pairs.encoded import PairsToEncode
 from diffalign.data.pairs.source import PairSource
 from diffalign.training import build
 from diffalign.training.config import RunConfig
 from diffalign.training.memory_plan import (
+    ASSUMED_RATE,
+    ATTAINED,
     GIB,
+    AdvancePlan,
     Advice,
-    DiskPlan,
     MemoryPlan,
+    advance_plan,
     advise,
-    disk_plan,
     memory_plan,
     named_gpu,
     this_machine,
@@ -57,12 +59,12 @@ def run(
     plan = memory_plan(run_config, target)
     found, chosen = ([], []) if plan.fits else advise(plan, run_config, loaded)
     console = Console(highlight=False)
-    disk = disk_plan(run_config, _pairs(run_config))
+    advance = advance_plan(run_config, _pairs(run_config), target)
     if as_json:
-        print(json.dumps(_plain(plan, disk, found, chosen)))
+        print(json.dumps(_plain(plan, advance, found, chosen)))
     else:
         _print(console, plan, found, chosen)
-        console.print(_of_disk(disk), soft_wrap=True)
+        console.print(_of_precompute(advance), soft_wrap=True)
     return plan
 
 
@@ -78,25 +80,31 @@ def _pairs(run_config: RunConfig) -> PairsToEncode | None:
     return source.pairs_to_encode() if isinstance(source, PairSource) else None
 
 
-def _of_disk(disk: DiskPlan) -> str:
-    if disk.encodings is None:
+def _of_precompute(advance: AdvancePlan) -> str:
+    rate = f"at {advance.rate / 1e12:.3g} TFLOP/s, which is "
+    rate += "assumed" if advance.rate == ASSUMED_RATE else f"{ATTAINED:.0%} of a matrix product's"
+    if advance.encodings is None or advance.seconds is None:
+        each = advance.work.image / advance.rate
         return (
-            f"On the disk diffalign precompute would take {in_bytes(disk.image)} an image and "
-            f"way to see it (mirrored or not), and {in_bytes(disk.caption)} a caption. How many "
-            f"there are is counted where data.path is on this disk."
+            f"On the disk diffalign precompute would take {in_bytes(advance.image)} an image and "
+            f"way to see it (mirrored or not), and {in_bytes(advance.caption)} a caption; about "
+            f"{in_time(1000 * each)} for a thousand images ({rate}). How many there are is counted "
+            f"where data.path is on this disk."
         )
-    reference = "" if disk.reference is None else f", the reference {in_bytes(disk.reference)}"
+    of_reference = (
+        "" if advance.reference is None else f" and {in_bytes(advance.reference)} for the reference"
+    )
     return (
-        f"On the disk diffalign precompute would take {in_bytes(disk.encodings)} for "
-        f"encodings{reference}. How long it takes is said when it has begun."
+        f"On the disk diffalign precompute would take {in_bytes(advance.encodings)} for encodings"
+        f"{of_reference}; about {in_time(advance.seconds)} ({rate})."
     )
 
 
 def _plain(
-    plan: MemoryPlan, disk: DiskPlan, found: Sequence[Advice], chosen: Sequence[str]
+    plan: MemoryPlan, advance: AdvancePlan, found: Sequence[Advice], chosen: Sequence[str]
 ) -> dict[str, Any]:
     return {
-        "disk_bytes": vars(disk),
+        "precompute": {**dataclasses.asdict(advance), "seconds": advance.seconds},
         "device": plan.target.name,
         "capacity_bytes": plan.target.capacity,
         "parts_bytes": dict(plan.parts()),

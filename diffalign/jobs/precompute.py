@@ -19,8 +19,9 @@ from torch import Tensor
 from diffalign import world
 from diffalign.cache.encodings import EncodingsWriter
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
+from diffalign.cache.shards import check_room
 from diffalign.commands import command, override
-from diffalign.console import progress, silence_libraries
+from diffalign.console import in_bytes, progress, silence_libraries
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.pairs.source import PairSource
 from diffalign.likelihoods.base import AbstractLikelihood
@@ -140,11 +141,15 @@ def _compute(
     with accelerator.main_process_first():
         writer = ReferenceWriter(cached_reference.folder_of(run_config), contents)
     missing = world.decided(writer.missing)  # by one rank: others may have begun to write
+    needed = contents.bytes_of(missing)
     console.print(
-        f"{', '.join(contents.views)}; {contents.visits} visits; {len(missing)} of "
-        f"{len(contents.shards)} files to compute",
+        f"{', '.join(contents.views)}; {contents.visits} visits: "
+        f"{in_bytes(contents.bytes_of(contents.shards))} in {len(contents.shards)} files, "
+        f"{in_bytes(needed)} in {len(missing)} files to compute",
         soft_wrap=True,
     )
+    fewer = "a smaller data.visits, or data.limit"
+    world.decided(lambda: check_room(writer.folder, needed, less=fewer))
     if missing:
         device, dtype = accelerator.device, DTYPES[run_config.training.precision]
         model = run_config.model.load(

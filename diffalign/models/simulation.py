@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
 SimulatedDevice = Literal["cpu", "cuda"]
@@ -61,6 +62,8 @@ class Simulation(TorchDispatchMode):
         """Of what is made from now on; it also names the phase, for `peaks`."""
         self.peaks: dict[str, Peak] = {}
         """The fullest moment of every phase."""
+        self.work: Counter[str] = Counter()
+        """Floating-point operations of matrix products and convolutions, by label."""
         self._alive: dict[int, tuple[int, str]] = {}
         self._by_label: Counter[str] = Counter()
         self._total = 0
@@ -98,6 +101,8 @@ class Simulation(TorchDispatchMode):
                 assert args[0].numel() <= _READABLE, "only figures are read back"
                 return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         result = self._run(func, args, kwargs)
+        if (work := flop_registry.get(func.overloadpacket)) is not None:
+            self.work[self.label] += work(*args, **kwargs, out_val=result)
         for value in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(value, Tensor):
                 self._follow(value)
@@ -239,9 +244,10 @@ class _DeviceRules(TorchFunctionMode):
     autocast itself, a float32 weight that trains is rounded once for the whole context.
     """
 
-    def __init__(self, device: SimulatedDevice) -> None:
+    def __init__(self, device: SimulatedDevice, simulation: Simulation) -> None:
         super().__init__()
         self.device: SimulatedDevice = device
+        self.simulation = simulation
         self._rounded: dict[int, tuple[Tensor, Tensor]] = {}
         self._recomputed: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()
         self._backward = False
@@ -318,6 +324,9 @@ class _DeviceRules(TorchFunctionMode):
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             key, value = (part.repeat_interleave(repeats, -3) for part in (key, value))
+        per_key = query.shape[-1] + value.shape[-1]
+        rows = query.numel() // query.shape[-1]
+        self.simulation.work[self.simulation.label] += 2 * rows * key.shape[-2] * per_key
         result: Tensor = _Attention.apply(query, key, value, self.device)
         return result
 
@@ -344,5 +353,5 @@ def simulated(device: SimulatedDevice) -> Iterator[Simulation]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "autocast", switched))
         stack.enter_context(mock.patch.object(optimizer, fused, lambda: [*devices, META.type]))
-        stack.enter_context(_DeviceRules(device))
+        stack.enter_context(_DeviceRules(device, simulation))
         yield stack.enter_context(simulation)

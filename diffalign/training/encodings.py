@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,20 +21,21 @@ from diffalign.cache.encodings import (
     EncodingsWriter,
     is_of_pairs,
 )
+from diffalign.cache.shards import check_room
 from diffalign.console import in_bytes, progress
 from diffalign.data.decoding import Size
 from diffalign.data.pairs.encoded import DecodedPair, PairsToEncode
 from diffalign.data.pairs.samples import unit_range
 from diffalign.data.skipping import SkipLog, Skipped
-from diffalign.errors import CacheError, ConfigError, ModelError
+from diffalign.errors import ConfigError, ModelError
 from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.loading import FrozenEncoders, load_encoders
 from diffalign.training.config import RunConfig
 
 PROMPTS_AT_ONCE = 16
-SPARE_BYTES = 1 << 28
-"""What has to stay free on the disk."""
+_LESS = "model.posterior mean halves images, data.flip false as well, model.vae_dtype bf16 too"
+"""How encodings take less."""
 
 
 def folder_of(run: RunConfig) -> Path:
@@ -155,7 +155,7 @@ def compute(
         f"{len(layout.shards)} files, {in_bytes(needed)} in {len(missing)} files to compute",
         soft_wrap=True,
     )
-    world.decided(lambda: check_room(writer.folder, needed))
+    world.decided(lambda: check_room(writer.folder, needed, less=_LESS))
     share = missing[world.rank() :: world.size()]
     _compute_prompts(writer, encoders, [s for s in share if not is_of_pairs(s)], console)
     skips = SkipLog(None)
@@ -163,19 +163,6 @@ def compute(
     for reason, count in skips.counts.items():
         console.print(f"pairs that cannot be used: {count:,} {reason}", markup=False)
     return writer
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """Raise CacheError unless the disk has room for so many bytes."""
-    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(there).free
-    if needed + SPARE_BYTES > free:
-        raise CacheError(
-            f"{folder} would take {in_bytes(needed)} ({needed:,} bytes), and the disk has "
-            f"{in_bytes(free)} free, of which {in_bytes(SPARE_BYTES)} stay free: make room, choose "
-            f"a folder on another disk, or take less: model.posterior mean halves images, "
-            f"data.flip false as well, model.vae_dtype bf16 too"
-        )
 
 
 def _shapes(model: AbstractDiffusion, encoders: FrozenEncoders) -> EncodingShapes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,10 +17,17 @@ import torch
 from diffalign.cache.encodings import EncodingShapes, EncodingsLayout
 from diffalign.data.pairs.encoded import PairsToEncode
 from diffalign.errors import ConfigError, ModelError
+from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.simulation import SimulatedDevice
 from diffalign.training.config import RunConfig
-from diffalign.training.step_memory import StepMemory, blank_encodings, step_memory
+from diffalign.training.step_memory import (
+    AdvanceWork,
+    StepMemory,
+    advance_work,
+    blank_encodings,
+    step_memory,
+)
 
 GIB = 2**30
 
@@ -29,6 +38,12 @@ FRAGMENTED = 0.05
 """Share of the peak that CUDA's caching allocator holds besides, in pieces: an assumption."""
 USABLE = 0.98
 """Share of the memory in a card's name that it offers: 23.65 GiB of 24, 79.3 of 80."""
+
+ASSUMED_RATE = 50e12
+"""Floating-point operations a second of a card that is not here: an assumption, about what an RTX
+4090 gives convolutions in half precision. The size of a card's memory does not say its speed."""
+ATTAINED = 0.5
+"""Share of a matrix product's rate that encoders and networks get: an assumption."""
 
 _GPU = re.compile(r"(\d+(?:\.\d+)?) ?gi?b", re.IGNORECASE)
 
@@ -45,6 +60,8 @@ class Target:
     """Bytes next to tensors: a CUDA context; interpreter and libraries on the CPU."""
     fragmented: float
     """Share of the tensors' peak that the allocator holds besides."""
+    rate: Callable[[torch.dtype], float]
+    """Floating-point operations a second that encoders and network get of it, in a precision."""
 
 
 def named_gpu(text: str) -> Target:
@@ -69,6 +86,7 @@ def named_gpu(text: str) -> Target:
         capacity=int(size * USABLE * GIB),
         overhead=CONTEXT,
         fragmented=FRAGMENTED,
+        rate=lambda _: ASSUMED_RATE,
     )
 
 
@@ -82,6 +100,7 @@ def this_machine() -> Target:
             capacity=properties.total_memory,
             overhead=CONTEXT,
             fragmented=FRAGMENTED,
+            rate=partial(measured_rate, torch.device("cuda")),
         )
     page = os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * page
@@ -91,7 +110,22 @@ def this_machine() -> Target:
         capacity=total,
         overhead=resident(),
         fragmented=0.0,
+        rate=partial(measured_rate, torch.device("cpu")),
     )
+
+
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a device: `ATTAINED` of those of a matrix product."""
+    side = 2048 if device.type == "cpu" else 8192
+    factor = torch.ones(side, side, device=device, dtype=dtype)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        (factor @ factor).sum().item()  # reading it back waits for the device
+        return time.perf_counter() - started
+
+    seconds()  # the first one chooses kernels
+    return ATTAINED * 2 * side**3 / min(seconds() for _ in range(3))
 
 
 def resident() -> int:
@@ -144,30 +178,45 @@ def memory_plan(run: RunConfig, target: Target) -> MemoryPlan:
     return MemoryPlan(target=target, step=step_memory(run, device=target.rules))
 
 
-REFERENCE_VALUE = 4
-"""Bytes of the reference's value of one image at one draw."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class DiskPlan:
-    """What `diffalign precompute` writes for a run, in bytes."""
+class AdvancePlan:
+    """What `diffalign precompute` takes for a run: bytes of the disk, and time."""
 
     image: int
-    """Of one image seen in one way."""
+    """Bytes of one image seen in one way."""
     caption: int
-    """Of one caption."""
+    """Bytes of one caption."""
+    work: AdvanceWork
+    """Operations for one of each."""
+    rate: float
+    """Operations a second that the device is taken to do."""
     encodings: int | None
-    """Of all of them; None where the data is not on this disk."""
+    """Bytes of all of them; None where the data is not on this disk."""
     reference: int | None
-    """Of the reference's values; None also where data.visits is not given."""
+    """Bytes of the reference's values; None also where data.visits is not given."""
+    images: int | None
+    """How many are encoded, each way to see one counted; None as for `encodings`."""
+    captions: int | None
+    """How many are encoded."""
+    visits: int
+    """Of images by the reference, in all; 0 where its values are not computed."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all of it; None where the data is not on this disk."""
+        if self.images is None or self.captions is None:
+            return None
+        encoding = self.images * self.work.image + self.captions * self.work.caption
+        return (encoding + self.visits * self.work.reference) / self.rate
 
 
-def disk_plan(run: RunConfig, pairs: PairsToEncode | None) -> DiskPlan:
-    """Count what the encodings and the reference's values of a run take on the disk.
+def advance_plan(run: RunConfig, pairs: PairsToEncode | None, target: Target) -> AdvancePlan:
+    """Count what the encodings and the reference's values of a run take.
 
     Args:
         run: that can be planned.
         pairs: of its data; None where that is not at hand.
+        target: the device that computes them.
     """
     assert run.data is not None
     blank = blank_encodings(run)
@@ -180,14 +229,21 @@ def disk_plan(run: RunConfig, pairs: PairsToEncode | None) -> DiskPlan:
         prompt={name: tuple(rows.shape[1:]) for name, rows in prompts.items()},
         prompt_dtype=next(iter(prompts.values())).dtype,
     )
-    image, caption, visits = shapes.image_bytes(blank.size), shapes.prompt_bytes, run.data.visits
-    if pairs is None:
-        return DiskPlan(image=image, caption=caption, encodings=None, reference=None)
-    return DiskPlan(
-        image=image,
-        caption=caption,
-        encodings=EncodingsLayout(pairs, shapes).bytes,
-        reference=visits and visits * len(pairs) * len(pairs.views) * REFERENCE_VALUE,
+    visits = 0
+    if pairs is not None and run.objective.needs_reference and run.data.visits is not None:
+        visits = run.data.visits * len(pairs) * len(pairs.views)
+    return AdvancePlan(
+        image=shapes.image_bytes(blank.size),
+        caption=shapes.prompt_bytes,
+        work=advance_work(run),
+        rate=target.rate(DTYPES[run.training.precision]),
+        encodings=None if pairs is None else EncodingsLayout(pairs, shapes).bytes,
+        reference=visits * torch.float32.itemsize or None,
+        images=None
+        if pairs is None
+        else len(pairs.views) * sum(len(pairs.ways_of(i)) for i in range(len(pairs))),
+        captions=None if pairs is None else len(pairs.prompts),
+        visits=visits,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -248,6 +248,52 @@ def blank_encodings(run: RunConfig) -> ImageEncodings:
         posteriors={view: posterior for view in VIEWS if view in run.objective.views},
         prompts={name: row.to(dtype) for name, row in rows.items() if row is not None},
         prompt_rows=torch.arange(n),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvanceWork:
+    """Floating-point operations of what `precompute` does: matrix products and convolutions."""
+
+    image: int
+    """Of the autoencoder, for one image."""
+    caption: int
+    """Of the text encoders, for one caption."""
+    reference: int
+    """Of the network, for one image at one visit."""
+
+
+def advance_work(run: RunConfig) -> AdvanceWork:
+    """Count what encoders and reference of a run compute for one pair, on the meta device.
+
+    Args:
+        run: that can be planned.
+    """
+    one = replace(run.training, samples_per_device=1)
+    model_settings = replace(cast(AbstractDiffusion, run.model), encoders="resident")
+    run = replace(run, training=one, model=model_settings)
+    settings = without_weights(model_settings)
+    with simulated("cpu") as simulation, torch.no_grad():
+        model: Any = settings.load(
+            device=META,
+            compute_dtype=DTYPES[run.training.precision],
+            reference="none",
+            trainable=False,
+        )
+        batch = _blank_batch(run)
+        simulation.label = "image"
+        model.latents(batch)
+        simulation.label = "caption"
+        model.conditioning(batch)
+        simulation.label = "other"
+        prepared = run.likelihood.prepare(model, batch)
+        simulation.label = "reference"
+        run.likelihood.evaluate(model, prepared)
+    work, views = simulation.work, len(batch.views)
+    return AdvanceWork(
+        image=work["image"] // views,
+        caption=work["caption"],
+        reference=work["reference"] // views,
     )
 
 

@@ -33,12 +33,16 @@ def test_the_disk_is_counted_before_anything_was_encoded(capsys, monkeypatch):
     vae = json.loads((ROOT / "assets/playground/sdxl/vae/config.json").read_text())
     side = 64 // 2 ** (len(vae["block_out_channels"]) - 1)
     image = 2 * vae["latent_channels"] * side * side * 4  # mean and deviation in float32
-    disk = found["disk_bytes"]
+    disk = found["precompute"]
     assert disk["image"] == image
     assert disk["reference"] == 3 * 5 * 2 * 4
     captions = disk["encodings"] - 5 * 2 * image
     assert captions % disk["caption"] == 0
     assert 2 <= captions // disk["caption"] <= 6  # of five pairs, and the empty one
+    assert disk["images"] == 5 * 2 and disk["visits"] == 5 * 2 * 3
+    work = disk["images"] * disk["work"]["image"] + disk["visits"] * disk["work"]["reference"]
+    work += disk["captions"] * disk["work"]["caption"]
+    assert disk["seconds"] == pytest.approx(work / 50e12)
     assert found["fits"] and found["total_bytes"] == sum(found["parts_bytes"].values())
 
 

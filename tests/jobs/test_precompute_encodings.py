@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from diffalign import config, world
 from diffalign.cache import encodings as cache
+from diffalign.cache import shards
 from diffalign.cache.shards import ShardWriter
 from diffalign.cli import app
 from diffalign.errors import CacheError, ConfigError, DataError, DiffalignError, ModelError
 from diffalign.files import read_json_lines
 from diffalign.jobs import precompute, train
 from diffalign.models.adapter_files import ADAPTER_FILE
-from diffalign.training import encodings
 from diffalign.training.config import RunConfig
 from tests.layouts import make_pairs, write_rows, write_webdataset
 from tests.runs import Killed, files, forget_accelerate
@@ -285,9 +285,9 @@ def test_what_it_takes_is_said_to_the_byte_and_refused_where_there_is_less(
     assert "11.4 kB" in said
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
-        encodings.shutil,
+        shards.shutil,
         "disk_usage",
-        lambda path: usage._replace(free=expected - 1 + encodings.SPARE_BYTES),
+        lambda path: usage._replace(free=expected - 1 + shards.SPARE_BYTES),
     )
     run = dataclasses.replace(run, encodings_cache=tmp_path / "full")
     with pytest.raises(CacheError, match=r"would take 11.4 kB \(11,360 bytes\), and the disk has"):

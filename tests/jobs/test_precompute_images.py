@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from diffalign import config
+from diffalign.cache import shards
 from diffalign.cache.references import CachedReference
 from diffalign.errors import CacheError, ConfigError
 from diffalign.files import read_json_lines
@@ -328,6 +329,30 @@ def test_without_a_number_of_visits_encodings_alone_are_computed_and_it_says_why
     forget_accelerate()
     assert "reference was not computed: data.visits is null" in capsys.readouterr().out
     assert not (tmp_path / "run/cache/references").exists()
+
+
+def test_the_bytes_of_the_reference_are_said_and_refused_where_there_are_less(
+    folder, computed, tmp_path, monkeypatch, capsys
+):
+    values = f"reference_cache={tmp_path / 'values'}"
+    known = f"encodings_cache={computed['sd15']}-run/cache/encodings"
+    settings = (f"output={tmp_path / 'run'}", values, known)
+    usage = shutil.disk_usage(tmp_path)
+    bytes_of_values = 8 * 2 * 3 * 4  # pairs, sides, visits
+    free = bytes_of_values - 1 + shards.SPARE_BYTES
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.shutil, "disk_usage", lambda path: usage._replace(free=free))
+        with pytest.raises(
+            CacheError, match=r"values would take 192 bytes .*a smaller data\.visits"
+        ):
+            precompute.run(run_of(folder, *settings))
+    forget_accelerate()
+    assert "chosen, rejected; 3 visits: 192 bytes in 3 files" in capsys.readouterr().out
+    assert not list((tmp_path / "values").glob("*.safetensors"))
+    precompute.run(run_of(folder, *settings))
+    forget_accelerate()
+    found = [t for f in (tmp_path / "values").glob("*.safetensors") for t in load_file(f).values()]
+    assert sum(tensor.nbytes for tensor in found) == bytes_of_values
 
 
 def test_tar_shards_are_refused_once_they_are_opened(folder, tmp_path):

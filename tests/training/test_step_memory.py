@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffalign import config
 from diffalign.data.batches import ImageBatch
@@ -191,3 +193,28 @@ def test_cached_encodings_need_neither_autoencoder_nor_text_encoders():
 def test_runs_that_are_not_planned_are_refused_in_a_sentence(change, message):
     with pytest.raises(ConfigError, match=message):
         step_memory(dataclasses.replace(run_of(), **change), device="cpu")
+
+
+@pytest.mark.parametrize("more", [(), ("training.precision=bf16", "model.encoders=cached")])
+def test_the_work_of_precompute_is_what_torch_counts_of_real_tensors(more):
+    run = run_of("training.samples_per_device=1", *more)
+    real = dataclasses.replace(run, model=dataclasses.replace(run.model, encoders="resident"))
+    model: Any = real.model.load(
+        device=torch.device("cpu"),
+        compute_dtype=DTYPES[run.training.precision],
+        reference="none",
+        trainable=False,
+    )
+    batch = real_batch(real)
+    prepared = run.likelihood.prepare(model, batch)
+
+    def counted(function: Any, *given: Any) -> int:
+        # As products of matrices: torch knows no count of every kernel of attention.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as found:
+            function(*given)
+        return found.get_total_flops()
+
+    work = planned.advance_work(run)
+    assert 2 * work.image == counted(model.latents, batch) > 0
+    assert work.caption == counted(model.conditioning, batch) > 0
+    assert 2 * work.reference == counted(run.likelihood.evaluate, model, prepared) > 0
