@@ -23,6 +23,7 @@ import functools
 import json
 import math
 import os
+import signal
 import string
 import subprocess
 import sys
@@ -146,7 +147,10 @@ def in_new_process(place: Path, stage: str, arguments: list[str]) -> dict[str, A
     on_the_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=on_the_cpu)
     if done.returncode:
-        sys.exit(f"stage {stage} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        said = f"\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        if done.returncode == -signal.SIGKILL:
+            said = ": it was killed, most likely for want of memory" + said
+        sys.exit(f"stage {stage} failed{said}")
     found: dict[str, Any] = json.loads(result.read_text())
     return found
 

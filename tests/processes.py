@@ -103,6 +103,8 @@ def _run(
     from diffalign import cli
 
     torch.set_num_threads(1)  # told too late by the environment: torch is there already
+    # Workers as the command has them: those of another server would outlive a killed run.
+    multiprocessing.set_start_method("fork", force=True)
     sys.argv = ["diffalign", *arguments]
     if moment is not None:
         _die_at(moment)

@@ -37,7 +37,7 @@ _aten = torch.ops.aten
 _IN_PLACE = {_aten._fused_adamw_.default, _aten._fused_adamw_.tensor_lr}
 """Operators that allocate nothing, and have no form on the meta device."""
 _READABLE = 1 << 16
-"""Elements of a tensor that may be read back: figures, never weights."""
+"""Elements of a tensor that may be read back: figures. What is larger takes no memory."""
 
 
 @dataclass
@@ -98,8 +98,10 @@ class Simulation(TorchDispatchMode):
         if func is _aten._to_copy.default and args[0].device == META:
             device = kwargs.get("device")
             if device is not None and torch.device(device).type == "cpu":
-                assert args[0].numel() <= _READABLE, "only figures are read back"
-                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+                dtype = kwargs.get("dtype") or args[0].dtype
+                if args[0].numel() > _READABLE:  # weights: they lie there, and nothing reads them
+                    return torch.zeros((), dtype=dtype).expand(args[0].shape)
+                return torch.zeros(args[0].shape, dtype=dtype)
         result = self._run(func, args, kwargs)
         if (work := flop_registry.get(func.overloadpacket)) is not None:
             self.work[self.label] += work(*args, **kwargs, out_val=result)

@@ -268,7 +268,10 @@ def candidates(run: RunConfig) -> list[tuple[tuple[str, ...], str]]:
     found: list[tuple[tuple[str, ...], str]] = []
     if training.precision == "float32":
         found.append((("training.precision=bf16",), "rounding"))
-    if getattr(model, "encoders", None) == "resident":
+    encoders = getattr(model, "encoders", None)
+    if encoders == "resident":
+        found.append((("model.encoders=offload",), "their way to the device in every step"))
+    if encoders in ("resident", "offload"):
         found.append((("model.encoders=cached",), "diffalign precompute before"))
     if getattr(model, "images_per_encoding", 1) > 1 and training.samples_per_device > 0:
         found.append((("model.images_per_encoding=1",), "a little time"))
@@ -315,11 +318,17 @@ def advise(plan: MemoryPlan, run: RunConfig, loaded: Loaded) -> tuple[list[Advic
             continue
         found.append(Advice(overrides=overrides, saves=saves, costs=costs))
         if not current.fits:
+            keys = {_key(override) for override in overrides}
+            both = [*(other for other in chosen if _key(other) not in keys), *overrides]
             try:
-                together = memory_plan(loaded((*chosen, *overrides)), plan.target)
+                together = memory_plan(loaded(both), plan.target)
             except (ConfigError, ModelError):
                 continue
             if together.total < current.total:
-                chosen, current = [*chosen, *overrides], together
+                chosen, current = both, together
     found.sort(key=lambda advice: -advice.saves)
     return found, chosen if current.fits else []
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]

@@ -93,8 +93,9 @@ def _ladder(run: RunConfig) -> Iterator[Mapping[str, Any]]:
     yield dict(rung, **{"model.gradient_checkpointing": "false"})
     rung |= {"model.gradient_checkpointing": "true", "model.images_per_encoding": 1}
     yield dict(rung)
-    rung["model.encoders"] = "cached"
-    yield dict(rung)
+    for encoders in ("offload", "cached"):
+        rung["model.encoders"] = encoders
+        yield dict(rung)
     if not run.model.trains_adapter:
         yield dict(rung, **{"optimizer.kind": "adamw_8bit"})
     elif hasattr(run.model, "quantization"):
