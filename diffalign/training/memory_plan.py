@@ -34,6 +34,10 @@ GIB = 2**30
 CONTEXT = int(0.75 * GIB)
 """Bytes of a CUDA context, the kernels in it, and the workspaces of cuBLAS and cuDNN: an
 assumption, between what cards of the last years show."""
+KERNELS = int(0.15 * GIB)
+"""Bytes of a process on the CPU that come while it trains, next to its tensors: kernels and their
+workspaces. Measured by scripts/bench_plan.py: 0.13 to 0.22 GiB. Freed pages that glibc's allocator
+keeps come on top (docs/performance.md)."""
 FRAGMENTED = 0.05
 """Share of the peak that CUDA's caching allocator holds besides, in pieces: an assumption."""
 USABLE = 0.98
@@ -108,7 +112,7 @@ def this_machine() -> Target:
         name=f"this machine's CPU, {total / GIB:.1f} GiB",
         rules="cpu",
         capacity=total,
-        overhead=resident(),
+        overhead=resident() + KERNELS,
         fragmented=0.0,
         rate=partial(measured_rate, torch.device("cpu")),
     )

@@ -1,0 +1,90 @@
+"""The memory that `diffalign plan` says a run takes, beside the peak that the run then has.
+
+    OMP_NUM_THREADS=1 python scripts/bench_plan.py [--config CONFIG.yaml] [key.path=value ...]
+    OMP_NUM_THREADS=1 python scripts/bench_plan.py --only cached ...
+
+Plans and trains a few steps in ways that differ in what they hold, each in processes of its own, on
+the device that is here, and prints a Markdown table for docs/performance.md. Fails where plan and
+peak are more than 15 % apart. The peak of a CPU is that of the whole process, interpreter and
+libraries included, as the kernel has it; that of a GPU is that of its tensors. On Linux glibc is
+told to give freed pages back (MALLOC_MMAP_THRESHOLD_), of which it keeps some otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import torch
+import typer
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/playground/diffusion_dpo.yaml"
+LORA = "model.lora={rank: 16}"
+CACHED = ("model.encoders=cached", "reference=cached")
+WAYS: dict[str, tuple[str, ...]] = {
+    "full": ("model.lora=null",),
+    "LoRA": (LORA,),
+    "cached": (LORA, *CACHED),
+    "checkpointed": ("model.lora=null", "model.gradient_checkpointing=true"),
+    "quantised": (LORA, "model.quantization=8bit"),
+}
+SMALL = (
+    *("data.resolution=256", "data.limit=64", "data.workers=0", "data.visits=2"),
+    *("data.reuse_visits=true", "training.optimizer_steps=3", "optimizer.warmup_steps=0"),
+)
+APART = 0.15
+
+
+def diffalign(*words: str) -> str:
+    """What a command prints."""
+    command = [sys.executable, "-m", "diffalign", *words]
+    giving_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, env=giving_back)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def compare(config: Path, settings: list[str]) -> tuple[float, float]:
+    """GiB planned, and at the peak of the run."""
+    words = (str(config), *settings)
+    planned = json.loads(diffalign("plan", *words, "--json").splitlines()[-1])
+    if set(CACHED) & set(settings):
+        diffalign("precompute", *words)
+    said = re.search(r"Peak memory: ([\d.]+) GiB", diffalign("train", *words))
+    assert said is not None, "a run says what it took"
+    part = "tensors_bytes" if torch.cuda.is_available() else "total_bytes"
+    return planned[part] / 2**30, float(said[1])
+
+
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key.path=value")] = None,
+    config: Path = CONFIG,
+    only: Annotated[list[str] | None, typer.Option(help=", ".join(WAYS))] = None,
+) -> None:
+    """Print the table."""
+    print("| run | planned, GiB | peak, GiB | peak / planned |\n|---|---|---|---|")
+    apart = []
+    for name in only or WAYS:
+        if name == "quantised" and importlib.util.find_spec("bitsandbytes") is None:
+            print("| quantised | bitsandbytes is not installed | | |")
+            continue
+        with TemporaryDirectory() as folder:
+            settings = [*SMALL, *WAYS[name], f"output={folder}/run", *(overrides or ())]
+            planned, peak = compare(config, settings)
+        print(f"| {name} | {planned:.2f} | {peak:.2f} | {peak / planned:.2f} |", flush=True)
+        if abs(peak / planned - 1) > APART:
+            apart.append(name)
+    if apart:
+        sys.exit(f"more than {APART:.0%} apart: {', '.join(apart)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
