@@ -95,11 +95,12 @@ def run(
             writer = writer or known
             cached |= {"reference": "cached", "reference_cache": values}
             without.append("the reference")
+    kept = [word for word in named if word.partition("=")[0] not in cached]
     following = [override(key, value) for key, value in cached.items()]
     console.print(
         f"Done: {' and '.join(str(v) for k, v in cached.items() if k.endswith('_cache'))}\n"
         f"Train without running {' and '.join(without)}:\n"
-        f"  {command('train', options=[*named, *following])}",
+        f"  {command('train', options=[*kept, *following])}",
         markup=False,
         soft_wrap=True,
     )

@@ -7,8 +7,10 @@ import importlib.util
 import torch
 
 from diffalign import components
+from diffalign.data.pairs.index import bucket_sizes
 from diffalign.data.section import RunParts
 from diffalign.errors import ConfigError
+from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.training.config import RunConfig, TrackingConfig
 from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
@@ -39,6 +41,7 @@ def check(run: RunConfig) -> None:
     _check_trackers(run.tracking)
     check_hooks(run)
     run.model.check()
+    _check_sizes(run)
     try:
         run.likelihood.check(run.model)
     except ValueError as error:
@@ -59,6 +62,20 @@ def _check_optimizer(run: RunConfig) -> None:
             f"{key} is {rate:g}, and optimizer.kind {kind} finds one step size for all that "
             f"trains: set {key} to null, or take another optimiser"
         )
+
+
+def _check_sizes(run: RunConfig) -> None:
+    """Autoencoder and network must divide the images of the run."""
+    data = run.data
+    if data is None or not isinstance(run.model, AbstractDiffusion):
+        return
+    space, side = run.model.parts.latent_space(), data.resolution
+    for size in bucket_sizes(side) if data.buckets else [(side, side)]:
+        try:
+            space.shape(size)
+        except ValueError as error:
+            more = ", and data.buckets is true" if data.buckets else ""
+            raise ConfigError(f"data.resolution is {side}{more}: {error}") from error
 
 
 def _check_objective(run: RunConfig) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from diffalign.jobs import precompute, train
 from diffalign.models.adapter_files import ADAPTER_FILE
 from diffalign.training.config import RunConfig
 from tests.layouts import make_pairs, write_rows, write_webdataset
+from tests.processes import ended, started
 from tests.runs import Killed, files, forget_accelerate
 from tests.training.test_encodings import cached, run_of, write_all
 
@@ -97,6 +100,41 @@ def test_killed_at_any_point_it_goes_on_and_computes_no_finished_file_again(
         monkeypatch.setattr(ShardWriter, "write", noted)
         assert files(computed(again)) == content
         assert not there & set(written) and there | set(written) == set(names)
+
+
+@dataclasses.dataclass
+class AfterOpening:
+    """The moment at which so many files were opened or renamed while a folder was there."""
+
+    folder: Path
+    left: int
+
+    def __call__(self) -> bool:
+        self.left -= self.folder.exists()
+        return self.left < 0
+
+
+@pytest.mark.slow
+def test_sigkilled_at_ten_random_moments_it_goes_on_to_the_same_bytes(place, tmp_path):
+    numbers = random.Random(0)
+    more = (FLIPPED, f"encodings_cache={tmp_path / 'whole'}")
+    content = files(computed(run_of(place, tmp_path / "run", *more)))
+    config_file, folder, log = tmp_path / "run/CONFIG.yaml", tmp_path / "killed", tmp_path / "log"
+    words = ("precompute", str(config_file), FLIPPED, f"encodings_cache={folder}")
+    killed = 0
+    while killed < 10:
+        moment = AfterOpening(folder, numbers.randrange(40))
+        finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+        with started(*words, log=log, moment=moment) as process:
+            status = ended(process, log)
+        assert status in (0, -signal.SIGKILL), log.read_text()
+        killed += status != 0
+        assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+        if status == 0:
+            assert files(folder) == content
+            shutil.rmtree(folder)
+    again = run_of(place, tmp_path / "run", FLIPPED, f"encodings_cache={folder}")
+    assert files(computed(again)) == content
 
 
 def test_the_parts_of_two_processes_are_the_bytes_of_one(whole, tmp_path, monkeypatch):

@@ -145,6 +145,21 @@ def test_online_methods_refuse_a_straight_path_before_weights_load(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.resolution=40"], r"data.resolution is 40: images of 40x40 .* multiples of 16"),
+        (["data.buckets=true"], r"data.resolution is 32, and data.buckets is true: .* of 16"),
+    ],
+)
+def test_images_that_the_patches_do_not_divide_are_refused_before_weights_load(
+    tmp_path, tiny_sd3, data, more, message, monkeypatch
+):
+    monkeypatch.setattr(SD3, "load", lambda *_, **__: pytest.fail("weights are loaded"))
+    with pytest.raises(ConfigError, match=message):
+        run(tiny_sd3, data, tmp_path / "run", *more)
+
+
 def test_a_shift_by_resolution_reaches_the_samples(tmp_path, tiny_sd3, data):
     def losses(name, timesteps):
         run(tiny_sd3, data, tmp_path / name, f"likelihood.timesteps={timesteps}")
