@@ -45,9 +45,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Without it Intel's MKL rounds a product by where its numbers lie in memory (seen on CPUs with
-# AMX), and a resumed run would not end alike. It is read once, before the first product.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+def _round_alike_everywhere() -> None:
+    """Have Intel's MKL round a product in one way, wherever its numbers lie in memory.
+
+    Else a resumed run would not end alike (seen on CPUs with AMX). MKL reads it once, before its
+    first product; on other makers' CPUs it would choose slow kernels, and is left alone.
+    """
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123  # pathlib is slow to import
+            if "GenuineIntel" in file.read(4096):
+                os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    except OSError:  # no Linux
+        pass
+
+
+_round_alike_everywhere()
 
 _HOMES = {
     "AbstractBenchmark": "diffalign.benchmarks.base:AbstractBenchmark",

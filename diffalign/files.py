@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -87,7 +87,8 @@ _NEW_FILE = 0o666 & ~_umask
 
 def open_to_others(path: Path) -> None:
     """Let those read a file who may read any new one: safetensors 0.8 keeps it to its owner."""
-    path.chmod(_NEW_FILE)
+    with suppress(OSError):  # of a disk that knows no permissions
+        path.chmod(_NEW_FILE)
 
 
 def flush(path: Path) -> None:

@@ -379,14 +379,13 @@ class AbstractDiffusion(AbstractModel):
             tiling=self.vae_tiling,
         )
 
-    def opened(self, values: Mapping[str, Tensor] | None = None) -> Any:
+    def opened(self, values: Mapping[str, Tensor]) -> Any:
         """The pipeline in float32 on the CPU, without what training has no use for.
 
         Args:
             values: all weights of the network, by name, in place of those that lie there.
         """
-        blank = self.parts.blank_network
-        return self.parts.read(None if values is None else with_weights(blank(), values))
+        return self.parts.read(with_weights(self.parts.blank_network(), values))
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
