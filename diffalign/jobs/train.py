@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shlex
 from collections.abc import Sequence
@@ -155,8 +156,15 @@ def peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         size = torch.cuda.max_memory_allocated(device)
         return f"Peak memory: {size / 2**30:.2f} GiB of tensors on the device"
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"Peak memory: {kilobytes / 2**20:.2f} GiB of this process"
+    return f"Peak memory: {_peak_kilobytes() / 2**20:.2f} GiB of this process"
+
+
+def _peak_kilobytes() -> int:
+    """Of this process, as the kernel has it: Linux's `ru_maxrss` begins with what the process held
+    that started this one."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _check_start(run_config: RunConfig, resume: Path | None) -> None:
