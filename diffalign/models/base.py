@@ -159,6 +159,9 @@ class AbstractModel(Ranged, abc.ABC):
     def check(self) -> None:
         """Raise ModelError for whatever can be known before weights are read."""
 
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        """Raise ValueError unless it can train on images of (height, width) pixels."""
+
     @abc.abstractmethod
     def load(
         self,

@@ -10,7 +10,6 @@ from diffalign import components
 from diffalign.data.pairs.index import bucket_sizes
 from diffalign.data.section import RunParts
 from diffalign.errors import ConfigError
-from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.training.config import RunConfig, TrackingConfig
 from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
@@ -65,14 +64,14 @@ def _check_optimizer(run: RunConfig) -> None:
 
 
 def _check_sizes(run: RunConfig) -> None:
-    """Autoencoder and network must divide the images of the run."""
+    """The model must take images of the sizes of the run."""
     data = run.data
-    if data is None or not isinstance(run.model, AbstractDiffusion):
+    if data is None:
         return
-    space, side = run.model.parts.latent_space(), data.resolution
+    side = data.resolution
     for size in bucket_sizes(side) if data.buckets else [(side, side)]:
         try:
-            space.shape(size)
+            run.model.check_image_size(size)
         except ValueError as error:
             more = ", and data.buckets is true" if data.buckets else ""
             raise ConfigError(f"data.resolution is {side}{more}: {error}") from error

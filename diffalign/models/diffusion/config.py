@@ -280,6 +280,9 @@ class AbstractDiffusion(AbstractModel):
         self._check_parts()
         self.parts.check_weights()
 
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        self.parts.latent_space().shape(size)
+
     @property
     def takes_encodings(self) -> bool:
         return self.encoders == "cached"
@@ -380,11 +383,8 @@ class AbstractDiffusion(AbstractModel):
         )
 
     def opened(self, values: Mapping[str, Tensor]) -> Any:
-        """The pipeline in float32 on the CPU, without what training has no use for.
-
-        Args:
-            values: all weights of the network, by name, in place of those that lie there.
-        """
+        """The pipeline in float32 on the CPU, all weights of its network given by name, and without
+        what training has no use for."""
         return self.parts.read(with_weights(self.parts.blank_network(), values))
 
     def _fingerprint(self) -> str:
