@@ -1,13 +1,14 @@
-"""The memory that `diffalign plan` says a run takes, beside the peak that the run then has.
+"""The memory that `diffalign plan` says a run takes, next to the peak that the run then has.
 
     OMP_NUM_THREADS=1 python scripts/bench_plan.py [--config CONFIG.yaml] [key.path=value ...]
-    OMP_NUM_THREADS=1 python scripts/bench_plan.py --only cached ...
+    OMP_NUM_THREADS=1 python scripts/bench_plan.py --only cached --allocator-as-it-is ...
 
 Plans and trains a few steps in ways that differ in what they hold, each in processes of its own, on
 the device that is here, and prints a Markdown table for docs/performance.md. Fails where plan and
 peak are more than 15 % apart. The peak of a CPU is that of the whole process, interpreter and
 libraries included, as the kernel has it; that of a GPU is that of its tensors. On Linux glibc is
-told to give freed pages back (MALLOC_MMAP_THRESHOLD_), of which it keeps some otherwise.
+told to give freed pages back (MALLOC_MMAP_THRESHOLD_), of which it keeps some otherwise: see it
+with --allocator-as-it-is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -42,23 +44,23 @@ SMALL = (
 APART = 0.15
 
 
-def diffalign(*words: str) -> str:
-    """What a command prints."""
+def diffalign(*words: str, changes: Mapping[str, str]) -> str:
+    """What a command prints, with changes to its environment."""
     command = [sys.executable, "-m", "diffalign", *words]
-    giving_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, env=giving_back)
+    env = {**os.environ, **changes}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done.stdout
 
 
-def compare(config: Path, settings: list[str]) -> tuple[float, float]:
+def compare(config: Path, settings: list[str], changes: Mapping[str, str]) -> tuple[float, float]:
     """GiB planned, and at the peak of the run."""
     words = (str(config), *settings)
-    planned = json.loads(diffalign("plan", *words, "--json").splitlines()[-1])
+    planned = json.loads(diffalign("plan", *words, "--json", changes=changes).splitlines()[-1])
     if set(CACHED) & set(settings):
-        diffalign("precompute", *words)
-    said = re.search(r"Peak memory: ([\d.]+) GiB", diffalign("train", *words))
+        diffalign("precompute", *words, changes=changes)
+    said = re.search(r"Peak memory: ([\d.]+) GiB", diffalign("train", *words, changes=changes))
     assert said is not None, "a run says what it took"
     part = "tensors_bytes" if torch.cuda.is_available() else "total_bytes"
     return planned[part] / 2**30, float(said[1])
@@ -68,8 +70,10 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.path=value")] = None,
     config: Path = CONFIG,
     only: Annotated[list[str] | None, typer.Option(help=", ".join(WAYS))] = None,
+    allocator_as_it_is: bool = False,
 ) -> None:
     """Print the table."""
+    changes = {} if allocator_as_it_is else {"MALLOC_MMAP_THRESHOLD_": "65536"}
     print("| run | planned, GiB | peak, GiB | peak / planned |\n|---|---|---|---|")
     apart = []
     for name in only or WAYS:
@@ -78,7 +82,7 @@ def main(
             continue
         with TemporaryDirectory() as folder:
             settings = [*SMALL, *WAYS[name], f"output={folder}/run", *(overrides or ())]
-            planned, peak = compare(config, settings)
+            planned, peak = compare(config, settings, changes)
         print(f"| {name} | {planned:.2f} | {peak:.2f} | {peak / planned:.2f} |", flush=True)
         if abs(peak / planned - 1) > APART:
             apart.append(name)
