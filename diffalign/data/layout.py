@@ -9,7 +9,7 @@ adapts is how many forward passes each of them does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from diffalign import world
 from diffalign.errors import ConfigError
@@ -26,6 +26,8 @@ class Layout:
     those of one are of one size."""
     micro_batches: int
     """Global micro-batches of an optimiser step."""
+    processes: int
+    """On how many the run started; nothing but its identity depends on it."""
 
     @classmethod
     def start(cls, *, samples_per_device: int, accumulation: int) -> Layout:
@@ -34,6 +36,7 @@ class Layout:
             samples_per_device=samples_per_device,
             micro_batch=samples_per_device * world.size(),
             micro_batches=accumulation,
+            processes=world.size(),
         )
 
     @property
@@ -94,10 +97,6 @@ class Layout:
     def place(self, sample: int) -> tuple[int, int]:
         """The number of the global micro-batch that a sample is in, and its place there."""
         return divmod(sample, self.micro_batch)
-
-    def as_json(self) -> dict[str, int]:
-        """Its fields."""
-        return asdict(self)
 
 
 def _divisors(number: int) -> str:

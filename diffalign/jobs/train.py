@@ -17,6 +17,7 @@ from rich.markup import escape
 from diffalign import config, world
 from diffalign.commands import command
 from diffalign.console import silence_libraries
+from diffalign.data.layout import Layout
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.section import COUNTED_CAPTIONS
 from diffalign.data.skipping import forget_skipped
@@ -31,7 +32,7 @@ from diffalign.training.checkpoint import StartingPoint
 from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
 from diffalign.training.describe import plan
-from diffalign.training.identity import identity
+from diffalign.training.identity import identity, layout_of
 from diffalign.training.reference import describe_visits
 from diffalign.training.trainer import Trainer
 
@@ -76,26 +77,45 @@ def run(
         start = world.decided(lambda: _starting_point(run_config, resume))
         for line in start.notes:
             console.print(f"[yellow]{escape(line)}", soft_wrap=True)
-        final = _train(run_config, accelerator, console, start.path)
+        layout = _layout(run_config, start.path, console)
+        final = _train(run_config, layout, accelerator, console, start.path)
     build.end(accelerator)
     return final
 
 
+def _layout(run_config: RunConfig, start: Path | None, console: Console) -> Layout:
+    """How samples are shared among the processes of now; says it where that is not as written."""
+    saved = None if start is None else checkpoint.identity_of(start)
+    layout = layout_of(run_config, saved)
+    if layout.accumulation != run_config.training.accumulation:
+        console.print(
+            f"This run started on {layout.processes} processes. On {world.size()} of them "
+            f"training.accumulation is {layout.accumulation}, so that an optimiser step stays "
+            f"{layout.samples_per_step} samples, the same ones",
+            soft_wrap=True,
+        )
+    return layout
+
+
 def _train(
-    run_config: RunConfig, accelerator: Accelerator, console: Console, start: Path | None
+    run_config: RunConfig,
+    layout: Layout,
+    accelerator: Accelerator,
+    console: Console,
+    start: Path | None,
 ) -> Path | None:
-    _print_plan(console, run_config, world.size())
+    _print_plan(console, run_config, world.size(), layout)
     skipped = run_config.output / "skipped.jsonl"
     if accelerator.is_main_process:
         checkpoint.clear_unfinished(run_config.output)
         if start is None:
             forget_skipped(skipped)
     accelerator.wait_for_everyone()
-    source = build.build_source(run_config, console, skipped=skipped)
+    source = build.build_source(run_config, console, skipped=skipped, layout=layout)
     captions = source.captions(COUNTED_CAPTIONS)
-    visits = describe_visits(run_config, source)
+    visits = describe_visits(run_config, source, layout)
     _print_lines(console, [*source.describe(), *visits, *_cut_captions(run_config, captions)])
-    trainer = build.build_trainer(run_config, accelerator, source, console)
+    trainer = build.build_trainer(run_config, accelerator, source, console, layout=layout)
     world.decided(lambda: checkpoint.check_room(run_config.output, trainer.least_checkpoint_bytes))
     if start is not None:
         trainer.resume(start, verified=True)
@@ -229,8 +249,11 @@ def _cut_captions(run_config: RunConfig, captions: Sequence[str]) -> list[str]:
     return [cut_prompts(tokenizers, captions).describe()] if tokenizers else []
 
 
-def _print_plan(console: Console, run_config: RunConfig, processes: int) -> None:
-    for heading, text in plan(run_config, processes):
+def _print_plan(
+    console: Console, run_config: RunConfig, processes: int, layout: Layout | None = None
+) -> None:
+    accumulation = None if layout is None else layout.accumulation
+    for heading, text in plan(run_config, processes, accumulation=accumulation):
         console.print(f"[bold]{heading:<11}[/bold] {escape(text)}", soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from accelerate.utils import (
 from rich.console import Console
 
 from diffalign import world
+from diffalign.data.layout import Layout
 from diffalign.data.section import SourceRequest
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
@@ -27,7 +28,7 @@ from diffalign.training.config import RunConfig
 from diffalign.training.encodings import open_encodings
 from diffalign.training.hooks.configured import open_hooks
 from diffalign.training.hooks.held_out import values_of_held_out
-from diffalign.training.identity import identity
+from diffalign.training.identity import identity, start_of
 from diffalign.training.reference import open_cached, resolve_reference, verify
 from diffalign.training.trainer import Trainer
 
@@ -78,19 +79,26 @@ def end(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> AbstractSource:
+def build_source(
+    run: RunConfig, console: Console, *, skipped: Path | None, layout: Layout | None = None
+) -> AbstractSource:
     """The batches of a run on this rank; opening it reads no image.
 
     Args:
         run: the config.
         console: for the progress of rounds; silent on all ranks but the main one.
         skipped: where unusable samples of the data are listed; None keeps them in memory.
+        layout: of its samples; None is that of a run which starts on these processes.
     """
-    return run.section.open(source_request(run, console, skipped=skipped))
+    return run.section.open(source_request(run, console, skipped=skipped, layout=layout))
 
 
 def source_request(
-    run: RunConfig, console: Console, *, skipped: Path | None = None
+    run: RunConfig,
+    console: Console,
+    *,
+    skipped: Path | None = None,
+    layout: Layout | None = None,
 ) -> SourceRequest[AbstractModel, AbstractLikelihood]:
     """What the section that batches come from has to know of a run; see `build_source`."""
     return SourceRequest(
@@ -101,7 +109,7 @@ def source_request(
         run_seed=run.seed,
         samples_per_device=run.training.samples_per_device,
         accumulation=run.training.accumulation,
-        settings=repr(identity(run)),
+        settings=repr(identity(run, layout)),
         skipped=skipped,
         console=console,
         encodings=functools.partial(open_encodings, run) if run.model.takes_encodings else None,
@@ -109,9 +117,21 @@ def source_request(
 
 
 def build_trainer(
-    run: RunConfig, accelerator: Accelerator, source: AbstractSource, console: Console
+    run: RunConfig,
+    accelerator: Accelerator,
+    source: AbstractSource,
+    console: Console,
+    *,
+    layout: Layout | None = None,
 ) -> Trainer:
     """Load the weights and assemble the trainer.
+
+    Args:
+        run: the config.
+        accelerator: of the run.
+        source: of its batches.
+        console: silent on all ranks but the main one.
+        layout: as `build_source` got it.
 
     Raises:
         CacheError: the reference was computed under other settings, or not at all.
@@ -139,8 +159,9 @@ def build_trainer(
         precomputed_reference=known,
         optimizer=run.optimizer,
         training=run.training,
+        layout=layout or start_of(run),
         identity={
-            **identity(run),
+            **identity(run, layout),
             "model.fingerprint": model.fingerprint(),
             "data.fingerprint": source.fingerprint(),
         },

@@ -154,6 +154,16 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
     return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
 
 
+def identity_of(path: Path) -> Mapping[str, Any]:
+    """The identity of the run that a checkpoint belongs to; empty where it says none.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or was changed.
+    """
+    found = _read_state(path).get("identity")
+    return found if isinstance(found, dict) else {}
+
+
 def verify(path: Path) -> bool:
     """Read a checkpoint once from end to end and compare it with what was written.
 

@@ -7,10 +7,19 @@ from diffalign.training.config import RunConfig
 from diffalign.training.reference import resolve_reference
 
 
-def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
-    """What the run is about to do on so many processes, as pairs of heading and sentence."""
+def plan(
+    run: RunConfig, processes: int, *, accumulation: int | None = None
+) -> list[tuple[str, str]]:
+    """What the run is about to do, as pairs of heading and sentence.
+
+    Args:
+        run: the config.
+        processes: on how many.
+        accumulation: forward passes of a step on each; None is what the config says.
+    """
     training, optimizer = run.training, run.optimizer
-    batch = training.samples_per_device * training.accumulation * processes
+    accumulation = accumulation or training.accumulation
+    batch = training.samples_per_device * accumulation * processes
     lines = [
         ("model", run.model.describe()),
         ("reference", resolve_reference(run)),
@@ -21,7 +30,7 @@ def plan(run: RunConfig, processes: int) -> list[tuple[str, str]]:
         (
             "batch",
             f"{batch} samples per step = {training.samples_per_device} per device x "
-            f"{training.accumulation} accumulated x {processes} processes",
+            f"{accumulation} accumulated x {processes} processes",
         ),
         (
             "optimiser",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign import components, world
 from diffalign.cache.references import REFERENCE_VALUES, CachedReference, Contents
+from diffalign.data.layout import Layout
 from diffalign.data.source import AbstractSource
 from diffalign.errors import CacheError, ConfigError
 from diffalign.models.base import AbstractTrainable, ReferenceKind
@@ -119,13 +120,18 @@ def _varying(run: RunConfig) -> tuple[str, ...] | None:
     return None if varying == plain else tuple(sorted(varying))
 
 
-def describe_visits(run: RunConfig, source: AbstractSource) -> list[str]:
+def describe_visits(run: RunConfig, source: AbstractSource, layout: Layout) -> list[str]:
     """One line on how many visits of a sample differ, where that is limited.
+
+    Args:
+        run: the config.
+        source: of its batches.
+        layout: of its samples.
 
     Raises:
         ConfigError: the run takes more of them than the reference was computed for.
     """
-    most = source.most_visits(run.training.optimizer_steps * run.training.accumulation)
+    most = source.most_visits(run.training.optimizer_steps * layout.micro_batches)
     line = run.section.describe_visits(most, reference_is_cached=run.reference == "cached")
     return [line] if line else []
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from diffalign import renames, world
 from diffalign.data.source import AbstractSource
 from diffalign.errors import CheckpointError
 from diffalign.objectives.base import AbstractObjective
+from diffalign.seeding import derive_seed
 from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import (
     Checkpoint,
@@ -102,14 +104,40 @@ def _restore(trainer: RunInProgress, saved: Checkpoint) -> None:
     trainer.step = saved.step
     trainer.bad_steps.in_all = saved.state["bad_steps"]
     trainer.bad_steps.in_a_row = saved.state["bad_in_a_row"]
-    mine = saved.tensors[f"rank-{world.rank()}"]
-    restore_random_state(mine)
-    sums = {
-        name.removeprefix("metrics/"): tensor
-        for name, tensor in mine.items()
-        if name.startswith("metrics/")
-    }
+    _restore_rank(trainer, [saved.tensors[f"rank-{n}"] for n in range(_ranks_of(saved))])
+
+
+def _ranks_of(saved: Checkpoint) -> int:
+    """On how many processes a checkpoint was written."""
+    return sum(re.fullmatch(r"rank-\d+", group) is not None for group in saved.tensors)
+
+
+def _restore_rank(trainer: RunInProgress, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+    """Give this rank its generators and its part of the figures that are not written yet.
+
+    On another number of processes generators start anew, in a way that depends on the step alone,
+    and the main rank takes the figures of all.
+    """
+    if len(ranks) == world.size():
+        restore_random_state(ranks[world.rank()])
+        mine = [ranks[world.rank()]]
+    else:
+        torch.manual_seed(
+            derive_seed(trainer.identity["seed"], "process", world.rank(), trainer.step)
+        )
+        mine = list(ranks) if world.is_main() else [_nothing_of(rank) for rank in ranks[:1]]
+    sums: dict[str, Tensor] = {}
+    for state in mine:
+        for key, pair in state.items():
+            head, _, name = key.partition("/")
+            if head == "metrics":
+                sums[name] = sums[name] + pair if name in sums else pair
     trainer.metrics.load_state_dict(sums, trainer.accelerator.device)
+
+
+def _nothing_of(rank: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same names without a value: ranks must know the same figures."""
+    return {name: torch.zeros_like(tensor) for name, tensor in rank.items()}
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -23,6 +23,7 @@ from torch.optim import AdamW
 
 from diffalign import world
 from diffalign.cache.references import CachedReference
+from diffalign.data.layout import Layout
 from diffalign.data.source import AbstractSource
 from diffalign.errors import CheckpointError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
@@ -62,6 +63,7 @@ class Trainer:
         precomputed_reference: CachedReference | None = None,
         optimizer: AbstractOptimizer,
         training: TrainingConfig,
+        layout: Layout | None = None,
         identity: Mapping[str, Any],
         output: Path,
         console: Console,
@@ -76,6 +78,8 @@ class Trainer:
             likelihood, objective, optimizer, training: the sections of the config.
             precomputed_reference: the reference's values, where they were computed before; None
                 runs the reference that the model was loaded with.
+            layout: how the samples of a step are shared among the processes; None is that of a run
+                which starts on these.
             identity: what two runs must share for a checkpoint of one to serve the other.
             output: the run folder.
             console: silent on all ranks but the main one.
@@ -87,6 +91,10 @@ class Trainer:
         self.likelihood, self.objective = likelihood, objective
         self.precomputed_reference = precomputed_reference
         self.config, self.identity, self.output = training, identity, output
+        self.layout = layout or Layout.start(
+            samples_per_device=training.samples_per_device, accumulation=training.accumulation
+        )
+        accelerator.gradient_accumulation_steps = self.layout.accumulation
         self.console = console
         self.max_grad_norm = optimizer.max_grad_norm or float("inf")
 
@@ -124,7 +132,7 @@ class Trainer:
     @property
     def samples_per_step(self) -> int:
         """The effective batch: samples over all devices and micro-batches of a step."""
-        return self.config.samples_per_device * self.config.accumulation * world.size()
+        return self.layout.samples_per_step
 
     @property
     def least_checkpoint_bytes(self) -> int:
@@ -218,7 +226,7 @@ class Trainer:
         self, batches: Iterator[Any]
     ) -> tuple[Iterable[MicroBatch], Mapping[str, StepTotals]]:
         """The parts of a step, and what the loss must know of all of them before any is done."""
-        count, known = self.config.accumulation, self.objective.must_know
+        count, known = self.layout.accumulation, self.objective.must_know
         if count == 1 or known == "nothing":
             return (MicroBatch(next(batches)) for _ in range(count)), {}
         parts = [MicroBatch(next(batches)) for _ in range(count)]
