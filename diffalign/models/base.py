@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # settings are read where nothing is loaded, and torch takes 
     import torch
     from torch import Tensor, nn
 
+    from diffalign.models.sharding import Sharder
+
 ReferenceKind = Literal["adapter_off", "frozen_copy", "past_policy", "none"]
 
 
@@ -90,6 +92,11 @@ class AbstractModel(Ranged, abc.ABC):
     def leaves_weights_idle(self) -> bool:
         """Whether some of what trains has no part in the output, and so never a gradient."""
         return False
+
+    def check_sharding(self) -> None:
+        """Raise ValueError, with the setting that is in the way, unless its weights can be shared
+        out among processes."""
+        raise ValueError("it is small, and every process has room for all of it")
 
     @property
     def own_rates(self) -> Mapping[str, float]:
@@ -170,6 +177,7 @@ class AbstractModel(Ranged, abc.ABC):
         compute_dtype: torch.dtype,
         reference: ReferenceKind,
         trainable: bool = True,
+        sharder: Sharder | None = None,
     ) -> AbstractTrainable:
         """Read the weights.
 
@@ -180,4 +188,6 @@ class AbstractModel(Ranged, abc.ABC):
             reference: what `AbstractTrainable.reference` switches to.
             trainable: False for a model that is only evaluated. Nothing requires grad then, and
                 what would train is kept like all that is frozen; it says the same, bit for bit.
+            sharder: shares the weights out among processes, each of which reads its own part; given
+                only where `check_sharding` has nothing against it.
         """

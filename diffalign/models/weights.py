@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffalign.errors import ModelError
 from diffalign.files import open_tensors
+from diffalign.models.sharding import is_sharded, make_room, shard_of
 
 MADE_OF = "made_of"
 """Attribute of a blank parameter that is not kept as its value is: a function of value and device
@@ -44,6 +45,15 @@ def stored_in(files: Iterable[Path]) -> dict[str, Stored]:
     return found
 
 
+Places = Mapping[str, tuple[nn.Module, str]]
+"""Name of a tensor in the state of a network -> the layer that has it, and its name there."""
+
+
+def places_in(network: nn.Module) -> Places:
+    """Where the tensors of a network are; it goes on being true when layers are wrapped."""
+    return {name: _place_of(network, name) for name in network.state_dict(keep_vars=True)}
+
+
 def is_blank(network: nn.Module) -> bool:
     """Whether a network has no values yet."""
     return any(parameter.is_meta for parameter in network.parameters())
@@ -56,22 +66,31 @@ def cast_blank(network: Any, dtype: torch.dtype) -> Any:
 
 
 def fill(
-    network: nn.Module, stored: Mapping[str, Stored], *, device: torch.device, where: str = ""
+    network: nn.Module,
+    stored: Mapping[str, Stored],
+    *,
+    device: torch.device,
+    where: str = "",
+    places: Places | None = None,
 ) -> None:
-    """Give a blank network its weights.
+    """Give a blank network its weights; of one that is shared out, this process's part of each.
 
     Args:
         network: of diffusers, on the meta device, each tensor of the dtype in which it is kept.
         stored: where its tensors lie, by their names in it (or by older ones that it knows).
         device: where it is kept.
         where: what messages begin with.
+        places: where its tensors are, by the names that `stored` has for them, where layers have
+            been wrapped since they had these names.
 
     Raises:
         ModelError: tensors are missing, left over or of another shape, or a file is damaged.
     """
     stored = _renamed(network, stored)
-    blank = network.state_dict(keep_vars=True)
+    places = places_in(network) if places is None else places
+    blank = {name: getattr(holder, last) for name, (holder, last) in places.items()}
     _refuse_others(network, blank, stored, where)
+    make_room(network, device)
     for name, value in _read({name: stored[name] for name in blank}):
         if value.shape != blank[name].shape:
             raise ModelError(
@@ -79,7 +98,7 @@ def fill(
                 f"{type(network).__name__} of this config.json has it of shape "
                 f"{list(blank[name].shape)}: the weights are of another model"
             )
-        _place(network, name, value, blank[name], device)
+        _place(places[name], value, blank[name], device)
     _compute_buffers(network, device)
 
 
@@ -92,7 +111,7 @@ def copy_into(blank: nn.Module, network: nn.Module) -> None:
     """
     values = dict(network.named_parameters()) | dict(network.named_buffers())
     for name, kept in [*blank.named_parameters(), *blank.named_buffers()]:
-        _place(blank, name, values[name].detach(), kept, values[name].device)
+        _place(_place_of(blank, name), values[name].detach(), kept, values[name].device)
 
 
 def _renamed(network: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -147,13 +166,19 @@ def _read(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
                         break
 
 
-def _place(
-    network: nn.Module, name: str, value: Tensor, kept: Tensor, device: torch.device
-) -> None:
+def _place_of(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    inside, _, last = name.rpartition(".")
+    return network.get_submodule(inside), last
+
+
+def _place(place: tuple[nn.Module, str], value: Tensor, kept: Tensor, device: torch.device) -> None:
     """Put a copy of a value where a network has a blank: never the mapped storage itself, in which
     tensors lie at any offset, and kernels of the CPU round differently where it is not aligned."""
-    inside, _, last = name.rpartition(".")
-    holder = network.get_submodule(inside)
+    holder, last = place
+    if is_sharded(kept):
+        shards: Any = getattr(holder, last)
+        shards.to_local().copy_(shard_of(value, shards))
+        return
     if (made_of := getattr(kept, MADE_OF, None)) is not None:
         setattr(holder, last, made_of(value, device))
         return
@@ -172,4 +197,4 @@ def _compute_buffers(network: Any, device: torch.device) -> None:
         return
     computed = dict(type(network).from_config(network.config).named_buffers())
     for name, kept in blank.items():
-        _place(network, name, computed[name], kept, device)
+        _place(_place_of(network, name), computed[name], kept, device)

@@ -30,6 +30,7 @@ from diffalign.training.hooks.configured import open_hooks
 from diffalign.training.hooks.held_out import values_of_held_out
 from diffalign.training.identity import identity, start_of
 from diffalign.training.reference import open_cached, resolve_reference, verify
+from diffalign.training.sharding import plugin_of, sharder_of, share_out
 from diffalign.training.trainer import Trainer
 
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -40,13 +41,15 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     """The accelerator of a run: its precision, its accumulation, its devices.
 
     Raises:
-        ConfigError: a launcher asks for sharded training, which checkpoints do not know yet.
+        ConfigError: a launcher asks for sharded training, and the run does not.
     """
     # Counting by step and not by the end of a loader: sources have no end.
     accumulation = GradientAccumulationPlugin(
         num_steps=run.training.accumulation, sync_with_dataloader=False, adjust_scheduler=False
     )
+    plugin = None if run.training.sharding == "none" else plugin_of(run)
     accelerator = Accelerator(
+        fsdp_plugin=plugin,
         cpu=not torch.accelerator.is_available(),
         mixed_precision={"float32": "no"}.get(run.training.precision, run.training.precision),
         gradient_accumulation_plugin=accumulation,
@@ -60,11 +63,13 @@ def build_accelerator(run: RunConfig) -> Accelerator:
             ),
         ],
     )
-    if accelerator.distributed_type not in REPLICATED:
+    if plugin is not None and accelerator.num_processes > 1:
+        share_out(accelerator, plugin)
+    elif accelerator.distributed_type not in REPLICATED:
         raise ConfigError(
-            f"accelerate was launched for {accelerator.distributed_type.value}, and training is "
-            f"replicated on every device so far: launch it with --multi_gpu, or use "
-            f"diffalign train ... --processes N"
+            f"accelerate was launched for {accelerator.distributed_type.value}, and how weights "
+            f"are shared out is a setting of the run: set training.sharding=fsdp2, or launch it "
+            f"with --multi_gpu, or use diffalign train ... --processes N"
         )
     return accelerator
 
@@ -140,10 +145,12 @@ def build_trainer(
     # Samples are data; what the global generator is left with is LoRA dropout, one stream per rank.
     torch.manual_seed(derive_seed(run.seed, "process", world.rank()))
     reference = resolve_reference(run)
+    sharder = sharder_of(run, accelerator)
     model = run.model.load(
         device=accelerator.device,
         compute_dtype=DTYPES[run.training.precision],
         reference="none" if reference == "cached" else reference,
+        **({} if sharder is None else {"sharder": sharder}),
     )
     of_held_out = None
     if known is not None:  # until a step or a checkpoint moves the policy it is the reference

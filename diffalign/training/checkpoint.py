@@ -12,23 +12,30 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffalign import world
 from diffalign.errors import CheckpointError, DataError
 from diffalign.files import flush, open_tensors, open_to_others, read_tensors
+from diffalign.models.sharding import is_sharded, sharded_as
 from diffalign.parsing import parse_json
+from diffalign.training.shard_files import read_shards, write_shards
+
+T = TypeVar("T")
 
 PREFIX = "checkpoint-"
 STATE = "state.json"
+SHARDS = "shards"
+"""Folder of what processes had parts of, in a checkpoint."""
 _NAME = re.compile(rf"{PREFIX}(?:0|[1-9][0-9]*)", re.ASCII)
 _FILES, _DIGEST = "files", "sha256"
 """Keys of `state.json` besides those of the state."""
@@ -94,30 +101,28 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write a checkpoint, then remove the oldest ones beyond `keep`, and later steps: they are
     those of a run that was resumed from before them, and so given up.
 
+    Every process must call. The main one writes; of tensors that are shared out each process writes
+    its own part.
+
     Raises:
-        CheckpointError: it could not be written; older checkpoints are untouched.
+        CheckpointError: it could not be written, on every process alike; older checkpoints are
+            untouched.
     """
     final = output / f"{PREFIX}{checkpoint.step}"
     partial = output / f".{final.name}.partial"
+    shards = {
+        f"{group}/{name}": tensor
+        for group, tensors in checkpoint.tensors.items()
+        for name, tensor in tensors.items()
+        if is_sharded(tensor)
+    }
     try:
-        _remove(partial)
-        partial.mkdir(parents=True)
-        with ThreadPoolExecutor() as pool:  # one file is hashed while the next one is written
-            sealed = {}
-            for group, tensors in checkpoint.tensors.items():
-                path = partial / f"{group}.safetensors"
-                cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-                save_file(cpu, path)
-                sealed[path.name] = pool.submit(_sealed, path)
-            files = {name: seal.result() for name, seal in sealed.items()}
-        state = {"step": checkpoint.step, **checkpoint.state, _FILES: files}
-        path = partial / STATE
-        path.write_text(json.dumps({**state, _DIGEST: _digest_of_state(state)}), encoding="utf-8")
-        flush(path)
-        flush(partial)
-        _put_in_place(partial, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _all_or_none(lambda: _clear(partial) if world.is_main() else None)
+        sealed = _all_or_none(lambda: _write_shards(partial, shards)) if shards else {}
+        _all_or_none(lambda: _write(partial, checkpoint, sealed) if world.is_main() else None)
+    except OSError as error:
+        if world.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
         kept = checkpoints_in(output)
         survivor = f"{kept[-1]} is left as it was" if kept else "there is no older one"
         free = shutil.disk_usage(output).free / 2**20 if output.is_dir() else 0.0
@@ -125,19 +130,71 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"{final}: the checkpoint could not be written ({error}); {survivor}. "
             f"{free:.0f} MiB are free there: make room, or lower training.keep_checkpoints"
         ) from error
-    existing = checkpoints_in(output)
-    current = existing.index(final)
-    for old in [*existing[: max(0, current + 1 - keep)], *existing[current + 1 :]]:
-        shutil.rmtree(old, ignore_errors=True)
+    if world.is_main():
+        existing = checkpoints_in(output)
+        current = existing.index(final)
+        for old in [*existing[: max(0, current + 1 - keep)], *existing[current + 1 :]]:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
+def _all_or_none(do: Callable[[], T]) -> T:
+    """What this process does, unless it fails somewhere: then every process raises OSError."""
+    failure: Exception | None = None
+    try:
+        done = do()
+    except (OSError, SafetensorError) as error:
+        failure = error
+    said = next((said for said in world.gather(failure and str(failure)) if said is not None), None)
+    if said is not None:
+        raise OSError(said) from failure
+    return done
+
+
+def _clear(partial: Path) -> None:
+    _remove(partial)
+    partial.mkdir(parents=True)
+
+
+def _write_shards(partial: Path, shards: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Size and digest of the files that all processes wrote."""
+    mine = {f"{SHARDS}/{f.name}": _sealed(f) for f in write_shards(partial / SHARDS, shards)}
+    return {name: seal for files in world.gather(mine) for name, seal in files.items()}
+
+
+def _write(partial: Path, checkpoint: Checkpoint, sealed: Mapping[str, Any]) -> None:
+    """Write all that is whole, and give the folder its name."""
+    with ThreadPoolExecutor() as pool:  # one file is hashed while the next one is written
+        seals = {}
+        for group, tensors in checkpoint.tensors.items():
+            path = partial / f"{group}.safetensors"
+            whole = {name: tensor for name, tensor in tensors.items() if not is_sharded(tensor)}
+            cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
+            save_file(cpu, path)
+            seals[path.name] = pool.submit(_sealed, path)
+        files = {name: seal.result() for name, seal in seals.items()} | dict(sealed)
+    state = {"step": checkpoint.step, **checkpoint.state, _FILES: files}
+    path = partial / STATE
+    path.write_text(json.dumps({**state, _DIGEST: _digest_of_state(state)}), encoding="utf-8")
+    for written in (path, partial / SHARDS, partial):
+        if written.exists():
+            flush(written)
+    _put_in_place(partial, partial.with_name(f"{PREFIX}{checkpoint.step}"))
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    verified: bool = False,
+    like: Callable[[str, str], Tensor | None] = lambda group, name: None,
+) -> Checkpoint:
     """Read a checkpoint folder.
 
     Args:
         path: the folder.
         verified: it has just been verified, and its files are not hashed again.
+        like: of a group and a name, a tensor as which the one of that name is shared out, where it
+            has the same shape; None where it is read whole.
 
     Raises:
         CheckpointError: there is none, or it is damaged; an older one that is whole is named.
@@ -147,11 +204,35 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
     state = _read_state(path)
     try:
         tensors = {f.stem: read_tensors(f) for f in sorted(path.glob("*.safetensors"))}
-    except DataError as error:
+        for group, values in tensors.items():
+            for name, value in values.items():
+                if (shared := like(group, name)) is not None and shared.shape == value.shape:
+                    values[name] = sharded_as(value, shared)
+        if (path / SHARDS).is_dir():
+            _add_shards(tensors, path / SHARDS, like)
+    except (DataError, SafetensorError, OSError, KeyError) as error:
         raise _damaged(path, str(error)) from error
     for key in (_FILES, _DIGEST):
         state.pop(key, None)
     return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
+
+
+def _add_shards(
+    tensors: dict[str, dict[str, Tensor]],
+    folder: Path,
+    like: Callable[[str, str], Tensor | None],
+) -> None:
+    """Add what processes wrote of tensors that were shared out among them."""
+
+    def make(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        shared = like(*key.split("/", maxsplit=1))
+        if shared is None or shared.shape != shape:
+            return torch.empty(shape, dtype=dtype)
+        return torch.empty_like(shared, dtype=dtype)
+
+    for key, value in read_shards(folder, make).items():
+        group, _, name = key.partition("/")
+        tensors.setdefault(group, {})[name] = value
 
 
 def identity_of(path: Path) -> Mapping[str, Any]:
@@ -193,8 +274,10 @@ def verify(path: Path) -> bool:
             raise _damaged(path, f"{name} is missing")
         if (size := file.stat().st_size) != (written := seal["bytes"]):
             raise _damaged(path, f"{name} has {size:,} bytes and was written with {written:,}")
-    foreign = [file.name for file in path.iterdir() if file.name not in {*files, STATE}]
-    if foreign := sorted(name for name in foreign if name[0] != "." and name not in _LITTER):
+    entries = [*path.iterdir(), *(path / SHARDS).glob("*")]
+    names = [file.relative_to(path).as_posix() for file in entries if file != path / SHARDS]
+    foreign = [name for name in names if name not in {*files, STATE}]
+    if foreign := sorted(name for name in foreign if not _is_litter(name)):
         raise _damaged(
             path, f"it holds {foreign[0]}, which is no file of it; move that elsewhere to use it"
         )
@@ -305,6 +388,11 @@ def restore_random_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["rng.cpu"])
     if "rng.cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng.cuda"])
+
+
+def _is_litter(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last.startswith(".") or last in _LITTER
 
 
 def _is_named_right(path: Path) -> bool:

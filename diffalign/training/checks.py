@@ -14,6 +14,7 @@ from diffalign.training.config import RunConfig, TrackingConfig
 from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
 from diffalign.training.reference import resolve_reference
+from diffalign.training.sharding import check_sharding
 
 
 def check(run: RunConfig) -> None:
@@ -37,6 +38,7 @@ def check(run: RunConfig) -> None:
             f"is {run.training.optimizer_steps}: the peak learning rate would never be reached"
         )
     _check_optimizer(run)
+    check_sharding(run)
     _check_trackers(run.tracking)
     check_hooks(run)
     run.model.check()

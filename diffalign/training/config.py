@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +47,16 @@ class TrainingConfig(Ranged):
     max_bad_steps: Annotated[int, AtLeast(1)] = field(default=20, metadata=MAY_CHANGE)
     """The run stops after this many steps in a row whose loss or gradient was not finite, at the
     end of the logging interval; fp16 starts with a few while its loss scale settles."""
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"] = field(
+        default="none", metadata=MAY_CHANGE
+    )
+    """What processes share out: nothing (each holds all, and gradients are averaged), or weights,
+    gradients and optimiser state by FSDP2. One process alone holds all in any case."""
+    sharding_options: Mapping[str, Any] = field(default_factory=dict, metadata=MAY_CHANGE)
+    """Options of accelerate's `FullyShardedDataParallelPlugin`, such as `cpu_offload: true` or
+    `reshard_after_forward: false`."""
+    shard_adapter: bool = field(default=False, metadata=MAY_CHANGE)
+    """Shard a LoRA run as well: slower than replicas, and the frozen weights take less memory."""
     ema_decay: Annotated[float, Between(0, 1, without=[0, 1])] | None = None
     """Decay of the weight average that is exported instead of the last weights; null for none."""
 

@@ -47,7 +47,8 @@ def identity(run: RunConfig, layout: Layout | None = None) -> dict[str, Any]:
     free = {key for key, metadata in _fields(run) if not metadata.get(SHAPES_RUN, True)}
     if run.optimizer.schedule == "constant":
         free.add("training.optimizer_steps")
-    return {key: value for key, value in settings.items() if key not in free}
+    within = tuple(f"{key}." for key in free)
+    return {k: v for k, v in settings.items() if k not in free and not k.startswith(within)}
 
 
 def start_of(run: RunConfig) -> Layout:

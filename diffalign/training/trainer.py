@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
@@ -29,6 +28,7 @@ from diffalign.errors import CheckpointError, TrainingError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import send
+from diffalign.models.sharding import gathered, is_sharded
 from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput, StepTotals
 from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
@@ -113,7 +113,10 @@ class Trainer:
             )
         self.optimizer_figures = partial(optimizer.figures, raw_optimizer)
         self.named_parameters = dict(model.trained_parameters())
-        model.network, self.optimizer = accelerator.prepare(model.network, raw_optimizer)
+        if any(map(is_sharded, self.parameters)):  # whose network is as accelerate would make it
+            self.optimizer = accelerator.prepare_optimizer(raw_optimizer)
+        else:
+            model.network, self.optimizer = accelerator.prepare(model.network, raw_optimizer)
         source.bind(model)
         self.positions: deque[Mapping[str, Any]] = deque(maxlen=training.keep_checkpoints)
 
@@ -176,9 +179,8 @@ class Trainer:
                 self.accelerator.backward(output.loss.mean())
             finite &= output.loss.detach().isfinite().all()
             self.metrics.add({"loss": output.loss, **output.metrics})
-        grad_norm = torch.as_tensor(
-            self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        )
+        grad_norm: Any = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        grad_norm = grad_norm.full_tensor() if is_sharded(grad_norm) else grad_norm
         self.metrics.add({"grad_norm": grad_norm})
         good = world.total((~(finite & grad_norm.isfinite())).float()) == 0
 
@@ -332,18 +334,13 @@ class Trainer:
         """Save. A run whose first checkpoint fails would end with nothing and stops; a later one
         that fails is reported, and the run goes on: room may be made."""
         captured = capture(self)
-        failure = ""
-        if self.accelerator.is_main_process:
-            try:
-                save_checkpoint(self.output, captured, keep=self.config.keep_checkpoints)
-            except CheckpointError as error:
-                failure = str(error)
-        failure = gather_object([failure])[0]
-        if failure and must_succeed:
-            raise CheckpointError(failure)
-        if failure:
+        try:
+            save_checkpoint(self.output, captured, keep=self.config.keep_checkpoints)
+        except CheckpointError as error:
+            if must_succeed:
+                raise
             self.console.print(
-                f"[red]{escape(failure)}. The run goes on", highlight=False, soft_wrap=True
+                f"[red]{escape(str(error))}. The run goes on", highlight=False, soft_wrap=True
             )
             return
         self.positions.append(captured.state["source"])
@@ -360,14 +357,27 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, or another run's; the first differing key is named.
         """
-        saved = load_checkpoint(path, verified=verified)
+        saved = load_checkpoint(path, verified=verified, like=self._shared_out_as)
         refuse_other_run(path, saved.state["identity"], self.identity)
         restore(self, saved)
 
+    def _shared_out_as(self, group: str, name: str) -> Tensor | None:
+        """The parameter as which a tensor of a checkpoint is shared out, if any is."""
+        if group == "optimizer":
+            parameter = self.parameters[int(name.partition(".")[0])]
+        elif group in ("weights", "average"):
+            parameter = self.named_parameters[name]
+        else:
+            return None
+        return parameter if is_sharded(parameter) else None
+
     def export(self, folder: Path) -> None:
         """Write the result for users: the weight average if there is one, else the weights."""
+        state = None if self.average is None else self.average.state_dict()
+        if any(map(is_sharded, self.parameters)):
+            state = gathered((state or self.named_parameters).items())
         if self.accelerator.is_main_process:
-            self.model.export(folder, None if self.average is None else self.average.state_dict())
+            self.model.export(folder, state)
         self.accelerator.wait_for_everyone()
 
 

@@ -53,6 +53,7 @@ from diffalign.models.locate import locate, with_network
 from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.quantization import Bits, refuse_around
 from diffalign.models.runs import in_words
+from diffalign.models.sharding import Sharder
 from diffalign.ranges import AtLeast
 
 
@@ -327,6 +328,7 @@ class AbstractDiffusion(AbstractModel):
         compute_dtype: torch.dtype,
         reference: ReferenceKind,
         trainable: bool = True,
+        sharder: Sharder | None = None,
     ) -> DiffusionModel:
         return load_to_train(
             self.parts,
@@ -339,7 +341,11 @@ class AbstractDiffusion(AbstractModel):
             compute_dtype=compute_dtype,
             reference=reference,
             trainable=trainable,
+            sharder=sharder,
         )
+
+    def check_sharding(self) -> None:
+        self._trained_network().check_sharding()
 
     def load_to_sample(
         self, *, device: torch.device, dtype: torch.dtype, adapter: Path | None = None

@@ -37,7 +37,8 @@ from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.lora import LoraSettings, Scope
 from diffalign.models.quantization import Bits, check_quantization, quantise_blank
 from diffalign.models.reference import reference_of
-from diffalign.models.weights import cast_blank
+from diffalign.models.sharding import Sharder
+from diffalign.models.weights import Places, cast_blank, fill, places_in
 
 Attention = Literal["default", "sdpa", "xformers"]
 
@@ -85,6 +86,18 @@ class TrainedNetwork:
             check_blocks(network, self.gradient_checkpointing)
         if self.quantization is not None:
             check_quantization(self.quantization)
+
+    def check_sharding(self) -> None:
+        """Raise ValueError unless the network can be shared out among processes."""
+        whole = {
+            "quantization": self.quantization is not None,
+            "lora.dora": self.lora is not None and self.lora.dora,
+            "compile": self.compile is True,
+            "channels_last": self.channels_last,
+        }
+        for name, asked in whole.items():
+            if asked:
+                raise ValueError(f"model.{name} works with whole weights alone: leave it out")
 
     def store(self, network: Any, compute_dtype: torch.dtype, *, trainable: bool = True) -> Any:
         """Give every weight the dtype in which it is kept.
@@ -146,8 +159,10 @@ def _layers_in_float32(network: Any, settings: LoraSettings, scope: Scope) -> It
         weight = getattr(layer, "weight", None)
         if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not pattern.fullmatch(name):
             continue
-        if type(weight) is not nn.Parameter or weight.dtype == torch.float32:
+        if type(weight) is not nn.Parameter:
             continue  # a quantised one, or a fake
+        if weight.dtype == torch.float32 and not weight.is_meta:
+            continue
         shown = weight.detach().to("cpu", torch.float32) if settings.dora else torch.zeros(())
         kept.append((layer, weight))
         layer.weight = nn.Parameter(shown.expand(weight.shape), requires_grad=False)
@@ -209,6 +224,19 @@ def load_encoders(
     return FrozenEncoders(autoencoder=autoencoder, prompts=prompts)
 
 
+def _fill_shards(parts: PipelineParts, sharder: Sharder, network: Any, places: Places) -> None:
+    """Share a blank network out, and read this process's part of its weights."""
+    sharder.shard(network)
+    stored = parts.location.stored(parts.component, network.config)
+    if stored is None:
+        raise ModelError(
+            f"{parts.name}: training.sharding reads weights tensor by tensor, and those of "
+            f"{parts.component} cannot be: write it as a folder of safetensors first, with "
+            f"pipeline.save_pretrained(FOLDER)"
+        )
+    fill(network, stored, device=sharder.home, places=places)
+
+
 def _read(
     parts: PipelineParts,
     encoders: EncoderSettings,
@@ -217,9 +245,10 @@ def _read(
     device: torch.device,
     compute_dtype: torch.dtype,
     denoiser: bool = True,
+    filled: bool = True,
 ) -> tuple[Any, Autoencoder | None]:
     """The pipeline with its autoencoder and text encoders where they are kept; the former, if there
-    is one, is returned as well."""
+    is one, is returned as well. The denoiser may be left blank."""
     home = torch.device("cpu") if encoders.kept == "offload" else device
     pipeline = parts.read(
         network,
@@ -228,7 +257,7 @@ def _read(
         device=device,
         vae_device=home,
         encoders=encoders.kept != "cached" or not denoiser,
-        denoiser=denoiser,
+        denoiser=denoiser and filled,
     )
     found = pipeline.components
     if found["vae"] is None:
@@ -261,6 +290,7 @@ def load_to_train(
     compute_dtype: torch.dtype,
     reference: ReferenceKind,
     trainable: bool,
+    sharder: Sharder | None = None,
 ) -> DiffusionModel:
     """Read the weights of a model that trains, or is evaluated as it trained.
 
@@ -275,6 +305,8 @@ def load_to_train(
         compute_dtype: in which the network computes.
         reference: what the policy is compared with.
         trainable: False keeps what would train like all that is frozen.
+        sharder: shares the weights of the denoiser, and of its frozen copy, out among processes;
+            None keeps them whole.
 
     Raises:
         ModelError: files are damaged, or the reference is not one of this model.
@@ -290,17 +322,22 @@ def load_to_train(
         network=trained.store(parts.blank_network(), compute_dtype, trainable=trainable),
         device=device,
         compute_dtype=compute_dtype,
+        filled=sharder is None,
     )
     scaling: Autoencoder | LatentScaling = autoencoder or LatentScaling(
         parts.whole_autoencoder_config(), device=device, posterior=encoders.posterior
     )
-    policy, stand_in = trained.prepare(
-        pipeline.components[parts.component], compute_dtype, copied=reference == "frozen_copy"
-    )
+    network = pipeline.components[parts.component]
+    places = places_in(network)
+    policy, stand_in = trained.prepare(network, compute_dtype, copied=reference == "frozen_copy")
     if not trainable:
         policy.requires_grad_(False)
+    if sharder is not None:
+        _fill_shards(parts, sharder, policy, places)
+        if stand_in is not None:
+            _fill_shards(parts, sharder, stand_in, places_in(stand_in))
     for network in (policy, stand_in):
-        if network is not None:
+        if network is not None and sharder is None:
             network.to(device)
         if network is not None and trained.channels_last:
             network.to(memory_format=torch.channels_last)

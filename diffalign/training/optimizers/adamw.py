@@ -6,7 +6,7 @@ Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from diffalign.training.optimizers.base import AbstractAdam, Parameters
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class AdamW(AbstractAdam):
     """AdamW of torch, fused: eight bytes of moments a trained parameter."""
+
+    shards: ClassVar[bool] = True
 
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         import torch

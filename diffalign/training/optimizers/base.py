@@ -35,6 +35,9 @@ class AbstractOptimizer(Ranged, abc.ABC):
     averages: ClassVar[bool] = False
     """Whether its result is not the weights that it trains but an average of them, which `averaged`
     gives."""
+    shards: ClassVar[bool] = False
+    """Whether it works where a process has parts of the weights alone: number by number, and
+    tested so."""
     takes_own_rates: ClassVar[bool] = True
     """Whether parts of a model may have a learning rate of their own."""
 

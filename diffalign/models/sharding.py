@@ -1,0 +1,99 @@
+"""Networks whose weights are shared out among processes: how a model is loaded into its shards, and
+how what is shared out is put together again.
+
+Who shares them out is the caller's affair (`Sharder`). A network is handed to it while it has no
+values; every process then reads its own part of every weight from the files, and no process ever
+holds the whole network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffalign import world
+
+
+class Sharder(Protocol):
+    """Shares the weights of networks out among processes."""
+
+    home: torch.device
+    """Where shards are kept."""
+
+    def shard(self, network: nn.Module) -> None:
+        """Share out every parameter; values that are there are kept, blank ones stay blank.
+
+        Args:
+            network: blank, or on the CPU; changed in place.
+        """
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process has a part of a tensor alone."""
+    return hasattr(tensor, "device_mesh")
+
+
+def shard_of(value: Tensor, like: Any) -> Tensor:
+    """This process's part of a whole value.
+
+    Args:
+        value: of the shape of `like`, on any device.
+        like: a tensor that is shared out.
+
+    Returns:
+        A view of `value`.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(
+        like.shape, like.device_mesh, like.placements
+    )
+    for dimension, (start, length) in enumerate(zip(offset, shape, strict=True)):
+        whole = length == value.shape[dimension]
+        value = value if whole else value.narrow(dimension, start if length else 0, length)
+    return value
+
+
+def sharded_as(value: Tensor, like: Any) -> Tensor:
+    """A whole value, shared out as `like` is, in its own dtype."""
+    from torch.distributed.tensor import DTensor
+
+    mine = torch.empty_like(like.to_local(), dtype=value.dtype).copy_(shard_of(value, like))
+    return DTensor.from_local(
+        mine, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+
+
+def make_room(network: nn.Module, device: torch.device) -> None:
+    """Give blank shards memory without values; all else stays as it is."""
+
+    def with_memory(tensor: Tensor) -> Tensor:
+        blank = is_sharded(tensor) and tensor.is_meta
+        return torch.empty_like(tensor, device=device) if blank else tensor
+
+    network._apply(with_memory)
+
+
+@torch.no_grad()
+def gathered(
+    named: Iterable[tuple[str, Tensor]], convert: Callable[[Tensor], Tensor] = lambda value: value
+) -> dict[str, Tensor]:
+    """Whole values on the CPU of the main process, one after the other; every process must call.
+
+    Args:
+        named: tensors, shared out or not, in the same order everywhere.
+        convert: what is kept of each, such as another dtype.
+
+    Returns:
+        They by name; empty on all other processes.
+    """
+    whole = {}
+    for name, tensor in named:
+        value = tensor.detach()
+        value = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+        if world.is_main():
+            whole[name] = convert(value).cpu()
+    return whole
