@@ -59,6 +59,11 @@ def precision_of(dtype: torch.dtype) -> Precision:
 _PRODUCTS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
+def is_product(module: nn.Module) -> bool:
+    """Whether a layer multiplies by its weight, which autocast rounds."""
+    return isinstance(module, _PRODUCTS)
+
+
 def freeze(module: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Place a diffusers or transformers model that will only ever be evaluated."""
     module.requires_grad_(False).eval().to(device)

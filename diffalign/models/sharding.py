@@ -8,7 +8,7 @@ holds the whole network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +24,12 @@ class Sharder(Protocol):
     """Where shards are kept."""
 
     def shard(self, network: nn.Module) -> None:
-        """Share out every parameter; values that are there are kept, blank ones stay blank.
+        """Share out the parameters; values that are there are kept, blank ones stay blank.
 
         Args:
-            network: blank, or on the CPU; changed in place.
+            network: blank, or on the CPU; changed in place. Where it has them, `whole_parts()` are
+                modules of which every process keeps all, and `methods_of_shards` names methods that
+                need its weights as its forward does.
         """
 
 
@@ -61,7 +63,9 @@ def sharded_as(value: Tensor, like: Any) -> Tensor:
     """A whole value, shared out as `like` is, in its own dtype."""
     from torch.distributed.tensor import DTensor
 
-    mine = torch.empty_like(like.to_local(), dtype=value.dtype).copy_(shard_of(value, like))
+    mine = torch.empty_like(like.detach().to_local(), dtype=value.dtype).copy_(
+        shard_of(value, like)
+    )
     return DTensor.from_local(
         mine, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
     )
@@ -75,6 +79,17 @@ def make_room(network: nn.Module, device: torch.device) -> None:
         return torch.empty_like(tensor, device=device) if blank else tensor
 
     network._apply(with_memory)
+
+
+def cast_shards(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Keep parameters in other dtypes from now on; of what is shared out, each its own part.
+
+    Args:
+        network: shared out.
+        dtypes: of parameters, by name.
+    """
+    wanted = {id(p): dtypes[name] for name, p in network.named_parameters() if name in dtypes}
+    network._apply(lambda tensor: tensor.to(wanted.get(id(tensor), tensor.dtype)))
 
 
 @torch.no_grad()

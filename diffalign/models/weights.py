@@ -177,7 +177,7 @@ def _place(place: tuple[nn.Module, str], value: Tensor, kept: Tensor, device: to
     holder, last = place
     if is_sharded(kept):
         shards: Any = getattr(holder, last)
-        shards.to_local().copy_(shard_of(value, shards))
+        shards.detach().to_local().copy_(shard_of(value, shards))
         return
     if (made_of := getattr(kept, MADE_OF, None)) is not None:
         setattr(holder, last, made_of(value, device))

@@ -166,8 +166,10 @@ class FsdpSharder:
             ModelError: the plugin finds no blocks in the network.
         """
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        from torch.distributed.fsdp import register_fsdp_forward_method
 
         plugin = self.accelerator.state.fsdp_plugin
+        plugin.ignored_modules = getattr(network, "whole_parts", list)()
         if not plugin.transformer_cls_names_to_wrap and not getattr(
             network, "_no_split_modules", None
         ):
@@ -179,6 +181,8 @@ class FsdpSharder:
             fsdp2_prepare_model(self.accelerator, network)
         except ValueError as error:
             raise ModelError(f"training.sharding: {error}") from error
+        for name in getattr(network, "methods_of_shards", ()):
+            register_fsdp_forward_method(network, name)
 
 
 def sharder_of(run: RunConfig, accelerator: Accelerator) -> FsdpSharder | None:

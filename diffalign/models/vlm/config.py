@@ -35,6 +35,7 @@ from diffalign.models.locate import locate
 from diffalign.models.locations import ITSELF, AbstractLocation, Folder
 from diffalign.models.lora import LoraSettings
 from diffalign.models.runs import in_words
+from diffalign.models.sharding import Sharder
 from diffalign.models.single_file import SingleFile
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
@@ -43,7 +44,9 @@ from diffalign.models.vlm.loading import (
     check_folder,
     check_quantization,
     choose_trained,
+    mapped_copy,
     quantized,
+    share_out,
 )
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.processor import read_processor
@@ -256,6 +259,7 @@ class VLM(AbstractModel):
         compute_dtype: torch.dtype,
         reference: ReferenceKind,
         trainable: bool = True,
+        sharder: Sharder | None = None,
     ) -> VisionLanguageModel:
         if reference == "adapter_off" and self.lora is None:
             raise ModelError(
@@ -278,10 +282,16 @@ class VLM(AbstractModel):
             quantized=self.quantization is not None,
             compute_dtype=compute_dtype,
             trainable=trainable,
+            mapped=sharder is not None,
         )
-        if self.quantization is None:  # else it is there, and 8 bits cannot be moved
-            model.to(device)
         network = TokenScorer(model, modules, positions_at_once=self.positions_at_once)
+        stand_in = mapped_copy(network) if sharder and reference == "frozen_copy" else None
+        if sharder is not None:
+            for shared in (network, stand_in):
+                if shared is not None:
+                    share_out(shared, sharder, device=device, compute_dtype=compute_dtype)
+        elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
+            model.to(device)
         reduced = compute_dtype != torch.float32
         with torch.autocast(device.type, dtype=compute_dtype, enabled=reduced):
             if not network.eval().head_is_whole():
@@ -294,7 +304,7 @@ class VLM(AbstractModel):
             model.enable_input_require_grads()
         return VisionLanguageModel(
             network=network.train(),
-            reference=build_reference(reference, network, compute_dtype),
+            reference=build_reference(reference, network, compute_dtype, stand_in),
             processor=self.processor(),
             device=device,
             compute_dtype=compute_dtype,
@@ -303,6 +313,16 @@ class VLM(AbstractModel):
             fingerprint=self._fingerprint(),
             export=self._export,
         )
+
+    def check_sharding(self) -> None:
+        in_the_way = {
+            f"quantization is {self.quantization}": self.quantization is not None,
+            "tower is trained, and rows without images would not reach it": self.tower == "trained",
+            "projector is trained next to an adapter": self.lora and self.projector == "trained",
+        }
+        for said, is_so in in_the_way.items():
+            if is_so:
+                raise ValueError(f"model.{said}, which works with whole weights alone")
 
     def _quantized(self, device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
         """Arguments of `_read` for a language model of few bits on a device."""

@@ -40,9 +40,9 @@ def write_model(
         processor: written next to it.
         dtype: of the weights.
     """
-    base.float()
     for name, value in values.items():
         base.get_parameter(name).data = value.detach().float().cpu()
+    base.float()  # only now: what was trained need not be read
     _save(folder, base, processor, dtype)
 
 

@@ -18,6 +18,7 @@ from diffalign.models import lora
 from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX
 from diffalign.models.base import ReferenceKind
 from diffalign.models.devices import (
+    is_product,
     materialize,
     remove_dropout,
     store_for_autocast,
@@ -31,6 +32,7 @@ from diffalign.models.reference import (
     NoReference,
     PastPolicy,
 )
+from diffalign.models.sharding import Sharder, cast_shards, is_sharded
 from diffalign.models.vlm.families import ModuleNames
 from diffalign.models.vlm.token_scores import TokenScorer
 from diffalign.parsing import checked
@@ -85,8 +87,13 @@ def check_quantization(bits: str) -> None:
 
 
 def build_reference(
-    kind: ReferenceKind, network: TokenScorer, compute_dtype: torch.dtype
+    kind: ReferenceKind,
+    network: TokenScorer,
+    compute_dtype: torch.dtype,
+    stand_in: TokenScorer | None = None,
 ) -> AbstractReference:
+    if stand_in is not None:
+        return FrozenCopy(stand_in)
     if kind == "frozen_copy":
         # What never trains is not copied: the copy's tower is the policy's.
         shared = {id(p): p for p in network.parameters() if not p.requires_grad}
@@ -139,6 +146,7 @@ def choose_trained(
     quantized: bool,
     compute_dtype: torch.dtype,
     trainable: bool,
+    mapped: bool = False,
 ) -> None:
     """Freeze what does not train, in the precision of the computation; the rest is float32.
 
@@ -151,10 +159,11 @@ def choose_trained(
         quantized: whether the weights of the language model have few bits.
         compute_dtype: of the computation.
         trainable: False freezes everything, for a model that is only asked.
+        mapped: leave the weights in their file and in its precision, for `share_out`.
     """
     model.requires_grad_(False)
     silence(model)
-    if not quantized:
+    if not (quantized or mapped):
         materialize(model)
     between = model.get_submodule(modules.projector)
     if lora_settings is None:
@@ -165,7 +174,42 @@ def choose_trained(
         scope = modules.language_scope
         lora.attach(model, lora_settings, component=PEFT_PREFIX, scope=scope)
     between.requires_grad_(projector)
-    upcast_trainable(model)
-    store_for_autocast(model, compute_dtype)
+    if not mapped:
+        upcast_trainable(model)
+        store_for_autocast(model, compute_dtype)
     if not trainable:
         model.requires_grad_(False)
+
+
+def mapped_copy(network: TokenScorer) -> TokenScorer:
+    """A frozen network with the same weights, where they are; what every process keeps whole is
+    that of `network` itself."""
+    same = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    shared = {id(part): part for part in network.whole_parts()}
+    return copy.deepcopy(network, {**same, **shared})
+
+
+def share_out(
+    network: TokenScorer, sharder: Sharder, *, device: torch.device, compute_dtype: torch.dtype
+) -> None:
+    """Share a network out while its weights are mapped from their file, so that each process reads
+    its part of them, in the precisions of `choose_trained`.
+
+    Args:
+        network: from `choose_trained`, mapped.
+        sharder: shares it out.
+        device: of what every process keeps whole.
+        compute_dtype: of the computation.
+    """
+    sharder.shard(network)
+    for parameter in network.parameters():
+        if not is_sharded(parameter):
+            parameter.data = parameter.detach().to(device, copy=True)
+    dtypes = {
+        name: torch.float32 for name, p in network.named_parameters() if p.is_floating_point()
+    }
+    for name, module in network.named_modules():
+        if is_product(module) and not module.weight.requires_grad:
+            inside = module.named_parameters(prefix=name, recurse=False)
+            dtypes.update(dict.fromkeys((inner for inner, _ in inside), compute_dtype))
+    cast_shards(network, dtypes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,9 @@ class TokenScorer(nn.Module):
     This is the module that is wrapped for several processes: one forward per step and model.
     """
 
+    methods_of_shards: ClassVar[tuple[str, ...]] = ("choices", "head_is_whole")
+    """Besides `forward`: see `models.sharding.Sharder`."""
+
     def __init__(self, model: Any, module_names: ModuleNames, *, positions_at_once: int) -> None:
         """Wrap a model of transformers.
 
@@ -157,6 +160,21 @@ class TokenScorer(nn.Module):
             hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
             logits = self.model(input_ids=tokens, use_cache=False).logits
             return torch.allclose(self._head(hidden), logits, rtol=1e-5, atol=1e-6)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of the language model's blocks, by which its weights are shared out."""
+        language = self.model.get_submodule(self.module_names.language)
+        lists = [module for module in language.modules() if isinstance(module, nn.ModuleList)]
+        return sorted({type(block).__name__ for blocks in lists[:1] for block in blocks})
+
+    def whole_parts(self) -> list[nn.Module]:
+        """Of a vision tower what never trains: it runs outside of `forward`, and is small."""
+        return [
+            module
+            for module in self.tower.modules()
+            if not any(parameter.requires_grad for parameter in module.parameters())
+        ]
 
     @property
     def tower(self) -> nn.Module:
