@@ -94,14 +94,16 @@ class HeldOut(Generic[B]):
         """What a pair was held out by."""
         return self._groups[sample_id]
 
-    def share_of_rank(self, *, pairs: int, visits: int) -> Iterator[B]:
+    def share_of_rank(self, *, pairs: int, visits: int, rank: int | None = None) -> Iterator[B]:
         """This rank's part of the batches; ranks may have unequally many. What cannot be used is
         left out.
 
         Args:
             pairs: the first so many, in an order that is the same for every run.
             visits: how often each pair is seen, each time under other noise.
+            rank: whose part; None is this one.
         """
+        rank = world.rank() if rank is None else rank
         by_size: dict[Size | None, list[Work]] = {}
         for visit in range(visits):
             for size, pair in self._pairs[:pairs]:
@@ -111,4 +113,4 @@ class HeldOut(Generic[B]):
             for works in by_size.values()
             for start in range(0, len(works), self._per_batch)
         ]
-        return map(self._finish, self._batches.in_parts(parts[world.rank() :: world.size()]))
+        return map(self._finish, self._batches.in_parts(parts[rank :: world.size()]))

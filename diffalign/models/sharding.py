@@ -38,6 +38,11 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def is_shared_out(network: nn.Module) -> bool:
+    """Whether every process has a part of a network alone, so that all must call it at once."""
+    return any(map(is_sharded, network.parameters()))
+
+
 def shard_of(value: Tensor, like: Any) -> Tensor:
     """This process's part of a whole value.
 
@@ -79,6 +84,14 @@ def make_room(network: nn.Module, device: torch.device) -> None:
         return torch.empty_like(tensor, device=device) if blank else tensor
 
     network._apply(with_memory)
+
+
+def reshard(network: nn.Module) -> None:
+    """Give up what was put together for a forward that no backward pass followed: it would be
+    taken for the weights after these have moved."""
+    for module in network.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
 
 
 def cast_shards(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -35,7 +35,7 @@ from diffalign.models.locate import locate
 from diffalign.models.locations import ITSELF, AbstractLocation, Folder
 from diffalign.models.lora import LoraSettings
 from diffalign.models.runs import in_words
-from diffalign.models.sharding import Sharder
+from diffalign.models.sharding import Sharder, reshard
 from diffalign.models.single_file import SingleFile
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
@@ -299,6 +299,7 @@ class VLM(AbstractModel):
                     f"{self.path}: {type(model).__name__} bounds or scales its logits after its "
                     f"head, and log-probabilities are computed from the head alone"
                 )
+        reshard(network)
         if self.gradient_checkpointing and trainable:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

@@ -7,6 +7,7 @@ place of its computation. The projector after it still runs each time, since it 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,10 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(padded)
 
 
+class _LookedAt(Exception):
+    """The tower has run, once for all images."""
+
+
 @torch.no_grad()
 def look(
     model: Any, tower: nn.Module, inputs: Mapping[str, Tensor], *, layers: Sequence[int]
@@ -80,9 +85,8 @@ def look(
 
     def remember(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            features.update(_kept(output, layers))
-            return output
+            features.update(_kept(forward(*args, **kwargs), layers))
+            raise _LookedAt  # what comes after the tower is run again, with the features
 
         return run
 
@@ -92,7 +96,7 @@ def look(
         for name in ("vision_feature_layer", "vision_feature_select_strategy")
         if name in accepted and hasattr(model.config, name)
     }
-    with _replaced_forward(tower, remember):
+    with _replaced_forward(tower, remember), contextlib.suppress(_LookedAt):
         model.get_image_features(**{k: v for k, v in inputs.items() if k in accepted}, **settings)
     return ImageInputs(
         inputs={key: _shape_of(v) if key == "pixel_values" else v for key, v in inputs.items()},

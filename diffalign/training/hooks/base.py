@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffalign.data.source import AbstractSource
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode
+from diffalign.models.sharding import reshard
 from diffalign.objectives.base import AbstractObjective, Likelihoods
 from diffalign.training.look_ahead import MicroBatch
 
@@ -207,4 +208,5 @@ def inspecting(run: TrainingRun) -> Iterator[None]:
         with torch.no_grad(), evaluation_mode(model.network), run.evaluated_weights():
             yield
     finally:
+        reshard(model.network)
         model.network = wrapped

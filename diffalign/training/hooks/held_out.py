@@ -20,6 +20,7 @@ from diffalign.errors import DataError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode
+from diffalign.models.sharding import is_shared_out
 from diffalign.objectives.base import AbstractObjective, Likelihoods, Views
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.look_ahead import MicroBatch
@@ -86,22 +87,47 @@ class HeldOutEvaluation(AbstractHook):
                 )
             yield MicroBatch(batch, reference=values)
 
+    def _in_step(self, model: AbstractTrainable) -> Iterator[tuple[MicroBatch, bool]]:
+        """`_parts_of_rank`, each of which counts; where a network is shared out, further ones that
+        do not, until no rank has one left: all ranks must call it equally often."""
+        parts = self._parts_of_rank()
+        if not is_shared_out(model.network):
+            yield from ((part, True) for part in parts)
+            return
+        while True:
+            part = next(parts, None)
+            if not any(world.gather(part is not None)):
+                return
+            yield part or self._spare(), part is not None
+
+    def _spare(self) -> MicroBatch:
+        """A part of the main rank, which has one if any has."""
+        settings = {"pairs": self._config.pairs, "visits": self._config.visits}
+        part = MicroBatch(next(self._held_out.share_of_rank(**settings, rank=0)))
+        if self._reference is not None:  # no rank runs one
+            part.reference = {}
+        return part
+
     def _evaluate(self, run: TrainingRun) -> dict[str, float]:
         with inspecting(run):
-            mine = [_cut(run.views(part), part.batch.sample_ids) for part in self._parts_of_rank()]
+            mine = []
+            for part, counts in self._in_step(run.model):
+                views = run.views(part)
+                if counts:
+                    mine.append(_cut(views, part.batch.sample_ids))
             everyone = [part for of_rank in world.gather(mine) for part in of_rank]
             if not everyone:
                 return {"held_out/pairs": 0}
-            views, sample_ids = _joined(everyone)
-            loss = _loss(run.objective, views)
+            joined, sample_ids = _joined(everyone)
+            loss = _loss(run.objective, joined)
         groups = [self._held_out.group(sample_id) for sample_id in sample_ids]
         figures = {
             "pairs": len(set(sample_ids)),
             "loss": loss,
-            **implicit_accuracy(views, groups),
+            **implicit_accuracy(joined, groups),
             **{
                 f"drift/{name}": float(view.log_ratio.mean())
-                for name, view in views.items()
+                for name, view in joined.items()
                 if view.reference is not None
             },
         }

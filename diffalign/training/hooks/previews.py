@@ -15,12 +15,14 @@ from pathlib import Path
 from PIL import Image
 from rich.markup import escape
 
+from diffalign import world
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import DataError
 from diffalign.files import read_json, write_atomically, write_image, write_json
 from diffalign.imaging.grid import PAPER, GridCell, GridRow, evenly_spaced_with_ends, render_grid
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
+from diffalign.models.sharding import is_shared_out
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.hooks.preview_makers import AbstractMaker, PreviewItem
 from diffalign.training.hooks.preview_page import page_of
@@ -81,15 +83,15 @@ class PreviewsConfig:
 
 
 class Previews(AbstractHook):
-    """Images or responses to fixed prompts, on the main rank, as files, strip, page and for
-    trackers."""
+    """Images or responses to fixed prompts as files, strip, page and for trackers, by the main
+    rank; of a network that is shared out all ranks make them, and it alone writes."""
 
     def __init__(self, config: PreviewsConfig, maker: AbstractMaker) -> None:
         self._config, self._maker = config, maker
         self._previewed: list[PreviewItem] = []
 
     def start(self, run: TrainingRun) -> Mapping[str, float]:
-        if not run.accelerator.is_main_process:
+        if not (world.is_main() or is_shared_out(run.model.network)):
             return {}
         self._previewed = self._maker.previewed(run)
         if not self._previewed:
@@ -99,7 +101,8 @@ class Previews(AbstractHook):
                 soft_wrap=True,
             )
             return {}
-        self._forget(run)
+        if world.is_main():
+            self._forget(run)
         if run.step == 0:
             self._preview(run)
         return {}
@@ -140,6 +143,8 @@ class Previews(AbstractHook):
     def _preview(self, run: TrainingRun) -> None:
         with inspecting(run):
             made = self._maker.make(run, self._previewed)
+        if not world.is_main():
+            return
         folder = run.output / FOLDER
         try:
             for number, frame in enumerate(made):
