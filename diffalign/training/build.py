@@ -16,6 +16,7 @@ from accelerate.utils import (
 from rich.console import Console
 
 from diffalign import world
+from diffalign.data.layout import Layout
 from diffalign.data.section import SourceRequest
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
@@ -78,29 +79,40 @@ def end(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def build_source(run: RunConfig, console: Console, *, skipped: Path | None) -> AbstractSource:
+def build_source(
+    run: RunConfig, console: Console, *, skipped: Path | None, layout: Layout | None = None
+) -> AbstractSource:
     """The batches of a run on this rank; opening it reads no image.
 
     Args:
         run: the config.
         console: for the progress of rounds; silent on all ranks but the main one.
         skipped: where unusable samples of the data are listed; None keeps them in memory.
+        layout: of the run; None for one that starts.
     """
-    return run.section.open(source_request(run, console, skipped=skipped))
+    return run.section.open(source_request(run, console, skipped=skipped, layout=layout))
 
 
 def source_request(
-    run: RunConfig, console: Console, *, skipped: Path | None = None
+    run: RunConfig,
+    console: Console,
+    *,
+    skipped: Path | None = None,
+    layout: Layout | None = None,
 ) -> SourceRequest[AbstractModel, AbstractLikelihood]:
     """What the section that batches come from has to know of a run; see `build_source`."""
+    if layout is None:
+        layout = Layout.start(
+            samples_per_device=run.training.samples_per_device,
+            accumulation=run.training.accumulation,
+        )
     return SourceRequest(
         model=run.model,
         likelihood=run.likelihood,
         objective=run.objective,
         output=run.output,
         run_seed=run.seed,
-        samples_per_device=run.training.samples_per_device,
-        accumulation=run.training.accumulation,
+        layout=layout,
         settings=repr(identity(run)),
         skipped=skipped,
         console=console,

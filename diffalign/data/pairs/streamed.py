@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from diffalign import world
 from diffalign.data.decoding import Size
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.samples import empty_caption
-from diffalign.data.plans import AbstractPlan, PlannedBatch, Work, rank_part
+from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.rows import AbstractRowStream, Cursor, Row
 from diffalign.data.skipping import LeftOut, Skipped
 from diffalign.errors import DataError
@@ -90,6 +90,7 @@ class StreamPlan(AbstractPlan):
 
     def start(self) -> dict[str, Any]:
         return {
+            "samples": 0,
             "epoch": 0,
             "block": 0,
             "cursor": None,
@@ -113,8 +114,9 @@ class StreamPlan(AbstractPlan):
                 "streams: set data.streaming as it was"
             )
 
-    def batches(self, position: Mapping[str, Any], pairs_per_device: int) -> Iterator[PlannedBatch]:
-        size = pairs_per_device * world.size()
+    def batches(self, position: Mapping[str, Any], layout: Layout) -> Iterator[PlannedBatch]:
+        samples, parts = position["samples"], layout.own_parts(position["samples"])
+        size = layout.seen_after(samples) - samples
         pairs_met, left_out = position["pairs_met"], Counter(position["left_out"])
         counted = position["block"] if position["offset"] else position["block"] - 1
         taken: list[_Place] = []
@@ -129,7 +131,11 @@ class StreamPlan(AbstractPlan):
             taken.append((block, offset))
             if len(taken) < size:
                 continue
+            own = next(parts)
+            places = taken[own.start - samples : own.stop - samples]
+            samples += size
             after = {
+                "samples": samples,
                 "epoch": block.epoch,
                 "block": block.number,
                 "cursor": block.cursor,
@@ -138,7 +144,7 @@ class StreamPlan(AbstractPlan):
                 "pairs_met": pairs_met,
                 "left_out": dict(left_out),
             }
-            yield self._batch(taken[rank_part(pairs_per_device)], tuple(skipped), after)
+            yield self._batch(places, tuple(skipped), after)
             taken, skipped = [], []
 
     def _batch(

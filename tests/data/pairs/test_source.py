@@ -362,7 +362,7 @@ def test_the_limit_takes_the_first_pairs(streaming, tmp_path):
 def test_resuming_with_another_global_batch_is_refused(tmp_path):
     write_pickapic(tmp_path, make_pairs(4))
     state = open_source(tmp_path, pairs_per_device=2).state_dict()
-    with pytest.raises(DataError, match="counts micro-batches of 2 pairs, and this run has 3 per"):
+    with pytest.raises(DataError, match="micro-batches of 2 samples, and those of this run have 3"):
         open_source(tmp_path, pairs_per_device=3).load_state_dict(state)
 
 

@@ -4,12 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
 from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.rows import AbstractRowStream, Row
 from tests.layouts import make_pairs, pickapic_rows, write_rows
+
+TWO = Layout(samples_per_device=2, micro_batch=2, micro_batches=1)
 
 
 class CountedStream(AbstractRowStream):
@@ -36,7 +39,7 @@ def names(batches):
 
 
 def planned(plan, count, position=None):
-    return list(islice(plan.batches(position or plan.start(), 2), count))
+    return list(islice(plan.batches(position or plan.start(), TWO), count))
 
 
 def test_a_block_is_shuffled_within_itself_and_the_short_end_with_its_neighbour():
@@ -77,7 +80,8 @@ def test_resuming_reads_nothing_before_the_block():
 
 def test_no_more_than_a_few_blocks_are_read_ahead():
     stream = CountedStream(10_000)
-    for used, _ in enumerate(islice(plan_over(stream).batches(plan_over(stream).start(), 2), 200)):
+    plan = plan_over(stream)
+    for used, _ in enumerate(islice(plan.batches(plan.start(), TWO), 200)):
         assert stream.read <= 2 * (used + 1) + 3 * 4
 
 
@@ -103,7 +107,7 @@ def test_memory_stays_flat_over_a_long_stream(tmp_path):
     del rows
     data = open_data(PairConfig(path=str(tmp_path), resolution=16, streaming=True))
     plan = StreamPlan(data, run_seed=0, block_rows=8, limit=None, target=(16, 16))
-    batches = plan.batches(plan.start(), 1)
+    batches = plan.batches(plan.start(), Layout.start(samples_per_device=1, accumulation=1))
     next(batches)
     before = peak = resident_bytes()
     for _ in islice(batches, 299):
