@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +30,19 @@ def begin(monkeypatch: pytest.MonkeyPatch, stage: Stage, *, accumulation: int) -
     return Layout.start(samples_per_device=stage.samples_per_device, accumulation=accumulation)
 
 
+def states_of_ranks(
+    monkeypatch: pytest.MonkeyPatch, sources: Sequence[AbstractSource]
+) -> list[dict[str, Any]]:
+    """The positions of sources of all ranks, which tell each other what they know."""
+    said: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "gather", lambda value: [said.append(value) or value])
+        for source in sources:
+            source.state_dict()
+        patch.setattr(world, "gather", lambda value: said)
+        return [source.state_dict() for source in sources]
+
+
 def samples_of_steps(
     monkeypatch: pytest.MonkeyPatch,
     open_rank: Callable[[Layout], AbstractSource],
@@ -52,7 +66,7 @@ def samples_of_steps(
     for stage in stages:
         monkeypatch.setattr(world, "size", lambda stage=stage: stage.processes)
         layout = start.on_these_processes(stage.samples_per_device)
-        ranks, states = [], []
+        ranks, sources = [], []
         for rank in range(stage.processes):
             monkeypatch.setattr(world, "rank", lambda rank=rank: rank)
             source = open_rank(layout)
@@ -60,9 +74,10 @@ def samples_of_steps(
                 source.load_state_dict(state)
             batches = islice(iter(source), stage.steps * layout.accumulation)
             ranks.append([list(names(batch)) for batch in batches])
-            states.append(source.state_dict())
+            sources.append(source)
+        states = states_of_ranks(monkeypatch, sources)
         assert all(each == states[0] for each in states)
-        state = states[0]
+        state = json.loads(json.dumps(states[0]))
         in_order = [name for passes in zip(*ranks, strict=True) for part in passes for name in part]
         size = layout.samples_per_step
         assert len(in_order) == size * stage.steps

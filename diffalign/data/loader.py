@@ -69,7 +69,7 @@ class PlannedBatches(Generic[S, B]):
         self._max_bad_fraction = max_bad_fraction
         self._workers = workers
         self._run_seed = run_seed
-        self._position = plan.start()
+        self._position = plan.start(layout)
         if plan.known_pairs is not None:
             skips.stop_above(max_bad_fraction, out_of=plan.known_pairs)
 
@@ -109,8 +109,18 @@ class PlannedBatches(Generic[S, B]):
         return self._skips.counts
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, of plain JSON values."""
+        """The position, of plain JSON values, the same on every rank; all of them must call."""
+        self._position = self._plan.of_all_ranks(self._position)
         return {"pairs_per_micro_batch": self._layout.micro_batch, **self._position}
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Within this context batches are looked at; afterwards the position is that of before."""
+        position = self._position
+        try:
+            yield
+        finally:
+            self._position = position
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a position; iterate anew afterwards.
@@ -121,7 +131,7 @@ class PlannedBatches(Generic[S, B]):
         position = dict(state)
         size = position.pop("pairs_per_micro_batch")
         self._layout.check_micro_batch(size)
-        if "micro_batches" in position:  # of a checkpoint of version 0.1
+        if "micro_batches" in position:  # of an older checkpoint
             position["samples"] = position.pop("micro_batches") * size
         self._plan.check(position)
         self._position = position

@@ -38,7 +38,8 @@ class PlannedBatch:
     replacement: Callable[[int, int], Work]
     """(index in `works`, attempt) -> another pair for one that cannot be used."""
     after: dict[str, Any]
-    """Position of the plan behind this forward pass of every rank; the same on all of them."""
+    """Position of the plan behind this forward pass of every rank, as far as this one knows it: see
+    `AbstractPlan.of_all_ranks`."""
     out_of: int
     """Pairs that the share of unusable ones is taken of."""
     skipped: tuple[Skipped, ...] = ()
@@ -53,7 +54,7 @@ class AbstractPlan(abc.ABC):
         """Counts as a sentence."""
 
     @abc.abstractmethod
-    def start(self) -> dict[str, Any]:
+    def start(self, layout: Layout) -> dict[str, Any]:
         """The position before the first sample, of plain JSON values; `samples` counts those that
         all ranks have seen."""
 
@@ -69,6 +70,10 @@ class AbstractPlan(abc.ABC):
     @abc.abstractmethod
     def check(self, position: Mapping[str, Any]) -> None:
         """Raise DataError for a position of another plan or data set."""
+
+    def of_all_ranks(self, position: Mapping[str, Any]) -> dict[str, Any]:
+        """The position that all ranks together know, the same on each; every rank must call."""
+        return dict(position)
 
     @abc.abstractmethod
     def batches(self, position: Mapping[str, Any], layout: Layout) -> Iterator[PlannedBatch]:
@@ -161,8 +166,11 @@ class IndexPlan(AbstractPlan):
             f"{height}x{width}" for height, width in sizes
         )
 
-    def start(self) -> dict[str, Any]:
-        return {"pairs": len(self.index.members), "samples": 0}
+    def start(self, layout: Layout) -> dict[str, Any]:
+        return self._place(0)
+
+    def _place(self, samples: int) -> dict[str, Any]:
+        return {"pairs": len(self.index.members), "samples": samples}
 
     def left_out(self, position: Mapping[str, Any]) -> dict[str, int]:
         return {reason.value: count for reason, count in self.index.counts.left_out.items()}
@@ -172,7 +180,7 @@ class IndexPlan(AbstractPlan):
         return self.index.counts.pairs
 
     def check(self, position: Mapping[str, Any]) -> None:
-        if set(position) != set(self.start()):
+        if set(position) != set(self._place(0)):
             raise DataError(
                 "the checkpoint's place in the data is that of a stream, and this run reads at "
                 "random: set data.streaming as it was"
@@ -218,7 +226,7 @@ class IndexPlan(AbstractPlan):
             replacement=lambda place, attempt: self._work(
                 self._order.replacement(positions[place], attempt)
             ),
-            after={**self.start(), "samples": samples},
+            after=self._place(samples),
             out_of=self.index.counts.pairs,
         )
 

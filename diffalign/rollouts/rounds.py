@@ -123,7 +123,7 @@ class Rounds(AbstractSource):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         position = dict(state)
-        if "batch" in position:  # of a checkpoint of version 0.1
+        if "batch" in position:  # of an older checkpoint
             position["pairs_per_micro_batch"] = position.pop("rows_per_micro_batch")
             position["samples"] = position.pop("batch") * position["pairs_per_micro_batch"]
         self._run.layout.check_micro_batch(position.pop("pairs_per_micro_batch"))

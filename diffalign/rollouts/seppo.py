@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -208,14 +207,14 @@ class _Collector(AbstractCollector):
         """The first captions of the first forward passes of the main rank, however many ranks there
         are."""
         count = self._settings.previewed_prompts
-        return list(dict.fromkeys(batch.captions[0] for batch in self._ahead(count)))
+        return list(dict.fromkeys(batch.captions[0] for batch in self._preferred.ahead(count)))
 
     def preview_process(self) -> ReverseProcess:
         return self._settings.process
 
     def warm_up(self, model: DiffusionModel) -> None:
         if self._settings.scorers:
-            (batch,) = self._ahead(1)
+            (batch,) = self._preferred.ahead(1)
             self._scorers.warm_up(batch.captions[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
@@ -228,12 +227,6 @@ class _Collector(AbstractCollector):
             yield Phase(
                 "score", [Work(b.scores, len(b.visits), partial(self._score, b)) for b in batches]
             )
-
-    def _ahead(self, count: int) -> Iterator[ImageBatch]:
-        """This rank's next batches, without leaving the place in the data."""
-        place = self._preferred.state_dict()
-        yield from islice(self._preferred, count)
-        self._preferred.load_state_dict(place)
 
     def _visits(self, number: int) -> list[_Visit]:
         """Whatever a round will train on, the same list on every rank."""
@@ -256,7 +249,7 @@ class _Collector(AbstractCollector):
         ahead = []
         title, total = f"round {number}, look ahead", self._samples
         with progress(self._run.console, title, total) as advance:
-            for index, batch in enumerate(self._ahead(len(starts))):
+            for index, batch in enumerate(self._preferred.ahead(len(starts))):
                 images = batch.images["chosen"]
                 if index % every == 0 and len(self._shown) < _GRID_ROWS:
                     self._shown[starts[index]] = images[0].clone()
