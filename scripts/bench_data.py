@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import typer
 from PIL import Image, ImageFilter
 
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.timesteps import TimestepSampling
@@ -59,7 +60,7 @@ def measure(config: PairConfig, batches: int) -> tuple[float, float]:
         config,
         views=frozenset({"chosen", "rejected"}),
         run_seed=0,
-        pairs_per_device=BATCH_PAIRS,
+        layout=Layout.start(samples_per_device=BATCH_PAIRS, accumulation=1),
         timesteps=TimestepSampling(),
         schedule_length=1000,
         skipped=None,

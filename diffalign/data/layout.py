@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from diffalign import world
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Layout:
     those of one are of one size."""
     micro_batches: int
     """Global micro-batches of an optimiser step."""
-    processes: int
+    processes: int = 1
     """On how many the run started; nothing but its identity depends on it."""
 
     @classmethod
@@ -90,9 +91,22 @@ class Layout:
             yield range(first, first + self.samples_per_device)
             first += self._at_once
 
+    def own_parts_of(self, first: int, end: int) -> Iterator[range]:
+        """`own_parts` from one whole step to another."""
+        return takewhile(lambda part: part.start < end, self.own_parts(first))
+
     def seen_after(self, samples: int) -> int:
         """How many samples all ranks have seen after the next forward pass of each."""
         return samples + self._at_once
+
+    def check_micro_batch(self, saved: int) -> None:
+        """Raise DataError for a position of a run with global micro-batches of another size."""
+        if saved != self.micro_batch:
+            raise DataError(
+                f"the checkpoint's place in the data counts micro-batches of {saved} samples, and "
+                f"those of this run have {self.micro_batch}, over all processes: resume with the "
+                f"layout that the run started with (training.samples_per_device times processes)"
+            )
 
     def place(self, sample: int) -> tuple[int, int]:
         """The number of the global micro-batch that a sample is in, and its place there."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch.utils.data import DataLoader
 
-from diffalign import world
+from diffalign.data.layout import Layout
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.errors import DataError
@@ -46,7 +46,7 @@ class PlannedBatches(Generic[S, B]):
         stack: Callable[[Sequence[S]], B],
         skips: SkipLog,
         *,
-        pairs_per_device: int,
+        layout: Layout,
         max_bad_fraction: float,
         workers: int,
         run_seed: int,
@@ -56,7 +56,7 @@ class PlannedBatches(Generic[S, B]):
         decoder: makes a sample of one of them.
         stack: makes a batch of samples; no list.
         skips: where those that cannot be used are counted.
-        pairs_per_device: in each batch.
+        layout: which samples are this rank's.
         max_bad_fraction: share of unusable pairs above which a DataError is raised.
         workers: processes that decode; 0 decodes in this one.
         run_seed: of the run.
@@ -65,11 +65,11 @@ class PlannedBatches(Generic[S, B]):
         self._decoder = decoder
         self._stack = stack
         self._skips = skips
-        self._pairs_per_device = pairs_per_device
+        self._layout = layout
         self._max_bad_fraction = max_bad_fraction
         self._workers = workers
         self._run_seed = run_seed
-        self._position = plan.start()
+        self._position = plan.start(layout)
         if plan.known_pairs is not None:
             skips.stop_above(max_bad_fraction, out_of=plan.known_pairs)
 
@@ -109,35 +109,38 @@ class PlannedBatches(Generic[S, B]):
         return self._skips.counts
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, of plain JSON values."""
-        return {"pairs_per_micro_batch": self._global_size, **self._position}
+        """The position, of plain JSON values, the same on every rank; all of them must call."""
+        self._position = self._plan.of_all_ranks(self._position)
+        return {"pairs_per_micro_batch": self._layout.micro_batch, **self._position}
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Within this context batches are looked at; afterwards the position is that of before."""
+        position = self._position
+        try:
+            yield
+        finally:
+            self._position = position
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a position; iterate anew afterwards.
 
         Raises:
-            DataError: it belongs to another data set or another global batch.
+            DataError: it belongs to another data set or to other global micro-batches.
         """
         position = dict(state)
-        saved = position.pop("pairs_per_micro_batch")
-        if saved != self._global_size:
-            raise DataError(
-                f"the checkpoint's place in the data counts micro-batches of {saved} pairs, and "
-                f"this run has {self._pairs_per_device} per device times {world.size()} "
-                f"processes = {self._global_size}. Resume with the same product"
-            )
+        size = position.pop("pairs_per_micro_batch")
+        self._layout.check_micro_batch(size)
+        if "micro_batches" in position:  # of an older checkpoint
+            position["samples"] = position.pop("micro_batches") * size
         self._plan.check(position)
         self._position = position
-
-    @property
-    def _global_size(self) -> int:
-        return self._pairs_per_device * world.size()
 
     def __iter__(self) -> Iterator[B]:
         in_flight: deque[PlannedBatch] = deque()
 
         def works() -> Iterator[list[Work]]:
-            for planned in self._plan.batches(self._position, self._pairs_per_device):
+            for planned in self._plan.batches(self._position, self._layout):
                 in_flight.append(planned)
                 yield planned.works
 
@@ -151,7 +154,7 @@ class PlannedBatches(Generic[S, B]):
 
     def most_visits(self, micro_batches: int) -> int | None:
         """See `AbstractSource.most_visits`."""
-        return self._plan.most_visits(micro_batches, self._global_size)
+        return self._plan.most_visits(micro_batches, self._layout.micro_batch)
 
     def sweep(self, works: Sequence[Work]) -> Iterator[B]:
         """Batches of these visits in order, size by size of their images; the position stays, and
@@ -162,7 +165,7 @@ class PlannedBatches(Generic[S, B]):
         by_target: dict[Any, list[Work]] = {}
         for work in works:
             by_target.setdefault(work.target, []).append(work)
-        size = self._pairs_per_device
+        size = self._layout.samples_per_device
         return self.in_parts(
             [
                 alike[start : start + size]

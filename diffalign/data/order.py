@@ -1,9 +1,10 @@
 """Which rows make up which micro-batch: a pure function of the run seed and a number.
 
-A global micro-batch is what all ranks together see at once. Number m of a data set without buckets
-is positions [m * G, (m + 1) * G) of an endless sequence, in which epoch e is a permutation sampled
-from (run seed, e); each rank takes its contiguous part. So one process with a batch of 2n and two
-with n see the same global batches, and resuming needs the number m alone.
+A global micro-batch is what all ranks together see at once where a run starts. Number m of a data
+set without buckets is positions [m * G, (m + 1) * G) of an endless sequence, in which epoch e is a
+permutation sampled from (run seed, e); `diffalign.data.layout` says which part each rank takes. So
+one process with a batch of 2n and two with n see the same global batches, and resuming needs the
+number of samples alone.
 
 With buckets, every bucket is such a sequence, and a schedule says which comes next: a cycle of N
 micro-batches, N the number of pairs, gives each bucket as many as it has pairs, in an order

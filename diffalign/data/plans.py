@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from diffalign import world
 from diffalign.data.decoding import Size
+from diffalign.data.layout import Layout
 from diffalign.data.order import Order, Position
 from diffalign.data.skipping import LeftOut, Skipped
 from diffalign.errors import DataError
@@ -31,30 +31,32 @@ class Work:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """This rank's part of one global micro-batch."""
+    """This rank's part of one global micro-batch: the pairs of a forward pass."""
 
     works: list[Work]
-    """`pairs_per_device` of them."""
+    """`samples_per_device` of them."""
     replacement: Callable[[int, int], Work]
     """(index in `works`, attempt) -> another pair for one that cannot be used."""
     after: dict[str, Any]
-    """Position of the plan behind this micro-batch; the same on every rank."""
+    """Position of the plan behind this forward pass of every rank, as far as this one knows it: see
+    `AbstractPlan.of_all_ranks`."""
     out_of: int
     """Pairs that the share of unusable ones is taken of."""
     skipped: tuple[Skipped, ...] = ()
-    """Pairs that were found unusable on the way to this micro-batch, before decoding."""
+    """Pairs that were found unusable on the way here, before decoding."""
 
 
 class AbstractPlan(abc.ABC):
-    """An endless sequence of micro-batches."""
+    """An endless sequence of samples, in global micro-batches."""
 
     @abc.abstractmethod
     def describe(self) -> str:
         """Counts as a sentence."""
 
     @abc.abstractmethod
-    def start(self) -> dict[str, Any]:
-        """The position before the first micro-batch, of plain JSON values."""
+    def start(self, layout: Layout) -> dict[str, Any]:
+        """The position before the first sample, of plain JSON values; `samples` counts those that
+        all ranks have seen."""
 
     @abc.abstractmethod
     def left_out(self, position: Mapping[str, Any]) -> dict[str, int]:
@@ -69,20 +71,18 @@ class AbstractPlan(abc.ABC):
     def check(self, position: Mapping[str, Any]) -> None:
         """Raise DataError for a position of another plan or data set."""
 
+    def of_all_ranks(self, position: Mapping[str, Any]) -> dict[str, Any]:
+        """The position that all ranks together know, the same on each; every rank must call."""
+        return dict(position)
+
     @abc.abstractmethod
-    def batches(self, position: Mapping[str, Any], pairs_per_device: int) -> Iterator[PlannedBatch]:
-        """Micro-batches of this rank from a position on."""
+    def batches(self, position: Mapping[str, Any], layout: Layout) -> Iterator[PlannedBatch]:
+        """This rank's parts from a position on, one a forward pass."""
 
     def most_visits(self, micro_batches: int, size: int) -> int | None:
         """How often that pair is visited which is visited most, in so many global micro-batches of
         so many pairs; None where nobody knows."""
         return None
-
-
-def rank_part(pairs_per_device: int) -> slice:
-    """Which places of a global micro-batch are this rank's."""
-    first = world.rank() * pairs_per_device
-    return slice(first, first + pairs_per_device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class Index:
 
 
 class IndexPlan(AbstractPlan):
-    """Micro-batches of pairs that are read at random; a position is their number."""
+    """Pairs that are read at random; a position is the number of samples seen."""
 
     def __init__(
         self,
@@ -166,8 +166,11 @@ class IndexPlan(AbstractPlan):
             f"{height}x{width}" for height, width in sizes
         )
 
-    def start(self) -> dict[str, Any]:
-        return {"pairs": len(self.index.members), "micro_batches": 0}
+    def start(self, layout: Layout) -> dict[str, Any]:
+        return self._place(0)
+
+    def _place(self, samples: int) -> dict[str, Any]:
+        return {"pairs": len(self.index.members), "samples": samples}
 
     def left_out(self, position: Mapping[str, Any]) -> dict[str, int]:
         return {reason.value: count for reason, count in self.index.counts.left_out.items()}
@@ -177,7 +180,7 @@ class IndexPlan(AbstractPlan):
         return self.index.counts.pairs
 
     def check(self, position: Mapping[str, Any]) -> None:
-        if set(position) != set(self.start()):
+        if set(position) != set(self._place(0)):
             raise DataError(
                 "the checkpoint's place in the data is that of a stream, and this run reads at "
                 "random: set data.streaming as it was"
@@ -189,11 +192,11 @@ class IndexPlan(AbstractPlan):
                 "Resume with the same data, or start a new run"
             )
 
-    def batches(self, position: Mapping[str, Any], pairs_per_device: int) -> Iterator[PlannedBatch]:
-        number = position["micro_batches"]
-        while True:
-            yield self._batch(number, pairs_per_device)
-            number += 1
+    def batches(self, position: Mapping[str, Any], layout: Layout) -> Iterator[PlannedBatch]:
+        samples = position["samples"]
+        for part in layout.own_parts(samples):
+            samples = layout.seen_after(samples)
+            yield self._batch(part, samples, layout)
 
     def most_visits(self, micro_batches: int, size: int) -> int:
         return self._order.most_visits(micro_batches, size)
@@ -214,15 +217,16 @@ class IndexPlan(AbstractPlan):
             bucket_of[members] = bucket
         return bucket_of
 
-    def _batch(self, number: int, pairs_per_device: int) -> PlannedBatch:
-        size = pairs_per_device * world.size()
-        positions = self._order.micro_batch(number, size)[rank_part(pairs_per_device)]
+    def _batch(self, part: range, samples: int, layout: Layout) -> PlannedBatch:
+        number, place = layout.place(part.start)
+        micro_batch = self._order.micro_batch(number, layout.micro_batch)
+        positions = micro_batch[place : place + len(part)]
         return PlannedBatch(
             works=[self._work(position) for position in positions],
             replacement=lambda place, attempt: self._work(
                 self._order.replacement(positions[place], attempt)
             ),
-            after={**self.start(), "micro_batches": number + 1},
+            after=self._place(samples),
             out_of=self.index.counts.pairs,
         )
 

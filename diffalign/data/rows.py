@@ -71,15 +71,26 @@ Cursor = Mapping[str, Any]
 
 
 class AbstractRowStream(abc.ABC):
-    """Rows in order only."""
+    """Rows in order only, in parts that are read each by itself: row groups, files, shards."""
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> Sequence[int]:
+        """How large each part is, in rows, bytes or whatever tells them apart."""
 
     @abc.abstractmethod
-    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
-        """Every row from a place on, once, each with the cursor at which it is read again.
+    def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+        """Every row of a part from a place on, once, each with a cursor to read it again.
 
         Args:
-            start: a cursor that an earlier call gave; None for the first row.
+            part: its number.
+            start: a cursor that an earlier call for this part gave; None for its first row.
         """
+
+    def all_rows(self) -> Iterator[Row]:
+        """Every row in the order of the data set."""
+        for part in range(len(self.parts)):
+            yield from (row for _, row in self.rows(part))
 
 
 class LineRows(AbstractRows):

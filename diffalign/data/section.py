@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.encoded import OpensEncodings
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
@@ -61,10 +62,8 @@ class SourceRequest(RunParts[Model, Likelihood]):
     """The run folder; every process must see the same files there."""
     run_seed: int
     """From which every random choice derives."""
-    samples_per_device: int
-    """Rows of a micro-batch on one rank."""
-    accumulation: int
-    """Micro-batches of an optimiser step."""
+    layout: Layout
+    """How ranks and forward passes share the samples of an optimiser step."""
     settings: str
     """Everything in the config that shapes the run, in a form that equal settings share."""
     skipped: Path | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from PIL.Image import Image
@@ -52,10 +53,18 @@ class AbstractSource(abc.ABC):
     def __iter__(self) -> Iterator[Any]:
         """This rank's batches from the current position on, without end."""
 
+    def ahead(self, count: int) -> Iterator[Any]:
+        """This rank's next batches, without leaving the current position; iterate anew afterwards.
+
+        Raises:
+            ConfigError: they cannot be known before their turn.
+        """
+        raise ConfigError("these samples are not known before their turn")
+
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """The position after the batches handed out so far, of plain JSON values; batches that
-        workers hold ready do not count. It is the same on every rank."""
+        workers hold ready do not count. It is the same on every rank, and all of them must call."""
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -185,6 +194,10 @@ class AbstractDataSource(AbstractSource, Generic[Sample, Batch]):
     @property
     def skipped_counts(self) -> dict[str, int]:
         return self._batches.skipped_counts
+
+    def ahead(self, count: int) -> Iterator[Batch]:
+        with self._batches.staying():
+            yield from islice(self, count)
 
     def state_dict(self) -> dict[str, Any]:
         return self._batches.state_dict()

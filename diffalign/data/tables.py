@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -24,6 +26,10 @@ _HEADER_BYTES = 1 << 16
 
 _BATCH_ROWS = 16
 """Rows that are turned into Python values at once."""
+_BUFFER = 1 << 18
+"""Bytes of a column of a parquet file that are read at once."""
+_AT_ONCE = 16
+"""Directories of parquet files that are read at the same time."""
 
 
 def _row_name(index: int) -> str:
@@ -118,48 +124,78 @@ def _with_bytes(column: Any) -> list[Any]:
     return values
 
 
-class ParquetStream(AbstractRowStream):
-    """Local parquet files one after another; a cursor is a file and a number of rows in it.
+class _Group(NamedTuple):
+    """A row group of a parquet file."""
 
-    Read with pyarrow itself, row group by row group: the datasets library has Arrow prefetch whole
-    files, and memory then grows with the size of a file.
+    file: int
+    number: int
+    """In its file."""
+    first: int
+    """Number of its first row in the data set."""
+    rows: int
+
+
+class ParquetStream(AbstractRowStream):
+    """Parquet files whose row groups are parts; a cursor is a number of rows in one.
+
+    Read with pyarrow itself and through small buffers: the datasets library has Arrow prefetch
+    whole files, and memory then grows with the size of a file, or of a row group.
     """
 
     def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
         self._files = files
         self._columns = list(dict.fromkeys(columns))
 
-    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
-        cursor = dict(start or {"row": 0, "file": 0, "skip": 0})
-        for file in range(cursor["file"], len(self._files)):
-            skip = cursor["skip"]
-            for values in self._rows_of(self._files[file], skip):
-                cursor = {"row": cursor["row"], "file": file, "skip": skip}
-                yield cursor, Row(_row_name(cursor["row"]), values)
-                skip += 1
-                cursor = {**cursor, "row": cursor["row"] + 1}
-            cursor = {**cursor, "skip": 0}
+    @cached_property
+    def parts(self) -> Sequence[int]:
+        return [group.rows for group in self._groups]
 
-    def _rows_of(self, path: Path, skip: int) -> Iterator[dict[str, Any]]:
-        """Rows of a file without the first ones; row groups that are skipped whole are not read."""
+    def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+        group = self._groups[part]
+        skip = 0 if start is None else start["row"]
+        path = self._files[group.file]
         try:
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with pyarrow.parquet.ParquetFile(
+                path, metadata=self._footers[group.file], pre_buffer=False, buffer_size=_BUFFER
+            ) as file:
                 missing = set(self._columns) - set(file.schema_arrow.names)
                 if missing:
                     raise DataError(f"{path} lacks {', '.join(sorted(missing))}, unlike the first")
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    if skip < count:
-                        batches = file.iter_batches(_BATCH_ROWS, [group], self._columns)
-                        rows = chain.from_iterable(map(_python_rows, batches))
-                        yield from islice(rows, skip, None)
-                    skip = max(0, skip - count)
+                batches = file.iter_batches(_BATCH_ROWS, [group.number], self._columns)
+                rows = chain.from_iterable(map(_python_rows, batches))
+                for number, values in enumerate(islice(rows, skip, None), start=skip):
+                    yield {"row": number}, Row(_row_name(group.first + number), values)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} cannot be read to its end: {error}") from error
 
+    @cached_property
+    def _footers(self) -> Sequence[pyarrow.parquet.FileMetaData]:
+        """The directories of all files: some kilobytes each, and no row."""
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            return list(threads.map(_footer, self._files))
+
+    @cached_property
+    def _groups(self) -> Sequence[_Group]:
+        groups, first = [], 0
+        for file, footer in enumerate(self._footers):
+            for number in range(footer.num_row_groups):
+                rows = footer.row_group(number).num_rows
+                if rows:
+                    groups.append(_Group(file, number, first, rows))
+                first += rows
+        return groups
+
+
+def _footer(path: Path) -> pyarrow.parquet.FileMetaData:
+    try:
+        return pyarrow.parquet.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read to its end: {error}") from error
+
 
 class HubStream(AbstractRowStream):
-    """A hub data set as it arrives; a cursor is the library's own position."""
+    """A hub data set as it arrives; its parts are the shards of the library, and a cursor is the
+    library's own position in one."""
 
     def __init__(
         self, dataset: datasets.IterableDataset, columns: Sequence[str], *, name: str
@@ -167,26 +203,40 @@ class HubStream(AbstractRowStream):
         self._dataset = _without_decoding(dataset, columns)
         self._name = name
 
-    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+    @cached_property
+    def parts(self) -> Sequence[int]:
+        can_be_cut = hasattr(self._dataset, "shard")  # since datasets 3.1
+        return [1] * (self._dataset.n_shards if can_be_cut else 1)
+
+    def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         dataset = copy.deepcopy(self._dataset)  # iterating leaves its position in shared parts
+        if len(self.parts) > 1:
+            dataset = dataset.shard(len(self.parts), part)
         number, position = 0, None
         if start is not None:
             number, position = start["row"], start["position"]
         if position is not None:
             dataset.load_state_dict(copy.deepcopy(position))
         arriving = iter(dataset)
-        while (values := self._next(arriving, number)) is not None:
-            yield {"row": number, "position": position}, Row(_row_name(number), values)
+        while (values := self._next(arriving, part, number)) is not None:
+            yield {"row": number, "position": position}, Row(self._row_name(part, number), values)
             number += 1
             position = dataset.state_dict()
 
-    def _next(self, arriving: Iterator[dict[str, Any]], number: int) -> dict[str, Any] | None:
+    def _row_name(self, part: int, number: int) -> str:
+        """By its shard, since nobody knows how many rows the ones before have."""
+        return _row_name(number) if len(self.parts) == 1 else f"shard-{part:05d}-row-{number:08d}"
+
+    def _next(
+        self, arriving: Iterator[dict[str, Any]], part: int, number: int
+    ) -> dict[str, Any] | None:
         try:
             return next(arriving, None)
         except Exception as error:  # the errors of its network libraries share no base class
             why = hub.explain(error, self._name, kind="data set", section="data")
+            where = "" if len(self.parts) == 1 else f" of shard {part:,}"
             raise DataError(
-                f"data.path {self._name}: the hub stopped at row {number:,}: "
+                f"data.path {self._name}: the hub stopped at row {number:,}{where}: "
                 f"{why or f'{type(error).__name__}: {error}'}. Once it can be reached again, "
                 "continue the run from its last checkpoint with --resume"
             ) from error

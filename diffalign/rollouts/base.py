@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from rich.console import Console
 
+from diffalign.data.layout import Layout
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
 from diffalign.models.diffusion.config import AbstractDiffusion
@@ -33,10 +34,8 @@ class RunContext:
     """The model that is trained, before its weights are read."""
     settings: str
     """Everything in the config that shapes a round, in any form that equal settings share."""
-    samples_per_device: int
-    """Rows of a micro-batch on one rank."""
-    accumulation: int
-    """Micro-batches of an optimiser step."""
+    layout: Layout
+    """How ranks and forward passes share the samples of an optimiser step."""
     process: ReverseProcess | None
     """How the likelihood's reverse steps are taken; None where the likelihood takes none."""
     console: Console
@@ -111,7 +110,7 @@ class RoundSummary:
     """Counts and figures of a finished round."""
 
     micro_batches: int
-    """How many the round trains on; a multiple of the accumulation."""
+    """How many global ones the round trains on; those of whole optimiser steps."""
     summary: dict[str, float] = field(default_factory=dict)
     """Figures for the log: counts, mean and spread of scores, shares."""
     skipped: dict[str, int] = field(default_factory=dict)
@@ -144,8 +143,9 @@ class AbstractCollector(abc.ABC):
         """
 
     @abc.abstractmethod
-    def batches(self, number: int, folder: Path, start: int) -> Iterator[Any]:
-        """This rank's micro-batches of a built round, from micro-batch `start` on."""
+    def batches(self, number: int, folder: Path, samples: int) -> Iterator[Any]:
+        """This rank's parts of a built round, one a forward pass, behind so many `samples` of it
+        that all ranks have seen."""
 
     @abc.abstractmethod
     def preview_prompts(self) -> list[str]:

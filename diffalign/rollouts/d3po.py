@@ -253,9 +253,9 @@ class _Collector(AbstractCollector):
                     rejected=place[v, rejected],
                 )
 
-    def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
+    def batches(self, number: int, folder: Path, samples: int) -> Iterator[StepBatch]:
         pairs = read_rows(TrajectoryPair, folder / _PAIRS)
-        return self._steps.batches(number, pairs, folder, start)
+        return self._steps.batches(number, pairs, folder, samples)
 
     def _summary(
         self, number: int, images: Sequence[ScoredImage], pairings: Sequence[Pairing], pairs: int

@@ -174,8 +174,8 @@ class _Collector(AbstractCollector):
         ]
         render_ranked_grid(folder / "grid.png", shown, title="as ranked in the preferences")
 
-    def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
-        return self._steps.batches(number, self._pairs, self._settings.trajectories, start)
+    def batches(self, number: int, folder: Path, samples: int) -> Iterator[StepBatch]:
+        return self._steps.batches(number, self._pairs, self._settings.trajectories, samples)
 
 
 def _pair(group: Group, chosen: int, rejected: int) -> TrajectoryPair:

@@ -1,20 +1,20 @@
 """The order of a round: the prompts that it samples, and the steps that it trains on.
 
 Steps come in whole optimiser steps of equal micro-batches. A global micro-batch is what all ranks
-together see at once; each takes its contiguous part. So one process with a batch of 2n and two with
-n train on the same steps in the same order.
+together see at once where a run starts, and `diffalign.data.layout` says which part of it each
+takes. So one process with a batch of 2n and two with n train on the same steps in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from diffalign import world
+from diffalign.data.layout import Layout
 from diffalign.data.order import Order
 from diffalign.seeding import cpu_generator, derive_seed
 
@@ -107,10 +107,19 @@ def pack_pairs(
     return _whole_steps(batches, accumulation)
 
 
-def own_share(batch: Sequence[Item]) -> Sequence[Item]:
-    """The contiguous part of a global micro-batch that this rank trains on."""
-    rows = len(batch) // world.size()
-    return batch[world.rank() * rows : (world.rank() + 1) * rows]
+def own_parts(
+    batches: Sequence[Sequence[Item]], layout: Layout, samples: int
+) -> Iterator[Sequence[Item]]:
+    """The parts that this rank trains on, one a forward pass.
+
+    Args:
+        batches: packed global micro-batches.
+        layout: of the run.
+        samples: those that all ranks have seen before.
+    """
+    for part in layout.own_parts_of(samples, len(batches) * layout.micro_batch):
+        number, place = layout.place(part.start)
+        yield batches[number][place : place + len(part)]
 
 
 def _cut(items: Sequence[Item], rows: int) -> list[list[Item]]:

@@ -70,7 +70,7 @@ class Rounds(AbstractSource):
         self._preview_strip = PreviewStrip(run.folder, collector, run_seed=run.run_seed)
         self._model: DiffusionModel | None = None
         self._number = 0
-        self._batch = 0
+        self._samples = 0
         self._policy: str | None = None
         self._figures: dict[str, float] = {}
         self._warm = False
@@ -114,23 +114,20 @@ class Rounds(AbstractSource):
     def state_dict(self) -> dict[str, Any]:
         return {
             "round": self._number,
-            "batch": self._batch,
+            "samples": self._samples,
             "policy": self._policy,
             "skipped": self._skipped,
-            "rows_per_micro_batch": self._run.samples_per_device * world.size(),
+            "pairs_per_micro_batch": self._run.layout.micro_batch,
             **self._collector.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         position = dict(state)
-        saved = position.pop("rows_per_micro_batch")
-        ours = self._run.samples_per_device * world.size()
-        if saved != ours:
-            raise DataError(
-                f"the checkpoint's place in its round counts micro-batches of {saved} rows, and "
-                f"this run has {ours}: resume with the same samples_per_device times processes"
-            )
-        self._number, self._batch = position.pop("round"), position.pop("batch")
+        if "batch" in position:  # of an older checkpoint
+            position["pairs_per_micro_batch"] = position.pop("rows_per_micro_batch")
+            position["samples"] = position.pop("batch") * position["pairs_per_micro_batch"]
+        self._run.layout.check_micro_batch(position.pop("pairs_per_micro_batch"))
+        self._number, self._samples = position.pop("round"), position.pop("samples")
         self._policy = position.pop("policy")
         self._skipped = position.pop("skipped")
         self._collector.load_state_dict(position)
@@ -151,14 +148,14 @@ class Rounds(AbstractSource):
     def __iter__(self) -> Iterator[Any]:
         while True:
             folder = self._folder(self._number)
-            summary = self._ready(folder) if self._batch == 0 else self._resumed(folder)
+            summary = self._ready(folder) if self._samples == 0 else self._resumed(folder)
             self._figures = summary.summary
             self._policies.refer(self.model, self._number)
-            for batch in self._collector.batches(self._number, folder, self._batch):
-                self._batch += 1
+            for batch in self._collector.batches(self._number, folder, self._samples):
+                self._samples = self._run.layout.seen_after(self._samples)
                 yield batch
             self._count_empty(summary)
-            self._number, self._batch = self._number + 1, 0
+            self._number, self._samples = self._number + 1, 0
 
     def _folder(self, number: int) -> Path:
         return self._run.folder / f"round-{number:04d}"

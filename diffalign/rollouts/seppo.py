@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -175,15 +174,14 @@ class _Collector(AbstractCollector):
         self._run = run
         self._preferred = run.open_data(frozenset({"chosen"}))
         self._scorers = Scorers(settings.scorers)
-        self._micro_batches = settings.updates_per_round * run.accumulation
-        self._rows = run.samples_per_device * world.size()
+        self._samples = settings.updates_per_round * run.layout.samples_per_step
         self._shown: dict[int, Tensor] = {}
 
     def describe(self) -> list[str]:
-        updates, images = self._settings.updates_per_round, self._micro_batches * self._rows
+        updates = self._settings.updates_per_round
         lines = [
             *self._preferred.describe(),
-            f"a round samples {images:,} images for {updates} optimiser steps",
+            f"a round samples {self._samples:,} images for {updates} optimiser steps",
         ]
         if self._settings.reference == "uniform" and not self._run.model.trains_adapter:
             lines.append(
@@ -206,17 +204,17 @@ class _Collector(AbstractCollector):
         self._preferred.load_state_dict(state["data"])
 
     def preview_prompts(self) -> list[str]:
-        """The first captions of the first micro-batches: those that the main rank sees, however
-        many there are."""
+        """The first captions of the first forward passes of the main rank, however many ranks there
+        are."""
         count = self._settings.previewed_prompts
-        return list(dict.fromkeys(batch.captions[0] for batch in self._ahead(count)))
+        return list(dict.fromkeys(batch.captions[0] for batch in self._preferred.ahead(count)))
 
     def preview_process(self) -> ReverseProcess:
         return self._settings.process
 
     def warm_up(self, model: DiffusionModel) -> None:
         if self._settings.scorers:
-            (batch,) = self._ahead(1)
+            (batch,) = self._preferred.ahead(1)
             self._scorers.warm_up(batch.captions[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
@@ -229,12 +227,6 @@ class _Collector(AbstractCollector):
             yield Phase(
                 "score", [Work(b.scores, len(b.visits), partial(self._score, b)) for b in batches]
             )
-
-    def _ahead(self, count: int) -> Iterator[ImageBatch]:
-        """This rank's next micro-batches, without leaving the place in the data."""
-        place = self._preferred.state_dict()
-        yield from islice(self._preferred, count)
-        self._preferred.load_state_dict(place)
 
     def _visits(self, number: int) -> list[_Visit]:
         """Whatever a round will train on, the same list on every rank."""
@@ -249,20 +241,22 @@ class _Collector(AbstractCollector):
         return visits
 
     def _look_ahead(self, number: int) -> list[list[tuple[str, str, tuple[int, int]]]]:
-        """Sample ids, captions and sizes of this rank's micro-batches; keeps images to show."""
-        every = max(1, self._micro_batches // _GRID_ROWS)
+        """Sample ids, captions and sizes of this rank's batches; keeps images to show."""
+        starts = [part.start for part in self._run.layout.own_parts_of(0, self._samples)]
+        at_once = self._run.layout.seen_after(0)
+        every = max(1, len(starts) // _GRID_ROWS)
         self._shown = {}
         ahead = []
-        title, total = f"round {number}, look ahead", self._micro_batches * self._rows
+        title, total = f"round {number}, look ahead", self._samples
         with progress(self._run.console, title, total) as advance:
-            for index, batch in enumerate(self._ahead(self._micro_batches)):
+            for index, batch in enumerate(self._preferred.ahead(len(starts))):
                 images = batch.images["chosen"]
                 if index % every == 0 and len(self._shown) < _GRID_ROWS:
-                    self._shown[index * self._rows] = images[0].clone()
+                    self._shown[starts[index]] = images[0].clone()
                 size = (images.shape[-2], images.shape[-1])
                 known = zip(batch.sample_ids, batch.captions, strict=True)
                 ahead.append([(sample_id, caption, size) for sample_id, caption in known])
-                advance(self._rows)
+                advance(at_once)
         return ahead
 
     def _batches(self, visits: Sequence[_Visit]) -> list[_Batch]:
@@ -354,7 +348,7 @@ class _Collector(AbstractCollector):
             said.append(f"{name} {mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}")
         resampled = sum(visit.resampled for visit in visits)
         return RoundSummary(
-            micro_batches=self._micro_batches,
+            micro_batches=self._samples // self._run.layout.micro_batch,
             summary=summary,
             skipped={"images that were not finite, sampled again": resampled} if resampled else {},
             sentence=", ".join(said),
@@ -386,12 +380,11 @@ class _Collector(AbstractCollector):
         with writing(folder / GRID):
             write_image(folder / GRID, render_grid(rows, ["chosen", "sampled"], title=title))
 
-    def batches(self, number: int, folder: Path, start: int) -> Iterator[ImageBatch]:
+    def batches(self, number: int, folder: Path, samples: int) -> Iterator[ImageBatch]:
         visits = read_rows(_Visit, folder / f"{SAMPLED}.jsonl")
-        coming = islice(self._preferred, self._micro_batches - start)
-        for index, batch in enumerate(coming, start=start):
-            first = index * self._rows + world.rank() * len(batch)
-            yield _next_to(batch, visits[first : first + len(batch)], folder)
+        parts = self._run.layout.own_parts_of(samples, self._samples)
+        for part, batch in zip(parts, self._preferred, strict=False):
+            yield _next_to(batch, visits[part.start : part.stop], folder)
 
     def release(self, folder: Path) -> None:
         for file in sorted(folder.glob("images/*.png"))[self._settings.kept_images :]:

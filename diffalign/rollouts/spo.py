@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from diffalign import world
 from diffalign.config import MAY_CHANGE
 from diffalign.data.batches import StepBatch
 from diffalign.data.source import AbstractSource
@@ -53,7 +52,7 @@ from diffalign.rollouts.base import (
 )
 from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
-from diffalign.rollouts.round_order import Visit, in_batches, own_share, pack_pool, visits_of_round
+from diffalign.rollouts.round_order import Visit, in_batches, own_parts, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.scoring import Scorers, ask, scorer_name
 from diffalign.rollouts.store import (
@@ -262,7 +261,7 @@ class _Collector(AbstractCollector):
         self._render_grid(number, folder, comparisons)
         summary = summarise(comparisons)
         micro_batches = len(self._pack(number, len(pairs)))
-        trained = micro_batches * self._run.samples_per_device * world.size()
+        trained = micro_batches * self._run.layout.micro_batch
         unknown = sum(row.difference is None for row in comparisons)
         return RoundSummary(
             micro_batches=micro_batches,
@@ -295,17 +294,17 @@ class _Collector(AbstractCollector):
             title = f"round {number}, compared by {scorer}; framed where the comparison counts"
             write_image(folder / GRID, render_grid(rows, titles, title=title))
 
-    def batches(self, number: int, folder: Path, start: int) -> Iterator[StepBatch]:
+    def batches(self, number: int, folder: Path, samples: int) -> Iterator[StepBatch]:
         pairs = read_steps(folder)
-        for batch in self._pack(number, len(pairs))[start:]:
-            yield step_batch(folder, [pairs[row] for row in own_share(batch)])
+        for part in own_parts(self._pack(number, len(pairs)), self._run.layout, samples):
+            yield step_batch(folder, [pairs[row] for row in part])
 
     def _pack(self, number: int, pairs: int) -> list[list[int]]:
         """Global micro-batches of rows of the round's pairs."""
         return pack_pool(
             range(pairs),
-            rows=self._run.samples_per_device * world.size(),
-            accumulation=self._run.accumulation,
+            rows=self._run.layout.micro_batch,
+            accumulation=self._run.layout.micro_batches,
             seed=derive_seed(self._run.run_seed, "packing", number),
         )
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign import world
 from diffalign.data.batches import StepBatch
 from diffalign.rollouts.base import RunContext
-from diffalign.rollouts.round_order import own_share, pack_pairs
+from diffalign.rollouts.round_order import own_parts, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch
 from diffalign.seeding import derive_seed
 
@@ -64,8 +63,7 @@ class PairedSteps:
         """How the steps were taken."""
         noising = run.model.noising().variance_preserving()
         self._times = noising.reverse_times(self.process.steps)
-        self._rows = run.samples_per_device * world.size()
-        self._accumulation = run.accumulation
+        self._layout = run.layout
         self._run_seed = run.run_seed
 
     def steps(self, pairs: int) -> int:
@@ -78,35 +76,35 @@ class PairedSteps:
 
     def trained(self, micro_batches: int) -> int:
         """How many steps so many micro-batches hold."""
-        return micro_batches * self._rows
+        return micro_batches * self._layout.micro_batch
 
     def describe(self) -> str:
         """One line for the start of a run."""
         return (
             f"each pair of images gives {len(self._times)} pairs of steps, and an optimiser step "
-            f"takes {self._rows * self._accumulation} of them"
+            f"takes {self._layout.samples_per_step} of them"
         )
 
     def batches(
-        self, number: int, pairs: Sequence[TrajectoryPair], folder: Path, start: int
+        self, number: int, pairs: Sequence[TrajectoryPair], folder: Path, samples: int
     ) -> Iterator[StepBatch]:
-        """This rank's micro-batches of a round.
+        """This rank's parts of a round, one a forward pass.
 
         Args:
             number: of the round; every round has an order of its own.
             pairs: the same on every rank.
             folder: in which their files lie.
-            start: micro-batch to begin with.
+            samples: those of the round that all ranks have seen before.
         """
-        for batch in self._pack(number, len(pairs))[start:]:
-            steps = [pairs[pair].step(step, self._times[step]) for pair, step in own_share(batch)]
+        for part in own_parts(self._pack(number, len(pairs)), self._layout, samples):
+            steps = [pairs[pair].step(step, self._times[step]) for pair, step in part]
             yield step_batch(folder, steps)
 
     def _pack(self, number: int, pairs: int) -> list[list[tuple[int, int]]]:
         """Global micro-batches of (pair, step)."""
         return pack_pairs(
             [[(pair, step) for step in range(len(self._times))] for pair in range(pairs)],
-            rows=self._rows,
-            accumulation=self._accumulation,
+            rows=self._layout.micro_batch,
+            accumulation=self._layout.micro_batches,
             seed=derive_seed(self._run_seed, "packing", number),
         )

@@ -106,14 +106,14 @@ def source_request(
     layout: Layout | None = None,
 ) -> SourceRequest[AbstractModel, AbstractLikelihood]:
     """What the section that batches come from has to know of a run; see `build_source`."""
+    layout = layout or start_of(run)
     return SourceRequest(
         model=run.model,
         likelihood=run.likelihood,
         objective=run.objective,
         output=run.output,
         run_seed=run.seed,
-        samples_per_device=run.training.samples_per_device,
-        accumulation=run.training.accumulation,
+        layout=layout,
         settings=repr(identity(run, layout)),
         skipped=skipped,
         console=console,

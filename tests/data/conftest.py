@@ -11,6 +11,7 @@ import pytest
 
 from diffalign import world
 from diffalign.data.batches import ImageBatch
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.timesteps import TimestepSampling
@@ -31,6 +32,7 @@ def open_source(
     path: Path | str,
     *,
     pairs_per_device: int = 2,
+    layout: Layout | None = None,
     skipped: Path | None = None,
     run_seed: int = 0,
     views: frozenset[str] = frozenset({"chosen", "rejected"}),
@@ -42,7 +44,7 @@ def open_source(
         config,
         views=views,
         run_seed=run_seed,
-        pairs_per_device=pairs_per_device,
+        layout=layout or Layout.start(samples_per_device=pairs_per_device, accumulation=1),
         timesteps=TimestepSampling(),
         schedule_length=1000,
         skipped=skipped,

@@ -8,6 +8,7 @@ import torch
 
 from diffalign import world
 from diffalign.data.held_out import check_share, group_of_images, is_held_out
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.source import PairSource
 from diffalign.errors import DataError
@@ -23,7 +24,7 @@ def open_source(path, *, run_seed: int = 0, **settings) -> PairSource:
         config,
         views=frozenset({"chosen", "rejected"}),
         run_seed=run_seed,
-        pairs_per_device=2,
+        layout=Layout.start(samples_per_device=2, accumulation=1),
         timesteps=TimestepSampling(),
         schedule_length=1000,
         skipped=None,

@@ -38,34 +38,46 @@ def streams(folder):
 
 @pytest.mark.parametrize("kind", ["local", "hub"])
 def test_a_stream_gives_every_row_in_order_with_the_asked_columns(kind, tmp_path):
-    rows = [row for _, row in streams(tmp_path)[kind].rows()]
+    stream = streams(tmp_path)[kind]
+    rows = list(stream.all_rows())
     assert [row.values["caption"] for row in rows] == [pair.caption for pair in make_pairs(10)]
-    assert [row.name for row in rows] == [f"row-{i:08d}" for i in range(10)]
+    names = {
+        "local": [f"row-{i:08d}" for i in range(10)],
+        "hub": [
+            f"shard-{part:05d}-row-{i:08d}" for part, n in enumerate((3, 3, 4)) for i in range(n)
+        ],
+    }
+    assert [row.name for row in rows] == names[kind]
     assert set(rows[0].values) == set(COLUMNS)
 
 
 @pytest.mark.parametrize("kind", ["local", "hub"])
 def test_a_stream_resumes_at_any_row_and_starts_anew_afterwards(kind, tmp_path):
     stream = streams(tmp_path)[kind]
-    whole = list(stream.rows())
-    for start in range(10):
-        cursor = json.loads(json.dumps(whole[start][0]))
-        assert [row for _, row in stream.rows(cursor)] == [row for _, row in whole[start:]]
-        again = list(stream.rows(whole[start][0]))
-        assert [row for _, row in stream.rows(again[-1][0])] == [whole[-1][1]]
-    assert list(stream.rows()) == whole
+    assert len(stream.parts) == 3
+    for part in range(3):
+        whole = list(stream.rows(part))
+        for start in range(len(whole)):
+            cursor = json.loads(json.dumps(whole[start][0]))
+            assert [row for _, row in stream.rows(part, cursor)] == [
+                row for _, row in whole[start:]
+            ]
+            again = list(stream.rows(part, whole[start][0]))
+            assert [row for _, row in stream.rows(part, again[-1][0])] == [whole[-1][1]]
+        assert list(stream.rows(part)) == whole
 
 
 def test_a_stream_skips_whole_row_groups_unread(tmp_path):
     (file,) = parquet_files(tmp_path, count=12, files=1)  # row groups of 4
     stream = ParquetStream([file], COLUMNS)
-    cursor = list(stream.rows())[9][0]
+    assert stream.parts == [4, 4, 4]
+    cursor = list(stream.rows(2))[1][0]
     content = bytearray(file.read_bytes())
     content[4:200] = bytes(196)  # ruin the first group, not the directory at the end
     file.write_bytes(content)
     with pytest.raises(DataError, match="cannot be read to its end"):
-        list(stream.rows())
-    assert [row.name for _, row in stream.rows(cursor)] == [
+        list(stream.rows(0))
+    assert [row.name for _, row in stream.rows(2, cursor)] == [
         "row-00000009",
         "row-00000010",
         "row-00000011",
@@ -77,7 +89,7 @@ def test_a_file_that_lacks_a_column_is_refused(tmp_path):
     write_rows(tmp_path / "b.parquet", [{"caption": "x"}])
     stream = ParquetStream(sorted(tmp_path.glob("*.parquet")), COLUMNS)
     with pytest.raises(DataError, match=r"b.parquet lacks jpg_0, unlike the first"):
-        list(stream.rows())
+        list(stream.all_rows())
 
 
 def image_table(image):
@@ -91,7 +103,7 @@ def test_images_of_a_hub_data_set_stay_encoded(tmp_path):
     assert rows[0].values["a"]["bytes"] == content
     table = image_table({"bytes": content, "path": None}).to_iterable_dataset()
     streamed = HubStream(table, ["a"], name="a/b")
-    assert next(streamed.rows())[1].values["a"]["bytes"] == content
+    assert next(streamed.rows(0))[1].values["a"]["bytes"] == content
 
 
 def test_the_start_of_a_row_holds_no_more_than_a_header():
@@ -135,7 +147,7 @@ def test_a_hub_that_falls_silent_is_a_sentence_that_says_how_to_go_on():
         raise ConnectionError("no route to host")
 
     stream = HubStream(datasets.IterableDataset.from_generator(rows), ["a"], name="some/where")
-    arriving = stream.rows()
+    arriving = stream.rows(0)
     assert next(arriving)[1].values == {"a": 1}
     with pytest.raises(DataError, match=r"some/where: the hub stopped at row 1: .*route.*--resume"):
         next(arriving)

@@ -19,9 +19,11 @@ from diffalign.rollouts.base import (
     RoundSummary,
     Work,
 )
+from diffalign.rollouts.round_order import own_parts, pack_pool
 from diffalign.rollouts.rounds import Rounds
 from tests.rollouts.runs import row_metadata
 from tests.runs import Killed
+from tests.worlds import MOVED, ON_TWO, samples_of_steps
 
 
 class Policy:
@@ -247,8 +249,58 @@ def test_another_run_in_the_same_folder_begins_another_preview_strip(tmp_path):
 def test_another_global_micro_batch_is_refused(tmp_path):
     source = rounds(tmp_path, samples_per_device=2)
     train(source, 1)
-    with pytest.raises(DataError, match="micro-batches of 2 rows, and this run has 1"):
+    with pytest.raises(DataError, match="micro-batches of 2 samples, and those of this run have 1"):
         rounds(tmp_path).load_state_dict(source.state_dict())
+
+
+class Shared(Numbers):
+    """Rounds of three optimiser steps of numbers, from a pool that does not quite fill a fourth."""
+
+    def __init__(self, layout):
+        self.layout = layout
+        super().__init__(lambda number: 3 * layout.micro_batches)
+
+    def batches(self, number, folder, samples):
+        pool = [(number, item) for item in range(4 * self.layout.samples_per_step - 1)]
+        rows, accumulation = self.layout.micro_batch, self.layout.micro_batches
+        packed = pack_pool(pool, rows=rows, accumulation=accumulation, seed=number)
+        return own_parts(packed, self.layout, samples)
+
+
+@pytest.mark.parametrize("moved", MOVED)
+def test_a_step_sees_the_same_samples_of_a_round_on_any_number_of_processes(
+    moved, tmp_path, monkeypatch
+):
+    def see(folder, stages):
+        return samples_of_steps(
+            monkeypatch,
+            lambda layout: rounds(folder, Shared(layout), layout=layout),
+            stages,
+            accumulation=2,
+            names=list,
+        )
+
+    expected = see(tmp_path / "alone", ON_TWO)
+    assert see(tmp_path / "moved", MOVED[moved]) == expected
+    assert [{number for number, _ in step} for step in expected] == [
+        *[{0}] * 3,
+        *[{1}] * 3,
+        {2},
+    ]
+    assert all(len(set(step)) == 8 for step in expected)
+
+
+def test_a_position_of_an_older_checkpoint_is_read(tmp_path):
+    source = rounds(tmp_path)
+    seen = train(source, 4)
+    state = source.state_dict()
+    old = {key: state[key] for key in ("round", "policy", "skipped")}
+    resumed = rounds(tmp_path, model=source.model)
+    resumed.load_state_dict({**old, "batch": 1, "rows_per_micro_batch": 1})
+    assert train(resumed, 1) == seen[3:]
+    assert state["samples"] == 2
+    with pytest.raises(DataError, match="micro-batches of 4 samples, and those of this run have 1"):
+        rounds(tmp_path).load_state_dict({**old, "batch": 1, "rows_per_micro_batch": 4})
 
 
 def test_rounds_without_a_batch_are_passed_over_and_then_refused(tmp_path):

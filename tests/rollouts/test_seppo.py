@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffalign import config
+from diffalign import config, world
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.config import PairConfig
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import read_json_lines
@@ -84,7 +85,7 @@ def open_rounds(output, data, model, *, rows=2, data_settings=None, run=None, **
     object.__setattr__(trained, "noising", lambda: model.noising)
     usual = {
         "model": trained,
-        "samples_per_device": rows,
+        "layout": Layout.start(samples_per_device=rows, accumulation=1),
         "open_data": lambda views: open_source(
             data, pairs_per_device=rows, views=views, **data_settings
         ),
@@ -286,6 +287,35 @@ def test_a_round_goes_on_in_its_middle_without_sampling(tmp_path, model, winners
     again = take(resumed, 2)  # the second of the next round, whose images are there as well
     assert [batch.sample_ids for batch in again] == [batch.sample_ids for batch in whole]
     assert [batch.noise_seeds for batch in again] == [batch.noise_seeds for batch in whole]
+    assert torch.equal(generated(again), generated(whole))
+
+
+def test_a_round_goes_on_in_its_middle_on_more_processes(tmp_path, model, winners, monkeypatch):
+    start = Layout.start(samples_per_device=1, accumulation=4)
+
+    def open_with(layout):
+        def open_data(views):
+            settings = {"views": views, "resolution": 32, "caption_dropout": 0.0}
+            return open_source(winners, layout=layout, **settings)
+
+        run = {"layout": layout, "open_data": open_data}
+        return open_rounds(tmp_path, winners, model, run=run, updates_per_round=3)
+
+    source = open_with(start)
+    take(source, 4)
+    state = json.loads(json.dumps(source.state_dict()))
+    whole = take(source, 8)
+    fail_after(monkeypatch, 0)
+    monkeypatch.setattr(world, "size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(world, "rank", lambda rank=rank: rank)
+        resumed = open_with(start.on_these_processes(1))
+        resumed.load_state_dict(state)
+        parts.append(take(resumed, 4))
+        assert resumed.state_dict() == source.state_dict()
+    again = [batch for both in zip(*parts, strict=True) for batch in both]
+    assert [batch.sample_ids for batch in again] == [batch.sample_ids for batch in whole]
     assert torch.equal(generated(again), generated(whole))
 
 

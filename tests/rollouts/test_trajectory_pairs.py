@@ -95,7 +95,7 @@ def test_rounds_differ_in_order_and_a_round_does_not(tiny_sd15, tmp_path, pairs)
         return [batch.sample_ids for batch in steps.batches(number, pairs, tmp_path, start)]
 
     assert names(0) == names(0) != names(1)
-    assert names(0, start=3) == names(0)[3:]
+    assert names(0, start=3 * 2) == names(0)[3:]
 
 
 def test_two_ranks_share_what_one_of_twice_the_size_sees(tiny_sd15, tmp_path, pairs, monkeypatch):

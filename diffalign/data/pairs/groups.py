@@ -213,9 +213,13 @@ class GroupStream(AbstractRowStream):
         self._stream = stream
         self._columns = columns
 
-    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+    @property
+    def parts(self) -> Sequence[int]:
+        return self._stream.parts
+
+    def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         skip = 0 if start is None else start["within"]
-        for cursor, row in self._stream.rows(None if start is None else start["group"]):
+        for cursor, row in self._stream.rows(part, None if start is None else start["group"]):
             for within, pair in enumerate(self._columns.expand(row)):
                 if within >= skip:
                     yield {"group": dict(cursor), "within": within}, pair

@@ -106,7 +106,7 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
             self.config,
             views=views,
             run_seed=request.run_seed,
-            pairs_per_device=request.samples_per_device,
+            layout=request.layout,
             timesteps=request.likelihood.timestep_sampling(),
             schedule_length=request.model.noising().schedule_length,
             skipped=request.skipped,

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from diffalign.data.batches import ImageBatch
 from diffalign.data.decoding import Size
 from diffalign.data.held_out import HeldOut
+from diffalign.data.layout import Layout
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.pairs.columns import PAIR_VIEWS, ImagePair
 from diffalign.data.pairs.config import PairConfig
@@ -75,7 +76,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         plan: AbstractPlan,
         skips: SkipLog,
         *,
-        pairs_per_device: int,
+        layout: Layout,
         held_out: HeldOut[ImageBatch] | None = None,
         to_encode: PairsToEncode | None = None,
         encoded: AbstractEncodedPairs | None = None,
@@ -92,7 +93,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             _Decoder(data, maker, encoded),
             stack,
             skips,
-            pairs_per_device=pairs_per_device,
+            layout=layout,
             max_bad_fraction=maker.config.max_bad_fraction,
             workers=maker.config.workers,
             run_seed=maker.run_seed,
@@ -106,7 +107,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         *,
         views: frozenset[str],
         run_seed: int,
-        pairs_per_device: int,
+        layout: Layout,
         timesteps: TimestepSampling,
         schedule_length: int,
         skipped: Path | None,
@@ -118,7 +119,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             config: the `data:` section.
             views: what the objective asks for.
             run_seed: from which every random choice derives.
-            pairs_per_device: in each micro-batch of this rank.
+            layout: which samples are this rank's, and how many it takes at once.
             timesteps: which noise levels are visited.
             schedule_length: of the model's noise schedule, in steps.
             skipped: where unusable samples are listed (`skipped.jsonl` of the run folder), shared
@@ -155,7 +156,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             if encodings is not None:
                 raise _streams(data)
             plan = _stream_plan(data, config, run_seed=run_seed)
-            return cls(data, maker, plan, skips, pairs_per_device=pairs_per_device)
+            return cls(data, maker, plan, skips, layout=layout)
         index = index_rows(
             data.rows, data.columns, limit=config.limit, skips=skips, holdout=config.holdout
         )
@@ -166,15 +167,13 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         encoded = None if encodings is None else encodings(to_encode)
         held_out = None
         if index.held_out:
-            held_out = _held_out(
-                data, maker, index, kept_back, encoded, pairs_per_device=pairs_per_device
-            )
+            held_out = _held_out(data, maker, index, kept_back, encoded, layout=layout)
         return cls(
             data,
             maker,
             IndexPlan(index, run_seed=run_seed, buckets=trained),
             skips,
-            pairs_per_device=pairs_per_device,
+            layout=layout,
             held_out=held_out,
             to_encode=to_encode,
             encoded=encoded,
@@ -306,7 +305,7 @@ def _held_out(
     buckets: Mapping[Size, np.ndarray],
     encoded: AbstractEncodedPairs | None,
     *,
-    pairs_per_device: int,
+    layout: Layout,
 ) -> HeldOut[ImageBatch]:
     """The held-out pairs as they are, captioned and unmirrored, under noise that is the same for
     every run."""
@@ -319,10 +318,10 @@ def _held_out(
         _Decoder(data, maker, encoded),
         stack,
         SkipLog(None),
-        pairs_per_device=pairs_per_device,
+        layout=layout,
         max_bad_fraction=1.0,
         workers=plain.workers,
         run_seed=0,
     )
     pairs = {size: [index.held_out[int(i)] for i in some] for size, some in buckets.items()}
-    return HeldOut(batches, pairs, per_batch=pairs_per_device, finish=with_unit_range)
+    return HeldOut(batches, pairs, per_batch=layout.samples_per_device, finish=with_unit_range)

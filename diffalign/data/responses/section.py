@@ -90,7 +90,7 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
             views=request.likelihood.data_views(objective.views),
             served=objective.views,
             run_seed=request.run_seed,
-            samples_per_device=request.samples_per_device,
+            layout=request.layout,
             processor=request.model.processor(),
             skipped=request.skipped,
             pairs_for=None if objective.takes_unpaired else components.kind_of(objective),

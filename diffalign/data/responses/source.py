@@ -22,6 +22,7 @@ from diffalign.data.held_out import (
     is_held_out,
     refuse_nothing,
 )
+from diffalign.data.layout import Layout
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.plans import Counts, HeldOutPair, Index, IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
@@ -195,7 +196,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         skips: SkipLog,
         *,
         served: frozenset[str],
-        samples_per_device: int,
+        layout: Layout,
     ) -> None:
         """Use `open`; this takes the parts."""
         self.views = served
@@ -203,9 +204,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             _collate, pad_token_id=maker.encoder.pad_token_id, served=served
         )
         if comparisons.held_out is not None:
-            self.held_out = _held_out(
-                data, comparisons.held_out, maker, collate, samples_per_device=samples_per_device
-            )
+            self.held_out = _held_out(data, comparisons.held_out, maker, collate, layout=layout)
         self._data = data
         self._comparisons = comparisons
         self._maker = maker
@@ -218,7 +217,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             _Decoder(data, comparisons, maker),
             collate,
             skips,
-            pairs_per_device=samples_per_device,
+            layout=layout,
             max_bad_fraction=maker.config.max_bad_fraction,
             workers=maker.config.workers,
             run_seed=maker.run_seed,
@@ -232,7 +231,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         *,
         views: frozenset[str],
         run_seed: int,
-        samples_per_device: int,
+        layout: Layout,
         processor: Any,
         skipped: Path | None,
         served: frozenset[str] | None = None,
@@ -244,7 +243,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             config: the `responses:` section.
             views: what is read.
             run_seed: from which every random choice derives.
-            samples_per_device: in each micro-batch of this rank.
+            layout: which samples are this rank's, and how many it takes at once.
             processor: of the model, a transformers processor with a chat template.
             skipped: where unusable samples are listed (`skipped.jsonl` of the run folder), shared
                 by all ranks; None keeps them in memory.
@@ -290,7 +289,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             maker,
             skips,
             served=views if served is None else served,
-            samples_per_device=samples_per_device,
+            layout=layout,
         )
 
     def further_lines(self) -> list[str]:
@@ -370,7 +369,7 @@ def _held_out(
     maker: TokenSampleMaker,
     collate: Callable[[Sequence[TokenSample]], TokenBatch],
     *,
-    samples_per_device: int,
+    layout: Layout,
 ) -> HeldOut[TokenBatch]:
     """The held-out pairs, under conditions that are the same for every run."""
     index = comparisons.index
@@ -379,12 +378,12 @@ def _held_out(
         _Decoder(data, comparisons, replace(maker, run_seed=0)),
         collate,
         SkipLog(None, section=maker.config.section),
-        pairs_per_device=samples_per_device,
+        layout=layout,
         max_bad_fraction=1.0,
         workers=maker.config.workers,
         run_seed=0,
     )
-    return HeldOut(batches, {None: index.held_out}, per_batch=samples_per_device)
+    return HeldOut(batches, {None: index.held_out}, per_batch=layout.samples_per_device)
 
 
 def _collate(

@@ -199,7 +199,9 @@ def test_each_pair_is_trained_with_randomness_of_its_own(buckets, tmp_path):
 
 
 class _Numbers(AbstractRowStream):
-    def rows(self, start=None):
+    parts = (3,)
+
+    def rows(self, part, start=None):
         for number in range(0 if start is None else start["n"], 3):
             yield (
                 {"n": number},
@@ -210,10 +212,11 @@ class _Numbers(AbstractRowStream):
 def test_a_stream_resumes_within_a_row():
     columns = GroupColumns(prompt="prompt", images=("images",), scores=("rank",))
     stream = GroupStream(_Numbers(), columns)
-    whole = list(stream.rows())
+    assert stream.parts == (3,)
+    whole = list(stream.rows(0))
     assert len(whole) == 9
     for place, (cursor, _) in enumerate(whole):
-        rest = list(stream.rows(json.loads(json.dumps(cursor))))
+        rest = list(stream.rows(0, json.loads(json.dumps(cursor))))
         assert [row.name for _, row in rest] == [row.name for _, row in whole[place:]]
 
 

@@ -23,6 +23,7 @@ from tests.layouts import (
     write_rows,
     write_winning_rows,
 )
+from tests.worlds import states_of_ranks
 
 RED, BLUE = 0, 2
 
@@ -109,16 +110,16 @@ def test_a_resumed_source_goes_on_where_the_trainer_was(kind, workers, tmp_path)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_two_ranks_of_n_see_what_one_of_2n_sees(streaming, tmp_path, as_rank):
+def test_two_ranks_of_n_see_what_one_of_2n_sees(streaming, tmp_path, as_rank, monkeypatch):
     write_pickapic(tmp_path, make_pairs(7))
     settings = {"streaming": streaming, "shuffle_block": 3}
     alone = take(open_source(tmp_path, pairs_per_device=4, **settings), 4)
-    states, parts = [], []
+    sources, parts = [], []
     for rank in range(2):
         as_rank(rank, 2)
-        source = open_source(tmp_path, pairs_per_device=2, **settings)
-        parts.append(take(source, 4))
-        states.append(source.state_dict())
+        sources.append(open_source(tmp_path, pairs_per_device=2, **settings))
+        parts.append(take(sources[-1], 4))
+    states = states_of_ranks(monkeypatch, sources)
     assert states[0] == states[1]
     for whole, first, second in zip(alone, *parts, strict=True):
         assert whole.sample_ids == first.sample_ids + second.sample_ids
@@ -362,7 +363,7 @@ def test_the_limit_takes_the_first_pairs(streaming, tmp_path):
 def test_resuming_with_another_global_batch_is_refused(tmp_path):
     write_pickapic(tmp_path, make_pairs(4))
     state = open_source(tmp_path, pairs_per_device=2).state_dict()
-    with pytest.raises(DataError, match="counts micro-batches of 2 pairs, and this run has 3 per"):
+    with pytest.raises(DataError, match="micro-batches of 2 samples, and those of this run have 3"):
         open_source(tmp_path, pairs_per_device=3).load_state_dict(state)
 
 

@@ -4,23 +4,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffalign.data.layout import Layout
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
-from diffalign.data.pairs.streamed import StreamPlan
+from diffalign.data.pairs.streamed import StreamPlan, cut_into_lanes, deal
 from diffalign.data.rows import AbstractRowStream, Row
+from diffalign.errors import DataError
 from tests.layouts import make_pairs, pickapic_rows, write_rows
+
+TWO = Layout(samples_per_device=2, micro_batch=2, micro_batches=1)
 
 
 class CountedStream(AbstractRowStream):
-    """Rows 0 to n - 1 that say how many have been read."""
+    """Rows 0 to n - 1 in parts of so many, that say how many have been read."""
 
-    def __init__(self, count):
-        self.count = count
+    parts = ()
+
+    def __init__(self, *counts):
+        self.parts = counts
         self.read = 0
+        self.opened = set()
 
-    def rows(self, start=None):
-        for number in range(start["row"] if start else 0, self.count):
+    def rows(self, part, start=None):
+        self.opened.add(part)
+        first = sum(self.parts[:part])
+        for number in range(start["row"] if start else first, first + self.parts[part]):
             self.read += 1
             yield {"row": number}, Row(f"{number}", {"p": "p", "a": b"a", "b": b"b"})
 
@@ -36,7 +45,7 @@ def names(batches):
 
 
 def planned(plan, count, position=None):
-    return list(islice(plan.batches(position or plan.start(), 2), count))
+    return list(islice(plan.batches(position or plan.start(TWO), TWO), count))
 
 
 def test_a_block_is_shuffled_within_itself_and_the_short_end_with_its_neighbour():
@@ -77,7 +86,8 @@ def test_resuming_reads_nothing_before_the_block():
 
 def test_no_more_than_a_few_blocks_are_read_ahead():
     stream = CountedStream(10_000)
-    for used, _ in enumerate(islice(plan_over(stream).batches(plan_over(stream).start(), 2), 200)):
+    plan = plan_over(stream)
+    for used, _ in enumerate(islice(plan.batches(plan.start(TWO), TWO), 200)):
         assert stream.read <= 2 * (used + 1) + 3 * 4
 
 
@@ -86,6 +96,110 @@ def test_the_share_of_bad_pairs_is_taken_of_those_met_but_of_1000_at_least():
     assert batches[0].out_of == 1000
     assert batches[749].out_of == 1500
     assert batches[-1].out_of == 3000  # in the second epoch there are not more
+
+
+EIGHT = Layout(samples_per_device=2, micro_batch=4, micro_batches=2)
+"""Of a run that starts on two processes."""
+
+
+def test_a_part_goes_to_the_lane_with_the_least():
+    assert deal([5, 2, 2, 2, 4], 2) == [[0, 4], [1, 2, 3]]
+    assert deal([2, 2, 2, 2], 4) == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "micro_batches", "parts", "cut"),
+    [
+        (1, 1, 100, (1, 1)),
+        (8, 1, 100, (8, 1)),
+        (8, 1, 4, (4, 2)),
+        (8, 1, 5, (1, 8)),
+        (2, 12, 240, (24, 1)),  # the lanes of a step of 24 samples
+        (2, 12, 100, (8, 1)),  # 24 of them would be of four parts or five
+        (80, 1, 80, (20, 4)),  # and not 16, which five processes could not share
+        (64, 32, 1000, (32, 2)),
+        (7, 1, 4, (1, 7)),
+        (8, 1, 0, (1, 8)),
+    ],
+)
+def test_lanes_follow_from_the_step_and_the_parts(micro_batch, micro_batches, parts, cut):
+    layout = Layout(samples_per_device=1, micro_batch=micro_batch, micro_batches=micro_batches)
+    assert cut_into_lanes(layout, [1] * parts) == cut
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_rank_reads_its_own_parts_alone(size, as_rank):
+    opened = []
+    for rank in range(size):
+        as_rank(rank, size)
+        stream = CountedStream(*[9] * 16)
+        plan, layout = plan_over(stream), EIGHT.on_these_processes(min(2, 8 // size))
+        assert len(names(islice(plan.batches(plan.start(layout), layout), 20))) >= 20
+        opened.append(stream.opened)
+    assert sum(len(parts) for parts in opened) == 16
+    assert set().union(*opened) == set(range(16))
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_any_position_in_lanes_resumes_without_reading_what_came_before(stop):
+    def plan():
+        return plan_over(CountedStream(*[20] * 8), block_rows=128)
+
+    whole = planned_eight(plan(), 14, plan().start(EIGHT))
+    resumed = plan()
+    rest = planned_eight(resumed, 14 - stop, whole[stop - 1].after)
+    assert names(rest) == names(whole[stop:])
+    assert [batch.after for batch in rest] == [batch.after for batch in whole[stop:]]
+
+
+def planned_eight(plan, count, position):
+    return list(islice(plan.batches(position, EIGHT), count))
+
+
+def test_resuming_in_lanes_opens_no_part_that_is_used_up():
+    stream = CountedStream(*[16] * 32)  # eight lanes of four parts
+    position = planned_eight(plan_over(stream), 120, plan_over(stream).start(EIGHT))[-1].after
+    again = CountedStream(*[16] * 32)
+    planned_eight(plan_over(again), 4, position)
+    assert min(again.opened) >= 8
+    assert again.read <= 8 * 3 * 16
+
+
+def test_lanes_of_unequal_length_start_anew_each_by_itself():
+    works = [w for batch in planned(plan_over(CountedStream(20, 22)), 22) for w in batch.works]
+    short, long = works[0::2], works[1::2]
+    assert [work.visit for work in short] == [0] * 20 + [1] * 2
+    assert sorted(int(work.pair.sample_id) for work in long) == list(range(20, 42))
+
+
+def test_lanes_are_never_much_longer_than_others():
+    assert len(plan_over(CountedStream(20, 22)).start(TWO)["lanes"]) == 2
+    assert len(plan_over(CountedStream(20, 23)).start(TWO)["lanes"]) == 1
+
+
+def test_a_limit_leaves_one_lane_and_takes_the_first_pairs():
+    plan = plan_over(CountedStream(4, 4, 4), limit=6)
+    assert len(plan.start(EIGHT)["lanes"]) == 1
+    assert set(names(planned_eight(plan, 6, plan.start(EIGHT)))) == set(range(6))
+
+
+def test_a_lane_without_a_pair_is_refused():
+    class HalfEmpty(CountedStream):
+        def rows(self, part, start=None):
+            return super().rows(part, start) if part == 0 else iter(())
+
+    with pytest.raises(DataError, match=r"in lane 2 of 2 of : no rows\. Every lane needs a pair"):
+        planned(plan_over(HalfEmpty(4, 4)), 1)
+
+
+def test_positions_of_other_readers_are_refused():
+    plan = plan_over(CountedStream(4, 4))
+    with pytest.raises(DataError, match=r"a random order, .* set data\.streaming as it was"):
+        plan.check({"samples": 4, "pairs": 8})
+    with pytest.raises(DataError, match=r"read in one lane, .* or start a new run from its export"):
+        plan.check({"epoch": 0, "block": 3, "cursor": None, "offset": 1})
+    with pytest.raises(DataError, match=r"2 parts .*, and the data set has 3 now"):
+        plan_over(CountedStream(4, 4, 4)).check(plan.start(TWO))
 
 
 def resident_bytes():
@@ -103,7 +217,8 @@ def test_memory_stays_flat_over_a_long_stream(tmp_path):
     del rows
     data = open_data(PairConfig(path=str(tmp_path), resolution=16, streaming=True))
     plan = StreamPlan(data, run_seed=0, block_rows=8, limit=None, target=(16, 16))
-    batches = plan.batches(plan.start(), 1)
+    one = Layout.start(samples_per_device=1, accumulation=1)
+    batches = plan.batches(plan.start(one), one)
     next(batches)
     before = peak = resident_bytes()
     for _ in islice(batches, 299):

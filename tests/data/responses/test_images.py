@@ -6,6 +6,7 @@ import json
 import pytest
 
 from diffalign.data.decoding import encoded_image
+from diffalign.data.layout import Layout
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.images import image_of, images_of
 from diffalign.data.responses.reading import open_responses
@@ -253,7 +254,7 @@ def test_an_image_that_the_processor_refuses_is_skipped_and_listed(size, family,
         ResponseConfig(path=str(tmp_path / "pairs.jsonl"), workers=0, max_bad_fraction=0.5),
         views=frozenset({"chosen", "rejected"}),
         run_seed=0,
-        samples_per_device=1,
+        layout=Layout.start(samples_per_device=1, accumulation=1),
         processor=loaded(family)[1],
         skipped=log,
     )
@@ -271,7 +272,7 @@ def test_a_data_set_of_such_images_alone_ends_with_a_sentence(tmp_path):
         ResponseConfig(path=str(tmp_path / "pairs.jsonl"), workers=0),
         views=frozenset({"chosen", "rejected"}),
         run_seed=0,
-        samples_per_device=1,
+        layout=Layout.start(samples_per_device=1, accumulation=1),
         processor=loaded("qwen2_vl")[1],
         skipped=None,
     )

@@ -4,6 +4,7 @@ from itertools import islice
 import pytest
 import torch
 
+from diffalign.data.layout import Layout
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.random import Random
 from diffalign.data.responses.corruptions.replaced import Replaced
@@ -13,6 +14,7 @@ from tests.data.conftest import ids, take
 from tests.data.responses.formats import forms
 from tests.data.responses.formats.forms import FORMS, rated, write_lines
 from tests.tiny_vlm import tiny_llava
+from tests.worlds import MOVED, ON_TWO, samples_of_steps
 
 BOTH = frozenset({"chosen", "rejected"})
 
@@ -24,13 +26,15 @@ def processor(tmp_path_factory):
     return AutoProcessor.from_pretrained(tiny_llava(tmp_path_factory.mktemp("llava")))
 
 
-def open_source(path, processor, *, views=BOTH, samples_per_device=2, skipped=None, **settings):
+def open_source(
+    path, processor, *, views=BOTH, samples_per_device=2, layout=None, skipped=None, **settings
+):
     config = ResponseConfig(path=str(path), **{"workers": 0, **settings})
     return ResponseSource.open(
         config,
         views=views,
         run_seed=0,
-        samples_per_device=samples_per_device,
+        layout=layout or Layout.start(samples_per_device=samples_per_device, accumulation=1),
         processor=processor,
         skipped=skipped,
     )
@@ -107,10 +111,27 @@ def test_two_ranks_see_what_one_sees(processor, as_rank, tmp_path):
         assert torch.equal(whole.image_inputs[None]["pixel_values"], torch.cat(pixels))
 
 
+@pytest.mark.parametrize("moved", MOVED)
+def test_a_step_sees_the_same_responses_on_any_number_of_processes(
+    moved, processor, monkeypatch, tmp_path
+):
+    write_lines(tmp_path, [*rows(6), changed(OTHER, question=" ")])
+
+    def see(stages):
+        return samples_of_steps(
+            monkeypatch,
+            lambda layout: open_source(tmp_path, processor, layout=layout, max_bad_fraction=0.5),
+            stages,
+            accumulation=2,
+        )
+
+    assert see(MOVED[moved]) == see(ON_TWO)
+
+
 def test_a_checkpoint_of_another_global_batch_is_refused(processor, tmp_path):
     write_lines(tmp_path, rows(5))
     state = open_source(tmp_path, processor).state_dict()
-    with pytest.raises(DataError, match="micro-batches of 2 pairs, and this run has 4 per device"):
+    with pytest.raises(DataError, match="micro-batches of 2 samples, and those of this run have 4"):
         open_source(tmp_path, processor, samples_per_device=4).load_state_dict(state)
 
 

@@ -38,7 +38,7 @@ class OpenedPairs:
         """Every row that should hold a preference, once and in order."""
         rows = self.rows
         if isinstance(rows, AbstractRowStream):
-            in_order = (row for _, row in rows.rows())
+            in_order = rows.all_rows()
         else:
             in_order = (rows[number] for number in range(len(rows)))
         found = (self.read(row) for row in in_order)

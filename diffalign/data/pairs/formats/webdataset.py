@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,7 +63,10 @@ class WebDataset(AbstractReader):
 
 
 class _ShardStream(AbstractRowStream):
-    """Shards one after another; a cursor is a shard and a number of samples in it."""
+    """Tar shards, each a part; a cursor is a number of samples in it.
+
+    To go on inside a shard, its headers are read again, and no content of a sample before.
+    """
 
     def __init__(self, location: Location, columns: PairColumns | GroupColumns) -> None:
         assert location.root is not None
@@ -70,19 +74,19 @@ class _ShardStream(AbstractRowStream):
         self._files = location.files
         self._names = columns.all()
 
-    def rows(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
-        start = start or {"shard": 0, "sample": 0}
-        skip = start["sample"]
-        for shard in range(start["shard"], len(self._files)):
-            file = self._files[shard]
-            place = file.relative_to(self._root).as_posix()
-            for number, sample in enumerate(_samples(file)):
-                if number >= skip:
-                    row = sample.read()
-                    values = {name: row.values.get(name) for name in self._names}
-                    cursor = {"shard": shard, "sample": number}
-                    yield cursor, Row(f"{place}/{row.name}", values, problem=row.problem)
-            skip = 0
+    @cached_property
+    def parts(self) -> Sequence[int]:
+        return [file.stat().st_size for file in self._files]
+
+    def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
+        skip = 0 if start is None else start["sample"]
+        file = self._files[part]
+        place = file.relative_to(self._root).as_posix()
+        for number, sample in enumerate(_samples(file)):
+            if number >= skip:
+                row = sample.read()
+                values = {name: row.values.get(name) for name in self._names}
+                yield {"sample": number}, Row(f"{place}/{row.name}", values, problem=row.problem)
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,12 @@ def test_a_member_that_one_sample_lacks_is_a_missing_image(tmp_path):
 def test_a_stream_resumes_at_any_sample_of_any_shard(tmp_path):
     write_webdataset(tmp_path, make_pairs(7), shards=3)
     rows = stream_of(tmp_path).rows
-    whole = list(rows.rows())
-    for cursor, row in whole:
-        assert next(rows.rows(json.loads(json.dumps(cursor))))[1].name == row.name
-        assert len(list(rows.rows(cursor))) == len(whole) - whole.index((cursor, row))
+    assert len(rows.parts) == 3
+    for part in range(3):
+        whole = list(rows.rows(part))
+        for cursor, row in whole:
+            assert next(rows.rows(part, json.loads(json.dumps(cursor))))[1].name == row.name
+            assert len(list(rows.rows(part, cursor))) == len(whole) - whole.index((cursor, row))
 
 
 def test_a_shard_that_breaks_off_is_refused_by_name(tmp_path):

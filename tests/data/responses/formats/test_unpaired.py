@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 
+from diffalign.data.layout import Layout
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.reading import open_responses
@@ -28,7 +29,7 @@ def source(folder, rows, *, views=BOTH, size=4, **settings):
         ResponseConfig(path=str(write_lines(folder, rows)), **{"workers": 0, **settings}),
         views=views,
         run_seed=0,
-        samples_per_device=size,
+        layout=Layout.start(samples_per_device=size, accumulation=1),
         processor=loaded("llava")[1],
         skipped=None,
     )
@@ -130,7 +131,7 @@ def test_what_compares_two_responses_is_refused(form, tmp_path):
             ResponseConfig(path=str(file)),
             views=BOTH,
             run_seed=0,
-            samples_per_device=1,
+            layout=Layout.start(samples_per_device=1, accumulation=1),
             processor=loaded("llava")[1],
             skipped=None,
             pairs_for="dpo",
