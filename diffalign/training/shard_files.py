@@ -7,6 +7,7 @@ where in the whole its part belongs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -61,5 +62,7 @@ def read_shards(
     reader = HuggingFaceStorageReader(str(folder))
     found = reader.read_metadata().state_dict_metadata
     tensors = {name: make(name, said.size, said.properties.dtype) for name, said in found.items()}
-    dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():  # that it reads for this process alone: so it shall
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
     return tensors

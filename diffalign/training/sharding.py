@@ -6,7 +6,6 @@ together block by block as the forward and the backward pass come to it.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +24,12 @@ from diffalign.training.reference import resolve_reference
 
 _TORCH, _ACCELERATE = "2.9", "1.15"
 """Versions from which on checkpoints of shards are safetensors, and clipping knows shards."""
-_OWN = {
-    "fsdp_version",
-    "auto_wrap_policy",
-    "cpu_ram_efficient_loading",
-    "mixed_precision_policy",
-    "state_dict_type",
-    "activation_checkpointing",
-    "ignored_modules",
-    "sync_module_states",
-}
-"""Options of accelerate's plugin that are decided here, or by other settings."""
+_OPTIONS = (
+    "cpu_offload",
+    "reshard_after_forward",
+    "transformer_cls_names_to_wrap",
+)
+"""What of accelerate's plugin means something for FSDP2 and is not decided by other settings."""
 
 
 def check_sharding(run: RunConfig) -> None:
@@ -104,13 +98,12 @@ def plugin_of(run: RunConfig) -> FullyShardedDataParallelPlugin:
         ConfigError: an option is none of accelerate's, or is decided elsewhere.
     """
     options = dict(run.training.sharding_options)
-    known = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)} - _OWN
     for name in options:
-        if name not in known:
+        if name not in _OPTIONS:
             raise ConfigError(
-                f"training.sharding_options.{name} is no option of accelerate's "
-                f"FullyShardedDataParallelPlugin that can be set here: {', '.join(sorted(known))}."
-                f"{did_you_mean(name, known)}"
+                f"training.sharding_options.{name} is none of the options of accelerate's "
+                f"FullyShardedDataParallelPlugin that are open here: {', '.join(_OPTIONS)}; the "
+                f"others are FSDP1's, or settings of their own.{did_you_mean(name, _OPTIONS)}"
             )
     try:
         return FullyShardedDataParallelPlugin(

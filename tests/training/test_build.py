@@ -109,7 +109,7 @@ def test_a_sharded_launch_is_refused(tiny_sdxl, monkeypatch):
     monkeypatch.setattr(
         "accelerate.Accelerator.distributed_type", property(lambda self: DistributedType.FSDP)
     )
-    with pytest.raises(ConfigError, match=r"launched for FSDP.*replicated on every device"):
+    with pytest.raises(ConfigError, match=r"launched for FSDP.*training.sharding=fsdp2"):
         build.build_accelerator(run_of(tiny_sdxl))
 
 

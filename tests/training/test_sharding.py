@@ -11,11 +11,17 @@ import pytest
 import yaml
 
 from diffalign import config
+from diffalign.errors import ConfigError
+from diffalign.training.checkpoint import load_checkpoint
+from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
 from tests import layouts
 from tests.judged_responses import write_judged_responses
+from tests.processes import run_ranks
+from tests.runs import figures
 from tests.tiny_models import write_sd3, write_sd15, write_sdxl
 from tests.tiny_vlm import tiny_llava, tiny_qwen2_vl
+from tests.training.sharded_ranks import furthest
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 WORKER = "tests.training.sharded_ranks"
@@ -132,3 +138,75 @@ def test_shards_train_as_replicas_do(tmp_path, models, data, responses, processe
     said = run_worker(tmp_path / "cases", processes=processes)
     print(said)
     assert said.count("CASE") == len(cases)
+
+
+SHARDED, REPLICATED = "training.sharding=fsdp2", "training.sharding=none"
+LONGER = (FULL, "previews=null", "training.checkpoint_every=2", "training.accumulation=4")
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory, models, data) -> Path:
+    """The config of a run of any length."""
+    root = tmp_path_factory.mktemp("runs")
+    where = ("model.kind=sd15", f"model.path={models['sd15']}", f"data.path={data}")
+    write_case(root, "run", settings_of(SMOKE, *where, *IMAGES, *LONGER))
+    return root / "run.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(run_file) -> Path:
+    """Six steps in shards on two processes, never stopped."""
+    more = ("training.optimizer_steps=6", SHARDED)
+    return train_on(2, run_file, run_file.with_name("whole"), *more)
+
+
+def train_on(processes: int, file: Path, output: Path, *more: str) -> Path:
+    log = output.with_name(f"{output.name}.log")
+    run_ranks("train", str(file), f"output={output}", *more, log=log, processes=processes)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("kind", [SHARDED, REPLICATED])
+def test_a_run_in_shards_goes_on_on_one_process_and_on_four(tmp_path, run_file, whole, kind):
+    output = tmp_path / "run"
+    train_on(2, run_file, output, "training.optimizer_steps=2", SHARDED)
+    train_on(1, run_file, output, "training.optimizer_steps=4", kind, "--resume")
+    train_on(4, run_file, output, "training.optimizer_steps=6", kind, "--resume")
+    said = " ".join((tmp_path / "run.log").read_text().split())
+    assert "On 1 of them training.accumulation is 8, so that an optimiser step stays 8" in said
+    assert "On 4 of them training.accumulation is 2, so that" in said
+    ours, theirs = (load_checkpoint(run / "checkpoint-6") for run in (output, whole))
+    for group in ("weights", "average", "optimizer"):
+        assert furthest(ours.tensors[group], theirs.tensors[group]) < 2e-6, group
+    assert ours.state["source"] == theirs.state["source"]
+    assert ours.state["identity"] == theirs.state["identity"]
+    losses = [[row["loss"] for row in figures(run) if "loss" in row] for run in (output, whole)]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+
+
+REFUSED = {
+    ("training.sharding=fsdp2",): "an adapter has little to share out.*training.shard_adapter=true",
+    ("training.sharding=zero3", FULL): "the sharding of DeepSpeed.*fsdp2 shares out the same",
+    (
+        "training.sharding=fsdp2",
+        FULL,
+        "training.sharding_options.cpu_ofload=true",
+    ): "cpu_ofload is none of the options.*Did you mean cpu_offload",
+    (
+        "training.sharding=fsdp2",
+        FULL,
+        "optimizer={kind: adafactor, lr: 1e-4}",
+    ): "optimizer.kind adafactor looks at whole weights.*use adamw",
+    ("training.sharding=fsdp2", FULL, "model.channels_last=true"): "model.channels_last works with",
+    ("training.sharding_options.cpu_offload=true",): "are those of training.sharding fsdp2.*none",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=lambda some: some[0])
+def test_what_cannot_be_sharded_is_refused_before_anything_loads(models, data, overrides):
+    where = ("output=x", f"model.path={models['sdxl']}", f"data.path={data}")
+    with pytest.raises(ConfigError, match=f"(?s){REFUSED[overrides]}"):
+        check(config.load(RunConfig, SMOKE, [*where, *overrides]))
