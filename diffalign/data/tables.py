@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet
 
 from diffalign import hub
 from diffalign.data.location import DataLocation, Location
+from diffalign.data.object_store import StoredFile
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
 from diffalign.errors import DataError
 
@@ -28,6 +30,8 @@ _BATCH_ROWS = 16
 """Rows that are turned into Python values at once."""
 _BUFFER = 1 << 18
 """Bytes of a column of a parquet file that are read at once."""
+_STORE_BUFFER = 1 << 21
+"""The same in an object store, where every request takes its time."""
 _AT_ONCE = 16
 """Directories of parquet files that are read at the same time."""
 
@@ -142,7 +146,7 @@ class ParquetStream(AbstractRowStream):
     whole files, and memory then grows with the size of a file, or of a row group.
     """
 
-    def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path | StoredFile], columns: Sequence[str]) -> None:
         self._files = files
         self._columns = list(dict.fromkeys(columns))
 
@@ -154,19 +158,21 @@ class ParquetStream(AbstractRowStream):
         group = self._groups[part]
         skip = 0 if start is None else start["row"]
         path = self._files[group.file]
-        try:
-            with pyarrow.parquet.ParquetFile(
-                path, metadata=self._footers[group.file], pre_buffer=False, buffer_size=_BUFFER
-            ) as file:
-                missing = set(self._columns) - set(file.schema_arrow.names)
-                if missing:
-                    raise DataError(f"{path} lacks {', '.join(sorted(missing))}, unlike the first")
-                batches = file.iter_batches(_BATCH_ROWS, [group.number], self._columns)
-                rows = chain.from_iterable(map(_python_rows, batches))
-                for number, values in enumerate(islice(rows, skip, None), start=skip):
-                    yield {"row": number}, Row(_row_name(group.first + number), values)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read to its end: {error}") from error
+        buffer = _STORE_BUFFER if isinstance(path, StoredFile) else _BUFFER
+        footer = self._footers[group.file]
+        with (
+            _opened(path) as opened,
+            pyarrow.parquet.ParquetFile(
+                opened, metadata=footer, pre_buffer=False, buffer_size=buffer
+            ) as file,
+        ):
+            missing = set(self._columns) - set(file.schema_arrow.names)
+            if missing:
+                raise DataError(f"{path} lacks {', '.join(sorted(missing))}, unlike the first")
+            batches = file.iter_batches(_BATCH_ROWS, [group.number], self._columns)
+            rows = chain.from_iterable(map(_python_rows, batches))
+            for number, values in enumerate(islice(rows, skip, None), start=skip):
+                yield {"row": number}, Row(_row_name(group.first + number), values)
 
     @cached_property
     def _footers(self) -> Sequence[pyarrow.parquet.FileMetaData]:
@@ -186,11 +192,22 @@ class ParquetStream(AbstractRowStream):
         return groups
 
 
-def _footer(path: Path) -> pyarrow.parquet.FileMetaData:
+def _footer(file: Path | StoredFile) -> pyarrow.parquet.FileMetaData:
+    with _opened(file) as opened:
+        return pyarrow.parquet.read_metadata(opened)
+
+
+@contextmanager
+def _opened(file: Path | StoredFile) -> Iterator[Any]:
+    """For pyarrow; what goes wrong within is a DataError that names the file."""
+    if isinstance(file, StoredFile):
+        with file.opened() as opened:
+            yield opened
+        return
     try:
-        return pyarrow.parquet.read_metadata(path)
+        yield file
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read to its end: {error}") from error
+        raise DataError(f"{file} cannot be read to its end: {error}") from error
 
 
 class HubStream(AbstractRowStream):
@@ -244,9 +261,10 @@ class HubStream(AbstractRowStream):
 
 def table_schema(location: Location, config: DataLocation) -> Schema:
     """Columns from the schema of the first file, or of the hub's description."""
-    if location.files:
+    files = location.files or location.stored
+    if files:
         try:
-            found = _file_schema(location.files[0])
+            found = _file_schema(files[0])
             types = {field.name: field.type for field in found if _is_list(field.type)}
             fields = {
                 name: frozenset(part.name for part in type.value_type)
@@ -255,8 +273,8 @@ def table_schema(location: Location, config: DataLocation) -> Schema:
             }
             return Schema(tuple(found.names), frozenset(types), fields)
         except (OSError, pyarrow.ArrowException) as error:
-            kind = location.files[0].suffix.lower()[1:]
-            raise DataError(f"{location.files[0]} is no readable {kind} file: {error}") from error
+            kind = files[0].suffix.lower()[1:]
+            raise DataError(f"{files[0]} is no readable {kind} file: {error}") from error
     dataset = load_table(location, config, streaming=True)
     if dataset.features is not None:
         lists = [name for name, type in dataset.features.items() if _is_list_feature(type)]
@@ -266,7 +284,10 @@ def table_schema(location: Location, config: DataLocation) -> Schema:
     return Schema(tuple(first), frozenset(lists))
 
 
-def _file_schema(file: Path) -> pa.Schema:
+def _file_schema(file: Path | StoredFile) -> pa.Schema:
+    if isinstance(file, StoredFile):
+        with file.opened() as opened:
+            return pyarrow.parquet.read_schema(opened)
     if file.suffix.lower() == ".parquet":
         return pyarrow.parquet.read_schema(file)
     with pa.memory_map(str(file)) as source:  # as `save_to_disk` of the datasets library writes
@@ -294,6 +315,8 @@ def open_table(
     """
     if not streaming:
         return TableRows(load_table(location, config), columns)
+    if location.stored:
+        return ParquetStream(location.stored, columns)
     if location.files:
         if location.files[0].suffix.lower() != ".parquet":
             raise DataError(
@@ -317,8 +340,15 @@ def load_table(location: Location, config: DataLocation, *, streaming: bool = Fa
     """Files of one kind, or a split of a hub data set, by the datasets library.
 
     Raises:
-        DataError: nothing is there, or it is damaged.
+        DataError: nothing is there, or it is damaged, or it lies in an object store.
     """
+    if location.stored:
+        streams = config.section == "data"
+        raise DataError(
+            f"{location.describe()}, which is read in order and never at random: "
+            + ("set data.streaming to true, or copy" if streams else "copy")
+            + " the files to this machine"
+        )
     if location.files:
         kind = location.files[0].suffix.lower()[1:]
         files = [str(file) for file in location.files if kind != "parquet" or _has_rows(file)]
