@@ -154,6 +154,21 @@ class ParquetStream(AbstractRowStream):
     def parts(self) -> Sequence[int]:
         return [group.rows for group in self._groups]
 
+    @cached_property
+    def held_bytes(self) -> int:
+        """Of the largest row group: of a column a page at a time, which often is all of it, as it
+        was read and as it was decoded."""
+        return max((self._bytes_of(group) for group in self._groups), default=0)
+
+    def _bytes_of(self, group: _Group) -> int:
+        directory = self._footers[group.file].row_group(group.number)
+        columns = map(directory.column, range(directory.num_columns))
+        return sum(
+            column.total_compressed_size + column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema.partition(".")[0] in self._columns
+        )
+
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         group = self._groups[part]
         skip = 0 if start is None else start["row"]
@@ -224,6 +239,11 @@ class HubStream(AbstractRowStream):
     def parts(self) -> Sequence[int]:
         can_be_cut = hasattr(self._dataset, "shard")  # since datasets 3.1
         return [1] * (self._dataset.n_shards if can_be_cut else 1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Arrow fetches files as a whole; those of the hub have some 500 MB."""
+        return 500_000_000
 
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         dataset = copy.deepcopy(self._dataset)  # iterating leaves its position in shared parts

@@ -78,6 +78,8 @@ _MOST_LANES = 32
 _MOST_UNEQUAL = 1.1
 """Length of the longest lane at most, in multiples of the shortest, whose pairs are seen as much
 more often."""
+_MOST_HELD = 1 << 29
+"""Bytes that all parts which one process reads may take: each has one part for sure."""
 _SMALLEST_BLOCK = 16
 """Rows of a block of a lane, at least: it replaces its own bad pairs."""
 
@@ -120,7 +122,7 @@ class StreamPlan(AbstractPlan):
 
     def start(self, layout: Layout) -> dict[str, Any]:
         parts = self.rows.parts if self.limit is None else self.rows.parts[:1]
-        lanes, turn = cut_into_lanes(layout, parts)
+        lanes, turn = cut_into_lanes(layout, parts, held_bytes=self.rows.held_bytes)
         return {
             "samples": 0,
             "parts": len(self.rows.parts),
@@ -358,24 +360,33 @@ class _Lane:
         return replace(block, pairs=[usable[i] for i in order])
 
 
-def cut_into_lanes(layout: Layout, parts: Sequence[int]) -> tuple[int, int]:
+def cut_into_lanes(layout: Layout, parts: Sequence[int], *, held_bytes: int = 0) -> tuple[int, int]:
     """The number of lanes, and of samples that are taken from one before the next has its turn.
 
-    Nothing in it depends on how the global micro-batch of a run was shared among processes.
+    Unless parts take much memory, nothing in it depends on how the global micro-batch was shared
+    among the processes with which the run starts.
 
     Args:
         layout: of the run that starts.
         parts: how large each of the stream is.
+        held_bytes: memory that a part takes while it is being read.
     """
     micro_batch = layout.micro_batch
+    affordable = world.size() * max(1, _MOST_HELD // max(1, held_bytes))
+    most, few = min(len(parts), _MOST_LANES, affordable), affordable < _MOST_LANES
     fitting = [
         n
-        for n in range(1, min(len(parts), _MOST_LANES) + 1)
+        for n in range(1, most + 1)
         if (micro_batch % n == 0 or (n % micro_batch == 0 and layout.samples_per_step % n == 0))
         and _longest(parts, n) <= _MOST_UNEQUAL
     ]
-    # That with the most divisors suits the most numbers of processes.
-    lanes = max(fitting, key=lambda n: (sum(n % d == 0 for d in range(1, n + 1)), n), default=1)
+
+    def suits(n: int) -> tuple[bool, int, int]:
+        """These processes where lanes are few; else as many numbers of processes as can be."""
+        divisors = sum(n % d == 0 for d in range(1, n + 1))
+        return few and n % world.size() == 0, divisors, n
+
+    lanes = max(fitting, key=suits, default=1)
     return lanes, max(1, micro_batch // lanes)
 
 

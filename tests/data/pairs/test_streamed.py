@@ -127,6 +127,16 @@ def test_lanes_follow_from_the_step_and_the_parts(micro_batch, micro_batches, pa
     assert cut_into_lanes(layout, [1] * parts) == cut
 
 
+@pytest.mark.parametrize(
+    ("processes", "held_mb", "lanes"),
+    [(1, 500, 1), (1, 100, 4), (4, 500, 4), (5, 500, 5), (5, 1, 20), (8, 500, 8), (1, 1, 20)],
+)
+def test_parts_that_take_much_memory_make_few_lanes(processes, held_mb, lanes, as_rank):
+    as_rank(0, processes)
+    layout = Layout(samples_per_device=1, micro_batch=40, micro_batches=1)
+    assert cut_into_lanes(layout, [1] * 80, held_bytes=held_mb * 10**6)[0] == lanes
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_a_rank_reads_its_own_parts_alone(size, as_rank):
     opened = []
