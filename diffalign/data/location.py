@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal, Protocol, TypeVar
 
-from diffalign.data.object_store import StoredFile, find_files, is_address
+from diffalign.data.stores import StoredFile, find_files, is_address
 from diffalign.errors import DataError
 from diffalign.keys import hide
 

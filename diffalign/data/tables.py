@@ -18,8 +18,8 @@ import pyarrow.parquet
 
 from diffalign import hub
 from diffalign.data.location import DataLocation, Location
-from diffalign.data.object_store import StoredFile
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
+from diffalign.data.stores import StoredFile
 from diffalign.errors import DataError
 
 _HEADER_BYTES = 1 << 16

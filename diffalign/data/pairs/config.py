@@ -22,9 +22,9 @@ class PairConfig(Ranged):
     section: ClassVar[str] = "data"
 
     path: str = field(metadata=MAY_CHANGE)
-    """A file, a folder, a glob pattern, the id of a data set on the Hugging Face hub, or the address
-    of parquet files in an object store (`s3://bucket/folder`, `gs://`, `hf://datasets/...`), which
-    takes `streaming: true`."""
+    """A file, a folder, a glob pattern, the id of a data set on the Hugging Face hub, or the
+    address of parquet files in an object store (`s3://bucket/folder`, `gs://`,
+    `hf://datasets/...`), which takes `streaming: true`."""
     resolution: int
     """Side of a square image after the crop, pixels; with `buckets`, the root of the area. DPO
     takes 512 for SD 1.5 and 1024 for SDXL."""
