@@ -1,7 +1,17 @@
+import json
+from pathlib import Path
+
 import pytest
 
+from diffalign import config
 from diffalign.data.lanes import cut_into_lanes, deal, lane_of, taken_from
 from diffalign.data.layout import Layout
+from diffalign.jobs import train
+from diffalign.training.config import RunConfig
+from tests.layouts import make_pairs, write_pickapic
+from tests.processes import run_ranks
+
+SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 
 
 def test_a_part_goes_to_the_lane_with_the_least():
@@ -47,3 +57,28 @@ def test_every_lane_gives_its_samples_in_turn_and_none_twice(lanes, turn):
         rounds, (lane, within) = lane_of(sample, lanes, turn)
         assert rounds * turn + within == taken[lane]
         taken[lane] += 1
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_processes_tell_each_other_where_their_lanes_are(tmp_path, tiny_sd15):
+    write_pickapic(tmp_path / "data", make_pairs(24), files=6)
+    overrides = [
+        f"data={{kind: auto, path: {tmp_path / 'data'}, resolution: 32, streaming: true}}",
+        *("data.shuffle_block=4", "data.workers=0", f"model.path={tiny_sd15}"),
+        *("model.kind=sd15", "training.optimizer_steps=3"),
+        *("training.samples_per_device=1", "training.checkpoint_every=3"),
+    ]
+    places = []
+    for name, more in (("one", ["training.accumulation=2"]), ("two", ["training.accumulation=1"])):
+        output = tmp_path / name
+        run = config.load(RunConfig, SMOKE, [*overrides, *more, f"output={output}"])
+        config.save(run, tmp_path / f"{name}.yaml")
+        if name == "one":
+            train.run(run)
+        else:
+            run_ranks("train", str(tmp_path / f"{name}.yaml"), log=tmp_path / "log")
+        state = json.loads((output / "checkpoint-3/state.json").read_text())
+        places.append(state["source"]["lanes"])
+    assert [lane["offset"] + 4 * lane["block"] for lane in places[1]] == [3, 3]
+    assert places[0] == places[1]
