@@ -27,6 +27,7 @@ SMALL = {
     "fuzz.py": "--cases 5 --only steps",
     "bench_cache.py": f"{DPO} training.samples_per_device=2 --steps 2 --rounds 1 --pairs 8",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
+    "bench_rows.py": "--tiny --out OUT",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",

@@ -9,10 +9,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from pathlib import Path, PurePath
+from typing import Literal, Protocol, TypeVar
 
+from diffalign.data.stores import StoredFile, find_files, is_address
 from diffalign.errors import DataError
+from diffalign.keys import hide
 
 Form = Literal["table", "lines", "list", "shards", "sides"]
 """Parquet, Arrow or a hub data set; JSON lines; JSON lists; tar shards; one folder a side."""
@@ -31,6 +33,10 @@ _SHARD = re.compile(r"(?P<split>.+)-\d{5,}-of-\d{5,}(-[0-9a-f]+)?")
 _SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "eval", "test"})
 
 
+Name = TypeVar("Name", bound=PurePath)
+File = TypeVar("File")
+
+
 class DataLocation(Protocol):
     """What a section of the config says about where its data lies."""
 
@@ -40,7 +46,7 @@ class DataLocation(Protocol):
 
     @property
     def path(self) -> str:
-        """A file, a folder, a glob pattern, or a hub id."""
+        """A file, a folder, a glob pattern, the address of an object store, or a hub id."""
 
     @property
     def split(self) -> str:
@@ -61,10 +67,15 @@ class Location:
     files: tuple[Path, ...] = ()
     """In order; empty for a hub data set, one folder a side for `sides`."""
     root: Path | None = None
-    """Folder that sample ids and relative image paths start from; None on the hub."""
+    """Folder that sample ids and relative image paths start from; None on the hub or in a store."""
+    stored: tuple[StoredFile, ...] = ()
+    """In order, where they lie in an object store."""
 
     def describe(self) -> str:
         """For example `pairs: 3 parquet files`."""
+        if self.stored:
+            count = len(self.stored)
+            return f"{self.path}: {count} parquet file{'s' * (count > 1)} of an object store"
         if self.root is None:
             return f"{self.path} on the hub"
         if self.form == "sides":
@@ -91,6 +102,10 @@ def locate(
     Raises:
         DataError: nothing is there, or nothing that a reader knows.
     """
+    if is_address(config.path):
+        stored = find_files(config.path, ".parquet", section=config.section)
+        chosen = _of_split({file.name: file for file in stored}, config)
+        return Location(path=config.path, form="table", stored=tuple(chosen))
     path = Path(config.path).expanduser()
     if path.is_dir():
         return _in_folder(path, config, suffixes, sides)
@@ -102,7 +117,8 @@ def locate(
         return Location(path=config.path, form="table")
     raise DataError(
         f"{config.section}.path {config.path} does not exist. Give a file, a folder, a glob "
-        "pattern, or the id of a hub data set (owner/name)"
+        "pattern, the address of an object store (s3://bucket/folder), or the id of a hub data "
+        "set (owner/name)"
     )
 
 
@@ -129,7 +145,8 @@ def _in_folder(
     for suffix in suffixes:
         files = [file for file in everything if file.suffix.lower() == suffix]
         if files:
-            return _of_files(_of_split(files, folder, config), folder, config, suffixes)
+            chosen = _of_split({file.relative_to(folder): file for file in files}, config)
+            return _of_files(chosen, folder, config, suffixes)
     or_sides = " or ".join("/ and ".join(sides) + "/" for sides in all_sides)
     raise DataError(
         f"{config.section}.path {config.path} is a folder without {', '.join(suffixes)} files"
@@ -157,26 +174,35 @@ def _of_files(
     return Location(path=config.path, form=suffixes[found.pop()], files=tuple(files), root=root)
 
 
-def _of_split(files: list[Path], folder: Path, config: DataLocation) -> list[Path]:
-    """The files of `config.split`, where file or folder names carry splits; else all of them."""
-    splits = {file: _split_of(file.relative_to(folder)) for file in files}
+def _of_split(files: Mapping[Name, File], config: DataLocation) -> list[File]:
+    """The files of `config.split`, where file or folder names carry splits; else all of them.
+
+    Args:
+        files: by their names below the folder.
+        config: names folder and split.
+    """
+    splits = {name: _split_of(name) for name in files}
     named = {split for split in splits.values() if split is not None}
     if not named:
-        parts = {file: set(re.split(r"[^a-z0-9]+", file.stem.lower())) for file in files}
+        parts = {name: set(re.split(r"[^a-z0-9]+", name.stem.lower())) for name in files}
         if not any(config.split in each for each in parts.values()):
-            return files
+            return list(files.values())
         others = _SPLITS - {config.split}  # as of `mine_train.jsonl` next to `mine_test.jsonl`
-        return [file for file in files if config.split in parts[file] or not parts[file] & others]
-    chosen = [file for file in files if splits[file] == config.split]
+        return [
+            file
+            for name, file in files.items()
+            if config.split in parts[name] or not parts[name] & others
+        ]
+    chosen = [file for name, file in files.items() if splits[name] == config.split]
     if not chosen:
         raise DataError(
-            f"{config.section}.split {config.split}: the files under {config.path} belong to the "
-            f"splits {', '.join(sorted(named))}"
+            f"{config.section}.split {config.split}: the files under {hide(config.path)} belong to "
+            f"the splits {', '.join(sorted(named))}"
         )
     return chosen
 
 
-def _split_of(file: Path) -> str | None:
+def _split_of(file: PurePath) -> str | None:
     shard = _SHARD.fullmatch(file.stem)
     if shard is not None and shard["split"] != "data":  # as save_to_disk names all of them
         return shard["split"]
@@ -193,10 +219,14 @@ def _size(file: Path) -> int:
 
 def fingerprint(location: Location, config: DataLocation) -> str:
     """Names and sizes of the files that are not hidden; of a hub data set, id and revision."""
+    digest = hashlib.blake2b(digest_size=8)
+    for stored in location.stored:
+        digest.update(f"{stored.name}\0{stored.size}\0".encode())
+    if location.stored:
+        return digest.hexdigest()
     if location.root is None:
         return f"{config.path}@{config.revision or 'main'}"
     folders = [place.iterdir() if place.is_dir() else [place] for place in location.files]
-    digest = hashlib.blake2b(digest_size=8)
     for file in sorted(itertools.chain.from_iterable(folders)):
         if not file.name.startswith("."):
             name = file.relative_to(location.root).as_posix()

@@ -78,6 +78,11 @@ class AbstractRowStream(abc.ABC):
     def parts(self) -> Sequence[int]:
         """How large each part is, in rows, bytes or whatever tells them apart."""
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that a part may take while it is being read, next to the rows asked for."""
+        return 0
+
     @abc.abstractmethod
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         """Every row of a part from a place on, once, each with a cursor to read it again.

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet
 from diffalign import hub
 from diffalign.data.location import DataLocation, Location
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, Schema
+from diffalign.data.stores import StoredFile
 from diffalign.errors import DataError
 
 _HEADER_BYTES = 1 << 16
@@ -28,6 +30,8 @@ _BATCH_ROWS = 16
 """Rows that are turned into Python values at once."""
 _BUFFER = 1 << 18
 """Bytes of a column of a parquet file that are read at once."""
+_STORE_BUFFER = 1 << 21
+"""The same in an object store, where every request takes its time."""
 _AT_ONCE = 16
 """Directories of parquet files that are read at the same time."""
 
@@ -142,7 +146,7 @@ class ParquetStream(AbstractRowStream):
     whole files, and memory then grows with the size of a file, or of a row group.
     """
 
-    def __init__(self, files: Sequence[Path], columns: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path | StoredFile], columns: Sequence[str]) -> None:
         self._files = files
         self._columns = list(dict.fromkeys(columns))
 
@@ -150,23 +154,40 @@ class ParquetStream(AbstractRowStream):
     def parts(self) -> Sequence[int]:
         return [group.rows for group in self._groups]
 
+    @cached_property
+    def held_bytes(self) -> int:
+        """Of the largest row group: of a column a page at a time, which often is all of it, as it
+        was read and as it was decoded."""
+        return max((self._bytes_of(group) for group in self._groups), default=0)
+
+    def _bytes_of(self, group: _Group) -> int:
+        directory = self._footers[group.file].row_group(group.number)
+        columns = map(directory.column, range(directory.num_columns))
+        return sum(
+            column.total_compressed_size + column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema.partition(".")[0] in self._columns
+        )
+
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         group = self._groups[part]
         skip = 0 if start is None else start["row"]
         path = self._files[group.file]
-        try:
-            with pyarrow.parquet.ParquetFile(
-                path, metadata=self._footers[group.file], pre_buffer=False, buffer_size=_BUFFER
-            ) as file:
-                missing = set(self._columns) - set(file.schema_arrow.names)
-                if missing:
-                    raise DataError(f"{path} lacks {', '.join(sorted(missing))}, unlike the first")
-                batches = file.iter_batches(_BATCH_ROWS, [group.number], self._columns)
-                rows = chain.from_iterable(map(_python_rows, batches))
-                for number, values in enumerate(islice(rows, skip, None), start=skip):
-                    yield {"row": number}, Row(_row_name(group.first + number), values)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read to its end: {error}") from error
+        buffer = _STORE_BUFFER if isinstance(path, StoredFile) else _BUFFER
+        footer = self._footers[group.file]
+        with (
+            _opened(path) as opened,
+            pyarrow.parquet.ParquetFile(
+                opened, metadata=footer, pre_buffer=False, buffer_size=buffer
+            ) as file,
+        ):
+            missing = set(self._columns) - set(file.schema_arrow.names)
+            if missing:
+                raise DataError(f"{path} lacks {', '.join(sorted(missing))}, unlike the first")
+            batches = file.iter_batches(_BATCH_ROWS, [group.number], self._columns)
+            rows = chain.from_iterable(map(_python_rows, batches))
+            for number, values in enumerate(islice(rows, skip, None), start=skip):
+                yield {"row": number}, Row(_row_name(group.first + number), values)
 
     @cached_property
     def _footers(self) -> Sequence[pyarrow.parquet.FileMetaData]:
@@ -186,11 +207,22 @@ class ParquetStream(AbstractRowStream):
         return groups
 
 
-def _footer(path: Path) -> pyarrow.parquet.FileMetaData:
+def _footer(file: Path | StoredFile) -> pyarrow.parquet.FileMetaData:
+    with _opened(file) as opened:
+        return pyarrow.parquet.read_metadata(opened)
+
+
+@contextmanager
+def _opened(file: Path | StoredFile) -> Iterator[Any]:
+    """For pyarrow; what goes wrong within is a DataError that names the file."""
+    if isinstance(file, StoredFile):
+        with file.opened() as opened:
+            yield opened
+        return
     try:
-        return pyarrow.parquet.read_metadata(path)
+        yield file
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read to its end: {error}") from error
+        raise DataError(f"{file} cannot be read to its end: {error}") from error
 
 
 class HubStream(AbstractRowStream):
@@ -207,6 +239,11 @@ class HubStream(AbstractRowStream):
     def parts(self) -> Sequence[int]:
         can_be_cut = hasattr(self._dataset, "shard")  # since datasets 3.1
         return [1] * (self._dataset.n_shards if can_be_cut else 1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Arrow fetches files as a whole; those of the hub have some 500 MB."""
+        return 500_000_000
 
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         dataset = copy.deepcopy(self._dataset)  # iterating leaves its position in shared parts
@@ -244,9 +281,10 @@ class HubStream(AbstractRowStream):
 
 def table_schema(location: Location, config: DataLocation) -> Schema:
     """Columns from the schema of the first file, or of the hub's description."""
-    if location.files:
+    files = location.files or location.stored
+    if files:
         try:
-            found = _file_schema(location.files[0])
+            found = _file_schema(files[0])
             types = {field.name: field.type for field in found if _is_list(field.type)}
             fields = {
                 name: frozenset(part.name for part in type.value_type)
@@ -255,8 +293,8 @@ def table_schema(location: Location, config: DataLocation) -> Schema:
             }
             return Schema(tuple(found.names), frozenset(types), fields)
         except (OSError, pyarrow.ArrowException) as error:
-            kind = location.files[0].suffix.lower()[1:]
-            raise DataError(f"{location.files[0]} is no readable {kind} file: {error}") from error
+            kind = files[0].suffix.lower()[1:]
+            raise DataError(f"{files[0]} is no readable {kind} file: {error}") from error
     dataset = load_table(location, config, streaming=True)
     if dataset.features is not None:
         lists = [name for name, type in dataset.features.items() if _is_list_feature(type)]
@@ -266,7 +304,10 @@ def table_schema(location: Location, config: DataLocation) -> Schema:
     return Schema(tuple(first), frozenset(lists))
 
 
-def _file_schema(file: Path) -> pa.Schema:
+def _file_schema(file: Path | StoredFile) -> pa.Schema:
+    if isinstance(file, StoredFile):
+        with file.opened() as opened:
+            return pyarrow.parquet.read_schema(opened)
     if file.suffix.lower() == ".parquet":
         return pyarrow.parquet.read_schema(file)
     with pa.memory_map(str(file)) as source:  # as `save_to_disk` of the datasets library writes
@@ -294,6 +335,8 @@ def open_table(
     """
     if not streaming:
         return TableRows(load_table(location, config), columns)
+    if location.stored:
+        return ParquetStream(location.stored, columns)
     if location.files:
         if location.files[0].suffix.lower() != ".parquet":
             raise DataError(
@@ -317,8 +360,15 @@ def load_table(location: Location, config: DataLocation, *, streaming: bool = Fa
     """Files of one kind, or a split of a hub data set, by the datasets library.
 
     Raises:
-        DataError: nothing is there, or it is damaged.
+        DataError: nothing is there, or it is damaged, or it lies in an object store.
     """
+    if location.stored:
+        streams = config.section == "data"
+        raise DataError(
+            f"{location.describe()}, which is read in order and never at random: "
+            + ("set data.streaming to true, or copy" if streams else "copy")
+            + " the files to this machine"
+        )
     if location.files:
         kind = location.files[0].suffix.lower()[1:]
         files = [str(file) for file in location.files if kind != "parquet" or _has_rows(file)]

@@ -1,12 +1,15 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
+import datasets
 import pytest
 
 from diffalign.data.layout import Layout
+from diffalign.data.tables import HubStream
 from diffalign.errors import ConfigError, DataError
 from tests.data.conftest import open_source, take
-from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_rows
+from tests.layouts import WRITERS, make_pairs, pickapic_rows, write_pickapic, write_rows
 from tests.worlds import MOVED, ON_TWO, samples_of_steps
 
 KINDS = {
@@ -157,3 +160,34 @@ def test_every_streamed_format_is_seen_alike_on_other_processes(kind, tmp_path, 
         )
 
     assert see(MOVED["to four and back"]) == see(ON_TWO)
+
+
+def test_shards_of_the_hub_are_seen_alike_on_other_processes(tmp_path, monkeypatch):
+    write_pickapic(tmp_path, make_pairs(40), files=4)
+    files = [str(file) for file in sorted(tmp_path.rglob("*.parquet"))]
+    load = datasets.load_dataset
+
+    def load_local(path, split, revision, streaming):
+        return load("parquet", data_files=files, split="train", streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    opened: list[int] = []
+    rows = HubStream.rows
+
+    def noted(stream, part, start=None):
+        opened.append(part)
+        return rows(stream, part, start)
+
+    monkeypatch.setattr(HubStream, "rows", noted)
+
+    def see(stages):
+        return samples_of_steps(
+            monkeypatch,
+            lambda layout: open_source("some/where", layout=layout, streaming=True),
+            stages,
+            accumulation=2,
+        )
+
+    expected = see((replace(ON_TWO[0], steps=4),))
+    assert sorted(opened) == [0, 1, 2, 3]  # two by each rank
+    assert see([replace(stage, steps=2) for stage in MOVED["to four"]]) == expected

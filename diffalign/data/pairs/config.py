@@ -22,7 +22,9 @@ class PairConfig(Ranged):
     section: ClassVar[str] = "data"
 
     path: str = field(metadata=MAY_CHANGE)
-    """A file, a folder, a glob pattern, or the id of a data set on the Hugging Face hub."""
+    """A file, a folder, a glob pattern, the id of a data set on the Hugging Face hub, or the
+    address of parquet files in an object store (`s3://bucket/folder`, `gs://`,
+    `hf://datasets/...`), which takes `streaming: true`."""
     resolution: int
     """Side of a square image after the crop, pixels; with `buckets`, the root of the area. DPO
     takes 512 for SD 1.5 and 1024 for SDXL."""
@@ -40,10 +42,12 @@ class PairConfig(Ranged):
     """Commit, tag or branch of a hub data set."""
     streaming: bool = False
     """Read in order with little memory and no local copy, instead of at random. Shuffles within
-    blocks of `shuffle_block` rows only. Tar shards are always streamed."""
+    blocks of `shuffle_block` rows only. Every rank reads its own row groups or shards. Tar shards
+    are always streamed."""
     shuffle_block: Annotated[int, AtLeast(1)] = 512
-    """Rows that a stream shuffles at once. Each rank holds up to three such blocks, encoded: 512
-    rows of Pick-a-Pic are about 180 MB."""
+    """Rows that a stream shuffles at once, shared by the up to 32 lanes that it is read in, of each
+    of which at least 16 rows. Up to three times as many are held over all ranks, encoded: 512 rows
+    of Pick-a-Pic are about 180 MB."""
     labels: Literal["by_name", "higher_is_better", "lower_is_better"] = "by_name"
     """Meaning of the numbers of the images. `by_name`: of columns named as ranks (`rank`,
     `rank_a`, ...) the smaller number is the better one, of all others the larger; the line on the
@@ -55,7 +59,7 @@ class PairConfig(Ranged):
     """`per_prompt` lets each prompt count as much as any other, by the number of its pairs that
     Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs (bradley_terry)."""
     limit: Annotated[int, AtLeast(1)] | None = None
-    """Use only the first so many pairs."""
+    """Use only the first so many pairs. A stream is then read in one lane, by every rank."""
     holdout: float | None = None
     """Share of the prompts whose pairs are never trained on, but evaluated while the run trains
     (section `evaluation`). A digest of the prompt decides, so that it is the same for every run;

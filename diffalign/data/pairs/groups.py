@@ -217,6 +217,10 @@ class GroupStream(AbstractRowStream):
     def parts(self) -> Sequence[int]:
         return self._stream.parts
 
+    @property
+    def held_bytes(self) -> int:
+        return self._stream.held_bytes
+
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         skip = 0 if start is None else start["within"]
         for cursor, row in self._stream.rows(part, None if start is None else start["group"]):

@@ -37,7 +37,8 @@ def without_download(config: PairConfig) -> PairConfig:
     Raises:
         DataError: nothing is there.
     """
-    if locate(config).root is not None:
+    location = locate(config)
+    if location.root is not None or location.stored:
         return config
     return dataclasses.replace(config, streaming=True, buckets=False, holdout=None)
 

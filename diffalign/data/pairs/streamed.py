@@ -16,7 +16,6 @@ sizes of their parts, or there are fewer lanes.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import torch
 
 from diffalign import world
 from diffalign.data.decoding import Size
+from diffalign.data.lanes import cut_into_lanes, deal, lane_of, taken_from
 from diffalign.data.layout import Layout
 from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.pairs.formats.base import OpenedPairs
@@ -74,10 +74,6 @@ class _Block:
 
 _Place = tuple[_Block, int]
 """A pair: a block, and an index into its pairs."""
-_MOST_LANES = 32
-_MOST_UNEQUAL = 1.1
-"""Length of the longest lane at most, in multiples of the shortest, whose pairs are seen as much
-more often."""
 _SMALLEST_BLOCK = 16
 """Rows of a block of a lane, at least: it replaces its own bad pairs."""
 
@@ -120,7 +116,7 @@ class StreamPlan(AbstractPlan):
 
     def start(self, layout: Layout) -> dict[str, Any]:
         parts = self.rows.parts if self.limit is None else self.rows.parts[:1]
-        lanes, turn = cut_into_lanes(layout, parts)
+        lanes, turn = cut_into_lanes(layout, parts, held_bytes=self.rows.held_bytes)
         return {
             "samples": 0,
             "parts": len(self.rows.parts),
@@ -168,9 +164,9 @@ class StreamPlan(AbstractPlan):
             samples = layout.seen_after(samples)
             places = []
             for sample in part:
-                rounds, (number, within) = _where(sample, len(lanes), turn)
+                rounds, (number, within) = lane_of(sample, len(lanes), turn)
                 if number not in opened:
-                    taken = _taken(position["samples"], number, len(lanes), turn)
+                    taken = taken_from(position["samples"], number, len(lanes), turn)
                     opened[number] = _Lane(self, number, lanes, taken, self._rows_at_once(lanes))
                 places.append(opened[number].take(rounds * turn + within))
             for number, lane in opened.items():
@@ -356,61 +352,6 @@ class _Lane:
         generator = cpu_generator(derive_seed(self._plan.run_seed, "block", *block.seed_parts))
         order = torch.randperm(len(usable), generator=generator).tolist()
         return replace(block, pairs=[usable[i] for i in order])
-
-
-def cut_into_lanes(layout: Layout, parts: Sequence[int]) -> tuple[int, int]:
-    """The number of lanes, and of samples that are taken from one before the next has its turn.
-
-    Nothing in it depends on how the global micro-batch of a run was shared among processes.
-
-    Args:
-        layout: of the run that starts.
-        parts: how large each of the stream is.
-    """
-    micro_batch = layout.micro_batch
-    fitting = [
-        n
-        for n in range(1, min(len(parts), _MOST_LANES) + 1)
-        if (micro_batch % n == 0 or (n % micro_batch == 0 and layout.samples_per_step % n == 0))
-        and _longest(parts, n) <= _MOST_UNEQUAL
-    ]
-    # That with the most divisors suits the most numbers of processes.
-    lanes = max(fitting, key=lambda n: (sum(n % d == 0 for d in range(1, n + 1)), n), default=1)
-    return lanes, max(1, micro_batch // lanes)
-
-
-def _longest(parts: Sequence[int], lanes: int) -> float:
-    """The longest of so many lanes, in multiples of the shortest."""
-    lengths = [sum(parts[part] for part in lane) for lane in deal(parts, lanes)]
-    return max(lengths) / max(1, min(lengths))
-
-
-def deal(parts: Sequence[int], lanes: int) -> list[list[int]]:
-    """The numbers of the parts of each lane, in order: each part goes to the lane with the least.
-
-    Args:
-        parts: how large each is.
-        lanes: no more than there are parts.
-    """
-    dealt: list[list[int]] = [[] for _ in range(lanes)]
-    loads = [(0, lane) for lane in range(lanes)]
-    for part, size in enumerate(parts):
-        load, lane = loads[0]
-        dealt[lane].append(part)
-        heapq.heapreplace(loads, (load + size, lane))
-    return dealt
-
-
-def _where(sample: int, lanes: int, turn: int) -> tuple[int, tuple[int, int]]:
-    """How often each lane has had its turn before a sample; its lane, and its place in the turn."""
-    rounds, rest = divmod(sample, lanes * turn)
-    return rounds, divmod(rest, turn)
-
-
-def _taken(samples: int, lane: int, lanes: int, turn: int) -> int:
-    """How many of the first so many samples are of a lane."""
-    rounds, rest = divmod(samples, lanes * turn)
-    return rounds * turn + min(max(rest - lane * turn, 0), turn)
 
 
 def _progress(lane: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from diffalign.data.layout import Layout
 from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
-from diffalign.data.pairs.streamed import StreamPlan, cut_into_lanes, deal
+from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.rows import AbstractRowStream, Row
 from diffalign.errors import DataError
 from tests.layouts import make_pairs, pickapic_rows, write_rows
@@ -100,31 +100,6 @@ def test_the_share_of_bad_pairs_is_taken_of_those_met_but_of_1000_at_least():
 
 EIGHT = Layout(samples_per_device=2, micro_batch=4, micro_batches=2)
 """Of a run that starts on two processes."""
-
-
-def test_a_part_goes_to_the_lane_with_the_least():
-    assert deal([5, 2, 2, 2, 4], 2) == [[0, 4], [1, 2, 3]]
-    assert deal([2, 2, 2, 2], 4) == [[0], [1], [2], [3]]
-
-
-@pytest.mark.parametrize(
-    ("micro_batch", "micro_batches", "parts", "cut"),
-    [
-        (1, 1, 100, (1, 1)),
-        (8, 1, 100, (8, 1)),
-        (8, 1, 4, (4, 2)),
-        (8, 1, 5, (1, 8)),
-        (2, 12, 240, (24, 1)),  # the lanes of a step of 24 samples
-        (2, 12, 100, (8, 1)),  # 24 of them would be of four parts or five
-        (80, 1, 80, (20, 4)),  # and not 16, which five processes could not share
-        (64, 32, 1000, (32, 2)),
-        (7, 1, 4, (1, 7)),
-        (8, 1, 0, (1, 8)),
-    ],
-)
-def test_lanes_follow_from_the_step_and_the_parts(micro_batch, micro_batches, parts, cut):
-    layout = Layout(samples_per_device=1, micro_batch=micro_batch, micro_batches=micro_batches)
-    assert cut_into_lanes(layout, [1] * parts) == cut
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
