@@ -20,7 +20,6 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 import types
 from collections import defaultdict
 from pathlib import Path
@@ -33,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate.state import AcceleratorState
+from measuring import now
 from rich.console import Console
 
 from diffalign import config
@@ -50,7 +50,7 @@ UNCACHED, CACHED, PEER = "without caches", "cached", "diffusers' script"
 
 
 class Clock:
-    """CPU seconds of a number of steps, after those of the warm-up."""
+    """Seconds (`measuring.now`) of a number of steps, after those of the warm-up."""
 
     def __init__(self, steps: int) -> None:
         self.last, self.step, self.seconds = WARM_UP + steps, 0, 0.0
@@ -59,7 +59,7 @@ class Clock:
         """One more step is done."""
         self.step += 1
         if self.step in (WARM_UP, self.last):
-            self.seconds = time.process_time() - self.seconds
+            self.seconds = now() - self.seconds
 
 
 def ours(run: RunConfig, steps: int) -> tuple[float, list[float]]:

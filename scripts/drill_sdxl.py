@@ -167,15 +167,15 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
     found: dict[str, Any] = {}
     if "AVX512" not in torch.backends.cpu.get_cpu_capability():
         torch.nn.Conv2d._conv_forward = _convolve  # type: ignore[method-assign]
-    start = _memory("VmRSS")
+    start = memory("VmRSS")
 
     def measured(phase: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        _forget_peak()
+        forget_peak()
         began = time.perf_counter()
         value = call(*args, **options)
         found[phase] = {
-            "peak": _memory("VmHWM") - start,
-            "stays": _memory("VmRSS") - start,
+            "peak": memory("VmHWM") - start,
+            "stays": memory("VmRSS") - start,
             "seconds": time.perf_counter() - began,
         }
         return value
@@ -194,19 +194,19 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
     elif stage == "precompute":
         measured("precompute", precompute.run, config.load(RunConfig, CONFIG, arguments))
     elif stage == "plan":
-        memory = step_memory(config.load(RunConfig, CONFIG, arguments), device="cpu")
-        found["plan"] = {"peak": memory.peak, "parts": dict(memory.parts)}
+        planned = step_memory(config.load(RunConfig, CONFIG, arguments), device="cpu")
+        found["plan"] = {"peak": planned.peak, "parts": dict(planned.parts)}
     elif stage == "train":
         load, export = SDXL.load, DiffusionModel.export
 
         def loading(self: SDXL, **options: Any) -> DiffusionModel:
             model: DiffusionModel = measured("load", load, self, **options)
             found["parts"] = _parts(model)
-            _forget_peak()
+            forget_peak()
             return model
 
         def exporting(self: DiffusionModel, *args: Any) -> None:
-            found["steps"] = {"peak": _memory("VmHWM") - start}
+            found["steps"] = {"peak": memory("VmHWM") - start}
             measured("export", export, self, *args)
 
         SDXL.load, DiffusionModel.export = loading, exporting  # type: ignore[method-assign]
@@ -271,15 +271,16 @@ def _generate(place: Path) -> None:
         sys.exit("no image was made")
 
 
-def _memory(field: str) -> int:
-    """Of this process, bytes: VmRSS now, VmHWM at its most since `_forget_peak`."""
+def memory(field: str) -> int:
+    """Of this process, bytes: VmRSS now, VmHWM at its most since `forget_peak`."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     sys.exit(f"this kernel does not tell {field}: the drill runs on Linux")
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """From now on VmHWM is the most since now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
