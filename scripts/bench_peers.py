@@ -94,23 +94,32 @@ def our_steps(bench: Bench, kind: str) -> float:
             *steps,
         ]
         run = config.load(RunConfig, IMAGES, settings)
-    seconds, losses = steps_of_ours(run, bench.sizes.steps)
-    refuse_other_start(kind, "ours", losses[0])
-    return seconds
+    found = steps_of_ours(run, bench.sizes.steps)
+    refuse_other_start(kind, "ours", found.losses[0])
+    refuse_another_adapter(bench, kind, found.trained)
+    return found.seconds
 
 
 def their_steps(bench: Bench, kind: str) -> float:
     """Seconds of as many steps of a plain loop."""
     loop = plain_responses if kind in ("llava", "qwen") else plain_images
-    losses = loop(bench, kind)
-    first = next(losses)
+    steps = loop(bench, kind)
+    first, trained = next(steps)
     refuse_other_start(kind, "the plain loop", first)
-    for _ in islice(losses, WARM_UP - 1):
+    refuse_another_adapter(bench, kind, trained)
+    for _ in islice(steps, WARM_UP - 1):
         pass
     started = now()
-    for _ in islice(losses, bench.sizes.steps):
+    for _ in islice(steps, bench.sizes.steps):
         pass
     return now() - started
+
+
+def refuse_another_adapter(bench: Bench, kind: str, trained: int) -> None:
+    """Raise SystemExit unless both ways train as many numbers."""
+    known = bench.trained.setdefault(kind, trained)
+    if trained != known:
+        raise SystemExit(f"{kind}: one way trains {known:,} numbers, and the other {trained:,}")
 
 
 def refuse_other_start(kind: str, whose: str, loss: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -65,6 +65,8 @@ class Bench:
     folder: Path
     sizes: Sizes
     true_size: bool
+    trained: dict[str, int] = field(default_factory=dict)
+    """Numbers that an adapter of a model has, once one way has been run."""
 
     @cached_property
     def device(self) -> torch.device:
@@ -163,15 +165,17 @@ def opened(bench: Bench, kind: str) -> Any:
     return pipeline.to(bench.device)
 
 
-def plain_images(bench: Bench, kind: str) -> Iterator[float]:
-    """Losses of steps as diffusers' scripts take them: decode, tokenise, encode, noise, policy,
-    the same network without its adapter, and four figures read back."""
+def plain_images(bench: Bench, kind: str) -> Iterator[tuple[float, int]]:
+    """Losses, and how many numbers train, of steps as diffusers' scripts take them: decode,
+    tokenise, encode, noise, policy, the same network without its adapter, and four figures read back."""
     from diffusers import DDPMScheduler
     from peft import LoraConfig
 
     pipeline = opened(bench, kind)
     vae, denoiser = pipeline.vae, getattr(pipeline, "transformer", None) or pipeline.unet
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    if kind == "sd3":  # ours adapts both of its streams
+        targets += ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out"]
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
@@ -237,7 +241,12 @@ def plain_images(bench: Bench, kind: str) -> Iterator[float]:
         optimizer.zero_grad()
         figures = (policy.mean(), reference.mean(), (chosen > rejected).float().mean())
         _ = [figure.item() for figure in figures]
-        yield loss.item()
+        yield loss.item(), count_of(trained)
+
+
+def count_of(parameters: list[torch.nn.Parameter]) -> int:
+    """Numbers in them."""
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def conditioning(pipeline: Any, kind: str, captions: list[str], side: int) -> dict[str, Any]:
@@ -267,9 +276,9 @@ def cycle_of(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def plain_responses(bench: Bench, kind: str) -> Iterator[float]:
-    """Losses of steps as TRL's DPO takes them: images and prompts processed once for chosen and
-    once for rejected, all logits of both in one forward, the same without the adapter, and the
+def plain_responses(bench: Bench, kind: str) -> Iterator[tuple[float, int]]:
+    """Losses, and how many numbers train, of steps as TRL's DPO takes them: images and prompts
+    processed once for chosen and once for rejected, all logits of both in one forward, the same without the adapter, and the
     figures that it logs in every step."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -352,7 +361,7 @@ def plain_responses(bench: Bench, kind: str) -> Iterator[float]:
         optimizer.step()
         optimizer.zero_grad()
         _ = [figure.item() for figure in figures]
-        yield loss.item()
+        yield loss.item(), count_of(trained)
 
 
 def flushed_left(batch: dict[str, torch.Tensor], pad: int) -> dict[str, torch.Tensor]:
