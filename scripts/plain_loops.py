@@ -167,7 +167,8 @@ def opened(bench: Bench, kind: str) -> Any:
 
 def plain_images(bench: Bench, kind: str) -> Iterator[tuple[float, int]]:
     """Losses, and how many numbers train, of steps as diffusers' scripts take them: decode,
-    tokenise, encode, noise, policy, the same network without its adapter, and four figures read back."""
+    tokenise, encode, noise, policy, the same network without its adapter, and four figures read
+    back."""
     from diffusers import DDPMScheduler
     from peft import LoraConfig
 
@@ -278,8 +279,8 @@ def cycle_of(loader: Any) -> Iterator[Any]:
 
 def plain_responses(bench: Bench, kind: str) -> Iterator[tuple[float, int]]:
     """Losses, and how many numbers train, of steps as TRL's DPO takes them: images and prompts
-    processed once for chosen and once for rejected, all logits of both in one forward, the same without the adapter, and the
-    figures that it logs in every step."""
+    processed once for chosen and once for rejected, all logits of both in one forward, the same
+    without the adapter, and the figures that it logs in every step."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
