@@ -20,12 +20,11 @@ import importlib.util
 import json
 import statistics
 import sys
-import time
 import types
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import accelerate
 import pyarrow as pa
@@ -33,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate.state import AcceleratorState
+from measuring import now
 from rich.console import Console
 
 from diffalign import config
@@ -50,7 +50,7 @@ UNCACHED, CACHED, PEER = "without caches", "cached", "diffusers' script"
 
 
 class Clock:
-    """CPU seconds of a number of steps, after those of the warm-up."""
+    """Seconds (`measuring.now`) of a number of steps, after those of the warm-up."""
 
     def __init__(self, steps: int) -> None:
         self.last, self.step, self.seconds = WARM_UP + steps, 0, 0.0
@@ -59,11 +59,20 @@ class Clock:
         """One more step is done."""
         self.step += 1
         if self.step in (WARM_UP, self.last):
-            self.seconds = time.process_time() - self.seconds
+            self.seconds = now() - self.seconds
 
 
-def ours(run: RunConfig, steps: int) -> tuple[float, list[float]]:
-    """CPU seconds of the steps of a run, and its losses."""
+class Steps(NamedTuple):
+    """Steps of a run, measured."""
+
+    seconds: float
+    losses: list[float]
+    trained: int
+    """Numbers that it trains."""
+
+
+def ours(run: RunConfig, steps: int) -> Steps:
+    """Seconds of the steps of a run, its losses, and how many numbers it trains."""
     AcceleratorState._reset_state(reset_partial_state=True)
     quiet, clock = Console(quiet=True), Clock(steps)
     accelerator = build.build_accelerator(run)
@@ -82,9 +91,10 @@ def ours(run: RunConfig, steps: int) -> tuple[float, list[float]]:
         raise SystemExit("stopped on request: nothing is measured")
     rows = map(json.loads, (run.output / "metrics.jsonl").read_text().splitlines())
     losses = [row["loss"] for row in rows if "loss" in row]
+    trained = sum(parameter.numel() for _, parameter in trainer.model.trained_parameters())
     del trainer
     build.end(accelerator)
-    return clock.seconds, losses
+    return Steps(clock.seconds, losses, trained)
 
 
 def load_peer(path: Path) -> types.ModuleType:
@@ -181,7 +191,7 @@ def main(
         for _ in range(rounds):
             for training, settings in trainings.items():
                 for way, chosen in ((UNCACHED, settings), (CACHED, cached[training])):
-                    once, losses[training, way] = ours(load(*chosen), steps)
+                    once, losses[training, way], _ = ours(load(*chosen), steps)
                     seconds[training, way].append(once)
                 if script is not None and training == "LoRA":
                     seconds[training, PEER].append(peers(script, load(*settings), steps, folder))

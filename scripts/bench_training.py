@@ -13,7 +13,6 @@ and this the one that says where to look. Checkpoints are not part of it.
 from __future__ import annotations
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from measuring import now
 from rich.console import Console
 
 from diffalign import config
@@ -45,22 +45,16 @@ STAGES = (
 class Clock:
     """Seconds by stage; of a stage within another one, the inner one's alone."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stage = device, ELSE
+    def __init__(self) -> None:
+        self.stage = ELSE
         self.seconds: dict[str, float] = defaultdict(float)
-        self.last = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
+        self.last = now()
 
     def enter(self, stage: str) -> str:
         """Count for this stage from now on; returns the one before."""
-        now = self._now()
-        self.seconds[self.stage] += now - self.last
-        self.last, before, self.stage = now, self.stage, stage
+        moment = now()
+        self.seconds[self.stage] += moment - self.last
+        self.last, before, self.stage = moment, self.stage, stage
         return before
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +76,7 @@ def measure(run: RunConfig, steps: int) -> tuple[Clock, torch.device]:
     quiet = Console(quiet=True)
     source = build.build_source(run, quiet, skipped=None)
     trainer = build.build_trainer(run, accelerator, source, quiet)
-    clock = Clock(accelerator.device)
+    clock = Clock()
     batches, after_step = type(source).__iter__, trainer.hooks.after_step
 
     def reading(self: Any) -> Iterator[Any]:

@@ -194,8 +194,8 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
     elif stage == "precompute":
         measured("precompute", precompute.run, config.load(RunConfig, CONFIG, arguments))
     elif stage == "plan":
-        counted = step_memory(config.load(RunConfig, CONFIG, arguments), device="cpu")
-        found["plan"] = {"peak": counted.peak, "parts": dict(counted.parts)}
+        planned = step_memory(config.load(RunConfig, CONFIG, arguments), device="cpu")
+        found["plan"] = {"peak": planned.peak, "parts": dict(planned.parts)}
     elif stage == "train":
         load, export = SDXL.load, DiffusionModel.export
 
@@ -280,6 +280,7 @@ def memory(field: str) -> int:
 
 
 def forget_peak() -> None:
+    """From now on VmHWM is the most since now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

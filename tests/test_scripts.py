@@ -17,7 +17,10 @@ ELSEWHERE = {
     "kill_runs.py",  # tests/test_kill_runs.py
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
-    "pages.py",  # imported by others; below
+    "measuring.py",  # imported by others; below
+    "pages.py",  # the same
+    "peer_models.py",  # imported by bench_peers.py
+    "plain_loops.py",  # the same
     "list_api.py",  # tests/test_generated_pages.py
     "list_settings.py",  # the same
     "plan_table.py",  # tests/training/test_presets.py
@@ -28,13 +31,16 @@ SMALL = {
     "bench_cache.py": f"{DPO} training.samples_per_device=2 --steps 2 --rounds 1 --pairs 8",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_rows.py": "--tiny --out OUT",
+    "bench_peers.py": "--tiny",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
+    "bench_scale.py": "--tiny --only batch --only images --only processes",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "drill_sdxl.py": "--tiny --full",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
+    "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
     "--noisy-steps 2 --items 2 --out OUT",
     "pretrain_playground_clip.py": "--scenes 64 --contrastive-steps 2 --preference-steps 2 "
@@ -70,6 +76,45 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
     forget_accelerate()
     assert capsys.readouterr().out
     assert out.exists() == ("OUT" in SMALL[script])
+
+
+@pytest.fixture
+def scripts(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+def test_an_exponent_tells_a_square_from_what_is_proportional(scripts):
+    from measuring import exponent
+
+    sizes = [1, 2, 4, 8] * 3
+    shaken = [1.0, 1.02, 0.97, 1.01, 0.99, 1.03, 1.0, 0.98, 1.01, 0.97, 1.02, 1.0]
+    for power in (0.0, 1.0, 2.0):
+        values = [3 * size**power * by for size, by in zip(sizes, shaken, strict=True)]
+        found, (low, high) = exponent(sizes, values)
+        assert low < power < high and high - low < 0.1
+        assert low < found < high
+    assert exponent([1, 2, 4], [5, 5, 5]) == (0, (0, 0))
+    with pytest.raises(ValueError, match="needs three different sizes"):
+        exponent([1, 2, 2], [1, 2, 2])
+
+
+def test_what_is_fixed_flattens_an_exponent_and_widens_its_interval(scripts):
+    from measuring import exponent
+
+    sizes = [1, 2, 4, 8, 16]
+    found, (low, high) = exponent(sizes, [10 + size**2 for size in sizes])
+    assert 0.5 < found < 1.5 and high - low > 0.5
+
+
+def test_a_bench_says_where_it_was_measured(scripts, monkeypatch):
+    import measuring
+
+    monkeypatch.setattr(measuring.torch.cuda, "device_count", lambda: 0)
+    line = measuring.on_this_machine(measuring.machine())
+    assert f"torch {measuring.torch.__version__.partition('+')[0]}" in line
+    assert line.endswith("Measured without a GPU: these are not the figures of one.")
+    with_gpu = measuring.on_this_machine({**measuring.machine(), "gpus": ["H200"]})
+    assert with_gpu.startswith("H200; ") and "without a GPU" not in with_gpu
 
 
 @pytest.mark.slow

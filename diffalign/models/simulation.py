@@ -199,23 +199,37 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, query: Tensor, key: Tensor, value: Tensor, device: SimulatedDevice
+        context: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        device: SimulatedDevice,
+        simulation: Simulation,
     ) -> Tensor:
         shape = (*query.shape[:-1], value.shape[-1])
         output = query.new_empty(shape)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         context.save_for_backward(query, key, value, output, sums)
-        context.device = device
+        context.device, context.simulation = device, simulation
+        simulation.work[simulation.label] += _attention_work(query, key, value)
         return output
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
         query, key, value, _, sums = context.saved_tensors
+        simulation = context.simulation  # of each product one gradient for each of its factors
+        simulation.work[simulation.label] += 2 * _attention_work(query, key, value)
         query_gradient = torch.empty_like(query)
         if context.device == "cuda":  # summed in float32 over the blocks, then rounded
             torch.empty_like(query, dtype=torch.float32)
             torch.empty_like(sums)
-        return query_gradient, torch.empty_like(key), torch.empty_like(value), None
+        return query_gradient, torch.empty_like(key), torch.empty_like(value), None, None
+
+
+def _attention_work(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Operations of both products of attention, forward."""
+    rows = query.numel() // query.shape[-1]
+    return 2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 _LOWER = {
@@ -326,10 +340,7 @@ class _DeviceRules(TorchFunctionMode):
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             key, value = (part.repeat_interleave(repeats, -3) for part in (key, value))
-        per_key = query.shape[-1] + value.shape[-1]
-        rows = query.numel() // query.shape[-1]
-        self.simulation.work[self.simulation.label] += 2 * rows * key.shape[-2] * per_key
-        result: Tensor = _Attention.apply(query, key, value, self.device)
+        result: Tensor = _Attention.apply(query, key, value, self.device, self.simulation)
         return result
 
 

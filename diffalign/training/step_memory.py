@@ -46,6 +46,8 @@ class StepMemory:
     phases: Mapping[str, Mapping[str, int]]
     """Phase of a step -> the parts at its fullest moment, by name; `activations` is all that a
     forward, a backward or an encoder holds for a while."""
+    work: Mapping[str, int]
+    """Phase -> floating-point operations of matrix products and convolutions, by a micro-batch."""
 
     @property
     def fullest(self) -> str:
@@ -95,7 +97,8 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
             step.optimizer.zero_grad()
         step.micro_batch(batch)
         fewer = _saved_by_few_bits(model_settings, DTYPES[run.training.precision])
-        return StepMemory(phases=_phases(simulation, fewer))
+        work = {phase: simulation.work[phase] for phase in PHASES}
+        return StepMemory(phases=_phases(simulation, fewer), work=work)
 
 
 def _saved_by_few_bits(model: AbstractDiffusion, dtype: torch.dtype) -> int:

@@ -35,7 +35,7 @@ def counted(run: RunConfig, target: Target) -> MemoryPlan:
     size = 5 + each * run.training.samples_per_device + (run.data.resolution > 64) / 2
     size += {"resident": 3, "offload": 0.5, "cached": 0}[model.encoders]
     parts = {"activations": int(size * GIB / 1.05) - CONTEXT}
-    return MemoryPlan(target=target, step=StepMemory(phases={"policy": parts}))
+    return MemoryPlan(target=target, step=StepMemory(phases={"policy": parts}, work={}))
 
 
 @pytest.fixture(autouse=True)

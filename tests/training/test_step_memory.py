@@ -73,24 +73,33 @@ def real_batch(run: RunConfig) -> ImageBatch:
     return planned._blank_batch(run, filled)
 
 
-def measured(run: RunConfig) -> int:
-    """Peak of a micro-batch with real tensors, what stays included."""
-    reference = resolve_reference(run)
-    model: Any = run.model.load(
+def loaded(run: RunConfig) -> Any:
+    """Its model, on the CPU."""
+    return run.model.load(
         device=torch.device("cpu"),
         compute_dtype=DTYPES[run.training.precision],
-        reference=reference,  # type: ignore[arg-type]
+        reference=resolve_reference(run),  # type: ignore[arg-type]
     )
+
+
+def micro_batch(run: RunConfig, model: Any, batch: ImageBatch) -> None:
+    """What the loop does with one, up to its gradients."""
+    prepared = run.likelihood.prepare(model, batch)
+    known: dict[str, Tensor] = {}
+    if run.objective.needs_reference:
+        with torch.no_grad(), model.reference():
+            known = run.likelihood.evaluate(model, prepared)
+    policy = run.likelihood.evaluate(model, prepared)
+    run.objective(views_of(policy, known, {}, {})).loss.mean().backward()
+
+
+def measured(run: RunConfig) -> int:
+    """Peak of a micro-batch with real tensors, what stays included."""
+    model = loaded(run)
     batch = real_batch(run)
 
     def step() -> None:
-        prepared = run.likelihood.prepare(model, batch)
-        known: dict[str, Tensor] = {}
-        if run.objective.needs_reference:
-            with torch.no_grad(), model.reference():
-                known = run.likelihood.evaluate(model, prepared)
-        policy = run.likelihood.evaluate(model, prepared)
-        run.objective(views_of(policy, known, {}, {})).loss.mean().backward()
+        micro_batch(run, model, batch)
 
     modules = [model.network]
     if batch.encodings is None:
@@ -218,3 +227,17 @@ def test_the_work_of_precompute_is_what_torch_counts_of_real_tensors(more):
     assert 2 * work.image == counted(model.latents, batch) > 0
     assert work.caption == counted(model.conditioning, batch) > 0
     assert 2 * work.reference == counted(run.likelihood.evaluate, model, prepared) > 0
+
+
+@pytest.mark.parametrize("lora", ["null", "{rank: 16}"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_work_of_a_step_is_what_torch_counts_of_real_tensors(lora, checkpointing):
+    run = run_of(f"model.lora={lora}", f"model.gradient_checkpointing={checkpointing}")
+    model, batch = loaded(run), real_batch(run)
+    # As products of matrices: torch knows no count of every kernel of attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as found:
+        micro_batch(run, model, batch)
+    work = step_memory(run, device="cpu").work
+    assert sum(work.values()) == pytest.approx(found.get_total_flops(), rel=0.01)
+    assert work["reference"] > 0 and work["update"] == 0
+    assert work["backward"] > 0.5 * work["policy"]
