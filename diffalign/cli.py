@@ -20,6 +20,7 @@ from diffalign.errors import ConfigError, DiffalignError, ModelError
 from diffalign.processes import end_with_launcher
 
 if TYPE_CHECKING:
+    from diffalign.engines.base import Sharing
     from diffalign.training.config import RunConfig
 
 app = typer.Typer(
@@ -31,6 +32,18 @@ app = typer.Typer(
 )
 
 BENCHMARKS = "diffalign.benchmarks"
+
+Processes = Annotated[
+    int, typer.Option(min=1, help="Workers: processes of this machine, one a GPU, or Ray's actors.")
+]
+Engine = Annotated[str, typer.Option(help="Who does the work: local or ray.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of the Ray cluster to join; else RAY_ADDRESS.")
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Do the I-th of N shares; others do the rest."),
+]
 
 Settings = Annotated[
     list[str] | None,
@@ -148,13 +161,24 @@ def _run_of(path: Path, overrides: list[str]) -> tuple[RunConfig, list[str]]:
 def generate(
     settings: Settings = None,
     grid: Annotated[bool, typer.Option("--grid", help="Render the captioned grid.")] = False,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
 ) -> None:
     """Generate images: prompts x seeds x models, the same initial noise for every model."""
     from diffalign import config
     from diffalign.jobs import generate as job
 
     path, overrides = _split(settings)
-    job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid))
+    settings_of_it = config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid)
+    job.run(settings_of_it, _sharing(processes, engine, address, shard))
+
+
+def _sharing(processes: int, engine: str, address: str | None, shard: str | None) -> Sharing:
+    from diffalign.engines.base import Sharing
+
+    return Sharing.of(processes=processes, engine=engine, address=address, shard=shard)
 
 
 @app.command()

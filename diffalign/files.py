@@ -141,6 +141,22 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def add_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add one line an object, all of them or none; lines that are there already are left out.
+
+    What is there stays as it is; an unfinished last line is cut.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    there = path.read_bytes() if path.exists() else b""
+    there = there[: there.rfind(b"\n") + 1]
+    known = set(there.splitlines(keepends=True))
+    new = dict.fromkeys(_as_lines([row]) for row in rows)
+    with writing(path):
+        write_atomically(path, there + b"".join(line for line in new if line not in known))
+
+
 def read_bytes(
     path: Path, *, error: type[DiffalignError] = DataError, absent: str = "there is no such file"
 ) -> bytes:
