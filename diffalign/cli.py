@@ -171,8 +171,8 @@ def generate(
     from diffalign.jobs import generate as job
 
     path, overrides = _split(settings)
-    settings_of_it = config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid)
-    job.run(settings_of_it, _sharing(processes, engine, address, shard))
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid), sharing)
 
 
 def _sharing(processes: int, engine: str, address: str | None, shard: str | None) -> Sharing:
@@ -182,13 +182,20 @@ def _sharing(processes: int, engine: str, address: str | None, shard: str | None
 
 
 @app.command()
-def score(settings: Settings = None) -> None:
+def score(
+    settings: Settings = None,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
+) -> None:
     """Score generated images with a scorer."""
     from diffalign import config
     from diffalign.jobs import score as job
 
     path, overrides = _split(settings)
-    job.run(config.load(job.ScoreConfig, path, overrides))
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(job.ScoreConfig, path, overrides), sharing)
 
 
 @app.command()
@@ -231,6 +238,10 @@ def evaluate(
     ],
     settings: Settings = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
 ) -> None:
     """Evaluate responses about images: hallucination, recall and length, with intervals."""
     from diffalign import config
@@ -239,17 +250,25 @@ def evaluate(
 
     path, overrides = _split(settings)
     cls = components.find(AbstractBenchmark, benchmark)  # type: ignore[type-abstract]
-    job.run(config.load(cls, path, overrides), json_only=json)
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(cls, path, overrides), json_only=json, sharing=sharing)
 
 
 @app.command()
-def synthesise(settings: Settings = None) -> None:
+def synthesise(
+    settings: Settings = None,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
+) -> None:
     """Make preference data: rejected responses that the model itself helps to write."""
     from diffalign import config
     from diffalign.jobs import synthesise as job
 
     path, overrides = _split(settings)
-    job.run(config.load(job.SynthesiseConfig, path, overrides))
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(job.SynthesiseConfig, path, overrides), sharing)
 
 
 @app.command()

@@ -84,9 +84,7 @@ def engine_of(
 class Sharing:
     """How the work of a job is shared."""
 
-    engine: AbstractEngine = field(
-        default_factory=lambda: engine_of(None, 1, address=None, shard=None)
-    )
+    engine: AbstractEngine = field(default_factory=lambda: engine_of("local", 1))
     """Who does it."""
     shard: Shard | None = None
     """Which part of it is this command's; None is the whole."""

@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from diffalign.blocks import AbstractPlan, Block, Worker, share
 from diffalign.console import silence_libraries
 from diffalign.engines.base import AbstractEngine, MakePlan, watched
@@ -42,6 +40,8 @@ class Local(AbstractEngine):
                 f"--processes {self.processes}: device is {device}, which is one, and every "
                 f"process takes one of its own; leave device out"
             )
+        import torch
+
         gpus = torch.cuda.device_count()
         if device != "cpu" and 0 < gpus < self.processes:
             raise ConfigError(
@@ -122,6 +122,8 @@ def _reason(exitcode: int) -> str:
 
 def _work(make: MakePlan, names: Sequence[str], threads: int) -> DiffalignError | None:
     """One worker's share; gives why it could not go on."""
+    import torch
+
     end_with_starter()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)

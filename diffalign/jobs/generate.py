@@ -146,7 +146,7 @@ def _run_single(
     """Generate single images."""
     make = blocks.Recipe(plan_of, config)
     plan = session.begin(make, first=lambda: configs.save(config, config.output / "generate.yaml"))
-    _announce(console, config, plan, session.pending)
+    _announce(console, config, plan, session)
     if not do_blocks(session, plan, make, sharing, console):
         return
     grid = _grid(config, _items(config)) if config.grid else None
@@ -193,11 +193,11 @@ def _spec(model: ModelSpec | str) -> ModelSpec:
 
 
 def _announce(
-    console: Console, config: GenerateConfig, plan: ImagesPlan, pending: Sequence[blocks.Block]
+    console: Console, config: GenerateConfig, plan: ImagesPlan, session: blocks.Session
 ) -> None:
     sampler, seeds = config.sampler, len(config.seed_numbers())
     device = choose_device(config.device)
-    items = _items(config)
+    items, pending, shard = _items(config), session.pending, session.shard
     console.print(
         f"[bold]generate[/bold]  {len(items) // seeds} prompts x {seeds} seeds x "
         f"{len(config.models)} models, "
@@ -211,7 +211,10 @@ def _announce(
     for name in models:
         left = sum(block.size for block in pending if block.work[0] == name)
         done = len(items) - left
-        console.print(f"  {name}: {left} to generate" + (f", {done} already there" if done else ""))
+        rest = f", {done} already there" if done else ""
+        if shard is not None:
+            rest = f" by shard {shard}"
+        console.print(f"  {name}: {left} to generate{rest}")
     for name, model in models.items():
         path = Path(_spec(config.models[name]).path).expanduser()
         said = [f"is {in_words(path)}"] if in_words(path) != str(path) else []
