@@ -18,7 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,8 @@ class AbstractPlan(abc.ABC):
     """The device of the settings."""
     blocks: Sequence[Block]
     """All of them in order, whether done or not."""
+    is_result: bool = False
+    """Whether the files of the blocks are the result, and nothing is merged."""
     failures_in_a_row: int | None = _FAILURES_IN_A_ROW
     """So many end the run; None never."""
 
@@ -136,11 +138,12 @@ class AbstractPlan(abc.ABC):
         """Whether the result had all rows of a block when the plan was made."""
 
     @abc.abstractmethod
-    def open(self, device: str | None) -> Do:
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
         """Get ready to do blocks; loads what that takes, once.
 
         Args:
             device: that of a worker among several; None is that of the settings.
+            upcoming: what will be asked for, in this order, as far as it is known.
         """
 
     @abc.abstractmethod
@@ -188,7 +191,7 @@ class Recipe:
     config: Any
     """The frozen dataclass of a job."""
     further: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments by name: plain values."""
+    """Further arguments by name, which can be pickled."""
 
     def __call__(self) -> AbstractPlan:
         """Make the plan."""
@@ -222,12 +225,15 @@ Plan = TypeVar("Plan", bound=AbstractPlan)
 class Worker:
     """Does blocks of a plan, one after the other."""
 
-    def __init__(self, plan: AbstractPlan, device: str | None = None) -> None:
+    def __init__(
+        self, plan: AbstractPlan, device: str | None = None, *, upcoming: Sequence[str] = ()
+    ) -> None:
         """Args:
         plan: whose blocks.
         device: see `AbstractPlan.open`.
+        upcoming: names of the blocks that it will be asked for, as far as they are known.
         """
-        self._plan, self._device = plan, device
+        self._plan, self._device, self._upcoming = plan, device, upcoming
         self._blocks = {block.name: block for block in plan.blocks}
         self._do: Do | None = None
         self._in_a_row = 0
@@ -242,7 +248,9 @@ class Worker:
         if self._plan.file(block).exists():
             return block.size
         if self._do is None:
-            self._do = self._plan.open(self._device)
+            upcoming = [self._blocks[name] for name in self._upcoming]
+            left = [each for each in upcoming if not self._plan.file(each).exists()]
+            self._do = self._plan.open(self._device, left)
         made = self._do(block)
         self._plan.write(block, made)
         for each in made:
@@ -265,7 +273,7 @@ def here(on_done: Callable[[int], None] = lambda size: None) -> Engine:
     """The engine that is this process."""
 
     def run(plan: AbstractPlan, blocks: Sequence[Block]) -> None:
-        worker = Worker(plan)
+        worker = Worker(plan, upcoming=[block.name for block in blocks])
         for block in blocks:
             on_done(worker.do(block.name))
 
@@ -370,6 +378,9 @@ class Session:
         return self._merge_as_last(plan, self.shard)
 
     def _merge_as_last(self, plan: AbstractPlan, shard: Shard) -> Missing | None:
+        if plan.is_result and not self._left(plan):
+            self._forget_as_last(plan)
+            return None
         self._own.close()  # so that of two that end together one is the last
         assert self._make is not None
         self._exclusive.enter_context(_plan_lock(plan.folder, plan.of))
@@ -389,6 +400,13 @@ class Session:
         self._merge(plan)
         return None
 
+    def _forget_as_last(self, plan: AbstractPlan) -> None:
+        self._own.close()
+        with suppress(BusyError), ExitStack() as stack:
+            stack.enter_context(_plan_lock(plan.folder, plan.of))
+            _hold_shards(stack, plan.folder, plan.of)
+            _forget(plan.store)
+
     def _missing(self, plan: AbstractPlan, shard: Shard) -> Missing:
         left = {block.name for block in self._left(plan)}
         places = [place for place, block in enumerate(plan.blocks) if block.name in left]
@@ -397,7 +415,7 @@ class Session:
     def _merge(self, plan: AbstractPlan) -> None:
         rows: list[Mapping[str, Any]] = []
         for block in plan.blocks:
-            if plan.file(block).parent == plan.store and plan.file(block).exists():
+            if not plan.is_result and plan.file(block).exists():
                 made, failed = _read_block(plan.file(block))
                 rows += made
                 self.failed += failed

@@ -97,9 +97,10 @@ def train(
 @app.command()
 def precompute(
     settings: Settings = None,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Start so many processes on this machine.")
-    ] = 1,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
 ) -> None:
     """Compute once what a training run needs of its data again and again, and keep it."""
     path, overrides = _split(settings)
@@ -110,13 +111,8 @@ def precompute(
         )
     from diffalign.jobs import precompute as job
 
-    run, chosen = _run_of(path, overrides)
-    if processes > 1:
-        from diffalign.training.launch import launch
-
-        job.check(run)  # once here, rather than one error from every process
-        raise typer.Exit(launch([*_without_processes(sys.argv[1:]), *chosen], processes=processes))
-    job.run(run, named=[str(path), *overrides])
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(_run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing)
 
 
 @app.command()

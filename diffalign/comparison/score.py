@@ -189,7 +189,7 @@ class ScoresPlan(AbstractPlan):
             return False
         return image.sha256 in (None, digest) and (digest, image.prompt) in self.known
 
-    def open(self, device: str | None) -> Do:
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
         scorer = self._place(device)
         return lambda block: self._score(scorer, block.work)
 

@@ -28,6 +28,11 @@ class AbstractEngine(Ranged, abc.ABC):
     processes: Annotated[int, AtLeast(1)] = 1
     """How many workers; on machines with GPUs each has one for itself."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the one worker is this process."""
+        return False
+
     @abc.abstractmethod
     def check(self, device: str) -> None:
         """Raise ConfigError for what can be known to be impossible before anything is loaded.

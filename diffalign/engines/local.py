@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.blocks import AbstractPlan, Block, Worker, share
+from diffalign.blocks import AbstractPlan, Block, Worker, here, share
 from diffalign.console import silence_libraries
 from diffalign.engines.base import AbstractEngine, MakePlan, watched
 from diffalign.errors import ConfigError, DiffalignError
@@ -32,8 +32,12 @@ _STOPPED = "stopped"
 class Local(AbstractEngine):
     """Processes of this machine."""
 
+    @property
+    def is_here(self) -> bool:
+        return self.processes == 1
+
     def check(self, device: str) -> None:
-        if self.processes == 1:
+        if self.is_here:
             return
         if device not in ("auto", "cpu", "cuda"):
             raise ConfigError(
@@ -55,10 +59,8 @@ class Local(AbstractEngine):
         blocks: Sequence[Block],
         on_done: Callable[[int], None],
     ) -> None:
-        if self.processes == 1 or len(blocks) == 1:
-            worker = Worker(plan)
-            for block in blocks:
-                on_done(worker.do(block.name))
+        if self.is_here or len(blocks) == 1:
+            here(on_done)(plan, blocks)
             return
         stopped = plan.store / _STOPPED
         stopped.unlink(missing_ok=True)
@@ -134,8 +136,9 @@ def _work(make: MakePlan, names: Sequence[str], threads: int) -> DiffalignError 
         plan = make()
         stopped = plan.store / _STOPPED
         on_gpu = plan.device != "cpu" and torch.cuda.device_count() > 0
-        worker = Worker(plan, f"cuda:{rank}" if on_gpu else None)
-        for name in share(names, number=rank, of=size):
+        own = share(names, number=rank, of=size)
+        worker = Worker(plan, f"cuda:{rank}" if on_gpu else None, upcoming=own)
+        for name in own:
             if stopped.exists():
                 return None
             worker.do(name)

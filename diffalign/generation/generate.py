@@ -145,7 +145,7 @@ class ImagesPlan(AbstractPlan):
         name, batch = block.work
         return all((name, i.prompt.prompt_id, i.seed) in self.existing for i in batch)
 
-    def open(self, device: str | None) -> Do:
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
         opened: tuple[str, Sampler] | None = None
 
         def do(block: Block) -> list[Row | Failed]:

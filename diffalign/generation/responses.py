@@ -141,7 +141,7 @@ class ResponsesPlan(AbstractPlan):
         missing = [q for q in self._asked.questions if q.question_id not in self.responses]
         _check_images(missing, self._asked.asking.images)
 
-    def open(self, device: str | None) -> Do:
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
         model = _load(self._asked.model, self._asked.asking, device)
         return lambda block: self._ask(model, block.work)
 

@@ -115,7 +115,7 @@ class MadePlan(AbstractPlan):
     def _items(self, block: Block) -> Sequence[Question | Unmade]:
         return self.questions[block.work.start : block.work.stop]
 
-    def open(self, device: str | None) -> Do:
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
         maker = self._open_maker(device)
         return lambda block: self._make(maker, self._items(block))
 
