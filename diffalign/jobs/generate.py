@@ -18,7 +18,6 @@ from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import DiffalignError
 from diffalign.files import write_image
 from diffalign.generation.generate import (
-    Failure,
     ImagesPlan,
     Item,
     ModelEntry,
@@ -135,7 +134,7 @@ def run(config: GenerateConfig, sharing: Sharing | None = None) -> None:
     silence_libraries()
     with blocks.held(config.output, shard=sharing.shard) as session:
         if config.trajectories is not None:
-            _run_groups(console, config, config.trajectories)
+            _run_groups(console, config, session, sharing)
         else:
             _run_single(console, config, session, sharing)
 
@@ -257,40 +256,38 @@ def _conclude(
     console.print(f"Next:\n{score.suggestion(out)}", markup=False, soft_wrap=True)
 
 
-def _run_groups(console: Console, config: GenerateConfig, settings: GroupsConfig) -> None:
+def _run_groups(
+    console: Console, config: GenerateConfig, session: blocks.Session, sharing: Sharing
+) -> None:
     """Generate groups in place of single images."""
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    prompts = read_prompts(config.prompts)
-    items = [Item(prompt, seed) for prompt in prompts for seed in config.seed_numbers()]
-    plan = generate_groups.plan(
-        _spec(next(iter(config.models.values()))),
-        settings,
-        items,
-        output=config.output,
-        batch_size=config.batch_size,
-        dtype=dtype,
-    )
-    config.output.mkdir(parents=True, exist_ok=True)
-    configs.save(config, config.output / "generate.yaml")
-    failures = generate_groups.generate(
-        console, plan, output=config.output, device=device, dtype=dtype
-    )
-    grid = None
+    make = blocks.Recipe(groups_plan_of, config)
+    plan = session.begin(make, first=lambda: configs.save(config, config.output / "generate.yaml"))
+    pending = sum(block.size for block in session.pending)
+    console.print(plan.describe(pending), soft_wrap=True)
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    out, grid = config.output, None
     if config.grid:
-        grid = generate_groups.render_groups_grid(config.output, items, rows=config.grid_rows)
-    out = config.output
+        grid = generate_groups.render_groups_grid(out, _items(config), rows=config.grid_rows)
     written = [f"groups {out / GROUPS}", f"images in {out / 'images'}", *_named(grid)]
     console.print(f"[green]Done:[/green] {escape(', '.join(written))}", soft_wrap=True)
-    _raise_failures("groups", [_in_words(failure) for failure in failures])
-    console.print(
-        generate_groups.next_step(out, plan.model, settings.process), markup=False, soft_wrap=True
+    _raise_failures("groups", [plan.in_words(each) for each in session.failed])
+    process = plan.sampler.settings.process
+    console.print(generate_groups.next_step(out, plan.model, process), markup=False, soft_wrap=True)
+
+
+def groups_plan_of(config: GenerateConfig) -> generate_groups.GroupsPlan:
+    """The groups of a config, as blocks; no weights are read."""
+    assert config.trajectories is not None
+    return generate_groups.GroupsPlan(
+        _spec(next(iter(config.models.values()))),
+        config.trajectories,
+        _items(config),
+        output=config.output,
+        batch_size=config.batch_size,
+        dtype=choose_dtype(config.dtype, choose_device(config.device)),
+        device=config.device,
     )
-
-
-def _in_words(failure: Failure) -> str:
-    item = failure.item
-    return f"{item.prompt.text[:60]!r}, seed {item.seed}: {failure.reason}"
 
 
 def _raise_failures(what: str, lines: Sequence[str]) -> None:
