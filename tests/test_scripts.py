@@ -18,6 +18,7 @@ ELSEWHERE = {
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
     "pages.py",  # imported by others; below
+    "shared_jobs.py",  # the same; tests/jobs/test_shared_work.py
     "list_api.py",  # tests/test_generated_pages.py
     "list_settings.py",  # the same
     "plan_table.py",  # tests/training/test_presets.py
@@ -25,6 +26,7 @@ ELSEWHERE = {
 DPO = "configs/playground/diffusion_dpo.yaml"
 SMALL = {
     "fuzz.py": "--cases 5 --only steps",
+    "bench_blocks.py": "--items 24 --rounds 1",
     "bench_cache.py": f"{DPO} training.samples_per_device=2 --steps 2 --rounds 1 --pairs 8",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
@@ -32,6 +34,7 @@ SMALL = {
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "drill_sdxl.py": "--tiny --full",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
+    "kill_workers.py": "--kills 2 --items 4 --jobs score synthesise",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "

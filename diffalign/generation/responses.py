@@ -1,4 +1,4 @@
-"""Asking a model about images, greedily, and keeping its responses as they come.
+"""Asking a model about images, greedily, and keeping its responses.
 
 A rerun asks only what has no response yet, and loads no model where nothing is missing.
 """
