@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from diffalign import config as configs
 from diffalign.errors import BusyError, ConfigError, DataError, DiffalignError
@@ -182,18 +182,21 @@ class AbstractPlan(abc.ABC):
         return digest([block.name for block in self.blocks])
 
 
+Plan = TypeVar("Plan", bound=AbstractPlan)
+
+
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Plan]):
     """How a plan is made. It travels to other processes as plain settings."""
 
-    function: Callable[..., AbstractPlan]
+    function: Callable[..., Plan]
     """Of a module's level; takes the config, and what `further` has."""
     config: Any
     """The frozen dataclass of a job."""
     further: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments by name, which can be pickled."""
 
-    def __call__(self) -> AbstractPlan:
+    def __call__(self) -> Plan:
         """Make the plan."""
         return self.function(self.config, **self.further)
 
@@ -203,11 +206,11 @@ class Recipe:
 
 
 def _recipe(
-    function: Callable[..., AbstractPlan],
+    function: Callable[..., Plan],
     cls: type[Any],
     settings: dict[str, Any],
     further: dict[str, Any],
-) -> Recipe:
+) -> Recipe[Plan]:
     if configs.is_component(cls):
         settings.pop("kind")
     return Recipe(function, configs.from_dict(cls, settings), further)
@@ -217,9 +220,6 @@ def digest(content: Any) -> str:
     """Short, of plain JSON values."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-
-Plan = TypeVar("Plan", bound=AbstractPlan)
 
 
 class Worker:

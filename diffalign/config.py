@@ -82,7 +82,7 @@ def from_dict(cls: type[T], tree: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: as `load`.
     """
-    return _build(cls, dict(tree), place="settings", key="")  # type: ignore[no-any-return]
+    return _build(cls, dict(tree), place="settings", key="")
 
 
 def save(value: Any, path: Path) -> None:

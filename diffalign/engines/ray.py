@@ -62,10 +62,10 @@ class Ray(AbstractEngine):
                     f"--processes {self.processes}: the Ray cluster has {there} {kind}s, and each "
                     f"process takes one"
                 )
-            options = {"num_gpus": 1} if gpu else {"num_cpus": 1}
+            options: dict[str, Any] = {"num_gpus": 1} if gpu else {"num_cpus": 1}
             actor = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, **options)(_Actor)
             count = min(self.processes, len(blocks))
-            actors = [actor.remote(make, str(Path.cwd())) for _ in range(count)]
+            actors: list[Any] = [actor.remote(make, str(Path.cwd())) for _ in range(count)]
             try:
                 _do_all(actors, blocks, on_done)
             finally:

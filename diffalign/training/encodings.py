@@ -146,9 +146,11 @@ class EncodingsPlan(AbstractPlan):
             CacheError: the folder holds encodings of other settings.
         """
         self._run, self._model = run, check_encodable(run)
-        loaded = isinstance(encoders, FrozenEncoders)
-        self._encoders = encoders if loaded else None
-        shapes = shapes_of(self._model, encoders) if loaded else encoders
+        self._encoders: FrozenEncoders | None = None
+        if isinstance(encoders, EncodingShapes):
+            shapes = encoders
+        else:
+            self._encoders, shapes = encoders, shapes_of(self._model, encoders)
         self.folder, self.layout = folder_of(run), EncodingsLayout(pairs, shapes)
         self.writer = EncodingsWriter(self.folder, self.layout, fingerprint(run, pairs))
         self._skips = SkipLog(None)

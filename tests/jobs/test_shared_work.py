@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from diffalign.errors import BusyError, CacheError, ConfigError, DiffalignError
 from diffalign.generation.generate import ImagesPlan
 from diffalign.generation.text_to_image import TextToImage
 from diffalign.processes import only_writer
-from tests.processes import ended, has_files, started
+from tests.processes import ended, has_files, started, wait_until
 from tests.runs import SCRIPTS, Killed
 
 
@@ -127,6 +128,22 @@ def test_a_killed_command_loses_and_doubles_nothing(job, place, expected, tmp_pa
     assert store(job, output).is_dir()
     run(job, place, output)
     assert jobs.results(output) == expected[job]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_workers_end_with_a_command_that_is_killed(place, tmp_path):
+    log, output = tmp_path / "log", tmp_path / "out"
+    words = jobs.command("generate", place, output, "seeds=40", "--processes", "2")
+    moment = partial(has_files, output / ".blocks", 8)
+    with started(*words, log=log) as process:
+        wait_until(moment, process, log)
+        process.kill()
+        assert ended(process, log) == -signal.SIGKILL, log.read_text()
+        time.sleep(1)
+        done = len(list((output / ".blocks").glob("*.jsonl")))
+        time.sleep(2)
+        assert len(list((output / ".blocks").glob("*.jsonl"))) == done < 200
 
 
 def exists(path: Path) -> bool:
