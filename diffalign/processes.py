@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -207,19 +206,6 @@ def _watch(parent: int, *, every: float = 0.5) -> None:
 
 def _end() -> None:
     os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-
-
-def end_with_starter() -> None:
-    """`end_with_parent` for a process that `multiprocessing` started, of whichever method: the one
-    that asked for it, and not a server that forked it, is whom it ends with."""
-    starter = multiprocessing.parent_process()
-    if starter is not None:
-        threading.Thread(target=_end_after, args=(starter,), daemon=True).start()
-
-
-def _end_after(starter: Any) -> None:
-    starter.join()
-    _end()
 
 
 def end_with_launcher() -> None:

@@ -32,6 +32,7 @@ import psutil
 from shared_jobs import JOBS, command, doubled, prepare, results
 
 from diffalign.cli import app
+from diffalign.engines import local
 from diffalign.errors import DiffalignError
 
 MOST_KILLS = 5
@@ -50,12 +51,15 @@ def run(words: list[str]) -> str:
 
 
 def workers() -> list[psutil.Process]:
-    """The processes of two generations below this one: what its server of forks has forked."""
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += child.children()
-    return found
+    """The workers that PyTorch's launcher started for this process."""
+    return [child for child in psutil.Process().children() if _is_worker(child)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return local.__name__ in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 class Killer(threading.Thread):
@@ -110,9 +114,9 @@ def of_job(job: str, folder: Path, options: argparse.Namespace) -> list[str]:
     if refused := run(command(job, place, one)):
         sys.exit(f"{job}: {refused}")
     expected = results(one)
-    whole = folder / "two"
     began = time.monotonic()
-    run([*command(job, place, whole), "--processes", "2"])
+    if refused := run([*command(job, place, folder / "two"), "--processes", "2"]):
+        sys.exit(f"{job}: {refused}")
     seconds = time.monotonic() - began
     kills = gave_up = trials = 0
     failed: list[str] = []

@@ -34,7 +34,7 @@ SMALL = {
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "drill_sdxl.py": "--tiny --full",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
-    "kill_workers.py": "--kills 2 --items 4 --jobs score synthesise",
+    "kill_workers.py": "--kills 1 --items 6 --jobs score",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "

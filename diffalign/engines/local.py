@@ -2,14 +2,17 @@
 
 A worker that dies has its group started again, up to three times: every worker then goes on with
 the blocks of its share that are missing. There is no process group; ranks come by the environment.
+Workers are commands of their own: the launcher waits for ever where a function that it called in a
+process is killed as it returns (torch 2.15).
 """
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +22,12 @@ from diffalign.blocks import AbstractPlan, Block, Worker, here, share
 from diffalign.console import silence_libraries
 from diffalign.engines.base import AbstractEngine, MakePlan, watched
 from diffalign.errors import ConfigError, DiffalignError
-from diffalign.processes import end_with_starter
+from diffalign.processes import PARENT, end_with_launcher
 
 RESTARTS = 3
 """How often the workers are started again after one of them died."""
-_PRELOADED = ["diffalign.jobs.generate", "diffalign.jobs.synthesise", "diffalign.jobs.precompute"]
+_TASK, _ERROR = "task", "error"
+"""Files of a launch: what workers do, and why one could not go on."""
 _STOPPED = "stopped"
 """A file next to the blocks: a worker cannot go on, and the others need not."""
 
@@ -79,12 +83,10 @@ def _launch(make: MakePlan, names: Sequence[str], *, processes: int) -> list[Dif
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    method = "spawn"
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        method = "forkserver"  # has imported the libraries once for all
-        multiprocessing.get_context(method).set_forkserver_preload(_PRELOADED)
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / _TASK).write_bytes(pickle.dumps((make, list(names), threads)))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -94,11 +96,11 @@ def _launch(make: MakePlan, names: Sequence[str], *, processes: int) -> list[Dif
             local_addr="localhost",
             run_id=f"diffalign-{os.getpid()}",
             max_restarts=RESTARTS,
-            start_method=method,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=temporary),
         )
         try:
-            results = elastic_launch(config, _work)(make, list(names), threads)
+            os.environ[PARENT] = str(os.getpid())
+            elastic_launch(config, sys.executable)("-m", __name__, temporary)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from error
@@ -110,7 +112,9 @@ def _launch(make: MakePlan, names: Sequence[str], *, processes: int) -> list[Dif
                 f"{failure.exitcode}: {_reason(failure.exitcode)}. What is done stays; the same "
                 f"command goes on from there"
             ) from error
-    return [error for _, error in sorted(results.items()) if error is not None]
+        finally:
+            os.environ.pop(PARENT, None)
+        return [pickle.loads(path.read_bytes()) for path in sorted(folder.glob(f"{_ERROR}-*"))]
 
 
 def _reason(exitcode: int) -> str:
@@ -122,11 +126,12 @@ def _reason(exitcode: int) -> str:
     return "what it printed above says why"
 
 
-def _work(make: MakePlan, names: Sequence[str], threads: int) -> DiffalignError | None:
-    """One worker's share; gives why it could not go on."""
+def _work(folder: Path) -> None:
+    """One worker's share; why it could not go on is left in the folder of its task."""
+    end_with_launcher()
     import torch
 
-    end_with_starter()
+    make, names, threads = pickle.loads((folder / _TASK).read_bytes())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     silence_libraries()
@@ -140,10 +145,13 @@ def _work(make: MakePlan, names: Sequence[str], threads: int) -> DiffalignError 
         worker = Worker(plan, f"cuda:{rank}" if on_gpu else None, upcoming=own)
         for name in own:
             if stopped.exists():
-                return None
+                return
             worker.do(name)
     except DiffalignError as error:
         if stopped is not None:
             stopped.touch()
-        return error
-    return None
+        (folder / f"{_ERROR}-{rank}").write_bytes(pickle.dumps(error))
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))
