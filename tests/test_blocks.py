@@ -11,22 +11,10 @@ from typing import Any
 
 import pytest
 
-from diffalign.blocks import (
-    AbstractPlan,
-    Block,
-    Do,
-    Failed,
-    Recipe,
-    Row,
-    Shard,
-    Worker,
-    complete,
-    held,
-    here,
-    share,
-)
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Recipe, Row, Worker, here, share
 from diffalign.errors import BusyError, DiffalignError
 from diffalign.files import add_json_lines, read_json_lines
+from diffalign.sessions import Shard, complete, held
 
 NUMBERS = tuple(range(7))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batching import each_or_error
-from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, complete, here
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
 from diffalign.data.decoding import IMAGE_SUFFIXES, BadImageError, decode
 from diffalign.errors import CacheError, DataError
 from diffalign.files import add_json_lines, read_rows
@@ -32,6 +32,7 @@ from diffalign.generation.manifest import (
 from diffalign.imaging.image_files import pixels_of
 from diffalign.parsing import decode_text
 from diffalign.scorers.base import AbstractScorer
+from diffalign.sessions import complete
 
 SCORES = "scores"
 """Folder of the column files, next to the manifest."""

@@ -12,10 +12,11 @@ from typing import Annotated
 from rich.console import Console
 
 from diffalign import components
-from diffalign.blocks import AbstractPlan, Block, Missing, Session, Shard
+from diffalign.blocks import AbstractPlan, Block
 from diffalign.console import progress
 from diffalign.errors import ConfigError
 from diffalign.ranges import AtLeast, Ranged
+from diffalign.sessions import Missing, Session, Shard
 
 MakePlan = Callable[[], AbstractPlan]
 """Makes a plan; it can be sent to another process, which makes the same one."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, cast
 from rich.console import Console
 
 from diffalign import config as configs
-from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, complete, here
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
 from diffalign.console import progress, silence_libraries
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
@@ -23,6 +23,7 @@ from diffalign.files import add_json_lines, read_json_lines
 from diffalign.models.base import AbstractModel
 from diffalign.parsing import checked
 from diffalign.ranges import AtLeast, Ranged
+from diffalign.sessions import complete
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from diffalign import blocks, components
+from diffalign import blocks, components, sessions
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.report import LISTED, Report, as_json, as_table, counts_line
 from diffalign.engines.base import Sharing, do_blocks
@@ -49,7 +49,7 @@ def run(
         session = None
         if saves is not None:
             session = stack.enter_context(
-                blocks.held(saves.parent, of=saves.name, shard=shared.shard)
+                sessions.held(saves.parent, of=saves.name, shard=shared.shard)
             )
         if shared.shard is None:
             _hold(stack, benchmark.written - own)
@@ -75,7 +75,7 @@ def plan_of(benchmark: AbstractBenchmark) -> ResponsesPlan:
     return ResponsesPlan(asked)
 
 
-def _ask(benchmark: AbstractBenchmark, session: blocks.Session, sharing: Sharing) -> bool:
+def _ask(benchmark: AbstractBenchmark, session: sessions.Session, sharing: Sharing) -> bool:
     """Have responses to all questions; False where other shards still have to ask."""
     make = blocks.Recipe(plan_of, benchmark)
     plan = session.begin(make)

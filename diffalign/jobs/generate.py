@@ -11,7 +11,7 @@ from typing import Annotated
 from rich.console import Console
 from rich.markup import escape
 
-from diffalign import blocks
+from diffalign import blocks, sessions
 from diffalign import config as configs
 from diffalign.console import silence_libraries
 from diffalign.engines.base import Sharing, do_blocks
@@ -132,7 +132,7 @@ def run(config: GenerateConfig, sharing: Sharing | None = None) -> None:
     sharing = sharing or Sharing()
     sharing.engine.check(config.device)
     silence_libraries()
-    with blocks.held(config.output, shard=sharing.shard) as session:
+    with sessions.held(config.output, shard=sharing.shard) as session:
         if config.trajectories is not None:
             _run_groups(console, config, session, sharing)
         else:
@@ -140,7 +140,7 @@ def run(config: GenerateConfig, sharing: Sharing | None = None) -> None:
 
 
 def _run_single(
-    console: Console, config: GenerateConfig, session: blocks.Session, sharing: Sharing
+    console: Console, config: GenerateConfig, session: sessions.Session, sharing: Sharing
 ) -> None:
     """Generate single images."""
     make = blocks.Recipe(plan_of, config)
@@ -192,7 +192,7 @@ def _spec(model: ModelSpec | str) -> ModelSpec:
 
 
 def _announce(
-    console: Console, config: GenerateConfig, plan: ImagesPlan, session: blocks.Session
+    console: Console, config: GenerateConfig, plan: ImagesPlan, session: sessions.Session
 ) -> None:
     sampler, seeds = config.sampler, len(config.seed_numbers())
     device = choose_device(config.device)
@@ -257,7 +257,7 @@ def _conclude(
 
 
 def _run_groups(
-    console: Console, config: GenerateConfig, session: blocks.Session, sharing: Sharing
+    console: Console, config: GenerateConfig, session: sessions.Session, sharing: Sharing
 ) -> None:
     """Generate groups in place of single images."""
     make = blocks.Recipe(groups_plan_of, config)

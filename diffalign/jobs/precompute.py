@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from diffalign import blocks
+from diffalign import blocks, sessions
 from diffalign.blocks import AbstractPlan, Block
 from diffalign.cache.encodings import EncodingShapes, EncodingsWriter
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
@@ -92,7 +92,7 @@ def run(
     with ExitStack() as stack:
         if _has_images(run_config):
             folder = encodings.folder_of(run_config)
-            session = stack.enter_context(blocks.held(folder, shard=sharing.shard))
+            session = stack.enter_context(sessions.held(folder, shard=sharing.shard))
             writer = _encode(run_config, session, sharing, console)
             if writer is None:
                 if _knows_reference(run_config):
@@ -105,7 +105,7 @@ def run(
         if _knows_reference(run_config):
             run_config = _with_cache(_with_encodings(run_config, cached))
             values = cached_reference.folder_of(run_config)
-            session = stack.enter_context(blocks.held(values, shard=sharing.shard))
+            session = stack.enter_context(sessions.held(values, shard=sharing.shard))
             known = _compute(run_config, session, sharing, console, pairs_per_shard)
             if known is None:
                 return None
@@ -157,7 +157,7 @@ def _pairs_of(run_config: RunConfig) -> PairSource:
 
 
 def _encode(
-    run_config: RunConfig, session: blocks.Session, sharing: Sharing, console: Console
+    run_config: RunConfig, session: sessions.Session, sharing: Sharing, console: Console
 ) -> EncodingsWriter | None:
     """Fill the folder of encodings; None where other shards still have to."""
     source, model = _pairs_of(run_config), encodings.check_encodable(run_config)
@@ -255,7 +255,7 @@ class ReferencePlan(AbstractPlan):
 
 def _compute(
     run_config: RunConfig,
-    session: blocks.Session,
+    session: sessions.Session,
     sharing: Sharing,
     console: Console,
     pairs_per_shard: int,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign import blocks, components
+from diffalign import blocks, components, sessions
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.comparison.diversity import diversity, feature_distance
@@ -100,7 +100,7 @@ def run(config: ScoreConfig, sharing: Sharing | None = None) -> None:
     column = config.column()
     if not config.images.is_dir():  # the lock would create it
         raise DataError(f"{config.images}: there is no such folder")
-    with blocks.held(column.parent, of=column.stem, shard=sharing.shard) as session:
+    with sessions.held(column.parent, of=column.stem, shard=sharing.shard) as session:
         _score(console, config, column, session, sharing)
 
 
@@ -117,7 +117,7 @@ def plan_of(config: ScoreConfig) -> ScoresPlan:
 
 
 def _score(
-    console: Console, config: ScoreConfig, column: Path, session: blocks.Session, sharing: Sharing
+    console: Console, config: ScoreConfig, column: Path, session: sessions.Session, sharing: Sharing
 ) -> None:
     make = blocks.Recipe(plan_of, config)
     images, problems = find_images(config.images)

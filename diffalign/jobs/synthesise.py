@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from diffalign import blocks, components
+from diffalign import blocks, components, sessions
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.console import silence_libraries
@@ -84,7 +84,7 @@ def run(config: SynthesiseConfig, sharing: Sharing | None = None) -> None:
     model.check()
     config.synthesis.check()
     sharing.engine.check(config.device)
-    with blocks.held(config.output, shard=sharing.shard) as session:
+    with sessions.held(config.output, shard=sharing.shard) as session:
         _synthesise(config, model, console, session, sharing)
 
 
@@ -113,7 +113,7 @@ def _synthesise(
     config: SynthesiseConfig,
     model: VLM,
     console: Console,
-    session: blocks.Session,
+    session: sessions.Session,
     sharing: Sharing,
 ) -> None:
     make = blocks.Recipe(plan_of, config)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign import blocks
+from diffalign import blocks, sessions
 from diffalign.errors import CacheError, DiffalignError
 from diffalign.generation import generate as generation
 from diffalign.generation.generate import (
@@ -60,7 +60,7 @@ def generate(
 ) -> list[Mapping[str, Any]]:
     """Generate what is missing; gives what failed."""
     batches = plan_batches(prompts, (0, 1, 2), batch_size=4)
-    session = blocks.complete(
+    session = sessions.complete(
         lambda: ImagesPlan(folder, [entry], batches, lambda name, device: painter), blocks.here()
     )
     return session.failed

@@ -14,13 +14,13 @@ from types import ModuleType
 
 import pytest
 
-from diffalign.blocks import Shard
 from diffalign.cli import app
 from diffalign.engines.base import Sharing
 from diffalign.errors import BusyError, CacheError, ConfigError, DiffalignError
 from diffalign.generation.generate import ImagesPlan
 from diffalign.generation.text_to_image import TextToImage
 from diffalign.processes import only_writer
+from diffalign.sessions import Shard
 from tests.processes import ended, has_files, started, wait_until
 from tests.runs import SCRIPTS, Killed
 
