@@ -20,6 +20,7 @@ from diffalign.errors import ConfigError, DiffalignError, ModelError
 from diffalign.processes import end_with_launcher
 
 if TYPE_CHECKING:
+    from diffalign.engines.base import Sharing
     from diffalign.training.config import RunConfig
 
 app = typer.Typer(
@@ -31,6 +32,18 @@ app = typer.Typer(
 )
 
 BENCHMARKS = "diffalign.benchmarks"
+
+Processes = Annotated[
+    int, typer.Option(min=1, help="Workers: processes of this machine, one a GPU, or Ray's actors.")
+]
+Engine = Annotated[str, typer.Option(help="Who does the work: local or ray.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of the Ray cluster to join; else RAY_ADDRESS.")
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Do the I-th of N shares; others do the rest."),
+]
 
 Settings = Annotated[
     list[str] | None,
@@ -84,9 +97,10 @@ def train(
 @app.command()
 def precompute(
     settings: Settings = None,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Start so many processes on this machine.")
-    ] = 1,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
 ) -> None:
     """Compute once what a training run needs of its data again and again, and keep it."""
     path, overrides = _split(settings)
@@ -97,13 +111,8 @@ def precompute(
         )
     from diffalign.jobs import precompute as job
 
-    run, chosen = _run_of(path, overrides)
-    if processes > 1:
-        from diffalign.training.launch import launch
-
-        job.check(run)  # once here, rather than one error from every process
-        raise typer.Exit(launch([*_without_processes(sys.argv[1:]), *chosen], processes=processes))
-    job.run(run, named=[str(path), *overrides])
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(_run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing)
 
 
 @app.command()
@@ -148,23 +157,41 @@ def _run_of(path: Path, overrides: list[str]) -> tuple[RunConfig, list[str]]:
 def generate(
     settings: Settings = None,
     grid: Annotated[bool, typer.Option("--grid", help="Render the captioned grid.")] = False,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
 ) -> None:
     """Generate images: prompts x seeds x models, the same initial noise for every model."""
     from diffalign import config
     from diffalign.jobs import generate as job
 
     path, overrides = _split(settings)
-    job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid))
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid), sharing)
+
+
+def _sharing(processes: int, engine: str, address: str | None, shard: str | None) -> Sharing:
+    from diffalign.engines.base import Sharing
+
+    return Sharing.of(processes=processes, engine=engine, address=address, shard=shard)
 
 
 @app.command()
-def score(settings: Settings = None) -> None:
+def score(
+    settings: Settings = None,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
+) -> None:
     """Score generated images with a scorer."""
     from diffalign import config
     from diffalign.jobs import score as job
 
     path, overrides = _split(settings)
-    job.run(config.load(job.ScoreConfig, path, overrides))
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(job.ScoreConfig, path, overrides), sharing)
 
 
 @app.command()
@@ -207,6 +234,10 @@ def evaluate(
     ],
     settings: Settings = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
 ) -> None:
     """Evaluate responses about images: hallucination, recall and length, with intervals."""
     from diffalign import config
@@ -215,17 +246,25 @@ def evaluate(
 
     path, overrides = _split(settings)
     cls = components.find(AbstractBenchmark, benchmark)  # type: ignore[type-abstract]
-    job.run(config.load(cls, path, overrides), json_only=json)
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(cls, path, overrides), json_only=json, sharing=sharing)
 
 
 @app.command()
-def synthesise(settings: Settings = None) -> None:
+def synthesise(
+    settings: Settings = None,
+    processes: Processes = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
+) -> None:
     """Make preference data: rejected responses that the model itself helps to write."""
     from diffalign import config
     from diffalign.jobs import synthesise as job
 
     path, overrides = _split(settings)
-    job.run(config.load(job.SynthesiseConfig, path, overrides))
+    sharing = _sharing(processes, engine, address, shard)
+    job.run(config.load(job.SynthesiseConfig, path, overrides), sharing)
 
 
 @app.command()

@@ -66,12 +66,23 @@ def to_dict(value: Any) -> Any:
     """Plain lists, dictionaries and scalars, with `kind` where a component stood."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": components.kind_of(value), **fields} if _is_component(value) else fields
+        return (
+            {"kind": components.kind_of(value), **fields} if is_component(type(value)) else fields
+        )
     if isinstance(value, Mapping):
         return {str(key): to_dict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_dict(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(cls: type[T], tree: Mapping[str, Any]) -> T:
+    """What `to_dict` made plain, of this class or one below it.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    return _build(cls, dict(tree), place="settings", key="")
 
 
 def save(value: Any, path: Path) -> None:
@@ -80,8 +91,9 @@ def save(value: Any, path: Path) -> None:
     write_atomically(path, text)
 
 
-def _is_component(value: Any) -> bool:
-    return any(inspect.isabstract(base) for base in type(value).__mro__)
+def is_component(cls: type[Any]) -> bool:
+    """Whether `kind` chooses a class: one of several of an abstract one."""
+    return any(inspect.isabstract(base) for base in cls.__mro__)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -38,15 +38,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
+def replacing_file(path: Path, *, draft: Path | None = None) -> Iterator[Path]:
     """Yield a path to write to; on success what is there takes the place of `path`.
+
+    Args:
+        path: of the file.
+        draft: what is written to, on the same disk; None is `path` with `.part` at its end. One of
+            its own lets several processes write the same file.
 
     Whoever reads `path` meanwhile, or after a crash or a loss of power, finds the old content or
     the new, whole: the new file is on the disk before its name is, and so is the name on return.
     Every file that a later command reads is written through this or what builds on it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
+    draft = draft or path.with_name(path.name + ".part")
+    draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield draft
         open_to_others(draft)
@@ -58,15 +64,16 @@ def replacing_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, *, draft: Path | None = None) -> None:
     """Write a file that is, whatever happens, either absent, old or complete.
 
     Args:
         path: its folder is made where there is none.
         content: bytes, or text that is written as UTF-8.
+        draft: see `replacing_file`.
     """
-    with replacing_file(path) as draft:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    with replacing_file(path, draft=draft) as written:
+        written.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -139,6 +146,22 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def add_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add one line an object, all of them or none; lines that are there already are left out.
+
+    What is there stays as it is; an unfinished last line is cut.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    there = path.read_bytes() if path.exists() else b""
+    there = there[: there.rfind(b"\n") + 1]
+    known = set(there.splitlines(keepends=True))
+    new = dict.fromkeys(_as_lines([row]) for row in rows)
+    with writing(path):
+        write_atomically(path, there + b"".join(line for line in new if line not in known))
 
 
 def read_bytes(

@@ -38,7 +38,7 @@ _POLL = 0.2
 
 
 @contextmanager
-def only_writer(folder: Path, *, of: str = "") -> Iterator[None]:
+def only_writer(folder: Path, *, of: str = "", patience: float = 0.0) -> Iterator[None]:
     """Hold `folder` for this process alone while the context lasts.
 
     The folder is created, and is gone again where nothing was written in it.
@@ -48,6 +48,7 @@ def only_writer(folder: Path, *, of: str = "") -> Iterator[None]:
         folder: where it is about to write.
         of: name of what is written there, where several things may be written at once; different
             names do not block each other.
+        patience: seconds to wait for another process that holds it.
 
     Raises:
         BusyError: another process holds it; the message names that process.
@@ -60,7 +61,7 @@ def only_writer(folder: Path, *, of: str = "") -> Iterator[None]:
             made = [part for part in (folder, *folder.parents) if not part.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             if _file_system_locks(path):
-                stack.enter_context(_acquired(path, holder, folder / of))
+                stack.enter_context(_acquired(path, holder, folder / of, patience))
             else:
                 print(
                     f"{folder}: this file system has no locks, so nothing keeps a second process "
@@ -77,15 +78,18 @@ def only_writer(folder: Path, *, of: str = "") -> Iterator[None]:
         yield
 
 
-def _acquired(path: Path, holder: Path, wanted: Path) -> contextlib.AbstractContextManager[Any]:
+def _acquired(
+    path: Path, holder: Path, wanted: Path, patience: float
+) -> contextlib.AbstractContextManager[Any]:
     lock = FileLock(path)
-    until = time.monotonic() + _PATIENCE
+    began = time.monotonic()
     while True:
         try:
             return lock.acquire(timeout=0)
         except Timeout:
             found = _read_holder(holder)
-            if not _is_dead(found) or time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited > (max(patience, _PATIENCE) if _is_dead(found) else patience):
                 raise BusyError(_refusal(wanted, wanted != path.parent, found)) from None
         time.sleep(_POLL)
 

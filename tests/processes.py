@@ -128,3 +128,8 @@ def _die_at(moment: Callable[[], bool]) -> None:
 def has_lines(file: Path, number: int) -> bool:
     """Whether a file has so many whole lines."""
     return file.is_file() and file.read_bytes().count(b"\n") >= number
+
+
+def has_files(folder: Path, number: int) -> bool:
+    """Whether a folder has so many files of JSON lines: blocks that are done."""
+    return sum(1 for _ in folder.glob("*.jsonl")) >= number

@@ -19,6 +19,7 @@ GROUND = {
 SHARED = GROUND | {"data", "imaging", "models"}
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),
+    "engines": GROUND,
     "objectives": {"ranges", "world", "shapes", "views"},
     "data": GROUND,
     "imaging": GROUND | {"data"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
-TRAINING = set(ALLOWED) - {"comparison", "benchmarks"}
+TRAINING = set(ALLOWED) - {"comparison", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,

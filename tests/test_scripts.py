@@ -21,6 +21,7 @@ ELSEWHERE = {
     "pages.py",  # the same
     "peer_models.py",  # imported by bench_peers.py
     "plain_loops.py",  # the same
+    "shared_jobs.py",  # the same; tests/jobs/test_shared_work.py
     "list_api.py",  # tests/test_generated_pages.py
     "list_settings.py",  # the same
     "plan_table.py",  # tests/training/test_presets.py
@@ -28,6 +29,7 @@ ELSEWHERE = {
 DPO = "configs/playground/diffusion_dpo.yaml"
 SMALL = {
     "fuzz.py": "--cases 5 --only steps",
+    "bench_blocks.py": "--items 24 --rounds 1",
     "bench_cache.py": f"{DPO} training.samples_per_device=2 --steps 2 --rounds 1 --pairs 8",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_rows.py": "--tiny --out OUT",
@@ -38,6 +40,7 @@ SMALL = {
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "drill_sdxl.py": "--tiny --full",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
+    "kill_workers.py": "--kills 1 --items 6 --jobs score",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",

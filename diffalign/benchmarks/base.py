@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffalign.benchmarks.report import Report
+from diffalign.generation.responses import Asked, Asking
 from diffalign.intervals import Bootstrap
 from diffalign.ranges import Ranged
 
@@ -37,6 +38,23 @@ class AbstractBenchmark(Ranged, abc.ABC):
     @abc.abstractmethod
     def plan(self) -> str:
         """One line for people: which responses are compared with what."""
+
+    def asked(self) -> Asked | None:
+        """What a model is asked, and how; None where nothing is.
+
+        Raises:
+            DataError: a file with questions cannot be used.
+        """
+        return None
+
+    @property
+    def asked_into(self) -> Path | None:
+        """The file of responses where a model is asked."""
+        asking = getattr(self, "asking", None)
+        return asking.saves if isinstance(asking, Asking) else None
+
+    def check_to_ask(self) -> None:
+        """Raise ConfigError for what counting will need, before a model is asked for hours."""
 
     @abc.abstractmethod
     def report(self) -> Report:

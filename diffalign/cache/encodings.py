@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ class EncodingsWriter:
         identity = Identity(fingerprint=fingerprint, layout=layout.plain())
         self.folder, self.layout = folder, layout
         self._writer = ShardWriter(folder, KIND, identity, layout.shards)
-        self.missing = self._writer.missing
+        self.missing, self.is_whole = self._writer.missing, self._writer.is_whole
 
     def write_prompts(self, shard: str, encoded: Mapping[str, Tensor]) -> None:
         """Write captions.
@@ -200,6 +200,13 @@ class EncodingsWriter:
                 for v, (view, images) in enumerate(pair.images.items())
             },
         }
+
+
+def unusable_in(writer: EncodingsWriter, shards: Sequence[str]) -> Counter[str]:
+    """Why pairs of some shards cannot be used, and how many; reads their headers alone."""
+    reader = ShardReader(writer.folder, KIND, {})
+    entries = [entry for name in shards for entry in reader.open(name).metadata["pairs"]]
+    return Counter(entry["reason"] for entry in entries if "reason" in entry)
 
 
 def _of_skipped(skipped: Skipped) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class ReferenceWriter:
         self.folder, self.contents = folder, contents
         self._shards = {shard.name: shard for shard in contents.shards}
         self._writer = ShardWriter(folder, REFERENCE_VALUES, contents.identity(), [*self._shards])
+        self.is_whole = self._writer.is_whole
 
     def missing(self) -> list[Shard]:
         """The values still to be written, those included whose files are damaged."""

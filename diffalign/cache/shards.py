@@ -117,9 +117,10 @@ class ShardWriter:
     def missing(self) -> list[str]:
         """The shards still to be written: those that are absent, cut, damaged, or not of this
         folder. It reads all that is there, to see whether it is as it was written."""
-        return [name for name in self.shards if not self._is_whole(name)]
+        return [name for name in self.shards if not self.is_whole(name)]
 
-    def _is_whole(self, name: str) -> bool:
+    def is_whole(self, name: str) -> bool:
+        """Whether a shard is there, and as it was written; reads all of it."""
         try:
             _verify(self.folder / name, None if self._unmarked else self._digest)
         except CacheError:

@@ -6,19 +6,23 @@ so renamed, repeated and regenerated images keep theirs.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.batching import each_or_error
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
 from diffalign.data.decoding import IMAGE_SUFFIXES, BadImageError, decode
 from diffalign.errors import CacheError, DataError
-from diffalign.files import append_json_lines, read_rows
+from diffalign.files import add_json_lines, read_rows
 from diffalign.generation.manifest import (
     MANIFEST,
     ItemKey,
@@ -28,6 +32,7 @@ from diffalign.generation.manifest import (
 from diffalign.imaging.image_files import pixels_of
 from diffalign.parsing import decode_text
 from diffalign.scorers.base import AbstractScorer
+from diffalign.sessions import complete
 
 SCORES = "scores"
 """Folder of the column files, next to the manifest."""
@@ -132,56 +137,130 @@ def read_column(path: Path, fingerprint: str | None = None) -> dict[ScoreKey, fl
     return {(row.image, row.prompt): row.score for row in rows}
 
 
+class ScoresPlan(AbstractPlan):
+    """The scores of a folder's images, as blocks: images that are opened together."""
+
+    failures_in_a_row = None
+
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        scorer: AbstractScorer,
+        column: Path,
+        *,
+        batch_size: int,
+        device: str = "auto",
+        place: Callable[[str | None], AbstractScorer] | None = None,
+    ) -> None:
+        """Look at what has a score; of images without a manifest that reads them all.
+
+        Args:
+            images: what is scored.
+            scorer: by whom.
+            column: file that gets one row per distinct image and prompt.
+            batch_size: images scored at once.
+            device: of the settings.
+            place: puts the scorer on a worker's device; None takes it as it is.
+
+        Raises:
+            CacheError: another scorer made the column.
+        """
+        self.folder, self.of, self.title = column.parent, column.stem, column.stem
+        self.device, self._column, self._scorer = device, column, scorer
+        self._place = place or (lambda device: scorer)
+        self.known = read_column(column, scorer.fingerprint)
+        chunks = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        self.blocks = [
+            Block.of(
+                place,
+                [scorer.fingerprint, [_identity(image, column) for image in chunk]],
+                len(chunk),
+                chunk,
+            )
+            for place, chunk in enumerate(chunks)
+        ]
+
+    def is_done(self, block: Block) -> bool:
+        return bool(self.known) and all(self._has_score(image) for image in block.work)
+
+    def _has_score(self, image: CaptionedImage) -> bool:
+        try:
+            digest = file_digest(image.path.read_bytes())
+        except OSError:
+            return False
+        return image.sha256 in (None, digest) and (digest, image.prompt) in self.known
+
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
+        scorer = self._place(device)
+        return lambda block: self._score(scorer, block.work)
+
+    def _score(
+        self, scorer: AbstractScorer, images: Sequence[CaptionedImage]
+    ) -> list[Row | Failed]:
+        made: list[Row | Failed] = []
+        opened: dict[ScoreKey, _Opened] = {}
+        for captioned in images:
+            found = _open(captioned)
+            if isinstance(found, Problem):
+                made.append(_failed(found.path, found.reason))
+            elif found.key not in self.known:
+                opened[found.key] = found
+        for item, outcome in _score(scorer, list(opened.values())):
+            if isinstance(outcome, Exception):
+                made.append(_failed(item.captioned.path, f"{type(outcome).__name__}: {outcome}"))
+            elif not math.isfinite(outcome):
+                made.append(_failed(item.captioned.path, f"its score is {outcome}"))
+            else:
+                image, prompt = item.key
+                row = ScoreRow(
+                    image=image, prompt=prompt, fingerprint=scorer.fingerprint, score=outcome
+                )
+                made.append(Row(asdict(row)))
+        return made
+
+    def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        there = read_column(self._column).keys()
+        new = {(row["image"], row["prompt"]): row for row in reversed(rows)}
+        add_json_lines(self._column, [new[key] for key in reversed(new.keys()) if key not in there])
+
+
+def _failed(path: Path, reason: str) -> Failed:
+    return Failed({"path": str(path), "reason": reason})
+
+
+def _identity(image: CaptionedImage, column: Path) -> list[Any]:
+    """Tells an image from what may lie under its name later."""
+    name = Path(os.path.relpath(image.path, column.parent)).as_posix()
+    if image.sha256 is not None:
+        return [name, image.prompt, image.sha256]
+    try:
+        found = image.path.stat()
+    except OSError:
+        return [name, image.prompt]
+    return [name, image.prompt, found.st_size, found.st_mtime_ns]
+
+
 def score_images(
-    images: Sequence[CaptionedImage],
-    scorer: AbstractScorer,
-    column: Path,
-    *,
-    batch_size: int,
-    on_batch: Callable[[int], None] = lambda count: None,
+    images: Sequence[CaptionedImage], scorer: AbstractScorer, column: Path, *, batch_size: int
 ) -> list[Problem]:
-    """Add the scores that a column lacks.
+    """Add the scores that a column lacks, in this process.
 
     Args:
         images: those already in the column are read, but not scored again.
         scorer: on its device.
         column: file that gets one row per distinct image and prompt.
         batch_size: images scored at once.
-        on_batch: told how many images are done.
 
     Returns:
         The images that cannot be read or scored; a score that is not finite is no score.
     """
-    known = read_column(column, scorer.fingerprint)
-    column.parent.mkdir(parents=True, exist_ok=True)
-    problems: list[Problem] = []
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
-        opened: dict[ScoreKey, _Opened] = {}
-        for captioned in chunk:
-            found = _open(captioned)
-            if isinstance(found, Problem):
-                problems.append(found)
-            elif found.key not in known:
-                opened[found.key] = found
-        rows: list[ScoreRow] = []
-        for item, outcome in _score(scorer, list(opened.values())):
-            if isinstance(outcome, Exception):
-                reason = f"{type(outcome).__name__}: {outcome}"
-                problems.append(Problem(item.captioned.path, reason))
-            elif not math.isfinite(outcome):
-                problems.append(Problem(item.captioned.path, f"its score is {outcome}"))
-            else:
-                image, prompt = item.key
-                rows.append(
-                    ScoreRow(
-                        image=image, prompt=prompt, fingerprint=scorer.fingerprint, score=outcome
-                    )
-                )
-        append_json_lines(column, (asdict(row) for row in rows))
-        known |= {(row.image, row.prompt): row.score for row in rows}
-        on_batch(len(chunk))
-    return problems
+    make = functools.partial(ScoresPlan, images, scorer, column, batch_size=batch_size)
+    return problems_of(complete(make, here()).failed)
+
+
+def problems_of(failed: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """What a plan of scores could not score."""
+    return [Problem(Path(each["path"]), each["reason"]) for each in failed]
 
 
 @dataclass(frozen=True)

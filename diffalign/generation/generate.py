@@ -8,8 +8,9 @@ files are equal byte for byte, not only up to rounding.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from diffalign.batching import each_or_error
-from diffalign.errors import CacheError, DiffalignError
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
+from diffalign.errors import CacheError
 from diffalign.files import write_atomically
 from diffalign.generation.manifest import (
     MANIFEST,
@@ -29,9 +31,6 @@ from diffalign.generation.manifest import (
 )
 from diffalign.generation.prompts import Prompt
 from diffalign.imaging.image_files import encode_png
-
-_FAILURES_IN_A_ROW = 16
-"""So many failures without a success between them are not bad prompts: the run stops."""
 
 
 @dataclass(frozen=True)
@@ -106,64 +105,88 @@ def _mismatch(folder: Path, before: str, now: str) -> CacheError:
     )
 
 
-def missing_batches(
-    batches: Iterable[list[Item]], model: str, existing: Mapping[ItemKey, ManifestRow]
-) -> list[list[Item]]:
-    """The batches of which at least one image is not there."""
-    return [
-        batch
-        for batch in batches
-        if any((model, item.prompt.prompt_id, item.seed) not in existing for item in batch)
-    ]
+class ImagesPlan(AbstractPlan):
+    """The images of some models, as blocks: a batch of one model each."""
 
+    title = "generate"
 
-def generate_batches(
-    folder: Path,
-    entry: ModelEntry,
-    sampler: Sampler,
-    batches: Iterable[list[Item]],
-    existing: Mapping[ItemKey, ManifestRow],
-    on_batch: Callable[[int], None] = lambda count: None,
-) -> list[Failure]:
-    """Generate, write and list the images of one model.
+    def __init__(
+        self,
+        folder: Path,
+        entries: Sequence[ModelEntry],
+        batches: Sequence[list[Item]],
+        open_sampler: Callable[[str, str | None], Sampler],
+        *,
+        device: str = "auto",
+    ) -> None:
+        """Look at what is there already.
 
-    Args:
-        folder: gets `images/<model>/<prompt_id>-<seed>.png` and rows in its manifest.
-        entry: what the rows say of the model.
-        sampler: generates.
-        batches: from `missing_batches`; generated whole, so that an image's company never changes.
-        existing: images that are there and stay as they are.
-        on_batch: told how many images a finished batch held.
+        Args:
+            folder: gets `images/<model>/<prompt_id>-<seed>.png` and rows in its manifest.
+            entries: what the rows say of the models.
+            batches: of every model; generated whole, so that an image's company never changes.
+            open_sampler: makes what generates, of a model's name and a worker's device.
+            device: of the settings.
 
-    Returns:
-        The images that could not be generated or written; all others are safe.
+        Raises:
+            CacheError: the folder was generated differently; the setting is named.
+        """
+        self.folder, self.device = folder, device
+        self.entries = {entry.name: entry for entry in entries}
+        self.existing = existing_rows(folder, entries)
+        self._open_sampler = open_sampler
+        works = [(entry, batch) for entry in entries for batch in batches]
+        self.blocks = [
+            Block.of(place, _content(entry, batch), len(batch), (entry.name, batch))
+            for place, (entry, batch) in enumerate(works)
+        ]
 
-    Raises:
-        DiffalignError: image after image fails; what is written stays, and a next run goes on.
-    """
-    failures: list[Failure] = []
-    in_a_row = 0
-    for batch in batches:
-        rows = []
+    def is_done(self, block: Block) -> bool:
+        name, batch = block.work
+        return all((name, i.prompt.prompt_id, i.seed) in self.existing for i in batch)
+
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
+        opened: tuple[str, Sampler] | None = None
+
+        def do(block: Block) -> list[Row | Failed]:
+            nonlocal opened
+            name, batch = block.work
+            if opened is None or opened[0] != name:  # one model at a time on the device
+                opened = None
+                _free_memory()
+                opened = name, self._open_sampler(name, device)
+            return self._generate(self.entries[name], opened[1], batch)
+
+        return do
+
+    def _generate(
+        self, entry: ModelEntry, sampler: Sampler, batch: Sequence[Item]
+    ) -> list[Row | Failed]:
+        made: list[Row | Failed] = []
         for item, outcome in _generate_each(sampler, batch):
-            key = (entry.name, item.prompt.prompt_id, item.seed)
-            if key in existing:
+            if (entry.name, item.prompt.prompt_id, item.seed) in self.existing:
                 continue
-            row = _write(folder, entry, item, outcome)
-            if isinstance(row, ManifestRow):
-                rows.append(row)
-                in_a_row = 0
-            else:
-                failures.append(row)
-                in_a_row += 1
-        append_rows(folder, rows)
-        if in_a_row >= _FAILURES_IN_A_ROW:
-            raise DiffalignError(
-                f"{entry.name}: {in_a_row} images in a row failed, the last with: "
-                f"{failures[-1].reason}. What was generated is in {folder}; fix this and run again"
-            )
-        on_batch(len(batch))
-    return failures
+            row = _write(self.folder, entry, item, outcome)
+            made.append(Row(asdict(row)) if isinstance(row, ManifestRow) else row)
+        return made
+
+    def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        append_rows(self.folder, [ManifestRow(**row) for row in rows])
+
+    def in_words(self, failed: Mapping[str, Any]) -> str:
+        name = f"{failed['model']}: " if len(self.entries) > 1 else ""
+        return f"{name}{failed['prompt'][:60]!r}, seed {failed['seed']}: {failed['reason']}"
+
+
+def _content(entry: ModelEntry, batch: Sequence[Item]) -> Any:
+    items = [(item.prompt.prompt_id, item.prompt.text, item.seed) for item in batch]
+    return entry.name, entry.fingerprint, dict(entry.sampler), items
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _generate_each(
@@ -179,17 +202,17 @@ def _generate_each(
 
 def _write(
     folder: Path, entry: ModelEntry, item: Item, outcome: Tensor | Exception
-) -> ManifestRow | Failure:
+) -> ManifestRow | Failed:
     if isinstance(outcome, Exception):
-        return Failure(item, f"{type(outcome).__name__}: {outcome}")
+        return _failed(entry, item, f"{type(outcome).__name__}: {outcome}")
     if not torch.isfinite(outcome).all():
-        return Failure(item, "the model generated values that are not finite")
+        return _failed(entry, item, "the model generated values that are not finite")
     content = encode_png(outcome)
     file = f"images/{entry.name}/{item.prompt.prompt_id}-{item.seed}.png"
     try:
         write_atomically(folder / file, content)
     except OSError as error:
-        return Failure(item, f"cannot be written: {error}")
+        return _failed(entry, item, f"cannot be written: {error}")
     return ManifestRow(
         model=entry.name,
         prompt=item.prompt.text,
@@ -199,4 +222,16 @@ def _write(
         sha256=file_digest(content),
         fingerprint=entry.fingerprint,
         sampler=dict(entry.sampler),
+    )
+
+
+def _failed(entry: ModelEntry, item: Item, reason: str) -> Failed:
+    return Failed(
+        {
+            "model": entry.name,
+            "prompt_id": item.prompt.prompt_id,
+            "prompt": item.prompt.text,
+            "seed": item.seed,
+            "reason": reason,
+        }
     )

@@ -1,5 +1,5 @@
-"""The list of what was generated: one line of JSON an image, appended as images are finished; and
-which of a folder's images a grid shows.
+"""The list of what was generated: one line of JSON an image, in the order of the plan; and which of
+a folder's images a grid shows.
 
 Every line says how its image was made, so a folder of images explains itself, and a later run
 knows both what is missing and whether it would generate it the same way.
@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from diffalign.errors import DataError
-from diffalign.files import append_json_lines, inside, read_rows
+from diffalign.files import add_json_lines, inside, read_rows
 from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced
 from diffalign.imaging.image_files import read_image
 
@@ -71,8 +71,8 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
 
 
 def append_rows(folder: Path, rows: Iterable[ManifestRow]) -> None:
-    """Add rows so that a reader sees each of them whole or not at all."""
-    append_json_lines(folder / MANIFEST, (asdict(row) for row in rows))
+    """Add rows, all of them or none; those that are there already are left out."""
+    add_json_lines(folder / MANIFEST, map(asdict, rows))
 
 
 def file_digest(content: bytes) -> str:

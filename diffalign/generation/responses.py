@@ -1,4 +1,4 @@
-"""Asking a model about images, greedily, and keeping its responses as they come.
+"""Asking a model about images, greedily, and keeping its responses.
 
 A rerun asks only what has no response yet, and loads no model where nothing is missing.
 """
@@ -15,13 +15,15 @@ from typing import Annotated, Any, Literal, Protocol, cast
 from rich.console import Console
 
 from diffalign import config as configs
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
 from diffalign.console import progress, silence_libraries
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
-from diffalign.files import append_json_lines, read_json_lines
+from diffalign.files import add_json_lines, read_json_lines
 from diffalign.models.base import AbstractModel
 from diffalign.parsing import checked
 from diffalign.ranges import AtLeast, Ranged
+from diffalign.sessions import complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,58 +90,104 @@ def check_one_source(
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Who is asked what, and how."""
+
+    model: AbstractModel
+    """Settings of the model."""
+    questions: Sequence[ImageQuestion]
+    """With distinct ids."""
+    asking: Asking
+    """How; its file is read first and added to."""
+
+
+class ResponsesPlan(AbstractPlan):
+    """The responses to questions, as blocks: those that are asked at once."""
+
+    title, unit = "answer", "questions"
+
+    def __init__(self, asked: Asked) -> None:
+        """See what has a response.
+
+        Raises:
+            ConfigError: the file was written by another model or under other settings.
+        """
+        asking = asked.asking
+        self._asked, self.device = asked, asking.device
+        self.folder, self.of = asking.saves.parent, asking.saves.name
+        model = _identity(asked.model)
+        self._maker = _digest(model, asking.max_new_tokens, asking.system, asking.dtype)
+        self._known = {q.question_id: _digest(q.image.name, q.text) for q in asked.questions}
+        kept = _kept(asking.saves, self._maker)
+        self.responses = {i: r.answer for i, r in kept.items() if r.asked == self._known.get(i)}
+        """By question id, those that are there."""
+        size = asking.batch_size
+        batches = [asked.questions[i : i + size] for i in range(0, len(asked.questions), size)]
+        self.blocks = [
+            Block.of(
+                place,
+                [self._maker, [(q.question_id, self._known[q.question_id]) for q in batch]],
+                len(batch),
+                batch,
+            )
+            for place, batch in enumerate(batches)
+        ]
+
+    def is_done(self, block: Block) -> bool:
+        return all(q.question_id in self.responses for q in block.work)
+
+    def check(self) -> None:
+        """Raise DataError where images of questions that have no response are missing."""
+        missing = [q for q in self._asked.questions if q.question_id not in self.responses]
+        _check_images(missing, self._asked.asking.images)
+
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
+        model = _load(self._asked.model, self._asked.asking, device)
+        return lambda block: self._ask(model, block.work)
+
+    def _ask(self, model: WritesResponses, batch: Sequence[ImageQuestion]) -> list[Row | Failed]:
+        texts = _generate(model, batch, self._asked.asking)
+        rows = [
+            _Kept(
+                question_id=q.question_id,
+                image=q.image.name,
+                question=q.text,
+                answer=text,
+                asked=self._known[q.question_id],
+                made_by=self._maker,
+            )
+            for q, text in zip(batch, texts, strict=True)
+            if q.question_id not in self.responses
+        ]
+        return [Row(asdict(row)) for row in rows]
+
+    def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        add_json_lines(self._asked.asking.saves, rows)
+
+
 def ask(model: AbstractModel, questions: Sequence[ImageQuestion], asking: Asking) -> dict[str, str]:
-    """Responses by question id.
+    """Responses by question id, in the order of the questions; what is missing is asked here.
 
     Args:
         model: settings of what is asked.
         questions: with distinct ids.
-        asking: how; its file is read first and appended to.
+        asking: how; its file is read first and added to.
 
     Raises:
         ConfigError: the file was written by another model or under other settings.
         DataError: an image is missing, or cannot be read.
         ModelError: the model cannot be loaded, writes no text, or has no chat template.
     """
-    maker = _digest(_identity(model), asking.max_new_tokens, asking.system, asking.dtype)
-    kept = _kept(asking.saves, maker)
-    known = {q.question_id: _digest(q.image.name, q.text) for q in questions}
-    responses = {i: row.answer for i, row in kept.items() if row.asked == known.get(i)}
-    missing = [q for q in questions if q.question_id not in responses]
-    _check_images(missing, asking.images)
-    if missing:
-        responses |= _ask_missing(_load(model, asking), missing, asking, maker, known)
-    return responses
-
-
-def _ask_missing(
-    model: WritesResponses,
-    missing: Sequence[ImageQuestion],
-    asking: Asking,
-    maker: str,
-    known: Mapping[str, str],
-) -> dict[str, str]:
-    responses: dict[str, str] = {}
-    asking.saves.parent.mkdir(parents=True, exist_ok=True)
-    with progress(Console(stderr=True), "answer", len(missing), unit="questions") as advance:
-        for start in range(0, len(missing), asking.batch_size):
-            batch = missing[start : start + asking.batch_size]
-            texts = _generate(model, batch, asking)
-            rows = [
-                _Kept(
-                    question_id=q.question_id,
-                    image=q.image.name,
-                    question=q.text,
-                    answer=text,
-                    asked=known[q.question_id],
-                    made_by=maker,
-                )
-                for q, text in zip(batch, texts, strict=True)
-            ]
-            append_json_lines(asking.saves, map(asdict, rows))
-            responses |= {row.question_id: row.answer for row in rows}
-            advance(len(batch))
-    return responses
+    asked = Asked(model=model, questions=questions, asking=asking)
+    plan = ResponsesPlan(asked)
+    if not all(map(plan.is_done, plan.blocks)):
+        plan.check()
+        unasked = sum(block.size for block in plan.blocks if not plan.is_done(block))
+        with progress(Console(stderr=True), plan.title, unasked, unit=plan.unit) as advance:
+            complete(lambda: ResponsesPlan(asked), here(advance))
+        plan = ResponsesPlan(asked)
+    return {q.question_id: plan.responses[q.question_id] for q in questions}
 
 
 def _generate(
@@ -204,10 +252,10 @@ def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
         )
 
 
-def _load(model: AbstractModel, asking: Asking) -> WritesResponses:
+def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResponses:
     from diffalign.models.devices import DTYPES, choose_device
 
-    device = choose_device(asking.device)
+    device = choose_device(place or asking.device)
     usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"
     dtype = usual if asking.dtype == "auto" else asking.dtype
     model.check()

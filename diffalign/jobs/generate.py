@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
+from diffalign import blocks, sessions
 from diffalign import config as configs
-from diffalign.console import progress, silence_libraries
+from diffalign.console import silence_libraries
+from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import DiffalignError
 from diffalign.files import write_image
 from diffalign.generation.generate import (
-    Failure,
+    ImagesPlan,
     Item,
     ModelEntry,
-    existing_rows,
-    generate_batches,
-    missing_batches,
     plan_batches,
 )
 from diffalign.generation.manifest import (
     MANIFEST,
-    ItemKey,
-    ManifestRow,
     grid_rows,
     read_manifest,
     spread_items,
@@ -48,7 +43,6 @@ from diffalign.imaging.grid import render_grid
 from diffalign.jobs import generate_groups, score
 from diffalign.models.devices import choose_device
 from diffalign.models.runs import in_words
-from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.rollouts.groups import GROUPS, GroupsConfig
 
@@ -122,55 +116,75 @@ class GenerateConfig(Ranged):
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
-def run(config: GenerateConfig) -> None:
+def run(config: GenerateConfig, sharing: Sharing | None = None) -> None:
     """Generate what is missing, list it, and generate the grid if asked to.
 
+    Args:
+        config: what is generated.
+        sharing: by whom; None is this process.
+
     Raises:
-        BusyError: another process writes in the folder.
+        BusyError: another command writes in the folder.
         DiffalignError: at the end, if images failed; all others are safe, and the same command
             tries the failed ones again.
     """
     console = Console(highlight=False)
+    sharing = sharing or Sharing()
+    sharing.engine.check(config.device)
     silence_libraries()
-    with only_writer(config.output):
+    with sessions.held(config.output, shard=sharing.shard) as session:
         if config.trajectories is not None:
-            _run_groups(console, config, config.trajectories)
+            _run_groups(console, config, session, sharing)
         else:
-            _run_single(console, config)
+            _run_single(console, config, session, sharing)
 
 
-def _run_single(console: Console, config: GenerateConfig) -> None:
+def _run_single(
+    console: Console, config: GenerateConfig, session: sessions.Session, sharing: Sharing
+) -> None:
     """Generate single images."""
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    texts = read_prompts(config.prompts)
-    batches = plan_batches(texts, config.seed_numbers(), config.batch_size)
-    models = {name: locate_model(_spec(model)) for name, model in config.models.items()}
+    make = blocks.Recipe(plan_of, config)
+    plan = session.begin(make, first=lambda: configs.save(config, config.output / "generate.yaml"))
+    _announce(console, config, plan, session)
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    grid = _grid(config, _items(config)) if config.grid else None
+    failed = [plan.in_words(each) for each in session.failed]
+    _conclude(console, config, grid, failed)
+
+
+def plan_of(config: GenerateConfig) -> ImagesPlan:
+    """The images of a config, as blocks; no weights are read."""
+    dtype = choose_dtype(config.dtype, choose_device(config.device))
+    models = _located(config)
     for model in models.values():
         check_sampler(model, config.sampler)
-    settings = sampler_settings(config.sampler, dtype)
-    entries = {
-        name: ModelEntry(name, model.fingerprint(), settings) for name, model in models.items()
-    }
-    existing = existing_rows(config.output, entries.values())
-    pending = {name: missing_batches(batches, name, existing) for name in models}
+    sampler = sampler_settings(config.sampler, dtype)
 
-    _announce(console, config, len(texts), pending, f"{device}, {settings['dtype']}")
-    for name, model in models.items():
-        path = Path(_spec(config.models[name]).path).expanduser()
-        said = [f"is {in_words(path)}"] if in_words(path) != str(path) else []
-        for note in [*said, *model.settings.parts.notes()]:
-            console.print(f"  {name}: {note}", markup=False, soft_wrap=True)
-    config.output.mkdir(parents=True, exist_ok=True)
-    configs.save(config, config.output / "generate.yaml")
-    failures = {
-        name: _generate(console, config, model, entries[name], pending[name], existing)
-        for name, model in models.items()
-        if pending[name]
-    }
-    items = [item for batch in batches for item in batch]
-    grid = _grid(config, items) if config.grid else None
-    _conclude(console, config, grid, failures)
+    def open_sampler(name: str, device: str | None) -> TextToImage:
+        place = choose_device(device or config.device)
+        return TextToImage.open(models[name], config.sampler, device=place, dtype=dtype)
+
+    return ImagesPlan(
+        config.output,
+        [ModelEntry(name, model.fingerprint(), sampler) for name, model in models.items()],
+        _batches(config),
+        open_sampler,
+        device=config.device,
+    )
+
+
+def _located(config: GenerateConfig) -> dict[str, LocatedModel]:
+    return {name: locate_model(_spec(model)) for name, model in config.models.items()}
+
+
+def _batches(config: GenerateConfig) -> list[list[Item]]:
+    texts = read_prompts(config.prompts)
+    return plan_batches(texts, config.seed_numbers(), config.batch_size)
+
+
+def _items(config: GenerateConfig) -> list[Item]:
+    return [item for batch in _batches(config) for item in batch]
 
 
 def _spec(model: ModelSpec | str) -> ModelSpec:
@@ -178,55 +192,46 @@ def _spec(model: ModelSpec | str) -> ModelSpec:
 
 
 def _announce(
-    console: Console,
-    config: GenerateConfig,
-    prompt_count: int,
-    pending: dict[str, list[list[Item]]],
-    place: str,
+    console: Console, config: GenerateConfig, plan: ImagesPlan, session: sessions.Session
 ) -> None:
     sampler, seeds = config.sampler, len(config.seed_numbers())
+    device = choose_device(config.device)
+    items, pending, shard = _items(config), session.pending, session.shard
     console.print(
-        f"[bold]generate[/bold]  {prompt_count} prompts x {seeds} seeds x {len(pending)} models, "
+        f"[bold]generate[/bold]  {len(items) // seeds} prompts x {seeds} seeds x "
+        f"{len(config.models)} models, "
         f"{sampler.steps} steps, guidance {sampler.guidance:g}, "
-        f"{sampler.scheduler or 'own'} scheduler, batches of {config.batch_size}, {place}",
+        f"{sampler.scheduler or 'own'} scheduler, batches of {config.batch_size}, {device}, "
+        f"{next(iter(plan.entries.values())).sampler['dtype']}",
         soft_wrap=True,
     )
     console.print("Safety checker and watermark are off; weights come from safetensors only.")
-    for name, batches in pending.items():
-        left = sum(map(len, batches))
-        done = prompt_count * seeds - left
-        console.print(f"  {name}: {left} to generate" + (f", {done} already there" if done else ""))
+    models = _located(config)
+    for name in models:
+        left = sum(block.size for block in pending if block.work[0] == name)
+        done = len(items) - left
+        rest = f", {done} already there" if done else ""
+        if shard is not None:
+            rest = f" by shard {shard}"
+        console.print(f"  {name}: {left} to generate{rest}")
+    for name, model in models.items():
+        path = Path(_spec(config.models[name]).path).expanduser()
+        said = [f"is {in_words(path)}"] if in_words(path) != str(path) else []
+        waiting = [block.work[1] for block in pending if block.work[0] == name]
+        texts = dict.fromkeys(item.prompt.text for batch in waiting for item in batch)
+        for note in [*said, *model.settings.parts.notes(), *_cut(model, texts)]:
+            console.print(f"  {name}: {note}", markup=False, soft_wrap=True)
 
 
-def _generate(
-    console: Console,
-    config: GenerateConfig,
-    model: LocatedModel,
-    entry: ModelEntry,
-    batches: Sequence[list[Item]],
-    existing: dict[ItemKey, ManifestRow],
-) -> list[Failure]:
-    """Generate one model's share, alone on the device."""
-    device = choose_device(config.device)
-    sampler = TextToImage.open(
-        model, config.sampler, device=device, dtype=choose_dtype(config.dtype, device)
-    )
-    texts = dict.fromkeys(item.prompt.text for batch in batches for item in batch)
+def _cut(model: LocatedModel, texts: Iterable[str]) -> list[str]:
+    """A note on prompts that are longer than a model reads."""
     cut = model.truncated(texts)
-    if cut:
-        console.print(
-            f"  {entry.name}: {len(cut)} prompts are longer than its text encoder reads, "
-            f"their ends are ignored, e.g. {cut[0][:60]!r}",
-            markup=False,
-            soft_wrap=True,
-        )
-    with progress(console, entry.name, sum(map(len, batches))) as advance:
-        failures = generate_batches(config.output, entry, sampler, batches, existing, advance)
-    del sampler
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return failures
+    if not cut:
+        return []
+    return [
+        f"{len(cut)} prompts are longer than its text encoder reads, their ends are ignored, e.g. "
+        f"{cut[0][:60]!r}"
+    ]
 
 
 def _grid(config: GenerateConfig, items: Sequence[Item]) -> Path:
@@ -242,52 +247,47 @@ def _conclude(
     console: Console,
     config: GenerateConfig,
     grid: Path | None,
-    failures: dict[str, list[Failure]],
+    failed: Sequence[str],
 ) -> None:
     out = config.output
     written = [f"images in {out / 'images'}", f"list {out / MANIFEST}", *_named(grid)]
     console.print(f"[green]Done:[/green] {escape(', '.join(written))}", soft_wrap=True)
-    _raise_failures(
-        "images",
-        [f"{n}: {_in_words(failure)}" for n, found in failures.items() for failure in found],
-    )
+    _raise_failures("images", failed)
     console.print(f"Next:\n{score.suggestion(out)}", markup=False, soft_wrap=True)
 
 
-def _run_groups(console: Console, config: GenerateConfig, settings: GroupsConfig) -> None:
+def _run_groups(
+    console: Console, config: GenerateConfig, session: sessions.Session, sharing: Sharing
+) -> None:
     """Generate groups in place of single images."""
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    prompts = read_prompts(config.prompts)
-    items = [Item(prompt, seed) for prompt in prompts for seed in config.seed_numbers()]
-    plan = generate_groups.plan(
-        _spec(next(iter(config.models.values()))),
-        settings,
-        items,
-        output=config.output,
-        batch_size=config.batch_size,
-        dtype=dtype,
-    )
-    config.output.mkdir(parents=True, exist_ok=True)
-    configs.save(config, config.output / "generate.yaml")
-    failures = generate_groups.generate(
-        console, plan, output=config.output, device=device, dtype=dtype
-    )
-    grid = None
+    make = blocks.Recipe(groups_plan_of, config)
+    plan = session.begin(make, first=lambda: configs.save(config, config.output / "generate.yaml"))
+    pending = sum(block.size for block in session.pending)
+    console.print(plan.describe(pending), soft_wrap=True)
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    out, grid = config.output, None
     if config.grid:
-        grid = generate_groups.render_groups_grid(config.output, items, rows=config.grid_rows)
-    out = config.output
+        grid = generate_groups.render_groups_grid(out, _items(config), rows=config.grid_rows)
     written = [f"groups {out / GROUPS}", f"images in {out / 'images'}", *_named(grid)]
     console.print(f"[green]Done:[/green] {escape(', '.join(written))}", soft_wrap=True)
-    _raise_failures("groups", [_in_words(failure) for failure in failures])
-    console.print(
-        generate_groups.next_step(out, plan.model, settings.process), markup=False, soft_wrap=True
+    _raise_failures("groups", [plan.in_words(each) for each in session.failed])
+    process = plan.sampler.settings.process
+    console.print(generate_groups.next_step(out, plan.model, process), markup=False, soft_wrap=True)
+
+
+def groups_plan_of(config: GenerateConfig) -> generate_groups.GroupsPlan:
+    """The groups of a config, as blocks; no weights are read."""
+    assert config.trajectories is not None
+    return generate_groups.GroupsPlan(
+        _spec(next(iter(config.models.values()))),
+        config.trajectories,
+        _items(config),
+        output=config.output,
+        batch_size=config.batch_size,
+        dtype=choose_dtype(config.dtype, choose_device(config.device)),
+        device=config.device,
     )
-
-
-def _in_words(failure: Failure) -> str:
-    item = failure.item
-    return f"{item.prompt.text[:60]!r}, seed {item.seed}: {failure.reason}"
 
 
 def _raise_failures(what: str, lines: Sequence[str]) -> None:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 
 from diffalign import components
+from diffalign import config as configs
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
 from diffalign.commands import command
-from diffalign.console import progress
 from diffalign.errors import ConfigError
 from diffalign.files import write_image
 from diffalign.generation.generate import Failure, Item
 from diffalign.generation.models import ModelSpec, diffusion_settings
 from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced, render_grid
 from diffalign.imaging.image_files import read_image
-from diffalign.models.devices import precision_of
+from diffalign.models.devices import choose_device, precision_of
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.groups import (
@@ -30,86 +30,104 @@ from diffalign.rollouts.groups import (
     GroupsConfig,
     Origin,
     group_id,
+    list_groups,
     read_groups,
 )
 
 
-@dataclass(frozen=True)
-class GroupPlan:
-    """Groups to generate, and the model that does."""
+class GroupsPlan(AbstractPlan):
+    """Groups to generate, as blocks: those that are generated at once."""
 
-    model: AbstractDiffusion
-    sampler: GroupSampler
-    existing: Mapping[str, Group]
-    """Groups that are there, by id."""
-    missing: Sequence[Sequence[Item]]
-    """The batches of which at least one group is not there."""
+    title, unit = "groups", "groups"
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        settings: GroupsConfig,
+        items: Sequence[Item],
+        *,
+        output: Path,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        """Find the model and what it has already generated; no weights are read.
+
+        Args:
+            spec: the model.
+            settings: of groups.
+            items: a group each.
+            output: their folder.
+            batch_size: images generated at once; a group is never divided.
+            dtype: in which the model computes, as `training.precision` will.
+            device: of the settings.
+
+        Raises:
+            ConfigError: the model's steps under these settings have no density to learn from.
+            CacheError: the folder was generated in another way.
+        """
+        self.folder, self.device, self._dtype = output, device, dtype
+        self.model = diffusion_settings(spec)
+        try:
+            settings.process.check(self.model.noising())
+        except ValueError as error:
+            raise ConfigError(f"trajectories.process: {error}") from error
+        origin = Origin.of(self.model, settings.process)
+        self.sampler = GroupSampler(settings, origin, precision_of(dtype))
+        self.existing = self.sampler.existing(output)
+        size = max(1, batch_size // settings.images_per_group)
+        content = [asdict(origin), configs.to_dict(settings), self.sampler.dtype]
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        self.blocks = [
+            Block.of(place, [*content, list(map(_named, batch))], len(batch), batch)
+            for place, batch in enumerate(batches)
+        ]
+
+    def is_done(self, block: Block) -> bool:
+        return all(group_id(item) in self.existing for item in block.work)
+
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
+        place = choose_device(device or self.device)
+        model = self.model.load(
+            device=place, compute_dtype=self._dtype, reference="none", trainable=False
+        )
+
+        def do(block: Block) -> list[Row | Failed]:
+            found = self.sampler.generate(self.folder, model, block.work, self.existing)
+            return [
+                Row(asdict(each)) if isinstance(each, Group) else _failed(each) for each in found
+            ]
+
+        return do
+
+    def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        list_groups(self.folder, rows)
+
+    def in_words(self, failed: Mapping[str, Any]) -> str:
+        return f"{failed['prompt'][:60]!r}, seed {failed['seed']}: {failed['reason']}"
+
+    def describe(self, pending: int) -> str:
+        """A line for people.
+
+        Args:
+            pending: groups that are to be generated.
+        """
+        settings = self.sampler.settings
+        process, images = settings.process, settings.images_per_group
+        return (
+            f"[bold]generate[/bold]  {pending} groups of {images} images ({len(self.existing)} "
+            f"already there), {process.steps} steps, guidance {process.guidance:g}, eta "
+            f"{process.eta:g}, {choose_device(self.device)}, {self.sampler.dtype}"
+        )
 
 
-def plan(
-    spec: ModelSpec,
-    settings: GroupsConfig,
-    items: Sequence[Item],
-    *,
-    output: Path,
-    batch_size: int,
-    dtype: torch.dtype,
-) -> GroupPlan:
-    """Find the model and what it has already generated; no weights are read.
-
-    Args:
-        spec: the model.
-        settings: of groups.
-        items: a group each.
-        output: their folder.
-        batch_size: images generated at once; a group is never divided.
-        dtype: in which the model computes, as `training.precision` will.
-
-    Raises:
-        ConfigError: the model's steps under these settings have no density to learn from.
-        CacheError: the folder was generated in another way.
-    """
-    model = diffusion_settings(spec)
-    try:
-        settings.process.check(model.noising())
-    except ValueError as error:
-        raise ConfigError(f"trajectories.process: {error}") from error
-    sampler = GroupSampler(settings, Origin.of(model, settings.process), precision_of(dtype))
-    existing = sampler.existing(output)
-    size = max(1, batch_size // settings.images_per_group)
-    batches = [items[i : i + size] for i in range(0, len(items), size)]
-    missing = [b for b in batches if any(group_id(item) not in existing for item in b)]
-    return GroupPlan(model, sampler, existing, missing)
+def _named(item: Item) -> list[Any]:
+    return [item.prompt.prompt_id, item.prompt.text, item.seed]
 
 
-def generate(
-    console: Console,
-    plan: GroupPlan,
-    *,
-    output: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> list[Failure]:
-    """Generate the groups that are missing; returns those that could not be generated."""
-    settings = plan.sampler.settings
-    process, images = settings.process, settings.images_per_group
-    groups = sum(map(len, plan.missing))
-    console.print(
-        f"[bold]generate[/bold]  {groups} groups of {images} images ({len(plan.existing)} already "
-        f"there), {process.steps} steps, guidance {process.guidance:g}, eta {process.eta:g}, "
-        f"{device}, {plan.sampler.dtype}",
-        soft_wrap=True,
-    )
-    if not plan.missing:
-        return []
-    model = plan.model.load(device=device, compute_dtype=dtype, reference="none", trainable=False)
-    with progress(console, "groups", groups * images) as advance:
-        failures = plan.sampler.generate(output, model, plan.missing, plan.existing, advance)
-    del model
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return failures
+def _failed(failure: Failure) -> Failed:
+    item = failure.item
+    return Failed({"prompt": item.prompt.text, "seed": item.seed, "reason": failure.reason})
 
 
 def render_groups_grid(folder: Path, items: Sequence[Item], *, rows: int) -> Path | None:

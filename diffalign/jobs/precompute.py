@@ -7,29 +7,33 @@ is known what the reference says of them; of responses what the reference says o
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from diffalign import world
-from diffalign.cache.encodings import EncodingsWriter
+from diffalign import blocks, sessions
+from diffalign.blocks import AbstractPlan, Block
+from diffalign.cache.encodings import EncodingShapes, EncodingsWriter
 from diffalign.cache.references import Contents, ReferenceWriter, Shard
 from diffalign.cache.shards import check_room
 from diffalign.commands import command, override
-from diffalign.console import in_bytes, progress, silence_libraries
+from diffalign.console import in_bytes, silence_libraries
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.pairs.source import PairSource
+from diffalign.engines.base import Sharing, do_blocks
+from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
-from diffalign.models.devices import DTYPES
-from diffalign.processes import only_writer
+from diffalign.models.devices import DTYPES, choose_device
 from diffalign.training import build, checks, encodings
 from diffalign.training import reference as cached_reference
 from diffalign.training.config import RunConfig
+from diffalign.training.encodings import EncodingsPlan
 
 
 def check(run_config: RunConfig) -> None:
@@ -57,7 +61,8 @@ def run(
     *,
     pairs_per_shard: int = cached_reference.PAIRS_PER_SHARD,
     named: Sequence[str] = ("CONFIG.yaml",),
-) -> ReferenceWriter | EncodingsWriter:
+    sharing: Sharing | None = None,
+) -> ReferenceWriter | EncodingsWriter | None:
     """Compute what is missing, file by file; started again, it goes on from there.
 
     Args:
@@ -65,33 +70,45 @@ def run(
             data, precision, and the settings of every view.
         pairs_per_shard: of each file of reference values.
         named: the words of the command line that made `run_config`, for the command to go on with.
+        sharing: which processes do it; None is this one.
 
     Returns:
-        What wrote the folder; where there are two, that of the encodings.
+        What wrote the folder; where there are two, that of the encodings. None where other shards
+        still have to compute theirs.
 
     Raises:
-        BusyError: another process writes in the folder.
+        BusyError: another command writes in the folder.
         CacheError: the folder holds values of other settings, or the disk has no room for them.
     """
     silence_libraries()
+    sharing = sharing or Sharing()
+    _refuse_launchers()
     check(run_config)
-    accelerator = build.build_accelerator(run_config)
-    console = Console(highlight=False, quiet=not accelerator.is_main_process)
+    sharing.engine.check("auto")
+    console = Console(highlight=False)
     writer: ReferenceWriter | EncodingsWriter | None = None
     cached: dict[str, Any] = {}
     without: list[str] = []
-    with ExitStack() as stack:  # the main rank holds the folders for all
+    with ExitStack() as stack:
         if _has_images(run_config):
             folder = encodings.folder_of(run_config)
-            world.decided(lambda: stack.enter_context(only_writer(folder)))
-            writer = _encode(run_config, accelerator, console)
+            session = stack.enter_context(sessions.held(folder, shard=sharing.shard))
+            writer = _encode(run_config, session, sharing, console)
+            if writer is None:
+                if _knows_reference(run_config):
+                    console.print("Start it again then: values of the reference come next")
+                return None
+            if sharing.shard is not None:
+                session.close()  # others go on too
             cached |= {"model.encoders": "cached", "encodings_cache": folder}
             without.append("autoencoder, text encoders and image files")
         if _knows_reference(run_config):
             run_config = _with_cache(_with_encodings(run_config, cached))
             values = cached_reference.folder_of(run_config)
-            world.decided(lambda: stack.enter_context(only_writer(values)))
-            known = _compute(run_config, accelerator, console, pairs_per_shard=pairs_per_shard)
+            session = stack.enter_context(sessions.held(values, shard=sharing.shard))
+            known = _compute(run_config, session, sharing, console, pairs_per_shard)
+            if known is None:
+                return None
             writer = writer or known
             cached |= {"reference": "cached", "reference_cache": values}
             without.append("the reference")
@@ -112,65 +129,157 @@ def run(
             markup=False,
             soft_wrap=True,
         )
-    build.end(accelerator)
     assert writer is not None
     return writer
 
 
-def _encode(run_config: RunConfig, accelerator: Accelerator, console: Console) -> EncodingsWriter:
-    """Fill the folder of encodings."""
+def _refuse_launchers() -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "precompute was started by a launcher of several processes, such as torchrun or "
+            "accelerate, and shares its work without one: start it once with --processes N, or "
+            "once for each share with --shard I/N"
+        )
+
+
+def encodings_plan(run_config: RunConfig, shapes: EncodingShapes) -> EncodingsPlan:
+    """The encodings of a run, as blocks, of encoders that make these; no weights are read."""
+    return EncodingsPlan(run_config, _pairs_of(run_config).pairs_to_encode(), shapes)
+
+
+def _pairs_of(run_config: RunConfig) -> PairSource:
     model = encodings.check_encodable(run_config)
-    source = build.build_source(dataclasses.replace(run_config, model=model), console, skipped=None)
+    source = build.build_source(
+        dataclasses.replace(run_config, model=model), Console(quiet=True), skipped=None
+    )
     assert isinstance(source, PairSource), "images come in pairs"
+    return source
+
+
+def _encode(
+    run_config: RunConfig, session: sessions.Session, sharing: Sharing, console: Console
+) -> EncodingsWriter | None:
+    """Fill the folder of encodings; None where other shards still have to."""
+    source, model = _pairs_of(run_config), encodings.check_encodable(run_config)
     for line in [f"encoders of {model.describe()}", *source.describe()]:
         console.print(line, markup=False, soft_wrap=True)
+    encoders = encodings.load(run_config, choose_device("auto"))
+    shapes = encodings.shapes_of(model, encoders)
+    used = encoders if sharing.engine.is_here else shapes
+    del encoders  # workers load their own
+    pairs_to_encode = source.pairs_to_encode()
     with told_of_lost_workers(run_config.section.reader):
-        writer = encodings.compute(run_config, source.pairs_to_encode(), accelerator, console)
-    world.wait()
-    return writer
+        plan = session.begin(lambda: EncodingsPlan(run_config, pairs_to_encode, used))
+        layout, pairs = plan.layout, plan.layout.pairs
+        needed = layout.bytes_of([block.work for block in session.pending])
+        console.print(
+            f"encodings of {len(pairs):,} pairs ({' and '.join(pairs.views)}, {len(pairs.ways)} "
+            f"ways to see an image) and {len(pairs.prompts):,} captions: {in_bytes(layout.bytes)} "
+            f"in {len(layout.shards)} files, {in_bytes(needed)} in {len(session.pending)} files to "
+            f"compute",
+            soft_wrap=True,
+        )
+        plan.check_room(session.pending)
+        make = blocks.Recipe(encodings_plan, run_config, {"shapes": shapes})
+        if not do_blocks(session, plan, make, sharing, console):
+            return None
+    for reason, count in plan.unusable(session.pending).items():
+        console.print(f"pairs that cannot be used: {count:,} {reason}", markup=False)
+    return plan.writer
+
+
+class ReferencePlan(AbstractPlan):
+    """Values of a run's reference, as blocks: a file each."""
+
+    title, unit = "reference", "pairs"
+    is_result = True
+
+    def __init__(self, run_config: RunConfig, pairs_per_shard: int) -> None:
+        """Begin, or go on with what was started.
+
+        Args:
+            run_config: the run.
+            pairs_per_shard: of each file.
+
+        Raises:
+            CacheError: the folder holds values of other settings.
+        """
+        self._run = run_config
+        self.source = build.build_source(run_config, Console(quiet=True), skipped=None)
+        self._samples = self.source.fixed_samples()
+        self.contents = cached_reference.contents(
+            run_config, self.source, pairs_per_shard=pairs_per_shard
+        )
+        self.folder = cached_reference.folder_of(run_config)
+        self.writer = ReferenceWriter(self.folder, self.contents)
+        identity = blocks.digest(dataclasses.asdict(self.contents))
+        self.blocks = [
+            Block.of(place, [identity, shard.name], shard.stop - shard.start, shard)
+            for place, shard in enumerate(self.contents.shards)
+        ]
+
+    def file(self, block: Block) -> Path:
+        return self.folder / block.work.name
+
+    def is_done(self, block: Block) -> bool:
+        return False  # its file alone says so
+
+    def is_kept(self, block: Block) -> bool:
+        return self.writer.is_whole(block.work.name)
+
+    def write(self, block: Block, made: Sequence[blocks.Row | blocks.Failed]) -> None:
+        assert not made  # it is written
+
+    def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        assert not rows  # the files are the result
+
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> blocks.Do:
+        model = self._run.model.load(
+            device=choose_device(device or "auto"),
+            compute_dtype=DTYPES[self._run.training.precision],
+            reference="none",
+            trainable=False,
+        )
+        model.network.eval()  # the policy that training begins with is the reference
+
+        def do(block: Block) -> list[blocks.Row | blocks.Failed]:
+            shard: Shard = block.work
+            pairs = range(shard.start, shard.stop)
+            batches = self._samples.sweep([(number, shard.visit) for number in pairs])
+            ids, values = _values(self._run.likelihood, model, batches, self.contents, shard)
+            self.writer.write(shard, ids, values)
+            return []
+
+        return do
 
 
 def _compute(
-    run_config: RunConfig, accelerator: Accelerator, console: Console, *, pairs_per_shard: int
-) -> ReferenceWriter:
-    """Fill the folder."""
-    source = build.build_source(run_config, console, skipped=None)
-    samples = source.fixed_samples()
-    contents = cached_reference.contents(run_config, source, pairs_per_shard=pairs_per_shard)
+    run_config: RunConfig,
+    session: sessions.Session,
+    sharing: Sharing,
+    console: Console,
+    pairs_per_shard: int,
+) -> ReferenceWriter | None:
+    """Fill the folder of the reference; None where other shards still have to."""
+    make = blocks.Recipe(ReferencePlan, run_config, {"pairs_per_shard": pairs_per_shard})
+    plan = session.begin(make)
+    contents, source = plan.contents, plan.source
     for line in [f"reference of {run_config.model.describe()}", *source.describe()]:
         console.print(line, markup=False, soft_wrap=True)
-    with accelerator.main_process_first():
-        writer = ReferenceWriter(cached_reference.folder_of(run_config), contents)
-    missing = world.decided(writer.missing)  # by one rank: others may have begun to write
-    needed = contents.bytes_of(missing)
+    needed = contents.bytes_of([block.work for block in session.pending])
     console.print(
         f"{', '.join(contents.views)}; {contents.visits} visits: "
         f"{in_bytes(contents.bytes_of(contents.shards))} in {len(contents.shards)} files, "
-        f"{in_bytes(needed)} in {len(missing)} files to compute",
+        f"{in_bytes(needed)} in {len(session.pending)} files to compute",
         soft_wrap=True,
     )
-    fewer = "a smaller data.visits, or data.limit"
-    world.decided(lambda: check_room(writer.folder, needed, less=fewer))
-    if missing:
-        device, dtype = accelerator.device, DTYPES[run_config.training.precision]
-        model = run_config.model.load(
-            device=device, compute_dtype=dtype, reference="none", trainable=False
-        )
-        model.network.eval()  # the policy that training begins with is the reference
-        shares = missing[world.rank() :: world.size()]
-        total = sum(shard.stop - shard.start for shard in shares)
-        bar = progress(console, "reference", total, unit="pairs")
-        with told_of_lost_workers(run_config.section.reader), bar as advance:
-            for shard in shares:
-                pairs = range(shard.start, shard.stop)
-                batches = samples.sweep([(number, shard.visit) for number in pairs])
-                ids, values = _values(run_config.likelihood, model, batches, contents, shard)
-                writer.write(shard, ids, values)
-                advance(shard.stop - shard.start)
-    world.wait()
+    check_room(plan.folder, needed, less="a smaller data.visits, or data.limit")
+    with told_of_lost_workers(run_config.section.reader):
+        if not do_blocks(session, plan, make, sharing, console):
+            return None
     for line in source.describe_end():
         console.print(line, markup=False, soft_wrap=True)
-    return writer
+    return plan.writer
 
 
 def _with_encodings(run_config: RunConfig, cached: Mapping[str, Any]) -> RunConfig:

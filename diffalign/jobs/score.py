@@ -11,24 +11,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign import components
+from diffalign import blocks, components, sessions
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.comparison.diversity import diversity, feature_distance
 from diffalign.comparison.score import (
     SCORES,
     Problem,
+    ScoresPlan,
     find_images,
-    read_column,
-    score_images,
+    problems_of,
     scores_by_item,
 )
 from diffalign.console import progress
+from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import DataError
 from diffalign.files import write_json
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
-from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer
@@ -83,39 +83,60 @@ def suggestion(images: Path) -> str:
     )
 
 
-def run(config: ScoreConfig) -> None:
-    """Scorer what has no score yet.
+def run(config: ScoreConfig, sharing: Sharing | None = None) -> None:
+    """Score what has no score yet.
+
+    Args:
+        config: which images, and by whom they are scored.
+        sharing: which processes do it; None is this one.
 
     Raises:
-        BusyError: another process writes the same column.
+        BusyError: another command writes the same column.
         DataError: at the end, if images could not be scored; all others have their scores.
     """
     console = Console(highlight=False)
+    sharing = sharing or Sharing()
+    sharing.engine.check(config.device)
     column = config.column()
     if not config.images.is_dir():  # the lock would create it
         raise DataError(f"{config.images}: there is no such folder")
-    with only_writer(column.parent, of=column.stem):
-        _score(console, config, column)
+    with sessions.held(column.parent, of=column.stem, shard=sharing.shard) as session:
+        _score(console, config, column, session, sharing)
 
 
-def _score(console: Console, config: ScoreConfig, column: Path) -> None:
+def plan_of(config: ScoreConfig) -> ScoresPlan:
+    """The scores of a config, as blocks; no weights are read."""
+    return ScoresPlan(
+        find_images(config.images)[0],
+        config.scorer,
+        config.column(),
+        batch_size=config.batch_size,
+        device=config.device,
+        place=lambda device: config.scorer.to(choose_device(device or config.device)),
+    )
+
+
+def _score(
+    console: Console, config: ScoreConfig, column: Path, session: sessions.Session, sharing: Sharing
+) -> None:
+    make = blocks.Recipe(plan_of, config)
     images, problems = find_images(config.images)
-    known = len(read_column(column, config.scorer.fingerprint))
+    plan = session.begin(make)
     console.print(
         f"[bold]score[/bold]  {len(images)} images of {escape(str(config.images))} with "
-        f"{column.stem}, {choose_device(config.device)}; {known} scores are already there",
+        f"{column.stem}, {choose_device(config.device)}; {len(plan.known)} scores are already "
+        f"there",
         soft_wrap=True,
     )
-    scorer = config.scorer.to(choose_device(config.device))
-    with progress(console, column.stem, len(images)) as advance:
-        problems += score_images(
-            images, scorer, column, batch_size=config.batch_size, on_batch=advance
-        )
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    problems += problems_of(session.failed)
     configs.save(config, column.with_suffix(".yaml"))
     console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
     if (config.images / MANIFEST).is_file():
         _print_means(console, config.images, column)
         if config.diversity:
+            scorer = config.scorer.to(choose_device(config.device))
             assert isinstance(scorer, AbstractImageScorer), "by __post_init__"
             _measure_diversity(console, config.images, column, scorer)
     _refuse(problems)

@@ -11,34 +11,30 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from diffalign import components
+from diffalign import blocks, components, sessions
 from diffalign import config as configs
-from diffalign.batching import each_or_error
 from diffalign.commands import command
-from diffalign.console import progress, silence_libraries
-from diffalign.errors import ConfigError, DataError, DiffalignError
+from diffalign.console import silence_libraries
+from diffalign.engines.base import Sharing, do_blocks
+from diffalign.errors import ConfigError, DataError
 from diffalign.files import writing
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES, Precision, choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
-from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.synthesis.base import (
     AbstractSynthesis,
     Context,
     ImageStore,
     Made,
-    Maker,
-    Question,
     Unmade,
 )
-from diffalign.synthesis.journal import FAILED, Journal
+from diffalign.synthesis.journal import Journal, MadePlan, of_failed
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
 from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
 from diffalign.synthesis.writing import Writer
 
-_FAILURES_IN_A_ROW = 16
 _LISTED = 5
 _TRAINED_BY = {"trl": "dpo"}
 """Folders of configs by the form of what is made, where the two differ in name."""
@@ -68,89 +64,81 @@ class SynthesiseConfig(Ranged):
     """A torch device; auto takes a GPU where there is one."""
 
 
-def run(config: SynthesiseConfig) -> None:
+def run(config: SynthesiseConfig, sharing: Sharing | None = None) -> None:
     """Make what is missing, and write the data set.
 
+    Args:
+        config: what is made of which questions.
+        sharing: which processes do it; None is this one.
+
     Raises:
-        BusyError: another process writes in the folder.
+        BusyError: another command writes in the folder.
         ConfigError: the folder holds what was made under other settings.
         DataError: there are no questions, or nothing could be made of any.
         ModelError: the model cannot do what the method asks.
     """
     silence_libraries()
     console = Console(highlight=False)
+    sharing = sharing or Sharing()
+    model = _model(config)
+    model.check()
+    config.synthesis.check()
+    sharing.engine.check(config.device)
+    with sessions.held(config.output, shard=sharing.shard) as session:
+        _synthesise(config, model, console, session, sharing)
+
+
+def _model(config: SynthesiseConfig) -> VLM:
     if not isinstance(config.model, VLM):
         raise ConfigError("model.kind must be vlm: responses about images are written by one")
-    config.model.check()
-    config.synthesis.check()
-    with only_writer(config.output):
-        _synthesise(config, config.model, console)
+    return config.model
 
 
-def _synthesise(config: SynthesiseConfig, model: VLM, console: Console) -> None:
+def plan_of(config: SynthesiseConfig) -> MadePlan:
+    """What is made of the questions of a config, as blocks; no weights are read."""
+    questions = open_questions(config.questions)
+    dtype = _dtype_name(config)
+    journal = Journal(config.output, _what_decides(config, _model(config), questions, dtype))
+    return MadePlan(
+        journal,
+        questions,
+        config.output,
+        batch_size=config.batch_size,
+        device=config.device,
+        open_maker=lambda device: config.synthesis.open(_bench(config, questions, dtype, device)),
+    )
+
+
+def _synthesise(
+    config: SynthesiseConfig,
+    model: VLM,
+    console: Console,
+    session: sessions.Session,
+    sharing: Sharing,
+) -> None:
+    make = blocks.Recipe(plan_of, config)
+
+    def keep_settings() -> None:
+        with writing(config.output):
+            configs.save(config, config.output / "synthesise.yaml")
+
+    plan = session.begin(make, first=keep_settings)
     questions = open_questions(config.questions)
     _print_plan(config, model, questions, console)
-    dtype = _dtype_name(config)
-    journal = Journal(config.output, _what_decides(config, model, questions, dtype))
-    with writing(config.output):
-        config.output.mkdir(parents=True, exist_ok=True)
-        configs.save(config, config.output / "synthesise.yaml")
-    ids = _make_missing(config, questions, journal, dtype, console)
-    _finish(config, [journal[sample_id] for sample_id in ids], console)
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    journal = make().journal  # others may have merged before
+    failed = {each["id"]: of_failed(each) for each in session.failed}
+    ids = [item.sample_id for item in questions]
+    _finish(config, [failed.get(i) or journal[i] for i in ids], console)
 
 
-def _make_missing(
-    config: SynthesiseConfig,
-    questions: Questions,
-    journal: Journal,
-    dtype: Precision,
-    console: Console,
-) -> list[str]:
-    """Complete the journal; gives the ids of all questions in order."""
-    maker: Maker | None = None
-    ids: list[str] = []
-    failures = 0
-    with progress(console, "synthesise", len(questions), unit="questions") as advance:
-        for start in range(0, len(questions), config.batch_size):
-            batch = questions[start : start + config.batch_size]
-            ids += [item.sample_id for item in batch]
-            if any(item.sample_id not in journal for item in batch):
-                if maker is None:
-                    maker = config.synthesis.open(_bench(config, questions, dtype))
-                results, failed = _make(maker, batch)
-                failures = failures + failed if failed == len(batch) else failed
-                if failures >= _FAILURES_IN_A_ROW:
-                    raise DiffalignError(
-                        f"{failures} questions failed one after the other, the last with: "
-                        f"{results[-1]}. What was made before is kept"
-                    )
-                journal.add(results)
-            advance(len(batch))
-    return ids
-
-
-def _make(maker: Maker, batch: Sequence[Question | Unmade]) -> tuple[list[Made | Unmade], int]:
-    """The result of every item of a batch, and how many failed as nobody expected."""
-    asked = [item for item in batch if isinstance(item, Question)]
-    results: dict[str, Made | Unmade] = {
-        item.sample_id: item for item in batch if isinstance(item, Unmade)
-    }
-    failed = 0
-    for question, result in each_or_error(maker, asked) if asked else ():
-        if isinstance(result, DiffalignError):
-            raise result
-        if isinstance(result, Exception):
-            failed += 1
-            detail = f"{type(result).__name__}: {result}"
-            result = Unmade(sample_id=question.sample_id, reason=FAILED, detail=detail)
-        results[question.sample_id] = result
-    return [results[item.sample_id] for item in batch], failed
-
-
-def _bench(config: SynthesiseConfig, questions: Questions, dtype: Precision) -> Context:
+def _bench(
+    config: SynthesiseConfig, questions: Questions, dtype: Precision, device: str | None
+) -> Context:
     compute_dtype = DTYPES[dtype]
     model = config.model.load(
-        device=choose_device(config.device),
+        device=choose_device(device or config.device),
         compute_dtype=compute_dtype,
         reference="none",
         trainable=False,

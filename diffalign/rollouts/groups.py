@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
 from diffalign.errors import CacheError, DataError
 from diffalign.files import (
-    append_json_lines,
+    add_json_lines,
     inside,
     open_tensors,
     read_rows,
@@ -248,47 +248,40 @@ class GroupSampler:
         self,
         folder: Path,
         model: DiffusionModel,
-        batches: Iterable[Sequence[Item]],
+        batch: Sequence[Item],
         existing: Mapping[str, Group],
-        on_batch: Callable[[int], None],
-    ) -> list[Failure]:
-        """Generate, write and list groups.
+    ) -> list[Group | Failure]:
+        """Generate and write groups; `list_groups` lists them.
 
         Args:
-            folder: gets images, trajectories and lines of the list.
+            folder: gets images and trajectories.
             model: of `origin`.
-            batches: of groups, generated whole, so that a group's company never changes.
+            batch: generated whole, so that a group's company never changes.
             existing: groups that are there and stay as they are.
-            on_batch: told how many images a finished batch held.
 
         Returns:
-            The groups that the model could not generate.
+            The groups that were not there, in order; or why the model could not generate them.
         """
-        failures = []
         images = self.settings.images_per_group
-        for batch in batches:
-            generated = sample_groups(
-                model,
-                self.settings.process,
-                [_visit(item) for item in batch],
-                images=images,
-                size=self.settings.size,
-            )
-            for place, item in enumerate(batch):
-                if group_id(item) not in existing:
-                    own = generated.part(place * images, (place + 1) * images)
-                    failures += self._write(folder, model, item, own)
-            on_batch(len(batch) * images)
-        return failures
+        generated = sample_groups(
+            model,
+            self.settings.process,
+            [_visit(item) for item in batch],
+            images=images,
+            size=self.settings.size,
+        )
+        return [
+            self._write(folder, model, item, generated.part(place * images, (place + 1) * images))
+            for place, item in enumerate(batch)
+            if group_id(item) not in existing
+        ]
 
     def _write(
         self, folder: Path, model: DiffusionModel, item: Item, generated: Trajectories
-    ) -> list[Failure]:
+    ) -> Group | Failure:
         images = model.autoencoder.decode(generated.latents[-1]).cpu()
         if not all(finite(generated)) or not torch.isfinite(images).all():
-            return [
-                Failure(item, model.blame() or "the model generated values that are not finite")
-            ]
+            return Failure(item, model.blame() or "the model generated values that are not finite")
         name = group_id(item)
         group = Group(
             group=name,
@@ -309,9 +302,12 @@ class GroupSampler:
             "seed": item.seed,
         }
         write_trajectories(folder / group.trajectories, generated, **{_HEADER: json.dumps(header)})
-        with writing(folder):
-            append_json_lines(folder / GROUPS, [asdict(group)])
-        return []
+        return group
+
+
+def list_groups(folder: Path, groups: Iterable[Mapping[str, Any]]) -> None:
+    """Add groups, as JSON has them, to the list of a folder: all or none."""
+    add_json_lines(folder / GROUPS, groups)
 
 
 def _visit(item: Item) -> Visit:

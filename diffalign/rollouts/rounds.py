@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import torch
 
 from diffalign import world
+from diffalign.blocks import share
 from diffalign.console import progress
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
@@ -237,7 +238,7 @@ class Rounds(AbstractSource):
                 write_json(folder / _STARTED, {"policy": digest})
 
     def _work(self, phase: Phase, folder: Path) -> None:
-        mine = phase.works[world.rank() :: world.size()]
+        mine = share(phase.works, number=world.rank(), of=world.size())
         missing = [work for work in mine if not (folder / work.file).exists()]
         title = f"round {self._number}, {phase.title}"
         with progress(self._run.console, title, sum(work.images for work in missing)) as advance:

@@ -6,6 +6,7 @@ import abc
 import hashlib
 import io
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,10 @@ class ImageStore:
         name = f"{_FOLDER}/{digest}.{suffix}"
         path = self._folder / name
         if not path.is_file():
-            write_atomically(path, content)
+            own = (
+                f"{socket.gethostname()}-{os.getpid()}-{digest}"  # others may write the same image
+            )
+            write_atomically(path, content, draft=self._folder / ".blocks" / own)
         return name
 
 

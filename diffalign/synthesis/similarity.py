@@ -24,6 +24,7 @@ from diffalign.data.decoding import EncodedImage
 from diffalign.errors import ConfigError, DataError, ModelError
 from diffalign.files import open_tensors, replacing_file, writing
 from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.processes import only_writer
 from diffalign.synthesis.writing import Writer
 
 Similarity = Callable[[Sequence[str], Sequence[str]], Tensor]
@@ -156,8 +157,17 @@ def digest(image: EncodedImage) -> str:
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
+_LONGEST_WAIT = 86400.0
+
+
 def remembered(path: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Any]:
-    """Tensors from a file that was written under the same key; computed and written otherwise."""
+    """Tensors from a file that was written under the same key; computed and written otherwise, by
+    one of several processes while the others wait."""
+    with only_writer(path.parent, of=path.name, patience=_LONGEST_WAIT):
+        return _remembered(path, key, compute)
+
+
+def _remembered(path: Path, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Any]:
     if path.is_file():
         with contextlib.suppress(DataError), open_tensors(path) as file:  # else computed again
             if (file.metadata() or {}).get("key") == key:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from rich.console import Console
 from torch import Tensor
 
-from diffalign import components, world
+from diffalign import components
+from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, digest
 from diffalign.cache.encodings import (
     CachedPairs,
     EncodingShapes,
     EncodingsLayout,
     EncodingsWriter,
     is_of_pairs,
+    unusable_in,
 )
 from diffalign.cache.shards import check_room
-from diffalign.console import in_bytes, progress
 from diffalign.data.decoding import Size
 from diffalign.data.pairs.encoded import DecodedPair, PairsToEncode
 from diffalign.data.pairs.samples import unit_range
 from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.errors import ConfigError, ModelError
-from diffalign.models.devices import DTYPES
+from diffalign.models.devices import DTYPES, choose_device
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.loading import FrozenEncoders, load_encoders
 from diffalign.training.config import RunConfig
@@ -127,45 +126,115 @@ def _with(model: AbstractDiffusion, encoders: Any) -> AbstractDiffusion:
     return dataclasses.replace(model, encoders=encoders)
 
 
-def compute(
-    run: RunConfig, pairs: PairsToEncode, accelerator: Accelerator, console: Console
-) -> EncodingsWriter:
-    """Compute what is missing of a run's encodings, file by file; the ranks share them.
+class EncodingsPlan(AbstractPlan):
+    """The encodings of a run, as blocks: a file each."""
 
-    Raises:
-        CacheError: the folder holds encodings of other settings, or the disk has no room.
-        ModelError: the autoencoder makes values that are not finite.
-    """
+    title, unit = "encodings", "images and captions"
+    is_result = True
+
+    def __init__(
+        self, run: RunConfig, pairs: PairsToEncode, encoders: FrozenEncoders | EncodingShapes
+    ) -> None:
+        """Begin, or go on with what was started.
+
+        Args:
+            run: the config.
+            pairs: of its data.
+            encoders: loaded, or what they make: then each worker loads its own.
+
+        Raises:
+            CacheError: the folder holds encodings of other settings.
+        """
+        self._run, self._model = run, check_encodable(run)
+        self._encoders: FrozenEncoders | None = None
+        if isinstance(encoders, EncodingShapes):
+            shapes = encoders
+        else:
+            self._encoders, shapes = encoders, shapes_of(self._model, encoders)
+        self.folder, self.layout = folder_of(run), EncodingsLayout(pairs, shapes)
+        self.writer = EncodingsWriter(self.folder, self.layout, fingerprint(run, pairs))
+        self._skips = SkipLog(None)
+        identity = digest([fingerprint(run, pairs), self.layout.plain()])
+        self.blocks = [
+            Block.of(place, [identity, name], len(self.layout.positions(name)), name)
+            for place, name in enumerate(self.layout.shards)
+        ]
+
+    def file(self, block: Block) -> Path:
+        return self.folder / block.work
+
+    def is_done(self, block: Block) -> bool:
+        return False  # its file alone says so
+
+    def is_kept(self, block: Block) -> bool:
+        return self.writer.is_whole(block.work)
+
+    def write(self, block: Block, made: Sequence[Row | Failed]) -> None:
+        assert not made  # it is written
+
+    def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        assert not rows  # the files are the result
+
+    def check_room(self, blocks: Sequence[Block]) -> None:
+        """Raise CacheError unless the disk has room for some of the files."""
+        needed = self.layout.bytes_of([block.work for block in blocks])
+        check_room(self.folder, needed, less=_LESS)
+
+    def unusable(self, blocks: Sequence[Block]) -> Counter[str]:
+        """Why pairs of some of the files cannot be used, and how many."""
+        names = [block.work for block in blocks if is_of_pairs(block.work)]
+        return unusable_in(self.writer, names)
+
+    def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
+        encoders = self._encoders or load(self._run, choose_device(device or "auto"))
+        names = [block.work for block in upcoming if is_of_pairs(block.work)]
+        places = [place for name in names for place in self.layout.positions(name)]
+        following = iter(names)
+        decoded = self.layout.pairs.decoded(places) if places else iter(())
+
+        def do(block: Block) -> list[Row | Failed]:
+            if not is_of_pairs(block.work):
+                _compute_prompts(self.writer, encoders, block.work)
+            elif next(following, None) == block.work:
+                self._compute_pairs(encoders, block.work, decoded)
+            else:  # nobody knew that it would be asked for
+                own = self.layout.pairs.decoded(list(self.layout.positions(block.work)))
+                self._compute_pairs(encoders, block.work, own)
+            return []
+
+        return do
+
+    def _compute_pairs(
+        self,
+        encoders: FrozenEncoders,
+        shard: str,
+        decoded: Iterator[DecodedPair | Skipped],
+    ) -> None:
+        pairs = self.layout.pairs
+        found = _encoded(encoders, self.layout, decoded, len(self.layout.positions(shard)))
+        for each in found:
+            if isinstance(each, Skipped):
+                self._skips.add(each)
+        self._skips.stop_above(pairs.config.max_bad_fraction, out_of=len(pairs))
+        if reason := encoders.autoencoder.blame():
+            raise ModelError(reason)
+        self.writer.write_pairs(shard, found)
+
+
+def load(run: RunConfig, device: torch.device) -> FrozenEncoders:
+    """The encoders of a run."""
     model = check_encodable(run)
-    encoders = load_encoders(
+    return load_encoders(
         model.parts,
         model.encoder_settings(),
         conditioner=model.conditioner,
-        device=accelerator.device,
+        device=device,
         compute_dtype=DTYPES[run.training.precision],
     )
-    layout = EncodingsLayout(pairs, _shapes(model, encoders))
-    with accelerator.main_process_first():
-        writer = EncodingsWriter(folder_of(run), layout, fingerprint(run, pairs))
-    missing = world.decided(writer.missing)
-    needed = layout.bytes_of(missing)
-    console.print(
-        f"encodings of {len(pairs):,} pairs ({' and '.join(pairs.views)}, {len(pairs.ways)} ways "
-        f"to see an image) and {len(pairs.prompts):,} captions: {in_bytes(layout.bytes)} in "
-        f"{len(layout.shards)} files, {in_bytes(needed)} in {len(missing)} files to compute",
-        soft_wrap=True,
-    )
-    world.decided(lambda: check_room(writer.folder, needed, less=_LESS))
-    share = missing[world.rank() :: world.size()]
-    _compute_prompts(writer, encoders, [s for s in share if not is_of_pairs(s)], console)
-    skips = SkipLog(None)
-    _compute_pairs(writer, encoders, [s for s in share if is_of_pairs(s)], console, skips)
-    for reason, count in skips.counts.items():
-        console.print(f"pairs that cannot be used: {count:,} {reason}", markup=False)
-    return writer
 
 
-def _shapes(model: AbstractDiffusion, encoders: FrozenEncoders) -> EncodingShapes:
+def shapes_of(model: AbstractDiffusion, encoders: FrozenEncoders) -> EncodingShapes:
+    """What encoders make of one image and of one caption."""
     prompt = _by_name(encoders, [""])
     channels = model.parts.latent_space().channels
     return EncodingShapes(
@@ -185,49 +254,15 @@ def _by_name(encoders: FrozenEncoders, prompts: Sequence[str]) -> dict[str, Tens
     return {name: part.cpu() for name, part in parts.items() if part is not None}
 
 
-def _compute_prompts(
-    writer: EncodingsWriter, encoders: FrozenEncoders, shards: Sequence[str], console: Console
-) -> None:
-    if not shards:
-        return
-    prompts = list(writer.layout.pairs.prompts)
-    total = sum(len(writer.layout.positions(shard)) for shard in shards)
-    with progress(console, "captions", total, unit="captions") as advance:
-        for shard in shards:
-            places = writer.layout.positions(shard)
-            parts = defaultdict[str, list[Tensor]](list)
-            # The same company for a caption whoever computes it: the same bytes on any rank.
-            for start in range(places.start, places.stop, PROMPTS_AT_ONCE):
-                texts = prompts[start : min(start + PROMPTS_AT_ONCE, places.stop)]
-                for name, rows in _by_name(encoders, texts).items():
-                    parts[name].append(rows)
-                advance(len(texts))
-            writer.write_prompts(shard, {name: torch.cat(rows) for name, rows in parts.items()})
-
-
-def _compute_pairs(
-    writer: EncodingsWriter,
-    encoders: FrozenEncoders,
-    shards: Sequence[str],
-    console: Console,
-    skips: SkipLog,
-) -> None:
-    if not shards:
-        return
-    pairs, layout = writer.layout.pairs, writer.layout
-    positions = [position for shard in shards for position in layout.positions(shard)]
-    decoded = pairs.decoded(positions)
-    with progress(console, "images", len(positions), unit="pairs") as advance:
-        for shard in shards:
-            found = _encoded(encoders, layout, decoded, len(layout.positions(shard)))
-            for each in found:
-                if isinstance(each, Skipped):
-                    skips.add(each)
-            skips.stop_above(pairs.config.max_bad_fraction, out_of=len(pairs))
-            if reason := encoders.autoencoder.blame():
-                raise ModelError(reason)
-            writer.write_pairs(shard, found)
-            advance(len(found))
+def _compute_prompts(writer: EncodingsWriter, encoders: FrozenEncoders, shard: str) -> None:
+    prompts, places = list(writer.layout.pairs.prompts), writer.layout.positions(shard)
+    parts = defaultdict[str, list[Tensor]](list)
+    # The same company for a caption whoever computes it: the same bytes of any worker.
+    for start in range(places.start, places.stop, PROMPTS_AT_ONCE):
+        texts = prompts[start : min(start + PROMPTS_AT_ONCE, places.stop)]
+        for name, rows in _by_name(encoders, texts).items():
+            parts[name].append(rows)
+    writer.write_prompts(shard, {name: torch.cat(rows) for name, rows in parts.items()})
 
 
 def _encoded(

@@ -2,22 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from diffalign import blocks, sessions
 from diffalign.errors import CacheError, DiffalignError
 from diffalign.generation import generate as generation
 from diffalign.generation.generate import (
-    Failure,
+    ImagesPlan,
     ModelEntry,
-    existing_rows,
-    generate_batches,
-    missing_batches,
     plan_batches,
 )
 from diffalign.generation.manifest import MANIFEST, read_manifest
@@ -58,11 +57,13 @@ def generate(
     *,
     entry: ModelEntry = BASE,
     prompts: Sequence[Prompt] = PROMPTS,
-) -> list[Failure]:
+) -> list[Mapping[str, Any]]:
+    """Generate what is missing; gives what failed."""
     batches = plan_batches(prompts, (0, 1, 2), batch_size=4)
-    existing = existing_rows(folder, [entry])
-    pending = missing_batches(batches, entry.name, existing)
-    return generate_batches(folder, entry, painter, pending, existing)
+    session = sessions.complete(
+        lambda: ImagesPlan(folder, [entry], batches, lambda name, device: painter), blocks.here()
+    )
+    return session.failed
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -156,8 +157,8 @@ def test_a_folder_generated_differently_is_refused_by_the_name_of_the_setting(
 
 def test_a_prompt_that_cannot_be_generated_costs_only_its_own_images(tmp_path):
     failures = generate(tmp_path, Painter(bad="two"))
-    assert [(f.item.prompt.text, f.item.seed) for f in failures] == [("two", s) for s in range(3)]
-    assert failures[0].reason == "ValueError: cannot be generated"
+    assert [(f["prompt"], f["seed"]) for f in failures] == [("two", s) for s in range(3)]
+    assert failures[0]["reason"] == "ValueError: cannot be generated"
     assert {row.prompt for row in read_manifest(tmp_path)} == {"one", "three"}
     assert generate(tmp_path, Painter()) == []
     assert len(read_manifest(tmp_path)) == 9
@@ -165,7 +166,7 @@ def test_a_prompt_that_cannot_be_generated_costs_only_its_own_images(tmp_path):
 
 def test_values_that_are_not_finite_are_no_image(tmp_path):
     failures = generate(tmp_path, Painter(blank="three"))
-    assert [failure.reason for failure in failures] == [
+    assert [failure["reason"] for failure in failures] == [
         "the model generated values that are not finite"
     ] * 3
     assert len(read_manifest(tmp_path)) == 6
@@ -181,8 +182,8 @@ def test_a_image_that_cannot_be_written_costs_only_itself(tmp_path, monkeypatch)
 
     monkeypatch.setattr(generation, "write_atomically", full)
     (failure,) = generate(tmp_path, Painter())
-    assert (failure.item.prompt.text, failure.item.seed) == ("two", 1)
-    assert "No space left" in failure.reason
+    assert (failure["prompt"], failure["seed"]) == ("two", 1)
+    assert "No space left" in failure["reason"]
     assert len(read_manifest(tmp_path)) == 8
 
 

@@ -13,7 +13,7 @@ from diffalign import config
 from diffalign.errors import CacheError, ConfigError, DiffalignError
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.jobs import generate
-from tests.processes import ended, has_lines, started
+from tests.processes import ended, has_files, started
 
 
 @pytest.fixture
@@ -71,10 +71,11 @@ def test_killed_and_resumed_equals_uninterrupted(settings, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     slow = [*settings, "batch_size=1", "sampler.steps=2"]
     log = tmp_path / "log"
-    moment = partial(has_lines, killed / MANIFEST, 3)
+    moment = partial(has_files, killed / ".blocks", 3)
     with started("generate", *slow, f"output={killed}", log=log, moment=moment) as process:
         assert ended(process, log) == -signal.SIGKILL, log.read_text()
-    assert len(read_manifest(killed)) < 16
+    assert 3 <= len(list((killed / ".blocks").glob("*.jsonl"))) < 16
+    assert not (killed / MANIFEST).exists()
 
     run(slow, killed)
     run(slow, whole)

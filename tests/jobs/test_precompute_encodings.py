@@ -16,11 +16,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from diffalign import config, world
+from diffalign import config
 from diffalign.cache import encodings as cache
 from diffalign.cache import shards
 from diffalign.cache.shards import ShardWriter
 from diffalign.cli import app
+from diffalign.engines.base import Sharing
 from diffalign.errors import CacheError, ConfigError, DataError, DiffalignError, ModelError
 from diffalign.files import read_json_lines
 from diffalign.jobs import precompute, train
@@ -60,7 +61,7 @@ def whole(place, tmp_path, small_shards):
 
 
 def shards_of(content) -> list[str]:
-    return sorted(set(content) - {"index.json"})
+    return sorted(name for name in content if name.endswith(".safetensors"))
 
 
 def test_killed_at_any_point_it_goes_on_and_computes_no_finished_file_again(
@@ -137,20 +138,13 @@ def test_sigkilled_at_ten_random_moments_it_goes_on_to_the_same_bytes(place, tmp
     assert files(computed(again)) == content
 
 
-def test_the_parts_of_two_processes_are_the_bytes_of_one(whole, tmp_path, monkeypatch):
+def test_the_parts_of_two_shards_are_the_bytes_of_one_command(whole, tmp_path):
     run, content = whole
     run = dataclasses.replace(run, encodings_cache=tmp_path / "halves")
-    monkeypatch.setattr(world, "size", lambda: 2)
-    monkeypatch.setattr(world, "is_main", lambda: True)  # there is no other to ask
-    for rank in (1, 0):
-        monkeypatch.setattr(world, "rank", lambda rank=rank: rank)
-        computed(run)
-        if rank == 1:
-            assert 1 < len(files(run.encodings_cache)) < len(content)
-    monkeypatch.undo()
-    monkeypatch.setattr(cache, "_SHARD_PAIRS", 4)
-    monkeypatch.setattr(cache, "_SHARD_PROMPTS", 3)
-    assert files(computed(run)) == content
+    assert precompute.run(run, sharing=Sharing.of(shard="2/2")) is None
+    assert 1 < len(files(run.encodings_cache)) < len(content)
+    assert precompute.run(run, sharing=Sharing.of(shard="1/2")) is not None
+    assert files(run.encodings_cache) == content
 
 
 @pytest.mark.slow

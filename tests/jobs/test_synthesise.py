@@ -17,7 +17,7 @@ from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.reading import open_responses
 from diffalign.errors import ConfigError, DataError, DiffalignError
 from diffalign.jobs import synthesise as job
-from diffalign.synthesis.journal import Journal
+from diffalign.synthesis.journal import MadePlan
 from tests.responses import random_image
 from tests.synthesis.contexts import RESPONSES, folder
 
@@ -96,16 +96,14 @@ def test_what_a_method_makes_is_read_back_for_training(kind, questions, tmp_path
 @pytest.mark.parametrize("kind", ["bdhs", "mia_dpo"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, questions, tmp_path, monkeypatch):
     whole = make(kind, questions, tmp_path / "whole")
-    add = Journal.add
+    write = MadePlan.write
 
-    def killed(journal, lines):
-        add(journal, lines[:1])
-        with journal._path.open("a") as file:
-            file.write('{"id": "questions')
+    def killed(plan, block, made):
+        write(plan, block, made)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Journal, "add", killed)
+        patch.setattr(MadePlan, "write", killed)
         make(kind, questions, tmp_path / "parts")
     assert not (tmp_path / "parts/pairs.jsonl").exists()
     parts = make(kind, questions, tmp_path / "parts")
@@ -198,8 +196,8 @@ def test_questions_that_all_fail_stop_the_run(questions, tmp_path, monkeypatch):
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(OwnResponses, "_requests", broken)
-    monkeypatch.setattr(job, "_FAILURES_IN_A_ROW", 4)
-    with pytest.raises(DiffalignError, match=r"4 questions failed one after the other.*no kernel"):
+    monkeypatch.setattr(MadePlan, "failures_in_a_row", 4)
+    with pytest.raises(DiffalignError, match=r"4 questions in a row failed.*no kernel"):
         make("self_sampled", questions, tmp_path)
 
 

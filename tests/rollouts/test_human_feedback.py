@@ -22,7 +22,7 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
-from diffalign.rollouts.groups import GroupSampler, GroupsConfig, Origin, read_groups
+from diffalign.rollouts.groups import GroupSampler, GroupsConfig, Origin, list_groups, read_groups
 from diffalign.rollouts.human_feedback import HumanFeedback
 from tests.rollouts.runs import row_metadata
 
@@ -43,8 +43,8 @@ def folder(tiny_sd15, tmp_path_factory) -> Path:
     )
     folder = tmp_path_factory.mktemp("groups")
     items = [Item(Prompt(text), 0) for text in ("a cat", "a dog", "an owl")]
-    failures = sampler.generate(folder, load(settings, "none"), [items], {}, lambda count: None)
-    assert not failures
+    found = sampler.generate(folder, load(settings, "none"), items, {})
+    list_groups(folder, map(dataclasses.asdict, found))
     return folder
 
 

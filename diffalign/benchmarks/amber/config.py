@@ -20,7 +20,7 @@ from diffalign.benchmarks.words import (
     noun_extractor,
     similarity,
 )
-from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
+from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
 from diffalign.intervals import Bootstrap, Tally
 from diffalign.models.base import AbstractModel
 
@@ -133,6 +133,26 @@ class Amber(AbstractBenchmark):
     def _ask(
         self, annotations: files.Annotations, queries: Mapping[int, files.Query]
     ) -> dict[int, str]:
+        asked = self._to_ask(annotations, queries)
+        checked = ask(asked.model, asked.questions, asked.asking)
+        return {
+            int(i): rules.yes_or_no(text) if int(i) in annotations.questions else text
+            for i, text in checked.items()
+        }
+
+    def asked(self) -> Asked | None:
+        if self.responses is not None:
+            return None
+        return self._to_ask(
+            files.read_annotations(self.annotations), files.read_queries(self.queries)
+        )
+
+    def check_to_ask(self) -> None:
+        annotations = files.read_annotations(self.annotations)
+        if annotations.scenes.keys() & files.read_queries(self.queries).keys():
+            self._description_check(annotations)
+
+    def _to_ask(self, annotations: files.Annotations, queries: Mapping[int, files.Query]) -> Asked:
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         questions = [
             ImageQuestion(
@@ -142,11 +162,7 @@ class Amber(AbstractBenchmark):
             )
             for i, query in queries.items()
         ]
-        checked = ask(self.model, questions, self.asking)
-        return {
-            int(i): rules.yes_or_no(text) if int(i) in annotations.questions else text
-            for i, text in checked.items()
-        }
+        return Asked(model=self.model, questions=questions, asking=self.asking)
 
     def _description_check(
         self, annotations: files.Annotations

@@ -24,7 +24,7 @@ from diffalign.benchmarks.words import (
     tokeniser,
 )
 from diffalign.data.responses.coco import KnownIds, image_file, image_number
-from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
+from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
 from diffalign.models.base import AbstractModel
 
 
@@ -110,6 +110,17 @@ class Chair(AbstractBenchmark):
     def _captions(self, objects: Mapping[str, frozenset[str]]) -> list[Caption]:
         if self.captions is not None:
             return read_captions(self.captions)
+        asked = self._to_ask(objects)
+        responses = ask(asked.model, asked.questions, asked.asking)
+        return [Caption(image_id=image_id, text=text) for image_id, text in responses.items()]
+
+    def asked(self) -> Asked | None:
+        if self.captions is not None:
+            return None
+        synonyms = read_synonyms(self.synonyms, refined=self.refined)
+        return self._to_ask(read_image_objects(self.objects, synonyms))
+
+    def _to_ask(self, objects: Mapping[str, frozenset[str]]) -> Asked:
         assert self.model is not None and self.asking is not None  # __post_init__ checked
         questions = [
             ImageQuestion(
@@ -119,8 +130,7 @@ class Chair(AbstractBenchmark):
             )
             for image_id in objects
         ]
-        responses = ask(self.model, questions, self.asking)
-        return [Caption(image_id=image_id, text=text) for image_id, text in responses.items()]
+        return Asked(model=self.model, questions=questions, asking=self.asking)
 
 
 def coco_image(folder: Path, image_id: str) -> Path:

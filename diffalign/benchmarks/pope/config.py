@@ -13,7 +13,7 @@ from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
 from diffalign.data.responses.coco import image_file
-from diffalign.generation.responses import Asking, ImageQuestion, ask, check_one_source
+from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
 from diffalign.intervals import Bootstrap, Statistic, Tally
 from diffalign.models.base import AbstractModel
 
@@ -98,20 +98,9 @@ class Pope(AbstractBenchmark):
         if self.responses is not None:
             files = _by_split(self.responses)
             return {s: pope.read_responses(files[s], asked) for s, asked in questions.items()}
-        assert self.model is not None and self.asking is not None  # __post_init__ checked
-        asked: dict[tuple[str, str], str] = {}  # splits share their questions about what is there
-        for split, of_split in questions.items():
-            for q in of_split:
-                asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
-        to_ask = [
-            ImageQuestion(
-                question_id=i,
-                image=image_file(self.asking.images, image),
-                text=text + self.suffix,
-            )
-            for (image, text), i in asked.items()
-        ]
-        responses = ask(self.model, to_ask, self.asking)
+        asked = self._ids(questions)
+        to_ask = self._to_ask(asked)
+        responses = ask(to_ask.model, to_ask.questions, to_ask.asking)
         return {
             split: [
                 pope.CheckedResponse(question=q, response=responses[asked[q.image, q.text]])
@@ -119,6 +108,33 @@ class Pope(AbstractBenchmark):
             ]
             for split, of_split in questions.items()
         }
+
+    def asked(self) -> Asked | None:
+        if self.responses is not None:
+            return None
+        questions = {s: pope.read_questions(path) for s, path in _by_split(self.questions).items()}
+        return self._to_ask(self._ids(questions))
+
+    @staticmethod
+    def _ids(questions: Mapping[str, Sequence[pope.Question]]) -> dict[tuple[str, str], str]:
+        """Image and text of each question, once: splits share those about what is there."""
+        asked: dict[tuple[str, str], str] = {}
+        for split, of_split in questions.items():
+            for q in of_split:
+                asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
+        return asked
+
+    def _to_ask(self, ids: Mapping[tuple[str, str], str]) -> Asked:
+        assert self.model is not None and self.asking is not None  # __post_init__ checked
+        questions = [
+            ImageQuestion(
+                question_id=i,
+                image=image_file(self.asking.images, image),
+                text=text + self.suffix,
+            )
+            for (image, text), i in ids.items()
+        ]
+        return Asked(model=self.model, questions=questions, asking=self.asking)
 
 
 def _notes(tallies: Mapping[str, Tally]) -> list[str]:
