@@ -108,6 +108,14 @@ class Hosts:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flags)
 
+    def gather(self, value: Any) -> list[Any]:
+        """As `world.gather`, in this group."""
+        if self._group is None:
+            return [value]
+        everyone: list[Any] = [None] * size()
+        dist.all_gather_object(everyone, value, group=self._group)
+        return everyone
+
     def close(self) -> None:
         """Give the group up: a group that Python finds as it shuts down ends the process."""
         if self._group is not None:

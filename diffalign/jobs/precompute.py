@@ -24,6 +24,7 @@ from diffalign.commands import command, override
 from diffalign.console import in_bytes, progress, silence_libraries
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.pairs.source import PairSource
+from diffalign.heartbeat import Heartbeat
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.devices import DTYPES
 from diffalign.processes import only_writer
@@ -81,6 +82,7 @@ def run(
     cached: dict[str, Any] = {}
     without: list[str] = []
     with ExitStack() as stack:  # the main rank holds the folders for all
+        stack.enter_context(Heartbeat(go_on="Start it again: what is done is kept"))
         if _has_images(run_config):
             folder = encodings.folder_of(run_config)
             world.decided(lambda: stack.enter_context(only_writer(folder)))
