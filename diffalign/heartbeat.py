@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -37,7 +38,8 @@ SILENCE_S = 45.0
 """Seconds of silence after which a rank is taken for gone, so that a run ends within a minute.
 
 Not less: the thread that sends needs Python's lock, which some calls hold while they work. The
-longest of them that runs do, reading JSON, takes 8 s a gigabyte on a slow core."""
+longest of a run is the reading of a JSON file, 7 s a gigabyte of conversations and 26 s a gigabyte
+of numbers on one core of the machine that docs/performance.md measures."""
 EVERY_S = 3.0
 """Seconds between two signs of life."""
 GRACE_S = 2.0
@@ -140,7 +142,10 @@ class Heartbeat:
         if self._thread is None:
             return
         if error is not None and _is_of_the_group(error):
-            # Another rank is gone: the thread finds out which, and ends this process.
+            # Another rank is gone: the thread finds out which, says so, and ends this process. A
+            # launcher that noticed as well is in no hurry.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._thread.join(self._silence + 2 * self._every + GRACE_S)
         self._farewell = FAILED if error is not None else ENDED
         self._waker.close()

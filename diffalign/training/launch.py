@@ -76,9 +76,7 @@ def launch(arguments: list[str], *, processes: int) -> int:
         for child in children:
             child.send_signal(signal.SIGTERM)
 
-    previous = {
-        number: signal.signal(number, pass_on) for number in SIGNALS
-    }
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         return _wait(children)
     finally:
@@ -102,6 +100,23 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
                     other.kill()
         time.sleep(_POLL_S)
     return status
+
+
+def check_restarts() -> None:
+    """Raise ConfigError where torchrun could not start the ranks again as it is asked to.
+
+    With the c10d rendezvous the ranks of the second attempt would find the addresses of the first
+    in the store that they share with torchrun (pytorch issue 135712), and end.
+    """
+    again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if again.isdigit() and int(again) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(1)  # rank 0 tells it for all
+        raise ConfigError(
+            f"torchrun --max-restarts {again} cannot start the ranks again while they share its "
+            f"store: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, and use "
+            f"--rdzv-backend c10d"
+        )
 
 
 def restarted() -> bool:
