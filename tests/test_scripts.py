@@ -14,7 +14,7 @@ from tests.runs import SCRIPTS, forget_accelerate, run_script
 ROOT = SCRIPTS.parent
 ELSEWHERE = {
     "annotate_playground.py",  # tests/playground/test_annotator.py
-    "kill_runs.py",  # tests/test_kill_runs.py
+    "faults.py",  # tests/faults/test_faults.py
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
     "pages.py",  # imported by others; below
