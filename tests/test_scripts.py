@@ -33,6 +33,7 @@ SMALL = {
     "drill_sdxl.py": "--tiny --full",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
+    "long_run.py": "--tiny --out OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
     "--noisy-steps 2 --items 2 --out OUT",
