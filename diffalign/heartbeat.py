@@ -45,6 +45,9 @@ EVERY_S = 3.0
 GRACE_S = 2.0
 """Seconds between the end of a process and that of the run: a launcher on the same machine knows
 more of it, and speaks first."""
+ERROR_GRACE_S = 20.0
+"""Seconds between the error of a rank and the end of the others, where they notice nothing of it:
+they may be ending by the same error, and closing their trackers."""
 MEETING_S = 60.0
 """Seconds in which the ranks, who have all started, reach the main one."""
 
@@ -115,6 +118,8 @@ class Heartbeat:
         self._members: list[Member] = []
         self._peers: dict[int, _Peer] = {}
         self._farewell = b""
+        self._is_lost = False
+        """Whether this rank waits for nothing but to be told who is gone."""
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Heartbeat:
@@ -146,6 +151,7 @@ class Heartbeat:
             # launcher that noticed as well is in no hurry.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self._is_lost = True
             self._thread.join(self._silence + 2 * self._every + GRACE_S)
         self._farewell = FAILED if error is not None else ENDED
         self._waker.close()
@@ -260,7 +266,8 @@ class Heartbeat:
         if peer.said == ENDED:
             return
         ended = peer.said == FAILED or not peer.is_open
-        if peer.quiet < (min(GRACE_S, self._silence) if ended else self._silence):
+        grace = ERROR_GRACE_S if peer.said == FAILED and not self._is_lost else GRACE_S
+        if peer.quiet < (min(grace, self._silence) if ended else self._silence):
             return
         told = _ERROR if peer.said == FAILED else _GONE if ended else _SILENT
         if self._speaks_after(peer.rank) and not (told is _ERROR and peer.rank == 0):

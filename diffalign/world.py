@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=1)
 """How long a rank waits for the others: sampling a round can take hours, and not every rank is
-equally fast. The default of ten minutes would end the run."""
+equally fast. The default of ten minutes would end the run. Those that are gone are noticed
+otherwise: `heartbeat`."""
 
 
 def _grouped() -> bool:

@@ -122,6 +122,12 @@ def failing(rank: int) -> None:
     wait()
 
 
+def failing_main(rank: int) -> None:
+    if rank == 0:
+        raise ValueError("its own trouble")
+    wait()
+
+
 def another_version(rank: int) -> None:
     wait()
 
@@ -204,6 +210,14 @@ def test_an_error_of_one_rank_is_told_once_with_the_place(started):
     assert text.count("Traceback") == 1 and "ValueError: its own trouble" in text
     assert len(re.findall(r"^Rank 1 on .* ended with an error at .*--resume$", text, re.M)) == 1
     assert "gloo" not in text
+
+
+@pytest.mark.multiprocess
+def test_an_error_of_the_main_rank_is_told_by_itself_alone(started):
+    codes, text = started(failing_main).ended()
+    assert codes == [1, 1, 1]
+    assert text.count("Traceback") == 1 and "ValueError: its own trouble" in text
+    assert "Rank " not in text and "gloo" not in text
 
 
 @pytest.mark.multiprocess
