@@ -83,13 +83,14 @@ def train(
         )
     from diffalign.jobs import train as job
     from diffalign.training.checks import check
+    from diffalign.training.launch import check_restarts, launch, restarted
 
     run, chosen = _run_of(path, overrides)
     if processes > 1 and not dry_run:
-        from diffalign.training.launch import launch
-
         check(run)  # once here, rather than one error from every process
         raise typer.Exit(launch([*_without_processes(sys.argv[1:]), *chosen], processes=processes))
+    check_restarts()
+    resume = resume or (restarted() and (run.output / "config.yaml").is_file())
     start = resume_from or (run.output if resume else None)
     job.run(run, dry_run=dry_run, resume=start, processes=processes)
 

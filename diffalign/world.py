@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=1)
 """How long a rank waits for the others: sampling a round can take hours, and not every rank is
-equally fast. The default of ten minutes would end the run."""
+equally fast. The default of ten minutes would end the run. Those that are gone are noticed
+otherwise: `heartbeat`."""
 
 
 def _grouped() -> bool:
@@ -107,6 +108,14 @@ class Hosts:
         flags = torch.tensor(flag, dtype=torch.int32)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
         return bool(flags)
+
+    def gather(self, value: Any) -> list[Any]:
+        """As `world.gather`, in this group."""
+        if self._group is None:
+            return [value]
+        everyone: list[Any] = [None] * size()
+        dist.all_gather_object(everyone, value, group=self._group)
+        return everyone
 
     def close(self) -> None:
         """Give the group up: a group that Python finds as it shuts down ends the process."""

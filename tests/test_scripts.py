@@ -14,7 +14,7 @@ from tests.runs import SCRIPTS, forget_accelerate, run_script
 ROOT = SCRIPTS.parent
 ELSEWHERE = {
     "annotate_playground.py",  # tests/playground/test_annotator.py
-    "kill_runs.py",  # tests/test_kill_runs.py
+    "faults.py",  # tests/faults/test_faults.py
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
     "measuring.py",  # imported by others; below
@@ -42,6 +42,7 @@ SMALL = {
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
+    "long_run.py": "--tiny --out OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "

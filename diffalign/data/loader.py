@@ -255,9 +255,10 @@ def _stack_if_usable(
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the trainer alone decides, and it needs its
-    workers until the step is finished. They end with their parent, however that ends: a killed run
-    must not go on holding its folder through them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C, SIGTERM and SIGUSR1 reach the whole process group; the trainer alone decides, and it
+    needs its workers until the step is finished. They end with their parent, however that ends: a
+    killed run must not go on holding its folder through them."""
+    for number in signal.Signals:
+        if number.name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            signal.signal(number, signal.SIG_IGN)
     end_with_parent()

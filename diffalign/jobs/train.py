@@ -22,6 +22,7 @@ from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.section import COUNTED_CAPTIONS
 from diffalign.data.skipping import forget_skipped
 from diffalign.errors import ConfigError, ModelError, TrainingError
+from diffalign.heartbeat import Heartbeat
 from diffalign.jobs.trained import results_of_weights
 from diffalign.models.diffusion.conditioning import cut_prompts
 from diffalign.models.diffusion.kohya import KOHYA_FILE
@@ -73,6 +74,7 @@ def run(
     accelerator = build.build_accelerator(run_config)
     console = Console(highlight=False, quiet=not accelerator.is_main_process)
     with ExitStack() as stack:  # the main rank holds the folder for all
+        stack.enter_context(Heartbeat())
         world.decided(lambda: stack.enter_context(only_writer(run_config.output)))
         start = world.decided(lambda: _starting_point(run_config, resume))
         for line in start.notes:

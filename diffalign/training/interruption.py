@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the step in progress is finished and saved first."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request: the step in progress is finished and saved first."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ _NOTICE = (
     b"\nStopping when the step is done and saved; a round that is being sampled is finished first. "
     b"Ctrl-C again stops at once: files that are finished stay.\n"
 )
+
+SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
+"""Those that ask. SIGUSR1 is what SLURM sends before a job's time is up, where the job asks for it:
+scripts/slurm/train.sbatch."""
 
 
 class Interruption:
@@ -32,7 +36,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._hosts.open()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 

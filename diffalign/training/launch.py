@@ -1,4 +1,4 @@
-"""Several processes on this machine, for `diffalign train --processes N`.
+"""Several processes on this machine, for `diffalign train --processes N`; what other launchers say.
 
 Unlike torchrun, which ends its workers when told to stop, this passes the signal on and waits:
 every process finishes its step, saves, and the command exits with 0.
@@ -11,13 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from types import FrameType
 
 import torch
 
 from diffalign.errors import ConfigError
 from diffalign.processes import PARENT
+from diffalign.training.interruption import SIGNALS
 
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+"""Environment variables in which launchers count how often they started a command again."""
+_POLL_S = 0.1
 _KILLED = (
     "Process {pid} of the run was killed by SIGKILL, as the system does where memory runs out; the "
     "others are ended. Lower data.workers or responses.workers, training.samples_per_device, or "
@@ -71,9 +76,7 @@ def launch(arguments: list[str], *, processes: int) -> int:
         for child in children:
             child.send_signal(signal.SIGTERM)
 
-    previous = {
-        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         return _wait(children)
     finally:
@@ -86,20 +89,40 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
     waiting = set(children)
     status = 0
     while waiting:
-        for child in list(waiting):
-            try:
-                code = child.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                continue
+        for child in [child for child in waiting if child.poll() is not None]:
             waiting.discard(child)
+            code = child.returncode
             if code and not status:
                 status = code if code > 0 else 128 - code
                 if code == -signal.SIGKILL:
                     print(_KILLED.format(pid=child.pid), file=sys.stderr)
                 for other in waiting:
-                    other.terminate()
                     other.kill()
+        time.sleep(_POLL_S)
     return status
+
+
+def check_restarts() -> None:
+    """Raise ConfigError where torchrun could not start the ranks again as it is asked to.
+
+    With the c10d rendezvous the ranks of the second attempt would find the addresses of the first
+    in the store that they share with torchrun (pytorch issue 135712), and end.
+    """
+    again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if again.isdigit() and int(again) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(1)  # rank 0 tells it for all
+        raise ConfigError(
+            f"torchrun --max-restarts {again} cannot start the ranks again while they share its "
+            f"store: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, and use "
+            f"--rdzv-backend c10d"
+        )
+
+
+def restarted() -> bool:
+    """Whether a launcher has started this very command again: torchrun after a fault
+    (`--max-restarts`), SLURM after it put the job back into its queue."""
+    return any(os.environ.get(name, "0").strip() not in ("", "0") for name in RESTARTS)
 
 
 def _free_port() -> int:

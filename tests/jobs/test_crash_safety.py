@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import re
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -52,8 +56,6 @@ def whole(load, tmp_path_factory) -> Path:
 @pytest.fixture
 def ended(load, whole, tmp_path) -> RunConfig:
     """The same with its end to come: resumed, it does steps 5 and 6 again."""
-    import shutil
-
     shutil.copytree(whole, tmp_path / "run")
     return load(tmp_path / "run")
 
@@ -201,6 +203,47 @@ def test_a_worker_that_the_system_kills_is_a_sentence_about_memory(load, tmp_pat
     monkeypatch.setattr(SampleMaker, "make", killed)
     with pytest.raises(DataError, match=r"memory runs out: lower data\.workers .*--resume"):
         train.run(load(tmp_path / "run", "data.workers=1"))
+
+
+def test_a_run_whose_worker_was_killed_goes_on_to_the_same_weights(
+    load, whole, tmp_path, monkeypatch
+):
+    trainer_process, made = os.getpid(), itertools.count()
+    make = SampleMaker.make
+
+    def killed(self, *arguments):
+        if os.getpid() != trainer_process and next(made) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(self, *arguments)
+
+    run = load(tmp_path / "run", "data.workers=1", "training.checkpoint_every=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleMaker, "make", killed)
+        with pytest.raises(DataError, match=r"a process that prepares batches ended"):
+            train.run(run)
+    train.run(run, resume=run.output)
+    assert figures(run.output) == figures(whole)
+    ours, theirs = weights(run.output), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("when", [0.0, 4e9])
+def test_a_clock_that_was_moved_changes_nothing(ended, whole, when, monkeypatch):
+    shutil.rmtree(ended.output / "checkpoint-6")
+    for path in ended.output.rglob("*"):
+        os.utime(path, (when, 4e9 - when))
+    monkeypatch.setattr(time, "time", lambda: when)
+    train.run(ended, resume=ended.output)
+    assert figures(ended.output) == figures(whole)
+    ours, theirs = weights(ended.output), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_package_asks_for_the_time_of_day_only_to_tell_it():
+    asks = re.compile(r"time\.time\(|st_[amc]time|getmtime|\.now\b|utcnow|time_ns")
+    package = Path(train.__file__).parents[1]
+    found = {path.name for path in package.rglob("*.py") if asks.search(path.read_text())}
+    assert found <= {"processes.py", "heartbeat.py"}, "nothing may depend on a clock that moves"
 
 
 def test_what_the_main_rank_refuses_ends_the_others_without_a_word(monkeypatch):

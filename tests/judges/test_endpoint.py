@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from diffalign import keys
@@ -78,6 +80,39 @@ def test_lasting_failures_end_it_with_a_sentence(server):
         list(endpoint(server, attempts=3).replies(["a"]))
     with pytest.raises(JudgeError, match="did not answer in 1 attempts"):
         list(endpoint(server, address="http://127.0.0.1:9/v1", attempts=1).replies(["a"]))
+
+
+def test_a_server_that_never_answers_ends_it_with_a_sentence(server):
+    over = threading.Event()
+    server.reply = lambda prompt: str(over.wait(60))
+    try:
+        with pytest.raises(
+            JudgeError, match=r"did not answer in 2 attempts \(.*timed out.*goes on"
+        ):
+            list(endpoint(server, attempts=2, timeout_s=0.3).replies(["a"]))
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"<html>busy</html>",
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"choices": []}',
+        b"\xff\xfe",
+        b"[" * 9999,
+    ],
+)
+def test_nonsense_is_asked_for_again_and_then_ends_it_with_a_sentence(server, said):
+    server.failures, server.said = [200, 200], said
+    with pytest.raises(JudgeError, match=r"did not answer in 2 attempts"):
+        list(endpoint(server, attempts=2).replies(["a"]))
+    server.failures = [200]
+    assert dict(endpoint(server, attempts=2).replies(["a"])) == {0: "reply to a"}
 
 
 def test_a_refusal_is_not_tried_again_and_shows_no_key(server, monkeypatch):

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from diffalign.errors import ConfigError
+from diffalign.training.launch import RESTARTS, check_restarts, restarted
 from tests.processes import PATIENCE_S
 
 PROGRAM = (
@@ -45,7 +47,7 @@ def test_a_failing_process_ends_the_others_and_its_status_is_kept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_is_passed_on_and_a_clean_end_is_waited_for(number):
     process = launched(
         "import os, signal, sys, time\n"
@@ -86,3 +88,29 @@ def test_a_process_that_the_system_killed_is_said_to_be_a_matter_of_memory():
     _, text = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 137
     assert b"killed by SIGKILL" in text and b"Lower data.workers" in text
+
+
+def test_what_a_launcher_counts_tells_that_it_started_the_command_again(monkeypatch):
+    for name in RESTARTS:
+        monkeypatch.delenv(name, raising=False)
+    assert not restarted()
+    for name in RESTARTS:
+        monkeypatch.setenv(name, "0")
+        assert not restarted()
+        monkeypatch.setenv(name, "2")
+        assert restarted()
+        monkeypatch.delenv(name)
+
+
+def test_torchrun_that_could_not_start_the_ranks_again_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    check_restarts()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(ConfigError, match=r"--max-restarts 3 .*DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        check_restarts()
+    monkeypatch.setenv("RANK", "1")  # rank 0 tells it for all
+    with pytest.raises(SystemExit):
+        check_restarts()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    check_restarts()
