@@ -6,6 +6,7 @@ A line ends at "\\n" and nowhere else: a JSON string may hold characters, such a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -259,6 +260,17 @@ def read_tensors(path: Path, *, error: type[DiffalignError] = DataError) -> dict
     """
     with open_tensors(path, error=error) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    buffer = bytearray(1 << 23)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(view[:size])
+    return digest.hexdigest()
 
 
 def inside(folder: Path, name: str, *, error: type[DiffalignError] = DataError) -> Path:

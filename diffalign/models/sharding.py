@@ -8,7 +8,7 @@ holds the whole network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -78,6 +78,8 @@ def sharded_as(value: Tensor, like: Any) -> Tensor:
 
 def make_room(network: nn.Module, device: torch.device) -> None:
     """Give blank shards memory without values; all else stays as it is."""
+    if not is_shared_out(network):
+        return
 
     def with_memory(tensor: Tensor) -> Tensor:
         blank = is_sharded(tensor) and tensor.is_meta
@@ -90,8 +92,9 @@ def reshard(network: nn.Module) -> None:
     """Give up what was put together for a forward that no backward pass followed: it would be
     taken for the weights after these have moved."""
     for module in network.modules():
-        if hasattr(module, "reshard"):
-            module.reshard()
+        part: Any = module
+        if hasattr(part, "reshard"):
+            part.reshard()
 
 
 def cast_shards(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
@@ -106,22 +109,19 @@ def cast_shards(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
 
 
 @torch.no_grad()
-def gathered(
-    named: Iterable[tuple[str, Tensor]], convert: Callable[[Tensor], Tensor] = lambda value: value
-) -> dict[str, Tensor]:
+def gathered(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Whole values on the CPU of the main process, one after the other; every process must call.
 
     Args:
         named: tensors, shared out or not, in the same order everywhere.
-        convert: what is kept of each, such as another dtype.
 
     Returns:
         They by name; empty on all other processes.
     """
     whole = {}
     for name, tensor in named:
-        value = tensor.detach()
-        value = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+        value: Any = tensor.detach()
+        value = value.full_tensor() if is_sharded(value) else value
         if world.is_main():
-            whole[name] = convert(value).cpu()
+            whole[name] = value.cpu()
     return whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -146,11 +147,12 @@ def build_trainer(
     torch.manual_seed(derive_seed(run.seed, "process", world.rank()))
     reference = resolve_reference(run)
     sharder = sharder_of(run, accelerator)
+    more: dict[str, Any] = {} if sharder is None else {"sharder": sharder}
     model = run.model.load(
         device=accelerator.device,
         compute_dtype=DTYPES[run.training.precision],
         reference="none" if reference == "cached" else reference,
-        **({} if sharder is None else {"sharder": sharder}),
+        **more,
     )
     of_held_out = None
     if known is not None:  # until a step or a checkpoint moves the policy it is the reference

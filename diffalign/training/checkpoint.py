@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffalign import world
 from diffalign.errors import CheckpointError, DataError
-from diffalign.files import flush, open_tensors, open_to_others, read_tensors
+from diffalign.files import flush, open_tensors, open_to_others, read_tensors, sha256_of
 from diffalign.models.sharding import is_sharded, sharded_as
 from diffalign.parsing import parse_json
-from diffalign.training.shard_files import read_shards, write_shards
+from diffalign.training.shard_files import all_or_none, read_groups, write_shards
 
 T = TypeVar("T")
 
@@ -50,7 +49,6 @@ _OLD_STATE = {
 """What a state without digests has to hold, to be taken for that of an older version."""
 _LITTER = {"Thumbs.db", "desktop.ini"}
 """What systems leave in folders that somebody looks into, besides hidden files."""
-_CHUNK = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,9 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         if is_sharded(tensor)
     }
     try:
-        _all_or_none(lambda: _clear(partial) if world.is_main() else None)
-        sealed = _all_or_none(lambda: _write_shards(partial, shards)) if shards else {}
-        _all_or_none(lambda: _write(partial, checkpoint, sealed) if world.is_main() else None)
+        all_or_none(lambda: _clear(partial) if world.is_main() else None)
+        sealed = all_or_none(lambda: _write_shards(partial, shards)) if shards else {}
+        all_or_none(lambda: _write(partial, checkpoint, sealed) if world.is_main() else None)
     except OSError as error:
         if world.is_main():
             shutil.rmtree(partial, ignore_errors=True)
@@ -136,19 +134,6 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         for old in [*existing[: max(0, current + 1 - keep)], *existing[current + 1 :]]:
             shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def _all_or_none(do: Callable[[], T]) -> T:
-    """What this process does, unless it fails somewhere: then every process raises OSError."""
-    failure: Exception | None = None
-    try:
-        done = do()
-    except (OSError, SafetensorError) as error:
-        failure = error
-    said = next((said for said in world.gather(failure and str(failure)) if said is not None), None)
-    if said is not None:
-        raise OSError(said) from failure
-    return done
 
 
 def _clear(partial: Path) -> None:
@@ -209,30 +194,13 @@ def load_checkpoint(
                 if (shared := like(group, name)) is not None and shared.shape == value.shape:
                     values[name] = sharded_as(value, shared)
         if (path / SHARDS).is_dir():
-            _add_shards(tensors, path / SHARDS, like)
+            for group, values in read_groups(path / SHARDS, like).items():
+                tensors.setdefault(group, {}).update(values)
     except (DataError, SafetensorError, OSError, KeyError) as error:
         raise _damaged(path, str(error)) from error
     for key in (_FILES, _DIGEST):
         state.pop(key, None)
     return Checkpoint(step=state.pop("step"), tensors=tensors, state=state)
-
-
-def _add_shards(
-    tensors: dict[str, dict[str, Tensor]],
-    folder: Path,
-    like: Callable[[str, str], Tensor | None],
-) -> None:
-    """Add what processes wrote of tensors that were shared out among them."""
-
-    def make(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        shared = like(*key.split("/", maxsplit=1))
-        if shared is None or shared.shape != shape:
-            return torch.empty(shape, dtype=dtype)
-        return torch.empty_like(shared, dtype=dtype)
-
-    for key, value in read_shards(folder, make).items():
-        group, _, name = key.partition("/")
-        tensors.setdefault(group, {})[name] = value
 
 
 def identity_of(path: Path) -> Mapping[str, Any]:
@@ -283,7 +251,7 @@ def verify(path: Path) -> bool:
         )
     with ThreadPoolExecutor() as pool:
         try:
-            digests = list(pool.map(_digest_of_file, [path / name for name in files]))
+            digests = list(pool.map(sha256_of, [path / name for name in files]))
         except OSError as error:
             raise _damaged(path, str(error)) from error
     for (name, seal), digest in zip(files.items(), digests, strict=True):
@@ -375,21 +343,6 @@ def check_room(output: Path, needed: int) -> None:
         )
 
 
-def random_state() -> dict[str, Tensor]:
-    """This process's generators. Samples are data; what is left to these is LoRA dropout."""
-    state = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["rng.cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Tensor]) -> None:
-    """Continue the generators of `random_state`."""
-    torch.set_rng_state(state["rng.cpu"])
-    if "rng.cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["rng.cuda"])
-
-
 def _is_litter(name: str) -> bool:
     last = name.rpartition("/")[2]
     return last.startswith(".") or last in _LITTER
@@ -471,17 +424,7 @@ def _sealed(path: Path) -> dict[str, Any]:
     """Size and digest of a file that the disk has."""
     open_to_others(path)
     flush(path)
-    return {"bytes": path.stat().st_size, _DIGEST: _digest_of_file(path)}
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(view[:size])
-    return digest.hexdigest()
+    return {"bytes": path.stat().st_size, _DIGEST: sha256_of(path)}
 
 
 def _put_in_place(partial: Path, final: Path) -> None:

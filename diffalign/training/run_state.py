@@ -20,11 +20,7 @@ from diffalign.errors import CheckpointError
 from diffalign.objectives.base import AbstractObjective
 from diffalign.seeding import derive_seed
 from diffalign.training.bad_steps import BadSteps
-from diffalign.training.checkpoint import (
-    Checkpoint,
-    random_state,
-    restore_random_state,
-)
+from diffalign.training.checkpoint import Checkpoint
 from diffalign.training.hooks.base import Hooks
 from diffalign.training.metrics import Metrics
 
@@ -138,6 +134,21 @@ def _restore_rank(trainer: RunInProgress, ranks: Sequence[Mapping[str, Tensor]])
 def _nothing_of(rank: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same names without a value: ranks must know the same figures."""
     return {name: torch.zeros_like(tensor) for name, tensor in rank.items()}
+
+
+def random_state() -> dict[str, Tensor]:
+    """This process's generators. Samples are data; what is left to these is LoRA dropout."""
+    state = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["rng.cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Tensor]) -> None:
+    """Continue the generators of `random_state`."""
+    torch.set_rng_state(state["rng.cpu"])
+    if "rng.cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["rng.cuda"])
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

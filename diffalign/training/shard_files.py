@@ -10,11 +10,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffalign import world
+
+T = TypeVar("T")
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
@@ -43,26 +47,50 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
     return sorted(folder.glob(f"shard-{world.rank() + 1:05d}-*.safetensors"))
 
 
-def read_shards(
-    folder: Path, make: Callable[[str, torch.Size, torch.dtype], Tensor]
-) -> dict[str, Tensor]:
+def all_or_none(do: Callable[[], T]) -> T:
+    """What this process does, unless it fails somewhere: then every process raises OSError."""
+    failure: Exception | None = None
+    try:
+        done = do()
+    except (OSError, SafetensorError) as error:
+        failure = error
+    said = next((said for said in world.gather(failure and str(failure)) if said is not None), None)
+    if said is not None:
+        raise OSError(said) from failure
+    return done
+
+
+def read_groups(
+    folder: Path, like: Callable[[str, str], Tensor | None]
+) -> dict[str, dict[str, Tensor]]:
     """Read what `write_shards` wrote, on as many processes as there are now.
 
     Args:
-        folder: with the files of all processes that wrote.
-        make: of a name, a whole shape and a dtype, an empty tensor for it, whole or shared out;
-            what is in that part is read, and no more.
+        folder: with the files of all processes that wrote, of tensors called `GROUP/NAME`.
+        like: of a group and a name, a tensor as which the one of that name is shared out now, where
+            it has the same shape: no more than this process's part is read; None reads it whole.
 
     Returns:
-        The tensors by name.
+        Group -> tensors by name.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     reader = HuggingFaceStorageReader(str(folder))
-    found = reader.read_metadata().state_dict_metadata
-    tensors = {name: make(name, said.size, said.properties.dtype) for name, said in found.items()}
+    said: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in said.items():
+        shared = like(*key.split("/", maxsplit=1))
+        dtype = tensor.properties.dtype
+        if shared is None or shared.shape != tensor.size:
+            tensors[key] = torch.empty(tensor.size, dtype=dtype)
+        else:
+            tensors[key] = torch.empty_like(shared, dtype=dtype)
     with warnings.catch_warnings():  # that it reads for this process alone: so it shall
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
-    return tensors
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups

@@ -1,7 +1,6 @@
 """Settings of latent diffusion models, and how they become a model.
 
-A backbone is one file next to this one: a settings class derived from `AbstractDiffusion`, and the
-conditioner that it makes.
+A backbone is one file next to this one: settings of `AbstractDiffusion`, and their conditioner.
 """
 
 from __future__ import annotations
@@ -172,7 +171,6 @@ class AbstractDiffusion(AbstractModel):
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether an adapter is trained, so that the network without it is the reference."""
         return self.lora is not None
 
     @property
@@ -210,8 +208,7 @@ class AbstractDiffusion(AbstractModel):
 
     def next_step(self, run: Path) -> str:
         names = ("path", "revision", "variant", "config", "prediction_type")
-        start = self.lora.start if self.lora is not None else None
-        return next_step({name: getattr(self, name) for name in names}, start, run)
+        return next_step({n: getattr(self, n) for n in names}, self.lora and self.lora.start, run)
 
     def policy_fingerprint(self) -> str:
         """Identifies the policy that training begins with: network, adapter, text encoders. A new
@@ -445,10 +442,9 @@ class AbstractDiffusion(AbstractModel):
         return self.parts.schedule.get("prediction_type") == "v_prediction"
 
     def describe(self) -> str:
-        """One line for the start of a run."""
         shape = "all weights" if self.lora is None else f"LoRA of rank {self.lora.rank}"
         start = f" from {in_words(self.lora.start)}" if self.lora and self.lora.start else ""
         base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
-        base += "" if self.unet is None else f" with the denoiser of {self.unet}"
-        base += "" if self.quantization is None else f" in {self.quantization}"
+        base += f" with the denoiser of {self.unet}" if self.unet else ""
+        base += f" in {self.quantization}" if self.quantization else ""
         return f"{components.kind_of(self)} from {base}, training {shape}{start}"

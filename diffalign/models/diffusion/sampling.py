@@ -187,6 +187,7 @@ class SampledModel:
     ) -> Denoise:
         """See `Samplable`. A network that was distilled to be told the guidance is told it."""
         width = self.network.config.get("time_cond_proj_dim")
+        dtype = self.latent_dtype  # of diffusers, which looks through all weights for it
         conditioning = self.prompts.guided(
             prompts,
             guidance=guidance if width is None else 1.0,
@@ -194,12 +195,12 @@ class SampledModel:
             negative_prompt=negative_prompt,
         )
         if width is not None:
-            told = guidance_embedding(guidance, width).to(self.network.device, self.latent_dtype)
+            told = guidance_embedding(guidance, width).to(self.network.device, dtype)
             conditioning = {**conditioning, "timestep_cond": told.expand(len(prompts), -1)}
 
         def denoise(noisy: Tensor, time: Tensor) -> Tensor:
             prediction: Tensor = self.network(
-                noisy.to(self.latent_dtype), timestep=time, return_dict=False, **conditioning
+                noisy.to(dtype), timestep=time, return_dict=False, **conditioning
             )[0]
             return prediction
 

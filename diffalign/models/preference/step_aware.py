@@ -37,6 +37,7 @@ from diffalign.models.preference.clip_loading import (
     tokenize,
 )
 from diffalign.models.preference.time_conditioned_clip import TimeConditionedCLIP
+from diffalign.models.sharding import Sharder
 from diffalign.ranges import AtLeast
 
 
@@ -200,6 +201,7 @@ class StepAwarePreference(AbstractModel):
         compute_dtype: torch.dtype,
         reference: ReferenceKind,
         trainable: bool = True,
+        sharder: Sharder | None = None,
     ) -> StepAwareModel:
         if reference != "none":
             raise ModelError(
