@@ -170,10 +170,14 @@ class FsdpSharder:
                 f"{type(network).__name__} does not say which of its layers are blocks: name their "
                 f"classes in training.sharding_options.transformer_cls_names_to_wrap"
             )
+        trained = [name for name, value in network.named_parameters() if value.requires_grad]
+        network.requires_grad_(False)  # accelerate brings to float32 what trains, while it is whole
         try:
             fsdp2_prepare_model(self.accelerator, network)
         except ValueError as error:
             raise ModelError(f"training.sharding: {error}") from error
+        for name in trained:
+            network.get_parameter(name).requires_grad_(True)
         for name in getattr(network, "methods_of_shards", ()):
             register_fsdp_forward_method(network, name)
 

@@ -187,9 +187,8 @@ class AbstractDiffusion(AbstractModel):
 
     @property
     def export_note(self) -> str:
-        if self.lora is None or not self.original_layout:
-            return ""
-        return "`kohya_lora.safetensors`, where it is there, is the same for ComfyUI and A1111."
+        note = "`kohya_lora.safetensors`, where it is there, is the same for ComfyUI and A1111."
+        return note if self.lora and self.original_layout else ""
 
     def usage(self, folder: str) -> str:
         return usage(
@@ -208,7 +207,8 @@ class AbstractDiffusion(AbstractModel):
 
     def next_step(self, run: Path) -> str:
         names = ("path", "revision", "variant", "config", "prediction_type")
-        return next_step({n: getattr(self, n) for n in names}, self.lora and self.lora.start, run)
+        start = self.lora.start if self.lora else None
+        return next_step({name: getattr(self, name) for name in names}, start, run)
 
     def policy_fingerprint(self) -> str:
         """Identifies the policy that training begins with: network, adapter, text encoders. A new
