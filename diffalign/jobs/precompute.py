@@ -76,13 +76,14 @@ def run(
     """
     silence_libraries()
     check(run_config)
-    accelerator = build.build_accelerator(run_config)
-    console = Console(highlight=False, quiet=not accelerator.is_main_process)
     writer: ReferenceWriter | EncodingsWriter | None = None
     cached: dict[str, Any] = {}
     without: list[str] = []
     with ExitStack() as stack:  # the main rank holds the folders for all
-        stack.enter_context(Heartbeat(go_on="Start it again: what is done is kept"))
+        heartbeat = stack.enter_context(Heartbeat(go_on="Start it again: what is done is kept"))
+        accelerator = build.build_accelerator(run_config)
+        heartbeat.meet()
+        console = Console(highlight=False, quiet=not accelerator.is_main_process)
         if _has_images(run_config):
             folder = encodings.folder_of(run_config)
             world.decided(lambda: stack.enter_context(only_writer(folder)))
