@@ -48,6 +48,9 @@ more of it, and speaks first."""
 ERROR_GRACE_S = 20.0
 """Seconds between the error of a rank and the end of the others, where they notice nothing of it:
 they may be ending by the same error, and closing their trackers."""
+ARRIVAL_S = 300.0
+"""Seconds in which all ranks have to start and meet. Before they have met nothing tells one that is
+slow to import from one that is gone; importing over a slow network takes minutes at worst."""
 MEETING_S = 60.0
 """Seconds in which the ranks, who have all started, reach the main one."""
 
@@ -69,6 +72,11 @@ _GONE = (
 _ERROR = (
     "Rank {rank} on {host} (process {pid}) ended with an error at {since}, which its own output "
     "tells. The run ends here. {go_on}"
+)
+_ALONE = (
+    "Rank {rank} on {host} waited {seconds:.0f} s for all {size} ranks of the run to start and "
+    "meet at {address}: one has ended before, or cannot reach that place. The output of the others "
+    "tells more; start all again"
 )
 
 
@@ -99,7 +107,8 @@ class _Peer:
 class Heartbeat:
     """Within this context the end or the silence of a rank ends the run; all ranks together.
 
-    One process alone does nothing here.
+    It is entered before the process group is made, and `meet` follows that. In between, this
+    process ends if the others do not come. One process alone does nothing here.
     """
 
     def __init__(
@@ -121,9 +130,15 @@ class Heartbeat:
         self._is_lost = False
         """Whether this rank waits for nothing but to be told who is gone."""
         self._thread: threading.Thread | None = None
+        self._met = threading.Event()
 
     def __enter__(self) -> Heartbeat:
-        """Meet the other ranks.
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            threading.Thread(target=self._wait_for_all, name="arrival", daemon=True).start()
+        return self
+
+    def meet(self) -> None:
+        """Find the other ranks of the process group, and listen to them from now on.
 
         Raises:
             ConfigError: they run other versions of the package, or of a library that shapes
@@ -136,7 +151,7 @@ class Heartbeat:
                 self._meet(hosts)
             finally:
                 hosts.close()
-        return self
+        self._met.set()
 
     def __exit__(
         self,
@@ -144,6 +159,7 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._met.set()
         if self._thread is None:
             return
         if error is not None and _is_of_the_group(error):
@@ -152,10 +168,25 @@ class Heartbeat:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._is_lost = True
-            self._thread.join(self._silence + 2 * self._every + GRACE_S)
+            self._thread.join(self._silence + 2 * self._every + 5 * GRACE_S)
         self._farewell = FAILED if error is not None else ENDED
         self._waker.close()
         self._thread.join()
+
+    def _wait_for_all(self) -> None:
+        """End this process where the ranks do not meet, in a thread."""
+        place = os.environ
+        # The main rank goes last: it holds the store, whose loss torch would tell at length.
+        if not self._met.wait(ARRIVAL_S + GRACE_S * (place.get("RANK") == "0")):
+            sentence = _ALONE.format(
+                rank=place.get("RANK", "?"),
+                host=socket.gethostname(),
+                seconds=ARRIVAL_S,
+                size=place["WORLD_SIZE"],
+                address=f"{place.get('MASTER_ADDR')}:{place.get('MASTER_PORT')}",
+            )
+            sys.stderr.write(f"{sentence}\n")
+            _exit()
 
     def _meet(self, hosts: world.Hosts) -> None:
         listener = _listener() if world.is_main() else None
@@ -280,7 +311,8 @@ class Heartbeat:
                 go_on=self._go_on,
             )
             sys.stderr.write(f"{sentence}\n")  # in one piece: other ranks may speak as well
-        self._send(STOP)
+        self._farewell = STOP
+        self._leave()
         _exit()
 
     def _speaks_after(self, gone: int) -> bool:

@@ -12,7 +12,8 @@ files that it had finished may not have been written anew.
   any more, odd names. Weights, optimiser state and exported model are compared. Where all
   checkpoints are damaged the resume has to refuse, and to change nothing; a copy is put back.
 - `precompute`, `generate`, `score`, `evaluate`, `synthesise`: the same command again.
-- `ranks`: two processes train, and one is killed; the other has to end within a minute by itself.
+- `ranks`: two processes train, and one is killed; the other has to end within a minute by itself
+  (where they had not met yet after `heartbeat.ARRIVAL_S`, which is short here).
 - `launcher`: that of `--processes 2` is killed; its ranks have to end with it.
 After a kill file times may be moved into the past or future. First come `--fills` jobs on a disk
 with too little room (a tmpfs, for root alone): they have to end with a sentence, and go on where
@@ -49,7 +50,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffalign import cli, config
+from diffalign import cli, config, heartbeat
 from diffalign.errors import CheckpointError
 from diffalign.files import read_json_lines
 from diffalign.jobs import train
@@ -696,6 +697,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="Keeps what failed. Default: a temporary one.")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    heartbeat.ARRIVAL_S = LONGEST_LIFE_S / 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -35,11 +35,16 @@ def rank_main(rank: int, size: int, port: int, log: Path, body: Callable[[int], 
 
     from diffalign import heartbeat
 
-    dist.init_process_group("gloo", timeout=timedelta(days=1))
+    if body is never_come:
+        heartbeat.ARRIVAL_S = SILENCE_S
+        if rank == 1:
+            return
     if body is another_version and rank == 1:
         versions = {**heartbeat._versions(), "torch": "1.0"}
         heartbeat._versions = lambda: versions
-    with heartbeat.Heartbeat(silence=SILENCE_S, every=0.2):
+    with heartbeat.Heartbeat(silence=SILENCE_S, every=0.2) as beat:
+        dist.init_process_group("gloo", timeout=timedelta(days=1))
+        beat.meet()
         body(rank)
     dist.destroy_process_group()
 
@@ -130,6 +135,10 @@ def failing_main(rank: int) -> None:
 
 def another_version(rank: int) -> None:
     wait()
+
+
+def never_come(rank: int) -> None:
+    """One rank ends before it has met the others."""
 
 
 def sentences(text: str) -> list[str]:
@@ -226,3 +235,13 @@ def test_a_rank_of_another_version_is_refused_in_one_sentence(started):
     assert codes == [1, 1, 1]
     assert text.count("ConfigError: rank 1 on") == 1
     assert re.search(r"rank 1 on \S+ runs torch 1\.0, and rank 0 on \S+ torch \d", text)
+
+
+@pytest.mark.multiprocess
+def test_ranks_that_wait_in_vain_for_one_that_never_started_end(started):
+    codes, text = started(never_come).ended()
+    assert codes == [1, 0, 1]
+    assert re.search(
+        r"^Rank 0 on \S+ waited 2 s for all 3 ranks of the run to start and", text, re.M
+    )
+    assert "meet at 127.0.0.1:" in text and "Traceback" not in text, text

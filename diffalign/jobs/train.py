@@ -71,10 +71,11 @@ def run(
         console.print("Start it with the same command without --dry-run")
         return None
 
-    accelerator = build.build_accelerator(run_config)
-    console = Console(highlight=False, quiet=not accelerator.is_main_process)
     with ExitStack() as stack:  # the main rank holds the folder for all
-        stack.enter_context(Heartbeat())
+        heartbeat = stack.enter_context(Heartbeat())
+        accelerator = build.build_accelerator(run_config)
+        heartbeat.meet()
+        console = Console(highlight=False, quiet=not accelerator.is_main_process)
         world.decided(lambda: stack.enter_context(only_writer(run_config.output)))
         start = world.decided(lambda: _starting_point(run_config, resume))
         for line in start.notes:
