@@ -38,7 +38,7 @@ def main(
         place = Path(scratch)
         make_pairs(place / "pairs")
         for title, settings in _models(place, tiny=tiny, true_size=true_size):
-            kinds = ("fsdp2",) if true_size else ("fsdp2", "none")
+            kinds = ("fsdp2",) if true_size or tiny else ("fsdp2", "none")
             for sharding in kinds:
                 found = load_in_processes(
                     place, [*settings, f"training.sharding={sharding}"], processes

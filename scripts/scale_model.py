@@ -31,6 +31,8 @@ from diffalign.training import step_memory as steps
 from diffalign.training.config import RunConfig
 from diffalign.training.memory_plan import GIB, advance_plan, named_gpu
 
+LANES = 32
+"""Of a stream, at most: `diffalign/data/lanes.py`."""
 BATCH, STEPS = 2048, 2000
 """Pairs of a step, and steps: launchers/sdxl.sh of DiffusionDPO."""
 PAIRS, CAPTIONS = 851_293, 58_960
@@ -126,7 +128,7 @@ class Way:
     decodes: bool
     """Whether these are JPEGs."""
     streams: bool
-    """Whether every node reads all pairs, and not its own alone."""
+    """Whether pairs come in lanes, each of which several processes read where these are more."""
 
     @property
     def backward_share(self) -> float:
@@ -266,7 +268,7 @@ def cost(way: Way, layout: str, gpus: int, cluster: Cluster) -> Cost | None:
     moved = 2 * (way.gradients + way.checkpoint) / shards  # all of it is read, and written
     update = moved / (cluster.memory_gb_s * GB)
 
-    pairs = BATCH * way.read * (cluster.nodes(gpus) if way.streams else 1)
+    pairs = BATCH * way.read * (max(1.0, gpus / LANES) if way.streams else 1)
     read = cluster.from_store_s(pairs, gpus)
     decode = BATCH * cluster.decode_ms / 1000 / (gpus * cluster.cores_per_gpu) * way.decodes
     busy = compute + exposed + update

@@ -89,10 +89,10 @@ def test_sharding_shares_weights_gradients_and_state(model, way):
     assert way.checkpoint == 3e9
 
 
-def test_a_stream_is_read_by_every_node(model, way, cluster):
+def test_lanes_of_a_stream_are_read_by_several_where_processes_are_more(model, way, cluster):
     own = model.cost(way, "DDP", 64, cluster)
     streamed = model.cost(replace(way, streams=True), "DDP", 64, cluster)
-    assert streamed.read_gb_s == pytest.approx(8 * own.read_gb_s)
+    assert streamed.read_gb_s == pytest.approx(2 * own.read_gb_s)
     choked = replace(cluster, store_gb_s=0.1)
     assert model.cost(replace(way, streams=True), "DDP", 1024, choked).bound_by == "reading"
 

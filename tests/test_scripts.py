@@ -36,6 +36,7 @@ SMALL = {
     "bench_peers.py": "--tiny",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
     "bench_scale.py": "--tiny --only batch --only images --only processes",
+    "bench_sharding.py": "--tiny",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "drill_sdxl.py": "--tiny --full",
