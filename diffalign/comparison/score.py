@@ -234,10 +234,9 @@ def _identity(image: CaptionedImage, column: Path) -> list[Any]:
     if image.sha256 is not None:
         return [name, image.prompt, image.sha256]
     try:
-        found = image.path.stat()
+        return [name, image.prompt, file_digest(image.path.read_bytes())]
     except OSError:
         return [name, image.prompt]
-    return [name, image.prompt, found.st_size, found.st_mtime_ns]
 
 
 def score_images(
