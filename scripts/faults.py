@@ -697,7 +697,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="Keeps what failed. Default: a temporary one.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    heartbeat.ARRIVAL_S = LONGEST_LIFE_S / 2
+    heartbeat.ARRIVAL_S = LONGEST_LIFE_S / 6
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
