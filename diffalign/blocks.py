@@ -205,7 +205,7 @@ class Worker:
         """Do a block whose file is absent; gives its size.
 
         Raises:
-            DiffalignError: nothing can be made any more; the block is done or was not begun.
+            DiffalignError: nothing can be made any more; the block is done or was not started.
         """
         block = self._blocks[name]
         if self._plan.file(block).exists():

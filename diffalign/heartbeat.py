@@ -63,15 +63,15 @@ _LOST = re.compile(r"gloo|NCCL|ProcessGroup|connection (closed|reset)|broken pip
 
 _SILENT = (
     "Rank {rank} on {host} (process {pid}) has given no sign of life since {since}: it is stopped, "
-    "or its machine or network is gone. The run ends here. {go_on}"
+    "or its machine or network is gone. The run ends here. Go on with --resume"
 )
 _GONE = (
     "Rank {rank} on {host} (process {pid}) ended at {since} without a word, as where the system "
-    "kills a process because memory runs out. The run ends here. {go_on}"
+    "kills a process because memory runs out. The run ends here. Go on with --resume"
 )
 _ERROR = (
     "Rank {rank} on {host} (process {pid}) ended with an error at {since}, which its own output "
-    "tells. The run ends here. {go_on}"
+    "tells. The run ends here. Go on with --resume"
 )
 _ALONE = (
     "Rank {rank} on {host} waited {seconds:.0f} s for all {size} ranks of the run to start and "
@@ -114,16 +114,14 @@ class Heartbeat:
     def __init__(
         self,
         *,
-        go_on: str = "Go on with --resume",
         silence: float = SILENCE_S,
         every: float = EVERY_S,
     ) -> None:
         """Args:
-        go_on: sentence on what to do after the run ended so.
         silence: seconds after which a rank is taken for gone.
         every: seconds between two signs of life.
         """
-        self._go_on, self._silence, self._every = go_on, silence, every
+        self._silence, self._every = silence, every
         self._members: list[Member] = []
         self._peers: dict[int, _Peer] = {}
         self._farewell = b""
@@ -208,8 +206,8 @@ class Heartbeat:
                 peer.connection.close()
             if world.is_main():
                 print(
-                    f"The ranks cannot reach the main one beside their process group ({problem}), "
-                    f"so that a rank that hangs is not noticed: open all ports between the "
+                    f"The ranks cannot reach the main one outside of their group ({problem}), so "
+                    f"that a rank that hangs is not noticed: open all ports between the "
                     f"machines of the run",
                     file=sys.stderr,
                 )
@@ -308,7 +306,6 @@ class Heartbeat:
                 host=member.host,
                 pid=member.pid,
                 since=f"{peer.heard:%H:%M:%S}",
-                go_on=self._go_on,
             )
             sys.stderr.write(f"{sentence}\n")  # in one piece: other ranks may speak as well
         self._farewell = STOP

@@ -30,6 +30,10 @@ from diffalign.parsing import parse_json
 PARENT = "DIFFALIGN_PARENT"
 """Environment variable: the process that this one was started by and ends with."""
 
+SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
+"""Those that ask a run to stop. SIGUSR1 is what SLURM sends before a job's time is up, where the
+job asks for it: scripts/slurm/train.sbatch."""
+
 _PATIENCE = 15.0
 """Seconds to wait for the children of a holder that is dead itself: they end with their parent."""
 _PR_SET_PDEATHSIG = 1

@@ -127,23 +127,18 @@ def load_in_processes(place: Path, settings: list[str], processes: int) -> dict[
 
 def load(settings: list[str], result: Path) -> None:
     """Load one model on this rank, and write what it took."""
-    from rich.console import Console
-
     from diffalign import config, world
     from diffalign.models.sharding import is_sharded
     from diffalign.models.vlm.config import VLM
     from diffalign.training import build
     from diffalign.training.config import RunConfig
-    from diffalign.training.sharding import check_sharding, sharder_of
+    from diffalign.training.sharding import sharder_of
 
     file, *overrides = settings
     run = config.load(RunConfig, Path(file), [f"output={result.parent}", *overrides])
-    check_sharding(run)
     accelerator = build.build_accelerator(run)
     VLM.processor = lambda self: None  # type: ignore[assignment,method-assign,return-value]
     sharder = sharder_of(run, accelerator)
-    run.model.check_sharding()
-    Console(quiet=not world.is_main())
     world.wait()
     start = memory("VmRSS")
     forget_peak()

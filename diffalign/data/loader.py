@@ -15,7 +15,7 @@ from diffalign.data.layout import Layout
 from diffalign.data.plans import AbstractPlan, PlannedBatch, Work
 from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.errors import DataError
-from diffalign.processes import end_with_parent
+from diffalign.processes import SIGNALS, end_with_parent
 from diffalign.seeding import cpu_generator, derive_seed
 
 _ATTEMPTS = 100
@@ -258,7 +258,6 @@ def ignore_interrupts(worker: int) -> None:
     """Ctrl-C, SIGTERM and SIGUSR1 reach the whole process group; the trainer alone decides, and it
     needs its workers until the step is finished. They end with their parent, however that ends: a
     killed run must not go on holding its folder through them."""
-    for number in signal.Signals:
-        if number.name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            signal.signal(number, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()

@@ -105,7 +105,7 @@ class Asked:
 class ResponsesPlan(AbstractPlan):
     """The responses to questions, as blocks: those that are asked at once."""
 
-    title, unit = "answer", "questions"
+    title, unit = "ask", "questions"
 
     def __init__(self, asked: Asked) -> None:
         """See what has a response.

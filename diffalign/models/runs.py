@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from diffalign.errors import ModelError
-from diffalign.files import read_json, read_tensors, read_text
+from diffalign.files import read_json, read_tensors, read_text, sha256_of
 from diffalign.models.weights import Stored, stored_in
 from diffalign.parsing import parse_yaml
 
 CONFIG = "config.yaml"
 FINAL = "final"
-_PREFIX, _STATE = "checkpoint-", "state.json"
+_PREFIX, _STATE, _SHARDS = "checkpoint-", "state.json", "shards"
 _AVERAGE, _WEIGHTS = "average.safetensors", "weights.safetensors"
 
 
@@ -70,21 +69,25 @@ class RunCheckpoint:
         return stored_in([self.file])
 
     def _check(self) -> None:
-        """Raise ModelError if the file is not the one that was written."""
+        """Raise ModelError if the file is not the one that was written, or not the whole."""
+        if (self.folder / _SHARDS).is_dir():
+            raise ModelError(
+                f"{self.folder}: was written by processes that share the weights out "
+                f"(training.sharding), each its part, and is read by training alone. Take the "
+                f"model of the finished run ({FINAL}), or go on with training.sharding=none "
+                f"--resume, whose next checkpoint is whole"
+            )
         written = self.folder / _STATE
         state = read_json(written, error=ModelError)
         files = state.get("files") if isinstance(state, dict) else None
         if not isinstance(files, dict):  # of a version that wrote no digests
             return
         seal = files.get(self.file.name)
-        digest = hashlib.sha256()
         try:
-            with self.file.open("rb") as stream:
-                while block := stream.read(1 << 23):
-                    digest.update(block)
+            digest = sha256_of(self.file)
         except OSError as error:
             raise ModelError(f"{self.file}: cannot be read: {error}") from error
-        if not isinstance(seal, dict) or seal.get("sha256") != digest.hexdigest():
+        if not isinstance(seal, dict) or seal.get("sha256") != digest:
             raise ModelError(
                 f"{self.file}: has changed since it was written: its SHA-256 differs. Take another "
                 f"checkpoint of the run"

@@ -31,7 +31,7 @@ from diffalign.training.hooks.configured import open_hooks
 from diffalign.training.hooks.held_out import values_of_held_out
 from diffalign.training.identity import identity, start_of
 from diffalign.training.reference import open_cached, resolve_reference, verify
-from diffalign.training.sharding import plugin_of, sharder_of, share_out
+from diffalign.training.sharding import plugin_of, sharder_of, use_plugin
 from diffalign.training.trainer import Trainer
 
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -65,7 +65,7 @@ def build_accelerator(run: RunConfig) -> Accelerator:
         ],
     )
     if plugin is not None and accelerator.num_processes > 1:
-        share_out(accelerator, plugin)
+        use_plugin(accelerator, plugin)
     elif accelerator.distributed_type not in REPLICATED:
         raise ConfigError(
             f"accelerate was launched for {accelerator.distributed_type.value}, and how weights "

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -28,8 +28,6 @@ from diffalign.files import flush, open_tensors, open_to_others, read_tensors, s
 from diffalign.models.sharding import is_sharded, sharded_as
 from diffalign.parsing import parse_json
 from diffalign.training.shard_files import all_or_none, read_groups, write_shards
-
-T = TypeVar("T")
 
 PREFIX = "checkpoint-"
 STATE = "state.json"
@@ -116,7 +114,10 @@ def save_checkpoint(output: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     }
     try:
         all_or_none(lambda: _clear(partial) if world.is_main() else None)
-        sealed = all_or_none(lambda: _write_shards(partial, shards)) if shards else {}
+        sealed: dict[str, Any] = {}
+        if shards:
+            mine = all_or_none(lambda: _write_shards(partial, shards))
+            sealed = {name: seal for files in world.gather(mine) for name, seal in files.items()}
         all_or_none(lambda: _write(partial, checkpoint, sealed) if world.is_main() else None)
     except OSError as error:
         if world.is_main():
@@ -142,9 +143,8 @@ def _clear(partial: Path) -> None:
 
 
 def _write_shards(partial: Path, shards: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Size and digest of the files that all processes wrote."""
-    mine = {f"{SHARDS}/{f.name}": _sealed(f) for f in write_shards(partial / SHARDS, shards)}
-    return {name: seal for files in world.gather(mine) for name, seal in files.items()}
+    """Write this process's part; gives size and digest of its files."""
+    return {f"{SHARDS}/{f.name}": _sealed(f) for f in write_shards(partial / SHARDS, shards)}
 
 
 def _write(partial: Path, checkpoint: Checkpoint, sealed: Mapping[str, Any]) -> None:

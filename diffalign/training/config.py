@@ -56,7 +56,7 @@ class TrainingConfig(Ranged):
     """Options of accelerate's `FullyShardedDataParallelPlugin`, such as `cpu_offload: true` or
     `reshard_after_forward: false`."""
     shard_adapter: bool = field(default=False, metadata=MAY_CHANGE)
-    """Shard a LoRA run as well: slower than replicas, and the frozen weights take less memory."""
+    """Shard a LoRA run as well: frozen weights take less memory, and are sent in every pass."""
     ema_decay: Annotated[float, Between(0, 1, without=[0, 1])] | None = None
     """Decay of the weight average that is exported instead of the last weights; null for none."""
 

@@ -8,15 +8,12 @@ import sys
 from types import FrameType, TracebackType
 
 from diffalign import world
+from diffalign.processes import SIGNALS
 
 _NOTICE = (
     b"\nStopping when the step is done and saved; a round that is being sampled is finished first. "
     b"Ctrl-C again stops at once: files that are finished stay.\n"
 )
-
-SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1"))
-"""Those that ask. SIGUSR1 is what SLURM sends before a job's time is up, where the job asks for it:
-scripts/slurm/train.sbatch."""
 
 
 class Interruption:

@@ -17,8 +17,7 @@ from types import FrameType
 import torch
 
 from diffalign.errors import ConfigError
-from diffalign.processes import PARENT
-from diffalign.training.interruption import SIGNALS
+from diffalign.processes import PARENT, SIGNALS
 
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Environment variables in which launchers count how often they started a command again."""

@@ -52,10 +52,10 @@ def check_sharding(run: RunConfig) -> None:
     _check_versions(asked)
     if run.model.trains_adapter and not training.shard_adapter:
         raise ConfigError(
-            f"{asked}, and model.lora is trained: an adapter has little to share out, and putting "
-            f"the frozen weights together again for every block makes a step several times slower "
-            f"than replicas do. Set training.sharding to none; where the frozen weights do not fit "
-            f"a device, training.shard_adapter=true shares them out nevertheless"
+            f"{asked}, and model.lora is trained: an adapter has little to share out, and the "
+            f"frozen weights would be sent in every pass, which replicas do without. Set "
+            f"training.sharding to none; where the frozen weights do not fit a device, "
+            f"training.shard_adapter=true shares them out nevertheless"
         )
     try:
         run.model.check_sharding()
@@ -132,7 +132,7 @@ def _precision(run: RunConfig) -> Any:
     )
 
 
-def share_out(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+def use_plugin(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
     """Make an accelerator one of FSDP where it does not do so itself, as on CPUs (gloo)."""
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin

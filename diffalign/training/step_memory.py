@@ -115,7 +115,14 @@ def _saved_by_few_bits(model: AbstractDiffusion, dtype: torch.dtype) -> int:
 
 
 def refuse_unplannable(run: RunConfig) -> None:
-    """Raise ConfigError unless the run trains a denoiser on pairs of images."""
+    """Raise ConfigError unless the run trains a denoiser, whole on each device, on image pairs."""
+    if run.training.sharding != "none":
+        raise ConfigError(
+            f"training.sharding is {run.training.sharding}, and so far memory is planned for runs "
+            f"that hold the whole network on each device alone: plan it with "
+            f"training.sharding=none, and divide weights, gradients and optimiser state by the "
+            f"number of processes"
+        )
     if run.responses is not None:
         raise ConfigError(
             "this run trains on responses, and so far memory is planned for runs on pairs of "

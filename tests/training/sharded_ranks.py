@@ -10,8 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from diffalign import config, world
+from diffalign.errors import CheckpointError
 from diffalign.files import read_json_lines
 from diffalign.jobs import train
+from diffalign.training import checkpoint
 from diffalign.training.checkpoint import load_checkpoint
 from diffalign.training.config import RunConfig
 from tests.runs import forget_accelerate
@@ -72,6 +74,28 @@ def main(root: Path) -> None:
                 values=2e-3 if loose else WEIGHTS,
             )
         world.wait()
+    refuse_together(file, root / "full")
+
+
+def refuse_together(file: Path, output: Path) -> None:
+    """Where one process cannot write its part, none waits for it, and all say the same."""
+
+    def full(path: Path) -> dict[str, object]:
+        if world.rank() == 1 and path.parent.name == checkpoint.SHARDS:
+            raise OSError("no space left on device")
+        return sealed(path)
+
+    sealed, checkpoint._sealed = checkpoint._sealed, full
+    try:
+        fit(file, output, "training.sharding=fsdp2")
+    except CheckpointError as error:
+        assert "no space left on device" in str(error)
+    else:
+        raise AssertionError("the disk was full")
+    finally:
+        checkpoint._sealed = sealed
+    assert not list(output.glob("*checkpoint-*"))
+    print("FULL", flush=True)
 
 
 if __name__ == "__main__":

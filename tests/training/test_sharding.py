@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from diffalign import config
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, ModelError
+from diffalign.models.runs import RunCheckpoint
 from diffalign.training.checkpoint import load_checkpoint
 from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
+from diffalign.training.step_memory import refuse_unplannable
 from tests import layouts
 from tests.judged_responses import write_judged_responses
 from tests.processes import run_ranks
@@ -138,6 +140,7 @@ def test_shards_train_as_replicas_do(tmp_path, models, data, responses, processe
     said = run_worker(tmp_path / "cases", processes=processes)
     print(said)
     assert said.count("CASE") == len(cases)
+    assert said.count("FULL") == processes
 
 
 SHARDED, REPLICATED = "training.sharding=fsdp2", "training.sharding=none"
@@ -172,6 +175,8 @@ def train_on(processes: int, file: Path, output: Path, *more: str) -> Path:
 def test_a_run_in_shards_goes_on_on_one_process_and_on_four(tmp_path, run_file, whole, kind):
     output = tmp_path / "run"
     train_on(2, run_file, output, "training.optimizer_steps=2", SHARDED)
+    with pytest.raises(ModelError, match="each its part, and is read by training alone"):
+        RunCheckpoint(output / "checkpoint-2").stored()
     train_on(1, run_file, output, "training.optimizer_steps=4", kind, "--resume")
     train_on(4, run_file, output, "training.optimizer_steps=6", kind, "--resume")
     said = " ".join((tmp_path / "run.log").read_text().split())
@@ -210,3 +215,9 @@ def test_what_cannot_be_sharded_is_refused_before_anything_loads(models, data, o
     where = ("output=x", f"model.path={models['sdxl']}", f"data.path={data}")
     with pytest.raises(ConfigError, match=f"(?s){REFUSED[overrides]}"):
         check(config.load(RunConfig, SMOKE, [*where, *overrides]))
+
+
+def test_memory_is_not_planned_as_if_each_device_held_all(models, data):
+    where = ("output=x", f"model.path={models['sdxl']}", f"data.path={data}", FULL, SHARDED)
+    with pytest.raises(ConfigError, match=r"sharding is fsdp2.*training.sharding=none, and divide"):
+        refuse_unplannable(config.load(RunConfig, SMOKE, [*where]))
