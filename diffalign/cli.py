@@ -186,7 +186,7 @@ def score(
     address: Address = None,
     shard: ShardOption = None,
 ) -> None:
-    """Score generated images with a scorer."""
+    """Score generated images, or those of a data set of pairs, with a scorer."""
     from diffalign import config
     from diffalign.jobs import score as job
 

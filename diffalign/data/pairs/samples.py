@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Sample:
     """See `ImagePair`."""
     embeddings: EncodedPrompt | None = None
     """Of the prompt, where images and prompts were encoded in advance."""
+    own_prompts: Mapping[str, str] = field(default_factory=dict)
+    """View -> its prompt after caption dropout, where each has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,13 @@ class SampleMaker:
             },
             visit=visit,
             strength=pair.strength,
+            own_prompts=self._own_prompts(pair, dropped=dropped),
         )
+
+    def _own_prompts(self, pair: ImagePair | EncodedPair, *, dropped: bool) -> dict[str, str]:
+        if not isinstance(pair, ImagePair) or not pair.own_prompts:
+            return {}
+        return {view: "" if dropped else pair.own_prompts[view] for view in self.views}
 
     def _image(self, pair: ImagePair | EncodedPair, view: str, how: Cut) -> CutImage | Skipped:
         if not isinstance(pair, ImagePair):
@@ -160,6 +168,10 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
         encoding_seeds={view: tuple(s.encoding_seeds[view] for s in samples) for view in views},
         visits=tuple(sample.visit for sample in samples),
         strength=stack_strengths([sample.strength for sample in samples]),
+        own_prompts={
+            view: tuple(sample.own_prompts[view] for sample in samples)
+            for view in samples[0].own_prompts
+        },
     )
 
 

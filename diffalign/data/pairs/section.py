@@ -49,6 +49,10 @@ class VisitsTimes(Protocol):
     def timestep_sampling(self) -> TimestepSampling:
         """Which noise levels are visited."""
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether it reads captions in place of prompts."""
+
 
 @dataclass(frozen=True)
 class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
@@ -82,6 +86,11 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
                 f"likelihood.timesteps.strata is {strata}, and data.visits is "
                 f"{self.config.visits}, which spreads the times of a pair over as many parts "
                 f"already: leave strata at 1, or set data.visits to null"
+            )
+        if self.config.scores.tag is not None and parts.likelihood.needs_captions:
+            raise ConfigError(
+                "data.scores.tag puts scores into prompts, and a preference model scores images "
+                "against the captions of the data: leave tag out"
             )
         asked = dict(self.config.strength.asked)
         if self.config.ties == "keep":
@@ -150,7 +159,11 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
 
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
-        return {f"data.{name}": settings[name] for name in _SEEN}
+        scores = {name: settings["scores"][name] for name in ("filter", "tag")}
+        return {
+            **{f"data.{name}": settings[name] for name in _SEEN},
+            **{f"data.scores.{name}": value for name, value in scores.items() if value},
+        }
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.

@@ -171,7 +171,12 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         return cls(
             data,
             maker,
-            IndexPlan(index, run_seed=run_seed, buckets=trained),
+            IndexPlan(
+                index,
+                run_seed=run_seed,
+                buckets=trained,
+                passes=1 if config.scores.order is None else config.scores.order.passes,
+            ),
             skips,
             layout=layout,
             held_out=held_out,
@@ -200,13 +205,21 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         )
 
     def captions(self, n: int) -> list[str]:
-        """Of a stream, which brings its images along, at most 16."""
+        """Of a stream, which brings its images along, at most 16; where prompts tell a score, they
+        ask for the highest."""
         if isinstance(self._data.rows, AbstractRowStream):
             pairs = islice(self._data.pairs(), min(n, 16))
-            return [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
-        columns = self._data.columns
-        rows = islice(self._data.rows.scan(columns.light()), n)
-        return [caption for row in rows if (caption := columns.caption_or_none(row))]
+            captions = [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
+        else:
+            columns = self._data.columns
+            rows = islice(self._data.rows.scan(columns.light()), n)
+            captions = [caption for row in rows if (caption := columns.caption_or_none(row))]
+        tag = self._config.scores.tag
+        return captions if tag is None else [tag.prompt(tag.quantiles, text) for text in captions]
+
+    def fingerprint(self) -> str:
+        scores = f", scores {self._data.scores}" if self._data.scores else ""
+        return f"{super().fingerprint()}{scores}"
 
     def fixed_samples(self) -> PairSource:
         if not isinstance(self._plan, IndexPlan):
