@@ -2,9 +2,9 @@
 
 With repeats, a score is the mean over copies of an image that people would call the same one, and
 its standard deviation says how far it can be trusted: Ctrl-U (arXiv:2410.11236) measures it over
-samples of one image with other noise. The first copy is the image as it is; of each other one a
-strip is cut off at either side, the rest is enlarged to the old size, noise is added, and where that
-is allowed it is mirrored. All of that follows from the content of the image and the copy's number.
+samples of one image with other noise. The first copy is the image as it is; of each other one
+strips are cut off at its sides, the rest is enlarged to the old size, noise is added, and where
+that is allowed it is mirrored. All of that follows from the content of the image and the copy's number.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from diffalign.data.pairs.scored import key_of, sides_of
 from diffalign.data.rows import AbstractRows
 from diffalign.data.score_columns import (
     ScoreKey,
-    ScoreRow,
     ScorerIdentity,
+    ScoreRow,
     read_score_column,
     write_score_column,
 )

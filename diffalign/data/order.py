@@ -116,11 +116,11 @@ class Order:
         """Earlier visits of the pair at a position, the pairs of its band, the number of the band
         and the place in this visit's permutation of it."""
         course, rest = divmod(position, self._passes * len(self._buckets[bucket]))
-        for band, members in enumerate(self._bands[bucket]):
-            if rest < self._passes * len(members):
-                break
-            rest -= self._passes * len(members)
-        within, place = divmod(rest, len(members))
+        bands = self._bands[bucket]
+        starts = np.cumsum([0, *(self._passes * len(members) for members in bands)])
+        band = int(np.searchsorted(starts, rest, side="right")) - 1
+        members = bands[band]
+        within, place = divmod(rest - int(starts[band]), len(members))
         return course * self._passes + within, members, (band, place)
 
     def _bucket_of(self, number: int) -> tuple[int, int]:

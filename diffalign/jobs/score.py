@@ -219,9 +219,9 @@ def _score_pairs(
             soft_wrap=True,
         )
     _refuse(problems_of(session.failed))
-    said = f"{{file: {column}, scorer: {plan.identity.kind}}}"
+    said = f"{column.stem}: {{file: {column}, scorer: {plan.identity.kind}}}"
     console.print(
-        f"Next: name it in the data section of a run\n  scores: {{columns: {{{column.stem}: {said}}}}}",
+        f"Next: name it in the data section of a run\n  scores: {{columns: {{{said}}}}}",
         markup=False,
         soft_wrap=True,
     )

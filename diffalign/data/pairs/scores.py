@@ -199,8 +199,8 @@ def virtual(name: str) -> tuple[str, str]:
 def quantile(score: float, sorted_scores: Sequence[float], *, of: int) -> int:
     """Where a score lies among others, from 1 to `of`.
 
-    It is the share of the scores other than itself that lie below it, so that the lowest of all is 1
-    and the highest `of`, however many there are of either.
+    It is the share of the scores other than itself that lie below it, so that the lowest of all is
+    1 and the highest `of`, however many there are of either.
 
     Args:
         score: one of them.
