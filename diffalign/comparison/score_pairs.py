@@ -203,7 +203,7 @@ class PairScoresPlan(AbstractPlan):
                 key = key_of(image, row, data.columns)
                 where = f"{row.name}, {name}"
                 if key is None:
-                    reason = problem.detail if problem else f"there is no file {image}"
+                    reason = problem.detail if problem else f"there is no file {image!s}"
                     found[where] = _failed(where, reason)
                 else:
                     found.setdefault(key, _Found(key, image, where))

@@ -52,9 +52,9 @@ class FilterConfig(Ranged):
     flip_below: Annotated[float, Range(high=0)] | None = None
     """A gap below which the other image is taken as the preferred one."""
     drop_below: float | None = None
-    """A gap below which the pair is left out, unless it was turned round. A score of the reference
-    (`precompute` writes one) drops what the reference ranks far the other way, where raising the
-    chosen side is hopeless (arXiv:2405.19534)."""
+    """A gap below which the pair is left out, unless it was turned round. With the reference's own
+    scores (`diffalign precompute --scores`) that are pairs which it ranks far the other way round:
+    DPO hardly turns their order, and lowers both sides (arXiv:2405.19534)."""
     spread_above: Annotated[float, MoreThan(0)] | None = None
     """Standard deviation over the scorers of the ensemble of their gaps, above which the pair is
     left out: they do not agree by how much it is preferred."""

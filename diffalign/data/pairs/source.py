@@ -31,6 +31,7 @@ from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_r
 from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.plans import AbstractPlan, Index, IndexPlan, Work
 from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.score_columns import ScoreKey, digest_of
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import ConfigError, DataError
@@ -234,6 +235,16 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         """How many pairs are trained on, those included whose images cannot be used."""
         assert isinstance(self._plan, IndexPlan)
         return len(self._plan.index.members)
+
+    def image_keys(self) -> Iterator[tuple[str, dict[str, ScoreKey]]]:
+        """Sample id of each pair that is trained on, and by view what scores know its images by."""
+        assert isinstance(self._plan, IndexPlan) and isinstance(self._data.rows, AbstractRows)
+        for number in self._plan.index.members.tolist():
+            pair = self._data.read(self._data.rows[number])
+            if isinstance(pair, ImagePair):
+                digests = {view: digest_of(getattr(pair, view)) for view in sorted(self.views)}
+                keys = {view: (d, pair.prompt) for view, d in digests.items() if d is not None}
+                yield pair.sample_id, keys
 
     def sweep(self, visits: Sequence[tuple[int, int]]) -> Iterator[ImageBatch]:
         """Visits of pairs size by size of their images, whatever the rank and the position.

@@ -23,8 +23,8 @@ from diffalign.data.pairs.scores import (
     quantile,
 )
 from diffalign.data.score_columns import (
-    ScoreRow,
     ScorerIdentity,
+    ScoreRow,
     read_score_column,
     write_score_column,
 )
@@ -374,12 +374,12 @@ def test_a_gap_needs_two_images(tmp_path, columns):
         path.unlink()
     (folder / "lose").rmdir()
     scores = ScoresConfig(columns=columns, order=OrderConfig(by="a"))
-    with pytest.raises(DataError, match="is about the gap of two images, and .* has one a row"):
+    with pytest.raises(DataError, match=r"is about the gap of two images, and .* has one a row"):
         open_source(folder, views=frozenset({"chosen"}), scores=scores)
 
 
 def test_files_that_hold_no_scores_are_refused(tmp_path):
-    with pytest.raises(DataError, match="there is no such file. `diffalign score"):
+    with pytest.raises(DataError, match=r"there is no such file. `diffalign score"):
         read_score_column(tmp_path / "x.parquet")
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="is no parquet file of scores that can be read"):
