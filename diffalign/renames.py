@@ -137,6 +137,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 ADDED = {
+    "data.scores.ensemble": [],
     "data.strength.calibrated": False,
     "data.strength.preference.kind": "certain",
     "data.strength.weight": "alike",

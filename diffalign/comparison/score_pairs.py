@@ -3,8 +3,8 @@
 With repeats, a score is the mean over copies of an image that people would call the same one, and
 its standard deviation says how far it can be trusted: Ctrl-U (arXiv:2410.11236) measures it over
 samples of one image with other noise. The first copy is the image as it is; of each other one
-strips are cut off at its sides, the rest is enlarged to the old size, noise is added, and where
-that is allowed it is mirrored. All of that follows from the content of the image and the copy's number.
+strips are cut off at its sides, the rest is enlarged to the old size, noise is added, and it may be
+mirrored. All of that follows from the content of the image and the number of the copy.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ def open_cached(run: RunConfig, source: AbstractSource) -> CachedReference:
 def write_scores(run: RunConfig, source: PairSource, path: Path) -> int:
     """Write what the reference says of the images of pairs as a file of scores (`data.scores`).
 
-    A score is the mean over visits, and over the pairs that an image is in, of the likelihood of the
-    run; its deviation is the standard deviation of those.
+    A score is the mean over visits, and over the pairs that an image is in, of the run's
+    likelihood; its deviation is the standard deviation of those.
 
     Args:
         run: whose values of the reference were computed.
