@@ -66,6 +66,9 @@ class PairColumns:
     pairs_per_prompt: str | None = None
     """A column that says how many pairs there are of a row's prompt; each then counts as much less
     as there are more."""
+    others: tuple[str, ...] = ()
+    """Columns that say what the first and the second image is, where several rows are verdicts on
+    the same two; see `annotators`."""
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     """What becomes of the numbers of a row besides the order of its images."""
     numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class PairColumns:
             *(n for n in (self.preferred, self.has_label, self.pairs_per_prompt) if n),
             *self.identity,
             *(column for columns in self.numbers.values() for column in columns),
+            *(name for name in self.others if name not in self.images),
         ]
 
     def all(self) -> list[str]:

@@ -200,3 +200,71 @@ def test_scores_of_which_the_smaller_wins_are_turned(tmp_path):
     folder = voted(tmp_path, (1, 2), (2, 1))
     source = open_source(folder, strength=strength, labels="lower_is_better")
     assert parts_of(source, 2) == pytest.approx([0.731058578630] * 2)
+
+
+class TestSeveralAnnotators:
+    def asked(self, folder, *verdicts):
+        """Rows of pair, first image, second image, label of the first."""
+        pairs, rows = make_pairs(4), []
+        for number, (pair, first, second, label) in enumerate(verdicts):
+            sides = {"a": pairs[pair].chosen, "b": pairs[pair].rejected}
+            row = pickapic_rows([pairs[pair]])[0] | {"ranking_id": number}
+            row |= {"jpg_0": sides[first], "jpg_1": sides[second]}
+            row |= {"image_0_uid": f"{pair}{first}", "image_1_uid": f"{pair}{second}"}
+            row |= {"label_0": label, "label_1": None if label is None else 1.0 - label}
+            rows.append(row)
+        write_rows(folder / "train.parquet", rows)
+        return folder
+
+    def source(self, folder, **settings):
+        return open_source(
+            folder, strength=VOTES, annotators="image_0_uid, image_1_uid", **settings
+        )
+
+    def test_their_labels_add_up_in_either_order(self, tmp_path):
+        folder = self.asked(
+            tmp_path,
+            (0, "a", "b", 1.0),
+            (1, "a", "b", 0.0),
+            (0, "b", "a", 0.0),  # for a
+            (0, "a", "b", 0.0),  # for b
+            (0, "b", "a", 0.5),
+            (2, "b", "a", 1.0),
+            (0, "a", "b", None),
+        )
+        source = self.source(folder, pairs_per_device=3)
+        (batch,) = take(source, 1)
+        found = {
+            name.split("-")[0]: (value, image.max().item())
+            for name, value, image in zip(
+                batch.sample_ids,
+                batch.strength["preference"].tolist(),
+                batch.images["chosen"][:, 0],
+                strict=True,
+            )
+        }
+        # 2.5 to 1.5 for the red one of pair 0; one vote for the blue one of each of the others
+        assert found["0"][0] == pytest.approx(3.5 / 6) and found["0"][1] > 0
+        assert found["1"][0] == found["5"][0] == pytest.approx(2 / 3)
+        assert found["1"][1] < -0.9 and found["5"][1] < -0.9
+        assert source.left_out_counts == {"no label": 1}
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"streaming": True}, r"adds up the rows of a pair.*data\.streaming to false"),
+            ({"annotators": "image_0_uid"}, "must name two columns with a comma between"),
+            ({"annotators": "image_0_id, image_1_uid"}, "names image_0_id.*Did you mean image_0_u"),
+        ],
+    )
+    def test_what_cannot_be_added_up_is_refused(self, settings, message, tmp_path):
+        folder = self.asked(tmp_path, (0, "a", "b", 1.0))
+        given = {"annotators": "image_0_uid, image_1_uid", **settings}
+        with pytest.raises(DataError, match=message):
+            open_data(PairConfig(path=str(folder), resolution=16, **given))
+
+    def test_data_without_numbers_is_refused(self, tmp_path):
+        write_jsonl(tmp_path, make_pairs(2))
+        config = PairConfig(path=str(tmp_path), resolution=16, annotators="chosen, rejected")
+        with pytest.raises(DataError, match=r"adds up labels, and .* has no number for each"):
+            open_data(config)
