@@ -37,6 +37,7 @@ FORMS = [
     ("f_dpo", {"divergence": "alpha", "alpha": 2.0}),
     ("ipo", {"in_rewards": True}),
     ("kto", {"baseline": "mismatched"}),
+    ("margin_regression", {"divided_by_beta": True}),
     ("sft", {"per": "response"}),
     ("tdpo", {"version": 1}),
     ("v_dpo", {"blind": "reference"}),
@@ -64,6 +65,8 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "ipo True": lambda x: torch.full_like(x, 1 / 4),
     "kto": lambda x: torch.full_like(x, 0.5),
     "kto mismatched": lambda x: torch.full_like(x, 0.5),
+    "margin_regression": lambda x: torch.full_like(x, 1 / 4),
+    "margin_regression True": lambda x: torch.full_like(x, 1 / 16),
     "mapo": lambda x: -2 * x + 2.0 * LOG_2,
     "nca": lambda x: torch.full_like(x, 2 * LOG_2),
     "orpo": lambda x: -x + 0.1 * LOG_2,
@@ -109,9 +112,18 @@ def evaluate(
 ) -> LossOutput:
     fixed = torch.tensor(reference) if objective.needs_reference else None
     divergence = torch.zeros(len(reference)) if objective.needs_divergence else None
+    target = target_of(objective, len(reference))
     return objective(
-        {view: Likelihoods(policy[view], fixed, divergence=divergence) for view in objective.views}
+        {
+            view: Likelihoods(policy[view], fixed, divergence=divergence, target=target)
+            for view in objective.views
+        }
     )
+
+
+def target_of(objective: AbstractObjective, n: int) -> Tensor | None:
+    """Of the reward margin of n pairs, for those that regress it."""
+    return torch.full((n,), 0.5) if "target" in objective.needs_strength else None
 
 
 @every_objective
@@ -195,6 +207,7 @@ def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
             reference,
             divergence=inputs.get(f"{view}.divergence"),
             whole_step=step,
+            target=target_of(objective, 2),
         )
         for view in objective.views
     }

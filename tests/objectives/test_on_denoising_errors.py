@@ -17,7 +17,7 @@ from diffalign.objectives.weighted_sum import Term
 from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
 from tests.objectives.fixtures import normal
-from tests.objectives.test_family import OBJECTIVES, build, name_of
+from tests.objectives.test_family import OBJECTIVES, build, name_of, target_of
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -73,7 +73,10 @@ def test_two_steps_lower_the_loss(kind, settings):
     losses = []
     for _ in range(3):
         policy = denoised(network)
-        views = {view: Likelihoods(policy[view], reference[view]) for view in objective.views}
+        views = {
+            view: Likelihoods(policy[view], reference[view], target=target_of(objective, 3))
+            for view in objective.views
+        }
         loss = objective(views).loss.mean()
         losses.append(loss.item())
         optimizer.zero_grad()
