@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffalign.likelihoods.denoising import denoising_log_likelihood
-from diffalign.objectives.base import Likelihoods
+from diffalign.objectives.base import AbstractObjective, Likelihoods
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -38,6 +38,22 @@ def denoised_views(
         name: Likelihoods(*rows)
         for name, rows in zip(names, zip(of_policy, of_reference, strict=True), strict=True)
     }
+
+
+def denoised_gradients(
+    objective: AbstractObjective, dtype: torch.dtype = torch.float64
+) -> tuple[float, tuple[float, float, float]]:
+    """Mean loss of the pairs, and the norm of its gradient in the predictions: of all rows, of the
+    chosen ones and of the rejected ones."""
+    policy, reference, target = denoised_pairs(dtype)
+    policy.requires_grad_()
+    views = denoised_views(policy, reference, target, ("chosen", "rejected"))
+    loss = objective(views).loss.mean()
+    loss.backward()
+    assert policy.grad is not None
+    parts = (policy.grad, *policy.grad.chunk(2))
+    whole, chosen, rejected = (part.norm().item() for part in parts)
+    return loss.item(), (whole, chosen, rejected)
 
 
 _BETAS = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
