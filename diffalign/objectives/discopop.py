@@ -25,7 +25,7 @@ _TOO_FAR = "above 1 a pair far on the wrong side has a loss without bound"
 
 
 def discopop_loss(margin: Tensor, *, beta: float, temperature: float) -> Tensor:
-    """(1 - m) * -log sigmoid(x) + m * exp(-x), with x = beta * margin, m = sigmoid(x / temperature).
+    """(1 - m) * -log sigmoid(x) + m * exp(-x); x is beta * margin, m sigmoid(x / temperature).
 
     Args:
         margin: log-ratio of the chosen side minus that of the rejected side, shape [B].

@@ -16,6 +16,11 @@ from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
 from diffalign.objectives.dpo import DPO
 from diffalign.objectives.weighted_sum import Term
 
+
+def name_of(kind: str, settings: dict[str, object]) -> str:
+    return " ".join([kind, *map(str, settings.values())])
+
+
 KINDS = components.kinds(AbstractObjective)
 SETTINGS = {
     "beta": 2.0,
@@ -39,6 +44,11 @@ FORMS = [
     ("f_dpo", {"divergence": "alpha", "alpha": 2.0}),
     ("ipo", {"in_rewards": True}),
     ("kto", {"baseline": "mismatched"}),
+    ("kto", {"baseline": "classes"}),
+    ("kto", {"utility": "loss_averse"}),
+    ("kto", {"utility": "risk_seeking_1"}),
+    ("kto", {"utility": "risk_seeking_2"}),
+    ("kto", {"utility": "risk_seeking_3"}),
     ("sft", {"per": "response"}),
     ("tdpo", {"version": 1}),
     ("v_dpo", {"blind": "reference"}),
@@ -51,7 +61,7 @@ UNDIRECTED = {"apo down": {"chosen"}}
 """Views that a form pushes up or down, as the other side lies."""
 RISES_AT_START = {"discopop"}
 """Forms whose loss has the wrong slope near a margin of 0, as published; their tests say where."""
-SEES_NEIGHBOURS = {"bco", "kto", "kto mismatched"}
+SEES_NEIGHBOURS = {"bco"} | {name_of(*form) for form in OBJECTIVES if form[0] == "kto"}
 """Those that compare with a mean over the batch."""
 LOG_2 = math.log(2)
 STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
@@ -70,6 +80,11 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "ipo True": lambda x: torch.full_like(x, 1 / 4),
     "kto": lambda x: torch.full_like(x, 0.5),
     "kto mismatched": lambda x: torch.full_like(x, 0.5),
+    "kto classes": lambda x: torch.full_like(x, 0.5),
+    "kto loss_averse": lambda x: torch.full_like(x, 1 + LOG_2),
+    "kto risk_seeking_1": lambda x: torch.full_like(x, 1.0),
+    "kto risk_seeking_2": lambda x: torch.full_like(x, 2.0),
+    "kto risk_seeking_3": lambda x: torch.full_like(x, 1 - LOG_2),
     "mapo": lambda x: -2 * x + 2.0 * LOG_2,
     "nca": lambda x: torch.full_like(x, 2 * LOG_2),
     "orpo": lambda x: -x + 0.1 * LOG_2,
@@ -81,10 +96,6 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "weighted_sum": lambda x: torch.full_like(x, 2.5 * LOG_2),
 }
 """Objectives that are not listed start at log 2, as any comparison without an opinion."""
-
-
-def name_of(kind: str, settings: dict[str, object]) -> str:
-    return " ".join([kind, *map(str, settings.values())])
 
 
 every_objective = pytest.mark.parametrize(
@@ -161,10 +172,12 @@ def test_before_the_first_step_nothing_has_an_opinion(kind, settings):
 @every_objective
 def test_a_row_does_not_see_its_neighbours(kind, settings):
     objective = build(kind, settings)
-    together = {view: rows(-0.01, -0.5) for view in objective.views}
+    together = {
+        view: rows(-0.9 + 0.4 * i, -0.5 + 0.1 * i) for i, view in enumerate(sorted(objective.views))
+    }
     alone = {view: values[:1] for view, values in together.items()}
-    both = evaluate(build(kind, settings), together, [-0.02, -0.4]).loss
-    one = evaluate(objective, alone, [-0.02]).loss
+    both = evaluate(build(kind, settings), together, [-1.2, -0.4]).loss
+    one = evaluate(objective, alone, [-1.2]).loss
     assert torch.equal(both[:1], one) == (name_of(kind, settings) not in SEES_NEIGHBOURS)
 
 
