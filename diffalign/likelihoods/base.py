@@ -55,6 +55,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """Whether `row_metadata` has a `divergence`, for objectives that need one."""
         return False
 
+    @property
+    def gives_distance(self) -> bool:
+        """Whether `row_metadata` has a `distance`, for objectives that need one."""
+        return False
+
     rounds_below: ClassVar[float] = 0.0
     """Magnitude of its numbers below which the error of rounding is no longer a share of them."""
 

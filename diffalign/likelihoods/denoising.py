@@ -43,12 +43,12 @@ def denoising_log_likelihood(prediction: Tensor, target: Tensor) -> Tensor:
 
     Source: Wallace et al. 2023, arXiv:2311.12908; their train.py folds the half into scale_term.
     """
-    error = _residual(prediction, target).square()
+    error = _difference(prediction, target).square()
     return -0.5 * error.flatten(start_dim=1).mean(dim=1)
 
 
-def _residual(prediction: Tensor, target: Tensor) -> Tensor:
-    """Prediction minus target, same shape, in at least float32."""
+def _difference(prediction: Tensor, target: Tensor) -> Tensor:
+    """Prediction minus target, or minus another prediction, same shape, in at least float32."""
     check_same_shape(prediction=prediction, target=target)
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return prediction.to(dtype) - target.to(dtype)
@@ -92,6 +92,10 @@ class NoisyViews:
     """What else the network is told."""
     overlap: Tensor | None = None
     """Of chosen and rejected residuals, [B], once the policy was evaluated under a safeguard."""
+    reference_prediction: Tensor | None = None
+    """Shape of `target`, once the reference was evaluated, where a distance is asked for."""
+    distance: Mapping[str, Tensor] = field(default_factory=dict)
+    """View -> of the policy's prediction from that, [B], once the policy was evaluated."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     """For the log, from then on."""
 
@@ -111,6 +115,10 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
     Diffusion-SDPO, 0.9 there; null leaves it. Values do not change. There is one scale for each
     micro-batch of each device, logged as `safeguard_lambda`: it mixes timesteps, and depends on
     training.samples_per_device, but on neither accumulation nor processes."""
+
+    distance: bool = False
+    """Measure how far the policy's prediction is from the reference's as well, for objectives such
+    as dspo. The reference then runs in every step."""
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, AbstractDiffusion):
@@ -139,8 +147,21 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
             )
         return views
 
+    @property
+    def gives_distance(self) -> bool:
+        return self.distance
+
     def check_known_in_advance(self, views: frozenset[str]) -> None:
-        """Two numbers a pair, its two errors, are all that an objective asks of a reference."""
+        """Two numbers a pair, its two errors, are all that an objective asks of a reference.
+
+        Raises:
+            ValueError: it asks for more.
+        """
+        if self.distance:
+            raise ValueError(
+                "likelihood.distance compares predictions of policy and reference, for which one "
+                "number an image is not enough"
+            )
 
     def defining_settings(self) -> Mapping[str, Any]:
         times = to_dict(self.timesteps)
@@ -166,15 +187,28 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         prediction = model.predict(prepared.noisy, prepared.time, prepared.conditioning)
         rows = denoising_log_likelihood(prediction, prepared.target)
         views = dict(zip(prepared.views, rows.chunk(len(prepared.views)), strict=True))
+        if self.distance:
+            self._compare(model, prediction, prepared)
         if self.safeguard is not None and torch.is_grad_enabled():
             views["rejected"] = self._guarded(views, prediction.detach(), prepared, self.safeguard)
         return views
+
+    def _compare(self, model: DiffusionModel, prediction: Tensor, prepared: NoisyViews) -> None:
+        """Keep what the reference predicted, or measure how far from it the policy's is."""
+        if model.is_reference:
+            prepared.reference_prediction = prediction.detach()
+        elif prepared.reference_prediction is not None:
+            apart = _difference(prediction, prepared.reference_prediction).square()
+            rows = apart.flatten(start_dim=1).mean(dim=1)
+            prepared.distance = dict(
+                zip(prepared.views, rows.chunk(len(prepared.views)), strict=True)
+            )
 
     def _guarded(
         self, views: Mapping[str, Tensor], prediction: Tensor, prepared: NoisyViews, mu: float
     ) -> Tensor:
         """The rejected rows as they are, with a share of their gradient."""
-        residuals = _residual(prediction, prepared.target).chunk(len(prepared.views))
+        residuals = _difference(prediction, prepared.target).chunk(len(prepared.views))
         of = dict(zip(prepared.views, residuals, strict=True))
         overlap = (of["chosen"] * of["rejected"]).flatten(start_dim=1).mean(dim=1)
         errors = {side: -2 * views[side].detach() for side in ("chosen", "rejected")}
@@ -190,9 +224,12 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         return rejected.detach() + share * (rejected - rejected.detach())
 
     def row_metadata(self, prepared: NoisyViews) -> Mapping[str, Mapping[str, Tensor]]:
-        if prepared.overlap is None:
-            return {}
-        return {side: {"overlap": prepared.overlap} for side in ("chosen", "rejected")}
+        known: dict[str, dict[str, Tensor]] = {}
+        if prepared.overlap is not None:
+            known = {side: {"overlap": prepared.overlap} for side in ("chosen", "rejected")}
+        for view, distance in prepared.distance.items():
+            known.setdefault(view, {})["distance"] = distance
+        return known
 
     def figures(self, prepared: NoisyViews) -> Mapping[str, Tensor]:
         return prepared.figures

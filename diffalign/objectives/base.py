@@ -90,6 +90,10 @@ class Likelihoods:
     """Mean over elements of the product of this row's residual (prediction minus target) and that
     of the other side of its pair, shape [n], without gradient; None where none was measured. With
     the two denoising errors it says how far both sides' gradients point the same way."""
+    distance: Tensor | None = None
+    """Mean over elements of the squared difference of the policy's prediction from the reference's,
+    shape [n]; carries gradient. With both denoising errors it gives the inner product of the two
+    residuals: half of what the errors exceed it by."""
     rows: Tensor | None = None
     """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
     then be 0. None where row i of every view is sample i."""
@@ -181,9 +185,15 @@ class AbstractObjective(Ranged, abc.ABC):
         return False
 
     @property
+    def needs_distance(self) -> bool:
+        """Whether `Likelihoods.distance` is read."""
+        return False
+
+    @property
     def holds_fixed(self) -> frozenset[str]:
-        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods, and
-        `VIEW.divergence`. Sums over a step (`Likelihoods.totals`) never have one."""
+        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods,
+        `VIEW.divergence` and `VIEW.distance`. Sums over a step (`Likelihoods.totals`) never have
+        one."""
         return frozenset()
 
     @property

@@ -134,13 +134,18 @@ class WeightedSum(AbstractObjective):
         return any(term.objective.needs_divergence for term in self.terms)
 
     @property
+    def needs_distance(self) -> bool:
+        """Whether any term does."""
+        return any(term.objective.needs_distance for term in self.terms)
+
+    @property
     def holds_fixed(self) -> frozenset[str]:
         """What no term sends a gradient to."""
         moved: set[str] = set()
         held: set[str] = set()
         for term in self.terms:
             for view, meant in term.renamed.items():
-                for part in ("", ".divergence"):
+                for part in ("", ".divergence", ".distance"):
                     fixed = f"{view}{part}" in term.objective.holds_fixed
                     (held if fixed else moved).add(f"{meant}{part}")
         return frozenset(held - moved)

@@ -111,6 +111,11 @@ def _check_objective(run: RunConfig) -> None:
             f"the objective {objective} compares distributions over the vocabulary: set "
             f"likelihood.divergence to true, with likelihood.kind tokens"
         )
+    if run.objective.needs_distance and not run.likelihood.gives_distance:
+        raise ConfigError(
+            f"the objective {objective} compares the predictions of policy and reference: set "
+            f"likelihood.distance to true, with likelihood.kind denoising"
+        )
     if run.likelihood.needs_captions and section.caption_dropout:
         raise ConfigError(
             f"data.caption_dropout is {section.caption_dropout}, and a preference model cannot "

@@ -30,23 +30,26 @@ def denoised_pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def denoised_views(
     policy: Tensor, reference: Tensor, target: Tensor, names: tuple[str, str]
 ) -> dict[str, Likelihoods]:
-    """The pairs as two views of denoising likelihoods."""
-    of_policy, of_reference = (
-        denoising_log_likelihood(prediction, target).chunk(2) for prediction in (policy, reference)
-    )
+    """The pairs as two views of denoising likelihoods, with the distances of policy and
+    reference."""
+    sides = zip(policy.chunk(2), reference.chunk(2), target.chunk(2), strict=True)
     return {
-        name: Likelihoods(*rows)
-        for name, rows in zip(names, zip(of_policy, of_reference, strict=True), strict=True)
+        name: Likelihoods(
+            denoising_log_likelihood(of_policy, wanted),
+            denoising_log_likelihood(of_reference, wanted),
+            distance=(of_policy - of_reference).square().flatten(start_dim=1).mean(dim=1),
+        )
+        for name, (of_policy, of_reference, wanted) in zip(names, sides, strict=True)
     }
 
 
 def denoised_gradients(
-    objective: AbstractObjective, dtype: torch.dtype = torch.float64
+    objective: AbstractObjective, dtype: torch.dtype = torch.float64, *, scale: float = 1.0
 ) -> tuple[float, tuple[float, float, float]]:
     """Mean loss of the pairs, and the norm of its gradient in the predictions: of all rows, of the
-    chosen ones and of the rejected ones."""
+    chosen ones and of the rejected ones. Errors of the policy are `scale` times as large."""
     policy, reference, target = denoised_pairs(dtype)
-    policy.requires_grad_()
+    policy = (target + scale * (policy - target)).requires_grad_()
     views = denoised_views(policy, reference, target, ("chosen", "rejected"))
     loss = objective(views).loss.mean()
     loss.backward()

@@ -34,6 +34,8 @@ SETTINGS = {
     ),
 }
 """Values of the fields that have no default."""
+MORE = {"dspo": {"share": 0.5}}
+"""Settings of kinds whose default does not go with those."""
 FORMS = [
     ("anchor", {"direction": "down"}),
     ("apo", {"form": "down"}),
@@ -57,7 +59,7 @@ FORMS = [
 OBJECTIVES = [(kind, {}) for kind in KINDS] + FORMS
 DIRECTIONS = {"chosen": -1, "gold": -1, "rejected": 1}
 """Sign of the loss's slope in the likelihood of a view."""
-UNDIRECTED = {"apo down": {"chosen"}}
+UNDIRECTED = {"apo down": {"chosen"}, "dspo": {"rejected"}}
 """Views that a form pushes up or down, as the other side lies."""
 RISES_AT_START = {"discopop"}
 """Forms whose loss has the wrong slope near a margin of 0, as published; their tests say where."""
@@ -74,6 +76,7 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "cpo": lambda x: LOG_2 - x,
     "discopop": lambda x: torch.full_like(x, (LOG_2 + 1) / 2),
     "discopop 1.0": lambda x: torch.full_like(x, (LOG_2 + 1) / 2),
+    "dspo": lambda x: -2 * x,
     "exo": lambda x: torch.full_like(x, -LOG_2 - (math.log(0.999) + math.log(0.001)) / 2),
     "hinge": lambda x: torch.full_like(x, 1.0),
     "ipo": lambda x: torch.full_like(x, 1 / 16),  # (1 / (2 beta))^2
@@ -110,6 +113,7 @@ def fields_of(kind: str) -> list[str]:
 def build(kind: str, settings: dict[str, object]) -> AbstractObjective:
     cls = components.find(AbstractObjective, kind)
     required = [field.name for field in dataclasses.fields(cls) if _has_no_default(field)]
+    settings = {**MORE.get(kind, {}), **settings}
     return cls(**{**{name: SETTINGS[name] for name in required}, **settings})
 
 
@@ -125,9 +129,17 @@ def evaluate(
     objective: AbstractObjective, policy: dict[str, Tensor], reference: Sequence[float]
 ) -> LossOutput:
     fixed = torch.tensor(reference) if objective.needs_reference else None
-    divergence = torch.zeros(len(reference)) if objective.needs_divergence else None
+    zeros = torch.zeros(len(reference))
     return objective(
-        {view: Likelihoods(policy[view], fixed, divergence=divergence) for view in objective.views}
+        {
+            view: Likelihoods(
+                policy[view],
+                fixed,
+                divergence=zeros if objective.needs_divergence else None,
+                distance=zeros if objective.needs_distance else None,
+            )
+            for view in objective.views
+        }
     )
 
 
@@ -195,10 +207,13 @@ def test_the_order_of_rows_does_not_matter(kind, settings):
 
 
 def inputs_of(objective: AbstractObjective) -> dict[str, Tensor]:
-    """Everything that a loss could send a gradient to: likelihoods of views, and divergences."""
-    names = sorted(objective.views)
+    """Everything that a loss could send a gradient to: likelihoods of views, divergences and
+    distances."""
+    views = names = sorted(objective.views)
     if objective.needs_divergence:
-        names += [f"{view}.divergence" for view in names]
+        names = names + [f"{view}.divergence" for view in views]
+    if objective.needs_distance:
+        names = names + [f"{view}.distance" for view in views]
     return {
         name: torch.tensor([-0.61, -0.2]).double().add(0.07 * i).requires_grad_()
         for i, name in enumerate(names)
@@ -214,6 +229,7 @@ def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
             inputs[view],
             reference,
             divergence=inputs.get(f"{view}.divergence"),
+            distance=inputs.get(f"{view}.distance"),
             whole_step=step,
         )
         for view in objective.views

@@ -9,14 +9,13 @@ import torch
 
 from diffalign import components, config
 from diffalign.errors import ConfigError
-from diffalign.likelihoods.denoising import denoising_log_likelihood
-from diffalign.objectives.base import AbstractObjective, Likelihoods
+from diffalign.objectives.base import AbstractObjective
 from diffalign.objectives.dpo import DPO
 from diffalign.objectives.sft import SFT
 from diffalign.objectives.weighted_sum import Term
 from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
-from tests.objectives.fixtures import normal
+from tests.objectives.fixtures import denoised_views, normal
 from tests.objectives.test_family import OBJECTIVES, build, name_of
 
 ROOT = Path(__file__).parents[2]
@@ -42,17 +41,14 @@ def applies(kind: str, settings: dict[str, object]) -> bool:
 FORMS = [form for form in OBJECTIVES if applies(*form)]
 
 
-def denoised(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Log-likelihoods of three pairs whose sides share noise, under a network of one layer."""
-    noise = normal(0, 3, 4, 8, 8).float()
-    sides = {
-        "chosen": 0.5 * normal(1, 3, 4, 8, 8).float(),
-        "rejected": normal(2, 3, 4, 8, 8).float(),
-    }
-    return {
-        side: denoising_log_likelihood(network(0.6 * image + 0.8 * noise), noise)
-        for side, image in sides.items()
-    }
+NOISE = normal(0, 3, 4, 8, 8).float()
+IMAGES = torch.cat([0.5 * normal(1, 3, 4, 8, 8), normal(2, 3, 4, 8, 8)]).float()
+"""Chosen ones, and rejected ones under the same noise."""
+
+
+def predictions(network: torch.nn.Module) -> torch.Tensor:
+    """Of the noise in three pairs, under a network of one layer."""
+    return network(0.6 * IMAGES + 0.8 * NOISE.repeat(2, 1, 1, 1))
 
 
 def test_the_family_is_there():
@@ -68,12 +64,12 @@ def test_two_steps_lower_the_loss(kind, settings):
     network = torch.nn.Conv2d(4, 4, kernel_size=3, padding=1, bias=False)
     with torch.no_grad():
         network.weight.copy_(0.1 * normal(3, 4, 4, 3, 3))
-        reference = denoised(network)
+        reference = predictions(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
     losses = []
     for _ in range(3):
-        policy = denoised(network)
-        views = {view: Likelihoods(policy[view], reference[view]) for view in objective.views}
+        target = NOISE.repeat(2, 1, 1, 1)
+        views = denoised_views(predictions(network), reference, target, ("chosen", "rejected"))
         loss = objective(views).loss.mean()
         losses.append(loss.item())
         optimizer.zero_grad()
@@ -86,6 +82,7 @@ def test_two_steps_lower_the_loss(kind, settings):
     ("objective", "message"),
     [
         ("{kind: orpo}", "orpo has a meaning for a token log-probability"),
+        ("{kind: dspo, beta: 0.01}", "set likelihood.distance to true"),
         ("{kind: kto, beta: 2000, baseline: mismatched}", "needs chosen, mismatched, rejected"),
         (
             "{kind: weighted_sum, terms: [{objective: {kind: dpo, beta: 2000},"
