@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ def exo_loss(margin: Tensor, *, beta: float, epsilon: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class EXO(AbstractPairObjective):
     """EXO over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     epsilon: Annotated[
         float, Between(0, 0.5, "from a certain label all is infinitely far", without=[0, 0.5])

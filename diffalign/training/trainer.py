@@ -268,7 +268,11 @@ class Trainer:
             part.reference = self._reference(part)
         policy = self.likelihood.evaluate(self.model, part.prepared)
         views = views_of(
-            policy, part.reference, self.likelihood.row_metadata(part.prepared), totals or {}
+            policy,
+            part.reference,
+            self.likelihood.row_metadata(part.prepared),
+            totals or {},
+            part.batch.strength,
         )
         part.figures = self.likelihood.figures(part.prepared)
         part.prepared = None  # of a step whose parts are all at hand

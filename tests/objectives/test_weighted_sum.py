@@ -13,11 +13,12 @@ from diffalign.objectives.anchor import Anchor
 from diffalign.objectives.base import AbstractObjective, Likelihoods
 from diffalign.objectives.bco import BCO
 from diffalign.objectives.bco_pair import PairedBCO
-from diffalign.objectives.bradley_terry import BradleyTerry
 from diffalign.objectives.dpo import DPO
+from diffalign.objectives.kto import KTO
 from diffalign.objectives.mapo import MaPO
 from diffalign.objectives.orpo import ORPO
 from diffalign.objectives.sft import SFT
+from diffalign.objectives.simpo import SimPO
 from diffalign.objectives.tdpo import TDPO
 from diffalign.objectives.weighted_sum import Term, WeightedSum
 from tests.objectives.fixtures import denoised_gradients
@@ -189,10 +190,17 @@ def test_it_needs_what_any_term_needs():
     assert needs(SFT(), TDPO(beta=1.0)) == (True, True)
 
 
-def test_it_takes_ties_if_all_terms_do():
-    ties, decided = Term(objective=BradleyTerry()), Term(objective=BradleyTerry(), name="again")
-    assert WeightedSum(terms=(ties, decided)).takes_ties
-    assert not WeightedSum(terms=(Term(objective=DPO(beta=1.0)),)).takes_ties
+def test_it_reads_of_a_pairs_strength_what_all_terms_read_that_compare_its_sides():
+    def reads(*objectives, **views):
+        return WeightedSum(
+            terms=tuple(Term(objective=one, views=views) for one in objectives)
+        ).takes_strength
+
+    assert reads(DPO(beta=1.0), SFT()) == {"preference", "weight", "margin"}
+    assert reads(DPO(beta=1.0), SimPO(beta=1.0, gamma=0.0)) == {"preference", "weight"}
+    assert reads(DPO(beta=1.0), KTO(beta=1.0)) == set()
+    assert reads(SFT()) == set()
+    assert reads(DPO(beta=1.0), rejected="chosen@crop") == set()
 
 
 def test_it_reads_what_has_a_meaning_for_all_terms():
