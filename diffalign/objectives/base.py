@@ -18,9 +18,10 @@ from diffalign import world
 from diffalign.ranges import MoreThan, Ranged
 from diffalign.views import View
 
-Known = Literal["nothing", "counts", "log_ratios"]
+Known = Literal["nothing", "counts", "log_ratios", "every_row"]
 """What a loss must know of a whole optimiser step before it is computed for any part of it: no
-more than its own rows; how many rows and tokens there are; or the policy's log-ratios as well."""
+more than its own rows; how many rows and tokens there are; the sum of the policy's log-ratios as
+well; or every row by itself."""
 
 
 Part = Literal["preference", "margin", "target", "weight"]
@@ -47,14 +48,20 @@ class StepTotals:
     """Sum of the weights; 0 where there are none."""
     log_ratio: Tensor
     """Sum of the log-ratios; 0 where there is no reference, or none was asked for."""
+    every_row: Tensor | None = None
+    """Policy and reference of every row, [N, 2], rank by rank, each with as many; None where nobody
+    asked for it."""
 
     @classmethod
-    def of(cls, parts: Sequence[Likelihoods], *, step: int = -1) -> StepTotals:
+    def of(
+        cls, parts: Sequence[Likelihoods], *, step: int = -1, every_row: bool = False
+    ) -> StepTotals:
         """Add up the parts of a view that this rank has, and those of the other ranks.
 
         Args:
             parts: of every micro-batch, on one device.
             step: number of the optimiser step.
+            every_row: keep the rows as well; they have a reference.
         """
 
         zero = parts[0].policy.detach().new_zeros(())
@@ -73,7 +80,16 @@ class StepTotals:
                 summed(ratios),
             ]
         )
-        return cls(step, *world.total(figures))
+        rows = None
+        if every_row:
+            sides = [(part.policy, part.reference) for part in parts]
+            each = [
+                torch.stack([policy.detach(), known], dim=1)
+                for policy, known in sides
+                if known is not None
+            ]
+            rows = world.joined(torch.cat(each))
+        return replace(cls(step, *world.total(figures)), every_row=rows)
 
 
 @dataclass(frozen=True)

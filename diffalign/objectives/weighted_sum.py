@@ -183,7 +183,8 @@ class WeightedSum(AbstractObjective):
     def must_know(self) -> Known:
         """The most that any term must."""
         needs = {term.objective.must_know for term in self.terms}
-        return next(known for known in ("log_ratios", "counts", "nothing") if known in needs)
+        most = ("every_row", "log_ratios", "counts", "nothing")
+        return next(known for known in most if known in needs)
 
     @property
     def needs_divergence(self) -> bool:

@@ -238,7 +238,8 @@ class Trainer:
             views=self.objective.views,
             likelihood=self.likelihood,
             model=self.model,
-            reference=self._reference if known == "log_ratios" else None,
+            reference=None if known == "counts" else self._reference,
+            every_row=known == "every_row",
         )
         return parts, totals
 

@@ -38,6 +38,7 @@ MORE = {"dspo": {"share": 0.5}}
 """Settings of kinds whose default does not go with those."""
 FORMS = [
     ("anchor", {"direction": "down"}),
+    ("aot", {"form": "unpaired"}),
     ("apo", {"form": "down"}),
     ("chip_released", {"token_beta": 0.0}),
     ("discopop", {"temperature": 1.0}),
@@ -63,8 +64,10 @@ UNDIRECTED = {"apo down": {"chosen"}, "dspo": {"rejected"}}
 """Views that a form pushes up or down, as the other side lies."""
 RISES_AT_START = {"discopop"}
 """Forms whose loss has the wrong slope near a margin of 0, as published; their tests say where."""
-SEES_NEIGHBOURS = {"bco"} | {name_of(*form) for form in OBJECTIVES if form[0] == "kto"}
-"""Those that compare with a mean over the batch."""
+SEES_NEIGHBOURS = {"aot", "aot unpaired", "bco"} | {
+    name_of(*form) for form in OBJECTIVES if form[0] == "kto"
+}
+"""Those that compare with other rows: a mean over the batch, or what has the same rank there."""
 LOG_2 = math.log(2)
 STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     # Loss before the first step, where the policy equals its reference and, for objectives without
@@ -185,7 +188,7 @@ def test_before_the_first_step_nothing_has_an_opinion(kind, settings):
 def test_a_row_does_not_see_its_neighbours(kind, settings):
     objective = build(kind, settings)
     together = {
-        view: rows(-0.9 + 0.4 * i, -0.5 + 0.1 * i) for i, view in enumerate(sorted(objective.views))
+        view: rows(-0.9 + 0.4 * i, -0.5 + 1.0 * i) for i, view in enumerate(sorted(objective.views))
     }
     alone = {view: values[:1] for view, values in together.items()}
     both = evaluate(build(kind, settings), together, [-1.2, -0.4]).loss
@@ -223,7 +226,8 @@ def inputs_of(objective: AbstractObjective) -> dict[str, Tensor]:
 def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
     """Of two rows within a step whose sums do not move with them, as in training."""
     reference = torch.tensor([-0.6, -0.4]).double()
-    step = StepTotals.of([Likelihoods(torch.tensor([-0.3, -0.4]).double(), reference)])
+    parts = [Likelihoods(torch.tensor([-0.3, -0.4]).double(), reference)]
+    step = StepTotals.of(parts, every_row=True)
     views = {
         view: Likelihoods(
             inputs[view],
