@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.reverse import ReverseProcess
-from diffalign.objectives.base import Measure
+from diffalign.objectives.base import Measure, Measured
 from diffalign.ranges import Ranged
 from diffalign.timesteps import TimestepSampling
 
@@ -56,9 +56,9 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         return False
 
     @property
-    def gives_distance(self) -> bool:
-        """Whether `row_metadata` has a `distance`, for objectives that need one."""
-        return False
+    def gives_measured(self) -> frozenset[Measured]:
+        """Which further fields `row_metadata` has, for objectives that need them."""
+        return frozenset()
 
     rounds_below: ClassVar[float] = 0.0
     """Magnitude of its numbers below which the error of rounding is no longer a share of them."""

@@ -17,7 +17,7 @@ from diffalign.models.devices import send
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import StraightPath
-from diffalign.objectives.base import Measure
+from diffalign.objectives.base import Measure, Measured
 from diffalign.ranges import Between
 from diffalign.seeding import noise_from_seeds
 from diffalign.shapes import check_same_shape
@@ -148,8 +148,8 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         return views
 
     @property
-    def gives_distance(self) -> bool:
-        return self.distance
+    def gives_measured(self) -> frozenset[Measured]:
+        return frozenset({"distance"} if self.distance else ())
 
     def check_known_in_advance(self, views: frozenset[str]) -> None:
         """Two numbers a pair, its two errors, are all that an objective asks of a reference.

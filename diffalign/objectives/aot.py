@@ -55,7 +55,21 @@ def ranks(values: Tensor, everyone: Tensor) -> Tensor:
     return torch.where(nearer, below, above)
 
 
-def transport_loss(
+def at_rank_of(values: Tensor, everyone: Tensor, others: Tensor) -> Tensor:
+    """What has the same rank among others as each value has in its own step.
+
+    Args:
+        values: shape [n]; of some rows of a step.
+        everyone: of all rows of it, [N], without gradient.
+        others: to be compared with those, [N], without gradient.
+
+    Returns:
+        Shape [n], without gradient.
+    """
+    return others.sort().values[ranks(values.detach(), everyone.sort().values)]
+
+
+def unpaired_loss(
     high: Tensor,
     low: Tensor,
     *,
@@ -66,22 +80,24 @@ def transport_loss(
     """Mean over ranks of the loss of a sorted high value less the sorted low one of its rank.
 
     Each row pays for its own two values against what has their ranks in the whole step, which is
-    data. The mean over all rows of a step is that over ranks, and so is its gradient.
+    data. The mean over all rows of a step is that over ranks, and so is its gradient; one row says
+    nothing by itself.
 
     Args:
         high: should be above, shape [n]; of some rows of a step.
-        low: should be below, shape [n]; may be without gradient.
+        low: should be below, shape [n].
         everyone_high, everyone_low: of all rows of the step, [N], without gradient.
         loss: of a difference, elementwise.
 
     Returns:
         Shape [n].
     """
-    tops, bottoms = everyone_high.sort().values, everyone_low.sort().values
-    of_high, of_low = ranks(high.detach(), tops), ranks(low.detach(), bottoms)
-    moved = loss(high - bottoms[of_high]) + loss(tops[of_low] - low)
-    known = loss(tops[of_high] - bottoms[of_high]) + loss(tops[of_low] - bottoms[of_low])
-    return moved - known / 2
+    of_high = at_rank_of(high, everyone_high, everyone_low)
+    of_low = at_rank_of(low, everyone_low, everyone_high)
+    moved = loss(high - of_high) + loss(of_low - low)
+    known_high = at_rank_of(high, everyone_high, everyone_high)
+    known_low = at_rank_of(low, everyone_low, everyone_low)
+    return moved - (loss(known_high - of_high) + loss(of_low - known_low)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,21 +120,22 @@ class AOT(AbstractObjective):
         chosen, rejected = views["chosen"], views["rejected"]
         of_chosen, of_rejected = rows_of_step(chosen), rows_of_step(rejected)
         if self.form == "paired":
-            assert chosen.reference is not None and rejected.reference is not None
-            high, low = chosen.policy - rejected.policy, chosen.reference - rejected.reference
-            everyone_high, everyone_low = (of_chosen - of_rejected).unbind(dim=1)
+            margin = chosen.policy - rejected.policy
+            of_policy, of_reference = (of_chosen - of_rejected).unbind(dim=1)
+            loss = self._loss(margin - at_rank_of(margin, of_policy, of_reference))
         else:
-            high, low = chosen.log_ratio, rejected.log_ratio
-            everyone_high, everyone_low = (of[:, 0] - of[:, 1] for of in (of_chosen, of_rejected))
-        loss = transport_loss(
-            high,
-            low,
-            everyone_high=everyone_high,
-            everyone_low=everyone_low,
-            loss=lambda gap: cdpo_loss(gap, beta=self.beta, label_smoothing=self.label_smoothing),
-        )
+            loss = unpaired_loss(
+                chosen.log_ratio,
+                rejected.log_ratio,
+                everyone_high=of_chosen[:, 0] - of_chosen[:, 1],
+                everyone_low=of_rejected[:, 0] - of_rejected[:, 1],
+                loss=self._loss,
+            )
         rewards = self.beta * chosen.log_ratio, self.beta * rejected.log_ratio
         return LossOutput(loss, pair_metrics(*rewards))
+
+    def _loss(self, gap: Tensor) -> Tensor:
+        return cdpo_loss(gap, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
 def rows_of_step(view: Likelihoods) -> Tensor:

@@ -28,6 +28,10 @@ Part = Literal["preference", "margin", "target", "weight"]
 """What data can say of a pair besides its order."""
 
 
+Measured = Literal["distance", "embedding", "typicality"]
+"""Fields of `Likelihoods` that a likelihood measures if it is told to."""
+
+
 @dataclass(frozen=True)
 class StepTotals:
     """What one view amounts to in a whole optimiser step: all micro-batches, on all ranks.
@@ -124,6 +128,11 @@ class Likelihoods:
     """Mean over elements of the squared difference of the policy's prediction from the reference's,
     shape [n]; carries gradient. With both denoising errors it gives the inner product of the two
     residuals: half of what the errors exceed it by."""
+    embedding: Tensor | None = None
+    """What each row is about, [n, width], without gradient, for cosines between rows."""
+    typicality: Tensor | None = None
+    """Mean over tokens of the policy's log-probability less the logarithm of the one that its own
+    samples have on average, [n], without gradient; 0 where they are alike."""
     rows: Tensor | None = None
     """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
     then be 0. None where row i of every view is sample i."""
@@ -220,9 +229,9 @@ class AbstractObjective(Ranged, abc.ABC):
         return False
 
     @property
-    def needs_distance(self) -> bool:
-        """Whether `Likelihoods.distance` is read."""
-        return False
+    def needs_measured(self) -> frozenset[Measured]:
+        """Which further fields of `Likelihoods` are read."""
+        return frozenset()
 
     @property
     def holds_fixed(self) -> frozenset[str]:

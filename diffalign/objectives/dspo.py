@@ -29,7 +29,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput, Measure
+from diffalign.objectives.base import (
+    AbstractPairObjective,
+    Likelihoods,
+    LossOutput,
+    Measure,
+    Measured,
+)
 from diffalign.ranges import Between
 
 
@@ -66,7 +72,7 @@ class DSPO(AbstractPairObjective):
     measures the distance of policy and reference."""
 
     reads: ClassVar[frozenset[Measure]] = frozenset({"denoising error"})
-    needs_distance: ClassVar[bool] = True
+    needs_measured: ClassVar[frozenset[Measured]] = frozenset({"distance"})
 
     share: (
         Annotated[float, Between(0, 1, "it is a share of the way to the reference", without=[0])]

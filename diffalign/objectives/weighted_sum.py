@@ -30,6 +30,7 @@ from diffalign.objectives.base import (
     Likelihoods,
     LossOutput,
     Measure,
+    Measured,
     Part,
     Views,
     exchanged_name,
@@ -192,9 +193,9 @@ class WeightedSum(AbstractObjective):
         return any(term.objective.needs_divergence for term in self.terms)
 
     @property
-    def needs_distance(self) -> bool:
-        """Whether any term does."""
-        return any(term.objective.needs_distance for term in self.terms)
+    def needs_measured(self) -> frozenset[Measured]:
+        """What any term does."""
+        return frozenset().union(*(term.objective.needs_measured for term in self.terms))
 
     @property
     def holds_fixed(self) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 import torch
 
@@ -10,6 +11,7 @@ from diffalign import components
 from diffalign.data.pairs.index import bucket_sizes
 from diffalign.data.section import RunParts
 from diffalign.errors import ConfigError
+from diffalign.objectives.base import Measured
 from diffalign.training.config import RunConfig, TrackingConfig
 from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
@@ -111,16 +113,31 @@ def _check_objective(run: RunConfig) -> None:
             f"the objective {objective} compares distributions over the vocabulary: set "
             f"likelihood.divergence to true, with likelihood.kind tokens"
         )
-    if run.objective.needs_distance and not run.likelihood.gives_distance:
-        raise ConfigError(
-            f"the objective {objective} compares the predictions of policy and reference: set "
-            f"likelihood.distance to true, with likelihood.kind denoising"
-        )
+    for measured in sorted(run.objective.needs_measured - run.likelihood.gives_measured):
+        reads, settings = _MEASURED[measured]
+        raise ConfigError(f"the objective {objective} reads {reads}: set {settings}")
     if run.likelihood.needs_captions and section.caption_dropout:
         raise ConfigError(
             f"data.caption_dropout is {section.caption_dropout}, and a preference model cannot "
             f"score an image without its caption: set it to 0"
         )
+
+
+_MEASURED: Mapping[Measured, tuple[str, str]] = {
+    "distance": (
+        "how far the predictions of policy and reference are apart",
+        "likelihood.distance to true, with likelihood.kind denoising",
+    ),
+    "embedding": (
+        "which samples are about the same",
+        "likelihood.embedding to prompts, with likelihood.kind denoising",
+    ),
+    "typicality": (
+        "how typical responses are of the policy",
+        "likelihood.typicality to true, with likelihood.kind tokens",
+    ),
+}
+"""What each is, and how a likelihood is told to measure it."""
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:

@@ -27,6 +27,7 @@ SETTINGS = {
     "beta_rejected": 2.0,
     "gamma": 0.5,
     "divergence": "forward_kl",
+    "objective": DPO(beta=2.0),
     "terms": (
         Term(objective=DPO(beta=2.0)),
         Term(objective=DPO(beta=2.0), views={"rejected": "chosen@crop"}, weight=0.5),
@@ -64,7 +65,7 @@ UNDIRECTED = {"apo down": {"chosen"}, "dspo": {"rejected"}}
 """Views that a form pushes up or down, as the other side lies."""
 RISES_AT_START = {"discopop"}
 """Forms whose loss has the wrong slope near a margin of 0, as published; their tests say where."""
-SEES_NEIGHBOURS = {"aot", "aot unpaired", "bco"} | {
+SEES_NEIGHBOURS = {"aot unpaired", "bco"} | {
     name_of(*form) for form in OBJECTIVES if form[0] == "kto"
 }
 """Those that compare with other rows: a mean over the batch, or what has the same rank there."""
@@ -139,7 +140,8 @@ def evaluate(
                 policy[view],
                 fixed,
                 divergence=zeros if objective.needs_divergence else None,
-                distance=zeros if objective.needs_distance else None,
+                distance=zeros if "distance" in objective.needs_measured else None,
+                typicality=zeros if "typicality" in objective.needs_measured else None,
             )
             for view in objective.views
         }
@@ -215,7 +217,7 @@ def inputs_of(objective: AbstractObjective) -> dict[str, Tensor]:
     views = names = sorted(objective.views)
     if objective.needs_divergence:
         names = names + [f"{view}.divergence" for view in views]
-    if objective.needs_distance:
+    if "distance" in objective.needs_measured:
         names = names + [f"{view}.distance" for view in views]
     return {
         name: torch.tensor([-0.61, -0.2]).double().add(0.07 * i).requires_grad_()
@@ -234,6 +236,7 @@ def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
             reference,
             divergence=inputs.get(f"{view}.divergence"),
             distance=inputs.get(f"{view}.distance"),
+            typicality=torch.zeros_like(reference),
             whole_step=step,
         )
         for view in objective.views
