@@ -109,15 +109,6 @@ class Likelihoods:
     tokens at all."""
     weight: Tensor | None = None
     """Importance of each row, shape [n]."""
-    preference: Tensor | None = None
-    """Probability that the chosen side of each row's pair is the preferred one, shape [n], in
-    [0, 1], the same in the views of both sides; None where it certainly is."""
-    margin: Tensor | None = None
-    """How much the reward of the chosen side should exceed that of the rejected one, shape [n], in
-    the units of beta times a log-ratio; None for 0."""
-    target: Tensor | None = None
-    """What the difference of the two sides' rewards should be, shape [n], in the same units, for
-    losses that regress it; None where nobody says it."""
     divergence: Tensor | None = None
     """Sum over the tokens of KL(reference || policy), shape [n]; carries gradient."""
     overlap: Tensor | None = None
@@ -138,6 +129,15 @@ class Likelihoods:
     then be 0. None where row i of every view is sample i."""
     whole_step: StepTotals | None = None
     """Of the optimiser step that the rows are part of; None where they are all of it."""
+    preference: Tensor | None = None
+    """Probability that the chosen side of each row's pair is the preferred one, shape [n], in
+    [0, 1], the same in the views of both sides; None where it certainly is."""
+    margin: Tensor | None = None
+    """How much the reward of the chosen side should exceed that of the rejected one, shape [n], in
+    the units of beta times a log-ratio; None for 0."""
+    target: Tensor | None = None
+    """What the difference of the two sides' rewards should be, shape [n], in the same units, for
+    losses that regress it; None where nobody says it."""
 
     @property
     def log_ratio(self) -> Tensor:

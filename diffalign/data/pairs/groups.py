@@ -127,8 +127,8 @@ class GroupColumns:
             scores = _items(row, self.scores) or []
             numbers = [scores[i] for i in place] if len(scores) > 1 else [None, None]
             values |= zip(self._names("number"), numbers, strict=True)
-        for name in self._listed_numbers():
-            values |= zip(self._names(name), self._further(row, name, place), strict=True)
+        for known in self._listed_numbers():
+            values |= zip(self._names(known), self._further(row, known, place), strict=True)
         if set(map(column_of, self.images)) <= set(row.values):
             values |= zip(self._names("image"), self._images(row, place), strict=True)
         return Row(name, values, row.folder)

@@ -18,6 +18,7 @@ from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
 from diffalign.data.pairs.known_columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
+from diffalign.data.strength.base import LABELS
 from diffalign.errors import ConfigError, DataError
 
 
@@ -134,6 +135,8 @@ def _as_configured(
     counted = columns.pairs_per_prompt if config.weighting == "per_prompt" else None
     _check_strength(columns, config, schema)
     strength = config.strength
+    if isinstance(columns, PairColumns) and LABELS in strength.reads:
+        columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
     return dataclasses.replace(
         columns,
         keep_ties=config.ties == "keep",
