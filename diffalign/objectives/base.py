@@ -368,6 +368,7 @@ def _where(certain: Tensor, labelled: Likelihoods, exchanged: Likelihoods) -> Li
         reference=rows(labelled.reference, exchanged.reference),
         length=rows(labelled.length, exchanged.length),
         divergence=rows(labelled.divergence, exchanged.divergence),
+        distance=rows(labelled.distance, exchanged.distance),
     )
 
 

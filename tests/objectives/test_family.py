@@ -35,6 +35,8 @@ SETTINGS = {
     ),
 }
 """Values of the fields that have no default."""
+EMBEDDING = torch.ones(16, 2)
+"""All rows are about the same: whatever their order, they are compared alike."""
 MORE = {"dspo": {"share": 0.5}}
 """Settings of kinds whose default does not go with those."""
 FORMS = [
@@ -42,6 +44,7 @@ FORMS = [
     ("aot", {"form": "unpaired"}),
     ("apo", {"form": "down"}),
     ("chip_released", {"token_beta": 0.0}),
+    ("diffusion_rpo", {"weight": "inside"}),
     ("discopop", {"temperature": 1.0}),
     ("f_dpo", {"divergence": "js"}),
     ("f_dpo", {"divergence": "alpha", "alpha": 0.5}),
@@ -65,7 +68,7 @@ UNDIRECTED = {"apo down": {"chosen"}, "dspo": {"rejected"}}
 """Views that a form pushes up or down, as the other side lies."""
 RISES_AT_START = {"discopop"}
 """Forms whose loss has the wrong slope near a margin of 0, as published; their tests say where."""
-SEES_NEIGHBOURS = {"aot unpaired", "bco"} | {
+SEES_NEIGHBOURS = {"aot unpaired", "bco", "diffusion_rpo", "diffusion_rpo inside"} | {
     name_of(*form) for form in OBJECTIVES if form[0] == "kto"
 }
 """Those that compare with other rows: a mean over the batch, or what has the same rank there."""
@@ -142,6 +145,10 @@ def evaluate(
                 divergence=zeros if objective.needs_divergence else None,
                 distance=zeros if "distance" in objective.needs_measured else None,
                 typicality=zeros if "typicality" in objective.needs_measured else None,
+                embedding=EMBEDDING[: len(zeros)]
+                if "embedding" in objective.needs_measured
+                else None,
+                preference=zeros + 0.8 if "preference" in objective.needs_strength else None,
             )
             for view in objective.views
         }
@@ -237,6 +244,8 @@ def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
             divergence=inputs.get(f"{view}.divergence"),
             distance=inputs.get(f"{view}.distance"),
             typicality=torch.zeros_like(reference),
+            embedding=EMBEDDING[:2],
+            preference=reference + 1.4 if "preference" in objective.needs_strength else None,
             whole_step=step,
         )
         for view in objective.views

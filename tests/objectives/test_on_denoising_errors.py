@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def test_two_steps_lower_the_loss(kind, settings):
     for _ in range(3):
         target = NOISE.repeat(2, 1, 1, 1)
         views = denoised_views(predictions(network), reference, target, ("chosen", "rejected"))
+        about = normal(4, 3, 8).float()
+        views = {side: replace(view, embedding=about) for side, view in views.items()}
+        if "preference" in objective.needs_strength:
+            sure = torch.tensor([0.9, 0.7, 0.6])
+            views = {side: replace(view, preference=sure) for side, view in views.items()}
         loss = objective(views).loss.mean()
         losses.append(loss.item())
         optimizer.zero_grad()
