@@ -60,6 +60,26 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """Which further fields `row_metadata` has, for objectives that need them."""
         return frozenset()
 
+    @property
+    def least_samples(self) -> int:
+        """How many samples a micro-batch must have, where they are measured next to each other."""
+        return 1
+
+    @property
+    def walks(self) -> bool:
+        """Whether `prepare` runs the network, as often as its batch asks for."""
+        return False
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether it is the reference that `prepare` runs."""
+        return False
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether `row_metadata` has a `weight` for pairs of images."""
+        return False
+
     rounds_below: ClassVar[float] = 0.0
     """Magnitude of its numbers below which the error of rounding is no longer a share of them."""
 

@@ -60,7 +60,7 @@ def denoised_gradients(
 
 
 _BETAS = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
-_KEPT = torch.tensor(np.cumprod(1 - _BETAS))
+KEPT = torch.tensor(np.cumprod(1 - _BETAS))
 """Share of the image's variance at each training timestep of Stable Diffusion."""
 STEPS = torch.tensor([501, 101, 951])
 """Timesteps of the three rows; 20 steps of 50 each, eta 1."""
@@ -72,7 +72,7 @@ def gaussian_step(prediction: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
     Written out here from the formula of DDIM (arXiv:2010.02502, eq. 12 and 16), so that tests of
     the package do not rest on the package.
     """
-    kept, kept_next = (_KEPT[t].view(-1, 1, 1, 1) for t in (STEPS, STEPS - 50))
+    kept, kept_next = (KEPT[t].view(-1, 1, 1, 1) for t in (STEPS, STEPS - 50))
     std = ((1 - kept_next) / (1 - kept) * (1 - kept / kept_next)).sqrt()
     denoised = (noisy - (1 - kept).sqrt() * prediction) / kept.sqrt()
     return kept_next.sqrt() * denoised + (1 - kept_next - std**2).sqrt() * prediction, std

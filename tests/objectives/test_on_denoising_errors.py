@@ -104,6 +104,58 @@ def test_pairs_of_images_refuse_what_they_do_not_have(tiny_sd15, objective, mess
         check(config.load(RunConfig, smoke, overrides))
 
 
+DPO_RUN, SFT_RUN = "objective={kind: dpo, beta: 2000}", "objective={kind: sft}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([DPO_RUN, "likelihood.mismatched=true"], "the objective does not read that view"),
+        (
+            [
+                "objective={kind: kto, beta: 2000, baseline: mismatched}",
+                "likelihood.mismatched=true",
+                "training.samples_per_device=1",
+            ],
+            r"measures each sample next to others \(mismatched\): set it to 2 or more",
+        ),
+        ([SFT_RUN, "likelihood.inversion={}"], r"set likelihood\.inversion\.by to policy"),
+        ([SFT_RUN, "likelihood.snr_bias=0"], "the objective sft lets all count alike"),
+        (
+            [DPO_RUN, "likelihood={kind: denoising, inversion: {}, timesteps: {high: 500}}"],
+            "leave all of timesteps but strata out",
+        ),
+        (
+            ["objective={kind: diffusion_rpo, beta: 2000}"],
+            "reads which samples are about the same: set likelihood.embedding to prompts",
+        ),
+        (
+            ["objective={kind: wpo, objective: {kind: dpo, beta: 2000}}"],
+            "wpo has a meaning for a token log-probability",
+        ),
+        (["objective={kind: smpo, beta: 2000}"], "preference"),
+        (
+            [DPO_RUN, "likelihood.inversion={}", "training.sharding=fsdp2", "model.lora=null"],
+            "likelihood.inversion runs the network as often as the times of a process ask for",
+        ),
+        ([DPO_RUN, "likelihood.inversion={}", "reference=cached"], "finds? the noise of an image"),
+        ([DPO_RUN, "likelihood.distance=true", "reference=cached"], "compares predictions"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tiny_sd15, settings, message):
+    smoke = ROOT / "configs/smoke/ipo_sdxl.yaml"
+    model = ["model={kind: sd15, path: X, lora: {rank: 2}}", f"model.path={tiny_sd15}"]
+    with pytest.raises(ConfigError, match=message):
+        check(config.load(RunConfig, smoke, [*model, *settings]))
+
+
+def test_an_inversion_of_a_straight_path_is_refused(tiny_sd3):
+    smoke = ROOT / "configs/smoke/ipo_sdxl.yaml"
+    settings = ["model={kind: sd3, path: X}", f"model.path={tiny_sd3}", DPO_RUN]
+    with pytest.raises(ConfigError, match="this model follows a straight path"):
+        check(config.load(RunConfig, smoke, [*settings, "likelihood.inversion={}"]))
+
+
 @pytest.mark.parametrize("name", ["hinge", "ipo", "kto", "weighted_sum"])
 def test_the_smoke_configs_name_their_objective(name):
     run = config.load(RunConfig, ROOT / f"configs/smoke/{name}_sdxl.yaml")
