@@ -149,13 +149,6 @@ def test_settings_that_contradict_each_other_are_refused(tiny_sd15, settings, me
         check(config.load(RunConfig, smoke, [*model, *settings]))
 
 
-def test_an_inversion_of_a_straight_path_is_refused(tiny_sd3):
-    smoke = ROOT / "configs/smoke/ipo_sdxl.yaml"
-    settings = ["model={kind: sd3, path: X}", f"model.path={tiny_sd3}", DPO_RUN]
-    with pytest.raises(ConfigError, match="this model follows a straight path"):
-        check(config.load(RunConfig, smoke, [*settings, "likelihood.inversion={}"]))
-
-
 @pytest.mark.parametrize("name", ["hinge", "ipo", "kto", "weighted_sum"])
 def test_the_smoke_configs_name_their_objective(name):
     run = config.load(RunConfig, ROOT / f"configs/smoke/{name}_sdxl.yaml")
