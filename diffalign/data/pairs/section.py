@@ -49,6 +49,9 @@ class VisitsTimes(Protocol):
     def timestep_sampling(self) -> TimestepSampling:
         """Which noise levels are visited."""
 
+    def data_views(self, views: frozenset[str]) -> frozenset[str]:
+        """Of which views images are needed for these to be measured."""
+
 
 @dataclass(frozen=True)
 class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
@@ -96,7 +99,8 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
         )
 
     def open(self, request: SourceRequest[NoisesImages, VisitsTimes]) -> PairSource:
-        return self.open_views(request, request.objective.views)
+        views = request.likelihood.data_views(request.objective.views)
+        return self.open_views(request, views)
 
     def open_views(
         self, request: SourceRequest[NoisesImages, VisitsTimes], views: frozenset[str]
