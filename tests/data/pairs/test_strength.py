@@ -125,15 +125,46 @@ def test_negative_votes_are_skipped_and_listed(streaming, tmp_path):
     assert "labels are votes, and one of them is -1" in listed
 
 
-def test_a_number_that_is_missing_is_skipped_and_listed(tmp_path):
+def test_rows_without_their_numbers_have_no_label(tmp_path):
     rows = pickapic_rows(make_pairs(2))
     for number, row in enumerate(rows):
         row |= {"a_0": 1.0, "a_1": None if number else 0.0}
     write_rows(tmp_path / "train.parquet", rows)
     strength = StrengthConfig(margin={"a": 1.0}, columns={"a": "a_0, a_1"})
-    source = open_source(tmp_path, pairs_per_device=1, strength=strength, max_bad_fraction=1.0)
-    take(source, 1)
+    source = open_source(tmp_path, pairs_per_device=1, strength=strength)
+    assert parts_of(source, 1, "margin") == [1.0]
+    assert source.left_out_counts == {"no label": 1}
+
+
+def test_one_column_may_hold_the_votes_for_either_image(tmp_path):
+    """As HPDv3's choice_dist, which half of its rows have."""
+    write_jsonl(tmp_path, make_pairs(3))
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    for row, votes in zip(rows, ([12, 7], None, [30, 0]), strict=True):
+        row |= {"path1": row.pop("chosen"), "path2": row.pop("rejected"), "choice_dist": votes}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strength = StrengthConfig(preference=Votes(of="people"), columns={"people": "choice_dist"})
+    source = open_source(tmp_path, strength=strength)
+    assert parts_of(source, 2) == pytest.approx([13 / 21, 31 / 32])
+    assert source.left_out_counts == {"no label": 1}
+
+
+def test_a_column_of_more_numbers_is_skipped(tmp_path):
+    write_jsonl(tmp_path, make_pairs(2))
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    rows[0] |= {"votes": [1, 2, 3]}
+    rows[1] |= {"votes": [2, 1]}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strength = StrengthConfig(preference=Votes(of="people"), columns={"people": "votes"})
+    source = open_source(
+        tmp_path,
+        pairs_per_device=1,
+        strength=strength,
+        skipped=tmp_path / "skipped",
+        max_bad_fraction=0.5,
+    )
     assert source.skipped_counts == {"malformed row": 1}
+    assert "expected a number for each side" in (tmp_path / "skipped").read_text()
 
 
 class TestDataThatCannotGiveIt:

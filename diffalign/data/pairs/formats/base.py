@@ -186,7 +186,7 @@ def _check_strength(
                     f"data.strength.preference is of a probability of the first image, and "
                     f"{config.path} has several images a row: give scores, and kind gap"
                 )
-        elif count != 2 - share:
+        elif count != 2 - (share or set(strength.columns_of(name)) <= schema.lists):
             wanted = "one, of the first image" if share else "two, of the first and second image"
             raise DataError(
                 f"data.strength.columns.{name} names {count} columns, and must name {wanted}"
