@@ -18,13 +18,18 @@ from diffalign import world
 from diffalign.ranges import MoreThan, Ranged
 from diffalign.views import View
 
-Known = Literal["nothing", "counts", "log_ratios"]
+Known = Literal["nothing", "counts", "log_ratios", "every_row"]
 """What a loss must know of a whole optimiser step before it is computed for any part of it: no
-more than its own rows; how many rows and tokens there are; or the policy's log-ratios as well."""
+more than its own rows; how many rows and tokens there are; the sum of the policy's log-ratios as
+well; or every row by itself."""
 
 
 Part = Literal["preference", "margin", "target", "weight"]
 """What data can say of a pair besides its order."""
+
+
+Measured = Literal["distance", "embedding", "typicality"]
+"""Fields of `Likelihoods` that a likelihood measures if it is told to."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,20 @@ class StepTotals:
     """Sum of the weights; 0 where there are none."""
     log_ratio: Tensor
     """Sum of the log-ratios; 0 where there is no reference, or none was asked for."""
+    every_row: Tensor | None = None
+    """Policy and reference of every row, [N, 2], rank by rank, each with as many; None where nobody
+    asked for it."""
 
     @classmethod
-    def of(cls, parts: Sequence[Likelihoods], *, step: int = -1) -> StepTotals:
+    def of(
+        cls, parts: Sequence[Likelihoods], *, step: int = -1, every_row: bool = False
+    ) -> StepTotals:
         """Add up the parts of a view that this rank has, and those of the other ranks.
 
         Args:
             parts: of every micro-batch, on one device.
             step: number of the optimiser step.
+            every_row: keep the rows as well; they have a reference.
         """
 
         zero = parts[0].policy.detach().new_zeros(())
@@ -73,7 +84,16 @@ class StepTotals:
                 summed(ratios),
             ]
         )
-        return cls(step, *world.total(figures))
+        rows = None
+        if every_row:
+            sides = [(part.policy, part.reference) for part in parts]
+            each = [
+                torch.stack([policy.detach(), known], dim=1)
+                for policy, known in sides
+                if known is not None
+            ]
+            rows = world.joined(torch.cat(each))
+        return replace(cls(step, *world.total(figures)), every_row=rows)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,15 @@ class Likelihoods:
     """Mean over elements of the product of this row's residual (prediction minus target) and that
     of the other side of its pair, shape [n], without gradient; None where none was measured. With
     the two denoising errors it says how far both sides' gradients point the same way."""
+    distance: Tensor | None = None
+    """Mean over elements of the squared difference of the policy's prediction from the reference's,
+    shape [n]; carries gradient. With both denoising errors it gives the inner product of the two
+    residuals: half of what the errors exceed it by."""
+    embedding: Tensor | None = None
+    """What each row is about, [n, width], without gradient, for cosines between rows."""
+    typicality: Tensor | None = None
+    """Mean over tokens of the policy's log-probability less the logarithm of the one that its own
+    samples have on average, [n], without gradient; 0 where they are alike."""
     rows: Tensor | None = None
     """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
     then be 0. None where row i of every view is sample i."""
@@ -200,9 +229,15 @@ class AbstractObjective(Ranged, abc.ABC):
         return False
 
     @property
+    def needs_measured(self) -> frozenset[Measured]:
+        """Which further fields of `Likelihoods` are read."""
+        return frozenset()
+
+    @property
     def holds_fixed(self) -> frozenset[str]:
-        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods, and
-        `VIEW.divergence`. Sums over a step (`Likelihoods.totals`) never have one."""
+        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods,
+        `VIEW.divergence` and `VIEW.distance`. Sums over a step (`Likelihoods.totals`) never have
+        one."""
         return frozenset()
 
     @property
@@ -271,7 +306,7 @@ def pair_metrics(
     }
     if preference is not None:
         agreed = margin * (preference - 0.5).sign()
-        figures |= {"accuracy": (agreed.sign() + 1) / 2, "preference": preference}
+        figures["accuracy"] = (agreed.sign() + 1) / 2
     return figures
 
 
@@ -308,14 +343,15 @@ def expected_loss(
     """
     first = loss(views)
     pair = next(iter(views.values()))
-    total = first.loss
+    total, metrics = first.loss, first.metrics
     if pair.preference is not None:
+        metrics = {**metrics, "preference": pair.preference}
         certain = pair.preference == 1
         others = exchanged(views, known) if others is None else others
         second = loss({name: _where(certain, views[name], others[name]) for name in views})
         mixed = pair.preference * first.loss + (1 - pair.preference) * second.loss
         total = torch.where(certain, first.loss, mixed)
-    return LossOutput(total if pair.weight is None else pair.weight * total, first.metrics)
+    return LossOutput(total if pair.weight is None else pair.weight * total, metrics)
 
 
 def _where(certain: Tensor, labelled: Likelihoods, exchanged: Likelihoods) -> Likelihoods:
@@ -333,6 +369,7 @@ def _where(certain: Tensor, labelled: Likelihoods, exchanged: Likelihoods) -> Li
         reference=rows(labelled.reference, exchanged.reference),
         length=rows(labelled.length, exchanged.length),
         divergence=rows(labelled.divergence, exchanged.divergence),
+        distance=rows(labelled.distance, exchanged.distance),
     )
 
 

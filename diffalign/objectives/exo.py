@@ -3,6 +3,9 @@
 DPO minimises the divergence in the forward direction. Where labels are certain the reverse one is
 infinite, so they are held at 1 - epsilon.
 
+Diffusion-DMPO (Li et al. 2025, arXiv:2507.07510) is this loss on denoising errors, with an epsilon
+of 0.01.
+
 Source: Ji et al. 2024, arXiv:2402.00856, for pairs.
 """
 

@@ -30,6 +30,7 @@ from diffalign.objectives.base import (
     Likelihoods,
     LossOutput,
     Measure,
+    Measured,
     Part,
     Views,
     exchanged_name,
@@ -183,12 +184,18 @@ class WeightedSum(AbstractObjective):
     def must_know(self) -> Known:
         """The most that any term must."""
         needs = {term.objective.must_know for term in self.terms}
-        return next(known for known in ("log_ratios", "counts", "nothing") if known in needs)
+        most = ("every_row", "log_ratios", "counts", "nothing")
+        return next(known for known in most if known in needs)
 
     @property
     def needs_divergence(self) -> bool:
         """Whether any term does."""
         return any(term.objective.needs_divergence for term in self.terms)
+
+    @property
+    def needs_measured(self) -> frozenset[Measured]:
+        """What any term does."""
+        return frozenset().union(*(term.objective.needs_measured for term in self.terms))
 
     @property
     def holds_fixed(self) -> frozenset[str]:
@@ -197,7 +204,7 @@ class WeightedSum(AbstractObjective):
         held: set[str] = set()
         for term in self.terms:
             for view, meant in term.renamed.items():
-                for part in ("", ".divergence"):
+                for part in ("", ".divergence", ".distance"):
                     fixed = f"{view}{part}" in term.objective.holds_fixed
                     (held if fixed else moved).add(f"{meant}{part}")
         return frozenset(held - moved)

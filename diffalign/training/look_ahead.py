@@ -71,6 +71,7 @@ def totals_of_step(
     likelihood: AbstractLikelihood,
     model: AbstractTrainable,
     reference: Callable[[MicroBatch], Mapping[str, Tensor]] | None,
+    every_row: bool = False,
 ) -> dict[str, StepTotals]:
     """Prepare the parts of a step, and add them up.
 
@@ -81,6 +82,7 @@ def totals_of_step(
         likelihood, model: of the run.
         reference: gives a prepared part's reference values; None where log-ratios are not asked
             for, and nothing goes through the network.
+        every_row: whether the rows are asked for one by one.
 
     Returns:
         The totals of every view.
@@ -96,7 +98,10 @@ def totals_of_step(
         if reference is None:
             policy = {view: _as_many_rows(part.batch, row_metadata.get(view, {})) for view in views}
         found.append(views_of(policy, known, row_metadata, {}, part.batch.strength))
-    return {view: StepTotals.of([of[view] for of in found], step=step) for view in sorted(views)}
+    return {
+        view: StepTotals.of([of[view] for of in found], step=step, every_row=every_row)
+        for view in sorted(views)
+    }
 
 
 def _as_many_rows(batch: Any, row_metadata: Mapping[str, Tensor]) -> Tensor:

@@ -67,6 +67,11 @@ class PairConfig(Ranged):
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     """Files of scores of the images, and what they decide: filters, order, prompts, and through
     `strength` how sure each preference is."""
+    annotators: str | None = None
+    """Where each row is the verdict of one of several annotators: two columns with a comma between
+    that say what the first and the second image are, such as `image_0_uid, image_1_uid`. Rows with
+    the same prompt and the same two images are then one pair, whose labels add up as votes. Null
+    takes every row as a pair."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs. A stream is then read in one lane, by every rank."""
     holdout: float | None = None

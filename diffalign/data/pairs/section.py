@@ -53,6 +53,9 @@ class VisitsTimes(Protocol):
     def needs_captions(self) -> bool:
         """Whether it reads captions in place of prompts."""
 
+    def data_views(self, views: frozenset[str]) -> frozenset[str]:
+        """Of which views images are needed for these to be measured."""
+
 
 @dataclass(frozen=True)
 class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
@@ -105,7 +108,8 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
         )
 
     def open(self, request: SourceRequest[NoisesImages, VisitsTimes]) -> PairSource:
-        return self.open_views(request, request.objective.views)
+        views = request.likelihood.data_views(request.objective.views)
+        return self.open_views(request, views)
 
     def open_views(
         self, request: SourceRequest[NoisesImages, VisitsTimes], views: frozenset[str]
@@ -160,8 +164,9 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
         scores = {name: settings["scores"][name] for name in ("filter", "tag")}
+        seen = (*_SEEN, "annotators") if self.config.annotators is not None else _SEEN
         return {
-            **{f"data.{name}": settings[name] for name in _SEEN},
+            **{f"data.{name}": settings[name] for name in seen},
             **{f"data.scores.{name}": value for name, value in scores.items() if value},
         }
 

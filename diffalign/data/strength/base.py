@@ -10,12 +10,14 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffalign.data.skipping import SkipReason, UnusableRowError
+from diffalign.parsing import shortly
 from diffalign.ranges import Ranged
 
 LABELS = "labels"
@@ -114,6 +116,35 @@ class AbstractPreference(Ranged, abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """The rule as half a sentence."""
+
+
+def number_pair(values: Mapping[str, Any], columns: Sequence[str]) -> tuple[float, float]:
+    """Numbers of the two sides of a row.
+
+    Args:
+        values: of the row, by column; none of them is null.
+        columns: of both sides; or one, of lists of two numbers, or of shares of the first side.
+
+    Raises:
+        UnusableRowError: there are other things.
+    """
+    found: list[Any] = [values[column] for column in columns]
+    if len(columns) == 1 and isinstance(found[0], (list, tuple, np.ndarray)):
+        found = list(found[0])
+        if len(found) != 2:
+            raise malformed(f"{columns[0]} is {shortly(found)}, expected a number for each side")
+    numbers = []
+    for value in found:
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError, OverflowError):
+            raise malformed(
+                f"{' and '.join(columns)} hold {shortly(value)}, expected numbers"
+            ) from None
+    if any(map(math.isnan, numbers)):
+        raise malformed(f"{' and '.join(columns)} hold {shortly(found)}, expected numbers")
+    first, second = numbers if len(numbers) == 2 else (numbers[0], 1 - numbers[0])
+    return first, second
 
 
 def malformed(detail: str) -> UnusableRowError:
