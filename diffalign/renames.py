@@ -136,7 +136,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield from names.items()
 
 
-ADDED = {
+ADDED: dict[str, Any] = {
     "data.annotators": None,
     "data.scores.ensemble": [],
     "data.strength.calibrated": False,
