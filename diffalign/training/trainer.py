@@ -33,6 +33,7 @@ from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
 from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
+from diffalign.training.figures import Figure, margin_figures, model_figures
 from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
 from diffalign.training.hooks.records import Records
 from diffalign.training.hooks.weight_average import AverageOfOptimizer, WeightAverage
@@ -175,10 +176,10 @@ class Trainer:
         for part in parts:
             sample_ids.extend(part.batch.sample_ids)
             with self.accelerator.accumulate(self.model.network):
-                output = self._evaluate(part, totals)
+                output, figures = self._evaluate(part, totals)
                 self.accelerator.backward(output.loss.mean())
             finite &= output.loss.detach().isfinite().all()
-            self.metrics.add({"loss": output.loss, **output.metrics})
+            self.metrics.add({"loss": output.loss, **output.metrics, **figures})
         grad_norm: Any = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
         grad_norm = grad_norm.full_tensor() if is_sharded(grad_norm) else grad_norm
         self.metrics.add({"grad_norm": grad_norm})
@@ -242,16 +243,18 @@ class Trainer:
         )
         return parts, totals
 
-    def _evaluate(self, part: MicroBatch, totals: Mapping[str, StepTotals]) -> LossOutput:
-        """The loss of a micro-batch, and figures for the log."""
+    def _evaluate(
+        self, part: MicroBatch, totals: Mapping[str, StepTotals]
+    ) -> tuple[LossOutput, dict[str, Figure]]:
+        """The loss of a micro-batch, and further figures for the log."""
         views = self.views(part, totals)
         output = self.objective(views)
-        drift = {
-            f"drift/{name}": view.log_ratio.detach()
-            for name, view in views.items()
-            if view.reference is not None
+        figures = {
+            **margin_figures(output.metrics, self.likelihood.noise(self.model, part.batch)),
+            **model_figures(views, self.likelihood.measures),
+            **part.figures,
         }
-        return LossOutput(output.loss, {**output.metrics, **drift, **part.figures})
+        return output, figures
 
     def views(
         self, part: MicroBatch, totals: Mapping[str, StepTotals] | None = None
