@@ -205,6 +205,16 @@ def compare(settings: Settings = None) -> None:
     job.run(config.load(job.CompareConfig, path, overrides))
 
 
+@app.command("best-checkpoint")
+def best_checkpoint(settings: Settings = None) -> None:
+    """Name the checkpoint of a run to use: win rates against the base over drift."""
+    from diffalign import config
+    from diffalign.jobs import best_checkpoint as job
+
+    path, overrides = _split(settings)
+    job.run(config.load(job.BestCheckpointConfig, path, overrides))
+
+
 @app.command()
 def export(
     settings: Annotated[

@@ -123,6 +123,7 @@ class Trainer:
 
         self.step = 0
         self.lr = 0.0
+        self.stopped_for = ""
         self.bad_steps = BadSteps()
         self.metrics = Metrics()
         average = [] if self.average is None else [self.average]
@@ -146,10 +147,11 @@ class Trainer:
         return copies * sum(parameter.nbytes for parameter in self.parameters)
 
     def fit(self) -> bool:
-        """Train to the last step, or until a signal asks to stop.
+        """Train to the last step, or until a signal or a hook asks to stop.
 
         Returns:
-            Whether the run is complete; if not, it was saved and can be resumed.
+            Whether the run is complete; if not, it was saved and can be resumed, and `stopped_for`
+            is the reason of the hook that asked.
 
         Raises:
             TrainingError: too many steps in a row were not finite.
@@ -169,7 +171,7 @@ class Trainer:
         return complete
 
     def _train_step(self, batches: Iterator[Any], interruption: Interruption) -> bool:
-        """One optimiser step and what follows it; returns whether any rank was asked to stop."""
+        """One optimiser step and what follows it; returns whether the run was asked to stop."""
         sample_ids: list[str] = []
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         parts, totals = self._micro_batches(batches)
@@ -193,7 +195,7 @@ class Trainer:
         self.metrics.commit(good)
         self.bad_steps.note(self.step, good, sample_ids)
         self._after_step(good, stop=stop)
-        return stop
+        return stop or bool(self.stopped_for)
 
     def _update(self, good: Tensor) -> None:
         """Move the weights if loss and gradient were finite on every rank.
@@ -222,7 +224,8 @@ class Trainer:
         if logs:
             figures = {**self._means(), **figures}
         self._record(figures)
-        if saves:
+        last |= bool(self.stopped_for)
+        if saves or last:
             self._save(must_succeed=last or not self.positions)
 
     def _micro_batches(
@@ -291,6 +294,18 @@ class Trainer:
         average = self.average
         return average.in_network() if isinstance(average, AverageOfOptimizer) else nullcontext()
 
+    def ask_to_stop(self, reason: str) -> None:
+        """See `TrainingRun`."""
+        self.stopped_for = reason
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """See `TrainingRun`. The schedule is part of a checkpoint, and goes on from there."""
+        schedule = self.schedule
+        schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+        schedule._last_lr = [rate * factor for rate in schedule.get_last_lr()]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
     def _tell_bad_steps(self) -> None:
         """Say which of the steps since the last time were not finite; stop after too many in a row.
 
@@ -321,7 +336,8 @@ class Trainer:
     def _record(self, figures: Mapping[str, float]) -> None:
         if figures:
             samples = self.step * self.samples_per_step
-            self.hooks.after_log(self, {"step": self.step, "samples": samples, **figures})
+            row = {"step": self.step, "samples": samples, **figures}
+            self.hooks.after_log(self, {**row, **self.hooks.add_to_row(self, row)})
 
     def _means(self) -> dict[str, float]:
         """The figures of a logging interval, which ends."""

@@ -1,0 +1,183 @@
+"""Verdicts of `training.health` on runs of the playground that are known to be harmful or sound.
+
+    python scripts/check_health.py                     # all: some 40 minutes on two cores
+    python scripts/check_health.py bad_rate demo       # some of them
+
+A harmful run is trained for half of its steps at most and has to be named by its verdict before; a
+sound one is trained to its end and must get none. With `--series FILE` the figures on which
+verdicts rest are written there, which is how tests/training/health_series.json was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffalign import config
+from diffalign.files import read_json_lines, write_json
+from diffalign.jobs import precompute, train
+from diffalign.training.checkpoint import checkpoints_in
+from diffalign.training.config import RunConfig
+from diffalign.training.hooks.health import HEALTH
+
+PLAYGROUND = Path("configs/playground")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run whose state of health is known."""
+
+    file: str
+    """Config below configs/playground."""
+    settings: Sequence[str] = ()
+    verdict: str | None = None
+    """That it has to get; None where it must get none."""
+
+
+HELD_OUT = (
+    "data.limit=260",
+    "data.holdout=0.3",
+    "optimizer.schedule=constant",
+    "training.optimizer_steps=240",
+    "evaluation.every=10",
+)
+"""Of `scripts/holdout_playground.py`, as docs/log.md has it."""
+CASES = {
+    "bad_rate": Case("diffusion_dpo", (*HELD_OUT, "optimizer.lr=3e-4"), "rate_too_high"),
+    "bad_d3po": Case(
+        "d3po",
+        ("rollouts.reference=initial", "optimizer.lr=5e-5", "optimizer.schedule=constant"),
+        "clipped_away",
+    ),
+    "bad_beta": Case("responses/dpo", ("objective.beta=0.1",), "says_less"),
+    "demo": Case("diffusion_dpo"),
+    "demo_vlm": Case("responses/mdpo"),
+    "mapo": Case("mapo"),
+    "d3po": Case("d3po"),
+    "d3po_jpeg": Case("d3po_jpeg"),
+    "seppo": Case("seppo"),
+    "diffusion_dpo_cached": Case("diffusion_dpo_cached"),
+    **{
+        name: Case(f"responses/{name}")
+        for name in (
+            "chip",
+            "dpo",
+            "ipo",
+            "kto",
+            "mask_dpo",
+            "opa_dpo_stage1",
+            "povid",
+            "re_align",
+            "rlhf_v",
+            "simpo",
+            "v_dpo",
+        )
+    },
+    "opa_dpo": Case("responses/opa_dpo", ("model.lora.start=OUT/opa_dpo_stage1",)),
+}
+"""Left out: spm, spo and d3po_feedback, which need what other commands make first."""
+FIGURES = (
+    "step",
+    "samples",
+    "loss",
+    "accuracy",
+    "saturated",
+    "far_off",
+    "clipped",
+    "cosine_of_sides",
+    "error/chosen",
+    "error/rejected",
+    "drift/chosen",
+    "drift/rejected",
+    "log_prob/chosen",
+    "log_prob/rejected",
+    "tokens/chosen",
+    "tokens/rejected",
+)
+"""Of a row, with those of rounds and held-out pairs: what a series keeps."""
+
+
+def main() -> None:
+    """Train, print a line a run, write the series."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/health"))
+    parser.add_argument("--series", type=Path, help="JSON file of the figures of all runs")
+    parser.add_argument("--steps", type=int, help="optimiser steps in place of each run's own")
+    given = parser.parse_args()
+    names = given.names or list(CASES)
+    if unknown := sorted({*names} - CASES.keys()):
+        parser.error(f"{unknown[0]} is none of {', '.join(CASES)}")
+    found = {name: _trained(name, given.out, given.steps) for name in names}
+    wrong = [name for name, rows in found.items() if not _told(name, given.out, rows)]
+    if given.series is not None:
+        write_json(given.series, {name: _series(name, rows) for name, rows in found.items()})
+    print(f"{len(names) - len(wrong)} of {len(names)} as they should be")
+    if wrong and given.steps is None:
+        raise SystemExit(f"not as it should be: {', '.join(wrong)}")
+
+
+def _trained(name: str, out: Path, steps: int | None) -> list[Mapping[str, Any]]:
+    """The rows of a run; it is taken as it is where it has ended already."""
+    case, output = CASES[name], out / name
+    settings = [setting.replace("OUT", str(out)) for setting in case.settings]
+    if steps is not None:
+        settings += [f"training.optimizer_steps={steps}", "optimizer.warmup_steps=0"]
+    settings += [f"output={output}"]
+    if name == "diffusion_dpo_cached":
+        settings += [f"encodings_cache={output}-encodings"]
+    run = config.load(RunConfig, PLAYGROUND / f"{case.file}.yaml", settings)
+    if case.verdict is not None:
+        run = config.load(
+            RunConfig, PLAYGROUND / f"{case.file}.yaml", [*settings, "training.health=stop"]
+        )
+    if not checkpoints_in(output):
+        if name == "diffusion_dpo_cached":
+            precompute.run(run, named=[])
+        train.run(run)
+    return read_json_lines(output / "metrics.jsonl")
+
+
+def _told(name: str, out: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Print what a run was told, and say whether that is right."""
+    file = out / name / HEALTH
+    told = read_json_lines(file) if file.is_file() else []
+    wanted = CASES[name].verdict
+    half = _steps(out / name) / 2
+    said = ", ".join(f"{row['verdict']} at step {row['step']}" for row in told) or "nothing"
+    print(f"{name}: {said} (wanted: {wanted or 'nothing'}{f' before {half:g}' if wanted else ''})")
+    if wanted is None:
+        return not told
+    return any(row["verdict"] == wanted and row["step"] < half for row in told)
+
+
+def _steps(output: Path) -> int:
+    return config.load(RunConfig, output / "config.yaml").training.optimizer_steps
+
+
+def _series(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of a run by name, to four digits; null where a row lacks one."""
+    names = [n for n in dict.fromkeys(n for row in rows for n in row) if _is_read(n)]
+    columns = {n: [_short(row.get(n)) for row in rows] for n in names}
+    return {"verdict": CASES[name].verdict, "figures": columns}
+
+
+def _is_read(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    of_source = name.startswith(("round/", "held_out/"))
+    kept = last.endswith(("_mean", "_std", "tied_share")) or name in (
+        "held_out/loss",
+        "held_out/accuracy",
+    )
+    return name in FIGURES or last in ("far_off", "saturated", "clipped") or (of_source and kept)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+if __name__ == "__main__":
+    main()
