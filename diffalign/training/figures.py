@@ -92,6 +92,35 @@ def margin_figures(metrics: Mapping[str, Tensor], noise: Tensor | None) -> dict[
     return figures
 
 
+def length_figures(views: Mapping[str, Likelihoods]) -> dict[str, Figure]:
+    """Whether a preference for the chosen response is one for its length.
+
+    Args:
+        views: of a micro-batch.
+
+    Returns:
+        `accuracy/chosen_shorter` and `accuracy/chosen_longer`: how often the implicit reward
+        prefers the chosen side, of the pairs in which that side has fewer, or more, tokens; nothing
+        where there are no tokens or no pairs.
+    """
+    chosen, rejected = views.get("chosen"), views.get("rejected")
+    if chosen is None or rejected is None or chosen.rows is not None:
+        return {}
+    if chosen.length is None or rejected.length is None:
+        return {}
+    right = (reward_of(chosen) - reward_of(rejected)).sign().add(1).div(2)
+    return {
+        "accuracy/chosen_shorter": Subset(right, (chosen.length < rejected.length).float()),
+        "accuracy/chosen_longer": Subset(right, (chosen.length > rejected.length).float()),
+    }
+
+
+def reward_of(view: Likelihoods) -> Tensor:
+    """The implicit reward, [n], without gradient: the log-ratio, or without a reference the
+    log-likelihood, of a token where there are tokens."""
+    return (view.average if view.reference is None else view.log_ratio).detach()
+
+
 def bands_of(noise: Tensor) -> Tensor:
     """Which part of the schedule each sample was seen in, float32 [BANDS, n], one 1 a column."""
     numbers = (noise * BANDS).long().clamp(0, BANDS - 1)

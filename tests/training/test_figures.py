@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from diffalign.objectives.base import Likelihoods
-from diffalign.training.figures import Subset, bands_of, margin_figures, model_figures
+from diffalign.training.figures import (
+    Subset,
+    bands_of,
+    length_figures,
+    margin_figures,
+    model_figures,
+)
 from diffalign.training.metrics import Metrics
 
 GOOD = torch.tensor(True)
@@ -70,3 +76,27 @@ def test_rows_that_do_not_count_are_not_added_even_where_they_are_not_finite():
     metrics.add({"a": Subset(torch.tensor([2.0, 6.0]), torch.tensor([1.0, 1.0]))})
     metrics.commit(GOOD)
     assert metrics.reduce() == {"a": 3.0}
+
+
+def test_accuracy_is_told_where_the_chosen_response_is_shorter_and_where_it_is_longer():
+    chosen = Likelihoods(
+        torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0]),
+        torch.zeros(5),
+        length=torch.tensor([2.0, 2.0, 9.0, 9.0, 5.0]),
+    )
+    rejected = Likelihoods(
+        torch.tensor([-1.0, -1.0, 1.0, 0.0, -1.0]), torch.zeros(5), length=torch.full((5,), 5.0)
+    )
+    metrics = Metrics()
+    metrics.add(length_figures({"chosen": chosen, "rejected": rejected}))
+    metrics.commit(GOOD)
+    # Both shorter ones are preferred, of the longer ones none and half; equal lengths do not count.
+    assert metrics.reduce() == {"accuracy/chosen_shorter": 1.0, "accuracy/chosen_longer": 0.25}
+
+
+def test_no_lengths_are_compared_where_there_are_no_tokens_or_no_pairs():
+    row = Likelihoods(torch.zeros(2))
+    assert length_figures({"chosen": row, "rejected": row}) == {}
+    single = Likelihoods(torch.zeros(2), length=torch.ones(2), rows=torch.tensor([0, 1]))
+    assert length_figures({"chosen": single, "rejected": single}) == {}
+    assert length_figures({"chosen": row}) == {}
