@@ -50,9 +50,9 @@ CASES = {
     "bad_d3po": Case(
         "d3po",
         ("rollouts.reference=initial", "optimizer.lr=5e-5", "optimizer.schedule=constant"),
-        "clipped_away",
+        "beyond_clip",
     ),
-    "bad_beta": Case("responses/dpo", ("objective.beta=0.1",), "says_less"),
+    "bad_beta": Case("responses/dpo", ("objective.beta=0.1",), "chosen_falls"),
     "demo": Case("diffusion_dpo"),
     "demo_vlm": Case("responses/mdpo"),
     "mapo": Case("mapo"),
@@ -84,9 +84,12 @@ FIGURES = (
     "samples",
     "loss",
     "accuracy",
+    "accuracy/chosen_shorter",
+    "accuracy/chosen_longer",
     "saturated",
     "far_off",
     "clipped",
+    "abs_log_ratio",
     "cosine_of_sides",
     "error/chosen",
     "error/rejected",
@@ -96,8 +99,11 @@ FIGURES = (
     "log_prob/rejected",
     "tokens/chosen",
     "tokens/rejected",
+    "held_out/loss",
+    "held_out/accuracy",
 )
-"""Of a row, with those of rounds and held-out pairs: what a series keeps."""
+OF_TERMS = ("far_off", "saturated", "clipped", "abs_log_ratio")
+"""Figures of a row, and of each term, that a series keeps, with those of rounds."""
 
 
 def main() -> None:
@@ -111,42 +117,41 @@ def main() -> None:
     names = given.names or list(CASES)
     if unknown := sorted({*names} - CASES.keys()):
         parser.error(f"{unknown[0]} is none of {', '.join(CASES)}")
-    found = {name: _trained(name, given.out, given.steps) for name in names}
-    wrong = [name for name, rows in found.items() if not _told(name, given.out, rows)]
+    runs = {name: _run(name, given.out, given.steps) for name in names}
+    rows = {name: _rows(name, run) for name, run in runs.items()}
+    wrong = [name for name, run in runs.items() if not _is_right(name, run)]
     if given.series is not None:
-        write_json(given.series, {name: _series(name, rows) for name, rows in found.items()})
+        write_json(given.series, {name: _series(runs[name], name, rows[name]) for name in names})
     print(f"{len(names) - len(wrong)} of {len(names)} as they should be")
     if wrong and given.steps is None:
         raise SystemExit(f"not as it should be: {', '.join(wrong)}")
 
 
-def _trained(name: str, out: Path, steps: int | None) -> list[Mapping[str, Any]]:
-    """The rows of a run; it is taken as it is where it has ended already."""
+def _run(name: str, out: Path, steps: int | None) -> RunConfig:
     case, output = CASES[name], out / name
     settings = [setting.replace("OUT", str(out)) for setting in case.settings]
+    settings += [f"output={output}", f"encodings_cache={out / 'encodings'}"]
+    if case.verdict is not None:
+        settings += ["training.health=stop"]
     if steps is not None:
         settings += [f"training.optimizer_steps={steps}", "optimizer.warmup_steps=0"]
-    settings += [f"output={output}"]
-    if name == "diffusion_dpo_cached":
-        settings += [f"encodings_cache={output}-encodings"]
-    run = config.load(RunConfig, PLAYGROUND / f"{case.file}.yaml", settings)
-    if case.verdict is not None:
-        run = config.load(
-            RunConfig, PLAYGROUND / f"{case.file}.yaml", [*settings, "training.health=stop"]
-        )
-    if not checkpoints_in(output):
-        if name == "diffusion_dpo_cached":
-            precompute.run(run, named=[])
+    return config.load(RunConfig, PLAYGROUND / f"{case.file}.yaml", settings)
+
+
+def _rows(name: str, run: RunConfig) -> list[Mapping[str, Any]]:
+    """The rows of a run; it is taken as it is where it has ended already."""
+    if not checkpoints_in(run.output):
+        if run.model.takes_encodings:
+            precompute.run(run, named=[str(PLAYGROUND / f"{CASES[name].file}.yaml")])
         train.run(run)
-    return read_json_lines(output / "metrics.jsonl")
+    return read_json_lines(run.output / "metrics.jsonl")
 
 
-def _told(name: str, out: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _is_right(name: str, run: RunConfig) -> bool:
     """Print what a run was told, and say whether that is right."""
-    file = out / name / HEALTH
+    file = run.output / HEALTH
     told = read_json_lines(file) if file.is_file() else []
-    wanted = CASES[name].verdict
-    half = _steps(out / name) / 2
+    wanted, half = CASES[name].verdict, run.training.optimizer_steps / 2
     said = ", ".join(f"{row['verdict']} at step {row['step']}" for row in told) or "nothing"
     print(f"{name}: {said} (wanted: {wanted or 'nothing'}{f' before {half:g}' if wanted else ''})")
     if wanted is None:
@@ -154,25 +159,23 @@ def _told(name: str, out: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(row["verdict"] == wanted and row["step"] < half for row in told)
 
 
-def _steps(output: Path) -> int:
-    return config.load(RunConfig, output / "config.yaml").training.optimizer_steps
-
-
-def _series(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _series(run: RunConfig, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of a run by name, to four digits; null where a row lacks one."""
     names = [n for n in dict.fromkeys(n for row in rows for n in row) if _is_read(n)]
-    columns = {n: [_short(row.get(n)) for row in rows] for n in names}
-    return {"verdict": CASES[name].verdict, "figures": columns}
+    return {
+        "verdict": CASES[name].verdict,
+        "measure": run.likelihood.measures,
+        "clip": getattr(run.objective, "clip", None),
+        "optimizer_steps": run.training.optimizer_steps,
+        "figures": {n: [_short(row.get(n)) for row in rows] for n in names},
+    }
 
 
 def _is_read(name: str) -> bool:
     last = name.rpartition("/")[2]
-    of_source = name.startswith(("round/", "held_out/"))
-    kept = last.endswith(("_mean", "_std", "tied_share")) or name in (
-        "held_out/loss",
-        "held_out/accuracy",
-    )
-    return name in FIGURES or last in ("far_off", "saturated", "clipped") or (of_source and kept)
+    if name.startswith("round/"):
+        return last.endswith(("_mean", "_std", "tied_share"))
+    return name in FIGURES or last in OF_TERMS
 
 
 def _short(value: float | None) -> float | None:

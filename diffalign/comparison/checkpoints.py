@@ -43,6 +43,11 @@ class Measured:
         return self.comparison.win_rate_ties_half
 
     @property
+    def interval(self) -> str:
+        """The interval of the win rate, for people."""
+        return percent_interval(self.comparison.win_rate_ties_half_interval)
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The interval of the win rate; all that is possible where there is none."""
         interval = self.comparison.win_rate_ties_half_interval
@@ -87,7 +92,7 @@ def sentences(best: Measured, measured: Sequence[Measured]) -> list[str]:
     level = f"{best.comparison.confidence:.0%} interval"
     said = [
         f"Use the checkpoint of step {best.step}: it wins {percent(best.win_rate)} against the "
-        f"base, ties as half ({level} {percent_interval(best.comparison.win_rate_ties_half_interval)})."
+        f"base, ties as half ({level} {best.interval})."
     ]
     if best.bounds[0] <= 0.5:
         said.append(
@@ -116,7 +121,7 @@ def section_of(measured: Sequence[Measured], best: Measured, curve: Image.Image)
         (
             f"step {each.step}" + (" (use this one)" if each is best else ""),
             f"{each.drift:.4f}",
-            f"{percent(each.win_rate)} ({percent_interval(each.comparison.win_rate_ties_half_interval)})",
+            f"{percent(each.win_rate)} ({each.interval})",
             interval_bar(each.win_rate, *each.bounds),
             f"{each.comparison.wins} / {each.comparison.ties} / {each.comparison.losses}",
             f"{each.comparison.model_mean:.3f}",

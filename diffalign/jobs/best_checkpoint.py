@@ -28,7 +28,7 @@ from diffalign.comparison.checkpoints import (
 )
 from diffalign.comparison.page import Section, settings_list, write_report
 from diffalign.comparison.page import command as command_line
-from diffalign.comparison.report import percent, percent_interval
+from diffalign.comparison.report import percent
 from diffalign.errors import ConfigError
 from diffalign.files import write_image, write_json, writing
 from diffalign.generation.manifest import read_manifest
@@ -139,8 +139,8 @@ def _checkpoints(config: BestCheckpointConfig) -> dict[int, Path]:
     run = config.run
     if not is_run(run):
         raise ConfigError(
-            f"{run}: is not the folder of a training run (it has no config.yaml): give the `output` "
-            f"of a diffalign train"
+            f"{run}: is not the folder of a training run (it has no config.yaml): give the "
+            f"`output` of a diffalign train"
         )
     kind = str(model_of_run(run).get("kind"))
     if kind == "vlm":
@@ -236,7 +236,7 @@ def _print(console: Console, output: Path, measured: Sequence[Measured], best: M
             f"{each.step}{' *' if each is best else ''}",
             f"{each.drift:.4f}",
             percent(each.win_rate),
-            percent_interval(each.comparison.win_rate_ties_half_interval),
+            each.interval,
             f"{each.comparison.model_mean:.3f}",
         )
     console.print(shown)

@@ -187,9 +187,7 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         prepared.overlap = overlap
         prepared.figures = {"cosine_of_sides": overlap / norms.clamp(min=smallest)}
 
-    def _guarded(
-        self, views: Mapping[str, Tensor], prepared: NoisyViews, mu: float
-    ) -> Tensor:
+    def _guarded(self, views: Mapping[str, Tensor], prepared: NoisyViews, mu: float) -> Tensor:
         """The rejected rows as they are, with a share of their gradient."""
         assert prepared.overlap is not None, "the sides were compared"
         share = rejected_share(-2 * views["chosen"].detach(), prepared.overlap, mu=mu)

@@ -60,10 +60,15 @@ class Record:
 
     measure: Measure
     """Of the likelihood."""
+    clip: float | None = None
+    """Clip range of the objective, where it has one."""
     first: Row = field(default_factory=dict)
     """The first logging interval."""
     latest: tuple[Row, ...] = ()
     """The latest ones, oldest first: as few as reach `LEAST_INTERVALS` and `LEAST_SAMPLES`."""
+    best: Row = field(default_factory=dict)
+    """Where the chosen responses were most probable: `chosen`, in nats per token above the
+    reference or above the first interval, and `step`; empty for other measures."""
     held_out: tuple[Row, ...] = ()
     """All evaluations of held-out pairs, with `step`."""
     rounds: tuple[Row, ...] = ()
@@ -82,7 +87,11 @@ class Record:
         latest = [*record.latest, row]
         while len(latest) > LEAST_INTERVALS and _samples(latest[1:]) >= LEAST_SAMPLES:
             latest.pop(0)
-        return replace(record, first=record.first or row, latest=tuple(latest))
+        record = replace(record, first=record.first or row, latest=tuple(latest))
+        now = record.gain("chosen") if record.is_enough else None
+        if now is not None and now > record.best.get("chosen", -math.inf):
+            record = replace(record, best={"chosen": now, "step": row["step"]})
+        return record
 
     def afresh(self) -> Record:
         """The record without its latest figures, once something was changed."""
@@ -101,16 +110,29 @@ class Record:
     def now(self, name: str) -> float | None:
         """Mean of a figure over the latest intervals; None where one of them lacks it."""
         values = [row[name] for row in self.latest if name in row]
-        return math.fsum(values) / len(values) if values and len(values) == len(self.latest) else None
+        return (
+            math.fsum(values) / len(values) if values and len(values) == len(self.latest) else None
+        )
 
     def terms(self, name: str) -> Iterator[tuple[str, float]]:
-        """A figure of each term of the objective: the term, empty for the only one, and the mean."""
+        """A figure of each term of the objective, in means: term (empty for the only one), value."""
         names = self.latest[-1] if self.latest else {}
         for full in names:
             term, _, last = full.rpartition("/")
             value = self.now(full) if last == name else None
             if value is not None:
                 yield term, value
+
+    def gain(self, view: str) -> float | None:
+        """How much more probable responses are than under the reference, or without one than in the
+        first interval, in nats per token; None for other measures."""
+        drift, tokens = self.now(f"drift/{view}"), self.now(f"tokens/{view}")
+        if self.measure != "token log-probability":
+            return None
+        if drift is not None:
+            return drift if tokens is None else drift / tokens
+        level, first = self.now(f"log_prob/{view}"), self.first.get(f"log_prob/{view}")
+        return None if level is None or first is None else level - first
 
     def describe(self) -> str:
         """What the latest figures are, for a run in which nothing harmful was found."""
@@ -124,6 +146,7 @@ class Record:
     def as_tensors(self) -> dict[str, Tensor]:
         """All figures by name, for a checkpoint: float64, NaN where a row lacks one."""
         parts = {"first": (self.first,) if self.first else (), "latest": self.latest}
+        parts |= {"best": (self.best,) if self.best else ()}
         parts |= {"held_out": self.held_out, "rounds": self.rounds}
         return {
             f"{part}:{name}": torch.tensor([row.get(name, math.nan) for row in rows]).double()
@@ -132,7 +155,9 @@ class Record:
         }
 
     @classmethod
-    def from_tensors(cls, measure: Measure, tensors: Mapping[str, Tensor]) -> Record:
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], *, measure: Measure, clip: float | None
+    ) -> Record:
         """What `as_tensors` gave, among other tensors; empty where there is nothing."""
 
         def rows(part: str) -> tuple[Row, ...]:
@@ -147,10 +172,12 @@ class Record:
                 for i in range(count)
             )
 
-        first = rows("first")
+        first, best = rows("first"), rows("best")
         return cls(
             measure=measure,
+            clip=clip,
             first=first[0] if first else {},
+            best=best[0] if best else {},
             latest=rows("latest"),
             held_out=rows("held_out"),
             rounds=rows("rounds"),
@@ -178,8 +205,14 @@ CHOSEN_ERROR = 2.0
 """Chosen error over the reference's from which the chosen images are lost."""
 FAR_OFF = 0.02
 """Share of pairs ranked the wrong way by a logit beyond 4 from which steps are too long."""
-CLIPPED = 0.5
-"""Share of log-ratios beyond the clip range from which a run no longer steers itself."""
+CHOSEN_FALL = 0.015
+"""Nats per token by which chosen responses have to fall below their best."""
+CHOSEN_FALL_SHARE = 0.25
+"""Share of their best gain that they have to lose."""
+BY_LENGTH = 0.2
+"""Difference of accuracies at which length is named."""
+CLIP_RANGES = 2.0
+"""Mean magnitude of log-ratios over the clip range from which a run no longer steers itself."""
 REWARD_FALL = 0.5
 """Fall of a round's mean score below the best one's, in standard deviations of that round."""
 TIED = 0.9
@@ -216,24 +249,60 @@ def chosen_lost(record: Record) -> Verdict | None:
         f"the error of chosen images is {grown:.1f} times the reference's: the margin grows "
         f"because rejected images get worse faster (likelihood displacement), and what is "
         f"generated gets worse with them. Raise objective.beta, lower optimizer.lr"
-        + ("" if cosine is None else f", or set likelihood.safeguard=0.9 (the two sides' residuals "
-        f"have a cosine of {cosine:.2f})") + ".",
+        + (
+            ""
+            if cosine is None
+            else f", or set likelihood.safeguard=0.9 (the two sides' residuals "
+            f"have a cosine of {cosine:.2f})"
+        )
+        + ".",
         {"chosen_error_growth": grown},
         lower_rate=True,
     )
 
 
-def clipped_away(record: Record) -> Verdict | None:
-    """Most log-ratios lie beyond the clip range, where nothing pulls them back."""
-    for term, clipped in record.terms("clipped"):
-        if clipped >= CLIPPED:
+def chosen_falls(record: Record) -> Verdict | None:
+    """Chosen responses lose what they had gained, while rejected ones go on falling."""
+    chosen, rejected = record.gain("chosen"), record.gain("rejected")
+    if chosen is None or rejected is None or not record.best:
+        return None
+    best = record.best["chosen"]
+    fall = best - chosen
+    if fall < max(CHOSEN_FALL, CHOSEN_FALL_SHARE * best) or rejected > -fall:
+        return None
+    shorter = record.now("accuracy/chosen_shorter")
+    longer = record.now("accuracy/chosen_longer")
+    by_length = ""
+    if shorter is not None and longer is not None and shorter - longer > BY_LENGTH:
+        by_length = (
+            f" Chosen responses that are shorter are preferred in {shorter:.0%} of their pairs, "
+            f"longer ones in {longer:.0%}: length is part of what is learnt."
+        )
+    return Verdict(
+        "chosen_falls",
+        f"chosen responses are {fall:.3f} nats per token less probable than at step "
+        f"{record.best['step']:.0f}, and rejected ones fall {-rejected / fall:.0f} times as far: "
+        f"what both share is unlearnt too, and responses become shorter and poorer."
+        f"{by_length} Raise objective.beta, add a term `anchor` or `sft`, or lower optimizer.lr; "
+        f"and measure recall and words of a checkpoint near that step (docs/evaluate-vlm.md).",
+        {"chosen_fall": fall, "best_at": record.best["step"], "rejected_gain": rejected},
+        lower_rate=True,
+    )
+
+
+def beyond_clip(record: Record) -> Verdict | None:
+    """Log-ratios are far beyond the clip range, where nothing pulls them back."""
+    if record.clip is None:
+        return None
+    for term, size in record.terms("abs_log_ratio"):
+        if size >= CLIP_RANGES * record.clip:
             return Verdict(
-                "clipped_away",
-                f"{clipped:.0%} of the log-ratios{_of(term)} have left the clip range, where the "
-                f"loss has no gradient: nothing pulls the policy back, and it falls apart in a few "
-                f"rounds. Set rollouts.reference=latest, lower optimizer.lr, or widen "
-                f"objective.clip.",
-                {"clipped": clipped},
+                "beyond_clip",
+                f"log-ratios{_of(term)} have a mean magnitude of {size:.2g}, and the loss has no "
+                f"gradient beyond {record.clip:g} (objective.clip): nothing pulls the policy back "
+                f"towards its reference, and it falls apart in a few rounds. Set "
+                f"rollouts.reference=latest, and lower optimizer.lr to a third.",
+                {"abs_log_ratio": size, "clip": record.clip},
                 lower_rate=True,
             )
     return None
@@ -291,8 +360,8 @@ def held_out_worse(record: Record) -> Verdict | None:
     ranked = "" if accuracy is None else f" ({accuracy:.0%} of them are ranked right)"
     return Verdict(
         "held_out_worse",
-        f"the loss on held-out pairs is {latest[-1][1]:.3g}, above the {start:.3g} before the first "
-        f"step{ranked}; {learnt}. What is learnt now is the training pairs, and what is wrong is "
+        f"the loss on held-out pairs is {latest[-1][1]:.3g}, above the {start:.3g} before the "
+        f"first step{ranked}; {learnt}. What is learnt now is the training pairs, and what is wrong is "
         f"wrong by far. Use a checkpoint near step {step}, train for fewer steps, or lower "
         f"optimizer.lr.",
         {"held_out_loss": latest[-1][1], "least": least, "least_at": step},
@@ -303,7 +372,8 @@ def held_out_worse(record: Record) -> Verdict | None:
 RULES: tuple[Callable[[Record], Verdict | None], ...] = (
     rate_too_high,
     chosen_lost,
-    clipped_away,
+    chosen_falls,
+    beyond_clip,
     reward_fell,
     all_tied,
     held_out_worse,

@@ -73,7 +73,9 @@ def test_one_is_named_with_curve_page_figures_and_a_command_that_works(run, monk
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is not the folder of a training run .*give the `output`"):
+    with pytest.raises(
+        ConfigError, match=r"is not the folder of a training run .*give the `output`"
+    ):
         best_checkpoint.run(load(tmp_path))
 
 
@@ -101,5 +103,5 @@ def test_a_step_without_a_checkpoint_is_refused(tmp_path):
 
 def test_a_run_on_responses_is_refused_with_what_to_do(tmp_path):
     run = write_run(tmp_path / "run", "vlm", (5, 10))
-    with pytest.raises(ConfigError, match="compares images. Evaluate its checkpoints one by one"):
+    with pytest.raises(ConfigError, match=r"compares images\. Evaluate its checkpoints one by one"):
         best_checkpoint.run(load(run))

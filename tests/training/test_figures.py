@@ -62,7 +62,11 @@ def test_margins_are_told_by_quarters_of_the_schedule():
     found = metrics.reduce()
     # None is between 50 and 75 %: a figure without a value is left out.
     assert found.pop("saturated") == pytest.approx(3 / 5) and found.pop("far_off") == 0
-    assert found == {"margin/noise_0-25": 2.0, "margin/noise_25-50": 5.0, "margin/noise_75-100": 8.0}
+    assert found == {
+        "margin/noise_0-25": 2.0,
+        "margin/noise_25-50": 5.0,
+        "margin/noise_75-100": 8.0,
+    }
 
 
 def test_every_sample_is_in_one_part_of_the_schedule():

@@ -40,7 +40,9 @@ def open_hooks(
         of_held_out: `values_of_held_out`, where the run has no reference of its own.
     """
     hooks: list[AbstractHook] = [settings.open() for settings in run.hooks]
-    hooks.append(Health(run.training.health, run.likelihood.measures, run.output))
+    clip = getattr(run.objective, "clip", None)
+    health = run.training.health
+    hooks.append(Health(health, run.likelihood.measures, run.output, clip=clip))
     if source.held_out is not None:
         hooks.append(HeldOutEvaluation(source.held_out, run.evaluation, of_held_out))
     if run.previews is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffalign.objectives.base import Measure
 from diffalign.training.hooks.base import AbstractHook, TrainingRun
 from diffalign.training.hooks.records import JsonLines
-from diffalign.training.verdicts import Record, Row, Verdict, verdicts_on
+from diffalign.training.verdicts import Record, Verdict, verdicts_on
 
 HEALTH = "health.jsonl"
 """File of a run folder: every verdict, with the step at which it was reached."""
@@ -35,17 +35,25 @@ class Health(AbstractHook):
 
     group: ClassVar[str] = "health"
 
-    def __init__(self, action: HealthAction, measure: Measure, output: Path) -> None:
+    def __init__(
+        self,
+        action: HealthAction,
+        measure: Measure,
+        output: Path,
+        *,
+        clip: float | None = None,
+    ) -> None:
         """
         Args:
             action: what follows from a verdict: `warn` says it; `stop` ends the run; `back_off`
                 halves the learning rate where a lower one is what the verdict advises.
             measure: of the likelihood.
             output: the run folder.
+            clip: range of the objective, where it has one.
         """
-        self._action, self._measure = action, measure
+        self._action = action
         self._file = JsonLines(output / HEALTH)
-        self._record = Record(measure=measure)
+        self._record = Record(measure=measure, clip=clip)
         self._told: dict[str, int] = {}
         self._back_offs = 0
 
@@ -89,9 +97,7 @@ class Health(AbstractHook):
 
     def end(self, run: TrainingRun) -> None:
         if run.step == run.optimizer_steps and not self._told:
-            run.console.print(
-                f"health: {self._record.describe()}", highlight=False, soft_wrap=True
-            )
+            run.console.print(f"health: {self._record.describe()}", highlight=False, soft_wrap=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         told = {f"told/{name}": torch.tensor(step) for name, step in self._told.items()}
@@ -108,4 +114,5 @@ class Health(AbstractHook):
             if name.startswith("told/")
         }
         self._back_offs = int(state.get("back_offs", 0))
-        self._record = Record.from_tensors(self._measure, state)
+        record = self._record
+        self._record = Record.from_tensors(state, measure=record.measure, clip=record.clip)

@@ -128,7 +128,9 @@ def test_a_run_that_backs_off_is_resumed_exactly(tmp_path, rule, step):
     rule(TOO_FAST, after=4)
     whole = run(tmp_path / "whole", "back_off", schedule="linear")
     whole.fit()
-    run(tmp_path / "cut", "back_off", schedule="linear", checkpoint_every=step, keep_checkpoints=3).fit()
+    run(
+        tmp_path / "cut", "back_off", schedule="linear", checkpoint_every=step, keep_checkpoints=3
+    ).fit()
     second = run(tmp_path / "cut", "back_off", schedule="linear")
     second.resume(tmp_path / f"cut/checkpoint-{step}")
     second.fit()
