@@ -5,7 +5,7 @@
 
 A harmful run is trained for half of its steps at most and has to be named by its verdict before; a
 sound one is trained to its end and must get none. With `--series FILE` the figures on which
-verdicts rest are written there, which is how tests/training/health_series.json was made.
+verdicts rest are written there, which is how tests/training/health_series.jsonl was made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign import config
-from diffalign.files import read_json_lines, write_json
+from diffalign.files import read_json_lines, write_json_lines
 from diffalign.jobs import precompute, train
 from diffalign.training.checkpoint import checkpoints_in
 from diffalign.training.config import RunConfig
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
     parser.add_argument("--out", type=Path, default=Path("runs/health"))
-    parser.add_argument("--series", type=Path, help="JSON file of the figures of all runs")
+    parser.add_argument("--series", type=Path, help="JSON lines: the figures of a run each")
     parser.add_argument("--steps", type=int, help="optimiser steps in place of each run's own")
     given = parser.parse_args()
     names = given.names or list(CASES)
@@ -121,7 +121,7 @@ def main() -> None:
     rows = {name: _rows(name, run) for name, run in runs.items()}
     wrong = [name for name, run in runs.items() if not _is_right(name, run)]
     if given.series is not None:
-        write_json(given.series, {name: _series(runs[name], name, rows[name]) for name in names})
+        write_json_lines(given.series, [_series(runs[name], name, rows[name]) for name in names])
     print(f"{len(names) - len(wrong)} of {len(names)} as they should be")
     if wrong and given.steps is None:
         raise SystemExit(f"not as it should be: {', '.join(wrong)}")
@@ -163,6 +163,7 @@ def _series(run: RunConfig, name: str, rows: Sequence[Mapping[str, Any]]) -> dic
     """The figures of a run by name, to four digits; null where a row lacks one."""
     names = [n for n in dict.fromkeys(n for row in rows for n in row) if _is_read(n)]
     return {
+        "name": name,
         "verdict": CASES[name].verdict,
         "measure": run.likelihood.measures,
         "clip": getattr(run.objective, "clip", None),

@@ -115,7 +115,7 @@ class Record:
         )
 
     def terms(self, name: str) -> Iterator[tuple[str, float]]:
-        """A figure of each term of the objective, in means: term (empty for the only one), value."""
+        """A figure of each term of the objective: term (empty for the only one), and its mean."""
         names = self.latest[-1] if self.latest else {}
         for full in names:
             term, _, last = full.rpartition("/")
@@ -149,7 +149,9 @@ class Record:
         parts |= {"best": (self.best,) if self.best else ()}
         parts |= {"held_out": self.held_out, "rounds": self.rounds}
         return {
-            f"{part}:{name}": torch.tensor([row.get(name, math.nan) for row in rows]).double()
+            f"{part}:{name}": torch.tensor(
+                [row.get(name, math.nan) for row in rows], dtype=torch.float64
+            )
             for part, rows in parts.items()
             for name in sorted({name for row in rows for name in row})
         }
@@ -361,8 +363,8 @@ def held_out_worse(record: Record) -> Verdict | None:
     return Verdict(
         "held_out_worse",
         f"the loss on held-out pairs is {latest[-1][1]:.3g}, above the {start:.3g} before the "
-        f"first step{ranked}; {learnt}. What is learnt now is the training pairs, and what is wrong is "
-        f"wrong by far. Use a checkpoint near step {step}, train for fewer steps, or lower "
+        f"first step{ranked}; {learnt}. What is learnt now is the training pairs. "
+        f"Use a checkpoint near step {step}, train for fewer steps, or lower "
         f"optimizer.lr.",
         {"held_out_loss": latest[-1][1], "least": least, "least_at": step},
         lower_rate=True,

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from diffalign.files import read_json
+from diffalign.files import read_json_lines
 from diffalign.training.verdicts import Record, Verdict, verdicts_on
 
-SERIES = read_json(Path(__file__).parent / "health_series.json")
+SERIES = {
+    run["name"]: run for run in read_json_lines(Path(__file__).parent / "health_series.jsonl")
+}
 """Written by `python scripts/check_health.py --series`."""
 
 
