@@ -100,8 +100,8 @@ def length_figures(views: Mapping[str, Likelihoods]) -> dict[str, Figure]:
 
     Returns:
         `accuracy/chosen_shorter` and `accuracy/chosen_longer`: how often the implicit reward
-        prefers the chosen side, of the pairs in which that side has fewer, or more, tokens; nothing
-        where there are no tokens or no pairs.
+        prefers the chosen side, of the pairs in which that side has fewer, or more, tokens; and
+        `chosen_longer`, the share of the latter. Nothing where there are no tokens or no pairs.
     """
     chosen, rejected = views.get("chosen"), views.get("rejected")
     if chosen is None or rejected is None or chosen.rows is not None:
@@ -109,9 +109,11 @@ def length_figures(views: Mapping[str, Likelihoods]) -> dict[str, Figure]:
     if chosen.length is None or rejected.length is None:
         return {}
     right = (reward_of(chosen) - reward_of(rejected)).sign().add(1).div(2)
+    shorter, longer = chosen.length < rejected.length, chosen.length > rejected.length
     return {
-        "accuracy/chosen_shorter": Subset(right, (chosen.length < rejected.length).float()),
-        "accuracy/chosen_longer": Subset(right, (chosen.length > rejected.length).float()),
+        "accuracy/chosen_shorter": Subset(right, shorter.float()),
+        "accuracy/chosen_longer": Subset(right, longer.float()),
+        "chosen_longer": longer.float(),
     }
 
 

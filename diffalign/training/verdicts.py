@@ -213,6 +213,8 @@ CHOSEN_FALL_SHARE = 0.25
 """Share of their best gain that they have to lose."""
 BY_LENGTH = 0.2
 """Difference of accuracies at which length is named."""
+LEAST_LONGER = 20
+"""Pairs whose chosen side is the longer one that such a difference has to rest on."""
 CLIP_RANGES = 2.0
 """Mean magnitude of log-ratios over the clip range from which a run no longer steers itself."""
 REWARD_FALL = 0.5
@@ -272,20 +274,12 @@ def chosen_falls(record: Record) -> Verdict | None:
     fall = best - chosen
     if fall < max(CHOSEN_FALL, CHOSEN_FALL_SHARE * best) or rejected > -fall:
         return None
-    shorter = record.now("accuracy/chosen_shorter")
-    longer = record.now("accuracy/chosen_longer")
-    by_length = ""
-    if shorter is not None and longer is not None and shorter - longer > BY_LENGTH:
-        by_length = (
-            f" Chosen responses that are shorter are preferred in {shorter:.0%} of their pairs, "
-            f"longer ones in {longer:.0%}: length is part of what is learnt."
-        )
     return Verdict(
         "chosen_falls",
         f"chosen responses are {fall:.3f} nats per token less probable than at step "
         f"{record.best['step']:.0f}, and rejected ones fall {-rejected / fall:.0f} times as far: "
         f"what both share is unlearnt too, and responses become shorter and poorer."
-        f"{by_length} Raise objective.beta, add a term `anchor` or `sft`, or lower optimizer.lr; "
+        f"{_by_length(record)} Raise objective.beta, add a term `anchor` or `sft`, or lower optimizer.lr; "
         f"and measure recall and words of a checkpoint near that step (docs/evaluate-vlm.md).",
         {"chosen_fall": fall, "best_at": record.best["step"], "rejected_gain": rejected},
         lower_rate=True,
@@ -397,6 +391,20 @@ def _error_growth(record: Record) -> float | None:
         return None
     before = record.first.get("error/chosen", 0.0) if drift is None else error + 2 * drift
     return error / before if before > 0 else None
+
+
+def _by_length(record: Record) -> str:
+    """A sentence where the shorter of two responses is preferred whether it is chosen or not."""
+    shorter, longer = (record.now(f"accuracy/chosen_{side}") for side in ("shorter", "longer"))
+    share = record.now("chosen_longer")
+    if shorter is None or longer is None or share is None or shorter - longer < BY_LENGTH:
+        return ""
+    if share * _samples(record.latest) < LEAST_LONGER:
+        return ""
+    return (
+        f" Chosen responses that are shorter are preferred in {shorter:.0%} of their pairs, "
+        f"longer ones in {longer:.0%}: length is part of what is learnt."
+    )
 
 
 def _of(term: str) -> str:

@@ -109,9 +109,14 @@ def test_chosen_responses_that_lose_what_they_gained_are_told():
 
 def test_length_is_named_where_the_longer_ones_are_not_preferred():
     by_length = {"accuracy/chosen_shorter": 0.98, "accuracy/chosen_longer": 0.4}
+    by_length["chosen_longer"] = 0.1
     rows = [responses(0.8, -1.0)] * 3 + [responses(0.1, -5.0, **by_length)] * 3
     verdict = named(record_of(*rows, measure="token log-probability"))["chosen_falls"]
     assert "preferred in 98% of their pairs, longer ones in 40%" in verdict.sentence
+    few = {**by_length, "chosen_longer": 0.05}  # 15 pairs of 300
+    rows = [responses(0.8, -1.0)] * 3 + [responses(0.1, -5.0, **few)] * 3
+    verdict = named(record_of(*rows, measure="token log-probability"))["chosen_falls"]
+    assert "length" not in verdict.sentence
 
 
 def test_without_a_reference_responses_are_held_against_the_first_interval():
