@@ -279,8 +279,9 @@ def chosen_falls(record: Record) -> Verdict | None:
         f"chosen responses are {fall:.3f} nats per token less probable than at step "
         f"{record.best['step']:.0f}, and rejected ones fall {-rejected / fall:.0f} times as far: "
         f"what both share is unlearnt too, and responses become shorter and poorer."
-        f"{_by_length(record)} Raise objective.beta, add a term `anchor` or `sft`, or lower optimizer.lr; "
-        f"and measure recall and words of a checkpoint near that step (docs/evaluate-vlm.md).",
+        f"{_by_length(record)} Raise objective.beta, add a term `anchor` or `sft`, or lower "
+        f"optimizer.lr; and measure recall and words of a checkpoint near that step "
+        f"(docs/evaluate-vlm.md).",
         {"chosen_fall": fall, "best_at": record.best["step"], "rejected_gain": rejected},
         lower_rate=True,
     )
