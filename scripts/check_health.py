@@ -176,7 +176,7 @@ def _series(run: RunConfig, name: str, rows: Sequence[Mapping[str, Any]]) -> dic
 def _is_read(name: str) -> bool:
     last = name.rpartition("/")[2]
     if name.startswith("round/"):
-        return last.endswith(("_mean", "_std", "tied_share"))
+        return last.endswith(("_mean", "_std", "scored", "tied_share"))
     return name in FIGURES or last in OF_TERMS
 
 

@@ -63,12 +63,12 @@ class Record:
     clip: float | None = None
     """Clip range of the objective, where it has one."""
     first: Row = field(default_factory=dict)
-    """The first logging interval."""
+    """Means over the first intervals that are enough."""
     latest: tuple[Row, ...] = ()
     """The latest ones, oldest first: as few as reach `LEAST_INTERVALS` and `LEAST_SAMPLES`."""
     best: Row = field(default_factory=dict)
     """Where the chosen responses were most probable: `chosen`, in nats per token above the
-    reference or above the first interval, and `step`; empty for other measures."""
+    reference or above the first intervals, and `step`; empty for other measures."""
     held_out: tuple[Row, ...] = ()
     """All evaluations of held-out pairs, with `step`."""
     rounds: tuple[Row, ...] = ()
@@ -87,7 +87,11 @@ class Record:
         latest = [*record.latest, row]
         while len(latest) > LEAST_INTERVALS and _samples(latest[1:]) >= LEAST_SAMPLES:
             latest.pop(0)
-        record = replace(record, first=record.first or row, latest=tuple(latest))
+        record = replace(record, latest=tuple(latest))
+        if not record.first and record.is_enough:
+            means = {name: record.now(name) for name in row}
+            known = {name: mean for name, mean in means.items() if mean is not None}
+            record = replace(record, first=known)
         now = record.gain("chosen") if record.is_enough else None
         if now is not None and now > record.best.get("chosen", -math.inf):
             record = replace(record, best={"chosen": now, "step": row["step"]})
@@ -125,7 +129,7 @@ class Record:
 
     def gain(self, view: str) -> float | None:
         """How much more probable responses are than under the reference, or without one than in the
-        first interval, in nats per token; None for other measures."""
+        first intervals, in nats per token; None for other measures."""
         drift, tokens = self.now(f"drift/{view}"), self.now(f"tokens/{view}")
         if self.measure != "token log-probability":
             return None
@@ -219,6 +223,8 @@ CLIP_RANGES = 2.0
 """Mean magnitude of log-ratios over the clip range from which a run no longer steers itself."""
 REWARD_FALL = 0.5
 """Fall of a round's mean score below the best one's, in standard deviations of that round."""
+REWARD_CHANCE = 4.0
+"""The same in standard errors, for rounds of few images, of which the best is best by luck."""
 TIED = 0.9
 """Share of pairs without a preference from which a round teaches next to nothing."""
 HELD_OUT_LOSS = 1.05
@@ -307,7 +313,8 @@ def beyond_clip(record: Record) -> Verdict | None:
 
 def reward_fell(record: Record) -> Verdict | None:
     """What the policy samples is scored worse than what it sampled some rounds ago."""
-    if len(record.rounds) < 2:
+    scored = [row.get("round/scored", 0.0) for row in record.rounds]
+    if len(scored) < 2 or min(scored) < 1:  # or sampled by an earlier policy, as for SePPO
         return None
     for name in record.rounds[-1]:
         means = [row[name] for row in record.rounds if name in row]
@@ -316,7 +323,8 @@ def reward_fell(record: Record) -> Verdict | None:
         best = max(range(len(means)), key=means.__getitem__)
         spread = record.rounds[best].get(f"{name.removesuffix('_mean')}_std", 0.0)
         fall = means[best] - means[-1]
-        if spread > 0 and fall > REWARD_FALL * spread:
+        chance = REWARD_CHANCE * spread * math.sqrt(1 / scored[best] + 1 / scored[-1])
+        if spread > 0 and fall > max(REWARD_FALL * spread, chance):
             scorer = name.removeprefix("round/").removesuffix("_mean")
             return Verdict(
                 "reward_fell",
@@ -386,7 +394,7 @@ def verdicts_on(record: Record) -> list[Verdict]:
 
 def _error_growth(record: Record) -> float | None:
     """Chosen error of a denoiser over that of the reference on the same samples; without a
-    reference, over that of the first interval."""
+    reference, over that of the first intervals."""
     error, drift = record.now("error/chosen"), record.now("drift/chosen")
     if error is None:
         return None

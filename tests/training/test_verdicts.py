@@ -78,9 +78,9 @@ def test_pairs_far_off_alone_are_no_harm():
     assert not named(record_of(*[denoiser(1.3, far_off=0.1)] * 3))
 
 
-def test_without_a_reference_errors_are_held_against_the_first_interval():
-    rows = [{"error/chosen": error} for error in (0.1, 0.15, 0.21, 0.22, 0.23)]
-    assert not named(record_of(*rows[:4]))
+def test_without_a_reference_errors_are_held_against_the_first_intervals():
+    rows = [{"error/chosen": error} for error in (0.08, 0.1, 0.12, 0.2, 0.22, 0.24)]
+    assert not named(record_of(*rows[:5]))
     assert named(record_of(*rows))["chosen_lost"].figures == pytest.approx(
         {"chosen_error_growth": 2.2}
     )
@@ -119,11 +119,11 @@ def test_length_is_named_where_the_longer_ones_are_not_preferred():
     assert "length" not in verdict.sentence
 
 
-def test_without_a_reference_responses_are_held_against_the_first_interval():
+def test_without_a_reference_responses_are_held_against_the_first_intervals():
     def row(chosen: float, rejected: float) -> dict[str, float]:
         return {"log_prob/chosen": chosen, "log_prob/rejected": rejected}
 
-    rows = [row(-0.2, -0.2), *[row(-0.1, -0.3)] * 3, *[row(-0.15, -0.6)] * 3]
+    rows = [*[row(-0.2, -0.2)] * 3, *[row(-0.1, -0.3)] * 3, *[row(-0.15, -0.6)] * 3]
     verdict = named(record_of(*rows, measure="token log-probability"))["chosen_falls"]
     assert verdict.figures["chosen_fall"] == pytest.approx(0.05)
 
@@ -136,13 +136,17 @@ def test_log_ratios_twice_beyond_the_clip_range_are_told():
 
 
 def test_a_reward_that_fell_by_half_a_standard_deviation_is_told():
-    def sampled(mean: float) -> dict[str, float]:
-        return {"round/oracle_mean": mean, "round/oracle_std": 0.2, "round/tied_share": 0.3}
+    def sampled(mean: float, scored: float = 400) -> dict[str, float]:
+        return {"round/oracle_mean": mean, "round/oracle_std": 0.2, "round/scored": scored}
 
     rows = [*[sampled(0.8)] * 3, *[sampled(0.9)] * 3, sampled(0.85)]
     assert not named(record_of(*rows))
     verdict = named(record_of(*rows, sampled(0.79)))["reward_fell"]
     assert "by oracle fell from 0.9 in round 1 to 0.79 in round 3" in verdict.sentence
+    few = [*[sampled(0.9, 20)] * 3, sampled(0.79, 20)]
+    assert not named(record_of(*few))  # within what rounds of 20 images differ by
+    unknown = [{n: v for n, v in row.items() if n != "round/scored"} for row in (*rows, few[3])]
+    assert not named(record_of(*unknown))
 
 
 def test_rounds_that_are_all_ties_are_told_and_no_rate_helps():

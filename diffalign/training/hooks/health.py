@@ -96,8 +96,10 @@ class Health(AbstractHook):
         return self._action == "back_off" and verdict.lower_rate and again
 
     def end(self, run: TrainingRun) -> None:
-        if run.step == run.optimizer_steps and not self._told:
-            run.console.print(f"health: {self._record.describe()}", highlight=False, soft_wrap=True)
+        if run.step == run.optimizer_steps:
+            told = ", ".join(f"{name} (step {step})" for name, step in self._told.items())
+            said = f"{told}: see {HEALTH}" if told else self._record.describe()
+            run.console.print(f"health: {said}", highlight=False, soft_wrap=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         told = {f"told/{name}": torch.tensor(step) for name, step in self._told.items()}
