@@ -23,6 +23,7 @@ MOST_BACK_OFFS = 4
 """How often: a sixteenth of the learning rate is no run of the config that was written any more."""
 
 HealthAction = Literal["warn", "stop", "back_off"]
+"""What follows from a verdict."""
 
 
 class Health(AbstractHook):
