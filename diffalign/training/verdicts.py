@@ -219,8 +219,9 @@ BY_LENGTH = 0.2
 """Difference of accuracies at which length is named."""
 LEAST_LONGER = 20
 """Pairs whose chosen side is the longer one that such a difference has to rest on."""
-CLIP_RANGES = 2.0
-"""Mean magnitude of log-ratios over the clip range from which a run no longer steers itself."""
+CLIP_RANGES = 1.5
+"""Mean magnitude of log-ratios over the clip range from which a run no longer steers itself, where
+it is so in every one of the latest intervals: a reference that is renewed brings them back."""
 REWARD_FALL = 0.5
 """Fall of a round's mean score below the best one's, in standard deviations of that round."""
 REWARD_CHANCE = 4.0
@@ -298,10 +299,11 @@ def beyond_clip(record: Record) -> Verdict | None:
     if record.clip is None:
         return None
     for term, size in record.terms("abs_log_ratio"):
-        if size >= CLIP_RANGES * record.clip:
+        name = f"{term}/abs_log_ratio" if term else "abs_log_ratio"
+        if min(row[name] for row in record.latest) >= CLIP_RANGES * record.clip:
             return Verdict(
                 "beyond_clip",
-                f"log-ratios{_of(term)} have a mean magnitude of {size:.2g}, and the loss has no "
+                f"log-ratios{_of(term)} keep a mean magnitude of {size:.2g}, and the loss has no "
                 f"gradient beyond {record.clip:g} (objective.clip): nothing pulls the policy back "
                 f"towards its reference, and it falls apart in a few rounds. Set "
                 f"rollouts.reference=latest, and lower optimizer.lr to a third.",

@@ -128,11 +128,13 @@ def test_without_a_reference_responses_are_held_against_the_first_intervals():
     assert verdict.figures["chosen_fall"] == pytest.approx(0.05)
 
 
-def test_log_ratios_twice_beyond_the_clip_range_are_told():
-    rows = [{"abs_log_ratio": 0.21}] * 3
+def test_log_ratios_that_stay_beyond_the_clip_range_are_told():
+    rows = [{"abs_log_ratio": size} for size in (0.16, 0.3, 0.4)]
     assert named(record_of(*rows, clip=0.1)).keys() == {"beyond_clip"}
     assert not named(record_of(*rows, clip=0.11))
     assert not named(record_of(*rows))  # an objective without a range
+    renewed = {"abs_log_ratio": 0.05}  # a new round, whose reference is the policy
+    assert not named(record_of(*rows, renewed, *rows[1:], clip=0.1))
 
 
 def test_a_reward_that_fell_by_half_a_standard_deviation_is_told():
