@@ -22,6 +22,7 @@ from diffalign.jobs import precompute, train
 from diffalign.training.checkpoint import checkpoints_in
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.health import HEALTH
+from diffalign.training.verdicts import Record, error_growth
 
 PLAYGROUND = Path("configs/playground")
 
@@ -123,6 +124,7 @@ def main() -> None:
     wrong = [name for name, run in runs.items() if not _is_right(name, run)]
     if given.series is not None:
         write_json_lines(given.series, [_series(runs[name], name, rows[name]) for name in names])
+    print(table({name: _extremes(runs[name], rows[name]) for name in names}))
     print(f"{len(names) - len(wrong)} of {len(names)} as they should be")
     if wrong and given.steps is None:
         raise SystemExit(f"not as it should be: {', '.join(wrong)}")
@@ -158,6 +160,43 @@ def _is_right(name: str, run: RunConfig) -> bool:
     if wanted is None:
         return not told
     return any(row["verdict"] == wanted and row["step"] < half for row in told)
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The largest figures of each run, as Markdown; what a run does not have is left empty."""
+    heads = ("chosen error", "far off", "fall of chosen", "clip ranges")
+    forms = ("{:.2f}", "{:.1%}", "{:.3f}", "{:.1f}")
+    lines = [f"| run | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for name, of in found.items():
+        cells = [
+            form.format(of[head]) if head in of else ""
+            for head, form in zip(heads, forms, strict=True)
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _extremes(run: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The largest value of each figure that rules read, over the windows that they see."""
+    record = Record(measure=run.likelihood.measures, clip=getattr(run.objective, "clip", None))
+    largest: dict[str, float] = {}
+    for row in rows:
+        record = record.after(row)
+        if "loss" not in row or not record.is_enough:
+            continue
+        gain, best = record.gain("chosen"), record.best.get("chosen")
+        found = {
+            "chosen error": error_growth(record),
+            "far off": max((value for _, value in record.terms("far_off")), default=None),
+            "fall of chosen": None if gain is None or best is None else best - gain,
+            "clip ranges": None
+            if record.clip is None
+            else min(each["abs_log_ratio"] for each in record.latest) / record.clip,
+        }
+        for head, value in found.items():
+            if value is not None:
+                largest[head] = max(value, largest.get(head, value))
+    return largest
 
 
 def _series(run: RunConfig, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -234,7 +234,7 @@ HELD_OUT_LOSS = 1.05
 
 def rate_too_high(record: Record) -> Verdict | None:
     """Both errors run away, and pairs that are ranked the wrong way are so by far."""
-    grown = _error_growth(record)
+    grown = error_growth(record)
     far = max((value for _, value in record.terms("far_off")), default=0.0)
     if grown is None or grown < CHOSEN_ERROR or far < FAR_OFF:
         return None
@@ -244,14 +244,14 @@ def rate_too_high(record: Record) -> Verdict | None:
         f"pairs are ranked the wrong way by a logit beyond {SATURATED:g}. Steps are too long: the "
         f"model loses what it could, also of images that are preferred. Lower optimizer.lr to a "
         f"third, and use a checkpoint from before this one.",
-        {"chosen_error_growth": grown, "far_off": far},
+        {"chosenerror_growth": grown, "far_off": far},
         lower_rate=True,
     )
 
 
 def chosen_lost(record: Record) -> Verdict | None:
     """The chosen side's error runs away while its lead over the rejected side grows."""
-    grown = _error_growth(record)
+    grown = error_growth(record)
     if grown is None or grown < CHOSEN_ERROR or rate_too_high(record):
         return None
     cosine = record.now("cosine_of_sides")
@@ -267,7 +267,7 @@ def chosen_lost(record: Record) -> Verdict | None:
             f"have a cosine of {cosine:.2f})"
         )
         + ".",
-        {"chosen_error_growth": grown},
+        {"chosenerror_growth": grown},
         lower_rate=True,
     )
 
@@ -394,7 +394,7 @@ def verdicts_on(record: Record) -> list[Verdict]:
     return [found for rule in RULES if (found := rule(record)) is not None]
 
 
-def _error_growth(record: Record) -> float | None:
+def error_growth(record: Record) -> float | None:
     """Chosen error of a denoiser over that of the reference on the same samples; without a
     reference, over that of the first intervals."""
     error, drift = record.now("error/chosen"), record.now("drift/chosen")
