@@ -120,7 +120,7 @@ def test_back_off_leaves_the_rate_where_it_is_not_the_remedy(tmp_path, rule):
     trainer = run(tmp_path, "back_off")
     trainer.fit()
     assert figures(tmp_path)[-1]["lr"] == 1e-2
-    assert said(trainer).count("no_use") == 1
+    assert said(trainer).count("no_use: it is of no use") == 1
 
 
 @pytest.mark.parametrize("step", [3, 4, 5, 6])
