@@ -137,7 +137,7 @@ def section_of(measured: Sequence[Measured], best: Measured, curve: Image.Image)
 
 
 def render_curve(measured: Sequence[Measured], best: Measured) -> Image.Image:
-    """Win rates over drift, from checkpoint to checkpoint, each with its interval."""
+    """Win rates over drift, from the base to the last checkpoint, each with its interval."""
     canvas = Image.new("RGB", (_WIDTH + 2 * _MARGIN, _HEIGHT + 2 * _MARGIN), PAPER)
     pen = ImageDraw.Draw(canvas)
     widest = max(each.drift for each in measured) or 1.0
@@ -156,12 +156,13 @@ def render_curve(measured: Sequence[Measured], best: Measured) -> Image.Image:
             pen.line((_MARGIN, y, _MARGIN + _WIDTH, y), fill=LINE, width=width)
             pen.text((_MARGIN - 8, y), f"{tenth}0%", fill=MUTED, font=font_for("", 16), anchor="rm")
     places = [at(each.drift, each.win_rate) for each in measured]
-    pen.line(places, fill=_OTHERS, width=2)
-    for each, (x, y) in zip(measured, places, strict=True):
+    pen.line([at(0, 0.5), *places], fill=_OTHERS, width=2)
+    for number, (each, (x, y)) in enumerate(zip(measured, places, strict=True)):
         colour = _BEST if each is best else _OTHERS
         pen.line((*at(each.drift, each.bounds[0]), *at(each.drift, each.bounds[1])), colour, 3)
         pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour)
-        pen.text((x + 9, y - 9), str(each.step), fill=INK, font=font_for("", 16), anchor="ls")
+        aside, anchor = (9, "ls") if number % 2 else (-9, "rs")
+        pen.text((x + aside, y - 9), str(each.step), fill=INK, font=font_for("", 16), anchor=anchor)
     pen.text(
         (_MARGIN, _MARGIN / 2),
         "win rate against the base, ties as half, by step",

@@ -63,7 +63,8 @@ def margin_figures(metrics: Mapping[str, Tensor], noise: Tensor | None) -> dict[
     """What becomes of the margins that an objective reports, of each of its terms.
 
     Args:
-        metrics: of the objective; those called `margin`, or `TERM/margin`, are read.
+        metrics: of the objective; those called `margin`, or `TERM/margin`, are read, and
+            `preference` next to them.
         noise: share of the schedule at which each sample was seen, [n] in [0, 1], on the CPU; None
             where nothing is noised.
 
@@ -81,7 +82,9 @@ def margin_figures(metrics: Mapping[str, Tensor], noise: Tensor | None) -> dict[
             continue
         term = f"{prefix}/" if prefix else ""
         figures[f"{term}saturated"] = (margin.abs() > SATURATED).float()
-        figures[f"{term}far_off"] = (margin < -SATURATED).float()
+        preference = metrics.get(f"{term}preference")
+        agreed = margin if preference is None else margin * (preference - 0.5).sign()
+        figures[f"{term}far_off"] = (agreed < -SATURATED).float()
         if noise is None or margin.shape != noise.shape:
             continue
         if bands is None:
@@ -108,7 +111,9 @@ def length_figures(views: Mapping[str, Likelihoods]) -> dict[str, Figure]:
         return {}
     if chosen.length is None or rejected.length is None:
         return {}
-    right = (reward_of(chosen) - reward_of(rejected)).sign().add(1).div(2)
+    margin = reward_of(chosen) - reward_of(rejected)
+    agreed = margin if chosen.preference is None else margin * (chosen.preference - 0.5).sign()
+    right = (agreed.sign() + 1) / 2
     shorter, longer = chosen.length < rejected.length, chosen.length > rejected.length
     return {
         "accuracy/chosen_shorter": Subset(right, shorter.float()),

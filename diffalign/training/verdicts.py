@@ -244,7 +244,7 @@ def rate_too_high(record: Record) -> Verdict | None:
         f"pairs are ranked the wrong way by a logit beyond {SATURATED:g}. Steps are too long: the "
         f"model loses what it could, also of images that are preferred. Lower optimizer.lr to a "
         f"third, and use a checkpoint from before this one.",
-        {"chosenerror_growth": grown, "far_off": far},
+        {"chosen_error_growth": grown, "far_off": far},
         lower_rate=True,
     )
 
@@ -267,7 +267,7 @@ def chosen_lost(record: Record) -> Verdict | None:
             f"have a cosine of {cosine:.2f})"
         )
         + ".",
-        {"chosenerror_growth": grown},
+        {"chosen_error_growth": grown},
         lower_rate=True,
     )
 

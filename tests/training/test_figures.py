@@ -53,6 +53,13 @@ def test_a_logit_beyond_four_is_saturated_and_on_the_wrong_side_far_off():
     }
 
 
+def test_a_margin_against_a_label_that_is_more_likely_wrong_is_on_the_right_side():
+    margins, preference = torch.tensor([-9.0, -9.0, -9.0]), torch.tensor([0.9, 0.1, 0.5])
+    found = margin_figures({"margin": margins, "preference": preference}, None)
+    assert found["far_off"].tolist() == [1.0, 0.0, 0.0]
+    assert found["saturated"].tolist() == [1.0, 1.0, 1.0]
+
+
 def test_margins_are_told_by_quarters_of_the_schedule():
     noise = torch.tensor([0.0, 0.2499, 0.25, 0.999, 1.0], dtype=torch.float64)
     margins = torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0])
