@@ -137,6 +137,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 ADDED = {
+    "data.annotators": None,
     "data.strength.calibrated": False,
     "data.strength.preference.kind": "certain",
     "data.strength.weight": "alike",

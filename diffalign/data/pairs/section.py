@@ -154,7 +154,8 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
 
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
-        return {f"data.{name}": settings[name] for name in _SEEN}
+        seen = (*_SEEN, "annotators") if self.config.annotators is not None else _SEEN
+        return {f"data.{name}": settings[name] for name in seen}
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.
