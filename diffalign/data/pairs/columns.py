@@ -66,6 +66,8 @@ class PairColumns:
     pairs_per_prompt: str | None = None
     """A column that says how many pairs there are of a row's prompt; each then counts as much less
     as there are more."""
+    along: tuple[str, ...] = ()
+    """Columns that are read along, and mean nothing to a pair."""
 
     def __post_init__(self) -> None:
         if self.lower_is_better and self.scores is None:
@@ -90,7 +92,7 @@ class PairColumns:
 
     def all(self) -> list[str]:
         """Every column that is read."""
-        return [*self.light(), *self.images]
+        return [*self.light(), *self.images, *self.along]
 
     def describe_preference(self) -> str:
         """The rule as half a sentence."""
