@@ -265,6 +265,28 @@ def krippendorff_alpha(tally: Tally) -> NDArray[np.float64]:
     return 1 - ratio(np.asarray(tally["disagreements"]), chance)
 
 
+def majority_excess(counts: NDArray[np.float64]) -> float:
+    """How much larger majorities are than those of labels by the toss of a coin, in deviations.
+
+    Args:
+        counts: how many annotators gave a unit each of two labels, [units, 2], whole numbers.
+
+    Returns:
+        About standard normal where labels are tossed; 0 where no unit has two labels.
+    """
+    excess = variance = 0.0
+    labels = counts.sum(axis=1)
+    for given in np.unique(labels[labels >= 2]):
+        of = counts[labels == given]
+        tossed = np.arange(given + 1)
+        chances = scipy.stats.binom.pmf(tossed, given, 0.5)
+        shares = np.maximum(tossed, given - tossed) / given
+        mean = float((chances * shares).sum())
+        excess += float((of.max(axis=1) / given - mean).sum())
+        variance += len(of) * float((chances * (shares - mean) ** 2).sum())
+    return excess / math.sqrt(variance) if variance else 0.0
+
+
 def degrees_of_freedom(clusters: Tally, statistic: Statistic, carriers: int) -> float:
     """How well the spread of a figure is known: 2 n / (kurtosis - 1), from 2 up to n - 1.
 

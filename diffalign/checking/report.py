@@ -21,6 +21,7 @@ from diffalign.comparison.page import (
     Tile,
     bars,
     command,
+    interval_bar,
     mixed_cards,
     notes,
     paragraph,
@@ -192,8 +193,11 @@ def _finding_section(
     shown = [example for example in finding.examples if example][:examples]
     parts = [
         notes([finding.sentence]) if finding.severity == "harmful" else paragraph(finding.sentence),
-        mixed_cards([images.example(example) for example in shown]),
     ]
+    if (share := finding.share) is not None:
+        parts.append(interval_bar(share.value, share.low, share.high))
+    if shown:
+        parts.append(mixed_cards([images.example(example) for example in shown]))
     if texts is not None:
         parts.append(_texts_of(finding, images.data, texts, examples))
     if len(finding.examples) > len(shown) and shown:

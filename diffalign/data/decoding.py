@@ -228,7 +228,7 @@ def ends_whole(content: bytes) -> bool:
     if content.startswith(b"RIFF"):
         return len(content) >= 8 + int.from_bytes(content[4:8], "little")
     if content.startswith(b"GIF8"):
-        return b";" in content[-_TRAILER:]
+        return content.rstrip(b"\0").endswith(b";")
     if content.startswith(b"BM"):
         return len(content) >= int.from_bytes(content[2:6], "little")
     return False
@@ -275,7 +275,9 @@ def upright_size(encoded: EncodedImage, *, max_pixels: int) -> tuple[int, int]:
     with _file(encoded) as file:
         image = _open(file, max_pixels)
         try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = 1
+            if image.format != "PNG" or _may_be_turned(file):
+                orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception as error:  # as in `decode`
             raise BadImageError(SkipReason.CORRUPT, f"{type(error).__name__}: {error}") from error
         width, height = image.size
@@ -283,6 +285,17 @@ def upright_size(encoded: EncodedImage, *, max_pixels: int) -> tuple[int, int]:
             width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
     turned = orientation in (5, 6, 7, 8)  # they exchange the axes
     return (width, height) if turned else (height, width)
+
+
+def _may_be_turned(png: BinaryIO) -> bool:
+    """Whether a PNG may say an orientation, which can lie behind its pixels: to ask Pillow decodes
+    them. One that is cut off is asked, too."""
+    place = png.tell()
+    png.seek(0)
+    content = png.read()
+    png.seek(place)
+    says = any(name in content for name in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
+    return says or not ends_whole(content)
 
 
 def _open(file: BinaryIO, max_pixels: int) -> Image.Image:

@@ -43,6 +43,8 @@ _RESOLUTION = 8
 """Of a data section that no training config gives: the least, so that no image is smaller."""
 _LOOKED_AT = 20
 """Pairs whose images are looked at to tell images from texts."""
+_FIRST = ("rows", "images")
+"""Checks that a reader wants to see before the others."""
 _PROMPT_FILES = (".txt", ".tsv", ".csv")
 
 
@@ -105,7 +107,7 @@ class CheckConfig(Ranged):
         given = {components.kind_of(check): check for check in self.checks}
         found = {
             name: given.get(name) or components.find(AbstractCheck, name)()  # type: ignore[type-abstract]
-            for name in [*components.kinds(AbstractCheck), *given]
+            for name in [*_FIRST, *components.kinds(AbstractCheck), *given]
         }
         return {
             name: check

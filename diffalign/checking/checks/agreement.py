@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from diffalign.checking.checks.base import AbstractCheck, Figure, Finding, Outcome, Share
 from diffalign.checking.checks.repeated import ANNOTATOR, annotator_of, label_of, question_of
 from diffalign.checking.rows import Examined
-from diffalign.intervals import Bootstrap, Interval, agreement_tally, krippendorff_alpha
+from diffalign.intervals import (
+    Bootstrap,
+    Interval,
+    agreement_tally,
+    krippendorff_alpha,
+    majority_excess,
+)
 from diffalign.ranges import AtLeast, Between
 
 _RESAMPLES = 1000
+_BEYOND_CHANCE = 2.0
+"""Deviations by which majorities of people who look at images exceed those of coins, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,8 @@ class Agreement(AbstractCheck):
     title: ClassVar[str] = "Annotator agreement"
 
     least: Annotated[float, Between(-1, 1)] = 0.1
-    """A finding where the whole interval of alpha is below this."""
+    """A finding where the whole interval of alpha is below this, and majorities are no larger than
+    tossed coins would make them."""
     at_least: Annotated[int, AtLeast(2)] = 20
     """Pairs with several labels below which agreement is not judged."""
 
@@ -58,7 +67,8 @@ class Agreement(AbstractCheck):
         if not np.isnan(alpha):
             figures["Krippendorff's alpha"] = _in_words(alpha, interval)
         low = interval is not None and interval.high < self.least and units >= self.at_least
-        return Outcome(figures=figures, findings=[self._finding(alpha, units)] if low else [])
+        tossed = low and majority_excess(labels) < _BEYOND_CHANCE
+        return Outcome(figures=figures, findings=[self._finding(alpha, units)] if tossed else [])
 
     def _finding(self, alpha: float, units: int) -> Finding:
         return Finding(

@@ -80,6 +80,8 @@ class Finding:
     """What it does to training."""
     advice: str
     """What to do next."""
+    share: Share | None = None
+    """The share that decides it, to be seen next to one half."""
     rows: Sequence[str] = ()
     """Names of all rows that it is about."""
     examples: Sequence[Sequence[SeenAt]] = ()

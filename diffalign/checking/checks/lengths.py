@@ -61,6 +61,7 @@ class Lengths(AbstractCheck):
             name="length_bias",
             severity="doubtful",
             count=share.larger.count,
+            share=share,
             what=f"The {'longer' if longer else 'shorter'} response won in {share.larger} pairs of "
             f"unequal length ({means[0]:.1f} words chosen, {means[1]:.1f} rejected, on average)",
             harm=f"training may make responses {'longer' if longer else 'shorter'} in place of "

@@ -75,6 +75,7 @@ class Models(AbstractCheck):
             name="one_sided_model",
             severity="doubtful",
             count=share.of,
+            share=share,
             what=f"{model} won {share} comparisons with other models",
             harm=f"the label can be told from the model alone, so that training may learn how "
             f"{model} looks {'and' if wins else 'and how to avoid it, and'} not what people prefer",

@@ -22,9 +22,7 @@ class NearDuplicates(AbstractCheck):
     bits: Annotated[int, Between(0, 16)] = 4
     """Bits of 64 in which the perceptual hashes (pHash) of two images may differ."""
     levels: Annotated[float, AtLeast(0)] = 6.0
-    """Root mean square difference of the two at 8 x 8 pixels, of 255: the hash sees no colours.
-    Images saved anew at quality 30 or at half the size differ by 3, cut by 2 % on each side by 4 to
-    6, and small scenes that only resemble each other by 14 and more."""
+    """Root mean square difference of the two at 8 x 8 pixels, of 255: the hash sees no colours."""
 
     def look(self, data: Examined) -> Outcome:
         digests = list(data.looks)

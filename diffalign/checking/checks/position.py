@@ -46,10 +46,11 @@ class Position(AbstractCheck):
             name="position_bias",
             severity="harmful",
             count=share.larger.count,
+            share=share,
             what=f"The {'first' if first else 'second'} image won in "
             f"{share.larger} decided pairs, which chance does not explain",
-            harm=f"if their order was random, {100 * by_place:.0f} % of the labels say where an image was "
-            f"and not how good it is",
+            harm=f"if their order was random, {100 * by_place:.0f} % of the labels say "
+            f"where an image was and not how good it is",
             advice="show images in random order, take out annotators who click one side, or weigh "
             "votes",
         )

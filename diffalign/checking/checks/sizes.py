@@ -82,6 +82,7 @@ class Sizes(AbstractCheck):
             name="size_bias",
             severity="doubtful",
             count=share.of,
+            share=share,
             what=f"Where the two images differ in size the {'larger' if larger else 'smaller'} one "
             f"won in {share.larger} pairs",
             harm="training may learn how sharp an image of that size looks after resizing, and not "
