@@ -31,6 +31,7 @@ JOBS = {
     "generate": "diffalign:GenerateConfig",
     "score": "diffalign:ScoreConfig",
     "compare": "diffalign:CompareConfig",
+    "check": "diffalign.jobs.check:CheckConfig",
     "export": "diffalign:ExportConfig",
     "evaluate": "diffalign:AbstractBenchmark",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",
