@@ -9,7 +9,8 @@ Source of the divergence: Zeng et al. 2024, arXiv:2404.11999 (TDPO), sequential 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -103,7 +104,7 @@ class TokenScorer(nn.Module):
     This is the module that is wrapped for several processes: one forward per step and model.
     """
 
-    methods_of_shards: ClassVar[tuple[str, ...]] = ("choices", "head_is_whole")
+    methods_of_shards: ClassVar[tuple[str, ...]] = ("choices",)
     """Besides `forward`: see `models.sharding.Sharder`."""
 
     def __init__(self, model: Any, module_names: ModuleNames, *, positions_at_once: int) -> None:
@@ -153,10 +154,11 @@ class TokenScorer(nn.Module):
     def head_is_whole(self) -> bool:
         """Whether the model's logits are what its head makes of its hidden states.
 
-        Some models bound or scale them afterwards; a forward of two tokens tells.
+        Some models bound or scale them afterwards; a forward of two tokens through none of the
+        blocks tells, before a network is shared out.
         """
         tokens = torch.zeros((1, 2), dtype=torch.int64, device=self._head.weight.device)
-        with torch.no_grad():
+        with torch.no_grad(), _without(self._blocks):
             hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
             logits = self.model(input_ids=tokens, use_cache=False).logits
             return torch.allclose(self._head(hidden), logits, rtol=1e-5, atol=1e-6)
@@ -164,9 +166,13 @@ class TokenScorer(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of the language model's blocks, by which its weights are shared out."""
+        return sorted({type(block).__name__ for block in self._blocks})
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
         language = self.model.get_submodule(self.module_names.language)
-        lists = [module for module in language.modules() if isinstance(module, nn.ModuleList)]
-        return sorted({type(block).__name__ for blocks in lists[:1] for block in blocks})
+        lists = (module for module in language.modules() if isinstance(module, nn.ModuleList))
+        return next(lists, nn.ModuleList())
 
     def whole_parts(self) -> list[nn.Module]:
         """Of a vision tower what never trains: it runs outside of `forward`, and is small."""
@@ -253,3 +259,14 @@ class TokenScorer(nn.Module):
             if parameter.requires_grad and name.startswith(parts)
         ]
         return 0.0 * torch.stack(unused).sum() if unused else 0.0
+
+
+@contextmanager
+def _without(blocks: nn.ModuleList) -> Iterator[None]:
+    """Leave a list of modules empty meanwhile."""
+    held = list(blocks)
+    del blocks[:]
+    try:
+        yield
+    finally:
+        blocks.extend(held)
