@@ -301,7 +301,7 @@ def test_a_rank_below_zero_is_none(tmp_path):
 
 
 def test_a_stream_says_about_how_many_pairs_it_has():
-    columns = GroupColumns(prompt="prompt", images=("images",), scores=("scores",))
+    columns = GroupColumns(prompt="prompt", images=("images",), scores=("rank",))
     stream = GroupStream(_Numbers(), columns)
     assert stream.about_rows is None  # nor does the stream of its rows say it
     assert [row.name for row in stream.only(["prompt"]).all_rows()] == [
