@@ -152,7 +152,7 @@ def test_no_figure_of_a_report_is_said_to_be_below_zero():
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    [  # limits of Clopper and Pearson by the quantiles of the beta distribution, and 1 - 0.025^(1/n)
+    [  # by quantiles of the beta distribution; of none and of all 1 - 0.025^(1/n) and 0.025^(1/n)
         (60, 100, 0.497209, 0.696706),
         (0, 10, 0.0, 1 - 0.025**0.1),
         (10, 10, 0.025**0.1, 1.0),

@@ -32,6 +32,7 @@ from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.reading import open_responses
 from diffalign.data.rows import AbstractRowStream
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.errors import ConfigError, DataError, did_you_mean
 from diffalign.files import write_json
 from diffalign.generation.prompts import read_prompts
@@ -211,7 +212,8 @@ def _there(value: Any, folder: Path | None) -> bool:
 
 
 def _quickly(config: PairConfig) -> PairConfig:
-    """The same data, parquet read in order in place of a copy, and rows as they are."""
+    """The same data, parquet read in order in place of a copy, and every row as its label has it,
+    whatever a run makes of ties and numbers."""
     location = locate(config)
     parquet = location.form == "table" and (
         bool(location.stored) or any(file.suffix.lower() == ".parquet" for file in location.files)
@@ -223,6 +225,7 @@ def _quickly(config: PairConfig) -> PairConfig:
         holdout=None,
         ties="drop",
         weighting="uniform",
+        strength=StrengthConfig(),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.reverse import ReverseProcess
-from diffalign.objectives.base import Measure
+from diffalign.objectives.base import Measure, Measured
 from diffalign.ranges import Ranged
 from diffalign.timesteps import TimestepSampling
 
@@ -53,6 +53,31 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
     @property
     def gives_divergence(self) -> bool:
         """Whether `row_metadata` has a `divergence`, for objectives that need one."""
+        return False
+
+    @property
+    def gives_measured(self) -> frozenset[Measured]:
+        """Which further fields `row_metadata` has, for objectives that need them."""
+        return frozenset()
+
+    @property
+    def least_samples(self) -> int:
+        """How many samples a micro-batch must have, where they are measured next to each other."""
+        return 1
+
+    @property
+    def walks(self) -> bool:
+        """Whether `prepare` runs the network, as often as its batch asks for."""
+        return False
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether it is the reference that `prepare` runs."""
+        return False
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether `row_metadata` has a `weight` for pairs of images."""
         return False
 
     rounds_below: ClassVar[float] = 0.0

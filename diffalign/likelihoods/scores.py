@@ -129,11 +129,11 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
 
     def _weights(self, model: StepAwareModel, batch: ImageBatch) -> dict[str, Tensor]:
         ones = torch.ones(len(batch))
-        importance = ones if batch.importance is None else batch.importance
+        importance = batch.strength.get("weight", ones)
         if self.relabel is not None:
             preference = self._scored(self.relabel, model, batch)
         else:
-            preference = ones if batch.preference is None else batch.preference
+            preference = batch.strength.get("preference", ones)
         weights = {"chosen": importance * preference, "rejected": importance * (1 - preference)}
         return {view: send(weight, model.device) for view, weight in weights.items()}
 

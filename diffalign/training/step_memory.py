@@ -213,7 +213,8 @@ class _Step:
                         reference = likelihood.evaluate(model, prepared)
         with self._phase(POLICY):
             policy = likelihood.evaluate(model, prepared)
-            views = views_of(policy, reference, likelihood.row_metadata(prepared), {})
+            known = likelihood.row_metadata(prepared)
+            views = views_of(policy, reference, known, {}, batch.strength)
             loss = run.objective(views).loss.mean()
         marks = [
             parameter.register_post_accumulate_grad_hook(self._note_gradient)

@@ -86,7 +86,7 @@ class Trainer:
             hooks: what looks at the run besides its records and the weight average.
         """
         assert source.batch_type is likelihood.batch_type, "the config was checked"
-        assert objective.views <= source.views, "the config was checked"
+        assert likelihood.data_views(objective.views) <= source.views, "the config was checked"
         self.accelerator, self.model, self.source = accelerator, model, source
         self.likelihood, self.objective = likelihood, objective
         self.precomputed_reference = precomputed_reference
@@ -238,7 +238,8 @@ class Trainer:
             views=self.objective.views,
             likelihood=self.likelihood,
             model=self.model,
-            reference=self._reference if known == "log_ratios" else None,
+            reference=None if known == "counts" else self._reference,
+            every_row=known == "every_row",
         )
         return parts, totals
 
@@ -268,7 +269,11 @@ class Trainer:
             part.reference = self._reference(part)
         policy = self.likelihood.evaluate(self.model, part.prepared)
         views = views_of(
-            policy, part.reference, self.likelihood.row_metadata(part.prepared), totals or {}
+            policy,
+            part.reference,
+            self.likelihood.row_metadata(part.prepared),
+            totals or {},
+            part.batch.strength,
         )
         part.figures = self.likelihood.figures(part.prepared)
         part.prepared = None  # of a step whose parts are all at hand

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ class ToyBatch:
     sample_ids: tuple[str, ...]
     chosen: torch.Tensor
     rejected: torch.Tensor
+    strength: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ToySource(AbstractSource):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffalign.data.decoding import BadImageError, EncodedImage, encoded_image
 from diffalign.data.rows import Row
 from diffalign.data.skipping import LeftOut, SkipReason, UnusableRowError
+from diffalign.data.strength.base import LABELS, NOTHING_ASKED, Numbers, Strength
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.errors import DataError
 from diffalign.parsing import decode_text, shortly
 
@@ -28,10 +30,8 @@ class ImagePair:
     """The preferred side."""
     rejected: EncodedImage
     """The other side; None where the data set has preferred images alone."""
-    preference: float = 1.0
-    """Probability that the chosen side is the preferred one; one half for a tie that is kept."""
-    importance: float = 1.0
-    """How much the pair counts, relative to others."""
+    strength: Strength = NOTHING_ASKED
+    """How sure the preference is, and how much the pair counts."""
 
 
 PAIR_VIEWS = ("chosen", "rejected")
@@ -66,6 +66,11 @@ class PairColumns:
     pairs_per_prompt: str | None = None
     """A column that says how many pairs there are of a row's prompt; each then counts as much less
     as there are more."""
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    """What becomes of the numbers of a row besides the order of its images."""
+    numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> columns of the first and the second image, or of the first alone, of the numbers that
+    `strength` reads besides `scores`."""
     along: tuple[str, ...] = ()
     """Columns that are read along, and mean nothing to a pair."""
 
@@ -88,6 +93,7 @@ class PairColumns:
             *(self.scores or ()),
             *(n for n in (self.preferred, self.has_label, self.pairs_per_prompt) if n),
             *self.identity,
+            *(column for columns in self.numbers.values() for column in columns),
         ]
 
     def all(self) -> list[str]:
@@ -109,9 +115,10 @@ class PairColumns:
         """The whole mapping as a sentence for the user."""
         ties = ", ties are kept" if self.keep_ties else ""
         weights = f", weighted by 1 / {self.pairs_per_prompt}" if self.pairs_per_prompt else ""
+        strength = f"; {said}" if (said := self.strength.describe()) else ""
         return (
             f"prompt from {self.prompt}, images from {' and '.join(self.images)}, "
-            f"{self.describe_preference()}{ties}{weights}"
+            f"{self.describe_preference()}{ties}{weights}{strength}"
         )
 
     def sample_id(self, row: Row) -> str:
@@ -184,7 +191,8 @@ class PairColumns:
             raise _malformed(f"{name} is {shortly(value)}, expected a number") from None
         if math.isnan(score):
             return None
-        if self.allowed_scores and score not in self.allowed_scores:
+        of_labels = self.scores is not None and name in self.scores
+        if of_labels and self.allowed_scores and score not in self.allowed_scores:
             allowed = ", ".join(f"{value:g}" for value in self.allowed_scores)
             raise _malformed(
                 f"{name} is {score:g} (allowed: {allowed}). If these numbers are scores of another "
@@ -235,13 +243,51 @@ class PairColumns:
             prompt=self.caption(row),
             chosen=preferred,
             rejected=images[0] if images else None,
-            preference=0.5 if self._verdict(row) is LeftOut.TIE else 1.0,
+            strength=self.strength_of(row),
+        )
+
+    def strength_of(self, row: Row) -> Strength:
+        """How sure a row's preference is; the same with the light columns alone.
+
+        Args:
+            row: that holds a preference.
+
+        Raises:
+            UnusableRowError: a number is missing, or none that it can be.
+        """
+        verdict = self._verdict(row)
+        chosen = verdict if isinstance(verdict, int) else 0
+        return self.strength.of(
+            self._numbers(row, chosen),
+            keeps_ties=self.keep_ties,
+            tie=verdict is LeftOut.TIE,
             importance=self._importance(row),
         )
 
-    def _importance(self, row: Row) -> float:
+    def _numbers(self, row: Row, chosen: int) -> Numbers:
+        """What `strength` reads, each as (chosen, rejected), the higher the better."""
+        found = {name: self._both(row, columns, chosen) for name, columns in self.numbers.items()}
+        if LABELS in self.strength.reads:
+            assert self.scores is not None, "it was checked when the data was opened"
+            first, second = self._both(row, self.scores, chosen)
+            found[LABELS] = (-first, -second) if self.lower_is_better else (first, second)
+        return found
+
+    def _both(self, row: Row, columns: Sequence[str], chosen: int) -> tuple[float, float]:
+        sides = [self._number(row, name) for name in columns]
+        if len(sides) == 1:  # a share of the first
+            sides.append(1 - sides[0])
+        return sides[chosen], sides[1 - chosen]
+
+    def _number(self, row: Row, name: str) -> float:
+        given = self._score(row, name)
+        if given is None:
+            raise _malformed(f"{name} has no number, and data.strength reads it")
+        return given
+
+    def _importance(self, row: Row) -> float | None:
         if self.pairs_per_prompt is None:
-            return 1.0
+            return None
         count = _text(row.values[self.pairs_per_prompt])
         if not (count.isascii() and count.isdecimal() and len(count) < 16 and int(count)):
             raise _malformed(

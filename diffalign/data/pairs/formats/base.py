@@ -18,6 +18,7 @@ from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
 from diffalign.data.pairs.known_columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
+from diffalign.data.strength.base import LABELS
 from diffalign.errors import ConfigError, DataError
 
 
@@ -91,7 +92,7 @@ def open_data(
     """
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
-    found = _as_configured(found, config)
+    found = _as_configured(found, config, schema)
     further = tuple(name for name in schema.names if along(name) and name not in found.all())
     found = dataclasses.replace(found, along=further)
     rows = reader.open(location, found, config)
@@ -131,16 +132,59 @@ def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
 
 
 def _as_configured(
-    columns: PairColumns | GroupColumns, config: PairConfig
+    columns: PairColumns | GroupColumns, config: PairConfig, schema: Schema
 ) -> PairColumns | GroupColumns:
-    """The mapping with the config's wishes for ties and weights."""
+    """The mapping with the config's wishes for ties, weights and strength."""
     if config.weighting == "per_prompt" and columns.pairs_per_prompt is None:
         raise DataError(
             f"data.weighting per_prompt needs the column {PICKAPIC_PAIRS_PER_PROMPT}, which "
             f"{config.path} has not: set it to uniform"
         )
     counted = columns.pairs_per_prompt if config.weighting == "per_prompt" else None
-    return dataclasses.replace(columns, keep_ties=config.ties == "keep", pairs_per_prompt=counted)
+    _check_strength(columns, config, schema)
+    strength = config.strength
+    if isinstance(columns, PairColumns) and LABELS in strength.reads:
+        columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
+    return dataclasses.replace(
+        columns,
+        keep_ties=config.ties == "keep",
+        pairs_per_prompt=counted,
+        strength=strength,
+        numbers={name: strength.columns_of(name) for name in strength.columns},
+    )
+
+
+def _check_strength(
+    columns: PairColumns | GroupColumns, config: PairConfig, schema: Schema
+) -> None:
+    """Raise DataError where `data.strength` reads what there is not."""
+    strength = config.strength
+    if strength.is_default:
+        return
+    if isinstance(columns, PairColumns) and len(columns.images) == 1:
+        raise DataError(
+            f"data.{next(iter(strength.asked.values()))}, and every image of {config.path} is a "
+            f"preferred one, with nothing to compare it with: leave data.strength out"
+        )
+    problem = None
+    if not columns.scores:
+        problem = "this data set says which image was preferred without numbers of the two"
+    elif strength.preference.counts and columns.lower_is_better:
+        problem = "the smaller of them wins here (data.labels), as no votes do"
+    strength.check("data", names=schema.names, labels=problem)
+    for name in strength.columns:
+        count, share = len(strength.columns_of(name)), strength.is_share(name)
+        if isinstance(columns, GroupColumns):
+            if share:
+                raise DataError(
+                    f"data.strength.preference is of a probability of the first image, and "
+                    f"{config.path} has several images a row: give scores, and kind gap"
+                )
+        elif count != 2 - share:
+            wanted = "one, of the first image" if share else "two, of the first and second image"
+            raise DataError(
+                f"data.strength.columns.{name} names {count} columns, and must name {wanted}"
+            )
 
 
 def _choose(
