@@ -87,6 +87,8 @@ class PairColumns:
     has no label."""
     scored: ScoreRules | None = None
     """What scores of the images decide, where they are joined to the rows."""
+    along: tuple[str, ...] = ()
+    """Columns that are read along, and mean nothing to a pair."""
 
     def __post_init__(self) -> None:
         if self.lower_is_better and self.scores is None:
@@ -113,7 +115,7 @@ class PairColumns:
 
     def all(self) -> list[str]:
         """Every column that is read."""
-        return [*self.light(), *self.images]
+        return [*self.light(), *self.images, *self.along]
 
     def describe_preference(self) -> str:
         """The rule as half a sentence."""

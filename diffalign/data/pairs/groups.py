@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class GroupColumns:
     """See `PairColumns`."""
     numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name -> further numbers that `strength` reads, each as `scores`."""
+    along: tuple[str, ...] = ()
+    """See `PairColumns`; every pair of a row has the values of the row."""
 
     def light(self) -> list[str]:
         """The columns that decide which pairs a row has, and how sure they are."""
@@ -52,7 +54,8 @@ class GroupColumns:
 
     def all(self) -> list[str]:
         """Every column that is read."""
-        return list(dict.fromkeys([*self.light(), *map(column_of, self.images)]))
+        images = map(column_of, self.images)
+        return list(dict.fromkeys([*self.light(), *images, *self.along]))
 
     def describe(self) -> str:
         """The whole mapping as a sentence for the user."""
@@ -83,6 +86,7 @@ class GroupColumns:
             pairs_per_prompt=self.pairs_per_prompt,
             strength=self.strength,
             numbers={name: self._names(name) for name in self._listed_numbers()},
+            along=self.along,
         )
 
     def _listed_numbers(self) -> dict[str, tuple[str, ...]]:
@@ -120,6 +124,7 @@ class GroupColumns:
         values: dict[str, Any] = {self.prompt: row.values.get(self.prompt)}
         if self.pairs_per_prompt is not None:
             values[self.pairs_per_prompt] = row.values.get(self.pairs_per_prompt)
+        values |= {name: row.values.get(name) for name in self.along}
         problem = row.problem or self._problem(row)
         if problem is not None:
             return Row(name, values, row.folder, problem)
@@ -249,12 +254,28 @@ class GroupRows(AbstractRows):
         return row, index - before
 
 
+_COUNTED = 100
+"""Rows of a stream whose pairs are counted, to say about how many there are."""
+
+
 class GroupStream(AbstractRowStream):
     """Rows of two, of a stream of rows of several; a cursor is one of theirs and a number in it."""
 
     def __init__(self, stream: AbstractRowStream, columns: GroupColumns) -> None:
         self._stream = stream
         self._columns = columns
+
+    @property
+    def about_rows(self) -> int | None:
+        rows = self._stream.about_rows
+        if not rows:
+            return rows
+        light = self._stream.only(self._columns.light()).all_rows()
+        pairs = [len(self._columns.places(row)) for row in islice(light, _COUNTED)]
+        return round(rows * sum(pairs) / max(1, len(pairs)))
+
+    def only(self, columns: Sequence[str]) -> GroupStream:
+        return GroupStream(self._stream.only(self._columns.light()), self._columns)
 
     @property
     def parts(self) -> Sequence[int]:

@@ -22,6 +22,7 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode
 from diffalign.models.sharding import is_shared_out
 from diffalign.objectives.base import AbstractObjective, Likelihoods, Views
+from diffalign.training.figures import reward_of
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.look_ahead import MicroBatch
 from diffalign.views import View
@@ -173,7 +174,7 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     names = _compared(views)
     if names is None:
         return {}
-    chosen, rejected = (_reward(views[name]) for name in names)
+    chosen, rejected = (reward_of(views[name]) for name in names)
     margin, preference = chosen - rejected, views[names[0]].preference
     if preference is not None:
         margin = margin * (preference - 0.5).sign()
@@ -193,10 +194,6 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     if interval is not None:
         figures |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
     return figures
-
-
-def _reward(view: Likelihoods) -> Tensor:
-    return view.average if view.reference is None else view.log_ratio
 
 
 def _compared(views: Views) -> tuple[str, str] | None:

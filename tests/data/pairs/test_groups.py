@@ -298,3 +298,12 @@ def test_a_rank_below_zero_is_none(tmp_path):
     assert all(isinstance(pair, Skipped) and "holds -1" in pair.detail for pair in found(tmp_path))
     write_lines(tmp_path, {"prompt": "p", "images": ["0.png", "1.png"], "score": [1, -1]})
     assert [pair.chosen.name for pair in found(tmp_path)] == ["0.png"]
+
+
+def test_a_stream_says_about_how_many_pairs_it_has():
+    columns = GroupColumns(prompt="prompt", images=("images",), scores=("rank",))
+    stream = GroupStream(_Numbers(), columns)
+    assert stream.about_rows is None  # nor does the stream of its rows say it
+    assert [row.name for row in stream.only(["prompt"]).all_rows()] == [
+        row.name for row in stream.all_rows()
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -81,8 +81,14 @@ class AbstractReader(abc.ABC):
         """The rows, at random or streamed."""
 
 
-def open_data(config: PairConfig) -> OpenedPairs:
+def open_data(
+    config: PairConfig, *, along: Callable[[str], bool] = lambda name: False
+) -> OpenedPairs:
     """Find the data, choose its reader, and open it.
+
+    Args:
+        config: of the data.
+        along: whether a column of this name is read along with those that make up a pair.
 
     Raises:
         DataError: nothing is there, or no reader understands it.
@@ -91,6 +97,8 @@ def open_data(config: PairConfig) -> OpenedPairs:
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
     found = _as_configured(found, config, schema)
+    further = tuple(name for name in schema.names if along(name) and name not in found.all())
+    found = dataclasses.replace(found, along=further)
     rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
         columns = found
