@@ -125,10 +125,10 @@ class TagConfig(Ranged):
             fields = [name for _, name, _, _ in string.Formatter().parse(self.caption) if name]
         except ValueError as error:
             raise ValueError(f"caption {self.caption!r} is no template: {error}") from None
-        if sorted(fields) != ["caption", "q"]:
+        if set(fields) != {"caption", "q"} or fields.count("caption") != 1:
             raise ValueError(
-                f"caption is {self.caption!r}, and must hold {{q}} and {{caption}} once each, such "
-                f"as 'score_{{q}}, {{caption}}'"
+                f"caption is {self.caption!r}, and must hold {{q}}, and {{caption}} once, such as "
+                f"'score_{{q}}, {{caption}}'"
             )
 
     def prompt(self, q: int, caption: str) -> str:
