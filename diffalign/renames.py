@@ -150,6 +150,7 @@ ADDED = {
     "responses.strength.calibrated": False,
     "responses.strength.preference.kind": "certain",
     "responses.strength.weight": "alike",
+    "responses.ties": "drop",
 }
 """Settings that an older checkpoint knows nothing of -> what its run did all the same."""
 

@@ -56,6 +56,7 @@ FORMS = [
     ("kto", {"utility": "risk_seeking_1"}),
     ("kto", {"utility": "risk_seeking_2"}),
     ("kto", {"utility": "risk_seeking_3"}),
+    ("margin_regression", {"divided_by_beta": True}),
     ("sft", {"per": "response"}),
     ("tdpo", {"version": 1}),
     ("v_dpo", {"blind": "reference"}),
@@ -95,6 +96,8 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "kto risk_seeking_1": lambda x: torch.full_like(x, 1.0),
     "kto risk_seeking_2": lambda x: torch.full_like(x, 2.0),
     "kto risk_seeking_3": lambda x: torch.full_like(x, 1 - LOG_2),
+    "margin_regression": lambda x: torch.full_like(x, 1 / 4),
+    "margin_regression True": lambda x: torch.full_like(x, 1 / 16),
     "mapo": lambda x: -2 * x + 2.0 * LOG_2,
     "nca": lambda x: torch.full_like(x, 2 * LOG_2),
     "orpo": lambda x: -x + 0.1 * LOG_2,
@@ -136,23 +139,32 @@ def evaluate(
     objective: AbstractObjective, policy: dict[str, Tensor], reference: Sequence[float]
 ) -> LossOutput:
     fixed = torch.tensor(reference) if objective.needs_reference else None
-    zeros = torch.zeros(len(reference))
+    divergence = torch.zeros(len(reference)) if objective.needs_divergence else None
+    known = known_of(objective, len(reference))
     return objective(
         {
-            view: Likelihoods(
-                policy[view],
-                fixed,
-                divergence=zeros if objective.needs_divergence else None,
-                distance=zeros if "distance" in objective.needs_measured else None,
-                typicality=zeros if "typicality" in objective.needs_measured else None,
-                embedding=EMBEDDING[: len(zeros)]
-                if "embedding" in objective.needs_measured
-                else None,
-                preference=zeros + 0.8 if "preference" in objective.needs_strength else None,
-            )
+            view: Likelihoods(policy[view], fixed, divergence=divergence, **known)
             for view in objective.views
         }
     )
+
+
+def target_of(objective: AbstractObjective, n: int) -> Tensor | None:
+    """Of the reward margin of n pairs, for those that regress it."""
+    return torch.full((n,), 0.5) if "target" in objective.needs_strength else None
+
+
+def known_of(objective: AbstractObjective, n: int) -> dict[str, Tensor | None]:
+    """What an objective needs to be told of n rows besides their likelihoods."""
+    given = {
+        "distance": torch.zeros(n),
+        "typicality": torch.zeros(n),
+        "embedding": EMBEDDING[:n],
+        "preference": torch.full((n,), 0.8),
+    }
+    needed = objective.needs_measured | objective.needs_strength
+    known = {name: rows for name, rows in given.items() if name in needed}
+    return {**known, "target": target_of(objective, n)}
 
 
 @every_objective
@@ -242,11 +254,8 @@ def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
             inputs[view],
             reference,
             divergence=inputs.get(f"{view}.divergence"),
-            distance=inputs.get(f"{view}.distance"),
-            typicality=torch.zeros_like(reference),
-            embedding=EMBEDDING[:2],
-            preference=reference + 1.4 if "preference" in objective.needs_strength else None,
             whole_step=step,
+            **{**known_of(objective, 2), "distance": inputs.get(f"{view}.distance")},
         )
         for view in objective.views
     }

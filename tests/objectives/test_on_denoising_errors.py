@@ -17,7 +17,7 @@ from diffalign.objectives.weighted_sum import Term
 from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
 from tests.objectives.fixtures import denoised_views, normal
-from tests.objectives.test_family import OBJECTIVES, build, name_of
+from tests.objectives.test_family import OBJECTIVES, build, name_of, target_of
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -73,9 +73,9 @@ def test_two_steps_lower_the_loss(kind, settings):
         views = denoised_views(predictions(network), reference, target, ("chosen", "rejected"))
         about = normal(4, 3, 8).float()
         views = {side: replace(view, embedding=about) for side, view in views.items()}
-        if "preference" in objective.needs_strength:
-            sure = torch.tensor([0.9, 0.7, 0.6])
-            views = {side: replace(view, preference=sure) for side, view in views.items()}
+        if objective.needs_strength:
+            known = {"preference": torch.tensor([0.9, 0.7, 0.6]), "target": target_of(objective, 3)}
+            views = {side: replace(view, **known) for side, view in views.items()}
         loss = objective(views).loss.mean()
         losses.append(loss.item())
         optimizer.zero_grad()

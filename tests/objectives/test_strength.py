@@ -41,6 +41,8 @@ CERTAIN_ALONE = {
     "seppo",  # its other side is sampled, and no label compares the two
     "chip_released",  # it has no view of the rejected response next to spoilt images
     "chip_released 0.0",
+    "margin_regression",  # its target says both which side is better and by how much
+    "margin_regression True",
 }
 """Those that refuse a preference, each for its reason."""
 HAVE_THEIR_OWN = {"smpo"}
@@ -129,7 +131,7 @@ def test_all_pair_objectives_read_it():
     assert len(pairs) > 15
     for form in pairs:
         objective = build(*form)
-        assert "weight" in objective.takes_strength, form
+        assert objective.takes_strength >= {"weight", *objective.needs_strength}, form
         assert ("preference" in objective.takes_strength) != ("target" in objective.takes_strength)
 
 

@@ -10,12 +10,13 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffalign.data.skipping import SkipReason, UnusableRowError
+from diffalign.parsing import shortly
 from diffalign.ranges import Ranged
 
 LABELS = "labels"
@@ -111,6 +112,32 @@ class AbstractPreference(Ranged, abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """The rule as half a sentence."""
+
+
+def number_pair(
+    values: Mapping[str, Any], columns: Sequence[str], name: str
+) -> tuple[float, float]:
+    """Numbers of the chosen and the rejected side of a row.
+
+    Args:
+        values: of the row, by column.
+        columns: of both sides, or of a probability of the chosen one alone.
+        name: of the numbers, for messages.
+
+    Raises:
+        UnusableRowError: one is missing, or none.
+    """
+    sides = []
+    for column in columns:
+        value = values.get(column)
+        try:
+            sides.append(float("nan" if value is None else value))
+        except (TypeError, ValueError, OverflowError):
+            raise malformed(f"{column} is {shortly(value)}, expected a number") from None
+        if math.isnan(sides[-1]):
+            raise malformed(f"{column} has no number, and strength reads it as {name}")
+    first, second = sides if len(sides) == 2 else (sides[0], 1 - sides[0])
+    return first, second
 
 
 def malformed(detail: str) -> UnusableRowError:
