@@ -147,6 +147,7 @@ ADDED = {
     "model.channels_last": False,
     "model.posterior": "full",
     "model.vae_tiling": False,
+    "rollouts.temperature": None,
     "responses.strength.calibrated": False,
     "responses.strength.preference.kind": "certain",
     "responses.strength.weight": "alike",

@@ -1,10 +1,11 @@
 """How much faster two processes do the blocks of a job than one.
 
-    python scripts/bench_blocks.py --items 200 --rounds 3
+    python scripts/bench_blocks.py
 
 One process and two take turns, one thread each, and do generation and the questions of a benchmark
 on the playground. A rate counts from the moment when every process has done its first block, until
-the last: loading is left out. The ratio of two to one should be near two on two idle cores.
+the last: loading is left out. The ratio of two to one should be near two on two idle cores; a run
+has to last some ten seconds, or a process that loads longer than the other decides it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def rate(words: list[str], blocks: Path, *, processes: int, items: int) -> float
         command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         while process.poll() is None:
-            done = sum(1 for _ in blocks.glob("*.jsonl"))
+            done = sum(1 for _ in blocks.iterdir()) if blocks.is_dir() else 0
             if done > last[1]:
                 last = time.perf_counter(), done
             if began is None and done >= 2 * processes:
                 began = last
-            time.sleep(0.005)
+            time.sleep(0.1)  # looking takes time from those who work
         assert process.stderr is not None
         if process.returncode:
             sys.exit(process.stderr.read())
@@ -57,21 +58,22 @@ def rate(words: list[str], blocks: Path, *, processes: int, items: int) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--items", type=int, default=200, help="Images, and questions.")
+    parser.add_argument("--items", type=int, help="Images, and questions; else as many as suit.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", nargs="+", default=list(FILES), choices=list(FILES))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
-        place = prepare(folder / "place", items=options.items)
         for job in options.jobs:
+            items = options.items or ITEMS[job]
+            place = prepare(folder / job, items=items)
             rates: dict[int, list[float]] = {1: [], 2: []}
             for _ in range(options.rounds):
                 for processes, found in rates.items():
                     output = folder / "out"
                     words = command(job, place, output, *LONGER[job])
                     blocks = output / FILES[job]
-                    found.append(rate(words, blocks, processes=processes, items=options.items))
+                    found.append(rate(words, blocks, processes=processes, items=items))
                     shutil.rmtree(output)
             one, two = (statistics.median(found) for found in rates.values())
             print(
@@ -81,9 +83,10 @@ def main() -> None:
             )
 
 
+ITEMS = {"generate": 200, "evaluate": 4000}
 LONGER = {
     "generate": ("sampler.steps=8", "batch_size=2"),
-    "evaluate": ("asking.max_new_tokens=16", "asking.batch_size=2"),
+    "evaluate": ("asking.max_new_tokens=16", "asking.batch_size=8"),
 }
 """Work of a block that outweighs its files."""
 

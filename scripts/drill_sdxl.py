@@ -2,6 +2,7 @@
 
     python scripts/drill_sdxl.py                        # needs 7 GB of disk and 12 GB of memory
     python scripts/drill_sdxl.py --folder /big --full   # also loads a policy with a frozen copy
+    python scripts/drill_sdxl.py --processes 2          # two processes train together
     python scripts/drill_sdxl.py --tiny                 # the same with every width cut down
 
 Makes a folder of the true architecture in fp16 and a few pairs of noise, encodes them in advance,
@@ -90,7 +91,7 @@ TINY_ENCODERS = tuple(
 PAIRS = 4
 
 
-def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
+def main(folder: Path | None, *, tiny: bool, full: bool, processes: int) -> None:
     started = time.perf_counter()
     with TemporaryDirectory(prefix="drill_sdxl-", dir=folder) as scratch:
         place = Path(scratch)
@@ -117,7 +118,7 @@ def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
             print(f"| {title} | {' | '.join(row)} | {ratio:.2f} | {found['seconds']:.0f} |")
         encoded = in_new_process(place, "precompute", settings)["precompute"]
         known = ["model.encoders=cached", "reference=cached"]
-        trained = in_new_process(place, "train", [*settings, *known])
+        trained = in_new_process(place, "train", [*settings, *known], processes=processes)
         planned = in_new_process(place, "plan", [*settings, *known])["plan"]
         print("\n| part of a step | planned, GiB | in the run, GiB |\n|---|---|---|")
         for part, size in planned["parts"].items():
@@ -135,15 +136,23 @@ def main(folder: Path | None, *, tiny: bool, full: bool) -> None:
         print(f"| `precompute` | {encoded['peak'] / GIB:.2f} |")
         for phase in ("load", "export"):
             print(f"| {phase} | {trained[phase]['peak'] / GIB:.2f} |")
+        if processes > 1:
+            whole = sum(rank["load"]["in all"] for rank in trained["ranks"])
+            print(f"| load, {processes} processes, interpreters included | {whole / GIB:.2f} |")
         back = in_new_process(place, "back", [str(place)])["back"]
         print(f"| an image with the LoRA | {back['peak'] / GIB:.2f} |")
     print(f"\nThe exported LoRA loads back. {time.perf_counter() - started:.0f} s in all")
 
 
-def in_new_process(place: Path, stage: str, arguments: list[str]) -> dict[str, Any]:
-    """What a stage measures; its own output is shown if it fails."""
-    result = place / f"{stage}.json"
-    command = [sys.executable, __file__, "--stage", stage, "--result", str(result), *arguments]
+def in_new_process(
+    place: Path, stage: str, arguments: list[str], *, processes: int = 1
+) -> dict[str, Any]:
+    """What a stage measures on the main process, and on all as `ranks`; its own output is shown if
+    it fails."""
+    result = place / stage
+    start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    launch = [sys.executable, *(start if processes > 1 else [])]
+    command = [*launch, __file__, "--stage", stage, "--result", str(result), *arguments]
     on_the_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=on_the_cpu)
     if done.returncode:
@@ -151,8 +160,9 @@ def in_new_process(place: Path, stage: str, arguments: list[str]) -> dict[str, A
         if done.returncode == -signal.SIGKILL:
             said = ": it was killed, most likely for want of memory" + said
         sys.exit(f"stage {stage} failed{said}")
-    found: dict[str, Any] = json.loads(result.read_text())
-    return found
+    files = [result.with_name(f"{stage}-{rank}.json") for rank in range(processes)]
+    ranks: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
+    return {**ranks[0], "ranks": ranks}
 
 
 def measure(stage: str, arguments: list[str], result: Path) -> None:
@@ -174,6 +184,7 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
         began = time.perf_counter()
         value = call(*args, **options)
         found[phase] = {
+            "in all": memory("VmHWM"),
             "peak": memory("VmHWM") - start,
             "stays": memory("VmRSS") - start,
             "seconds": time.perf_counter() - began,
@@ -213,7 +224,8 @@ def measure(stage: str, arguments: list[str], result: Path) -> None:
         train.run(config.load(RunConfig, CONFIG, arguments))
     else:
         measured("back", _generate, Path(arguments[0]))
-    result.write_text(json.dumps(found))
+    rank = os.environ.get("RANK", "0")
+    result.with_name(f"{result.name}-{rank}.json").write_text(json.dumps(found))
 
 
 def _convolve(
@@ -417,11 +429,12 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
     parser.add_argument("--tiny", action="store_true", help="every width cut down")
     parser.add_argument("--full", action="store_true", help="also load all weights with a copy")
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.stage is None:
-        main(given.folder, tiny=given.tiny, full=given.full)
+        main(given.folder, tiny=given.tiny, full=given.full, processes=given.processes)
     else:
         measure(given.stage, given.settings, given.result)

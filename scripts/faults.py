@@ -12,8 +12,9 @@ files that it had finished may not have been written anew.
   any more, odd names. Weights, optimiser state and exported model are compared. Where all
   checkpoints are damaged the resume has to refuse, and to change nothing; a copy is put back.
 - `precompute`, `generate`, `score`, `evaluate`, `synthesise`: the same command again.
-- `ranks`: two processes train, and one is killed; the other has to end within a minute by itself
-  (where they had not met yet after `heartbeat.ARRIVAL_S`, which is short here).
+- `ranks`, `shards`: two processes train, a LoRA or all weights in shards, and one is killed; the
+  other has to end within a minute by itself (where they had not met yet after
+  `heartbeat.ARRIVAL_S`, which is short here).
 - `launcher`: that of `--processes 2` is killed; its ranks have to end with it.
 After a kill file times may be moved into the past or future. First come `--fills` jobs on a disk
 with too little room (a tmpfs, for root alone): they have to end with a sentence, and go on where
@@ -198,10 +199,12 @@ REFUSAL = "no checkpoint of this run can be used"
 
 def settings(kind: str, output: Path) -> Path:
     """Write the config of a run next to its folder."""
-    path, more, model = RUNS[kind]
+    base, *further = TRAINED_BY.get(kind, (kind,))
+    path, more, model = RUNS[base]
     overrides = [
         *(text.replace("{root}", str(ROOT)) for text in more),
         *COMMON,
+        *further,
         f"model.path={ROOT}/assets/playground/{model}",
         f"output={output}",
     ]
@@ -320,6 +323,16 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def phase(output: Path) -> str:
+    """What a run was doing when it ended."""
+    steps = len(checkpoint.checkpoints_in(output))
+    if any(output.glob(f".{checkpoint.PREFIX}*")):
+        return "in a save"
+    if not steps:
+        return "in its first step" if (output / "metrics.jsonl").exists() else "while loading"
+    return "at its end" if (output / f"{checkpoint.PREFIX}{STEPS}").exists() else "in a step"
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """What must not change when a resume is refused: all but what a holder says of itself."""
     own = (".lock", ".holder.json")
@@ -340,9 +353,10 @@ def are_alike(ours: Path, theirs: Path) -> bool:
 def differences(ours: Path, theirs: Path) -> list[str]:
     """Files of the end of a run whose tensors are not bit for bit those of another one."""
     folder = f"{checkpoint.PREFIX}{STEPS}"
-    names = [f"{folder}/{path.name}" for path in (theirs / folder).glob("*.safetensors")]
-    names += [str(path.relative_to(theirs)) for path in (theirs / "final").rglob("*.safetensors")]
-    assert len(names) > 3
+    found = [theirs / folder, theirs / "final"]
+    paths = (path for place in found for path in place.rglob("*.safetensors"))
+    names = [str(path.relative_to(theirs)) for path in paths]
+    assert len(names) > 2
     different = [name for name in names if not are_alike(ours / name, theirs / name)]
     # A row that was damaged is lost; those that are there have to be right.
     rows = {row["step"]: row for row in read_json_lines(theirs / "metrics.jsonl")}
@@ -465,7 +479,7 @@ class TrainingTrial(Trial):
         self.file = self.output.with_suffix(".yaml")
 
     def prepare_place(self) -> None:
-        settings(TRAINED_BY.get(self.kind, self.kind), self.output)
+        settings(self.kind, self.output)
 
     def words(self) -> list[str]:
         again = ["--resume"] if (self.output / "config.yaml").exists() else []
@@ -539,6 +553,7 @@ class RanksTrial(TrainingTrial):
 
     def interfere(self) -> None:
         """Damage is for one process to find; see `images`."""
+        self.happened[f"killed {phase(self.output)}"] += 1
 
 
 class LauncherTrial(RanksTrial):
@@ -588,11 +603,17 @@ def fill(trial: Trial, folder: Path) -> None:
 
 
 IMPORTS_S = 8.0
-TRAINED_BY = {"ranks": "images", "launcher": "images"}
+TRAINED_BY = {
+    "ranks": ("images",),
+    "shards": ("images", "model.lora=null", "training.sharding=fsdp2"),
+    "launcher": ("images",),
+}
+"""Kinds that train as another one does, but for further settings."""
 KINDS: dict[str, type[Trial]] = {
     **dict.fromkeys(RUNS, TrainingTrial),
     **dict.fromkeys(JOBS, JobTrial),
     "ranks": RanksTrial,
+    "shards": RanksTrial,
     "launcher": LauncherTrial,
 }
 

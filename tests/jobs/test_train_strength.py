@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,9 +14,11 @@ from diffalign import config
 from diffalign.errors import ConfigError
 from diffalign.jobs import precompute, train
 from diffalign.playground.models import playground_model_path
+from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
-from tests.layouts import make_pairs, write_parquet, write_rows
+from tests.layouts import make_pairs, solid_image, write_parquet, write_rows
 from tests.runs import figures, forget_accelerate
+from tests.tiny_vlm import tiny_llava
 
 SMOKE = Path(__file__).parents[2] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 VOTES = "data.strength.preference={kind: votes}"
@@ -125,3 +128,63 @@ def test_an_objective_that_cannot_read_it_is_refused(data, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             train.run(run(data, tmp_path / "run", *more), dry_run=True)
+
+
+RESPONSES = """
+output: unset
+model: {kind: vlm, path: unset, lora: {rank: 2}}
+responses: {path: unset, workers: 0}
+likelihood: {kind: tokens}
+objective: {kind: dpo, beta: 0.1}
+optimizer: {lr: 1.0e-2}
+training: {optimizer_steps: 2, samples_per_device: 2, log_every: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> Path:
+    """Four pairs of responses with the votes for either."""
+    folder = tmp_path_factory.mktemp("responses")
+    solid_image((200, 0, 0)).save(folder / "0.png")
+    row = {"image": "0.png", "prompt": "What is it?", "chosen": "a red cat", "rejected": "a dog"}
+    rows = [row | {"votes_chosen": 3, "votes_rejected": 1} for _ in range(4)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_votes_of_responses_reach_the_step(scored, tmp_path):
+    (tmp_path / "run.yaml").write_text(RESPONSES)
+    model = tiny_llava(tmp_path / "llava")
+    votes = "responses.strength.preference={kind: votes}"
+    methods = {
+        "plain": [],
+        "dpo": [votes],
+        "orpo": [votes, "objective={kind: orpo}"],
+        "mpo": [
+            votes,
+            "objective={kind: weighted_sum, terms: [{objective: {kind: dpo, beta: 0.1}}, "
+            "{objective: {kind: bco_pair, beta: 0.1}}, {objective: {kind: sft}}]}",
+        ],
+    }
+    weights = {}
+    for name, more in methods.items():
+        settings = [f"output={tmp_path / name}", f"model.path={model}", f"responses.path={scored}"]
+        run = config.load(RunConfig, tmp_path / "run.yaml", [*settings, *more])
+        weights[name] = load_file(train.run(run) / "adapter_model.safetensors")
+        rows = figures(tmp_path / name)
+        said = [v for row in rows for k, v in row.items() if k.split("/")[-1] == "preference"]
+        assert said == ([] if name in ("plain", "orpo") else pytest.approx([2 / 3] * len(said)))
+        assert name in ("plain", "orpo") or said
+    assert not equal(weights["plain"], weights["dpo"])
+
+
+def test_an_objective_that_cannot_read_it_is_refused_for_responses_too(scored, tmp_path):
+    (tmp_path / "run.yaml").write_text(RESPONSES)
+    settings = [f"output={tmp_path / 'run'}", f"responses.path={scored}", "model.path=unset"]
+    votes = "responses.strength.preference={kind: votes}"
+    chip = "objective={kind: chip_released, beta: 0.1}"
+    run = config.load(RunConfig, tmp_path / "run.yaml", [*settings, votes, chip])
+    with pytest.raises(
+        ConfigError, match=r"responses\.strength\.preference is votes.*chip_released"
+    ):
+        check(run)

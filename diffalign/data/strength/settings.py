@@ -75,6 +75,12 @@ class StrengthConfig(Ranged):
                         f"{key} reads {name}, and there are {', '.join(known)}: give its two "
                         f"columns under columns.{did_you_mean(name, known)}"
                     )
+        unread = [name for name in self.columns if name not in self.reads]
+        if unread:
+            raise ValueError(
+                f"columns.{unread[0]} is read by nothing: name it under preference.of, margin or "
+                f"target, or leave it out"
+            )
         for name, given in self.columns.items():
             if not self.columns_of(name):
                 raise ValueError(f"columns.{name} names no column, got {given!r}")
@@ -260,9 +266,9 @@ def refuse_unread(
     for part in sorted(objective.needs_strength):
         if part not in asked:
             raise ConfigError(
-                f"the objective {kind} needs a {part} of each pair, and {section} gives none: set "
-                f"{section}.strength.{part} to the numbers that it is made of, such as "
-                f"{{labels: 1.0}}"
+                f"the objective {kind} needs a {part} of each pair, and {section} gives none: take "
+                f"data with scores, and set its strength.{part} to the numbers that it is made of, "
+                f"such as {{labels: 1.0}}"
             )
 
 

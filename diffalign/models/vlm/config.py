@@ -35,7 +35,7 @@ from diffalign.models.locate import locate
 from diffalign.models.locations import ITSELF, AbstractLocation, Folder
 from diffalign.models.lora import LoraSettings
 from diffalign.models.runs import in_words
-from diffalign.models.sharding import Sharder, reshard
+from diffalign.models.sharding import Sharder
 from diffalign.models.single_file import SingleFile
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
@@ -285,21 +285,19 @@ class VLM(AbstractModel):
             mapped=sharder is not None,
         )
         network = TokenScorer(model, modules, positions_at_once=self.positions_at_once)
-        stand_in = mapped_copy(network) if sharder and reference == "frozen_copy" else None
-        if sharder is not None:
-            for shared in (network, stand_in):
-                if shared is not None:
-                    share_out(shared, sharder, device=device, compute_dtype=compute_dtype)
-        elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
-            model.to(device)
-        reduced = compute_dtype != torch.float32
-        with torch.autocast(device.type, dtype=compute_dtype, enabled=reduced):
+        home, reduced = next(network.parameters()).device, compute_dtype != torch.float32
+        with torch.autocast(home.type, dtype=compute_dtype, enabled=reduced):
             if not network.eval().head_is_whole():
                 raise ModelError(
                     f"{self.path}: {type(model).__name__} bounds or scales its logits after its "
                     f"head, and log-probabilities are computed from the head alone"
                 )
-        reshard(network)
+        stand_in = mapped_copy(network) if sharder and reference == "frozen_copy" else None
+        if sharder is not None:
+            networks = [network] if stand_in is None else [network, stand_in]
+            share_out(networks, sharder, device=device, compute_dtype=compute_dtype)
+        elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
+            model.to(device)
         if self.gradient_checkpointing and trainable:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

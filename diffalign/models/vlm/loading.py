@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,26 +191,34 @@ def mapped_copy(network: TokenScorer) -> TokenScorer:
 
 
 def share_out(
-    network: TokenScorer, sharder: Sharder, *, device: torch.device, compute_dtype: torch.dtype
+    networks: Sequence[TokenScorer],
+    sharder: Sharder,
+    *,
+    device: torch.device,
+    compute_dtype: torch.dtype,
 ) -> None:
-    """Share a network out while its weights are mapped from their file, so that each process reads
+    """Share networks out while their weights are mapped from one file, so that each process reads
     its part of them, in the precisions of `choose_trained`.
 
+    The file is given up before any part is cast: what was read of it counts as memory until then.
+
     Args:
-        network: from `choose_trained`, mapped.
-        sharder: shares it out.
+        networks: from `choose_trained`, mapped, and `mapped_copy`.
+        sharder: shares them out.
         device: of what every process keeps whole.
         compute_dtype: of the computation.
     """
-    sharder.shard(network)
-    for parameter in network.parameters():
-        if not is_sharded(parameter):
-            parameter.data = parameter.detach().to(device, copy=True)
-    dtypes = {
-        name: torch.float32 for name, p in network.named_parameters() if p.is_floating_point()
-    }
-    for name, module in network.named_modules():
-        if is_product(module) and not module.weight.requires_grad:
-            inside = module.named_parameters(prefix=name, recurse=False)
-            dtypes.update(dict.fromkeys((inner for inner, _ in inside), compute_dtype))
-    cast_shards(network, dtypes)
+    for network in networks:
+        sharder.shard(network)
+        for parameter in network.parameters():
+            if not is_sharded(parameter):
+                parameter.data = parameter.detach().to(device, copy=True)
+    for network in networks:
+        dtypes = {
+            name: torch.float32 for name, p in network.named_parameters() if p.is_floating_point()
+        }
+        for name, module in network.named_modules():
+            if is_product(module) and not module.weight.requires_grad:
+                inside = module.named_parameters(prefix=name, recurse=False)
+                dtypes.update(dict.fromkeys((inner for inner, _ in inside), compute_dtype))
+        cast_shards(network, dtypes)

@@ -9,7 +9,8 @@ Source of the divergence: Zeng et al. 2024, arXiv:2404.11999 (TDPO), sequential 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,7 +122,7 @@ class TokenScorer(nn.Module):
     This is the module that is wrapped for several processes: one forward per step and model.
     """
 
-    methods_of_shards: ClassVar[tuple[str, ...]] = ("choices", "head_is_whole")
+    methods_of_shards: ClassVar[tuple[str, ...]] = ("choices",)
     """Besides `forward`: see `models.sharding.Sharder`."""
 
     def __init__(self, model: Any, module_names: ModuleNames, *, positions_at_once: int) -> None:
@@ -179,10 +180,11 @@ class TokenScorer(nn.Module):
     def head_is_whole(self) -> bool:
         """Whether the model's logits are what its head makes of its hidden states.
 
-        Some models bound or scale them afterwards; a forward of two tokens tells.
+        Some models bound or scale them afterwards; a forward of two tokens through none of the
+        blocks tells, before a network is shared out.
         """
         tokens = torch.zeros((1, 2), dtype=torch.int64, device=self._head.weight.device)
-        with torch.no_grad():
+        with torch.no_grad(), _without(self._blocks):
             hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
             logits = self.model(input_ids=tokens, use_cache=False).logits
             return torch.allclose(self._head(hidden), logits, rtol=1e-5, atol=1e-6)
@@ -190,9 +192,13 @@ class TokenScorer(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of the language model's blocks, by which its weights are shared out."""
+        return sorted({type(block).__name__ for block in self._blocks})
+
+    @property
+    def _blocks(self) -> nn.ModuleList:
         language = self.model.get_submodule(self.module_names.language)
-        lists = [module for module in language.modules() if isinstance(module, nn.ModuleList)]
-        return sorted({type(block).__name__ for blocks in lists[:1] for block in blocks})
+        lists = (module for module in language.modules() if isinstance(module, nn.ModuleList))
+        return next(lists, nn.ModuleList())
 
     def whole_parts(self) -> list[nn.Module]:
         """Of a vision tower what never trains: it runs outside of `forward`, and is small."""
@@ -289,3 +295,14 @@ class TokenScorer(nn.Module):
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known) if known else None
+
+
+@contextmanager
+def _without(blocks: nn.ModuleList) -> Iterator[None]:
+    """Leave a list of modules empty meanwhile."""
+    held = list(blocks)
+    del blocks[:]
+    try:
+        yield
+    finally:
+        blocks.extend(held)

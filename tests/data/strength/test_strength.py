@@ -134,7 +134,8 @@ def test_batches_have_the_parts_that_pairs_have():
             r"preference reads voters, and there are labels, votes.*Did you mean votes",
         ),
         ({"columns": {"labels": "a, b"}}, "columns.labels is the name of the numbers by which"),
-        ({"columns": {"x": " , "}}, "columns.x names no column"),
+        ({"columns": {"x": " , "}, "margin": {"x": 1.0}}, "columns.x names no column"),
+        ({"columns": {"x": "a, b"}}, r"columns\.x is read by nothing: name it under"),
         ({"calibrated": True}, "calibrated is true, and there is no target"),
     ],
 )
