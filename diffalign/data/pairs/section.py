@@ -154,7 +154,10 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
 
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
-        return {f"data.{name}": settings[name] for name in _SEEN}
+        seen = {f"data.{name}": settings[name] for name in _SEEN}
+        if self.config.group_pairs != "all":
+            seen["data.group_pairs"] = self.config.group_pairs
+        return seen
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.
