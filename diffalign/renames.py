@@ -137,6 +137,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 ADDED = {
+    "data.annotators": None,
     "data.group_pairs": "all",
     "data.strength.calibrated": False,
     "data.strength.preference.kind": "certain",

@@ -110,6 +110,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
         return {}
 
+    def noise(self, model: Model, batch: Batch) -> Tensor | None:
+        """How much noise each sample is seen through: the share of the model's schedule, [n] in [0,
+        1] on the CPU; None where there is none."""
+        return None
+
     def figures(self, prepared: Prepared) -> Mapping[str, Tensor]:
         """What the log should say of the policy's last evaluation, detached: [n] or a scalar."""
         return {}

@@ -91,6 +91,9 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
     def timestep_sampling(self) -> TimestepSampling:
         return self.timesteps
 
+    def noise(self, model: StepAwareModel, batch: ImageBatch) -> Tensor:
+        return batch.timesteps / model.base.noising.schedule_length
+
     @torch.no_grad()
     def prepare(self, model: StepAwareModel, batch: ImageBatch) -> HalfwayViews:
         """See all views through one step of the base; they share time, noise and prompt.

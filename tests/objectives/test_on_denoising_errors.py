@@ -149,7 +149,7 @@ def test_settings_that_contradict_each_other_are_refused(tiny_sd15, settings, me
         check(config.load(RunConfig, smoke, [*model, *settings]))
 
 
-@pytest.mark.parametrize("name", ["hinge", "ipo", "kto", "weighted_sum"])
+@pytest.mark.parametrize("name", ["hinge", "ipo", "kto", "margin_regression", "weighted_sum"])
 def test_the_smoke_configs_name_their_objective(name):
     run = config.load(RunConfig, ROOT / f"configs/smoke/{name}_sdxl.yaml")
     assert components.kind_of(run.objective) == name

@@ -66,6 +66,11 @@ class PairConfig(Ranged):
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     """How sure each preference is, and how much it counts, from votes or scores. By default every
     pair is as its label has it."""
+    annotators: str | None = None
+    """Where each row is the verdict of one of several annotators: two columns with a comma between
+    that say what the first and the second image are, such as `image_0_uid, image_1_uid`. Rows with
+    the same prompt and the same two images are then one pair, whose labels add up as votes. Null
+    takes every row as a pair."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs. A stream is then read in one lane, by every rank."""
     holdout: float | None = None

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from diffalign import components
 from diffalign.data.location import Form, Location, fingerprint, locate
+from diffalign.data.pairs.annotators import by_pair, image_columns
 from diffalign.data.pairs.columns import ImagePair, PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
@@ -87,9 +88,12 @@ def open_data(config: PairConfig) -> OpenedPairs:
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
     found = _as_configured(found, config, schema)
-    rows = reader.open(location, found, config)
+    rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
         columns = found
+        if found.others:
+            rows = by_pair(rows, found)
+            columns = dataclasses.replace(found, allowed_scores=())  # of sums
     else:
         columns = found.pairs()
         if isinstance(rows, AbstractRowStream):
@@ -107,7 +111,7 @@ def open_data(config: PairConfig) -> OpenedPairs:
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}",
         fingerprint=fingerprint(location, config),
     )
 
@@ -116,6 +120,12 @@ def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
     """The columns that nobody reads, by name."""
     left = [name for name in schema.names if name not in columns.all()]
     return f"; not read: {', '.join(left)}" if left else ""
+
+
+def _added_up(config: PairConfig) -> str:
+    if config.annotators is None:
+        return ""
+    return f"; rows of the same prompt and images ({config.annotators}) are added up"
 
 
 def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
@@ -139,6 +149,10 @@ def _as_configured(
         columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
     if config.group_pairs == "fronts":
         columns = _with_fronts(columns, config)
+    if config.annotators is not None:
+        images = image_columns(columns, config.annotators, schema.names)
+        assert isinstance(columns, PairColumns), "others are refused"
+        columns = dataclasses.replace(columns, others=images)
     return dataclasses.replace(
         columns,
         keep_ties=config.ties == "keep",
@@ -188,7 +202,7 @@ def _check_strength(
                     f"data.strength.preference is of a probability of the first image, and "
                     f"{config.path} has several images a row: give scores, and kind gap"
                 )
-        elif count != 2 - share:
+        elif count != 2 - (share or set(strength.columns_of(name)) <= schema.lists):
             wanted = "one, of the first image" if share else "two, of the first and second image"
             raise DataError(
                 f"data.strength.columns.{name} names {count} columns, and must name {wanted}"
