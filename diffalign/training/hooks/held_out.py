@@ -158,7 +158,8 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     """How often the model prefers the chosen response or image, and an interval of that share.
 
     The preference is that of the implicit reward: the log-ratio, or without a reference the
-    log-likelihood, of a token where there are tokens. No preference counts one half.
+    log-likelihood, of a token where there are tokens. No preference counts one half, and so does a
+    pair of which nobody knows the better side.
 
     Args:
         views: of n samples.
@@ -174,7 +175,10 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     if names is None:
         return {}
     chosen, rejected = (reward_of(views[name]) for name in names)
-    right = ((chosen - rejected).sign() + 1) / 2
+    margin, preference = chosen - rejected, views[names[0]].preference
+    if preference is not None:
+        margin = margin * (preference - 0.5).sign()
+    right = (margin.sign() + 1) / 2
     tally: dict[str, list[float]] = {}
     for group, value in zip(groups, right.tolist(), strict=True):
         found = tally.setdefault(group, [0.0, 0.0])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from diffalign import components
 from diffalign.data.location import Form, Location, fingerprint, locate
+from diffalign.data.pairs.annotators import by_pair, image_columns
 from diffalign.data.pairs.columns import ImagePair, PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
@@ -77,8 +78,14 @@ class AbstractReader(abc.ABC):
         """The rows, at random or streamed."""
 
 
-def open_data(config: PairConfig) -> OpenedPairs:
+def open_data(
+    config: PairConfig, *, along: Callable[[str], bool] = lambda name: False
+) -> OpenedPairs:
     """Find the data, choose its reader, and open it.
+
+    Args:
+        config: of the data.
+        along: whether a column of this name is read along with those that make up a pair.
 
     Raises:
         DataError: nothing is there, or no reader understands it.
@@ -87,9 +94,14 @@ def open_data(config: PairConfig) -> OpenedPairs:
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
     found = _as_configured(found, config, schema)
-    rows = reader.open(location, found, config)
+    further = tuple(name for name in schema.names if along(name) and name not in found.all())
+    found = dataclasses.replace(found, along=further)
+    rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
         columns = found
+        if found.others:
+            rows = by_pair(rows, found)
+            columns = dataclasses.replace(found, allowed_scores=())  # of sums
     else:
         columns = found.pairs()
         if isinstance(rows, AbstractRowStream):
@@ -107,7 +119,7 @@ def open_data(config: PairConfig) -> OpenedPairs:
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}",
         fingerprint=fingerprint(location, config),
     )
 
@@ -116,6 +128,12 @@ def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
     """The columns that nobody reads, by name."""
     left = [name for name in schema.names if name not in columns.all()]
     return f"; not read: {', '.join(left)}" if left else ""
+
+
+def _added_up(config: PairConfig) -> str:
+    if config.annotators is None:
+        return ""
+    return f"; rows of the same prompt and images ({config.annotators}) are added up"
 
 
 def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
@@ -137,6 +155,12 @@ def _as_configured(
     strength = config.strength
     if isinstance(columns, PairColumns) and LABELS in strength.reads:
         columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
+    if config.group_pairs == "fronts":
+        columns = _with_fronts(columns, config)
+    if config.annotators is not None:
+        images = image_columns(columns, config.annotators, schema.names)
+        assert isinstance(columns, PairColumns), "others are refused"
+        columns = dataclasses.replace(columns, others=images)
     return dataclasses.replace(
         columns,
         keep_ties=config.ties == "keep",
@@ -144,6 +168,20 @@ def _as_configured(
         strength=strength,
         numbers={name: strength.columns_of(name) for name in strength.columns},
     )
+
+
+def _with_fronts(columns: PairColumns | GroupColumns, config: PairConfig) -> GroupColumns:
+    if isinstance(columns, PairColumns) or not columns.scores:
+        raise DataError(
+            f"data.group_pairs is fronts, and {config.path} has no rows of several images with "
+            f"scores, of which it would choose the pairs: leave it at all"
+        )
+    if not config.strength.target:
+        raise DataError(
+            "data.group_pairs is fronts, which are those of the numbers of data.strength.target, "
+            "and there are none: name them, such as {labels: 1.0}"
+        )
+    return dataclasses.replace(columns, fronts=True)
 
 
 def _check_strength(
@@ -172,7 +210,7 @@ def _check_strength(
                     f"data.strength.preference is of a probability of the first image, and "
                     f"{config.path} has several images a row: give scores, and kind gap"
                 )
-        elif count != 2 - share:
+        elif count != 2 - (share or set(strength.columns_of(name)) <= schema.lists):
             wanted = "one, of the first image" if share else "two, of the first and second image"
             raise DataError(
                 f"data.strength.columns.{name} names {count} columns, and must name {wanted}"
