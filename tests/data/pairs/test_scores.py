@@ -305,7 +305,9 @@ def test_a_tag_without_its_column_is_refused(columns):
         ScoresConfig(tag=TagConfig(by="a"))
 
 
-@pytest.mark.parametrize("caption", ["{caption}", "score_{q}", "{q} {caption} {caption}", "{q {caption}"])
+@pytest.mark.parametrize(
+    "caption", ["{caption}", "score_{q}", "{q} {caption} {caption}", "{q {caption}"]
+)
 def test_a_template_that_tells_no_score_is_refused(caption):
     with pytest.raises(ValueError, match=r"must hold \{q\}, and \{caption\} once|is no template"):
         TagConfig(by="a", caption=caption)

@@ -165,6 +165,8 @@ def _as_configured(
     strength = config.strength
     if isinstance(columns, PairColumns) and LABELS in strength.reads:
         columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
+    if config.group_pairs == "fronts":
+        columns = _with_fronts(columns, config)
     if config.annotators is not None:
         images = image_columns(columns, config.annotators, schema.names)
         assert isinstance(columns, PairColumns), "others are refused"
@@ -176,6 +178,20 @@ def _as_configured(
         strength=strength,
         numbers={name: strength.columns_of(name) for name in strength.columns},
     )
+
+
+def _with_fronts(columns: PairColumns | GroupColumns, config: PairConfig) -> GroupColumns:
+    if isinstance(columns, PairColumns) or not columns.scores:
+        raise DataError(
+            f"data.group_pairs is fronts, and {config.path} has no rows of several images with "
+            f"scores, of which it would choose the pairs: leave it at all"
+        )
+    if not config.strength.target:
+        raise DataError(
+            "data.group_pairs is fronts, which are those of the numbers of data.strength.target, "
+            "and there are none: name them, such as {labels: 1.0}"
+        )
+    return dataclasses.replace(columns, fronts=True)
 
 
 def _check_strength(
