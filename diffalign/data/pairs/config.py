@@ -151,6 +151,14 @@ class PairConfig(Ranged):
             for name in names:
                 if name.startswith(SCORES):
                     self.scores.check_name(name.removeprefix(SCORES), f"strength.{key}")
+        tag = self.scores.tag
+        if tag is not None and tag.tells == "goal" and (self.strength.asked or self.ties == "keep"):
+            asked = next(iter(self.strength.asked.values()), "ties is keep")
+            raise ValueError(
+                f"scores.tag tells goals, by which either side is the chosen one in turn, and "
+                f"{asked}, which is about the sides as they are labelled: leave it at its default, "
+                f"or set scores.tag.tells to own"
+            )
         rule, preference = self.scores.filter, self.strength.preference
         if rule is None or rule.flip_below is None or preference.is_certain:
             return

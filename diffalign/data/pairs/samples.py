@@ -74,7 +74,9 @@ class SampleMaker:
         """
         if self.config.visits is not None:
             visit %= self.config.visits
-        sample_id = pair.sample_id
+        sample_id, tag = pair.sample_id, self.config.scores.tag
+        if tag is not None and tag.tells == "goal" and isinstance(pair, ImagePair):
+            pair = _with_goal(pair, visit)
         how, dropped = self._cut(sample_id, visit, target), self._drops_caption(sample_id, visit)
         images = {}
         for view in self.views:
@@ -137,6 +139,24 @@ class SampleMaker:
             place = numbered_place(sample_id, number, of=config.crops)
         mirrored = config.flip and coin("flip") < 0.5
         return Cut(target=target, place=place, mirrored=mirrored, number=number)
+
+
+def _with_goal(pair: ImagePair, visit: int) -> ImagePair:
+    """The pair under the prompt of one of its sides, which is the chosen one of this visit: at
+    every second visit the other, each time of half of all pairs."""
+    own = pair.own_prompts
+    if own["chosen"] == own["rejected"]:
+        return pair
+    turned = visit % 2 != int(unit_interval(pair.sample_id, "goal") < 0.5)
+    if not turned:
+        return dataclasses.replace(pair, own_prompts=dict.fromkeys(own, own["chosen"]))
+    assert pair.rejected is not None, "it was checked when the data was opened"
+    return dataclasses.replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        own_prompts=dict.fromkeys(own, own["rejected"]),
+    )
 
 
 def empty_caption(sample_id: str, caption: str) -> Skipped | None:

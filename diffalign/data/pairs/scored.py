@@ -342,6 +342,11 @@ def _check_data(
                 f"data.scores.{key} is about the gap of two images, and {config.path} has one a "
                 f"row: leave it out"
             )
+    if len(columns.images) == 1 and section.tag is not None and section.tag.tells == "goal":
+        raise DataError(
+            f"data.scores.tag tells goals, which one of two images reaches, and {config.path} has "
+            f"one a row: set tells to own"
+        )
     regressed = [name for name in read if f"{SCORES}{name}" in config.strength.target]
     if grouped and config.strength.calibrated and regressed:
         raise DataError(

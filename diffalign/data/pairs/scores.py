@@ -107,8 +107,8 @@ class OrderConfig(Ranged):
 class TagConfig(Ranged):
     """Prompts that say how good the image is, so that sampling can ask for it.
 
-    Each side of a pair is seen under a prompt of its own. Sources: Zhang et al. 2024,
-    arXiv:2410.08067 (reward-augmented data); `score_9` of the Pony models is such a tag.
+    Sources: Zhang et al. 2024, arXiv:2410.08067 (reward-augmented data, whose pairs are told goals);
+    `score_9` of the Pony models is such a tag.
     """
 
     by: str
@@ -118,6 +118,10 @@ class TagConfig(Ranged):
     lies among all of the file, from 1 for the lowest."""
     quantiles: Annotated[int, AtLeast(2)] = 9
     """The value of {q} for the highest scores."""
+    tells: Literal["own", "goal"] = "own"
+    """What the prompts of a pair tell. `own`: each side the score of its image. `goal`: both sides
+    the score of one of them, by turns, and the side that has it is the chosen one, so that a loss
+    of pairs learns to give what is asked for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -194,6 +194,33 @@ def test_each_side_is_seen_under_its_own_prompt(streaming, data, columns):
     assert source.captions(1) == ["score_3, a red thing, number 0"]
 
 
+def test_a_goal_is_told_to_both_sides_and_the_one_that_reaches_it_is_chosen(data, columns):
+    tag = TagConfig(by="a", quantiles=3, caption="{q} {caption}", tells="goal")
+    scores = ScoresConfig(columns=columns, tag=tag)
+    source = open_source(
+        data, pairs_per_device=COUNT, scores=scores, caption_dropout=0.0, flip=False
+    )
+    goals: list[dict[int, str]] = []
+    for batch in take(source, 3):
+        assert batch.prompts_of("chosen") == batch.prompts_of("rejected")
+        red = [bool(image[0].mean() > image[2].mean()) for image in batch.images["chosen"]]
+        goals.append(of_pair(batch, [prompt[0] for prompt in batch.prompts_of("chosen")]))
+        assert {number for number, goal in goals[-1].items() if goal != "1"} == {
+            number for number, is_red in of_pair(batch, red).items() if is_red
+        }
+    assert goals[0] == goals[2] and all(goals[0][n] != goals[1][n] for n in range(COUNT))
+    assert {goal == "1" for goal in goals[0].values()} == {True, False}
+
+
+def test_goals_and_what_is_about_the_labelled_sides_are_refused(columns, tmp_path):
+    scores = ScoresConfig(columns=columns, tag=TagConfig(by="a", tells="goal"))
+    strength = StrengthConfig(margin={"scores.a": 1.0})
+    settings = {"path": "x", "resolution": 16, "scores": scores}
+    for asked in ({"strength": strength}, {"ties": "keep"}):
+        with pytest.raises(ValueError, match="by which either side is the chosen one in turn, and"):
+            PairConfig(**settings, **asked)
+
+
 def test_a_dropped_caption_takes_the_tag_along_on_both_sides(data, columns):
     scores = ScoresConfig(columns=columns, tag=TagConfig(by="a"))
     batch = whole(open_source(data, pairs_per_device=COUNT, scores=scores, caption_dropout=1.0))
