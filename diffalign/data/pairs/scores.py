@@ -107,7 +107,7 @@ class OrderConfig(Ranged):
 class TagConfig(Ranged):
     """Prompts that say how good the image is, so that sampling can ask for it.
 
-    Sources: Zhang et al. 2024, arXiv:2410.08067 (reward-augmented data, whose pairs are told goals);
+    Sources: Zhang et al. 2024, arXiv:2410.08067 (reward-augmented data: pairs under goals); the
     `score_9` of the Pony models is such a tag.
     """
 
