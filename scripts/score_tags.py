@@ -4,9 +4,9 @@
     .venv/bin/python scripts/score_tags.py --trial    # does it run? changes no page
 
 The oracle scores the images of assets/playground/preferences, configs/playground/score_tags.yaml
-trains DPO under prompts that ask for the score of one image of a pair, and one model then samples
-the held-out prompts three times: asked for the highest score, for the lowest, and as they are. What
-is there already is taken as it is.
+trains on both images of every pair, each under a prompt that tells its score, and base and trained
+model then sample the held-out prompts three times: asked for the highest score, for the lowest, and
+as they are. What is there already is taken as it is.
 """
 
 from __future__ import annotations
