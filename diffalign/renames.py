@@ -137,6 +137,10 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 ADDED = {
+    "data.annotators": None,
+    "data.strength.calibrated": False,
+    "data.strength.preference.kind": "certain",
+    "data.strength.weight": "alike",
     "likelihood.timesteps.distribution": "uniform",
     "likelihood.timesteps.mean": 0.0,
     "likelihood.timesteps.std": 1.0,
@@ -144,6 +148,11 @@ ADDED = {
     "model.channels_last": False,
     "model.posterior": "full",
     "model.vae_tiling": False,
+    "rollouts.temperature": None,
+    "responses.strength.calibrated": False,
+    "responses.strength.preference.kind": "certain",
+    "responses.strength.weight": "alike",
+    "responses.ties": "drop",
 }
 """Settings that an older checkpoint knows nothing of -> what its run did all the same."""
 

@@ -45,6 +45,16 @@ def total(values: Tensor) -> Tensor:
     return result
 
 
+def joined(values: Tensor) -> Tensor:
+    """The rows of all ranks, in the order of ranks, without gradient; ranks have equally many."""
+    rows = values.detach().contiguous()
+    if not _grouped():
+        return rows
+    everyone = [torch.empty_like(rows) for _ in range(size())]
+    dist.all_gather(everyone, rows)
+    return torch.cat(everyone)
+
+
 def mean(values: Tensor) -> Tensor:
     """Mean over all elements of all ranks, a scalar without gradient; ranks may differ in size."""
     summed = values.sum()

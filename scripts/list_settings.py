@@ -31,6 +31,7 @@ JOBS = {
     "generate": "diffalign:GenerateConfig",
     "score": "diffalign:ScoreConfig",
     "compare": "diffalign:CompareConfig",
+    "best-checkpoint": "diffalign.jobs.best_checkpoint:BestCheckpointConfig",
     "export": "diffalign:ExportConfig",
     "evaluate": "diffalign:AbstractBenchmark",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",

@@ -23,3 +23,9 @@ def test_the_mean_counts_the_elements_of_every_rank(monkeypatch):
     # Another rank holds three elements that sum to 11.
     monkeypatch.setattr(world, "total", lambda mine: mine.detach() + torch.tensor([11.0, 3.0]))
     assert world.mean(values).item() == 3.0
+
+
+def test_the_rows_of_one_rank_are_its_own_without_gradient():
+    values = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    joined = world.joined(values)
+    assert joined.tolist() == [[1.0, 2.0]] and not joined.requires_grad

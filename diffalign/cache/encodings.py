@@ -30,6 +30,7 @@ from diffalign.data.pairs.encoded import (
 )
 from diffalign.data.pairs.transforms import CutImage
 from diffalign.data.skipping import Skipped, SkipReason
+from diffalign.data.strength.base import Strength
 from diffalign.errors import CacheError
 
 KIND = Kind(name="encodings of image pairs", setting="encodings_cache")
@@ -189,8 +190,6 @@ class EncodingsWriter:
             "sample_id": pair.sample_id,
             "prompt": self.layout.pairs.prompts[pair.prompt],
             "caption": pair.prompt,
-            "preference": pair.preference,
-            "importance": pair.importance,
             "ways": list(ways),
             "views": {
                 view: [
@@ -231,10 +230,11 @@ class CachedPairs(AbstractEncodedPairs):
     """Pairs of a folder of encodings, read as they are asked for."""
 
     def __init__(
-        self, reader: ShardReader, layout: Mapping[str, Any], numbers: np.ndarray, *, half: bool
+        self, reader: ShardReader, layout: Mapping[str, Any], pairs: PairsToEncode, *, half: bool
     ) -> None:
         """Use `open`; this takes the parts."""
-        self._reader, self._layout, self._numbers = reader, layout, numbers
+        self._reader, self._layout = reader, layout
+        self._numbers, self._strengths = pairs.numbers, pairs.strengths
         self._opened: OrderedDict[str, _MappedShard] = OrderedDict()
         self.half = half
         """Whether the means are taken of posteriors that are there as a whole."""
@@ -286,7 +286,7 @@ class CachedPairs(AbstractEncodedPairs):
                 *_names("pairs", layout["pairs"], layout["pairs_per_shard"]),
             ]
         )
-        return cls(reader, layout, pairs.numbers, half=layout["model.posterior"] != posterior)
+        return cls(reader, layout, pairs, half=layout["model.posterior"] != posterior)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": OrderedDict()}  # each worker maps the files itself
@@ -300,7 +300,8 @@ class CachedPairs(AbstractEncodedPairs):
             return Skipped(sample_id=f"pair {number}", reason=SkipReason.DAMAGED, detail=str(error))
         if "reason" in entry:
             return Skipped(**{**entry, "reason": SkipReason(entry["reason"])})
-        return CachedPair(self, str(position), shard, entry)
+        parts = {part: float(values[position]) for part, values in self._strengths.items()}
+        return CachedPair(self, str(position), shard, entry, Strength(**parts))
 
     def _shard(self, what: str, position: int) -> tuple[_MappedShard, int]:
         """The shard of a pair or a caption, and its place there."""
@@ -343,12 +344,16 @@ class CachedPair:
     """A pair of a shard."""
 
     def __init__(
-        self, pairs: CachedPairs, name: str, shard: _MappedShard, entry: Mapping[str, Any]
+        self,
+        pairs: CachedPairs,
+        name: str,
+        shard: _MappedShard,
+        entry: Mapping[str, Any],
+        strength: Strength,
     ) -> None:
         self.sample_id: str = entry["sample_id"]
         self.prompt: str = entry["caption"]
-        self.preference: float = entry["preference"]
-        self.importance: float = entry["importance"]
+        self.strength = strength
         self._pairs, self._name, self._shard, self._entry = pairs, name, shard, entry
 
     def image(self, view: str, way: Way) -> CutImage | Skipped:

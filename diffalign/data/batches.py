@@ -51,11 +51,9 @@ class ImageBatch:
     visits: tuple[int, ...] = ()
     """B of them, where the samples are of a data set: the number of the visit that all these random
     choices are those of, below `data.visits` where that is given."""
-    preference: Tensor | None = None
-    """Float32 [B], probability that the chosen view is the preferred one; None where it always is.
-    One half is a tie."""
-    importance: Tensor | None = None
-    """Float32 [B], how much each sample counts relative to the others; None where all are alike."""
+    strength: Mapping[str, Tensor] = field(default_factory=dict)
+    """Part of a pair's strength (`preference`, `margin`, `target`, `weight`) -> float32 [B]; those
+    that are absent nobody asked for. See `diffalign.data.strength`."""
     encodings: ImageEncodings | None = None
     """Of images and prompts, where they were computed in advance; None where the model encodes."""
 
@@ -98,6 +96,8 @@ class StepBatch:
     """View -> int64 [B], the rows of `states` that its steps leave from."""
     outcomes: Mapping[str, Tensor]
     """View -> float32 [B, channels, h, w], where the steps arrived."""
+    strength: Mapping[str, Tensor] = field(default_factory=dict)
+    """See `ImageBatch`."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -149,6 +149,8 @@ class TokenBatch:
     rows: Mapping[str, Tensor] | None = None
     """Response -> int64 [n], which samples it belongs to, in order, where each sample has one
     response; a response that none has is absent. None where all have all."""
+    strength: Mapping[str, Tensor] = field(default_factory=dict)
+    """See `ImageBatch`; empty where each sample has one response."""
 
     def images_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
         """What the image processor gave for the rows of a response under a condition."""

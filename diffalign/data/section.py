@@ -7,7 +7,7 @@ the model in training.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -37,8 +37,12 @@ class Wants(Protocol):
         """Names of the views that it reads."""
 
     @property
-    def takes_ties(self) -> bool:
-        """Whether it has a use for pairs that are undecided, or that count differently."""
+    def takes_strength(self) -> Collection[str]:
+        """The parts of a pair's strength that it reads: fields of `Strength`."""
+
+    @property
+    def needs_strength(self) -> Collection[str]:
+        """Those without which it has no loss."""
 
     @property
     def takes_unpaired(self) -> bool:

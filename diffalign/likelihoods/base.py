@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.reverse import ReverseProcess
-from diffalign.objectives.base import Measure
+from diffalign.objectives.base import Measure, Measured
 from diffalign.ranges import Ranged
 from diffalign.timesteps import TimestepSampling
 
@@ -55,6 +55,31 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """Whether `row_metadata` has a `divergence`, for objectives that need one."""
         return False
 
+    @property
+    def gives_measured(self) -> frozenset[Measured]:
+        """Which further fields `row_metadata` has, for objectives that need them."""
+        return frozenset()
+
+    @property
+    def least_samples(self) -> int:
+        """How many samples a micro-batch must have, where they are measured next to each other."""
+        return 1
+
+    @property
+    def walks(self) -> bool:
+        """Whether `prepare` runs the network, as often as its batch asks for."""
+        return False
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether it is the reference that `prepare` runs."""
+        return False
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether `row_metadata` has a `weight` for pairs of images."""
+        return False
+
     rounds_below: ClassVar[float] = 0.0
     """Magnitude of its numbers below which the error of rounding is no longer a share of them."""
 
@@ -84,6 +109,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """What else is known of the rows of a view, the same for policy and reference: fields of
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
         return {}
+
+    def noise(self, model: Model, batch: Batch) -> Tensor | None:
+        """How much noise each sample is seen through: the share of the model's schedule, [n] in [0,
+        1] on the CPU; None where there is none."""
+        return None
 
     def figures(self, prepared: Prepared) -> Mapping[str, Tensor]:
         """What the log should say of the policy's last evaluation, detached: [n] or a scalar."""

@@ -91,6 +91,9 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
     def timestep_sampling(self) -> TimestepSampling:
         return self.timesteps
 
+    def noise(self, model: StepAwareModel, batch: ImageBatch) -> Tensor:
+        return batch.timesteps / model.base.noising.schedule_length
+
     @torch.no_grad()
     def prepare(self, model: StepAwareModel, batch: ImageBatch) -> HalfwayViews:
         """See all views through one step of the base; they share time, noise and prompt.
@@ -129,11 +132,11 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
 
     def _weights(self, model: StepAwareModel, batch: ImageBatch) -> dict[str, Tensor]:
         ones = torch.ones(len(batch))
-        importance = ones if batch.importance is None else batch.importance
+        importance = batch.strength.get("weight", ones)
         if self.relabel is not None:
             preference = self._scored(self.relabel, model, batch)
         else:
-            preference = ones if batch.preference is None else batch.preference
+            preference = batch.strength.get("preference", ones)
         weights = {"chosen": importance * preference, "rejected": importance * (1 - preference)}
         return {view: send(weight, model.device) for view, weight in weights.items()}
 

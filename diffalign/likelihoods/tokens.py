@@ -28,7 +28,7 @@ from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
 from diffalign.models.vlm.vision_pass import ImageInputs
-from diffalign.objectives.base import Measure
+from diffalign.objectives.base import Measure, Measured
 from diffalign.views import View
 
 Reduction = Literal["sum", "mean"]
@@ -121,6 +121,8 @@ class PreparedTokens:
     """Of every group, once the reference was evaluated."""
     divergence: Mapping[str, Tensor] = field(default_factory=dict)
     """View -> [B], once the policy was evaluated after the reference."""
+    typicality: Mapping[str, Tensor] = field(default_factory=dict)
+    """View -> [B], once the policy was evaluated, where it is asked for."""
 
     def of_cells(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values at the tokens of all groups, [P, ...], group by group."""
@@ -141,6 +143,9 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     authors' advice, RLHF-V's normalised score)."""
     divergence: bool = False
     """Compare the distributions over the whole vocabulary as well, for objectives such as tdpo."""
+    typicality: bool = False
+    """Measure how typical each response is of what the policy would say itself, for the objective
+    wpo."""
     gains: dict[str, VisualGain] = field(default_factory=dict)
     """Weight maps that are made here, for views such as `chosen:gain`."""
     own_condition: str = "diffuse"
@@ -193,6 +198,10 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def gives_divergence(self) -> bool:
         return self.divergence
 
+    @property
+    def gives_measured(self) -> frozenset[Measured]:
+        return frozenset({"typicality"} if self.typicality else ())
+
     @torch.no_grad()
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
         """Look at the images once, and lay out the rows of every group."""
@@ -234,17 +243,22 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             prepared.groups,
             reference=None if model.is_reference else prepared.reference_states,
             keep_states=keeps,
+            typicality=self.typicality and not model.is_reference,
         )
         if keeps:
             prepared.reference_states = [some.states for some in scores if some.states is not None]
         elif prepared.reference_states is not None:
             found = [some.divergence for some in scores if some.divergence is not None]
-            prepared.divergence = self._divergence(prepared, torch.cat(found))
+            prepared.divergence = _of_views(prepared, torch.cat(found), self.reduction)
+        if self.typicality and not model.is_reference:
+            typical = [some.typicality for some in scores if some.typicality is not None]
+            prepared.typicality = _of_views(prepared, torch.cat(typical), "mean")
         of_cells = prepared.of_cells(torch.cat([some.log_probs for some in scores]))
         measured = {
-            name: self._reduced(
+            name: _over_tokens(
                 prepared.tokens[view.group].spread(of_cells[view.group][:, view.target]),
                 view.weights,
+                self.reduction,
             )
             for name, view in prepared.views.items()
         }
@@ -267,6 +281,8 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
                 row_metadata[name]["rows"] = view.rows
             if name in prepared.divergence:
                 row_metadata[name]["divergence"] = prepared.divergence[name]
+            if name in prepared.typicality:
+                row_metadata[name]["typicality"] = prepared.typicality[name]
         return row_metadata
 
     def describe(self) -> str:
@@ -292,20 +308,22 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
         gain = torch.sigmoid(clear - disturbed)
         return forward.tokens(group).spread(1.5 - gain if response == _REJECTED else 0.5 + gain)
 
-    def _divergence(self, prepared: PreparedTokens, found: Tensor) -> dict[str, Tensor]:
-        """View -> [B], from the divergence at the tokens of all groups; every token counts once."""
-        of_cells = prepared.of_cells(found)
-        reduced = {}
-        for name, view in prepared.views.items():
-            tokens, values = prepared.tokens[view.group], of_cells[view.group]
-            once = tokens.spread(torch.ones_like(values))
-            reduced[name] = self._reduced(tokens.spread(values), once)
-        return reduced
 
-    def _reduced(self, values: Tensor, weights: Tensor) -> Tensor:
-        """One number per row of values at tokens; both [B, L]."""
-        total = (values * weights).sum(dim=1)
-        return total / weights.sum(dim=1) if self.reduction == "mean" else total
+def _over_tokens(values: Tensor, weights: Tensor, reduction: Reduction) -> Tensor:
+    """One number per row of values at tokens; both [B, L]."""
+    total = (values * weights).sum(dim=1)
+    return total / weights.sum(dim=1) if reduction == "mean" else total
+
+
+def _of_views(prepared: PreparedTokens, found: Tensor, reduction: Reduction) -> dict[str, Tensor]:
+    """View -> [B], from values at the tokens of all groups; every token counts once."""
+    of_cells = prepared.of_cells(found)
+    reduced = {}
+    for name, view in prepared.views.items():
+        tokens, values = prepared.tokens[view.group], of_cells[view.group]
+        once = tokens.spread(torch.ones_like(values))
+        reduced[name] = _over_tokens(tokens.spread(values), once, reduction)
+    return reduced
 
 
 class _Forward:

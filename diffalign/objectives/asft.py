@@ -17,12 +17,15 @@ from torch import Tensor
 
 from diffalign.objectives.base import (
     CHOSEN_AND_REJECTED,
+    EITHER_ORDER,
     TOKENS,
     AbstractObjective,
     Known,
     LossOutput,
     Measure,
+    Part,
     Views,
+    expected_loss,
     pair_metrics,
 )
 from diffalign.objectives.orpo import OddsWeight, log_complement
@@ -47,17 +50,21 @@ class ASFT(AbstractObjective):
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
     reads: ClassVar[frozenset[Measure]] = TOKENS
+    takes_strength: ClassVar[frozenset[Part]] = EITHER_ORDER
 
     odds_weight: OddsWeight = 0.1
     """Weight of the alignment term next to the negative log-likelihood per token of the chosen
     side."""
 
     def __call__(self, views: Views) -> LossOutput:
+        return expected_loss(self.own(views), self._loss, known=self.must_know)
+
+    def _loss(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].average, views["rejected"].average
         alignment = align_loss(chosen, rejected)
         supervised = negative_log_likelihood(views["chosen"])
         metrics = {
-            **pair_metrics(chosen, rejected),
+            **pair_metrics(chosen, rejected, views["chosen"].preference),
             "supervised_term": supervised.detach(),
             "preference_term": alignment.detach(),
         }

@@ -7,8 +7,8 @@ example. It does not know whether the numbers came from a denoiser or from token
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -16,10 +16,20 @@ from torch import Tensor
 
 from diffalign import world
 from diffalign.ranges import MoreThan, Ranged
+from diffalign.views import View
 
-Known = Literal["nothing", "counts", "log_ratios"]
+Known = Literal["nothing", "counts", "log_ratios", "every_row"]
 """What a loss must know of a whole optimiser step before it is computed for any part of it: no
-more than its own rows; how many rows and tokens there are; or the policy's log-ratios as well."""
+more than its own rows; how many rows and tokens there are; the sum of the policy's log-ratios as
+well; or every row by itself."""
+
+
+Part = Literal["preference", "margin", "target", "weight"]
+"""What data can say of a pair besides its order."""
+
+
+Measured = Literal["distance", "embedding", "typicality"]
+"""Fields of `Likelihoods` that a likelihood measures if it is told to."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,20 @@ class StepTotals:
     """Sum of the weights; 0 where there are none."""
     log_ratio: Tensor
     """Sum of the log-ratios; 0 where there is no reference, or none was asked for."""
+    every_row: Tensor | None = None
+    """Policy and reference of every row, [N, 2], rank by rank, each with as many; None where nobody
+    asked for it."""
 
     @classmethod
-    def of(cls, parts: Sequence[Likelihoods], *, step: int = -1) -> StepTotals:
+    def of(
+        cls, parts: Sequence[Likelihoods], *, step: int = -1, every_row: bool = False
+    ) -> StepTotals:
         """Add up the parts of a view that this rank has, and those of the other ranks.
 
         Args:
             parts: of every micro-batch, on one device.
             step: number of the optimiser step.
+            every_row: keep the rows as well; they have a reference.
         """
 
         zero = parts[0].policy.detach().new_zeros(())
@@ -68,7 +84,16 @@ class StepTotals:
                 summed(ratios),
             ]
         )
-        return cls(step, *world.total(figures))
+        rows = None
+        if every_row:
+            sides = [(part.policy, part.reference) for part in parts]
+            each = [
+                torch.stack([policy.detach(), known], dim=1)
+                for policy, known in sides
+                if known is not None
+            ]
+            rows = world.joined(torch.cat(each))
+        return replace(cls(step, *world.total(figures)), every_row=rows)
 
 
 @dataclass(frozen=True)
@@ -90,11 +115,29 @@ class Likelihoods:
     """Mean over elements of the product of this row's residual (prediction minus target) and that
     of the other side of its pair, shape [n], without gradient; None where none was measured. With
     the two denoising errors it says how far both sides' gradients point the same way."""
+    distance: Tensor | None = None
+    """Mean over elements of the squared difference of the policy's prediction from the reference's,
+    shape [n]; carries gradient. With both denoising errors it gives the inner product of the two
+    residuals: half of what the errors exceed it by."""
+    embedding: Tensor | None = None
+    """What each row is about, [n, width], without gradient, for cosines between rows."""
+    typicality: Tensor | None = None
+    """Mean over tokens of the policy's log-probability less the logarithm of the one that its own
+    samples have on average, [n], without gradient; 0 where they are alike."""
     rows: Tensor | None = None
     """Which samples of the batch the rows are, int64 [n], where each sample has one view; n may
     then be 0. None where row i of every view is sample i."""
     whole_step: StepTotals | None = None
     """Of the optimiser step that the rows are part of; None where they are all of it."""
+    preference: Tensor | None = None
+    """Probability that the chosen side of each row's pair is the preferred one, shape [n], in
+    [0, 1], the same in the views of both sides; None where it certainly is."""
+    margin: Tensor | None = None
+    """How much the reward of the chosen side should exceed that of the rejected one, shape [n], in
+    the units of beta times a log-ratio; None for 0."""
+    target: Tensor | None = None
+    """What the difference of the two sides' rewards should be, shape [n], in the same units, for
+    losses that regress it; None where nobody says it."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -170,10 +213,15 @@ class AbstractObjective(Ranged, abc.ABC):
         return "nothing"
 
     @property
-    def takes_ties(self) -> bool:
-        """Whether `Likelihoods.weight` is read, so that a tie can be half a preference for either
-        side and pairs can count differently."""
-        return False
+    def takes_strength(self) -> frozenset[Part]:
+        """Which parts of a pair's strength are read: fields of `Likelihoods`. A run whose data
+        gives others is refused."""
+        return frozenset()
+
+    @property
+    def needs_strength(self) -> frozenset[Part]:
+        """Those of them without which there is no loss."""
+        return frozenset()
 
     @property
     def needs_divergence(self) -> bool:
@@ -181,15 +229,25 @@ class AbstractObjective(Ranged, abc.ABC):
         return False
 
     @property
+    def needs_measured(self) -> frozenset[Measured]:
+        """Which further fields of `Likelihoods` are read."""
+        return frozenset()
+
+    @property
     def holds_fixed(self) -> frozenset[str]:
-        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods, and
-        `VIEW.divergence`. Sums over a step (`Likelihoods.totals`) never have one."""
+        """Inputs to which no gradient goes, on purpose: views by name for their likelihoods,
+        `VIEW.divergence` and `VIEW.distance`. Sums over a step (`Likelihoods.totals`) never have
+        one."""
         return frozenset()
 
     @property
     def reads(self) -> frozenset[Measure]:
         """The measures on which this loss has a meaning."""
         return LOG_LIKELIHOODS
+
+    def own(self, views: Views) -> dict[str, Likelihoods]:
+        """The views of a batch that it reads."""
+        return {name: views[name] for name in sorted(self.views)}
 
     @abc.abstractmethod
     def __call__(self, views: Views) -> LossOutput:
@@ -224,41 +282,131 @@ def side_metrics(views: Views, chosen_reward: Tensor, rejected_reward: Tensor) -
     }
 
 
-def pair_metrics(chosen_reward: Tensor, rejected_reward: Tensor) -> dict[str, Tensor]:
+def pair_metrics(
+    chosen_reward: Tensor, rejected_reward: Tensor, preference: Tensor | None = None
+) -> dict[str, Tensor]:
     """The figures every pairwise objective reports, detached.
 
     Args:
         chosen_reward: beta times log-ratio of the preferred side, shape [n].
         rejected_reward: the same for the other side, shape [n].
+        preference: probability that the chosen side is preferred, shape [n]; None for 1.
 
     Returns:
         `accuracy` counts a zero margin as one half: the policy has no opinion yet, and neither 0
-        nor 1 at the first step would say so.
+        nor 1 at the first step would say so. So it does where the pair itself has none.
     """
     chosen, rejected = chosen_reward.detach(), rejected_reward.detach()
     margin = chosen - rejected
-    return {
+    figures = {
         "accuracy": (margin.sign() + 1) / 2,
         "margin": margin,
         "chosen_reward": chosen,
         "rejected_reward": rejected,
     }
+    if preference is not None:
+        agreed = margin * (preference - 0.5).sign()
+        figures["accuracy"] = (agreed.sign() + 1) / 2
+    return figures
 
 
 CHOSEN_AND_REJECTED = frozenset({"chosen", "rejected"})
 
+EITHER_ORDER: frozenset[Part] = frozenset({"preference", "weight"})
+"""What `expected_loss` reads of a pair."""
+
 Beta = Annotated[float, MoreThan(0, "at 0 nothing is learnt")]
+
+
+def expected_loss(
+    views: Views,
+    loss: Callable[[Views], LossOutput],
+    *,
+    known: Known = "nothing",
+    others: Views | None = None,
+) -> LossOutput:
+    """The mean of a loss over both orders of each pair, by the probability of either, times the
+    weight of the pair.
+
+    With the logistic loss of a margin s and weight 1 this is the soft cross-entropy
+    -p log sigmoid(s) - (1 - p) log sigmoid(-s).
+
+    Args:
+        views: as the labels have them, whose `preference` and `weight` are those of their pairs.
+        loss: of one order, for each pair by itself.
+        known: what the loss must know of the whole step.
+        others: the views with the two sides of each pair exchanged; None makes them.
+
+    Returns:
+        Shape [n], and the figures of the order of the labels. Where the preference is None or 1,
+        loss and gradient are those of that order alone, to the last bit.
+    """
+    first = loss(views)
+    pair = next(iter(views.values()))
+    total, metrics = first.loss, first.metrics
+    if pair.preference is not None:
+        metrics = {**metrics, "preference": pair.preference}
+        certain = pair.preference == 1
+        others = exchanged(views, known) if others is None else others
+        second = loss({name: _where(certain, views[name], others[name]) for name in views})
+        mixed = pair.preference * first.loss + (1 - pair.preference) * second.loss
+        total = torch.where(certain, first.loss, mixed)
+    return LossOutput(total if pair.weight is None else pair.weight * total, metrics)
+
+
+def _where(certain: Tensor, labelled: Likelihoods, exchanged: Likelihoods) -> Likelihoods:
+    """The exchanged rows, and in place of those that do not count the labelled ones, which are
+    finite wherever the loss is, without gradient."""
+
+    def rows(known: Tensor | None, other: Tensor | None) -> Tensor | None:
+        if known is None or other is None:
+            return other
+        return torch.where(certain, known.detach(), other)
+
+    return replace(
+        exchanged,
+        policy=torch.where(certain, labelled.policy.detach(), exchanged.policy),
+        reference=rows(labelled.reference, exchanged.reference),
+        length=rows(labelled.length, exchanged.length),
+        divergence=rows(labelled.divergence, exchanged.divergence),
+        distance=rows(labelled.distance, exchanged.distance),
+    )
+
+
+def exchanged_name(name: str) -> str:
+    """The view of the other side, under the same condition and weights; another response's own."""
+    view = View.parse(name)
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    return str(replace(view, response=sides.get(view.response, view.response)))
+
+
+def exchanged(views: Views, known: Known = "nothing") -> dict[str, Likelihoods]:
+    """The views with the two sides of each pair exchanged; one whose other side is not there stays.
+
+    Args:
+        views: of a batch.
+        known: what the loss must know of the whole step, which goes with the rows.
+    """
+    others = {name: views.get(exchanged_name(name), view) for name, view in views.items()}
+    if known == "nothing":
+        return others
+    return {name: replace(view, whole_step=view.totals) for name, view in others.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractPairObjective(AbstractObjective):
     """A loss over one chosen and one rejected view: `pair_loss` is all that it has to say.
 
-    Accuracy, margin and rewards are logged for every one of them.
+    Accuracy, margin and rewards are logged for every one of them. Of what data says of a pair,
+    `__call__` reads the preference (see `expected_loss`), multiplies the loss of a pair by its
+    weight, and asks for its margin where `compares_rewards`.
     """
 
     views: ClassVar[frozenset[str]] = CHOSEN_AND_REJECTED
     needs_reference: ClassVar[bool] = True
+    compares_rewards: ClassVar[bool] = False
+    """Whether the loss is a function of the difference of both sides' log-ratios times beta, which
+    a margin is subtracted from."""
 
     beta: Beta
     """Pull towards the reference, in the units of `dpo.py`."""
@@ -266,6 +414,12 @@ class AbstractPairObjective(AbstractObjective):
     @abc.abstractmethod
     def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
         """One loss per pair, [n], and what should be logged with the rewards."""
+
+    @property
+    def takes_strength(self) -> frozenset[Part]:
+        """Preference and weight, and the margin where rewards are compared."""
+        compared: frozenset[Part] = frozenset({"margin"} if self.compares_rewards else ())
+        return compared | EITHER_ORDER
 
     def score(self, view: Likelihoods) -> Tensor:
         """What is compared of the two sides, [n]: the log-ratio, unless there is no reference."""
@@ -277,6 +431,15 @@ class AbstractPairObjective(AbstractObjective):
 
     def __call__(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"], views["rejected"]
-        output = self.pair_loss(chosen, rejected)
-        rewards = pair_metrics(self.reward(chosen), self.reward(rejected))
+        labelled = {"chosen": chosen, "rejected": rejected}
+        if chosen.margin is not None:  # a reward less its margin is that of a higher reference
+            assert chosen.reference is not None, "rewards are compared with a reference's"
+            higher = chosen.reference + chosen.margin / self.beta
+            labelled["chosen"] = replace(chosen, reference=higher)
+        output = expected_loss(
+            labelled,
+            lambda views: self.pair_loss(views["chosen"], views["rejected"]),
+            known=self.must_know,
+        )
+        rewards = pair_metrics(self.reward(chosen), self.reward(rejected), chosen.preference)
         return LossOutput(output.loss, {**rewards, **output.metrics})

@@ -23,6 +23,7 @@ from diffalign.objectives.base import (
     Known,
     LossOutput,
     Measure,
+    Part,
     Views,
 )
 
@@ -59,7 +60,7 @@ class BradleyTerry(AbstractObjective):
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     needs_reference: ClassVar[bool] = False
     reads: ClassVar[frozenset[Measure]] = frozenset({"score"})
-    takes_ties: ClassVar[bool] = True
+    takes_strength: ClassVar[frozenset[Part]] = frozenset({"preference", "weight"})
     must_know: ClassVar[Known] = "counts"
 
     def __call__(self, views: Views) -> LossOutput:

@@ -10,7 +10,7 @@ Source: Mitchell 2023, "A note on DPO with noisy preferences & relationship to I
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -39,6 +39,8 @@ def cdpo_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class ConservativeDPO(AbstractPairObjective):
     """DPO with smoothed labels over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     label_smoothing: Annotated[float, Between(0, 0.5, _SHARE, without=[0.5])] = 0.1
     """Probability that a pair is the wrong way round; 0 is DPO."""

@@ -12,6 +12,7 @@ arXiv:2311.12908, eq. 14 with T and the constant timestep weight folded into bet
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -37,6 +38,8 @@ def dpo_loss(margin: Tensor, *, beta: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class DPO(AbstractPairObjective):
     """DPO over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     beta: Beta
     """Pull towards the reference. No default: published values run from 0.1 for sums over tokens

@@ -3,6 +3,9 @@
 DPO minimises the divergence in the forward direction. Where labels are certain the reverse one is
 infinite, so they are held at 1 - epsilon.
 
+Diffusion-DMPO (Li et al. 2025, arXiv:2507.07510) is this loss on denoising errors, with an epsilon
+of 0.01.
+
 Source: Ji et al. 2024, arXiv:2402.00856, for pairs.
 """
 
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +43,8 @@ def exo_loss(margin: Tensor, *, beta: float, epsilon: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class EXO(AbstractPairObjective):
     """EXO over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     epsilon: Annotated[
         float, Between(0, 0.5, "from a certain label all is infinitely far", without=[0, 0.5])

@@ -7,6 +7,7 @@ arXiv:2309.06657 (RSO).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import relu
@@ -30,6 +31,8 @@ def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class Hinge(AbstractPairObjective):
     """Hinge loss over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     beta: Beta
     """Pull towards the reference, in the units of `dpo.py`; RSO has 0.05 for sums over tokens."""

@@ -12,6 +12,7 @@ Source: Azar et al. 2023, arXiv:2310.12036, eq. 17 (their tau is our beta).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def ipo_loss(margin: Tensor, *, beta: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class IPO(AbstractPairObjective):
     """IPO over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     beta: Beta
     """Pull towards the reference. No default: published values run from 0.1 for sums over tokens

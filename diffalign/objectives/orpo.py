@@ -18,12 +18,15 @@ from torch.nn.functional import logsigmoid
 
 from diffalign.objectives.base import (
     CHOSEN_AND_REJECTED,
+    EITHER_ORDER,
     TOKENS,
     AbstractObjective,
     Known,
     LossOutput,
     Measure,
+    Part,
     Views,
+    expected_loss,
     pair_metrics,
 )
 from diffalign.objectives.sft import negative_log_likelihood
@@ -68,17 +71,21 @@ class ORPO(AbstractObjective):
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
     reads: ClassVar[frozenset[Measure]] = TOKENS
+    takes_strength: ClassVar[frozenset[Part]] = EITHER_ORDER
 
     odds_weight: OddsWeight = 0.1
     """Weight of the preference term next to the negative log-likelihood per token of the chosen
     side; lambda in the paper, beta in TRL."""
 
     def __call__(self, views: Views) -> LossOutput:
+        return expected_loss(self.own(views), self._loss, known=self.must_know)
+
+    def _loss(self, views: Views) -> LossOutput:
         chosen, rejected = (log_odds(views[side].average) for side in ("chosen", "rejected"))
         preference = -logsigmoid(chosen - rejected)
         supervised = negative_log_likelihood(views["chosen"])
         metrics = {
-            **pair_metrics(chosen, rejected),
+            **pair_metrics(chosen, rejected, views["chosen"].preference),
             "supervised_term": supervised.detach(),
             "preference_term": preference.detach(),
         }

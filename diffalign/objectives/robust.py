@@ -10,7 +10,7 @@ Source: Chowdhury, Kini and Natarajan 2024, arXiv:2403.00409.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -38,6 +38,8 @@ def robust_loss(margin: Tensor, *, beta: float, flip_rate: float) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class RobustDPO(AbstractPairObjective):
     """Robust DPO over one chosen and one rejected view."""
+
+    compares_rewards: ClassVar[bool] = True
 
     flip_rate: Annotated[
         float, Between(0, 0.5, "at one half the labels say nothing", without=[0.5])

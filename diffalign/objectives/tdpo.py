@@ -43,6 +43,7 @@ class TDPO(AbstractPairObjective):
     """TDPO over one chosen and one rejected view of token likelihoods."""
 
     reads: ClassVar[frozenset[Measure]] = TOKENS
+    compares_rewards: ClassVar[bool] = True
     needs_divergence: ClassVar[bool] = True
 
     beta: Beta

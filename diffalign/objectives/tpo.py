@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from diffalign.objectives.base import (
+    EITHER_ORDER,
     AbstractObjective,
     Beta,
     Known,
     LossOutput,
+    Part,
     Views,
+    expected_loss,
     pair_metrics,
 )
 from diffalign.objectives.sft import negative_log_likelihood
@@ -33,6 +36,7 @@ class TriplePO(AbstractObjective):
     views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected", "gold"})
     needs_reference: ClassVar[bool] = False
     must_know: ClassVar[Known] = "counts"
+    takes_strength: ClassVar[frozenset[Part]] = EITHER_ORDER
 
     beta: Beta
     """Scale of the margin; 0.01 in the paper, for sums over tokens."""
@@ -42,11 +46,14 @@ class TriplePO(AbstractObjective):
     """Weight of the gold response; alpha in the paper."""
 
     def __call__(self, views: Views) -> LossOutput:
+        return expected_loss(self.own(views), self._loss, known=self.must_know)
+
+    def _loss(self, views: Views) -> LossOutput:
         chosen, rejected = views["chosen"].policy, views["rejected"].policy
         preference = simpo_loss(chosen - rejected, beta=self.beta, gamma=self.gamma)
         supervised = negative_log_likelihood(views["gold"])
         metrics = {
-            **pair_metrics(self.beta * chosen, self.beta * rejected),
+            **pair_metrics(self.beta * chosen, self.beta * rejected, views["chosen"].preference),
             "supervised_term": supervised.detach(),
             "preference_term": preference.detach(),
         }

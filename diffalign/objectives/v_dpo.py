@@ -16,13 +16,16 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from diffalign.objectives.base import (
+    EITHER_ORDER,
     TOKENS,
     AbstractObjective,
     Beta,
     Likelihoods,
     LossOutput,
     Measure,
+    Part,
     Views,
+    expected_loss,
     pair_metrics,
 )
 from diffalign.objectives.dpo import dpo_loss
@@ -50,6 +53,7 @@ class VDPO(AbstractObjective):
 
     needs_reference: ClassVar[bool] = True
     reads: ClassVar[frozenset[Measure]] = TOKENS
+    takes_strength: ClassVar[frozenset[Part]] = EITHER_ORDER
 
     beta: Beta
     """Pull towards the reference, in the units of `dpo.py`; 0.1 in the authors' code."""
@@ -80,12 +84,16 @@ class VDPO(AbstractObjective):
         return blind if self.blind == "policy" else frozenset()
 
     def __call__(self, views: Views) -> LossOutput:
+        return expected_loss(self.own(views), self._loss)
+
+    def _loss(self, views: Views) -> LossOutput:
         chosen, rejected = (
             self._log_ratio(views[side], views[f"{side}@{self.condition}"])
             for side in ("chosen", "rejected")
         )
         loss = dpo_loss(chosen - rejected, beta=self.beta)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+        rewards = self.beta * chosen, self.beta * rejected
+        return LossOutput(loss, pair_metrics(*rewards, views["chosen"].preference))
 
     def _log_ratio(self, seeing: Likelihoods, blind: Likelihoods) -> Tensor:
         assert seeing.reference is not None and blind.reference is not None, "it needs them"

@@ -17,13 +17,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Measure, Views
+from diffalign.objectives.base import (
+    CHOSEN_AND_REJECTED,
+    AbstractObjective,
+    Known,
+    Likelihoods,
+    LossOutput,
+    Measure,
+    Measured,
+    Part,
+    Views,
+    exchanged_name,
+    expected_loss,
+)
 from diffalign.ranges import MoreThan, Ranged
 from diffalign.views import View
 
@@ -72,9 +84,55 @@ class Term(Ranged):
         """The objective's views, and those of the batch that stand for them."""
         return {view: self.views.get(view, view) for view in self.objective.views}
 
+    @property
+    def sides(self) -> frozenset[str]:
+        """Which of the two responses of a pair it reads, next to whatever images."""
+        responses = {View.parse(meant).response for meant in self.renamed.values()}
+        return frozenset(responses & CHOSEN_AND_REJECTED)
+
+    @property
+    def compares_sides(self) -> bool:
+        """Whether it compares the chosen with the rejected side, which is what a pair's strength is
+        about: not the chosen one with itself next to other images."""
+        return self.sides == CHOSEN_AND_REJECTED
+
     def __call__(self, views: Views) -> LossOutput:
-        """The objective's own loss, not yet weighted."""
-        return self.objective({known: views[meant] for known, meant in self.renamed.items()})
+        """The objective's own loss, not yet weighted.
+
+        A term of one side is the mean over both orders, too, where the batch has the other side: so
+        of an undecided pair both responses are learnt.
+        """
+        own = {known: views[meant] for known, meant in self.renamed.items()}
+        if self.compares_sides:
+            return self.objective(self._turned(own))
+        undecided = {name: _without_strength(view) for name, view in own.items()}
+        if len(own) > 1 or self.objective.takes_strength:
+            return self.objective(undecided)
+        other = views.get(exchanged_name(*self.renamed.values()))
+        if other is None:
+            return expected_loss(undecided, self.objective)
+        return expected_loss(own, self.objective, others=dict.fromkeys(own, other))
+
+    def _turned(self, own: Views) -> Views:
+        """The objective's views, whose strength is that of their own order."""
+        chosen = own.get("chosen")
+        if chosen is None or View.parse(self.renamed["chosen"]).response != "rejected":
+            return own
+        return {name: _reversed(view) for name, view in own.items()}
+
+
+def _without_strength(view: Likelihoods) -> Likelihoods:
+    return replace(view, preference=None, margin=None, target=None)
+
+
+def _reversed(view: Likelihoods) -> Likelihoods:
+    """Its strength as of the other order of the pair."""
+    return replace(
+        view,
+        preference=None if view.preference is None else 1 - view.preference,
+        margin=None if view.margin is None else -view.margin,
+        target=None if view.target is None else -view.target,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +184,18 @@ class WeightedSum(AbstractObjective):
     def must_know(self) -> Known:
         """The most that any term must."""
         needs = {term.objective.must_know for term in self.terms}
-        return next(known for known in ("log_ratios", "counts", "nothing") if known in needs)
+        most = ("every_row", "log_ratios", "counts", "nothing")
+        return next(known for known in most if known in needs)
 
     @property
     def needs_divergence(self) -> bool:
         """Whether any term does."""
         return any(term.objective.needs_divergence for term in self.terms)
+
+    @property
+    def needs_measured(self) -> frozenset[Measured]:
+        """What any term does."""
+        return frozenset().union(*(term.objective.needs_measured for term in self.terms))
 
     @property
     def holds_fixed(self) -> frozenset[str]:
@@ -140,7 +204,7 @@ class WeightedSum(AbstractObjective):
         held: set[str] = set()
         for term in self.terms:
             for view, meant in term.renamed.items():
-                for part in ("", ".divergence"):
+                for part in ("", ".divergence", ".distance"):
                     fixed = f"{view}{part}" in term.objective.holds_fixed
                     (held if fixed else moved).add(f"{meant}{part}")
         return frozenset(held - moved)
@@ -151,9 +215,15 @@ class WeightedSum(AbstractObjective):
         return frozenset.intersection(*(term.objective.reads for term in self.terms))
 
     @property
-    def takes_ties(self) -> bool:
-        """Whether all terms do."""
-        return all(term.objective.takes_ties for term in self.terms)
+    def takes_strength(self) -> frozenset[Part]:
+        """What all terms read that compare the two sides of a pair; none where no term does."""
+        taken = [term.objective.takes_strength for term in self.terms if term.compares_sides]
+        return frozenset.intersection(*taken) if taken else frozenset()
+
+    @property
+    def needs_strength(self) -> frozenset[Part]:
+        """What any term needs."""
+        return frozenset().union(*(term.objective.needs_strength for term in self.terms))
 
     def __call__(self, views: Views) -> LossOutput:
         outputs = {name: (term.weight, term(views)) for name, term in self.named.items()}

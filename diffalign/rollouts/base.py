@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -73,6 +73,11 @@ class AbstractRollouts(Ranged, abc.ABC):
     that the round began with, `uniform` one of all that rounds began with."""
     previewed_prompts: Annotated[int, AtLeast(0)] = 4
     """How many prompts every round samples from the same noise, for `preview_strip.png`."""
+
+    @property
+    def strength(self) -> Mapping[str, str]:
+        """Parts of a pair's strength that its batches have, and the setting that asks for each."""
+        return {}
 
     @abc.abstractmethod
     def open(self, run: RunContext) -> AbstractSource:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffalign.rollouts.pairing import Temperature, preference_of
 from diffalign.rollouts.resampling import Segment
 from diffalign.rollouts.round_order import Visit
 from diffalign.rollouts.store import StepPair
@@ -46,18 +47,26 @@ class PairBuilder:
     label, and the latents that these need, each once."""
 
     def __init__(
-        self, visits: Sequence[Visit], *, round_number: int, first_visit: int, file: str
+        self,
+        visits: Sequence[Visit],
+        *,
+        round_number: int,
+        first_visit: int,
+        file: str,
+        temperature: Temperature = None,
     ) -> None:
         """Args:
         visits: in the order of the segments' rows.
         round_number, first_visit: number of the round, and in it of the first visit.
         file: of the latents, in the round's folder.
+        temperature: of preferences; see `Temperature`.
         """
         self.file = file
         self.pairs: list[StepPair] = []
         self.comparisons: list[Comparison] = []
         self._visits = visits
         self._round_number = round_number
+        self._temperature = temperature
         self._first_visit = first_visit
         self._origins = [0] * len(visits)  # the candidates that the next segment leaves from
         self._latents: list[Tensor] = []
@@ -98,6 +107,8 @@ class PairBuilder:
         }
         origin = self._row(i, segment.first, self._origins[i], segment.origin[i])
         states = dict.fromkeys(sides, origin)
+        scores = {view: float(segment.scores[i, side]) for view, side in sides.items()}
+        gap = scores["chosen"] - scores["rejected"]
         pairs = []
         for taken, (t, t_next) in enumerate(segment.times):
             index = segment.first + taken
@@ -114,6 +125,7 @@ class PairBuilder:
                     t_next=t_next,
                     states=states,
                     outcomes=outcomes,
+                    preference=preference_of(gap, self._temperature),
                 )
             )
             states = outcomes

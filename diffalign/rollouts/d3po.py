@@ -44,10 +44,15 @@ from diffalign.rollouts.pairing import (
     Pairing,
     PairRule,
     RankedGroup,
+    Scores,
+    Temperature,
     chosen_pairs,
     from_best_to_worst,
+    mean_gap,
     pair_up,
+    preference_of,
     render_ranked_grid,
+    strength_of,
 )
 from diffalign.rollouts.round_order import Visit, in_batches, visits_of_round
 from diffalign.rollouts.rounds import Rounds
@@ -85,6 +90,10 @@ class WholeImage(AbstractTrajectoryRollouts):
     pairs: PairRule = "all"
     """Which decided pairs of a prompt are trained on: `all`, or with `best_worst` only that of the
     image that wins most and the one that loses most."""
+    temperature: Temperature = None
+    """Take a pair's preference as sigmoid(gap / temperature) of its scores, with several scorers of
+    the mean of their gaps, and not as certain: a gap of one temperature is 0.73. Null is D3PO's:
+    whichever score is better wins for certain."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels; null is the network's own."""
     kept_images: Annotated[int, AtLeast(0)] = 64
@@ -97,6 +106,10 @@ class WholeImage(AbstractTrajectoryRollouts):
             raise ValueError("scorers is empty: name at least one scorer, such as kind: pickscore")
         refuse_scorers_of_noise(self.scorers)
         check_image_size(self.size)
+
+    @property
+    def strength(self) -> Mapping[str, str]:
+        return strength_of(self.temperature)
 
     def open(self, run: RunContext) -> AbstractSource:
         return Rounds(self, _Collector(self, run), run)
@@ -227,7 +240,8 @@ class _Collector(AbstractCollector):
         for image in images:
             by_visit.setdefault(image.visit, []).append(image)
         pairings = {visit: _pair_up(group) for visit, group in by_visit.items()}
-        pairs = [pair for batch in batches for pair in self._pairs(number, batch, pairings)]
+        scores = {(image.visit, image.image): image.vector() for image in images}
+        pairs = [p for batch in batches for p in self._pairs(number, batch, pairings, scores)]
         write_json_lines(folder / _PAIRS, map(asdict, pairs))
         first = self._scorers.names[0]
         render_ranked_grid(
@@ -238,12 +252,18 @@ class _Collector(AbstractCollector):
         return self._summary(number, images, list(pairings.values()), len(pairs))
 
     def _pairs(
-        self, number: int, batch: _Batch, pairings: Mapping[int, Pairing]
+        self,
+        number: int,
+        batch: _Batch,
+        pairings: Mapping[int, Pairing],
+        scores: Mapping[tuple[int, int], Scores | None],
     ) -> Iterator[TrajectoryPair]:
         place = {at: i for i, at in enumerate(batch.places())}
         for v, visit in enumerate(batch.visits):
             name = batch.first + v
             for chosen, rejected in chosen_pairs(pairings[name], self._settings.pairs):
+                better, worse = scores[name, chosen], scores[name, rejected]
+                assert better is not None and worse is not None, "pairs are of scored images"
                 yield TrajectoryPair(
                     pair_id=f"round-{number}/{name:04d}/{chosen}-over-{rejected}",
                     prompt=visit.prompt,
@@ -251,6 +271,7 @@ class _Collector(AbstractCollector):
                     trajectories=len(place),
                     chosen=place[v, chosen],
                     rejected=place[v, rejected],
+                    preference=preference_of(mean_gap(better, worse), self._settings.temperature),
                 )
 
     def batches(self, number: int, folder: Path, samples: int) -> Iterator[StepBatch]:

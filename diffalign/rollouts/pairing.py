@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from diffalign.data.strength.gap import sigmoid
 from diffalign.files import write_image, writing
 from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced_with_ends, render_grid
 from diffalign.imaging.image_files import read_image
+from diffalign.ranges import MoreThan
 
 PairRule = Literal["all", "best_worst"]
 """Which decided pairs of a prompt are trained on: all, or one, of the image that wins against most
@@ -50,6 +52,27 @@ def pair_up(scores: Mapping[int, Scores]) -> Pairing:
         else:
             decided.append((first, second) if verdicts == {1} else (second, first))
     return Pairing(tuple(decided), tied, incomparable)
+
+
+Temperature = Annotated[float, MoreThan(0)] | None
+"""Of preferences: the gap of scores at which the odds are e to 1; None where the better score is
+the better image for certain."""
+
+
+def preference_of(gap: float, temperature: Temperature) -> float | None:
+    """Probability that a side is preferred whose score is larger by a gap; None for certainly."""
+    return None if temperature is None else sigmoid(gap / temperature)
+
+
+def strength_of(temperature: Temperature) -> dict[str, str]:
+    """The part of a pair's strength that a temperature makes, and the setting that asks for it."""
+    return {} if temperature is None else {"preference": f"temperature is {temperature:g}"}
+
+
+def mean_gap(chosen: Scores, rejected: Scores) -> float:
+    """Mean over the scorers of how much better the chosen image is, the strength of the preference
+    (Wang et al. 2024, arXiv:2401.06080)."""
+    return sum(a - b for a, b in zip(chosen, rejected, strict=True)) / len(chosen)
 
 
 def from_best_to_worst(pairing: Pairing, images: Sequence[int]) -> list[int]:

@@ -16,6 +16,7 @@ from diffalign.data.section import (
     SourceRequest,
 )
 from diffalign.data.source import AbstractSource
+from diffalign.data.strength.settings import refuse_unread
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.diffusion.config import AbstractDiffusion
@@ -76,6 +77,13 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
             )
         if self.data is not None:
             self.data.check(parts)
+            return
+        refuse_unread(
+            "rollouts",
+            self.rollouts.strength,
+            parts.objective,
+            alternative="Set it to null, or take an objective such as clipped_dpo",
+        )
 
     def open(self, request: SourceRequest[AbstractDiffusion, AbstractLikelihood]) -> AbstractSource:
         return self.rollouts.open(

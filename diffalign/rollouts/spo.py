@@ -11,7 +11,7 @@ see `rollouts.resampling`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
+from diffalign.rollouts.pairing import Temperature, strength_of
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.round_order import Visit, in_batches, own_parts, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
@@ -105,6 +106,10 @@ class Stepwise(AbstractRollouts):
     continue_from: Continuation = "random"
     """The candidate from which a sampler goes on, prompt by prompt. Going on from the best or the
     worst is the paper's ablation that breaks training: states are then no longer the policy's."""
+    temperature: Temperature = None
+    """Take the preference for the best candidate as sigmoid(gap / temperature) of its score and the
+    worst one's, and not as certain. At 1 it is what `threshold` is compared with: (1 + difference)
+    / 2. Null is SPO's: the better one wins for certain."""
     size: tuple[int, int] | None = None
     """(height, width) of the images in pixels; null is the network's own."""
     prompts_per_batch: Annotated[int, AtLeast(1)] = 8
@@ -116,6 +121,10 @@ class Stepwise(AbstractRollouts):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_image_size(self.size)
+
+    @property
+    def strength(self) -> Mapping[str, str]:
+        return strength_of(self.temperature)
 
     def describe(self) -> str:
         way = "step" if self.steps_per_segment == 1 else f"{self.steps_per_segment} steps"
@@ -219,6 +228,7 @@ class _Collector(AbstractCollector):
             round_number=batch.round_number,
             first_visit=batch.first,
             file=f"latents/{batch.first:05d}.safetensors",
+            temperature=self._settings.temperature,
         )
         with model.sampling():
             for segment in self._resampler.segments(model, batch.visits):

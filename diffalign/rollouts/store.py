@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffalign.data.batches import StepBatch
+from diffalign.data.strength.base import Strength, stack_strengths
 from diffalign.files import (
     inside,
     open_tensors,
@@ -46,6 +47,8 @@ class StepPair:
     """View -> the row that its step leaves from."""
     outcomes: Mapping[str, int]
     """View -> the row at which it arrives."""
+    preference: float | None = None
+    """Probability that the chosen side is the preferred one; None where it certainly is."""
 
     def __post_init__(self) -> None:
         if not self.states or self.states.keys() != self.outcomes.keys():
@@ -105,4 +108,5 @@ def step_batch(folder: Path, steps: Sequence[StepPair]) -> StepBatch:
                 view: torch.stack([files[step.file][step.outcomes[view]] for step in steps])
                 for view in views
             },
+            strength=stack_strengths([Strength(preference=step.preference) for step in steps]),
         )

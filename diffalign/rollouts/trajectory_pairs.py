@@ -41,6 +41,8 @@ class TrajectoryPair:
     """How many the file holds."""
     chosen: int
     rejected: int
+    preference: float | None = None
+    """Probability that the chosen one is the preferred one; None where it certainly is."""
 
     def step(self, index: int, times: tuple[int, int]) -> StepPair:
         """The pair at one of its steps, to which the preference applies unchanged.
@@ -60,6 +62,7 @@ class TrajectoryPair:
             t_next=t_next,
             states={view: before + number for view, number in sides.items()},
             outcomes={view: after + number for view, number in sides.items()},
+            preference=self.preference,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
 import torch
 
@@ -10,6 +11,7 @@ from diffalign import components
 from diffalign.data.pairs.index import bucket_sizes
 from diffalign.data.section import RunParts
 from diffalign.errors import ConfigError
+from diffalign.objectives.base import Measured
 from diffalign.training.config import RunConfig, TrackingConfig
 from diffalign.training.encodings import check_encodings
 from diffalign.training.hooks.configured import check_hooks
@@ -84,7 +86,7 @@ def _check_objective(run: RunConfig) -> None:
     objective, likelihood = components.kind_of(run.objective), components.kind_of(run.likelihood)
     section = run.section
     try:
-        run.likelihood.data_views(run.objective.views)
+        read = run.likelihood.data_views(run.objective.views)
     except ValueError as error:
         raise ConfigError(f"likelihood {likelihood}: {error}") from error
     if run.likelihood.measures not in run.objective.reads:
@@ -100,7 +102,7 @@ def _check_objective(run: RunConfig) -> None:
             f"with pairs of images and with rollouts seppo, transition with the other rollouts, "
             f"tokens with responses"
         )
-    if section.views is not None and not run.objective.views <= section.views:
+    if section.views is not None and not read <= section.views:
         raise ConfigError(
             f"{section.origin} gives the views {', '.join(sorted(section.views))}, and the "
             f"objective {objective} needs {', '.join(sorted(run.objective.views))}: choose an "
@@ -111,11 +113,47 @@ def _check_objective(run: RunConfig) -> None:
             f"the objective {objective} compares distributions over the vocabulary: set "
             f"likelihood.divergence to true, with likelihood.kind tokens"
         )
+    for measured in sorted(run.objective.needs_measured - run.likelihood.gives_measured):
+        reads, settings = _MEASURED[measured]
+        raise ConfigError(f"the objective {objective} reads {reads}: set {settings}")
+    if run.likelihood.runs_reference and not run.objective.needs_reference:
+        raise ConfigError(
+            f"likelihood.inversion walks with the reference, and the objective {objective} has "
+            f"none: set likelihood.inversion.by to policy"
+        )
+    if run.likelihood.weighs_rows and "weight" not in run.objective.takes_strength:
+        raise ConfigError(
+            f"likelihood.snr_bias lets pairs count by their time, and the objective {objective} "
+            f"lets all count alike: set it to null, or choose an objective of pairs"
+        )
+    if run.training.samples_per_device < run.likelihood.least_samples:
+        raise ConfigError(
+            f"training.samples_per_device is {run.training.samples_per_device}, and likelihood "
+            f"{likelihood} measures each sample next to others (mismatched): set it to "
+            f"{run.likelihood.least_samples} or more"
+        )
     if run.likelihood.needs_captions and section.caption_dropout:
         raise ConfigError(
             f"data.caption_dropout is {section.caption_dropout}, and a preference model cannot "
             f"score an image without its caption: set it to 0"
         )
+
+
+_MEASURED: Mapping[Measured, tuple[str, str]] = {
+    "distance": (
+        "how far the predictions of policy and reference are apart",
+        "likelihood.distance to true, with likelihood.kind denoising",
+    ),
+    "embedding": (
+        "which samples are about the same",
+        "likelihood.embedding to prompts, with likelihood.kind denoising",
+    ),
+    "typicality": (
+        "how typical responses are of the policy",
+        "likelihood.typicality to true, with likelihood.kind tokens",
+    ),
+}
+"""What each is, and how a likelihood is told to measure it."""
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:

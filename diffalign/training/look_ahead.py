@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
+from diffalign.models.devices import send
 from diffalign.objectives.base import Likelihoods, StepTotals
 
 
@@ -38,14 +39,24 @@ def views_of(
     reference: Mapping[str, Tensor],
     row_metadata: Mapping[str, Mapping[str, Tensor]],
     totals: Mapping[str, StepTotals],
+    strength: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Likelihoods]:
-    """The record of each view, as an objective takes it."""
+    """The record of each view, as an objective takes it.
+
+    Args:
+        policy, reference: values by view; no reference's where there is none.
+        row_metadata: of the likelihood, which says it where it knows better than the data.
+        totals: of the optimiser step by view; none where the batch is all there is.
+        strength: of the pairs, the same for both of their sides; see `ImageBatch.strength`.
+    """
+    device = next(iter(policy.values())).device
+    of_pairs = {part: send(rows, device) for part, rows in (strength or {}).items()}
     return {
         name: Likelihoods(
             values,
             reference.get(name),
             whole_step=totals.get(name),
-            **row_metadata.get(name, {}),
+            **{**of_pairs, **row_metadata.get(name, {})},
         )
         for name, values in policy.items()
     }
@@ -60,6 +71,7 @@ def totals_of_step(
     likelihood: AbstractLikelihood,
     model: AbstractTrainable,
     reference: Callable[[MicroBatch], Mapping[str, Tensor]] | None,
+    every_row: bool = False,
 ) -> dict[str, StepTotals]:
     """Prepare the parts of a step, and add them up.
 
@@ -70,6 +82,7 @@ def totals_of_step(
         likelihood, model: of the run.
         reference: gives a prepared part's reference values; None where log-ratios are not asked
             for, and nothing goes through the network.
+        every_row: whether the rows are asked for one by one.
 
     Returns:
         The totals of every view.
@@ -84,8 +97,11 @@ def totals_of_step(
         row_metadata = likelihood.row_metadata(part.prepared)
         if reference is None:
             policy = {view: _as_many_rows(part.batch, row_metadata.get(view, {})) for view in views}
-        found.append(views_of(policy, known, row_metadata, {}))
-    return {view: StepTotals.of([of[view] for of in found], step=step) for view in sorted(views)}
+        found.append(views_of(policy, known, row_metadata, {}, part.batch.strength))
+    return {
+        view: StepTotals.of([of[view] for of in found], step=step, every_row=every_row)
+        for view in sorted(views)
+    }
 
 
 def _as_many_rows(batch: Any, row_metadata: Mapping[str, Tensor]) -> Tensor:

@@ -68,6 +68,11 @@ def check_sharding(run: RunConfig) -> None:
             f"{asked}, and rollouts sample on each process by itself, which has a part of the "
             f"network alone: train a LoRA on replicas (training.sharding none)"
         )
+    if run.likelihood.walks:
+        raise ConfigError(
+            f"{asked}, and likelihood.inversion runs the network as often as the times of a "
+            f"process ask for, where all must run it equally often: set one of them to none"
+        )
     if not run.optimizer.shards:
         raise ConfigError(
             f"{asked}, and optimizer.kind {components.kind_of(run.optimizer)} looks at whole "

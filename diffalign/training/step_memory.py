@@ -213,7 +213,8 @@ class _Step:
                         reference = likelihood.evaluate(model, prepared)
         with self._phase(POLICY):
             policy = likelihood.evaluate(model, prepared)
-            views = views_of(policy, reference, likelihood.row_metadata(prepared), {})
+            known = likelihood.row_metadata(prepared)
+            views = views_of(policy, reference, known, {}, batch.strength)
             loss = run.objective(views).loss.mean()
         marks = [
             parameter.register_post_accumulate_grad_hook(self._note_gradient)
@@ -326,6 +327,7 @@ def _blank_batch(run: RunConfig, encodings: ImageEncodings | None = None) -> Ima
         timesteps=torch.zeros(n, dtype=torch.float64),
         noise_seeds=tuple(range(n)),
         encoding_seeds={view: tuple(range(n)) for view in views},
+        strength={part: torch.empty(n, device=META) for part in run.data.strength.asked},
         encodings=encodings,
     )
 

@@ -144,6 +144,15 @@ def test_online_methods_refuse_a_straight_path_before_weights_load(
         train.run(run_config)
 
 
+def test_an_inversion_of_a_straight_path_is_refused_before_weights_load(
+    tmp_path, tiny_sd3, data, monkeypatch
+):
+    monkeypatch.setattr(SD3, "load", lambda *_, **__: pytest.fail("weights are loaded"))
+    settings = ["likelihood={kind: denoising, inversion: {}}"]
+    with pytest.raises(ConfigError, match="this model follows a straight path"):
+        run(tiny_sd3, data, tmp_path / "run", *settings)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),

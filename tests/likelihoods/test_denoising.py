@@ -267,3 +267,29 @@ def test_a_straight_path_has_the_published_errors():
     prediction = target + 0.2 * normal(43, 2, 4, 8, 8)
     errors = -2 * denoising_log_likelihood(prediction, target)
     assert errors.tolist() == pytest.approx([0.038963479638, 0.042004484283], abs=1e-11)
+
+
+def test_the_distance_from_the_reference_is_that_of_the_predictions(model, make_pairs):
+    likelihood, batch = Denoising(distance=True), make_pairs("a", "b")
+    prepared = likelihood.prepare(model, batch)
+    assert likelihood.row_metadata(prepared) == {}
+    with torch.no_grad(), model.reference():
+        likelihood.evaluate(model, prepared)
+        theirs = model.predict(prepared.noisy, prepared.time, prepared.conditioning)
+    for _, parameter in model.trained_parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    likelihood.evaluate(model, prepared)
+    own = model.predict(prepared.noisy, prepared.time, prepared.conditioning)
+
+    found = likelihood.row_metadata(prepared)
+
+    expected = (own - theirs).square().flatten(start_dim=1).mean(dim=1).chunk(2)
+    assert tuple(found) == VIEWS
+    for view, apart in zip(VIEWS, expected, strict=True):
+        assert found[view]["distance"].requires_grad and (apart > 0).all()
+        torch.testing.assert_close(found[view]["distance"], apart)
+
+
+def test_a_distance_from_the_reference_cannot_be_known_in_advance():
+    with pytest.raises(ValueError, match="distance compares predictions of policy and reference"):
+        Denoising(distance=True).check_known_in_advance(frozenset(VIEWS))

@@ -112,8 +112,10 @@ class TestWeights:
     def test_a_tie_weighs_half_on_either_side_and_importance_multiplies(self, model, make_pairs):
         batch = dataclasses.replace(
             make_pairs("a", "b"),
-            preference=torch.tensor([1.0, 0.5]),
-            importance=torch.tensor([0.25, 0.5]),
+            strength={
+                "preference": torch.tensor([1.0, 0.5]),
+                "weight": torch.tensor([0.25, 0.5]),
+            },
         )
         assert weights(model, batch) == {"chosen": [0.25, 0.25], "rejected": [0.0, 0.25]}
 
@@ -122,7 +124,9 @@ class TestWeights:
         images = {view: batch.images[view].clone() for view in VIEWS}
         for row, (chosen, rejected) in enumerate([(0.9, 0.1), (0.1, 0.9), (0.5, 0.501)]):
             images["chosen"][row, 0], images["rejected"][row, 0] = chosen, rejected
-        batch = dataclasses.replace(batch, images=images, preference=torch.tensor([0.5] * 3))
+        batch = dataclasses.replace(
+            batch, images=images, strength={"preference": torch.tensor([0.5] * 3)}
+        )
         scored = weights(model, batch, Scores(relabel=Redness()))
         assert scored == {"chosen": [1, 0, 0.5], "rejected": [0, 1, 0.5]}
 

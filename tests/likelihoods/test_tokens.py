@@ -333,3 +333,22 @@ def test_text_alone_leaves_no_trained_parameter_without_gradient():
 def test_a_denoiser_is_refused():
     with pytest.raises(ValueError, match=r"set model\.kind to vlm"):
         Tokens().check(SD15(path="anywhere"))
+
+
+@pytest.mark.parametrize("concatenated", [True, False])
+def test_typicality_is_a_mean_over_tokens_of_the_policy_without_gradient(concatenated):
+    model = load()
+    batch = response_batch(model.processor, image_counts=MIXED)
+    likelihood = Tokens(typicality=True, concatenated=concatenated)
+    _, policy, row_metadata = measure(model, batch, likelihood)
+    for view, rows in batch.responses.items():
+        log_probs = plain_logits("llava", batch, view).log_softmax(-1)
+        own = log_probs.gather(-1, rows.input_ids[:, 1:, None])[..., 0]
+        typical = own - log_probs.exp().square().sum(-1).log()
+        mask = rows.response_mask[:, 1:]
+        expected = (typical * mask).sum(1) / mask.sum(1)
+        found = row_metadata[view]["typicality"]
+        assert close(found, expected) and not found.requires_grad
+        assert policy[view].requires_grad
+    assert Tokens(typicality=True).gives_measured == {"typicality"}
+    assert "typicality" not in measure(model, batch)[2]["chosen"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffalign.likelihoods.denoising import denoising_log_likelihood
-from diffalign.objectives.base import Likelihoods
+from diffalign.objectives.base import AbstractObjective, Likelihoods
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -30,18 +30,37 @@ def denoised_pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def denoised_views(
     policy: Tensor, reference: Tensor, target: Tensor, names: tuple[str, str]
 ) -> dict[str, Likelihoods]:
-    """The pairs as two views of denoising likelihoods."""
-    of_policy, of_reference = (
-        denoising_log_likelihood(prediction, target).chunk(2) for prediction in (policy, reference)
-    )
+    """The pairs as two views of denoising likelihoods, with the distances of policy and
+    reference."""
+    sides = zip(policy.chunk(2), reference.chunk(2), target.chunk(2), strict=True)
     return {
-        name: Likelihoods(*rows)
-        for name, rows in zip(names, zip(of_policy, of_reference, strict=True), strict=True)
+        name: Likelihoods(
+            denoising_log_likelihood(of_policy, wanted),
+            denoising_log_likelihood(of_reference, wanted),
+            distance=(of_policy - of_reference).square().flatten(start_dim=1).mean(dim=1),
+        )
+        for name, (of_policy, of_reference, wanted) in zip(names, sides, strict=True)
     }
 
 
+def denoised_gradients(
+    objective: AbstractObjective, dtype: torch.dtype = torch.float64, *, scale: float = 1.0
+) -> tuple[float, tuple[float, float, float]]:
+    """Mean loss of the pairs, and the norm of its gradient in the predictions: of all rows, of the
+    chosen ones and of the rejected ones. Errors of the policy are `scale` times as large."""
+    policy, reference, target = denoised_pairs(dtype)
+    policy = (target + scale * (policy - target)).requires_grad_()
+    views = denoised_views(policy, reference, target, ("chosen", "rejected"))
+    loss = objective(views).loss.mean()
+    loss.backward()
+    assert policy.grad is not None
+    parts = (policy.grad, *policy.grad.chunk(2))
+    whole, chosen, rejected = (part.norm().item() for part in parts)
+    return loss.item(), (whole, chosen, rejected)
+
+
 _BETAS = np.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
-_KEPT = torch.tensor(np.cumprod(1 - _BETAS))
+KEPT = torch.tensor(np.cumprod(1 - _BETAS))
 """Share of the image's variance at each training timestep of Stable Diffusion."""
 STEPS = torch.tensor([501, 101, 951])
 """Timesteps of the three rows; 20 steps of 50 each, eta 1."""
@@ -53,7 +72,7 @@ def gaussian_step(prediction: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor]:
     Written out here from the formula of DDIM (arXiv:2010.02502, eq. 12 and 16), so that tests of
     the package do not rest on the package.
     """
-    kept, kept_next = (_KEPT[t].view(-1, 1, 1, 1) for t in (STEPS, STEPS - 50))
+    kept, kept_next = (KEPT[t].view(-1, 1, 1, 1) for t in (STEPS, STEPS - 50))
     std = ((1 - kept_next) / (1 - kept) * (1 - kept / kept_next)).sqrt()
     denoised = (noisy - (1 - kept).sqrt() * prediction) / kept.sqrt()
     return kept_next.sqrt() * denoised + (1 - kept_next - std**2).sqrt() * prediction, std

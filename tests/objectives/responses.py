@@ -81,7 +81,7 @@ def row_of(views: dict[str, Likelihoods], row: int) -> dict[str, Likelihoods]:
             only(view.reference),
             only(view.length),
             only(view.weight),
-            only(view.divergence),
+            divergence=only(view.divergence),
         )
         for name, view in views.items()
     }

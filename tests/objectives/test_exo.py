@@ -3,9 +3,19 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from diffalign.objectives.exo import EXO, exo_loss
+from tests.objectives.fixtures import denoised_gradients
 from tests.objectives.responses import numbers
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-6), (torch.float64, 1e-10)])
+def test_dmpo_published_by_the_authors_of_its_safeguard(dtype, within):
+    # Divergence minimisation of image pairs is this loss at an epsilon of 0.01.
+    loss, (norm, *_) = denoised_gradients(EXO(beta=5000.0, epsilon=0.01), dtype)
+    assert loss == pytest.approx(0.986301569718, abs=within)
+    assert norm == pytest.approx(16.753700804521, rel=10 * within)
 
 
 def test_it_is_zero_where_the_implied_preference_is_the_labelled_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,14 @@ import torch
 
 from diffalign import components, config
 from diffalign.errors import ConfigError
-from diffalign.likelihoods.denoising import denoising_log_likelihood
-from diffalign.objectives.base import AbstractObjective, Likelihoods
+from diffalign.objectives.base import AbstractObjective
 from diffalign.objectives.dpo import DPO
 from diffalign.objectives.sft import SFT
 from diffalign.objectives.weighted_sum import Term
 from diffalign.training.checks import check
 from diffalign.training.config import RunConfig
-from tests.objectives.fixtures import normal
-from tests.objectives.test_family import OBJECTIVES, build, name_of
+from tests.objectives.fixtures import denoised_views, normal
+from tests.objectives.test_family import OBJECTIVES, build, name_of, target_of
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -42,17 +42,14 @@ def applies(kind: str, settings: dict[str, object]) -> bool:
 FORMS = [form for form in OBJECTIVES if applies(*form)]
 
 
-def denoised(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Log-likelihoods of three pairs whose sides share noise, under a network of one layer."""
-    noise = normal(0, 3, 4, 8, 8).float()
-    sides = {
-        "chosen": 0.5 * normal(1, 3, 4, 8, 8).float(),
-        "rejected": normal(2, 3, 4, 8, 8).float(),
-    }
-    return {
-        side: denoising_log_likelihood(network(0.6 * image + 0.8 * noise), noise)
-        for side, image in sides.items()
-    }
+NOISE = normal(0, 3, 4, 8, 8).float()
+IMAGES = torch.cat([0.5 * normal(1, 3, 4, 8, 8), normal(2, 3, 4, 8, 8)]).float()
+"""Chosen ones, and rejected ones under the same noise."""
+
+
+def predictions(network: torch.nn.Module) -> torch.Tensor:
+    """Of the noise in three pairs, under a network of one layer."""
+    return network(0.6 * IMAGES + 0.8 * NOISE.repeat(2, 1, 1, 1))
 
 
 def test_the_family_is_there():
@@ -68,12 +65,18 @@ def test_two_steps_lower_the_loss(kind, settings):
     network = torch.nn.Conv2d(4, 4, kernel_size=3, padding=1, bias=False)
     with torch.no_grad():
         network.weight.copy_(0.1 * normal(3, 4, 4, 3, 3))
-        reference = denoised(network)
+        reference = predictions(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
     losses = []
     for _ in range(3):
-        policy = denoised(network)
-        views = {view: Likelihoods(policy[view], reference[view]) for view in objective.views}
+        target = NOISE.repeat(2, 1, 1, 1)
+        views = denoised_views(predictions(network), reference, target, ("chosen", "rejected"))
+        about = normal(4, 3, 8).float()
+        goal = target_of(objective, 3)
+        views = {side: replace(view, embedding=about, target=goal) for side, view in views.items()}
+        if "preference" in objective.needs_strength:
+            sure = torch.tensor([0.9, 0.7, 0.6])
+            views = {side: replace(view, preference=sure) for side, view in views.items()}
         loss = objective(views).loss.mean()
         losses.append(loss.item())
         optimizer.zero_grad()
@@ -86,6 +89,7 @@ def test_two_steps_lower_the_loss(kind, settings):
     ("objective", "message"),
     [
         ("{kind: orpo}", "orpo has a meaning for a token log-probability"),
+        ("{kind: dspo, beta: 0.01}", "set likelihood.distance to true"),
         ("{kind: kto, beta: 2000, baseline: mismatched}", "needs chosen, mismatched, rejected"),
         (
             "{kind: weighted_sum, terms: [{objective: {kind: dpo, beta: 2000},"
@@ -101,7 +105,52 @@ def test_pairs_of_images_refuse_what_they_do_not_have(tiny_sd15, objective, mess
         check(config.load(RunConfig, smoke, overrides))
 
 
-@pytest.mark.parametrize("name", ["hinge", "ipo", "kto", "weighted_sum"])
+DPO_RUN, SFT_RUN = "objective={kind: dpo, beta: 2000}", "objective={kind: sft}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([DPO_RUN, "likelihood.mismatched=true"], "the objective does not read that view"),
+        (
+            [
+                "objective={kind: kto, beta: 2000, baseline: mismatched}",
+                "likelihood.mismatched=true",
+                "training.samples_per_device=1",
+            ],
+            r"measures each sample next to others \(mismatched\): set it to 2 or more",
+        ),
+        ([SFT_RUN, "likelihood.inversion={}"], r"set likelihood\.inversion\.by to policy"),
+        ([SFT_RUN, "likelihood.snr_bias=0"], "the objective sft lets all count alike"),
+        (
+            [DPO_RUN, "likelihood={kind: denoising, inversion: {}, timesteps: {high: 500}}"],
+            "leave all of timesteps but strata out",
+        ),
+        (
+            ["objective={kind: diffusion_rpo, beta: 2000}"],
+            "reads which samples are about the same: set likelihood.embedding to prompts",
+        ),
+        (
+            ["objective={kind: wpo, objective: {kind: dpo, beta: 2000}}"],
+            "wpo has a meaning for a token log-probability",
+        ),
+        (["objective={kind: smpo, beta: 2000}"], "preference"),
+        (
+            [DPO_RUN, "likelihood.inversion={}", "training.sharding=fsdp2", "model.lora=null"],
+            "likelihood.inversion runs the network as often as the times of a process ask for",
+        ),
+        ([DPO_RUN, "likelihood.inversion={}", "reference=cached"], "finds? the noise of an image"),
+        ([DPO_RUN, "likelihood.distance=true", "reference=cached"], "compares predictions"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tiny_sd15, settings, message):
+    smoke = ROOT / "configs/smoke/ipo_sdxl.yaml"
+    model = ["model={kind: sd15, path: X, lora: {rank: 2}}", f"model.path={tiny_sd15}"]
+    with pytest.raises(ConfigError, match=message):
+        check(config.load(RunConfig, smoke, [*model, *settings]))
+
+
+@pytest.mark.parametrize("name", ["hinge", "ipo", "kto", "margin_regression", "weighted_sum"])
 def test_the_smoke_configs_name_their_objective(name):
     run = config.load(RunConfig, ROOT / f"configs/smoke/{name}_sdxl.yaml")
     assert components.kind_of(run.objective) == name

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -12,14 +13,16 @@ from diffalign.objectives.anchor import Anchor
 from diffalign.objectives.base import AbstractObjective, Likelihoods
 from diffalign.objectives.bco import BCO
 from diffalign.objectives.bco_pair import PairedBCO
-from diffalign.objectives.bradley_terry import BradleyTerry
 from diffalign.objectives.dpo import DPO
+from diffalign.objectives.kto import KTO
 from diffalign.objectives.mapo import MaPO
 from diffalign.objectives.orpo import ORPO
 from diffalign.objectives.sft import SFT
+from diffalign.objectives.simpo import SimPO
 from diffalign.objectives.tdpo import TDPO
 from diffalign.objectives.weighted_sum import Term, WeightedSum
-from tests.objectives.responses import numbers, responses
+from tests.objectives.fixtures import denoised_gradients
+from tests.objectives.responses import numbers, responses, row_of
 
 MDPO = """
 objective:
@@ -77,22 +80,80 @@ def test_weights_multiply_losses_and_gradients():
     assert torch.allclose(mixed, 0.8 * alone[0] + 3.0 * alone[1])
 
 
-@pytest.mark.parametrize(
-    ("terms", "expected"),
-    [
-        # RPO, and MPO as it was used for vision-language models.
-        ([(DPO(beta=0.5), 1.0), (SFT(), 0.005)], 0.588488 + 0.005 * 0.888889),
-        (
-            [(DPO(beta=0.5), 0.8), (PairedBCO(beta=0.5), 0.2), (SFT(), 1.0)],
-            0.8 * 0.588488 + 0.2 * 1.274462 + 0.888889,
-        ),
-    ],
-)
-def test_published_mixtures(terms, expected):
-    objective = WeightedSum(
+def summed(*terms: tuple[AbstractObjective, float]) -> WeightedSum:
+    return WeightedSum(
         terms=tuple(Term(objective=objective, weight=weight) for objective, weight in terms)
     )
-    assert objective(responses()).loss.mean().item() == pytest.approx(expected, abs=2e-6)
+
+
+def mpo(beta: float, quality: AbstractObjective | None = None) -> WeightedSum:
+    """Mixed preference optimisation as InternVL released it: preference, quality, generation."""
+    quality = quality or PairedBCO(beta=beta)
+    return summed((DPO(beta=beta), 0.8), (quality, 0.2), (SFT(), 1.0))
+
+
+MIXTURES = {
+    # Functions of TRL, executed: each pair alone, all three, slopes in a token of each response.
+    "rpo .005": (summed((DPO(beta=0.5), 1.0), (SFT(), 0.005)), [], 0.592932710964, []),
+    "rpo 1": (summed((DPO(beta=0.5), 1.0), (SFT(), 1.0)), [], 1.477377155409, []),
+    "mpo": (
+        mpo(0.5),
+        [1.443093743447, 1.486394434666, 1.730894136881],
+        1.614571882776,
+        [
+            *(-0.175635116390, -0.201505557302, -0.176402957914),
+            *(0.065344289263, 0.091225527820, 0.068164855591),
+        ],
+    ),
+    "mpo .1": (
+        mpo(0.1),
+        [1.616239517453, 1.401961605152, 1.887748800786],
+        1.696427752241,
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_published_mixtures(name):
+    objective, each, mean, slopes = MIXTURES[name]
+    views = responses()
+    loss = objective(views).loss.mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(mean, abs=1e-10)
+    found = torch.cat([views[side].policy.grad for side in ("chosen", "rejected")]).tolist()
+    assert not slopes or found == pytest.approx(slopes, abs=1e-10)
+    # The mean over tokens is one of the batch: what pairs give alone does not average to it.
+    alone = [objective(row_of(responses(), row)).loss.item() for row in range(3)]
+    assert not each or alone == pytest.approx(each, abs=1e-10)
+
+
+def test_mpo_with_the_running_threshold_of_its_authors():
+    # Their own trainer over two steps, whose running mean is in float32. `bco` is the mean of the
+    # two sides where `bco_pair` is their sum, so that it has twice the weight.
+    objective = summed((DPO(beta=0.5), 0.8), (BCO(beta=0.5), 0.4), (SFT(), 1.0))
+    views = responses()
+    assert objective(views).loss.mean().item() == pytest.approx(1.614157516068, abs=1e-8)
+    moved = {
+        side: dataclasses.replace(views[side], policy=views[side].policy.detach() + change)
+        for side, change in (("chosen", 0.2), ("rejected", -0.3))
+    }
+    second = objective(moved)
+    assert second.metrics["bco/delta"].item() == pytest.approx(0.079166669399, abs=1e-8)
+    assert second.loss.mean().item() == pytest.approx(1.442967972964, abs=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(
+    ("alpha", "expected", "norm"),
+    [(1, 0.497527645397, 11.505724263909), (100, 1.486866846873, 11.852045996424)],
+)
+def test_rpo_of_images_adds_the_chosen_error(alpha, expected, norm, dtype, within):
+    # Fine-tuning is minus a log-likelihood, which is half an error: twice the weight.
+    objective = summed((DPO(beta=5000.0), 1.0), (SFT(), 2.0 * alpha))
+    loss, (whole, *_) = denoised_gradients(objective, dtype)
+    assert loss == pytest.approx(expected, abs=within)
+    assert whole == pytest.approx(norm, rel=10 * within)
 
 
 def test_weight_maps_are_views_as_well():
@@ -129,10 +190,17 @@ def test_it_needs_what_any_term_needs():
     assert needs(SFT(), TDPO(beta=1.0)) == (True, True)
 
 
-def test_it_takes_ties_if_all_terms_do():
-    ties, decided = Term(objective=BradleyTerry()), Term(objective=BradleyTerry(), name="again")
-    assert WeightedSum(terms=(ties, decided)).takes_ties
-    assert not WeightedSum(terms=(Term(objective=DPO(beta=1.0)),)).takes_ties
+def test_it_reads_of_a_pairs_strength_what_all_terms_read_that_compare_its_sides():
+    def reads(*objectives, **views):
+        return WeightedSum(
+            terms=tuple(Term(objective=one, views=views) for one in objectives)
+        ).takes_strength
+
+    assert reads(DPO(beta=1.0), SFT()) == {"preference", "weight", "margin"}
+    assert reads(DPO(beta=1.0), SimPO(beta=1.0, gamma=0.0)) == {"preference", "weight"}
+    assert reads(DPO(beta=1.0), KTO(beta=1.0)) == set()
+    assert reads(SFT()) == set()
+    assert reads(DPO(beta=1.0), rejected="chosen@crop") == set()
 
 
 def test_it_reads_what_has_a_meaning_for_all_terms():

@@ -53,8 +53,14 @@ def walk(steps_per_segment, scores, *, segments=2, first=4, continued=(1, 0), va
         origins = list(continued)
 
 
-def entered(*arguments, **changes):
-    builder = PairBuilder(VISITS, round_number=3, first_visit=10, file="latents/00010.safetensors")
+def entered(*arguments, temperature=None, **changes):
+    builder = PairBuilder(
+        VISITS,
+        round_number=3,
+        first_visit=10,
+        file="latents/00010.safetensors",
+        temperature=temperature,
+    )
     for segment in walk(*arguments, **changes):
         builder.add(segment)
     return builder
@@ -63,6 +69,19 @@ def entered(*arguments, **changes):
 def place_of(builder, row):
     """Visit, steps taken and candidate of a row of the file."""
     return tuple(builder.latents()[row].flatten().int().tolist())
+
+
+def test_a_temperature_says_how_sure_steps_are():
+    assert {pair.preference for pair in entered(*SD15).pairs} == {None}
+    builder = entered(*SD15, temperature=1.0)
+    differences = {
+        (row.visit, row.step): row.difference for row in builder.comparisons if row.valid
+    }
+    assert builder.pairs
+    for pair in builder.pairs:
+        visit, step = pair.sample_id.split("/")[1:]
+        difference = differences[int(visit), int(step.removeprefix("step-"))]
+        assert pair.preference == pytest.approx((1 + difference) / 2)
 
 
 def test_the_sides_of_a_single_step_share_their_state():

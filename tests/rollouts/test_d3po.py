@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -115,6 +116,27 @@ def test_a_round_leaves_images_scores_pairs_and_a_grid(prompts, settings, model,
         "0000.safetensors",
         "0002.safetensors",
     ]
+
+
+def test_a_temperature_says_how_sure_pairs_are(prompts, settings, model, tmp_path):
+    batch = next(iter(start(rollouts(prompts, temperature=0.01), settings, model, tmp_path)))
+    rows = read_json_lines(tmp_path / "round-0000/scores.jsonl")
+    brightness = {(row["visit"], row["image"]): row["scores"]["brightness"] for row in rows}
+    expected = {}
+    for pair in read_json_lines(tmp_path / "round-0000/pairs.jsonl"):
+        visit, sides = pair["pair_id"].split("/")[1:]
+        chosen, rejected = map(int, sides.split("-over-"))
+        gap = brightness[int(visit), chosen] - brightness[int(visit), rejected]
+        expected[pair["pair_id"]] = 1 / (1 + math.exp(-gap / 0.01))
+        assert pair["preference"] == pytest.approx(expected[pair["pair_id"]])
+    found = batch.strength["preference"].tolist()
+    names = [name.rpartition("/")[0] for name in batch.sample_ids]
+    assert found == pytest.approx([expected[name] for name in names])
+    assert len(set(found)) > 1
+
+
+def test_without_a_temperature_batches_say_nothing_of_it(prompts, settings, model, tmp_path):
+    assert next(iter(start(rollouts(prompts), settings, model, tmp_path))).strength == {}
 
 
 def test_the_summary_counts(prompts, settings, model, tmp_path):

@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from diffalign.rollouts.pairing import chosen_pairs, from_best_to_worst, pair_up
+from diffalign.rollouts.pairing import (
+    chosen_pairs,
+    from_best_to_worst,
+    mean_gap,
+    pair_up,
+    preference_of,
+)
 
 
 def test_with_one_scorer_the_higher_score_wins_and_equal_ones_tie():
@@ -50,3 +56,9 @@ def test_the_extremes_are_no_pair_where_they_cannot_be_compared():
     assert pairing.decided == ((0, 1), (2, 3))
     assert from_best_to_worst(pairing, [0, 1, 2, 3]) == [0, 2, 1, 3]
     assert chosen_pairs(pairing, "best_worst") == ()
+
+
+def test_the_strength_of_a_preference_is_the_mean_gap_of_the_scorers():
+    assert mean_gap([2.0, 1.0], [1.0, 0.5]) == pytest.approx(0.75)
+    assert preference_of(0.75, 0.75) == pytest.approx(0.731058578630)
+    assert preference_of(0.75, None) is None

@@ -32,3 +32,4 @@ def test_ranks_agree_on_weights_on_bad_steps_and_on_when_to_stop(tmp_path):
     assert "equal weights from different samples" in result.stdout
     assert result.stdout.count("neither rank took the bad step") == 2
     assert result.stdout.count("both ranks stopped after the same step") == 2
+    assert result.stdout.count("pairs were sorted over both ranks") == 2

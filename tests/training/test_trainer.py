@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign.errors import CheckpointError, TrainingError
+from diffalign.objectives.aot import AOT
 from diffalign.objectives.asft import ASFT
 from diffalign.objectives.bco import BCO
 from diffalign.objectives.cpo import CPO
@@ -57,6 +58,8 @@ def test_the_same_run_twice_gives_identical_numbers_and_weights(tmp_path):
         lambda: ASFT(odds_weight=0.5),
         lambda: KTO(beta=1.0),
         lambda: BCO(beta=1.0),
+        lambda: AOT(beta=1.0),
+        lambda: AOT(beta=1.0, form="unpaired"),
         lambda: WeightedSum(
             terms=(
                 Term(objective=KTO(beta=1.0)),

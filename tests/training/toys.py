@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from diffalign import world
 from diffalign.data.source import AbstractSource
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
-from diffalign.objectives.base import AbstractObjective
+from diffalign.objectives.base import AbstractObjective, Measure
 from diffalign.objectives.dpo import DPO
 from diffalign.seeding import cpu_generator, derive_seed
 from diffalign.training.hooks.base import AbstractHook
@@ -33,6 +33,7 @@ class ToyBatch:
     sample_ids: tuple[str, ...]
     chosen: torch.Tensor
     rejected: torch.Tensor
+    strength: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ToySource(AbstractSource):
@@ -126,6 +127,7 @@ class ToyModel(AbstractTrainable):
 @dataclass(frozen=True, kw_only=True)
 class ToyLikelihood(AbstractLikelihood):
     batch_type: ClassVar[type] = ToyBatch
+    measures: ClassVar[Measure] = "token log-probability"
 
     def describe(self):
         return "a linear score"

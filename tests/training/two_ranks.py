@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from diffalign import world
+from diffalign.objectives.aot import AOT
+from diffalign.objectives.base import Likelihoods
 from diffalign.training import build
 from tests.training.toys import toy_trainer, weights
 
@@ -64,7 +66,33 @@ def stop_by_one_rank(folder: Path) -> None:
     print("both ranks stopped after the same step")
 
 
+def sort_over_both_ranks(device: torch.device) -> None:
+    """A loss of ranks sees the rows of both processes: their mean is the loss of all four pairs."""
+    sides = {"chosen": [0.5, -1.0, 2.0, 0.0], "rejected": [0.1, 0.3, -0.7, 1.0]}
+    reference = torch.tensor([0.2, -0.4, 0.9, 0.4], device=device)
+    objective = AOT(beta=1.0)
+
+    def loss(rows: slice) -> float:
+        views = {
+            side: Likelihoods(
+                torch.tensor(values, device=device)[rows],
+                (reference if side == "chosen" else -reference)[rows],
+            )
+            for side, values in sides.items()
+        }
+        return objective(views).loss.mean().item()
+
+    mine = loss(slice(2 * world.rank(), 2 * world.rank() + 2))
+    both = sum(world.gather(mine)) / 2
+    policy = torch.tensor(sides["chosen"]) - torch.tensor(sides["rejected"])
+    gaps = policy.sort().values - (2 * reference.cpu()).sort().values
+    expected = -torch.nn.functional.logsigmoid(gaps).mean().item()
+    assert abs(both - expected) < 1e-6, (both, expected)
+    print("pairs were sorted over both ranks")
+
+
 accelerator = train(Path(sys.argv[1]))
 train_with_a_bad_rank(Path(sys.argv[1]))
 stop_by_one_rank(Path(sys.argv[1]))
+sort_over_both_ranks(accelerator.device)
 build.end(accelerator)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffalign.data.decoding import BadImageError, EncodedImage, encoded_image
 from diffalign.data.rows import Row
 from diffalign.data.skipping import LeftOut, SkipReason, UnusableRowError
+from diffalign.data.strength.base import LABELS, NOTHING_ASKED, Numbers, Strength, number_pair
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.errors import DataError
 from diffalign.parsing import decode_text, shortly
 
@@ -28,10 +30,8 @@ class ImagePair:
     """The preferred side."""
     rejected: EncodedImage
     """The other side; None where the data set has preferred images alone."""
-    preference: float = 1.0
-    """Probability that the chosen side is the preferred one; one half for a tie that is kept."""
-    importance: float = 1.0
-    """How much the pair counts, relative to others."""
+    strength: Strength = NOTHING_ASKED
+    """How sure the preference is, and how much the pair counts."""
 
 
 PAIR_VIEWS = ("chosen", "rejected")
@@ -66,6 +66,15 @@ class PairColumns:
     pairs_per_prompt: str | None = None
     """A column that says how many pairs there are of a row's prompt; each then counts as much less
     as there are more."""
+    others: tuple[str, ...] = ()
+    """Columns that say what the first and the second image is, where several rows are verdicts on
+    the same two; see `annotators`."""
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    """What becomes of the numbers of a row besides the order of its images."""
+    numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> columns of the first and the second image, or one column of lists of two or of shares
+    of the first, of the numbers that `strength` reads besides `scores`. A row in which one is null
+    has no label."""
 
     def __post_init__(self) -> None:
         if self.lower_is_better and self.scores is None:
@@ -86,6 +95,8 @@ class PairColumns:
             *(self.scores or ()),
             *(n for n in (self.preferred, self.has_label, self.pairs_per_prompt) if n),
             *self.identity,
+            *(column for columns in self.numbers.values() for column in columns),
+            *(name for name in self.others if name not in self.images),
         ]
 
     def all(self) -> list[str]:
@@ -107,9 +118,10 @@ class PairColumns:
         """The whole mapping as a sentence for the user."""
         ties = ", ties are kept" if self.keep_ties else ""
         weights = f", weighted by 1 / {self.pairs_per_prompt}" if self.pairs_per_prompt else ""
+        strength = f"; {said}" if (said := self.strength.describe()) else ""
         return (
             f"prompt from {self.prompt}, images from {' and '.join(self.images)}, "
-            f"{self.describe_preference()}{ties}{weights}"
+            f"{self.describe_preference()}{ties}{weights}{strength}"
         )
 
     def sample_id(self, row: Row) -> str:
@@ -159,6 +171,13 @@ class PairColumns:
         return 0 if verdict is LeftOut.TIE and self.keep_ties else verdict
 
     def _verdict(self, row: Row) -> int | LeftOut:
+        verdict = self._won(row)
+        columns = [name for names in self.numbers.values() for name in names]
+        if isinstance(verdict, int) and any(_says_nothing(row.values[name]) for name in columns):
+            return LeftOut.UNLABELLED
+        return verdict
+
+    def _won(self, row: Row) -> int | LeftOut:
         if self.has_label is not None and not _truth(row.values[self.has_label]):
             return LeftOut.UNLABELLED
         if self.preferred is not None:
@@ -233,13 +252,43 @@ class PairColumns:
             prompt=self.caption(row),
             chosen=preferred,
             rejected=images[0] if images else None,
-            preference=0.5 if self._verdict(row) is LeftOut.TIE else 1.0,
+            strength=self.strength_of(row),
+        )
+
+    def strength_of(self, row: Row) -> Strength:
+        """How sure a row's preference is; the same with the light columns alone.
+
+        Args:
+            row: that holds a preference.
+
+        Raises:
+            UnusableRowError: a number is missing, or none that it can be.
+        """
+        verdict = self._verdict(row)
+        chosen = verdict if isinstance(verdict, int) else 0
+        return self.strength.of(
+            self._numbers(row, chosen),
+            keeps_ties=self.keep_ties,
+            tie=verdict is LeftOut.TIE,
             importance=self._importance(row),
         )
 
-    def _importance(self, row: Row) -> float:
+    def _numbers(self, row: Row, chosen: int) -> Numbers:
+        """What `strength` reads, each as (chosen, rejected), the higher the better."""
+        found = {name: self._both(row, columns, chosen) for name, columns in self.numbers.items()}
+        if LABELS in self.strength.reads:
+            assert self.scores is not None, "it was checked when the data was opened"
+            first, second = self._both(row, self.scores, chosen)
+            found[LABELS] = (-first, -second) if self.lower_is_better else (first, second)
+        return found
+
+    def _both(self, row: Row, columns: Sequence[str], chosen: int) -> tuple[float, float]:
+        sides = number_pair(row.values, columns)
+        return sides[chosen], sides[1 - chosen]
+
+    def _importance(self, row: Row) -> float | None:
         if self.pairs_per_prompt is None:
-            return 1.0
+            return None
         count = _text(row.values[self.pairs_per_prompt])
         if not (count.isascii() and count.isdecimal() and len(count) < 16 and int(count)):
             raise _malformed(
@@ -262,6 +311,10 @@ def smaller_wins(scores: Collection[str], wish: bool | None) -> bool:
     if wish is not None:
         return wish
     return bool(scores) and all(_RANK.search(name.lower()) for name in scores)
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value != value or value in (b"", "")
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from diffalign.config import MAY_CHANGE
 from diffalign.data.decoding import MAX_PIXELS
 from diffalign.data.held_out import check_share
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.ranges import AtLeast, Between, Ranged
 
 
@@ -54,10 +55,18 @@ class PairConfig(Ranged):
     data set says which. A data set of distances needs `lower_is_better`."""
     ties: Literal["drop", "keep"] = "drop"
     """Pairs of which neither side is preferred: left out, or seen as half a preference for each
-    side by objectives that can use that (bradley_terry)."""
+    side, by objectives that read how sure a pair is."""
     weighting: Literal["uniform", "per_prompt"] = "uniform"
     """`per_prompt` lets each prompt count as much as any other, by the number of its pairs that
-    Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs (bradley_terry)."""
+    Pick-a-Pic's num_example_per_prompt says; for objectives that weigh pairs."""
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    """How sure each preference is, and how much it counts, from votes or scores. By default every
+    pair is as its label has it."""
+    annotators: str | None = None
+    """Where each row is the verdict of one of several annotators: two columns with a comma between
+    that say what the first and the second image are, such as `image_0_uid, image_1_uid`. Rows with
+    the same prompt and the same two images are then one pair, whose labels add up as votes. Null
+    takes every row as a pair."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs. A stream is then read in one lane, by every rank."""
     holdout: float | None = None

@@ -7,8 +7,10 @@ a crop may have, mirrored and not. Pairs that are held out are seen in one way a
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.transforms import CENTER, Cut, CutImage, cut, numbered_place
 from diffalign.data.rows import AbstractRows
 from diffalign.data.skipping import LeftOut, Skipped
+from diffalign.data.strength.base import Strength
 
 Way = tuple[int, bool]
 """A way to see an image: the number of the place that it is cut at, and whether it is mirrored."""
@@ -45,8 +48,7 @@ class EncodedPair(Protocol):
 
     sample_id: str
     prompt: str
-    preference: float
-    importance: float
+    strength: Strength
 
     def image(self, view: str, way: Way) -> CutImage | Skipped:
         """One of its images as it was encoded, or why that cannot be used."""
@@ -93,22 +95,32 @@ class PairsToEncode:
         return ((CENTER, False),) if held_out else self.ways
 
     @functools.cached_property
-    def _light(self) -> tuple[list[str], str]:
-        """The caption of each pair, and a digest of all that its row says next to images."""
+    def _light(self) -> tuple[list[str], str, dict[str, np.ndarray]]:
+        """The caption of each pair, a digest of all that its row says next to images but numbers of
+        `data.strength`, which no encoding depends on, and its strength by part."""
         assert isinstance(self.data.rows, AbstractRows)
         columns, wanted = self.data.columns, iter(self.numbers.tolist())
         digest, captions = hashlib.blake2b(digest_size=8), list[str]()
+        strengths: dict[str, list[float]] = defaultdict(list)
         next_wanted = next(wanted, None)
-        names = columns.light()
-        for number, row in enumerate(self.data.rows.scan(names)):
+        names = dataclasses.replace(columns, numbers={}).light()
+        for number, row in enumerate(self.data.rows.scan(columns.light())):
             if next_wanted is None:
                 break
             if number == next_wanted:
                 values = [row.values.get(name) for name in names]
                 digest.update(repr((number, columns.sample_id(row), values)).encode())
                 captions.append(columns.caption(row))
+                for part, value in columns.strength_of(row).parts().items():
+                    strengths[part].append(value)
                 next_wanted = next(wanted, None)
-        return captions, digest.hexdigest()
+        arrays = {part: np.array(values) for part, values in strengths.items()}
+        return captions, digest.hexdigest(), arrays
+
+    @property
+    def strengths(self) -> Mapping[str, np.ndarray]:
+        """Parts of the pairs' strengths, float64 [n] each; see `Strength`."""
+        return self._light[2]
 
     @functools.cached_property
     def prompts(self) -> Mapping[str, int]:
@@ -123,6 +135,8 @@ class PairsToEncode:
             for name in ("resolution", "buckets", "crop", "max_pixels", "limit", "columns")
         }
         settings |= {name: getattr(config, name) for name in ("labels", "ties", "weighting")}
+        if config.annotators is not None:
+            settings["annotators"] = config.annotators
         if config.crop == "random":
             settings["crops"] = config.crops
         if len(self.ways) > 1:
@@ -156,8 +170,6 @@ class DecodedPair:
 
     sample_id: str
     prompt: str
-    preference: float
-    importance: float
     images: Mapping[str, Mapping[Way, CutImage]]
     """View -> way -> the image, as uint8 [3, H, W]."""
 
@@ -182,8 +194,6 @@ class _Decoder(Dataset):
         return DecodedPair(
             sample_id=pair.sample_id,
             prompt=pair.prompt,
-            preference=pair.preference,
-            importance=pair.importance,
             images=images,
         )
 

@@ -8,8 +8,9 @@ way round) is every chosen image against every rejected one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 
 from diffalign.data.pairs.columns import PairColumns, smaller_wins
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row
+from diffalign.data.strength.base import LABELS
+from diffalign.data.strength.settings import StrengthConfig, calibrated, win_rates_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,16 @@ class GroupColumns:
     """See `PairColumns`."""
     pairs_per_prompt: str | None = None
     """See `PairColumns`."""
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    """See `PairColumns`."""
+    numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> further numbers that `strength` reads, each as `scores`."""
 
     def light(self) -> list[str]:
-        """The columns that decide which pairs a row has."""
+        """The columns that decide which pairs a row has, and how sure they are."""
         lists = [column_of(name) for name in self.scores or self.images]
-        return [self.prompt, *lists, *filter(None, [self.pairs_per_prompt])]
+        numbers = [column_of(name) for names in self.numbers.values() for name in names]
+        return [self.prompt, *lists, *filter(None, [self.pairs_per_prompt]), *numbers]
 
     def all(self) -> list[str]:
         """Every column that is read."""
@@ -58,7 +66,10 @@ class GroupColumns:
                 "every two of a row are a pair, and preferred is the one with the "
                 f"{which} of {', '.join(self.scores)}"
             )
-        return f"prompt from {self.prompt}, several images a row from {images}: {rule}{ties}"
+        strength = f"; {said}" if (said := self.strength.describe()) else ""
+        return (
+            f"prompt from {self.prompt}, several images a row from {images}: {rule}{ties}{strength}"
+        )
 
     def pairs(self) -> PairColumns:
         """The mapping of the rows of two."""
@@ -70,7 +81,18 @@ class GroupColumns:
             lower_is_better=self.lower_is_better,
             keep_ties=self.keep_ties,
             pairs_per_prompt=self.pairs_per_prompt,
+            strength=self.strength,
+            numbers={name: self._names(name) for name in self._listed_numbers()},
         )
+
+    def _listed_numbers(self) -> dict[str, tuple[str, ...]]:
+        """Name -> its columns, of all numbers that a pair has besides its labels; those that are
+        calibrated have the columns of what they are made of."""
+        found = dict(self.numbers)
+        if self.strength.calibrated:
+            known = {**self.numbers, LABELS: self.scores}
+            found |= {win_rates_of(name): known[name] for name in self.strength.target}
+        return found
 
     @staticmethod
     def _names(what: str) -> tuple[str, str]:
@@ -105,9 +127,21 @@ class GroupColumns:
             scores = _items(row, self.scores) or []
             numbers = [scores[i] for i in place] if len(scores) > 1 else [None, None]
             values |= zip(self._names("number"), numbers, strict=True)
+        for known in self._listed_numbers():
+            values |= zip(self._names(known), self._further(row, known, place), strict=True)
         if set(map(column_of, self.images)) <= set(row.values):
             values |= zip(self._names("image"), self._images(row, place), strict=True)
         return Row(name, values, row.folder)
+
+    def _further(self, row: Row, name: str, place: tuple[int, int]) -> list[Any]:
+        """The numbers of a name of two images, which may be missing or none."""
+        given = _items(row, self._listed_numbers()[name]) or []
+        if name not in self.numbers:
+            given = _win_rates(given, lower_is_better=self._is_lower(name))
+        return [given[i] if i < len(given) else None for i in place]
+
+    def _is_lower(self, name: str) -> bool:
+        return self.lower_is_better and name == win_rates_of(LABELS)
 
     def _images(self, row: Row, place: tuple[int, int]) -> list[Any]:
         if self.scores:
@@ -159,6 +193,15 @@ def _items(row: Row, names: tuple[str, ...]) -> list[Any] | None:
     if not field:
         return list(value)
     return [item.get(field) for item in value] if all(map(_is_object, value)) else None
+
+
+def _win_rates(given: Sequence[Any], *, lower_is_better: bool) -> list[Any]:
+    """Those of a row's images whose numbers can be read; None for the others."""
+    numbers = [x if isinstance(x, (int, float)) and math.isfinite(x) else None for x in given]
+    sign = -1 if lower_is_better else 1
+    known = [sign * x for x in numbers if x is not None]
+    rates = iter(calibrated(known) if len(known) > 1 else [None] * len(known))
+    return [None if x is None else next(rates) for x in numbers]
 
 
 def _is_object(item: Any) -> bool:

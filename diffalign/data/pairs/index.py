@@ -95,6 +95,7 @@ def index_rows(
                 continue
             caption = columns.caption(row)
             skipped = empty_caption(columns.sample_id(row), caption)
+            columns.strength_of(row)
         except UnusableRowError as error:
             skipped = error.skipped(columns.sample_id(row))
         pairs += 1

@@ -20,6 +20,7 @@ from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.encoded import EncodedPair, EncodedPrompt, decoded_view
 from diffalign.data.pairs.transforms import CENTER, Cut, CutImage, cut, numbered_place
 from diffalign.data.skipping import Skipped, SkipReason
+from diffalign.data.strength.base import NOTHING_ASKED, Strength, stack_strengths
 from diffalign.seeding import derive_seed, unit_interval
 from diffalign.timesteps import TimestepSampling
 
@@ -43,9 +44,7 @@ class Sample:
     """View -> seed."""
     visit: int
     """Which of the visits that differ it shows."""
-    preference: float = 1.0
-    """See `ImagePair`."""
-    importance: float = 1.0
+    strength: Strength = NOTHING_ASKED
     """See `ImagePair`."""
     embeddings: EncodedPrompt | None = None
     """Of the prompt, where images and prompts were encoded in advance."""
@@ -105,8 +104,7 @@ class SampleMaker:
                 for view in self.views
             },
             visit=visit,
-            preference=pair.preference,
-            importance=pair.importance,
+            strength=pair.strength,
         )
 
     def _image(self, pair: ImagePair | EncodedPair, view: str, how: Cut) -> CutImage | Skipped:
@@ -161,8 +159,7 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
         noise_seeds=tuple(sample.noise_seed for sample in samples),
         encoding_seeds={view: tuple(s.encoding_seeds[view] for s in samples) for view in views},
         visits=tuple(sample.visit for sample in samples),
-        preference=torch.tensor([sample.preference for sample in samples]),
-        importance=torch.tensor([sample.importance for sample in samples]),
+        strength=stack_strengths([sample.strength for sample in samples]),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from rich.markup import escape
 from rich.table import Table
 
-from diffalign import components, config
+from diffalign import config
 from diffalign.data.batches import ImageBatch
 from diffalign.data.decoding import size_in_words
 from diffalign.data.pairs.columns import PAIR_VIEWS
@@ -25,6 +25,7 @@ from diffalign.data.section import (
     refusal_of,
     warnings_of,
 )
+from diffalign.data.strength.settings import refuse_unread
 from diffalign.errors import ConfigError
 from diffalign.timesteps import TimestepSampling
 
@@ -47,6 +48,9 @@ class VisitsTimes(Protocol):
 
     def timestep_sampling(self) -> TimestepSampling:
         """Which noise levels are visited."""
+
+    def data_views(self, views: frozenset[str]) -> frozenset[str]:
+        """Of which views images are needed for these to be measured."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,21 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
                 f"{self.config.visits}, which spreads the times of a pair over as many parts "
                 f"already: leave strata at 1, or set data.visits to null"
             )
-        if parts.objective.takes_ties:
-            return
-        for name, value, plain in (
-            ("ties", self.config.ties, "drop"),
-            ("weighting", self.config.weighting, "uniform"),
-        ):
-            if value != plain:
-                raise ConfigError(
-                    f"data.{name} is {value}, and the objective "
-                    f"{components.kind_of(parts.objective)} takes every pair as decided and alike: "
-                    f"use {plain}, or an objective such as bradley_terry"
-                )
+        asked = dict(self.config.strength.asked)
+        if self.config.ties == "keep":
+            asked.setdefault("preference", "ties is keep")
+        if self.config.weighting == "per_prompt":
+            asked.setdefault("weight", "weighting is per_prompt")
+        refuse_unread(
+            self.config.section,
+            asked,
+            parts.objective,
+            alternative="Leave the setting at its default, or take an objective such as dpo",
+        )
 
     def open(self, request: SourceRequest[NoisesImages, VisitsTimes]) -> PairSource:
-        return self.open_views(request, request.objective.views)
+        views = request.likelihood.data_views(request.objective.views)
+        return self.open_views(request, views)
 
     def open_views(
         self, request: SourceRequest[NoisesImages, VisitsTimes], views: frozenset[str]
@@ -150,7 +154,8 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
 
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
-        return {f"data.{name}": settings[name] for name in _SEEN}
+        seen = (*_SEEN, "annotators") if self.config.annotators is not None else _SEEN
+        return {f"data.{name}": settings[name] for name in seen}
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.data.responses.chat import EncodedPrompt, EncodedResponse
 from diffalign.data.responses.samples import TokenSample
+from diffalign.data.strength.base import stack_strengths
 
 
 def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatch:
@@ -54,6 +55,7 @@ def stack_tokens(samples: Sequence[TokenSample], pad_token_id: int) -> TokenBatc
             for name in names
         },
         image_counts=torch.tensor([sample.image_count for sample in samples]),
+        strength=stack_strengths([sample.strength for sample in samples]),
         weights={
             name: pad_sequence(
                 [sample.weights[name] for sample in samples if name in sample.weights],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.held_out import check_share
 from diffalign.data.responses.corruptions.base import AbstractCondition
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.ranges import AtLeast, Between, Ranged
 
 
@@ -36,6 +37,12 @@ class ResponseConfig(Ranged):
     """Split of a hub data set, or of a folder whose file names carry one."""
     revision: str | None = None
     """Commit, tag or branch of a hub data set."""
+    ties: Literal["drop", "keep"] = "drop"
+    """Comparisons whose two scores are equal (VLFeedback): left out, or seen as half a preference
+    for each response, by objectives that read how sure a pair is."""
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    """How sure each preference is, and how much it counts, from votes or scores. By default every
+    pair is as its label has it."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs."""
     holdout: float | None = None

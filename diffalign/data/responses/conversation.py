@@ -68,6 +68,9 @@ class Comparison:
     """The conversation that a response belongs to, where that is another conversation."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """See `ResponsePair`."""
+    scores: tuple[float, float] | None = None
+    """Numbers by which the row says which response is the better one, of the chosen and of the
+    rejected one; equal in a tie. None where it says so without."""
 
 
 def malformed(detail: str, side: str | None = None) -> UnusableRowError:

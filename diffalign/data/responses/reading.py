@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,13 @@ from typing import Any, Protocol
 from diffalign import components
 from diffalign.data.location import DataLocation, Form, Location, fingerprint, locate
 from diffalign.data.responses.conversation import Comparison, malformed
-from diffalign.data.responses.formats.base import AbstractMapping, numbered
+from diffalign.data.responses.formats.base import AbstractMapping, is_tie, numbered
 from diffalign.data.responses.images import looks_like_images
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.rows import AbstractRows, LineRows, ListRows, Row
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
+from diffalign.data.strength.base import LABELS, Strength, number_pair
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.data.tables import TableRows, load_table
 from diffalign.errors import ConfigError, DataError, did_you_mean
 
@@ -28,6 +30,14 @@ _SUFFIXES: Mapping[str, Form] = {
 }
 
 
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("votes_chosen", "votes_rejected"),
+)
+"""Columns in use for the numbers by which the chosen response was chosen."""
 _NO_IMAGES = "no column of images"
 _OF_IMAGES = re.compile(
     r"(.+_)?(image|img|picture|photo)s?(_?(path|file|file_?name|name|url|id|list)s?)?",
@@ -72,12 +82,50 @@ class OpenedResponses:
     """The data and its mapping, as a sentence."""
     fingerprint: str
     """Another one for other data; the same wherever the data lies."""
+    strength: StrengthConfig = field(default_factory=StrengthConfig)
+    """What becomes of the numbers of a row besides the order of its responses."""
+    keep_ties: bool = False
+    """Whether a tie is half a preference for either response, instead of being left out."""
+    labels: tuple[str, str] | None = None
+    """Columns of the numbers of chosen and rejected, where the mapping has none itself."""
 
     def comparisons(self, row: Row) -> list[Comparison | LeftOut | Skipped]:
-        """The comparisons of a row by its text; its images may be absent."""
+        """The comparisons of a row by its text and numbers; its images may be absent."""
         if row.problem is not None:
             return [malformed(row.problem).skipped(row.name)]
-        return self.mapping.checked(self._values(row), row.name)
+        found = self.mapping.checked(self._values(row), row.name, keep_ties=self.keep_ties)
+        if self.strength.is_default:
+            return found
+        return [self._if_strong(each, row, place, len(found)) for place, each in enumerate(found)]
+
+    def _if_strong(
+        self, found: Comparison | LeftOut | Skipped, row: Row, place: int, count: int
+    ) -> Comparison | LeftOut | Skipped:
+        """A comparison, or why its numbers cannot be used."""
+        try:
+            if isinstance(found, Comparison):
+                if any(row.values.get(name) is None for name in self._columns(found)):
+                    return LeftOut.UNLABELLED
+                self._strength(found, row)
+            return found
+        except UnusableRowError as error:
+            return error.skipped(numbered(row.name, place, count))
+
+    def _columns(self, comparison: Comparison) -> list[str]:
+        """Those that the strength of a comparison is read from."""
+        strength = self.strength
+        found = [name for of in strength.columns for name in strength.columns_of(of)]
+        reads_labels = LABELS in strength.reads and comparison.scores is None
+        return [*found, *(self.labels or ())] if reads_labels else found
+
+    def _strength(self, comparison: Comparison, row: Row) -> Strength:
+        numbers = {
+            name: number_pair(row.values, self.strength.columns_of(name))
+            for name in self.strength.columns
+        }
+        if LABELS in self.strength.reads:
+            numbers[LABELS] = comparison.scores or number_pair(row.values, self.labels or ())
+        return self.strength.of(numbers, keeps_ties=self.keep_ties, tie=is_tie(comparison))
 
     def without_images(self) -> Iterator[list[Comparison | LeftOut | Skipped]]:
         """`comparisons` of all rows in order; of tables, images are not read."""
@@ -103,6 +151,7 @@ class OpenedResponses:
             self._values(row),
             sample_id=numbered(row.name, place, len(found)),
             folder=self.image_folder or row.folder or self.folder,
+            strength=self._strength(comparison, row),
         )
 
     def is_of_row(self, sample_id: str, number: int) -> bool:
@@ -115,8 +164,15 @@ class OpenedResponses:
         return {**dict.fromkeys(self.mapping.needs), **renamed(row.values, self.names)}
 
 
-def open_responses(config: RowsConfig) -> OpenedResponses:
+def open_responses(
+    config: RowsConfig, *, strength: StrengthConfig | None = None, keep_ties: bool = False
+) -> OpenedResponses:
     """Find the data, recognise its form, and open it.
+
+    Args:
+        config: where it lies, and what its columns mean.
+        strength: what becomes of the numbers of a row; None for nothing.
+        keep_ties: whether ties are kept.
 
     Raises:
         DataError: nothing is there, or no mapping fits its columns.
@@ -136,6 +192,10 @@ def open_responses(config: RowsConfig) -> OpenedResponses:
     if column is None:
         alone = images == _NO_IMAGES
         _check_text_alone(renamed(first, names), kind, mapping, config, by_name=alone)
+    strength = strength or StrengthConfig()
+    labels = next((pair for pair in SCORES if set(pair) <= set(first)), None)
+    _check_strength(strength, mapping, first, labels, config)
+    said = f"; {strength.describe()}" if strength.describe() else ""
     return OpenedResponses(
         rows=rows,
         mapping=mapping,
@@ -143,9 +203,48 @@ def open_responses(config: RowsConfig) -> OpenedResponses:
         names=names,
         folder=location.root,
         image_folder=Path(config.image_folder).expanduser() if config.image_folder else None,
-        summary=f"{location.describe()}, read as {kind}: {mapping.summary}, {images}",
+        summary=f"{location.describe()}, read as {kind}: {mapping.summary}, {images}"
+        f"{', ties are kept' * keep_ties}{said}",
         fingerprint=fingerprint(location, config),
+        strength=strength,
+        keep_ties=keep_ties,
+        labels=labels,
     )
+
+
+def _check_strength(
+    strength: StrengthConfig,
+    mapping: AbstractMapping,
+    first: Mapping[str, Any],
+    labels: tuple[str, str] | None,
+    config: RowsConfig,
+) -> None:
+    """Raise DataError where `strength` reads what there is not."""
+    if strength.is_default:
+        return
+    if not mapping.paired:
+        raise DataError(
+            f"{config.section}.{next(iter(strength.asked.values()))}, and each row of "
+            f"{config.path} has one response, with nothing to compare it with: leave "
+            f"{config.section}.strength out"
+        )
+    pairs = ", or ".join(" and ".join(pair) for pair in SCORES)
+    problem = (
+        None
+        if mapping.scored or labels
+        else f"this data set says which response was chosen without numbers of the two ({pairs})"
+    )
+    strength.check(config.section, names=list(first), labels=problem)
+    for name in strength.columns:
+        columns = strength.columns_of(name)
+        count, wanted = len(columns), 2 - strength.is_share(name)
+        is_list = count == 1 and isinstance(first[columns[0]], (list, tuple))
+        if count != wanted and not is_list:
+            sides = "the chosen and the rejected response" if wanted == 2 else "the chosen response"
+            raise DataError(
+                f"{config.section}.strength.columns.{name} names {count} columns, and must name "
+                f"{wanted}, of {sides}"
+            )
 
 
 def _overview(rows: AbstractRows) -> dict[str, Any]:

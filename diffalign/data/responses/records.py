@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffalign.data.decoding import EncodedImage
+from diffalign.data.strength.base import NOTHING_ASKED, Strength
 
 IMAGE = "<image>"
 """Marks in the text of a turn where an image is; the chat template puts the model's own."""
@@ -79,6 +80,9 @@ class ResponsePair:
     """Images in place of `images` by condition, such as `retrieved`; as many as `images`."""
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     """Parts of responses that the data set judges, by response, in order and without overlap."""
+
+    strength: Strength = NOTHING_ASKED
+    """How sure the preference is, and how much the pair counts."""
 
     def conversation(self, response: str) -> Conversation:
         """The messages and images that a response belongs to."""

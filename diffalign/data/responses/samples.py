@@ -17,6 +17,7 @@ from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
 from diffalign.data.responses.corruptions.tiles import to_tiles, with_tiles
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.skipping import Skipped, SkipReason, UnusableRowError
+from diffalign.data.strength.base import NOTHING_ASKED, Strength
 from diffalign.errors import ConfigError, did_you_mean
 from diffalign.seeding import cpu_generator, derive_seed
 from diffalign.views import View
@@ -47,6 +48,8 @@ class TokenSample:
     """(Response, condition) -> the same for a response that is about other images than the rest."""
     paired: bool = True
     """Whether the responses compete; False where there is one."""
+    strength: Strength = NOTHING_ASKED
+    """See `ResponsePair`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ class TokenSampleMaker:
                 if view.response in own and pair.own[view.response].images != pair.images
             },
             paired=pair.paired,
+            strength=pair.strength,
             image_count=len(images),
             weights={
                 f"{view.response}:{view.weights}": self._weights(view, encoded, pair)

@@ -24,6 +24,7 @@ from diffalign.data.section import (
     refusal_of,
     warnings_of,
 )
+from diffalign.data.strength.settings import refuse_unread
 from diffalign.errors import ConfigError, DataError
 from diffalign.views import View
 
@@ -75,6 +76,15 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
         )
 
     def check(self, parts: RunParts[ReadsResponses, MakesViews]) -> None:
+        asked = dict(self.config.strength.asked)
+        if self.config.ties == "keep":
+            asked.setdefault("preference", "ties is keep")
+        refuse_unread(
+            self.config.section,
+            asked,
+            parts.objective,
+            alternative="Leave the setting at its default, or take an objective such as dpo",
+        )
         try:
             parts.likelihood.data_views(parts.objective.views)
         except ValueError as error:
@@ -128,6 +138,7 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
         conditions = _conditions(views)
         return {
             **{f"responses.{key}": responses[key] for key in ("kind", "columns", "max_length")},
+            **({"responses.ties": "keep"} if self.config.ties == "keep" else {}),
             **{f"responses.conditions.{n}": responses["conditions"][n] for n in conditions},
             **{f"responses.weights.{n}": responses["weights"][n] for n in sorted(weights)},
         }

@@ -259,7 +259,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             ConfigError: a view names a condition or weights that the config does not describe.
             ModelError: the processor cannot tell where a response starts.
         """
-        data = open_responses(config)
+        data = open_responses(config, strength=config.strength, keep_ties=config.ties == "keep")
         if pairs_for is not None and not data.mapping.paired:
             raise DataError(
                 f"{data.summary}. Its rows are unpaired, each with one response, and the objective "

@@ -72,6 +72,14 @@ class AbstractConditioner(abc.ABC):
         """Keyword arguments of the network's forward next to latent and time; rows match."""
 
 
+def conditioning_rows(arguments: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
+    """Keyword arguments of the network for some of its rows, at `index`, int64 [m]."""
+    return {
+        name: conditioning_rows(value, index) if isinstance(value, Mapping) else value[index]
+        for name, value in arguments.items()
+    }
+
+
 def stack_embeddings(rows: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
     """Several encodings below one another, in the given order; they are of one backbone."""
     pooled = [row.pooled for row in rows if row.pooled is not None]

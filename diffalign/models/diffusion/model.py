@@ -84,6 +84,7 @@ class DiffusionModel(AbstractTrainable):
         self._trained = [name for name, p in network.named_parameters() if p.requires_grad]
         self._reference = reference
         self._called: nn.Module | None = None
+        self._within_reference = False
         self._compute_dtype = compute_dtype
         self._fingerprint = fingerprint
         self._export = export
@@ -182,6 +183,11 @@ class DiffusionModel(AbstractTrainable):
             prediction: Tensor = network(noisy, timestep=time, return_dict=False, **conditioning)[0]
         return prediction
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the reference that computes at the moment."""
+        return self._within_reference
+
     def _current(self) -> nn.Module:
         return self.network if self._called is None else self._called
 
@@ -196,7 +202,11 @@ class DiffusionModel(AbstractTrainable):
     @contextmanager
     def reference(self) -> Iterator[None]:
         with self._reference.instead_of(self._current()) as network, self._calling(network):
-            yield
+            before, self._within_reference = self._within_reference, True
+            try:
+                yield
+            finally:
+                self._within_reference = before
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

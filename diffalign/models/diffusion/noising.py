@@ -59,6 +59,10 @@ class AbstractNoising(abc.ABC):
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is asked to predict from `corrupt(clean, noise, t)`, same shape."""
 
+    @abc.abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Logarithm of the ratio of the variances of image and noise at times [B], float64 [B]."""
+
     def variance_preserving(self) -> AbstractVariancePreserving:
         """The same process, whose way back from noise to an image is a chain of Gaussian steps.
 
@@ -111,6 +115,10 @@ class AbstractVariancePreserving(AbstractNoising):
             _factor(alphas_cumprod.sqrt(), like),
             _factor((1.0 - alphas_cumprod).sqrt(), like),
         )
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        kept = self.alphas_cumprod.to(t.device)[t.long()]
+        return kept.log() - (1.0 - kept).log()
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.long()
@@ -209,6 +217,10 @@ class Velocity(AbstractVariancePreserving):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StraightPath(AbstractNoising):
     """Rectified flow (SD3): a straight line from the image at time 0 to noise at the end."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        share = t.double() / self.schedule_length
+        return 2.0 * ((1.0 - share).log() - share.log())
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.float()

@@ -52,6 +52,22 @@ def token_divergence(policy: Tensor, reference: Tensor) -> Tensor:
     return (expected.exp() * (expected - policy.to(dtype).log_softmax(dim=1))).sum(dim=1)
 
 
+def token_typicality(logits: Tensor, targets: Tensor) -> Tensor:
+    """How probable a token is next to what the distribution's own samples are on average, in nats.
+
+    Args:
+        logits: shape [P, vocabulary].
+        targets: int64 [P].
+
+    Returns:
+        log p(token) - log sum p^2, shape [P], float32 (float64 for float64 logits), without
+        gradient.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.detach().to(dtype).log_softmax(dim=1)
+    return log_probs.gather(1, targets[:, None])[:, 0] - (2 * log_probs).logsumexp(dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResponseRows:
     """Rows that go through the model together, and which of their tokens are wanted."""
@@ -94,6 +110,8 @@ class TokenScores:
     """Float32 [P, k], in nats."""
     divergence: Tensor | None = None
     """Float32 [P], KL from the reference over the vocabulary; None where it was not asked for."""
+    typicality: Tensor | None = None
+    """Float32 [P], of the first wanted token, without gradient; None where it was not asked for."""
     states: States | None = None
     """For a divergence from this model; None where it was not asked for."""
 
@@ -126,6 +144,7 @@ class TokenScorer(nn.Module):
         *,
         reference: Sequence[States] | None = None,
         keep_states: bool = False,
+        typicality: bool = False,
     ) -> list[TokenScores]:
         """Score the wanted tokens of all groups, one group after the other.
 
@@ -133,16 +152,23 @@ class TokenScorer(nn.Module):
             groups: of rows.
             reference: what a reference kept of the same groups; asks for the divergence from it.
             keep_states: keep, without gradient, what a divergence from this model will need.
+            typicality: measure it as well; see `token_typicality`.
         """
         scores = []
         for number, rows in enumerate(groups):
             hidden = self._hidden(rows)
             other = None if reference is None else reference[number]
-            log_probs, divergence = self._score(hidden, rows.targets, other)
+            found = self._score(hidden, rows.targets, other, typicality)
+            log_probs, divergence, typical = (_joined(parts) for parts in found)
+            assert log_probs is not None, "it is always asked for"
             if not rows.image_inputs.inputs:
                 log_probs = log_probs + self._nothing_seen()
             states = self._states(hidden) if keep_states else None
-            scores.append(TokenScores(log_probs=log_probs, divergence=divergence, states=states))
+            scores.append(
+                TokenScores(
+                    log_probs=log_probs, divergence=divergence, typicality=typical, states=states
+                )
+            )
         return scores
 
     @torch.no_grad()
@@ -209,13 +235,14 @@ class TokenScorer(nn.Module):
         return output.last_hidden_state.flatten(0, 1).index_select(0, rows.positions - 1)
 
     def _score(
-        self, hidden: Tensor, targets: Tensor, other: States | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden: Tensor, targets: Tensor, other: States | None, typicality: bool
+    ) -> Sequence[Sequence[Tensor | None]]:
+        """Each of the three statistics, piece by piece."""
         pieces = self._split(hidden)
         others = [None] * len(pieces) if other is None else self._split(other.hidden)
         parts = []
         for some, wanted, theirs in zip(pieces, self._split(targets), others, strict=True):
-            arguments = (some, wanted, theirs, other)
+            arguments = (some, wanted, theirs, other, typicality)
             if torch.is_grad_enabled():
                 part = checkpoint(
                     self._score_some, *arguments, use_reentrant=False, preserve_rng_state=False
@@ -223,18 +250,22 @@ class TokenScorer(nn.Module):
             else:
                 part = self._score_some(*arguments)
             parts.append(part)
-        divergences = [divergence for _, divergence in parts if divergence is not None]
-        log_probs = torch.cat([log_probs for log_probs, _ in parts])
-        return log_probs, torch.cat(divergences) if divergences else None
+        return list(zip(*parts, strict=True))
 
     def _score_some(
-        self, hidden: Tensor, targets: Tensor, theirs: Tensor | None, other: States | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        theirs: Tensor | None,
+        other: States | None,
+        typicality: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         logits = self._head(hidden)
-        log_probs = token_log_probs(logits, targets)
-        if theirs is None or other is None:
-            return log_probs, None
-        return log_probs, token_divergence(logits, linear(theirs, other.weight, other.bias))
+        divergence = None
+        if theirs is not None and other is not None:
+            divergence = token_divergence(logits, linear(theirs, other.weight, other.bias))
+        typical = token_typicality(logits, targets[:, 0]) if typicality else None
+        return token_log_probs(logits, targets), divergence, typical
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(self.positions_at_once)
@@ -259,6 +290,11 @@ class TokenScorer(nn.Module):
             if parameter.requires_grad and name.startswith(parts)
         ]
         return 0.0 * torch.stack(unused).sum() if unused else 0.0
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 @contextmanager

@@ -107,8 +107,6 @@ def sample(name, value):
         visit=value // 100,
         noise_seed=value,
         encoding_seeds={"chosen": value + 1, "rejected": value + 2},
-        preference=1.0,
-        importance=1.0,
     )
 
 

@@ -39,13 +39,13 @@ def data_with_a_tie(folder):
 
 def test_a_kept_tie_is_half_a_preference_for_the_first_image():
     pair = mapping(keep_ties=True).pair(row(0.5, 0.5), None)
-    assert (pair.chosen, pair.rejected, pair.preference) == (b"zero", b"one", 0.5)
+    assert (pair.chosen, pair.rejected, pair.strength.preference) == (b"zero", b"one", 0.5)
     assert mapping(keep_ties=True).chosen(row(0.5, 0.5)) == 0
 
 
 def test_decided_pairs_stay_decided_where_ties_are_kept():
     pair = mapping(keep_ties=True).pair(row(0.0, 1.0), None)
-    assert (pair.chosen, pair.rejected, pair.preference) == (b"one", b"zero", 1.0)
+    assert (pair.chosen, pair.rejected, pair.strength.preference) == (b"one", b"zero", 1.0)
 
 
 def test_rows_without_a_label_are_no_ties():
@@ -55,8 +55,8 @@ def test_rows_without_a_label_are_no_ties():
 @pytest.mark.parametrize("count", [4, b"4", "4"])
 def test_a_pair_counts_one_over_the_pairs_of_its_prompt(count):
     columns = dataclasses.replace(mapping(), pairs_per_prompt="num_example_per_prompt")
-    assert columns.pair(row(1.0, 0.0, count), None).importance == 0.25
-    assert mapping().pair(row(1.0, 0.0, count), None).importance == 1.0
+    assert columns.pair(row(1.0, 0.0, count), None).strength.weight == 0.25
+    assert mapping().pair(row(1.0, 0.0, count), None).strength.weight is None
 
 
 @pytest.mark.parametrize("count", [0, -1, None, "many"])
@@ -76,7 +76,10 @@ def test_batches_carry_preference_and_importance(streaming, tmp_path):
     found = {
         sample_id.split("-")[0]: (preference, importance)
         for sample_id, preference, importance in zip(
-            batch.sample_ids, batch.preference.tolist(), batch.importance.tolist(), strict=True
+            batch.sample_ids,
+            batch.strength["preference"].tolist(),
+            batch.strength["weight"].tolist(),
+            strict=True,
         )
     }
     assert found == {
@@ -90,8 +93,7 @@ def test_batches_carry_preference_and_importance(streaming, tmp_path):
 def test_by_default_ties_are_left_out_and_all_pairs_count_alike(tmp_path):
     source = open_source(data_with_a_tie(tmp_path), pairs_per_device=3)
     (batch,) = take(source, 1)
-    assert batch.preference.tolist() == [1, 1, 1]
-    assert batch.importance.tolist() == [1, 1, 1]
+    assert batch.strength == {}
     assert source.left_out_counts == {"tie": 1}
 
 

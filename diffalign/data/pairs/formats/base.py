@@ -12,12 +12,14 @@ from typing import ClassVar
 
 from diffalign import components
 from diffalign.data.location import Form, Location, fingerprint, locate
+from diffalign.data.pairs.annotators import by_pair, image_columns
 from diffalign.data.pairs.columns import ImagePair, PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
 from diffalign.data.pairs.known_columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
+from diffalign.data.strength.base import LABELS
 from diffalign.errors import ConfigError, DataError
 
 
@@ -85,10 +87,13 @@ def open_data(config: PairConfig) -> OpenedPairs:
     """
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
-    found = _as_configured(found, config)
-    rows = reader.open(location, found, config)
+    found = _as_configured(found, config, schema)
+    rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
         columns = found
+        if found.others:
+            rows = by_pair(rows, found)
+            columns = dataclasses.replace(found, allowed_scores=())  # of sums
     else:
         columns = found.pairs()
         if isinstance(rows, AbstractRowStream):
@@ -106,7 +111,7 @@ def open_data(config: PairConfig) -> OpenedPairs:
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}",
         fingerprint=fingerprint(location, config),
     )
 
@@ -117,22 +122,75 @@ def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
     return f"; not read: {', '.join(left)}" if left else ""
 
 
+def _added_up(config: PairConfig) -> str:
+    if config.annotators is None:
+        return ""
+    return f"; rows of the same prompt and images ({config.annotators}) are added up"
+
+
 def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
     aside = rows.set_aside if isinstance(rows, AbstractRows) else ""
     return f"; set aside: {aside}" if aside else ""
 
 
 def _as_configured(
-    columns: PairColumns | GroupColumns, config: PairConfig
+    columns: PairColumns | GroupColumns, config: PairConfig, schema: Schema
 ) -> PairColumns | GroupColumns:
-    """The mapping with the config's wishes for ties and weights."""
+    """The mapping with the config's wishes for ties, weights and strength."""
     if config.weighting == "per_prompt" and columns.pairs_per_prompt is None:
         raise DataError(
             f"data.weighting per_prompt needs the column {PICKAPIC_PAIRS_PER_PROMPT}, which "
             f"{config.path} has not: set it to uniform"
         )
     counted = columns.pairs_per_prompt if config.weighting == "per_prompt" else None
-    return dataclasses.replace(columns, keep_ties=config.ties == "keep", pairs_per_prompt=counted)
+    _check_strength(columns, config, schema)
+    strength = config.strength
+    if isinstance(columns, PairColumns) and LABELS in strength.reads:
+        columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
+    if config.annotators is not None:
+        images = image_columns(columns, config.annotators, schema.names)
+        assert isinstance(columns, PairColumns), "others are refused"
+        columns = dataclasses.replace(columns, others=images)
+    return dataclasses.replace(
+        columns,
+        keep_ties=config.ties == "keep",
+        pairs_per_prompt=counted,
+        strength=strength,
+        numbers={name: strength.columns_of(name) for name in strength.columns},
+    )
+
+
+def _check_strength(
+    columns: PairColumns | GroupColumns, config: PairConfig, schema: Schema
+) -> None:
+    """Raise DataError where `data.strength` reads what there is not."""
+    strength = config.strength
+    if strength.is_default:
+        return
+    if isinstance(columns, PairColumns) and len(columns.images) == 1:
+        raise DataError(
+            f"data.{next(iter(strength.asked.values()))}, and every image of {config.path} is a "
+            f"preferred one, with nothing to compare it with: leave data.strength out"
+        )
+    problem = None
+    if not columns.scores:
+        problem = "this data set says which image was preferred without numbers of the two"
+    elif strength.preference.counts and columns.lower_is_better:
+        problem = "the smaller of them wins here (data.labels), as no votes do"
+    strength.check("data", names=schema.names, labels=problem)
+    for name in strength.columns:
+        count, share = len(strength.columns_of(name)), strength.is_share(name)
+        if isinstance(columns, GroupColumns):
+            if share:
+                raise DataError(
+                    f"data.strength.preference is of a probability of the first image, and "
+                    f"{config.path} has several images a row: give scores, and kind gap"
+                )
+        elif count != 2 - (share or set(strength.columns_of(name)) <= schema.lists):
+            wanted = "one, of the first image" if share else "two, of the first and second image"
+            raise DataError(
+                f"data.strength.columns.{name} names {count} columns, and must name {wanted}"
+            )
 
 
 def _choose(

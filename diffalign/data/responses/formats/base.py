@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from diffalign.data.responses.conversation import TEMPLATED, Comparison, malform
 from diffalign.data.responses.images import conversation_of, images_of
 from diffalign.data.responses.records import IMAGE, Conversation, ResponsePair, Turn
 from diffalign.data.skipping import LeftOut, Skipped, SkipReason, UnusableRowError
+from diffalign.data.strength.base import NOTHING_ASKED, Strength
 
 
 class AbstractMapping(abc.ABC):
@@ -30,6 +32,8 @@ class AbstractMapping(abc.ABC):
     """Response -> column with the images that it is about, where they are not those of the row."""
     responses: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     """The responses that every row offers; that some row offers, where rows are unpaired."""
+    scored: ClassVar[bool] = False
+    """Whether comparisons have scores of both responses (`Comparison.scores`)."""
     paired: ClassVar[bool] = True
     """Whether a row holds responses that compete; False where it holds one, desirable (`chosen`) or
     not (`rejected`)."""
@@ -74,9 +78,10 @@ class AbstractMapping(abc.ABC):
         return f"{', '.join(sorted(self.needs))} and {'perhaps ' * self.images_optional}{images}"
 
     def checked(
-        self, values: Mapping[str, Any], sample_id: str
+        self, values: Mapping[str, Any], sample_id: str, *, keep_ties: bool = False
     ) -> list[Comparison | LeftOut | Skipped]:
-        """The result of `comparisons`, with the comparisons that cannot be used as skips.
+        """The result of `comparisons`, with the comparisons that cannot be used as skips, and ties
+        left out unless they are kept.
 
         Those have an empty prompt, an empty response, or the same chosen and rejected response
         where no other image could tell them apart.
@@ -90,6 +95,9 @@ class AbstractMapping(abc.ABC):
         for place, comparison in enumerate(found):
             try:
                 if isinstance(comparison, Comparison):
+                    if not keep_ties and is_tie(comparison):
+                        result.append(LeftOut.TIE)
+                        continue
                     _check_text(comparison, may_be_alike="rejected" in self.own_images)
                 result.append(comparison)
             except UnusableRowError as error:
@@ -103,6 +111,7 @@ class AbstractMapping(abc.ABC):
         *,
         sample_id: str,
         folder: Path | None,
+        strength: Strength = NOTHING_ASKED,
     ) -> ResponsePair | Skipped:
         """A comparison with its images, or why it cannot be used.
 
@@ -114,9 +123,11 @@ class AbstractMapping(abc.ABC):
             values: column -> value of the whole row.
             sample_id: of the pair.
             folder: from which relative file names start.
+            strength: of the preference.
         """
         try:
-            return self._pair(comparison, values, sample_id=sample_id, folder=folder)
+            found = self._pair(comparison, values, sample_id=sample_id, folder=folder)
+            return dataclasses.replace(found, strength=strength)
         except UnusableRowError as error:
             return error.skipped(sample_id)
 
@@ -174,6 +185,11 @@ class AbstractMapping(abc.ABC):
         """Images that take the place of the images; none where they are optional and absent."""
         value = values.get(name)
         return images_of(value, folder) if value or name in self.needs else ()
+
+
+def is_tie(comparison: Comparison) -> bool:
+    """Whether the scores of a comparison are equal."""
+    return comparison.scores is not None and comparison.scores[0] == comparison.scores[1]
 
 
 def numbered(sample_id: str, place: int, count: int) -> str:

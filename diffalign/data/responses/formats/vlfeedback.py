@@ -3,7 +3,7 @@
 Columns are those of MMInstruction/VLFeedback: `prompt`, `img_path` (or `image`), `completions`
 ([{model, response, annotations: {Helpfulness, Ethical Considerations, Visual Faithfulness:
 {Rating, Rationale}}}, ...]). Every two responses of a row whose mean ratings differ make a pair; a
-tie makes none, and neither does a response without three ratings.
+tie makes none unless ties are kept, and neither does a response without three ratings.
 
 Source: Li et al. 2023, arXiv:2312.10665 (Silkie): the mean of the three ratings decides, and ties
 are dropped.
@@ -32,6 +32,7 @@ class VLFeedback(AbstractMapping):
     """`prompt`, `completions`, and `image` or `img_path`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"prompt", "completions"})
+    scored: ClassVar[bool] = True
     image_columns: ClassVar[tuple[str, ...]] = ("image", "img_path", "images")
     summary: ClassVar[str] = (
         "prompt from prompt, a pair of every two of completions, preferred is the one with the "
@@ -45,12 +46,11 @@ class VLFeedback(AbstractMapping):
         for (one, first), (other, second) in itertools.combinations(rated, 2):
             if first is None or second is None:
                 found.append(LeftOut.UNLABELLED)
-            elif first == second:
-                found.append(LeftOut.TIE)
             else:
-                chosen, rejected = (one, other) if first > second else (other, one)
+                chosen, rejected = (one, other) if first >= second else (other, one)
                 responses = {"chosen": chosen, "rejected": rejected}
-                found.append(Comparison(turns=turns, responses=responses))
+                scores = (max(first, second), min(first, second))
+                found.append(Comparison(turns=turns, responses=responses, scores=scores))
         return found
 
 

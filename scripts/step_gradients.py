@@ -1,13 +1,12 @@
-"""Which steps of a sampler D3PO's gradient comes from, and on which of them prompts agree.
+"""Which steps of a sampler D3PO's gradient comes from.
 
-    python scripts/step_signal.py configs/playground/d3po.yaml
-    python scripts/step_signal.py configs/playground/d3po.yaml rollouts.prompts_per_round=324
+    python scripts/step_gradients.py configs/playground/d3po.yaml
 
-Collects the first round of a config, with the policy that it starts from, and deals its pairs to
---parts. The gradient of the mean margin, the log-density of the chosen side minus that of the
-rejected one, is taken for each step and part. `norm` is that of a part; `cosine` is between two of
-them, on average: what is near 0 is noise. `first n` is the sum over the first n steps, which is
-what `rollouts.trained_steps: n` trains on.
+Collects the first round of a config, with the policy that it starts from, and takes the gradient of
+the mean margin, the log-density of the chosen side minus that of the rejected one, for each step by
+itself. `share` is that of its squared norm in the sum over all steps. What has a large share moves
+the weights; whether it says anything about the preference is another matter.
+`rollouts.trained_steps` leaves the last steps out.
 """
 
 from __future__ import annotations
@@ -49,20 +48,10 @@ def gradient(
     return total
 
 
-def agreement(gradients: Tensor) -> tuple[float, float]:
-    """Mean norm and mean cosine of the parts' gradients, [parts, parameters]."""
-    norms = gradients.norm(dim=1)
-    unit = gradients / norms[:, None]
-    cosines = unit @ unit.T
-    parts = len(gradients)
-    return norms.mean().item(), ((cosines.sum() - parts) / (parts * (parts - 1))).item()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path, help="of a run whose rollouts are of kind d3po")
     parser.add_argument("overrides", nargs="*", help="as for diffalign train")
-    parser.add_argument("--parts", type=int, default=4)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as output:
         run = config.load(
@@ -80,28 +69,14 @@ def main() -> None:
         folder = run.output / "rounds" / "round-0000"
         pairs = read_rows(TrajectoryPair, folder / "pairs.jsonl")
         times = model.noising.variance_preserving().reverse_times(likelihood.process.steps)
-        found = torch.stack(
-            [
-                torch.stack(
-                    [
-                        gradient(
-                            model,
-                            likelihood,
-                            folder,
-                            [pair.step(i, time) for pair in pairs[part :: arguments.parts]],
-                        )
-                        for part in range(arguments.parts)
-                    ]
-                )
-                for i, time in enumerate(times)
-            ]
-        )
-    print(f"{len(pairs)} pairs in {arguments.parts} parts\n")
-    print("| step | from, to | norm | cosine | cosine of the first n |\n|---|---|---|---|---|")
-    for i, (t, t_next) in enumerate(times):
-        norm, cosine = agreement(found[i])
-        _, cumulative = agreement(found[: i + 1].sum(dim=0))
-        print(f"| {i + 1} | {t}, {t_next} | {norm:.3g} | {cosine:.3f} | {cumulative:.3f} |")
+        norms = [
+            gradient(model, likelihood, folder, [pair.step(i, at) for pair in pairs]).norm().item()
+            for i, at in enumerate(times)
+        ]
+    whole = sum(norm**2 for norm in norms)
+    print(f"{len(pairs)} pairs\n\n| step | from, to | norm | share |\n|---|---|---|---|")
+    for i, ((t, t_next), norm) in enumerate(zip(times, norms, strict=True), start=1):
+        print(f"| {i} | {t}, {t_next} | {norm:.2g} | {norm**2 / whole:.1%} |")
 
 
 if __name__ == "__main__":
