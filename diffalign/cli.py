@@ -205,6 +205,23 @@ def compare(settings: Settings = None) -> None:
     job.run(config.load(job.CompareConfig, path, overrides))
 
 
+@app.command("best-checkpoint")
+def best_checkpoint(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN|CONFIG.yaml [key.path=value ...]", show_default=False),
+    ] = None,
+) -> None:
+    """Name the checkpoint of a run to use, by win rates against the base over drift."""
+    from diffalign import config
+    from diffalign.jobs import best_checkpoint as job
+
+    path, overrides = _split(settings)
+    if path is not None and not path.is_file():  # quoted, since a value is YAML
+        path, overrides = None, [f"run={json_text.dumps(str(path))}", *overrides]
+    job.run(config.load(job.BestCheckpointConfig, path, overrides))
+
+
 @app.command()
 def check(
     data: Annotated[

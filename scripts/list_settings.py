@@ -31,6 +31,7 @@ JOBS = {
     "generate": "diffalign:GenerateConfig",
     "score": "diffalign:ScoreConfig",
     "compare": "diffalign:CompareConfig",
+    "best-checkpoint": "diffalign.jobs.best_checkpoint:BestCheckpointConfig",
     "check": "diffalign.jobs.check:CheckConfig",
     "export": "diffalign:ExportConfig",
     "evaluate": "diffalign:AbstractBenchmark",

@@ -178,6 +178,7 @@ IMAGE_SETS: Mapping[str, Callable[[Path], None]] = {
 RESPONSE_SETS = {
     "openbmb/RLHF-V-Dataset/data.jsonl": "rlhf_v",
     "openbmb/RLAIF-V-Dataset/data.jsonl": "rlaif_v",
+    "MMInstruction/VLFeedback/data.jsonl": "vlfeedback",
     "fwnlp/mDPO-preference-data/data.json": "mdpo",
     "data/ha_dpo.jsonl": "trl",
     "data/mask_dpo.jsonl": "mask_dpo",

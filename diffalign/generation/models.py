@@ -159,6 +159,18 @@ def without_run(spec: ModelSpec) -> ModelSpec:
     return replace(spec, lora=lora)
 
 
+def base_of_run(run: Path) -> ModelSpec:
+    """The model that a training run started from: its base, and the adapter it went on from.
+
+    Raises:
+        ModelError: the folder does not say.
+    """
+    model = model_of_run(run)
+    start = (model.get("lora") or {}).get("start")
+    base = _base_of_run(model)
+    return base if start is None else replace(base, lora=locate_adapter(Path(start)))
+
+
 def _base_of_run(model: Mapping[str, Any]) -> ModelSpec:
     """What a run started from, as its config names it."""
     kept = ("revision", "variant", "config", "unet", "unet_revision")

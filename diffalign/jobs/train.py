@@ -130,13 +130,22 @@ def _train(
     _print_lines(console, source.describe_end())
     final = _finish(trainer, run_config, console) if complete else None
     if not complete:
-        again = command("train", config=run_config.output / "config.yaml", options=["--resume"])
-        console.print(
-            f"Stopped on request after step {trainer.step}, saved. Continue with\n  {again}",
-            markup=False,
-            soft_wrap=True,
-        )
+        _print_stopped(console, run_config, trainer)
     return final
+
+
+def _print_stopped(console: Console, run_config: RunConfig, trainer: Trainer) -> None:
+    """Say why a run ended before its last step, and how it goes on."""
+    config_file, further = run_config.output / "config.yaml", {}
+    why = f"Stopped on request after step {trainer.step}, saved. Continue with"
+    if trainer.stopped_for:
+        further = {"training.health": "warn"}
+        why = (
+            f"Stopped after step {trainer.step} by training.health, saved: {trainer.stopped_for} "
+            f"All the same it goes on with"
+        )
+    again = command("train", further, config=config_file, options=["--resume"])
+    console.print(f"{why}\n  {again}", markup=False, soft_wrap=True)
 
 
 def _fit(trainer: Trainer, run_config: RunConfig) -> bool:

@@ -80,6 +80,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """Whether `row_metadata` has a `weight` for pairs of images."""
         return False
 
+    @property
+    def replaced_strength(self) -> frozenset[str]:
+        """Parts of a pair's strength that it says itself, in place of the data."""
+        return frozenset()
+
     rounds_below: ClassVar[float] = 0.0
     """Magnitude of its numbers below which the error of rounding is no longer a share of them."""
 
@@ -109,6 +114,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """What else is known of the rows of a view, the same for policy and reference: fields of
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
         return {}
+
+    def noise(self, model: Model, batch: Batch) -> Tensor | None:
+        """How much noise each sample is seen through: the share of the model's schedule, [n] in [0,
+        1] on the CPU; None where there is none."""
+        return None
 
     def figures(self, prepared: Prepared) -> Mapping[str, Tensor]:
         """What the log should say of the policy's last evaluation, detached: [n] or a scalar."""

@@ -102,7 +102,7 @@ class NoisyViews:
     metadata: Mapping[str, Tensor] = field(default_factory=dict)
     """Fields of `Likelihoods` that are the same for all views of a sample, [B]."""
     overlap: Tensor | None = None
-    """Of chosen and rejected residuals, [B], once the policy was evaluated under a safeguard."""
+    """Of chosen and rejected residuals, [B], once the policy was evaluated with gradient."""
     reference_prediction: Tensor | None = None
     """Shape of `target`, once the reference was evaluated, where a distance is asked for."""
     distance: Mapping[str, Tensor] = field(default_factory=dict)
@@ -242,6 +242,9 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         times = to_dict(self.timesteps)
         return {f"timesteps.{name}": value for name, value in times.items()}
 
+    def noise(self, model: DiffusionModel, batch: ImageBatch) -> Tensor:
+        return batch.timesteps / model.noising.schedule_length
+
     @torch.no_grad()
     def prepare(self, model: DiffusionModel, batch: ImageBatch) -> NoisyViews:
         """Encode and corrupt all views; the views of a sample share time and prompt, and noise
@@ -299,8 +302,10 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
         views = dict(zip(prepared.views, rows.chunk(len(prepared.views)), strict=True))
         if self.distance:
             self._compare(model, prediction, prepared)
-        if self.safeguard is not None and torch.is_grad_enabled():
-            views["rejected"] = self._guarded(views, prediction.detach(), prepared, self.safeguard)
+        if torch.is_grad_enabled() and {"chosen", "rejected"} <= views.keys():
+            self._compare_sides(views, prediction.detach(), prepared)
+            if self.safeguard is not None:
+                views["rejected"] = self._guarded(views, prepared, self.safeguard)
         return {**views, **mismatched}
 
     def _compare(self, model: DiffusionModel, prediction: Tensor, prepared: NoisyViews) -> None:
@@ -314,22 +319,23 @@ class Denoising(AbstractLikelihood[DiffusionModel, ImageBatch, NoisyViews]):
                 zip(prepared.views, rows.chunk(len(prepared.views)), strict=True)
             )
 
-    def _guarded(
-        self, views: Mapping[str, Tensor], prediction: Tensor, prepared: NoisyViews, mu: float
-    ) -> Tensor:
-        """The rejected rows as they are, with a share of their gradient."""
+    def _compare_sides(
+        self, views: Mapping[str, Tensor], prediction: Tensor, prepared: NoisyViews
+    ) -> None:
+        """Keep how far both sides' residuals point the same way."""
         residuals = _difference(prediction, prepared.target).chunk(len(prepared.views))
         of = dict(zip(prepared.views, residuals, strict=True))
         overlap = (of["chosen"] * of["rejected"]).flatten(start_dim=1).mean(dim=1)
-        errors = {side: -2 * views[side].detach() for side in ("chosen", "rejected")}
-        share = rejected_share(errors["chosen"], overlap, mu=mu)
-        norms = (errors["chosen"] * errors["rejected"]).sqrt()
+        norms = (4 * views["chosen"].detach() * views["rejected"].detach()).sqrt()
         smallest = torch.finfo(norms.dtype).tiny
         prepared.overlap = overlap
-        prepared.figures = {
-            "safeguard_lambda": share,
-            "cosine_of_sides": overlap / norms.clamp(min=smallest),
-        }
+        prepared.figures = {"cosine_of_sides": overlap / norms.clamp(min=smallest)}
+
+    def _guarded(self, views: Mapping[str, Tensor], prepared: NoisyViews, mu: float) -> Tensor:
+        """The rejected rows as they are, with a share of their gradient."""
+        assert prepared.overlap is not None, "the sides were compared"
+        share = rejected_share(-2 * views["chosen"].detach(), prepared.overlap, mu=mu)
+        prepared.figures = {**prepared.figures, "safeguard_lambda": share}
         rejected = views["rejected"]
         return rejected.detach() + share * (rejected - rejected.detach())
 

@@ -96,6 +96,10 @@ class Transition(AbstractLikelihood[DiffusionModel, StepBatch, PreparedSteps]):
     def reverse_process(self) -> ReverseProcess:
         return self.process
 
+    def noise(self, model: DiffusionModel, batch: StepBatch) -> Tensor:
+        rows = next(iter(batch.state_rows.values()))
+        return batch.t[rows] / model.noising.schedule_length
+
     def prepare(self, model: DiffusionModel, batch: StepBatch) -> PreparedSteps:
         """Encode the prompts, of which no gradient is kept, and move the batch."""
         factor = model.autoencoder.factor

@@ -64,7 +64,7 @@ class ASFT(AbstractObjective):
         alignment = align_loss(chosen, rejected)
         supervised = negative_log_likelihood(views["chosen"])
         metrics = {
-            **pair_metrics(chosen, rejected),
+            **pair_metrics(chosen, rejected, views["chosen"].preference),
             "supervised_term": supervised.detach(),
             "preference_term": alignment.detach(),
         }

@@ -306,7 +306,7 @@ def pair_metrics(
     }
     if preference is not None:
         agreed = margin * (preference - 0.5).sign()
-        figures |= {"accuracy": (agreed.sign() + 1) / 2, "preference": preference}
+        figures["accuracy"] = (agreed.sign() + 1) / 2
     return figures
 
 
@@ -343,14 +343,15 @@ def expected_loss(
     """
     first = loss(views)
     pair = next(iter(views.values()))
-    total = first.loss
+    total, metrics = first.loss, first.metrics
     if pair.preference is not None:
+        metrics = {**metrics, "preference": pair.preference}
         certain = pair.preference == 1
         others = exchanged(views, known) if others is None else others
         second = loss({name: _where(certain, views[name], others[name]) for name in views})
         mixed = pair.preference * first.loss + (1 - pair.preference) * second.loss
         total = torch.where(certain, first.loss, mixed)
-    return LossOutput(total if pair.weight is None else pair.weight * total, first.metrics)
+    return LossOutput(total if pair.weight is None else pair.weight * total, metrics)
 
 
 def _where(certain: Tensor, labelled: Likelihoods, exchanged: Likelihoods) -> Likelihoods:

@@ -85,7 +85,7 @@ class ORPO(AbstractObjective):
         preference = -logsigmoid(chosen - rejected)
         supervised = negative_log_likelihood(views["chosen"])
         metrics = {
-            **pair_metrics(chosen, rejected),
+            **pair_metrics(chosen, rejected, views["chosen"].preference),
             "supervised_term": supervised.detach(),
             "preference_term": preference.detach(),
         }

@@ -53,7 +53,7 @@ class TriplePO(AbstractObjective):
         preference = simpo_loss(chosen - rejected, beta=self.beta, gamma=self.gamma)
         supervised = negative_log_likelihood(views["gold"])
         metrics = {
-            **pair_metrics(self.beta * chosen, self.beta * rejected),
+            **pair_metrics(self.beta * chosen, self.beta * rejected, views["chosen"].preference),
             "supervised_term": supervised.detach(),
             "preference_term": preference.detach(),
         }

@@ -92,7 +92,8 @@ class VDPO(AbstractObjective):
             for side in ("chosen", "rejected")
         )
         loss = dpo_loss(chosen - rejected, beta=self.beta)
-        return LossOutput(loss, pair_metrics(self.beta * chosen, self.beta * rejected))
+        rewards = self.beta * chosen, self.beta * rejected
+        return LossOutput(loss, pair_metrics(*rewards, views["chosen"].preference))
 
     def _log_ratio(self, seeing: Likelihoods, blind: Likelihoods) -> Tensor:
         assert seeing.reference is not None and blind.reference is not None, "it needs them"

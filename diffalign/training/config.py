@@ -21,6 +21,7 @@ from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.section import RolloutSection
 from diffalign.training.hooks.base import AbstractHookSettings
+from diffalign.training.hooks.health import HealthAction
 from diffalign.training.hooks.held_out import EvaluationConfig
 from diffalign.training.hooks.previews import PreviewsConfig
 from diffalign.training.optimizers.base import AbstractOptimizer
@@ -47,6 +48,10 @@ class TrainingConfig(Ranged):
     max_bad_steps: Annotated[int, AtLeast(1)] = field(default=20, metadata=MAY_CHANGE)
     """The run stops after this many steps in a row whose loss or gradient was not finite, at the
     end of the logging interval; fp16 starts with a few while its loss scale settles."""
+    health: HealthAction = field(default="warn", metadata=MAY_CHANGE)
+    """What follows when the figures of a run say that it does harm (docs/health.md): `warn` says so
+    once and goes on; `stop` ends it with a checkpoint; `back_off` halves the learning rate where a
+    lower one is the remedy, at most four times, and goes on."""
     sharding: Literal["none", "fsdp2", "zero2", "zero3"] = field(
         default="none", metadata=MAY_CHANGE
     )

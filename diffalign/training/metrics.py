@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign import world
+from diffalign.training.figures import Figure, Subset
 
 
 class Metrics:
@@ -21,8 +22,8 @@ class Metrics:
         self._pending: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Take the figures of a micro-batch, each of shape [n] or a scalar."""
+    def add(self, values: Mapping[str, Figure]) -> None:
+        """Take the figures of a micro-batch."""
         self._pending.append({name: _sum_and_count(value) for name, value in values.items()})
 
     def commit(self, good: Tensor) -> None:
@@ -60,6 +61,9 @@ class Metrics:
         self._sums = {name: pair.to(device) for name, pair in state.items()}
 
 
-def _sum_and_count(value: Tensor) -> Tensor:
+def _sum_and_count(value: Figure) -> Tensor:
+    if isinstance(value, Subset):
+        values = value.values.detach().float()
+        return torch.stack([torch.where(value.counted > 0, values, 0.0).sum(), value.counted.sum()])
     value = value.detach().float()
     return torch.stack([value.sum(), torch.full_like(value.sum(), value.numel())])

@@ -327,6 +327,7 @@ def _blank_batch(run: RunConfig, encodings: ImageEncodings | None = None) -> Ima
         timesteps=torch.zeros(n, dtype=torch.float64),
         noise_seeds=tuple(range(n)),
         encoding_seeds={view: tuple(range(n)) for view in views},
+        strength={part: torch.empty(n, device=META) for part in run.data.strength.asked},
         encodings=encodings,
     )
 

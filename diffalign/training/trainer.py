@@ -33,6 +33,7 @@ from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
 from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
+from diffalign.training.figures import Figure, length_figures, margin_figures, model_figures
 from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
 from diffalign.training.hooks.records import Records
 from diffalign.training.hooks.weight_average import AverageOfOptimizer, WeightAverage
@@ -122,6 +123,7 @@ class Trainer:
 
         self.step = 0
         self.lr = 0.0
+        self.stopped_for = ""
         self.bad_steps = BadSteps()
         self.metrics = Metrics()
         average = [] if self.average is None else [self.average]
@@ -145,10 +147,11 @@ class Trainer:
         return copies * sum(parameter.nbytes for parameter in self.parameters)
 
     def fit(self) -> bool:
-        """Train to the last step, or until a signal asks to stop.
+        """Train to the last step, or until a signal or a hook asks to stop.
 
         Returns:
-            Whether the run is complete; if not, it was saved and can be resumed.
+            Whether the run is complete; if not, it was saved and can be resumed, and `stopped_for`
+            is the reason of the hook that asked.
 
         Raises:
             TrainingError: too many steps in a row were not finite.
@@ -168,17 +171,17 @@ class Trainer:
         return complete
 
     def _train_step(self, batches: Iterator[Any], interruption: Interruption) -> bool:
-        """One optimiser step and what follows it; returns whether any rank was asked to stop."""
+        """One optimiser step and what follows it; returns whether the run was asked to stop."""
         sample_ids: list[str] = []
         finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         parts, totals = self._micro_batches(batches)
         for part in parts:
             sample_ids.extend(part.batch.sample_ids)
             with self.accelerator.accumulate(self.model.network):
-                output = self._evaluate(part, totals)
+                output, figures = self._evaluate(part, totals)
                 self.accelerator.backward(output.loss.mean())
             finite &= output.loss.detach().isfinite().all()
-            self.metrics.add({"loss": output.loss, **output.metrics})
+            self.metrics.add({"loss": output.loss, **output.metrics, **figures})
         grad_norm: Any = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
         grad_norm = grad_norm.full_tensor() if is_sharded(grad_norm) else grad_norm
         self.metrics.add({"grad_norm": grad_norm})
@@ -192,7 +195,7 @@ class Trainer:
         self.metrics.commit(good)
         self.bad_steps.note(self.step, good, sample_ids)
         self._after_step(good, stop=stop)
-        return stop
+        return stop or bool(self.stopped_for)
 
     def _update(self, good: Tensor) -> None:
         """Move the weights if loss and gradient were finite on every rank.
@@ -221,7 +224,8 @@ class Trainer:
         if logs:
             figures = {**self._means(), **figures}
         self._record(figures)
-        if saves:
+        last |= bool(self.stopped_for)
+        if saves or last:
             self._save(must_succeed=last or not self.positions)
 
     def _micro_batches(
@@ -243,16 +247,19 @@ class Trainer:
         )
         return parts, totals
 
-    def _evaluate(self, part: MicroBatch, totals: Mapping[str, StepTotals]) -> LossOutput:
-        """The loss of a micro-batch, and figures for the log."""
+    def _evaluate(
+        self, part: MicroBatch, totals: Mapping[str, StepTotals]
+    ) -> tuple[LossOutput, dict[str, Figure]]:
+        """The loss of a micro-batch, and further figures for the log."""
         views = self.views(part, totals)
         output = self.objective(views)
-        drift = {
-            f"drift/{name}": view.log_ratio.detach()
-            for name, view in views.items()
-            if view.reference is not None
+        figures = {
+            **margin_figures(output.metrics, self.likelihood.noise(self.model, part.batch)),
+            **model_figures(views, self.likelihood.measures),
+            **length_figures(views),
+            **part.figures,
         }
-        return LossOutput(output.loss, {**output.metrics, **drift, **part.figures})
+        return output, figures
 
     def views(
         self, part: MicroBatch, totals: Mapping[str, StepTotals] | None = None
@@ -293,6 +300,18 @@ class Trainer:
         average = self.average
         return average.in_network() if isinstance(average, AverageOfOptimizer) else nullcontext()
 
+    def ask_to_stop(self, reason: str) -> None:
+        """See `TrainingRun`."""
+        self.stopped_for = reason
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """See `TrainingRun`. The schedule is part of a checkpoint, and goes on from there."""
+        schedule = self.schedule
+        schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+        schedule._last_lr = [rate * factor for rate in schedule.get_last_lr()]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
     def _tell_bad_steps(self) -> None:
         """Say which of the steps since the last time were not finite; stop after too many in a row.
 
@@ -323,7 +342,8 @@ class Trainer:
     def _record(self, figures: Mapping[str, float]) -> None:
         if figures:
             samples = self.step * self.samples_per_step
-            self.hooks.after_log(self, {"step": self.step, "samples": samples, **figures})
+            row = {"step": self.step, "samples": samples, **figures}
+            self.hooks.after_log(self, {**row, **self.hooks.add_to_row(self, row)})
 
     def _means(self) -> dict[str, float]:
         """The figures of a logging interval, which ends."""

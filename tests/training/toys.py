@@ -19,7 +19,7 @@ from diffalign import world
 from diffalign.data.source import AbstractSource
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
-from diffalign.objectives.base import AbstractObjective
+from diffalign.objectives.base import AbstractObjective, Measure
 from diffalign.objectives.dpo import DPO
 from diffalign.seeding import cpu_generator, derive_seed
 from diffalign.training.hooks.base import AbstractHook
@@ -127,6 +127,7 @@ class ToyModel(AbstractTrainable):
 @dataclass(frozen=True, kw_only=True)
 class ToyLikelihood(AbstractLikelihood):
     batch_type: ClassVar[type] = ToyBatch
+    measures: ClassVar[Measure] = "token log-probability"
 
     def describe(self):
         return "a linear score"

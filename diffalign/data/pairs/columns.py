@@ -12,7 +12,7 @@ from typing import Any
 from diffalign.data.decoding import BadImageError, EncodedImage, encoded_image
 from diffalign.data.rows import Row
 from diffalign.data.skipping import LeftOut, SkipReason, UnusableRowError
-from diffalign.data.strength.base import LABELS, NOTHING_ASKED, Numbers, Strength
+from diffalign.data.strength.base import LABELS, NOTHING_ASKED, Numbers, Strength, number_pair
 from diffalign.data.strength.settings import StrengthConfig
 from diffalign.errors import DataError
 from diffalign.parsing import decode_text, shortly
@@ -66,11 +66,15 @@ class PairColumns:
     pairs_per_prompt: str | None = None
     """A column that says how many pairs there are of a row's prompt; each then counts as much less
     as there are more."""
+    others: tuple[str, ...] = ()
+    """Columns that say what the first and the second image is, where several rows are verdicts on
+    the same two; see `annotators`."""
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     """What becomes of the numbers of a row besides the order of its images."""
     numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name -> columns of the first and the second image, or of the first alone, of the numbers that
-    `strength` reads besides `scores`."""
+    """Name -> columns of the first and the second image, or one column of lists of two or of shares
+    of the first, of the numbers that `strength` reads besides `scores`. A row in which one is null
+    has no label."""
     along: tuple[str, ...] = ()
     """Columns that are read along, and mean nothing to a pair."""
 
@@ -94,6 +98,7 @@ class PairColumns:
             *(n for n in (self.preferred, self.has_label, self.pairs_per_prompt) if n),
             *self.identity,
             *(column for columns in self.numbers.values() for column in columns),
+            *(name for name in self.others if name not in self.images),
         ]
 
     def all(self) -> list[str]:
@@ -168,6 +173,13 @@ class PairColumns:
         return 0 if verdict is LeftOut.TIE and self.keep_ties else verdict
 
     def _verdict(self, row: Row) -> int | LeftOut:
+        verdict = self._won(row)
+        columns = [name for names in self.numbers.values() for name in names]
+        if isinstance(verdict, int) and any(_says_nothing(row.values[name]) for name in columns):
+            return LeftOut.UNLABELLED
+        return verdict
+
+    def _won(self, row: Row) -> int | LeftOut:
         if self.has_label is not None and not _truth(row.values[self.has_label]):
             return LeftOut.UNLABELLED
         if self.preferred is not None:
@@ -191,8 +203,7 @@ class PairColumns:
             raise _malformed(f"{name} is {shortly(value)}, expected a number") from None
         if math.isnan(score):
             return None
-        of_labels = self.scores is not None and name in self.scores
-        if of_labels and self.allowed_scores and score not in self.allowed_scores:
+        if self.allowed_scores and score not in self.allowed_scores:
             allowed = ", ".join(f"{value:g}" for value in self.allowed_scores)
             raise _malformed(
                 f"{name} is {score:g} (allowed: {allowed}). If these numbers are scores of another "
@@ -274,16 +285,8 @@ class PairColumns:
         return found
 
     def _both(self, row: Row, columns: Sequence[str], chosen: int) -> tuple[float, float]:
-        sides = [self._number(row, name) for name in columns]
-        if len(sides) == 1:  # a share of the first
-            sides.append(1 - sides[0])
+        sides = number_pair(row.values, columns)
         return sides[chosen], sides[1 - chosen]
-
-    def _number(self, row: Row, name: str) -> float:
-        given = self._score(row, name)
-        if given is None:
-            raise _malformed(f"{name} has no number, and data.strength reads it")
-        return given
 
     def _importance(self, row: Row) -> float | None:
         if self.pairs_per_prompt is None:
@@ -310,6 +313,10 @@ def smaller_wins(scores: Collection[str], wish: bool | None) -> bool:
     if wish is not None:
         return wish
     return bool(scores) and all(_RANK.search(name.lower()) for name in scores)
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value != value or value in (b"", "")
 
 
 def _text(value: Any) -> str:

@@ -53,6 +53,10 @@ class PairConfig(Ranged):
     """Meaning of the numbers of the images. `by_name`: of columns named as ranks (`rank`,
     `rank_a`, ...) the smaller number is the better one, of all others the larger; the line on the
     data set says which. A data set of distances needs `lower_is_better`."""
+    group_pairs: Literal["all", "fronts"] = "all"
+    """Which pairs a row of several images makes: every two of them, or each image that no other
+    one beats in all numbers of `strength.target` with each that beats none (CaPO's Pareto
+    fronts)."""
     ties: Literal["drop", "keep"] = "drop"
     """Pairs of which neither side is preferred: left out, or seen as half a preference for each
     side, by objectives that read how sure a pair is."""
@@ -62,6 +66,11 @@ class PairConfig(Ranged):
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     """How sure each preference is, and how much it counts, from votes or scores. By default every
     pair is as its label has it."""
+    annotators: str | None = None
+    """Where each row is the verdict of one of several annotators: two columns with a comma between
+    that say what the first and the second image are, such as `image_0_uid, image_1_uid`. Rows with
+    the same prompt and the same two images are then one pair, whose labels add up as votes. Null
+    takes every row as a pair."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs. A stream is then read in one lane, by every rank."""
     holdout: float | None = None

@@ -45,6 +45,9 @@ class GroupColumns:
     """Name -> further numbers that `strength` reads, each as `scores`."""
     along: tuple[str, ...] = ()
     """See `PairColumns`; every pair of a row has the values of the row."""
+    fronts: bool = False
+    """Whether only images that nothing beats are paired, each with those that beat nothing, by the
+    numbers of `strength.target`; else every two."""
 
     def light(self) -> list[str]:
         """The columns that decide which pairs a row has, and how sure they are."""
@@ -66,13 +69,19 @@ class GroupColumns:
         else:
             which = "smaller" if self.lower_is_better else "larger"
             rule = (
-                "every two of a row are a pair, and preferred is the one with the "
+                f"{self._rule_of_pairs()}, and preferred is the one with the "
                 f"{which} of {', '.join(self.scores)}"
             )
         strength = f"; {said}" if (said := self.strength.describe()) else ""
         return (
             f"prompt from {self.prompt}, several images a row from {images}: {rule}{ties}{strength}"
         )
+
+    def _rule_of_pairs(self) -> str:
+        if not self.fronts:
+            return "every two of a row are a pair"
+        named = ", ".join(self.strength.target)
+        return f"each best image of a row is paired with each worst one by {named}"
 
     def pairs(self) -> PairColumns:
         """The mapping of the rows of two."""
@@ -113,7 +122,23 @@ class GroupColumns:
             chosen, rejected = (_listed(row.values[name]) for name in self.images)
             return list(product(range(len(chosen)), range(len(rejected)))) or [(0, 0)]
         scores = _items(row, self.scores)
-        return list(combinations(range(len(scores or ())), 2)) or [(0, 0)]
+        places = list(combinations(range(len(scores or ())), 2))
+        if self.fronts:
+            places = self._between_fronts(row)
+        return places or [(0, 0)]
+
+    def _between_fronts(self, row: Row) -> list[tuple[int, int]]:
+        known = {**self.numbers, LABELS: self.scores}
+        lists = []
+        for name, factor in self.strength.target.items():
+            sign = -factor if self.lower_is_better and name == LABELS else factor
+            given = _items(row, known[name]) or []
+            lists.append([sign * x if _is_finite(x) else None for x in given])
+        if len({len(numbers) for numbers in lists}) != 1:
+            return []
+        points = list(zip(*lists, strict=True))
+        best, worst = pareto_fronts(points)
+        return sorted({(min(i, j), max(i, j)) for i in best for j in worst if i != j})
 
     def expand(self, row: Row) -> list[Row]:
         """A row of two for each of `places`, in that order."""
@@ -185,6 +210,36 @@ class GroupColumns:
         return None
 
 
+def pareto_fronts(
+    points: Sequence[Sequence[float | None]],
+) -> tuple[list[int], list[int]]:
+    """Those of N points that none beats, and those that beat none.
+
+    One beats another if it is at least as high in every number and higher in one.
+
+    Args:
+        points: the numbers of each, the higher the better; one that lacks a number is left out.
+
+    Returns:
+        Their places, ascending; a point may be on both fronts.
+
+    Source: the pair selection of CaPO, arXiv:2502.02588.
+    """
+
+    def beats(one: int, other: int) -> bool:
+        pairs = list(zip(known[one], known[other], strict=True))
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    known = {
+        place: [x for x in point if x is not None]
+        for place, point in enumerate(points)
+        if None not in point
+    }
+    best = [i for i in known if not any(beats(j, i) for j in known)]
+    worst = [i for i in known if not any(beats(i, j) for j in known)]
+    return best, worst
+
+
 def _items(row: Row, names: tuple[str, ...]) -> list[Any] | None:
     """What a column of lists holds, or several columns together; None where it is no list."""
     if len(names) > 1:
@@ -202,11 +257,15 @@ def _items(row: Row, names: tuple[str, ...]) -> list[Any] | None:
 
 def _win_rates(given: Sequence[Any], *, lower_is_better: bool) -> list[Any]:
     """Those of a row's images whose numbers can be read; None for the others."""
-    numbers = [x if isinstance(x, (int, float)) and math.isfinite(x) else None for x in given]
+    numbers = [x if _is_finite(x) else None for x in given]
     sign = -1 if lower_is_better else 1
     known = [sign * x for x in numbers if x is not None]
     rates = iter(calibrated(known) if len(known) > 1 else [None] * len(known))
     return [None if x is None else next(rates) for x in numbers]
+
+
+def _is_finite(item: Any) -> bool:
+    return isinstance(item, (int, float)) and math.isfinite(item)
 
 
 def _is_object(item: Any) -> bool:

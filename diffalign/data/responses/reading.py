@@ -104,20 +104,27 @@ class OpenedResponses:
         """A comparison, or why its numbers cannot be used."""
         try:
             if isinstance(found, Comparison):
+                if any(row.values.get(name) is None for name in self._columns(found)):
+                    return LeftOut.UNLABELLED
                 self._strength(found, row)
             return found
         except UnusableRowError as error:
             return error.skipped(numbered(row.name, place, count))
 
+    def _columns(self, comparison: Comparison) -> list[str]:
+        """Those that the strength of a comparison is read from."""
+        strength = self.strength
+        found = [name for of in strength.columns for name in strength.columns_of(of)]
+        reads_labels = LABELS in strength.reads and comparison.scores is None
+        return [*found, *(self.labels or ())] if reads_labels else found
+
     def _strength(self, comparison: Comparison, row: Row) -> Strength:
         numbers = {
-            name: number_pair(row.values, self.strength.columns_of(name), name)
+            name: number_pair(row.values, self.strength.columns_of(name))
             for name in self.strength.columns
         }
         if LABELS in self.strength.reads:
-            numbers[LABELS] = comparison.scores or number_pair(
-                row.values, self.labels or (), LABELS
-            )
+            numbers[LABELS] = comparison.scores or number_pair(row.values, self.labels or ())
         return self.strength.of(numbers, keeps_ties=self.keep_ties, tie=is_tie(comparison))
 
     def without_images(self) -> Iterator[list[Comparison | LeftOut | Skipped]]:
@@ -242,8 +249,10 @@ def _check_strength(
     )
     strength.check(config.section, names=list(first), labels=problem)
     for name in strength.columns:
-        count, wanted = len(strength.columns_of(name)), 2 - strength.is_share(name)
-        if count != wanted:
+        columns = strength.columns_of(name)
+        count, wanted = len(columns), 2 - strength.is_share(name)
+        is_list = count == 1 and isinstance(first[columns[0]], (list, tuple))
+        if count != wanted and not is_list:
             sides = "the chosen and the rejected response" if wanted == 2 else "the chosen response"
             raise DataError(
                 f"{config.section}.strength.columns.{name} names {count} columns, and must name "

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,29 +115,32 @@ class AbstractPreference(Ranged, abc.ABC):
         """The rule as half a sentence."""
 
 
-def number_pair(
-    values: Mapping[str, Any], columns: Sequence[str], name: str
-) -> tuple[float, float]:
-    """Numbers of the chosen and the rejected side of a row.
+def number_pair(values: Mapping[str, Any], columns: Sequence[str]) -> tuple[float, float]:
+    """Numbers of the two sides of a row.
 
     Args:
-        values: of the row, by column.
-        columns: of both sides, or of a probability of the chosen one alone.
-        name: of the numbers, for messages.
+        values: of the row, by column; none of them is null.
+        columns: of both sides; or one, of lists of two numbers, or of shares of the first side.
 
     Raises:
-        UnusableRowError: one is missing, or none.
+        UnusableRowError: there are other things.
     """
-    sides = []
-    for column in columns:
-        value = values.get(column)
+    found: list[Any] = [values[column] for column in columns]
+    if len(columns) == 1 and isinstance(found[0], (list, tuple, np.ndarray)):
+        found = list(found[0])
+        if len(found) != 2:
+            raise malformed(f"{columns[0]} is {shortly(found)}, expected a number for each side")
+    numbers = []
+    for value in found:
         try:
-            sides.append(float("nan" if value is None else value))
+            numbers.append(float(value))
         except (TypeError, ValueError, OverflowError):
-            raise malformed(f"{column} is {shortly(value)}, expected a number") from None
-        if math.isnan(sides[-1]):
-            raise malformed(f"{column} has no number, and strength reads it as {name}")
-    first, second = sides if len(sides) == 2 else (sides[0], 1 - sides[0])
+            raise malformed(
+                f"{' and '.join(columns)} hold {shortly(value)}, expected numbers"
+            ) from None
+    if any(map(math.isnan, numbers)):
+        raise malformed(f"{' and '.join(columns)} hold {shortly(found)}, expected numbers")
+    first, second = numbers if len(numbers) == 2 else (numbers[0], 1 - numbers[0])
     return first, second
 
 

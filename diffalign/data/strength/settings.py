@@ -37,7 +37,7 @@ class StrengthConfig(Ranged):
     columns: dict[str, str] = field(default_factory=dict)
     """Numbers of the two sides besides those by which the data set says who won: a name of your
     own -> two columns with a comma between, of the first and the second side (of the chosen and
-    the rejected one), or of a list of images one column of lists."""
+    the rejected one), or one column of lists. Rows without them have no label."""
     margin: dict[str, float] = field(default_factory=dict)
     """Names of numbers -> what their gap (chosen less rejected) is multiplied by; the sum is what
     the reward of the chosen side should exceed that of the rejected one by. MODPO

@@ -57,6 +57,13 @@ class TrainingRun(Protocol):
     def views(self, part: MicroBatch) -> dict[str, Likelihoods]:
         """What policy and reference find of one batch."""
 
+    def ask_to_stop(self, reason: str) -> None:
+        """End the run with a checkpoint when the figures of this step are written; every rank must
+        ask at the same step. The reason is a sentence for the user."""
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the learning rates of all steps to come; every rank must call."""
+
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Within this context the network has the weights that the run is worth at this step,
         where they are not those that train."""
@@ -93,6 +100,14 @@ class AbstractHook(abc.ABC):  # noqa: B024  # no moment is everybody's
 
         Returns:
             Figures for a row of `metrics.jsonl`, named at the same steps on every rank.
+        """
+        return {}
+
+    def add_to_row(self, run: TrainingRun, row: Mapping[str, float]) -> Mapping[str, float]:
+        """Figures are there, and not written yet; see `after_log`.
+
+        Returns:
+            What the row should hold besides, on every rank the same.
         """
         return {}
 
@@ -153,6 +168,10 @@ class Hooks:
             for hook in self._hooks:
                 figures |= call(hook)
         return figures
+
+    def add_to_row(self, run: TrainingRun, row: Mapping[str, float]) -> dict[str, float]:
+        """The figures of all."""
+        return self._gathered(lambda hook: hook.add_to_row(run, row))
 
     def after_log(self, run: TrainingRun, row: Mapping[str, float]) -> None:
         """See `AbstractHook`."""

@@ -11,6 +11,7 @@ from diffalign.errors import ConfigError
 from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.base import AbstractHook
+from diffalign.training.hooks.health import Health
 from diffalign.training.hooks.held_out import HeldOutEvaluation, HeldOutValues
 from diffalign.training.hooks.preview_makers import (
     AbstractMaker,
@@ -39,6 +40,9 @@ def open_hooks(
         of_held_out: `values_of_held_out`, where the run has no reference of its own.
     """
     hooks: list[AbstractHook] = [settings.open() for settings in run.hooks]
+    clip = getattr(run.objective, "clip", None)
+    health = run.training.health
+    hooks.append(Health(health, run.likelihood.measures, run.output, clip=clip))
     if source.held_out is not None:
         hooks.append(HeldOutEvaluation(source.held_out, run.evaluation, of_held_out))
     if run.previews is not None:

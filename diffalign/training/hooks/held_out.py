@@ -22,6 +22,7 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode
 from diffalign.models.sharding import is_shared_out
 from diffalign.objectives.base import AbstractObjective, Likelihoods, Views
+from diffalign.training.figures import reward_of
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.look_ahead import MicroBatch
 from diffalign.views import View
@@ -157,7 +158,8 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     """How often the model prefers the chosen response or image, and an interval of that share.
 
     The preference is that of the implicit reward: the log-ratio, or without a reference the
-    log-likelihood, of a token where there are tokens. No preference counts one half.
+    log-likelihood, of a token where there are tokens. No preference counts one half, and so does a
+    pair of which nobody knows the better side.
 
     Args:
         views: of n samples.
@@ -172,8 +174,11 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     names = _compared(views)
     if names is None:
         return {}
-    chosen, rejected = (_reward(views[name]) for name in names)
-    right = ((chosen - rejected).sign() + 1) / 2
+    chosen, rejected = (reward_of(views[name]) for name in names)
+    margin, preference = chosen - rejected, views[names[0]].preference
+    if preference is not None:
+        margin = margin * (preference - 0.5).sign()
+    right = (margin.sign() + 1) / 2
     tally: dict[str, list[float]] = {}
     for group, value in zip(groups, right.tolist(), strict=True):
         found = tally.setdefault(group, [0.0, 0.0])
@@ -189,10 +194,6 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     if interval is not None:
         figures |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
     return figures
-
-
-def _reward(view: Likelihoods) -> Tensor:
-    return view.average if view.reference is None else view.log_ratio
 
 
 def _compared(views: Views) -> tuple[str, str] | None:

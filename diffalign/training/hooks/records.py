@@ -100,7 +100,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, row: Mapping[str, float | int]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         """Append one row, and wait for the disk: a checkpoint must not outlive the rows before."""
         append_json_lines(self.path, [row])
 

@@ -125,15 +125,46 @@ def test_negative_votes_are_skipped_and_listed(streaming, tmp_path):
     assert "labels are votes, and one of them is -1" in listed
 
 
-def test_a_number_that_is_missing_is_skipped_and_listed(tmp_path):
+def test_rows_without_their_numbers_have_no_label(tmp_path):
     rows = pickapic_rows(make_pairs(2))
     for number, row in enumerate(rows):
         row |= {"a_0": 1.0, "a_1": None if number else 0.0}
     write_rows(tmp_path / "train.parquet", rows)
     strength = StrengthConfig(margin={"a": 1.0}, columns={"a": "a_0, a_1"})
-    source = open_source(tmp_path, pairs_per_device=1, strength=strength, max_bad_fraction=1.0)
-    take(source, 1)
+    source = open_source(tmp_path, pairs_per_device=1, strength=strength)
+    assert parts_of(source, 1, "margin") == [1.0]
+    assert source.left_out_counts == {"no label": 1}
+
+
+def test_one_column_may_hold_the_votes_for_either_image(tmp_path):
+    """As HPDv3's choice_dist, which half of its rows have."""
+    write_jsonl(tmp_path, make_pairs(3))
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    for row, votes in zip(rows, ([12, 7], None, [30, 0]), strict=True):
+        row |= {"path1": row.pop("chosen"), "path2": row.pop("rejected"), "choice_dist": votes}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strength = StrengthConfig(preference=Votes(of="people"), columns={"people": "choice_dist"})
+    source = open_source(tmp_path, strength=strength)
+    assert parts_of(source, 2) == pytest.approx([13 / 21, 31 / 32])
+    assert source.left_out_counts == {"no label": 1}
+
+
+def test_a_column_of_more_numbers_is_skipped(tmp_path):
+    write_jsonl(tmp_path, make_pairs(2))
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    rows[0] |= {"votes": [1, 2, 3]}
+    rows[1] |= {"votes": [2, 1]}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    strength = StrengthConfig(preference=Votes(of="people"), columns={"people": "votes"})
+    source = open_source(
+        tmp_path,
+        pairs_per_device=1,
+        strength=strength,
+        skipped=tmp_path / "skipped",
+        max_bad_fraction=0.5,
+    )
     assert source.skipped_counts == {"malformed row": 1}
+    assert "expected a number for each side" in (tmp_path / "skipped").read_text()
 
 
 class TestDataThatCannotGiveIt:
@@ -200,3 +231,71 @@ def test_scores_of_which_the_smaller_wins_are_turned(tmp_path):
     folder = voted(tmp_path, (1, 2), (2, 1))
     source = open_source(folder, strength=strength, labels="lower_is_better")
     assert parts_of(source, 2) == pytest.approx([0.731058578630] * 2)
+
+
+class TestSeveralAnnotators:
+    def asked(self, folder, *verdicts):
+        """Rows of pair, first image, second image, label of the first."""
+        pairs, rows = make_pairs(4), []
+        for number, (pair, first, second, label) in enumerate(verdicts):
+            sides = {"a": pairs[pair].chosen, "b": pairs[pair].rejected}
+            row = pickapic_rows([pairs[pair]])[0] | {"ranking_id": number}
+            row |= {"jpg_0": sides[first], "jpg_1": sides[second]}
+            row |= {"image_0_uid": f"{pair}{first}", "image_1_uid": f"{pair}{second}"}
+            row |= {"label_0": label, "label_1": None if label is None else 1.0 - label}
+            rows.append(row)
+        write_rows(folder / "train.parquet", rows)
+        return folder
+
+    def source(self, folder, **settings):
+        return open_source(
+            folder, strength=VOTES, annotators="image_0_uid, image_1_uid", **settings
+        )
+
+    def test_their_labels_add_up_in_either_order(self, tmp_path):
+        folder = self.asked(
+            tmp_path,
+            (0, "a", "b", 1.0),
+            (1, "a", "b", 0.0),
+            (0, "b", "a", 0.0),  # for a
+            (0, "a", "b", 0.0),  # for b
+            (0, "b", "a", 0.5),
+            (2, "b", "a", 1.0),
+            (0, "a", "b", None),
+        )
+        source = self.source(folder, pairs_per_device=3)
+        (batch,) = take(source, 1)
+        found = {
+            name.split("-")[0]: (value, image.max().item())
+            for name, value, image in zip(
+                batch.sample_ids,
+                batch.strength["preference"].tolist(),
+                batch.images["chosen"][:, 0],
+                strict=True,
+            )
+        }
+        # 2.5 to 1.5 for the red one of pair 0; one vote for the blue one of each of the others
+        assert found["0"][0] == pytest.approx(3.5 / 6) and found["0"][1] > 0
+        assert found["1"][0] == found["5"][0] == pytest.approx(2 / 3)
+        assert found["1"][1] < -0.9 and found["5"][1] < -0.9
+        assert source.left_out_counts == {"no label": 1}
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"streaming": True}, r"adds up the rows of a pair.*data\.streaming to false"),
+            ({"annotators": "image_0_uid"}, "must name two columns with a comma between"),
+            ({"annotators": "image_0_id, image_1_uid"}, "names image_0_id.*Did you mean image_0_u"),
+        ],
+    )
+    def test_what_cannot_be_added_up_is_refused(self, settings, message, tmp_path):
+        folder = self.asked(tmp_path, (0, "a", "b", 1.0))
+        given = {"annotators": "image_0_uid, image_1_uid", **settings}
+        with pytest.raises(DataError, match=message):
+            open_data(PairConfig(path=str(folder), resolution=16, **given))
+
+    def test_data_without_numbers_is_refused(self, tmp_path):
+        write_jsonl(tmp_path, make_pairs(2))
+        config = PairConfig(path=str(tmp_path), resolution=16, annotators="chosen, rejected")
+        with pytest.raises(DataError, match=r"adds up labels, and .* has no number for each"):
+            open_data(config)

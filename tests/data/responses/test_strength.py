@@ -88,8 +88,8 @@ def test_by_default_nothing_is_said(tmp_path):
     ("scores", "message"),
     [
         ((-1, 3), r"labels are votes, and one of them is -1"),
-        ((None, 3), r"score_chosen has no number, and strength reads it as labels"),
-        (("many", 3), r"score_chosen is 'many', expected a number"),
+        (("many", 3), r"score_chosen and score_rejected hold 'many', expected numbers"),
+        ((float("nan"), 3), r"hold \[nan, 3\], expected numbers"),
     ],
 )
 def test_numbers_that_are_none_are_skipped(scores, message, tmp_path):
@@ -98,6 +98,13 @@ def test_numbers_that_are_none_are_skipped(scores, message, tmp_path):
     assert isinstance(first[0], Comparison) and isinstance(second[0], Skipped)
 
     assert re.search(message, second[0].detail)
+
+
+def test_rows_without_numbers_have_no_label(tmp_path):
+    rows = trl(3, 1), trl(None, 1)
+    data = opened(tmp_path, *rows, strength=StrengthConfig(preference=Votes()))
+    first, second = data.without_images()
+    assert isinstance(first[0], Comparison) and second == [LeftOut.UNLABELLED]
 
 
 class TestDataThatCannotGiveIt:

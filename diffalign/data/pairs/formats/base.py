@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from diffalign import components
 from diffalign.data.location import Form, Location, fingerprint, locate
+from diffalign.data.pairs.annotators import by_pair, image_columns
 from diffalign.data.pairs.columns import ImagePair, PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
@@ -95,9 +96,12 @@ def open_data(
     found = _as_configured(found, config, schema)
     further = tuple(name for name in schema.names if along(name) and name not in found.all())
     found = dataclasses.replace(found, along=further)
-    rows = reader.open(location, found, config)
+    rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
         columns = found
+        if found.others:
+            rows = by_pair(rows, found)
+            columns = dataclasses.replace(found, allowed_scores=())  # of sums
     else:
         columns = found.pairs()
         if isinstance(rows, AbstractRowStream):
@@ -115,7 +119,7 @@ def open_data(
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}",
         fingerprint=fingerprint(location, config),
     )
 
@@ -124,6 +128,12 @@ def _unread(schema: Schema, columns: PairColumns | GroupColumns) -> str:
     """The columns that nobody reads, by name."""
     left = [name for name in schema.names if name not in columns.all()]
     return f"; not read: {', '.join(left)}" if left else ""
+
+
+def _added_up(config: PairConfig) -> str:
+    if config.annotators is None:
+        return ""
+    return f"; rows of the same prompt and images ({config.annotators}) are added up"
 
 
 def _set_aside(rows: AbstractRows | AbstractRowStream) -> str:
@@ -145,6 +155,12 @@ def _as_configured(
     strength = config.strength
     if isinstance(columns, PairColumns) and LABELS in strength.reads:
         columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
+    if config.group_pairs == "fronts":
+        columns = _with_fronts(columns, config)
+    if config.annotators is not None:
+        images = image_columns(columns, config.annotators, schema.names)
+        assert isinstance(columns, PairColumns), "others are refused"
+        columns = dataclasses.replace(columns, others=images)
     return dataclasses.replace(
         columns,
         keep_ties=config.ties == "keep",
@@ -152,6 +168,20 @@ def _as_configured(
         strength=strength,
         numbers={name: strength.columns_of(name) for name in strength.columns},
     )
+
+
+def _with_fronts(columns: PairColumns | GroupColumns, config: PairConfig) -> GroupColumns:
+    if isinstance(columns, PairColumns) or not columns.scores:
+        raise DataError(
+            f"data.group_pairs is fronts, and {config.path} has no rows of several images with "
+            f"scores, of which it would choose the pairs: leave it at all"
+        )
+    if not config.strength.target:
+        raise DataError(
+            "data.group_pairs is fronts, which are those of the numbers of data.strength.target, "
+            "and there are none: name them, such as {labels: 1.0}"
+        )
+    return dataclasses.replace(columns, fronts=True)
 
 
 def _check_strength(
@@ -180,7 +210,7 @@ def _check_strength(
                     f"data.strength.preference is of a probability of the first image, and "
                     f"{config.path} has several images a row: give scores, and kind gap"
                 )
-        elif count != 2 - share:
+        elif count != 2 - (share or set(strength.columns_of(name)) <= schema.lists):
             wanted = "one, of the first image" if share else "two, of the first and second image"
             raise DataError(
                 f"data.strength.columns.{name} names {count} columns, and must name {wanted}"
