@@ -223,6 +223,25 @@ def best_checkpoint(
 
 
 @app.command()
+def check(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA or CONFIG.yaml] [key.path=value ...]", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
+) -> None:
+    """Look for what is wrong with preference data; ends with 1 where something is."""
+    from diffalign.jobs import check as job
+
+    first, *overrides = data or [""]
+    if "=" in first and not Path(first).exists():
+        first, overrides = "", [first, *overrides]
+    config = job.load(first or None, overrides)
+    if job.run(config, as_json_only=json).fails(config.fail_on):
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     settings: Annotated[
         list[str] | None,

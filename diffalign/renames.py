@@ -138,6 +138,7 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 ADDED = {
     "data.annotators": None,
+    "data.group_pairs": "all",
     "data.strength.calibrated": False,
     "data.strength.preference.kind": "certain",
     "data.strength.weight": "alike",
@@ -152,6 +153,8 @@ ADDED = {
     "model.channels_last": False,
     "model.posterior": "full",
     "model.vae_tiling": False,
+    "objective.clamp_baseline": True,
+    "objective.utility": "sigmoid",
     "rollouts.temperature": None,
     "responses.strength.calibrated": False,
     "responses.strength.preference.kind": "certain",

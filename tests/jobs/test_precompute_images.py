@@ -363,7 +363,10 @@ def test_tar_shards_are_refused_once_they_are_opened(folder, tmp_path):
         open_cached(run, source)
 
 
-SERVED = {"dpo", "ipo", "hinge", "kto", "weighted_sum"}
+SERVED = {
+    *("dpo", "ipo", "hinge", "kto", "weighted_sum", "exo", "two_betas", "diffusion_rpo"),
+    "margin_regression",
+}
 """Objectives of the configs of image pairs that compare with a reference."""
 REASONS = {
     "mapo": "mapo compares with no reference",
@@ -373,6 +376,8 @@ REASONS = {
     "human_feedback": "rollouts human_feedback samples from the policy as it trains",
     "spo": "rollouts spo samples from the policy as it trains",
     "seppo": "rollouts seppo samples from the policy as it trains",
+    "dspo": "likelihood.distance compares predictions of policy and reference",
+    "inverted": "likelihood.inversion lets the model find the noise of an image in every step",
 }
 
 
@@ -392,6 +397,8 @@ def test_each_config_is_served_or_refused_with_its_reason(path):
     kind = run.objective.__class__.__module__.rsplit(".", 1)[1]
     if run.rollouts is not None:
         kind = run.rollouts.__class__.__module__.rsplit(".", 1)[1]
+    elif getattr(run.likelihood, "inversion", None) is not None:
+        kind = "inverted"
     if kind in REASONS:
         with pytest.raises(ConfigError, match=REASONS[kind]):
             resolve_reference(run)

@@ -75,6 +75,8 @@ class PairColumns:
     """Name -> columns of the first and the second image, or one column of lists of two or of shares
     of the first, of the numbers that `strength` reads besides `scores`. A row in which one is null
     has no label."""
+    along: tuple[str, ...] = ()
+    """Columns that are read along, and mean nothing to a pair."""
 
     def __post_init__(self) -> None:
         if self.lower_is_better and self.scores is None:
@@ -101,7 +103,7 @@ class PairColumns:
 
     def all(self) -> list[str]:
         """Every column that is read."""
-        return [*self.light(), *self.images]
+        return [*self.light(), *self.images, *self.along]
 
     def describe_preference(self) -> str:
         """The rule as half a sentence."""

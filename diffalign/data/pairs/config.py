@@ -53,6 +53,10 @@ class PairConfig(Ranged):
     """Meaning of the numbers of the images. `by_name`: of columns named as ranks (`rank`,
     `rank_a`, ...) the smaller number is the better one, of all others the larger; the line on the
     data set says which. A data set of distances needs `lower_is_better`."""
+    group_pairs: Literal["all", "fronts"] = "all"
+    """Which pairs a row of several images makes: every two of them, or each image that no other
+    one beats in all numbers of `strength.target` with each that beats none (CaPO's Pareto
+    fronts)."""
     ties: Literal["drop", "keep"] = "drop"
     """Pairs of which neither side is preferred: left out, or seen as half a preference for each
     side, by objectives that read how sure a pair is."""

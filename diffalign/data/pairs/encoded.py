@@ -135,6 +135,8 @@ class PairsToEncode:
             for name in ("resolution", "buckets", "crop", "max_pixels", "limit", "columns")
         }
         settings |= {name: getattr(config, name) for name in ("labels", "ties", "weighting")}
+        if config.group_pairs != "all":
+            settings["group_pairs"] = config.group_pairs
         if config.annotators is not None:
             settings["annotators"] = config.annotators
         if config.crop == "random":

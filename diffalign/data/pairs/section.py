@@ -163,7 +163,8 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
 
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
-        seen = (*_SEEN, "annotators") if self.config.annotators is not None else _SEEN
+        added = {"annotators": None, "group_pairs": "all"}  # since older caches were made
+        seen = (*_SEEN, *(name for name, default in added.items() if settings[name] != default))
         return {f"data.{name}": settings[name] for name in seen}
 
     def without_download(self) -> PairSection:
