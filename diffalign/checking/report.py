@@ -128,12 +128,13 @@ def print_report(report: Report, console: Console) -> None:
             continue
         name = kind
         for figure, value in outcome.figures.items():
-            shown.add_row(name, escape(figure), escape(in_words(value)))
+            shown.add_row(escape(name), escape(figure), escape(in_words(value)))
             name = ""
     console.print(shown)
     for kind, outcome in report.outcomes.items():
         if outcome.passed_over and not outcome.figures:
-            console.print(f"[dim]{kind}: {escape(outcome.passed_over)}", soft_wrap=True)
+            said = f"{kind}: {outcome.passed_over}"
+            console.print(f"[dim]{escape(said)}", soft_wrap=True)
     for finding in report.findings:
         colour = "red" if finding.severity == "harmful" else "yellow"
         console.print(

@@ -15,6 +15,7 @@ from diffalign.checking.checks.base import (
 )
 from diffalign.checking.rows import Examined
 from diffalign.data.skipping import LeftOut, SkipReason
+from diffalign.keys import hide
 
 _HARM = "training skips and lists them, and stops where there are more than max_bad_fraction"
 _ADVICE: dict[SkipReason, str] = {
@@ -68,7 +69,7 @@ class Rows(AbstractCheck):
             name=f"unusable_{reason.name.lower()}",
             severity="harmful",
             count=len(rows),
-            what=f"{cannot} the problem {reason.value} ({first.detail:.120})",
+            what=f"{cannot} the problem {reason.value} ({hide(first.detail):.120})",
             harm=_HARM,
             advice=_ADVICE.get(reason, _REPAIR),
             rows=[row.name for row in rows],

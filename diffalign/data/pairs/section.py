@@ -49,6 +49,10 @@ class VisitsTimes(Protocol):
     def timestep_sampling(self) -> TimestepSampling:
         """Which noise levels are visited."""
 
+    @property
+    def replaced_strength(self) -> frozenset[str]:
+        """Parts of a pair's strength that it says itself."""
+
     def data_views(self, views: frozenset[str]) -> frozenset[str]:
         """Of which views images are needed for these to be measured."""
 
@@ -87,6 +91,11 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
                 f"already: leave strata at 1, or set data.visits to null"
             )
         asked = dict(self.config.strength.asked)
+        for part in sorted(parts.likelihood.replaced_strength & asked.keys()):
+            raise ConfigError(
+                f"data.{asked[part]}, and likelihood.relabel labels every pair anew: set one of "
+                f"them to its default"
+            )
         if self.config.ties == "keep":
             asked.setdefault("preference", "ties is keep")
         if self.config.weighting == "per_prompt":
