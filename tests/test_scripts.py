@@ -50,6 +50,7 @@ SMALL = {
     "long_run.py": "--tiny --out OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",
+    "score_tags.py": "--trial --folder OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
     "--noisy-steps 2 --items 2 --out OUT",
     "pretrain_playground_clip.py": "--scenes 64 --contrastive-steps 2 --preference-steps 2 "
