@@ -107,7 +107,7 @@ def preparations(folder: Path) -> dict[str, list[list[str]]]:
             [
                 *("-m", "diffalign", "generate", f"models.base={playground_model_path()}"),
                 *("prompts=assets/playground/prompts.txt", "batch_size=56", f"output={groups}"),
-                *("trajectories.process.steps=10", "trajectories.process.guidance=2"),
+                *("trajectories.process.steps=8", "trajectories.process.guidance=1"),
             ],
             ["scripts/annotate_playground.py", str(groups)],
         ],

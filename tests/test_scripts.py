@@ -49,6 +49,8 @@ SMALL = {
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "long_run.py": "--tiny --out OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
+    "step_gradients.py": "configs/playground/d3po.yaml rollouts.prompts_per_round=24 "
+    "rollouts.images_per_prompt=4",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",
     "score_tags.py": "--trial --folder OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "

@@ -73,8 +73,8 @@ def groups(tmp_path_factory) -> Path:
     overrides = [
         "models.base=assets/playground/sdxl",
         f"prompts.texts={preference_prompts()[:2]}",
-        "trajectories.process.steps=10",
-        "trajectories.process.guidance=2",
+        "trajectories.process.steps=8",
+        "trajectories.process.guidance=1",
         f"output={folder}",
     ]
     generate.run(config.load(generate.GenerateConfig, None, overrides))
