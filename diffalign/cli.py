@@ -102,6 +102,10 @@ def precompute(
     engine: Engine = "local",
     address: Address = None,
     shard: ShardOption = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="File of scores (.parquet) of what the reference says of each image."),
+    ] = None,
 ) -> None:
     """Compute once what a training run needs of its data again and again, and keep it."""
     path, overrides = _split(settings)
@@ -113,7 +117,9 @@ def precompute(
     from diffalign.jobs import precompute as job
 
     sharing = _sharing(processes, engine, address, shard)
-    job.run(_run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing)
+    job.run(
+        _run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing, scores=scores
+    )
 
 
 @app.command()
@@ -186,7 +192,7 @@ def score(
     address: Address = None,
     shard: ShardOption = None,
 ) -> None:
-    """Score generated images with a scorer."""
+    """Score generated images, or those of a data set of pairs, with a scorer."""
     from diffalign import config
     from diffalign.jobs import score as job
 
@@ -220,6 +226,25 @@ def best_checkpoint(
     if path is not None and not path.is_file():  # quoted, since a value is YAML
         path, overrides = None, [f"run={json_text.dumps(str(path))}", *overrides]
     job.run(config.load(job.BestCheckpointConfig, path, overrides))
+
+
+@app.command()
+def check(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA or CONFIG.yaml] [key.path=value ...]", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
+) -> None:
+    """Look for what is wrong with preference data; ends with 1 where something is."""
+    from diffalign.jobs import check as job
+
+    first, *overrides = data or [""]
+    if "=" in first and not Path(first).exists():
+        first, overrides = "", [first, *overrides]
+    config = job.load(first or None, overrides)
+    if job.run(config, as_json_only=json).fails(config.fail_on):
+        raise typer.Exit(1)
 
 
 @app.command()

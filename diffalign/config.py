@@ -76,13 +76,18 @@ def to_dict(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_dict(cls: type[T], tree: Mapping[str, Any]) -> T:
-    """What `to_dict` made plain, of this class or one below it.
+def from_dict(cls: type[T], tree: Mapping[str, Any], *, place: str = "settings") -> T:
+    """What `to_dict` made plain, of this class or one below it; or what `tree` gave.
+
+    Args:
+        cls: the frozen dataclass to build.
+        tree: values by key.
+        place: where they come from, for messages.
 
     Raises:
         ConfigError: as `load`.
     """
-    return _build(cls, dict(tree), place="settings", key="")
+    return _build(cls, dict(tree), place=place, key="")
 
 
 def save(value: Any, path: Path) -> None:

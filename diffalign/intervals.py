@@ -12,10 +12,15 @@ and minus a multiple of the spread. The multiple is Student's, with the degrees 
 clusters' own contributions have. docs/log.md has the measured coverage; `Bootstrap.cautions` says
 what a reader is not promised.
 
+Independent trials have the exact interval (`exact_interval`), and labels of several annotators
+Krippendorff's alpha (`krippendorff_alpha`), whose parts are sums over units and so can be resampled
+like everything else here.
+
 Sources: Cameron, Gelbach and Miller 2008 (pairs cluster bootstrap); Dean and Pagano 2015 (score
 intervals of shares from clustered samples: effective sample size and Student's quantile);
 Satterthwaite 1946 (degrees of freedom, here from the kurtosis of the contributions); Efron 1987
-(`bca`).
+(`bca`); Clopper and Pearson 1934 (`exact_interval`); Krippendorff 2011, Computing Krippendorff's
+alpha-reliability (nominal data).
 """
 
 from __future__ import annotations
@@ -215,6 +220,71 @@ def score_interval(share: float, trials: float, quantile: float) -> Interval:
     centre = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def exact_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """The interval of Clopper and Pearson: every share under which so many successes, or as extreme
+    a number, are not too rare. It never holds the truth less often than promised.
+
+    Args:
+        successes: of independent trials with one share.
+        trials: at least 1.
+        confidence: of the interval.
+    """
+    found = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    return Interval(float(found.low), float(found.high))
+
+
+def agreement_tally(counts: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """What Krippendorff's alpha is made of, by unit: disagreements, and labels of each category.
+
+    Args:
+        counts: how many annotators gave a unit each label, [units, categories]; units with fewer
+            than two labels say nothing about agreement and count nothing.
+    """
+    labels = counts.sum(axis=1)
+    compared = labels >= 2
+    counts, labels = counts[compared], labels[compared]
+    disagreements = (labels**2 - (counts**2).sum(axis=1)) / (labels - 1)
+    categories = {f"category {k}": counts[:, k] for k in range(counts.shape[1])}
+    return {"disagreements": disagreements, **categories}
+
+
+def krippendorff_alpha(tally: Tally) -> NDArray[np.float64]:
+    """Agreement of annotators beyond chance, of nominal labels: 1 where all agree, 0 at chance.
+
+    Args:
+        tally: of `agreement_tally`, summed over units.
+
+    Returns:
+        At most 1, in the shape of the sums; not a number where there is one category alone.
+    """
+    categories = np.stack([np.asarray(tally[n]) for n in tally if n.startswith("category")])
+    labels = categories.sum(axis=0)
+    chance = (labels**2 - (categories**2).sum(axis=0)) / np.maximum(labels - 1, 1)
+    return 1 - ratio(np.asarray(tally["disagreements"]), chance)
+
+
+def majority_excess(counts: NDArray[np.float64]) -> float:
+    """How much larger majorities are than those of labels by the toss of a coin, in deviations.
+
+    Args:
+        counts: how many annotators gave a unit each of two labels, [units, 2], whole numbers.
+
+    Returns:
+        About standard normal where labels are tossed; 0 where no unit has two labels.
+    """
+    excess = variance = 0.0
+    labels = counts.sum(axis=1)
+    for given in np.unique(labels[labels >= 2]):
+        of = counts[labels == given]
+        tossed = np.arange(given + 1)
+        chances = scipy.stats.binom.pmf(tossed, given, 0.5)
+        shares = np.maximum(tossed, given - tossed) / given
+        mean = float((chances * shares).sum())
+        excess += float((of.max(axis=1) / given - mean).sum())
+        variance += len(of) * float((chances * (shares - mean) ** 2).sum())
+    return excess / math.sqrt(variance) if variance else 0.0
 
 
 def degrees_of_freedom(clusters: Tally, statistic: Statistic, carriers: int) -> float:

@@ -136,18 +136,26 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield from names.items()
 
 
-ADDED = {
+ADDED: dict[str, Any] = {
     "data.annotators": None,
+    "data.group_pairs": "all",
+    "data.scores.ensemble": [],
     "data.strength.calibrated": False,
     "data.strength.preference.kind": "certain",
     "data.strength.weight": "alike",
+    "likelihood.distance": False,
+    "likelihood.embedding": "none",
+    "likelihood.mismatched": False,
     "likelihood.timesteps.distribution": "uniform",
     "likelihood.timesteps.mean": 0.0,
     "likelihood.timesteps.std": 1.0,
     "likelihood.timesteps.shift": 1.0,
+    "likelihood.typicality": False,
     "model.channels_last": False,
     "model.posterior": "full",
     "model.vae_tiling": False,
+    "objective.clamp_baseline": True,
+    "objective.utility": "sigmoid",
     "rollouts.temperature": None,
     "responses.strength.calibrated": False,
     "responses.strength.preference.kind": "certain",

@@ -32,6 +32,7 @@ JOBS = {
     "score": "diffalign:ScoreConfig",
     "compare": "diffalign:CompareConfig",
     "best-checkpoint": "diffalign.jobs.best_checkpoint:BestCheckpointConfig",
+    "check": "diffalign.jobs.check:CheckConfig",
     "export": "diffalign:ExportConfig",
     "evaluate": "diffalign:AbstractBenchmark",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",

@@ -33,7 +33,7 @@ def test_help_is_instant_and_names_every_job():
         [sys.executable, "-m", "diffalign", "--help"], capture_output=True, text=True, check=True
     )
     assert cpu_seconds_of_children() - before < 4.0  # 0.6 measured; with torch 6
-    jobs = ("train", "precompute", "generate", "score", "compare", "demo", "env")
+    jobs = ("train", "precompute", "generate", "score", "compare", "check", "demo", "env")
     for job in (*jobs, "best-checkpoint"):
         assert f" {job} " in result.stdout
 
@@ -53,6 +53,7 @@ def test_help_of_evaluate_lists_the_folders_of_benchmarks(monkeypatch, capsys):
         "score",
         "compare",
         "best-checkpoint",
+        "check",
         "evaluate",
         "demo",
         "env",

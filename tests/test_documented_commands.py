@@ -11,7 +11,7 @@ import typer
 
 from diffalign import cli, components, config, foreign_flags
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.jobs import compare, generate, score, synthesise
+from diffalign.jobs import check, compare, generate, score, synthesise
 from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +68,10 @@ def test_a_documented_command_loads(place, line, monkeypatch):
             settings.append(word)
     if job == "evaluate":
         cls = components.find(AbstractBenchmark, settings.pop(0))  # type: ignore[type-abstract]
+    elif job == "check":
+        if "=" in settings[0] or Path(settings[0]).exists():
+            check.load(settings[0], settings[1:])
+        return
     else:
         cls = JOBS.get(job)
     path, overrides = cli._split(settings)

@@ -30,12 +30,13 @@ ALLOWED = {
     "judges": GROUND | {"models"},
     "generation": SHARED | {"scorers"},
     "comparison": SHARED | {"scorers", "generation"},
+    "checking": SHARED | {"comparison"},
     "benchmarks": SHARED | {"generation", "judges"},
     "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation"},
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
-TRAINING = set(ALLOWED) - {"comparison", "benchmarks", "engines"}
+TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,

@@ -9,7 +9,11 @@ from scipy.stats import t
 from diffalign.benchmarks.report import Measure, panel
 from diffalign.intervals import (
     Bootstrap,
+    agreement_tally,
     degrees_of_freedom,
+    exact_interval,
+    krippendorff_alpha,
+    majority_excess,
     percentile_interval,
     ratio,
     score_interval,
@@ -144,3 +148,69 @@ def test_no_figure_of_a_report_is_said_to_be_below_zero():
     words = panel(tally, {"length": Measure("length", "words", RATE["rate"])}, Bootstrap())
     assert Bootstrap().intervals(tally, RATE)["rate"].low < 0
     assert words.figures["length"].interval.low == 0
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [  # by quantiles of the beta distribution; of none and of all 1 - 0.025^(1/n) and 0.025^(1/n)
+        (60, 100, 0.497209, 0.696706),
+        (0, 10, 0.0, 1 - 0.025**0.1),
+        (10, 10, 0.025**0.1, 1.0),
+    ],
+)
+def test_the_exact_interval_is_that_of_clopper_and_pearson(successes, trials, low, high):
+    assert exact_interval(successes, trials) == pytest.approx((low, high), abs=1e-6)
+
+
+KRIPPENDORFF = [  # labels 1 to 5 of four observers for twelve units; 0 is none
+    [1, 1, 0, 1],
+    [2, 2, 3, 2],
+    [3, 3, 3, 3],
+    [3, 3, 3, 3],
+    [2, 2, 2, 2],
+    [1, 2, 3, 4],
+    [4, 4, 4, 4],
+    [1, 1, 2, 1],
+    [2, 2, 2, 2],
+    [0, 5, 5, 5],
+    [0, 0, 1, 1],
+    [0, 0, 3, 0],
+]
+
+
+def summed(tally):
+    return {name: np.asarray(counts.sum()) for name, counts in tally.items()}
+
+
+def test_alpha_is_that_of_krippendorffs_example():
+    # Computing Krippendorff's alpha-reliability (2011), section C: nominal alpha is 0.743.
+    labels = np.array(KRIPPENDORFF)
+    counts = np.stack([(labels == k).sum(axis=1) for k in range(1, 6)], axis=1).astype(float)
+    tally = agreement_tally(counts)
+    assert len(tally["disagreements"]) == 11  # the last unit has one label
+    assert float(krippendorff_alpha(summed(tally))) == pytest.approx(0.743421, abs=1e-6)
+
+
+def test_alpha_is_1_of_agreement_and_undefined_of_one_category():
+    agreed = agreement_tally(np.array([[2.0, 0.0], [0.0, 2.0]]))
+    assert float(krippendorff_alpha(summed(agreed))) == 1
+    same = agreement_tally(np.array([[2.0, 0.0], [2.0, 0.0]]))
+    assert np.isnan(krippendorff_alpha(summed(same)))
+
+
+def test_alpha_has_an_interval():
+    generator = np.random.default_rng(0)
+    first = generator.binomial(4, generator.choice([0.1, 0.9], 200)).astype(float)
+    tally = agreement_tally(np.stack([first, 4 - first], axis=1))
+    low, high = Bootstrap(resamples=500).intervals(tally, {"alpha": krippendorff_alpha})["alpha"]
+    assert 0.4 < low < float(krippendorff_alpha(summed(tally))) < high < 0.8
+
+
+def test_majorities_of_coins_and_of_people():
+    every = np.array([[bin(n).count("1"), 4 - bin(n).count("1")] for n in range(16)], dtype=float)
+    assert majority_excess(every) == pytest.approx(0, abs=1e-9)  # every outcome of four coins once
+    # Of four coins the larger share is 1/2, 3/4 or 1 in 6, 8 and 2 of 16 cases: 11/16 on average,
+    # with a variance of 7/256. Three of four, 16 times, are 16 (12/16 - 11/16) more.
+    three = np.tile([3.0, 1.0], (16, 1))
+    assert majority_excess(three) == pytest.approx(1 / np.sqrt(16 * 7 / 256))
+    assert majority_excess(np.array([[1.0, 0.0]])) == 0

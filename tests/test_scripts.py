@@ -31,6 +31,7 @@ SMALL = {
     "fuzz.py": "--cases 5 --only steps",
     "bench_blocks.py": "--items 24 --rounds 1",
     "bench_cache.py": f"{DPO} training.samples_per_device=2 --steps 2 --rounds 1 --pairs 8",
+    "bench_check.py": "--tiny --images none",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_rows.py": "--tiny --out OUT",
     "bench_peers.py": "--tiny",
@@ -41,6 +42,7 @@ SMALL = {
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "check_best_checkpoint.py": "--steps 4 --checkpoints 2 --prompts 2 --seeds 1 --out OUT",
     "check_health.py": "demo --steps 2 --out OUT",
+    "compare_objectives.py": "--trial --only dspo soft scorers --folder OUT",
     "drill_sdxl.py": "--tiny --full --processes 2",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
@@ -50,6 +52,7 @@ SMALL = {
     "step_gradients.py": "configs/playground/d3po.yaml rollouts.prompts_per_round=24 "
     "rollouts.images_per_prompt=4",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",
+    "score_tags.py": "--trial --folder OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
     "--noisy-steps 2 --items 2 --out OUT",
     "pretrain_playground_clip.py": "--scenes 64 --contrastive-steps 2 --preference-steps 2 "

@@ -163,6 +163,18 @@ def share_bar(parts: Mapping[str, int]) -> Html:
     return Html(f'<div class="shares">{pieces}</div><div class="legend">{legend}</div>')
 
 
+def bars(counts: Mapping[str, int]) -> Html:
+    """A histogram: one line a name, with its count and share of all."""
+    total, most = sum(counts.values()) or 1, max(counts.values(), default=0) or 1
+    lines = "".join(
+        f'<div class="bar"><span class="name">{html.escape(name)}</span>'
+        f'<span class="track"><span style="width:{100 * count / most:.1f}%"></span></span>'
+        f'<span class="count">{count:,} ({100 * count / total:.1f} %)</span></div>'
+        for name, count in counts.items()
+    )
+    return Html(f'<div class="bars">{lines}</div>')
+
+
 def image_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
     """The grid of `render_grid` as a table that scrolls sideways where a screen is narrow."""
     head = "<th></th>" + "".join(f"<th>{html.escape(name)}</th>" for name in columns)
@@ -180,16 +192,21 @@ def image_grid(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
 
 def image_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
     """Each row as a card: its images side by side, its prompt below."""
-    cards = "".join(
-        '<div class="card"><div class="sides">'
-        + "".join(
-            f'<div><div class="side">{html.escape(name)}</div>{_cell(cell)}</div>'
-            for name, cell in zip(columns, row.cells, strict=True)
-        )
-        + f"</div>{_caption(row)}</div>"
-        for row in rows
+    return mixed_cards([(row, columns) for row in rows])
+
+
+def mixed_cards(rows: Sequence[tuple[GridRow, Sequence[str]]]) -> Html:
+    """Cards of rows with titles of their own; more than two images are two on a line."""
+    return Html(f'<div class="cards">{"".join(_card(*row) for row in rows)}</div>')
+
+
+def _card(row: GridRow, columns: Sequence[str]) -> str:
+    wraps = " wraps" if len(columns) > 2 else ""
+    sides = "".join(
+        f'<div><div class="side">{html.escape(name)}</div>{_cell(cell)}</div>'
+        for name, cell in zip(columns, row.cells, strict=True)
     )
-    return Html(f'<div class="cards">{cards}</div>')
+    return f'<div class="card"><div class="sides{wraps}">{sides}</div>{_caption(row)}</div>'
 
 
 def _markup(value: object) -> str:
@@ -292,6 +309,13 @@ td .shares, td .legend { min-width: 17rem; }
   margin-right: .4rem; background: var(--gain);
 }
 .key-1::before { background: var(--tie); } .key-2::before { background: var(--loss); }
+.bars { display: grid; gap: .35rem; margin: 0 0 1.5rem; max-width: 46rem; }
+.bar { display: grid; grid-template-columns: 9rem 1fr 9rem; gap: .75rem; align-items: center; }
+.bar .name, .bar .count { font-size: .85rem; overflow-wrap: anywhere; }
+.bar .count { color: var(--muted); }
+.track { height: 10px; border-radius: 5px; background: var(--line); overflow: hidden; }
+.track span { display: block; height: 100%; min-width: 2px; background: var(--gain); }
+@media (max-width: 36rem) { .bar { grid-template-columns: 6rem 1fr 7rem; gap: .5rem; } }
 figure { margin: 0; width: 100%; }
 figure img {
   display: block; width: 100%; height: auto; border-radius: 6px; outline: 1px solid var(--line);
@@ -311,7 +335,8 @@ figcaption { text-align: center; padding-top: .25rem; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
 .card .caption { margin-top: .6rem; }
 .sides { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .75rem; }
-.side { margin-bottom: .3rem; }
+.sides.wraps { grid-auto-flow: row; grid-template-columns: 1fr 1fr; }
+.side { margin-bottom: .3rem; overflow-wrap: anywhere; }
 .missing {
   aspect-ratio: 1; display: grid; place-items: center; color: var(--muted); font-size: .85rem;
   border: 1px dashed var(--line); border-radius: 6px;

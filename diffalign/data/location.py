@@ -202,6 +202,18 @@ def _of_split(files: Mapping[Name, File], config: DataLocation) -> list[File]:
     return chosen
 
 
+def other_splits(config: DataLocation, suffixes: Mapping[str, Form] = _SUFFIXES) -> list[str]:
+    """The splits that file names of a folder carry, besides the one that is read; of a hub data
+    set and of an object store none, for which the files would have to be asked for."""
+    path = Path(config.path).expanduser()
+    if is_address(config.path) or not path.is_dir():
+        return []
+    files = [file.relative_to(path) for file in _visible_files(path)]
+    named = {_split_of(file) for file in files if file.suffix.lower() in suffixes}
+    others = [name for name in named if name is not None and name != config.split]
+    return sorted(others) if config.split in named else []
+
+
 def _split_of(file: PurePath) -> str | None:
     shard = _SHARD.fullmatch(file.stem)
     if shard is not None and shard["split"] != "data":  # as save_to_disk names all of them

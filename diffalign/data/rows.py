@@ -92,6 +92,15 @@ class AbstractRowStream(abc.ABC):
             start: a cursor that an earlier call for this part gave; None for its first row.
         """
 
+    @property
+    def about_rows(self) -> int | None:
+        """About how many rows there are, without reading much; None where nobody knows."""
+        return None
+
+    def only(self, columns: Sequence[str]) -> AbstractRowStream:
+        """The same rows with these columns alone, where that saves reading the others."""
+        return self
+
     def all_rows(self) -> Iterator[Row]:
         """Every row in the order of the data set."""
         for part in range(len(self.parts)):

@@ -150,6 +150,13 @@ class ParquetStream(AbstractRowStream):
         self._files = files
         self._columns = list(dict.fromkeys(columns))
 
+    @property
+    def about_rows(self) -> int:
+        return sum(self.parts)
+
+    def only(self, columns: Sequence[str]) -> ParquetStream:
+        return ParquetStream(self._files, columns)
+
     @cached_property
     def parts(self) -> Sequence[int]:
         return [group.rows for group in self._groups]

@@ -80,6 +80,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """Whether `row_metadata` has a `weight` for pairs of images."""
         return False
 
+    @property
+    def replaced_strength(self) -> frozenset[str]:
+        """Parts of a pair's strength that it says itself, in place of the data."""
+        return frozenset()
+
     rounds_below: ClassVar[float] = 0.0
     """Magnitude of its numbers below which the error of rounding is no longer a share of them."""
 

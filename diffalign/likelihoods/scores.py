@@ -88,6 +88,11 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
             raise ValueError("scores are those of a preference model: set model.kind to step_aware")
         self.timesteps.check(model.noising().schedule_length)
 
+    @property
+    def replaced_strength(self) -> frozenset[str]:
+        """The preference, where a scorer labels anew."""
+        return frozenset({"preference"} if self.relabel is not None else ())
+
     def timestep_sampling(self) -> TimestepSampling:
         return self.timesteps
 

@@ -219,7 +219,7 @@ BY_LENGTH = 0.2
 """Difference of accuracies at which length is named."""
 LEAST_LONGER = 20
 """Pairs whose chosen side is the longer one that such a difference has to rest on."""
-CLIP_RANGES = 1.5
+CLIP_RANGES = 2.0
 """Mean magnitude of log-ratios over the clip range from which a run no longer steers itself, where
 it is so in every one of the latest intervals: a reference that is renewed brings them back."""
 REWARD_FALL = 0.5

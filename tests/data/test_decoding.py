@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from diffalign.data.decoding import BadImageError, decode, encoded_image, upright_size
+from diffalign.data.decoding import (
+    BadImageError,
+    content_of,
+    decode,
+    encoded_image,
+    ends_whole,
+    upright_size,
+)
 from diffalign.data.skipping import SkipReason
 from tests.layouts import encoded, solid_image
 
@@ -327,3 +334,48 @@ def test_what_is_no_image_has_a_reason(value, expected, tmp_path):
 def test_a_jpeg_under_the_name_of_a_png(tmp_path):
     (tmp_path / "A.PNG").write_bytes(encoded(solid_image((200, 0, 0)), "JPEG"))
     assert decode(Path(tmp_path / "A.PNG")).size == (32, 32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_the_end_of_a_file_tells_whether_it_is_whole(kind):
+    content = encoded(noise(), kind)
+    assert ends_whole(content) and ends_whole(content + bytes(20))
+    assert not ends_whole(content[: len(content) // 2])
+    assert not ends_whole(content[:-100])
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_a_format_without_an_end_never_seems_whole(kind):
+    assert not ends_whole(encoded(noise(), kind))
+
+
+def test_the_content_of_an_image_is_that_of_its_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"abc")
+    assert content_of(tmp_path / "a.png") == content_of(b"abc") == b"abc"
+    for nothing in (None, b"", tmp_path / "gone.png"):
+        with pytest.raises(BadImageError):
+            content_of(nothing)
+
+
+def test_a_look_that_need_not_be_sharp_decodes_a_jpeg_at_a_fraction():
+    large = encoded(noise().resize((512, 256)), "JPEG")
+    assert decode(large, at_least=64).size == (128, 64)
+    assert decode(large).size == (512, 256)
+    assert decode(encoded(noise(), "PNG"), at_least=8).size == (64, 64)
+    assert decode(large, at_least=1000).size == (512, 256)
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(monkeypatch):
+    content = encoded(noise(), "PNG")
+    monkeypatch.setattr(
+        "PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("it was decoded")
+    )
+    assert upright_size(content, max_pixels=LIMIT) == (64, 64)
+
+
+def test_a_png_may_say_its_orientation_behind_its_pixels():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    buffer = io.BytesIO()
+    noise().resize((64, 32)).save(buffer, "PNG", exif=turned)
+    assert upright_size(buffer.getvalue(), max_pixels=LIMIT) == (64, 32)

@@ -1,6 +1,6 @@
 import pytest
 
-from diffalign.data.location import locate
+from diffalign.data.location import locate, other_splits
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.errors import ConfigError, DataError
@@ -165,3 +165,14 @@ def test_columns_of_your_own_open_any_parquet(tmp_path):
     write_rows(tmp_path / "x.parquet", rows)
     own = {"prompt": "t", "chosen": "good", "rejected": "bad"}
     assert "images from good and bad" in open_data(config(tmp_path, columns=own)).summary
+
+
+def test_other_splits_are_those_that_file_names_carry(tmp_path):
+    for split in ("train", "test", "validation"):
+        write_pickapic(tmp_path / split, make_pairs(1))
+        name = f"{split}-00000-of-00001.parquet"
+        (tmp_path / split / "data" / "train-00000-of-00001.parquet").rename(tmp_path / name)
+    assert other_splits(config(tmp_path)) == ["test", "validation"]
+    assert other_splits(config(tmp_path, split="test")) == ["train", "validation"]
+    assert other_splits(config(tmp_path / "test-00000-of-00001.parquet")) == []
+    assert other_splits(config("owner/name")) == other_splits(config("s3://bucket/x")) == []

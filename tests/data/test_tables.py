@@ -182,3 +182,11 @@ def test_a_table_without_rows_is_passed_over_and_alone_is_a_sentence(tmp_path):
     row = {"prompt": "p", "chosen": b"1", "rejected": b"0"}
     pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "b.parquet")
     assert len(open_data(config).rows) == 1
+
+
+def test_the_rows_of_a_stream_can_be_had_with_fewer_columns(tmp_path):
+    stream = ParquetStream(parquet_files(tmp_path), COLUMNS)
+    assert stream.about_rows == 10 and HubStream.about_rows.fget(stream) is None
+    few = list(stream.only(["caption"]).all_rows())
+    assert [row.name for row in few] == [row.name for row in stream.all_rows()]
+    assert all(set(row.values) == {"caption"} for row in few)

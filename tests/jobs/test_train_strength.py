@@ -130,6 +130,29 @@ def test_an_objective_that_cannot_read_it_is_refused(data, tmp_path):
             train.run(run(data, tmp_path / "run", *more), dry_run=True)
 
 
+PLAYGROUND = SMOKE.parents[1] / "playground"
+
+
+def test_rounds_whose_objective_cannot_read_their_preferences_are_refused(tmp_path):
+    for name, message in (
+        ("objective={kind: kto, beta: 1}", r"rollouts\.temperature is 0\.5, and the objective kto"),
+        ("objective={kind: margin_regression, beta: 1}", "temperature is 0.5, and the objective m"),
+    ):
+        run = config.load(RunConfig, PLAYGROUND / "d3po.yaml", ["rollouts.temperature=0.5", name])
+        with pytest.raises(ConfigError, match=message):
+            check(run)
+    given = ["objective={kind: margin_regression, beta: 1}"]
+    with pytest.raises(ConfigError, match="needs a target of each pair, and rollouts gives none"):
+        check(config.load(RunConfig, PLAYGROUND / "d3po.yaml", given))
+
+
+def test_labels_are_not_taken_from_two_places(tmp_path):
+    more = ["likelihood.relabel={kind: jpeg}", VOTES]
+    run = config.load(RunConfig, PLAYGROUND / "spm.yaml", more)
+    with pytest.raises(ConfigError, match=r"preference is votes, and likelihood\.relabel labels"):
+        check(run)
+
+
 RESPONSES = """
 output: unset
 model: {kind: vlm, path: unset, lora: {rank: 2}}

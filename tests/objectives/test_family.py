@@ -51,12 +51,12 @@ FORMS = [
     ("f_dpo", {"divergence": "alpha", "alpha": 2.0}),
     ("ipo", {"in_rewards": True}),
     ("kto", {"baseline": "mismatched"}),
-    ("margin_regression", {"divided_by_beta": True}),
     ("kto", {"baseline": "classes"}),
     ("kto", {"utility": "loss_averse"}),
     ("kto", {"utility": "risk_seeking_1"}),
     ("kto", {"utility": "risk_seeking_2"}),
     ("kto", {"utility": "risk_seeking_3"}),
+    ("margin_regression", {"divided_by_beta": True}),
     ("sft", {"per": "response"}),
     ("tdpo", {"version": 1}),
     ("v_dpo", {"blind": "reference"}),
@@ -91,13 +91,13 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "ipo True": lambda x: torch.full_like(x, 1 / 4),
     "kto": lambda x: torch.full_like(x, 0.5),
     "kto mismatched": lambda x: torch.full_like(x, 0.5),
-    "margin_regression": lambda x: torch.full_like(x, 1 / 4),
-    "margin_regression True": lambda x: torch.full_like(x, 1 / 16),
     "kto classes": lambda x: torch.full_like(x, 0.5),
     "kto loss_averse": lambda x: torch.full_like(x, 1 + LOG_2),
     "kto risk_seeking_1": lambda x: torch.full_like(x, 1.0),
     "kto risk_seeking_2": lambda x: torch.full_like(x, 2.0),
     "kto risk_seeking_3": lambda x: torch.full_like(x, 1 - LOG_2),
+    "margin_regression": lambda x: torch.full_like(x, 1 / 4),
+    "margin_regression True": lambda x: torch.full_like(x, 1 / 16),
     "mapo": lambda x: -2 * x + 2.0 * LOG_2,
     "nca": lambda x: torch.full_like(x, 2 * LOG_2),
     "orpo": lambda x: -x + 0.1 * LOG_2,
@@ -139,21 +139,11 @@ def evaluate(
     objective: AbstractObjective, policy: dict[str, Tensor], reference: Sequence[float]
 ) -> LossOutput:
     fixed = torch.tensor(reference) if objective.needs_reference else None
-    zeros = torch.zeros(len(reference))
+    divergence = torch.zeros(len(reference)) if objective.needs_divergence else None
+    known = known_of(objective, len(reference))
     return objective(
         {
-            view: Likelihoods(
-                policy[view],
-                fixed,
-                divergence=zeros if objective.needs_divergence else None,
-                distance=zeros if "distance" in objective.needs_measured else None,
-                typicality=zeros if "typicality" in objective.needs_measured else None,
-                embedding=EMBEDDING[: len(zeros)]
-                if "embedding" in objective.needs_measured
-                else None,
-                preference=zeros + 0.8 if "preference" in objective.needs_strength else None,
-                target=target_of(objective, len(reference)),
-            )
+            view: Likelihoods(policy[view], fixed, divergence=divergence, **known)
             for view in objective.views
         }
     )
@@ -162,6 +152,19 @@ def evaluate(
 def target_of(objective: AbstractObjective, n: int) -> Tensor | None:
     """Of the reward margin of n pairs, for those that regress it."""
     return torch.full((n,), 0.5) if "target" in objective.needs_strength else None
+
+
+def known_of(objective: AbstractObjective, n: int) -> dict[str, Tensor | None]:
+    """What an objective needs to be told of n rows besides their likelihoods."""
+    given = {
+        "distance": torch.zeros(n),
+        "typicality": torch.zeros(n),
+        "embedding": EMBEDDING[:n],
+        "preference": torch.full((n,), 0.8),
+    }
+    needed = objective.needs_measured | objective.needs_strength
+    known = {name: rows for name, rows in given.items() if name in needed}
+    return {**known, "target": target_of(objective, n)}
 
 
 @every_objective
@@ -251,12 +254,8 @@ def loss_of(objective: AbstractObjective, inputs: dict[str, Tensor]) -> Tensor:
             inputs[view],
             reference,
             divergence=inputs.get(f"{view}.divergence"),
-            distance=inputs.get(f"{view}.distance"),
-            typicality=torch.zeros_like(reference),
-            embedding=EMBEDDING[:2],
-            preference=reference + 1.4 if "preference" in objective.needs_strength else None,
             whole_step=step,
-            target=target_of(objective, 2),
+            **{**known_of(objective, 2), "distance": inputs.get(f"{view}.distance")},
         )
         for view in objective.views
     }

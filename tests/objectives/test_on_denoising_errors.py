@@ -72,11 +72,10 @@ def test_two_steps_lower_the_loss(kind, settings):
         target = NOISE.repeat(2, 1, 1, 1)
         views = denoised_views(predictions(network), reference, target, ("chosen", "rejected"))
         about = normal(4, 3, 8).float()
-        goal = target_of(objective, 3)
-        views = {side: replace(view, embedding=about, target=goal) for side, view in views.items()}
-        if "preference" in objective.needs_strength:
-            sure = torch.tensor([0.9, 0.7, 0.6])
-            views = {side: replace(view, preference=sure) for side, view in views.items()}
+        views = {side: replace(view, embedding=about) for side, view in views.items()}
+        if objective.needs_strength:
+            known = {"preference": torch.tensor([0.9, 0.7, 0.6]), "target": target_of(objective, 3)}
+            views = {side: replace(view, **known) for side, view in views.items()}
         loss = objective(views).loss.mean()
         losses.append(loss.item())
         optimizer.zero_grad()

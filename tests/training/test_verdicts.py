@@ -129,7 +129,7 @@ def test_without_a_reference_responses_are_held_against_the_first_intervals():
 
 
 def test_log_ratios_that_stay_beyond_the_clip_range_are_told():
-    rows = [{"abs_log_ratio": size} for size in (0.16, 0.3, 0.4)]
+    rows = [{"abs_log_ratio": size} for size in (0.21, 0.3, 0.4)]
     assert named(record_of(*rows, clip=0.1)).keys() == {"beyond_clip"}
     assert not named(record_of(*rows, clip=0.11))
     assert not named(record_of(*rows))  # an objective without a range

@@ -109,6 +109,8 @@ class PairsToEncode:
                 break
             if number == next_wanted:
                 values = [row.values.get(name) for name in names]
+                if columns.scored is not None and columns.scored.config.filter is not None:
+                    values.append(columns.chosen(row))  # which scores may have turned round
                 digest.update(repr((number, columns.sample_id(row), values)).encode())
                 captions.append(columns.caption(row))
                 for part, value in columns.strength_of(row).parts().items():
@@ -135,6 +137,8 @@ class PairsToEncode:
             for name in ("resolution", "buckets", "crop", "max_pixels", "limit", "columns")
         }
         settings |= {name: getattr(config, name) for name in ("labels", "ties", "weighting")}
+        if config.group_pairs != "all":
+            settings["group_pairs"] = config.group_pairs
         if config.annotators is not None:
             settings["annotators"] = config.annotators
         if config.crop == "random":

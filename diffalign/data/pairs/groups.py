@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ class GroupColumns:
     """See `PairColumns`."""
     numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name -> further numbers that `strength` reads, each as `scores`."""
+    along: tuple[str, ...] = ()
+    """See `PairColumns`; every pair of a row has the values of the row."""
+    fronts: bool = False
+    """Whether only images that nothing beats are paired, each with those that beat nothing, by the
+    numbers of `strength.target`; else every two."""
 
     def light(self) -> list[str]:
         """The columns that decide which pairs a row has, and how sure they are."""
@@ -52,7 +57,8 @@ class GroupColumns:
 
     def all(self) -> list[str]:
         """Every column that is read."""
-        return list(dict.fromkeys([*self.light(), *map(column_of, self.images)]))
+        images = map(column_of, self.images)
+        return list(dict.fromkeys([*self.light(), *images, *self.along]))
 
     def describe(self) -> str:
         """The whole mapping as a sentence for the user."""
@@ -63,13 +69,19 @@ class GroupColumns:
         else:
             which = "smaller" if self.lower_is_better else "larger"
             rule = (
-                "every two of a row are a pair, and preferred is the one with the "
+                f"{self._rule_of_pairs()}, and preferred is the one with the "
                 f"{which} of {', '.join(self.scores)}"
             )
         strength = f"; {said}" if (said := self.strength.describe()) else ""
         return (
             f"prompt from {self.prompt}, several images a row from {images}: {rule}{ties}{strength}"
         )
+
+    def _rule_of_pairs(self) -> str:
+        if not self.fronts:
+            return "every two of a row are a pair"
+        named = ", ".join(self.strength.target)
+        return f"each best image of a row is paired with each worst one by {named}"
 
     def pairs(self) -> PairColumns:
         """The mapping of the rows of two."""
@@ -83,6 +95,7 @@ class GroupColumns:
             pairs_per_prompt=self.pairs_per_prompt,
             strength=self.strength,
             numbers={name: self._names(name) for name in self._listed_numbers()},
+            along=self.along,
         )
 
     def _listed_numbers(self) -> dict[str, tuple[str, ...]]:
@@ -109,7 +122,23 @@ class GroupColumns:
             chosen, rejected = (_listed(row.values[name]) for name in self.images)
             return list(product(range(len(chosen)), range(len(rejected)))) or [(0, 0)]
         scores = _items(row, self.scores)
-        return list(combinations(range(len(scores or ())), 2)) or [(0, 0)]
+        places = list(combinations(range(len(scores or ())), 2))
+        if self.fronts:
+            places = self._between_fronts(row)
+        return places or [(0, 0)]
+
+    def _between_fronts(self, row: Row) -> list[tuple[int, int]]:
+        known = {**self.numbers, LABELS: self.scores}
+        lists = []
+        for name, factor in self.strength.target.items():
+            sign = -factor if self.lower_is_better and name == LABELS else factor
+            given = _items(row, known[name]) or []
+            lists.append([sign * x if _is_finite(x) else None for x in given])
+        if len({len(numbers) for numbers in lists}) != 1:
+            return []
+        points = list(zip(*lists, strict=True))
+        best, worst = pareto_fronts(points)
+        return sorted({(min(i, j), max(i, j)) for i in best for j in worst if i != j})
 
     def expand(self, row: Row) -> list[Row]:
         """A row of two for each of `places`, in that order."""
@@ -120,6 +149,7 @@ class GroupColumns:
         values: dict[str, Any] = {self.prompt: row.values.get(self.prompt)}
         if self.pairs_per_prompt is not None:
             values[self.pairs_per_prompt] = row.values.get(self.pairs_per_prompt)
+        values |= {name: row.values.get(name) for name in self.along}
         problem = row.problem or self._problem(row)
         if problem is not None:
             return Row(name, values, row.folder, problem)
@@ -180,6 +210,36 @@ class GroupColumns:
         return None
 
 
+def pareto_fronts(
+    points: Sequence[Sequence[float | None]],
+) -> tuple[list[int], list[int]]:
+    """Those of N points that none beats, and those that beat none.
+
+    One beats another if it is at least as high in every number and higher in one.
+
+    Args:
+        points: the numbers of each, the higher the better; one that lacks a number is left out.
+
+    Returns:
+        Their places, ascending; a point may be on both fronts.
+
+    Source: the pair selection of CaPO, arXiv:2502.02588.
+    """
+
+    def beats(one: int, other: int) -> bool:
+        pairs = list(zip(known[one], known[other], strict=True))
+        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+    known = {
+        place: [x for x in point if x is not None]
+        for place, point in enumerate(points)
+        if None not in point
+    }
+    best = [i for i in known if not any(beats(j, i) for j in known)]
+    worst = [i for i in known if not any(beats(i, j) for j in known)]
+    return best, worst
+
+
 def _items(row: Row, names: tuple[str, ...]) -> list[Any] | None:
     """What a column of lists holds, or several columns together; None where it is no list."""
     if len(names) > 1:
@@ -197,11 +257,15 @@ def _items(row: Row, names: tuple[str, ...]) -> list[Any] | None:
 
 def _win_rates(given: Sequence[Any], *, lower_is_better: bool) -> list[Any]:
     """Those of a row's images whose numbers can be read; None for the others."""
-    numbers = [x if isinstance(x, (int, float)) and math.isfinite(x) else None for x in given]
+    numbers = [x if _is_finite(x) else None for x in given]
     sign = -1 if lower_is_better else 1
     known = [sign * x for x in numbers if x is not None]
     rates = iter(calibrated(known) if len(known) > 1 else [None] * len(known))
     return [None if x is None else next(rates) for x in numbers]
+
+
+def _is_finite(item: Any) -> bool:
+    return isinstance(item, (int, float)) and math.isfinite(item)
 
 
 def _is_object(item: Any) -> bool:
@@ -249,12 +313,28 @@ class GroupRows(AbstractRows):
         return row, index - before
 
 
+_COUNTED = 100
+"""Rows of a stream whose pairs are counted, to say about how many there are."""
+
+
 class GroupStream(AbstractRowStream):
     """Rows of two, of a stream of rows of several; a cursor is one of theirs and a number in it."""
 
     def __init__(self, stream: AbstractRowStream, columns: GroupColumns) -> None:
         self._stream = stream
         self._columns = columns
+
+    @property
+    def about_rows(self) -> int | None:
+        rows = self._stream.about_rows
+        if not rows:
+            return rows
+        light = self._stream.only(self._columns.light()).all_rows()
+        pairs = [len(self._columns.places(row)) for row in islice(light, _COUNTED)]
+        return round(rows * sum(pairs) / max(1, len(pairs)))
+
+    def only(self, columns: Sequence[str]) -> GroupStream:
+        return GroupStream(self._stream.only(self._columns.light()), self._columns)
 
     @property
     def parts(self) -> Sequence[int]:

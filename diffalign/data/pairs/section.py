@@ -49,6 +49,14 @@ class VisitsTimes(Protocol):
     def timestep_sampling(self) -> TimestepSampling:
         """Which noise levels are visited."""
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether it reads captions in place of prompts."""
+
+    @property
+    def replaced_strength(self) -> frozenset[str]:
+        """Parts of a pair's strength that it says itself."""
+
     def data_views(self, views: frozenset[str]) -> frozenset[str]:
         """Of which views images are needed for these to be measured."""
 
@@ -86,7 +94,17 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
                 f"{self.config.visits}, which spreads the times of a pair over as many parts "
                 f"already: leave strata at 1, or set data.visits to null"
             )
+        if self.config.scores.tag is not None and parts.likelihood.needs_captions:
+            raise ConfigError(
+                "data.scores.tag puts scores into prompts, and a preference model scores images "
+                "against the captions of the data: leave tag out"
+            )
         asked = dict(self.config.strength.asked)
+        for part in sorted(parts.likelihood.replaced_strength & asked.keys()):
+            raise ConfigError(
+                f"data.{asked[part]}, and likelihood.relabel labels every pair anew: set one of "
+                f"them to its default"
+            )
         if self.config.ties == "keep":
             asked.setdefault("preference", "ties is keep")
         if self.config.weighting == "per_prompt":
@@ -154,8 +172,13 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
 
     def defining_settings(self, views: frozenset[str]) -> Mapping[str, Any]:
         settings = config.to_dict(self.config)
-        seen = (*_SEEN, "annotators") if self.config.annotators is not None else _SEEN
-        return {f"data.{name}": settings[name] for name in seen}
+        added = {"annotators": None, "group_pairs": "all"}  # since older caches were made
+        seen = (*_SEEN, *(name for name, default in added.items() if settings[name] != default))
+        scores = {name: settings["scores"][name] for name in ("filter", "tag")}
+        return {
+            **{f"data.{name}": settings[name] for name in seen},
+            **{f"data.scores.{name}": value for name, value in scores.items() if value},
+        }
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.

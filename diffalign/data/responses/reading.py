@@ -146,10 +146,23 @@ class OpenedResponses:
         if isinstance(comparison, Skipped):
             return comparison
         assert isinstance(comparison, Comparison), "the index holds comparisons only"
+        return self._pair(row, comparison, place, len(found))
+
+    def pairs_of(self, row: Row) -> list[ResponsePair | LeftOut | Skipped]:
+        """All comparisons of a row with their images, or why each cannot be used."""
+        found = self.comparisons(row)
+        return [
+            self._pair(row, each, place, len(found)) if isinstance(each, Comparison) else each
+            for place, each in enumerate(found)
+        ]
+
+    def _pair(
+        self, row: Row, comparison: Comparison, place: int, count: int
+    ) -> ResponsePair | Skipped:
         return self.mapping.pair(
             comparison,
             self._values(row),
-            sample_id=numbered(row.name, place, len(found)),
+            sample_id=numbered(row.name, place, count),
             folder=self.image_folder or row.folder or self.folder,
             strength=self._strength(comparison, row),
         )

@@ -10,10 +10,11 @@ import pytest
 from diffalign.data.pairs.columns import ImagePair
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
-from diffalign.data.pairs.groups import GroupColumns, GroupStream
+from diffalign.data.pairs.groups import GroupColumns, GroupStream, pareto_fronts
 from diffalign.data.pairs.recognition import recognise
 from diffalign.data.rows import AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, SkipReason
+from diffalign.data.strength.settings import StrengthConfig
 from diffalign.errors import DataError
 from tests.data.conftest import ids, open_source, take
 from tests.data.pairs.formats.test_webdataset import write_tar
@@ -298,3 +299,60 @@ def test_a_rank_below_zero_is_none(tmp_path):
     assert all(isinstance(pair, Skipped) and "holds -1" in pair.detail for pair in found(tmp_path))
     write_lines(tmp_path, {"prompt": "p", "images": ["0.png", "1.png"], "score": [1, -1]})
     assert [pair.chosen.name for pair in found(tmp_path)] == ["0.png"]
+
+
+def test_a_stream_says_about_how_many_pairs_it_has():
+    columns = GroupColumns(prompt="prompt", images=("images",), scores=("rank",))
+    stream = GroupStream(_Numbers(), columns)
+    assert stream.about_rows is None  # nor does the stream of its rows say it
+    assert [row.name for row in stream.only(["prompt"]).all_rows()] == [
+        row.name for row in stream.all_rows()
+    ]
+
+
+def test_fronts_worked_by_hand():
+    # c is beaten by a and b; a and b beat each other in one number each; d lacks one.
+    points = [(3.0, 1.0), (1.0, 3.0), (0.5, 1.0), (9.0, None)]
+    assert pareto_fronts(points) == ([0, 1], [2])
+    assert pareto_fronts([(1.0,), (1.0,)]) == ([0, 1], [0, 1])  # neither beats the other
+    assert pareto_fronts([(2.0, 5.0), (1.0, 5.0)]) == ([0], [1])
+    assert pareto_fronts([]) == ([], [])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_of_the_fronts_are_made_and_no_others(streaming, tmp_path):
+    scores = {"score": [4.0, 3.0, 2.0, 1.0], "taste": [1.0, 2.0, 1.5, 0.5]}
+    rows = [{key: value for key, value in row.items() if key != "rank"} for row in rows_of()]
+    write_rows(tmp_path / "x.parquet", [{**row, **scores} for row in rows])
+    strength = {"columns": {"taste": "taste"}, "target": {"labels": 1.0, "taste": 1.0}}
+    settings = {"strength": StrengthConfig(**strength), "group_pairs": "fronts"}
+    pairs = found(tmp_path, streaming=streaming, **settings)
+    assert indices(pairs[:2]) == {(0, 3), (1, 3)} and len(pairs) == 6
+    # A taste that counts the other way round: the last image is beaten by none, and beats none.
+    strength["target"] = {"labels": 1.0, "taste": -1.0}
+    settings["strength"] = StrengthConfig(**strength)
+    turned = found(tmp_path, streaming=streaming, **settings)
+    assert indices(turned[:5]) == {(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)} and len(turned) == 15
+
+
+def test_ranks_are_lower_the_better_on_fronts_too(tmp_path):
+    write_rows(tmp_path / "x.parquet", rows_of(1))
+    settings = {"strength": StrengthConfig(target={"labels": 1.0}), "group_pairs": "fronts"}
+    assert indices(found(tmp_path, **settings)) == {(1, 2)}  # ranks 1 and 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "message"),
+    [
+        (rows_of(1), {}, "those of the numbers of data.strength.target, and there are none"),
+        (
+            [{"prompt": "a", "chosen": IMAGES[0], "rejected": IMAGES[1]}],
+            {},
+            "has no rows of several images with scores",
+        ),
+    ],
+)
+def test_fronts_without_groups_or_numbers_are_refused(rows, target, message, tmp_path):
+    write_rows(tmp_path / "x.parquet", rows)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, strength=StrengthConfig(target=target), group_pairs="fronts")

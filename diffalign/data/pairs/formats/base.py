@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +17,7 @@ from diffalign.data.pairs.columns import ImagePair, PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
 from diffalign.data.pairs.known_columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT
+from diffalign.data.pairs.scored import with_scores
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
 from diffalign.data.strength.base import LABELS
@@ -35,6 +36,8 @@ class OpenedPairs:
     """What is read by what, and the mapping, as a sentence."""
     fingerprint: str
     """Another one for other data; the same wherever the data lies."""
+    scores: str = ""
+    """Another one for other files of scores; empty where there are none."""
 
     def pairs(self) -> Iterator[ImagePair | Skipped]:
         """Every row that should hold a preference, once and in order."""
@@ -78,8 +81,14 @@ class AbstractReader(abc.ABC):
         """The rows, at random or streamed."""
 
 
-def open_data(config: PairConfig) -> OpenedPairs:
+def open_data(
+    config: PairConfig, *, along: Callable[[str], bool] = lambda name: False
+) -> OpenedPairs:
     """Find the data, choose its reader, and open it.
+
+    Args:
+        config: of the data.
+        along: whether a column of this name is read along with those that make up a pair.
 
     Raises:
         DataError: nothing is there, or no reader understands it.
@@ -88,6 +97,8 @@ def open_data(config: PairConfig) -> OpenedPairs:
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
     found = _as_configured(found, config, schema)
+    further = tuple(name for name in schema.names if along(name) and name not in found.all())
+    found = dataclasses.replace(found, along=further)
     rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
         columns = found
@@ -105,14 +116,21 @@ def open_data(config: PairConfig) -> OpenedPairs:
             f"data.buckets needs every image's size in advance, and {location.describe()} is "
             "streamed: set data.buckets to false"
         )
+    scored = with_scores(
+        rows, columns, location.root, config, grouped=isinstance(found, GroupColumns)
+    )
+    if scored is not None:
+        rows, columns = scored.rows, scored.columns
     streamed = ", streamed" if isinstance(rows, AbstractRowStream) else ""
     return OpenedPairs(
         rows=rows,
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}"
+        f"{f'; {scored.summary}' if scored else ''}",
         fingerprint=fingerprint(location, config),
+        scores=scored.fingerprint if scored else "",
     )
 
 
@@ -147,6 +165,8 @@ def _as_configured(
     strength = config.strength
     if isinstance(columns, PairColumns) and LABELS in strength.reads:
         columns = dataclasses.replace(columns, allowed_scores=())  # counts, shares or scores
+    if config.group_pairs == "fronts":
+        columns = _with_fronts(columns, config)
     if config.annotators is not None:
         images = image_columns(columns, config.annotators, schema.names)
         assert isinstance(columns, PairColumns), "others are refused"
@@ -158,6 +178,20 @@ def _as_configured(
         strength=strength,
         numbers={name: strength.columns_of(name) for name in strength.columns},
     )
+
+
+def _with_fronts(columns: PairColumns | GroupColumns, config: PairConfig) -> GroupColumns:
+    if isinstance(columns, PairColumns) or not columns.scores:
+        raise DataError(
+            f"data.group_pairs is fronts, and {config.path} has no rows of several images with "
+            f"scores, of which it would choose the pairs: leave it at all"
+        )
+    if not config.strength.target:
+        raise DataError(
+            "data.group_pairs is fronts, which are those of the numbers of data.strength.target, "
+            "and there are none: name them, such as {labels: 1.0}"
+        )
+    return dataclasses.replace(columns, fronts=True)
 
 
 def _check_strength(

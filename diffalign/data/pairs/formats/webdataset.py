@@ -78,6 +78,11 @@ class _ShardStream(AbstractRowStream):
     def parts(self) -> Sequence[int]:
         return [file.stat().st_size for file in self._files]
 
+    @property
+    def about_rows(self) -> int:
+        samples = sum(1 for _ in _samples(self._files[0]))  # of headers alone
+        return round(samples * sum(self.parts) / max(1, self.parts[0]))
+
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         skip = 0 if start is None else start["sample"]
         file = self._files[part]

@@ -1,0 +1,1 @@
+"""Data sets of preferences looked at before anybody trains on them."""
