@@ -102,6 +102,10 @@ def precompute(
     engine: Engine = "local",
     address: Address = None,
     shard: ShardOption = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="File of scores (.parquet) of what the reference says of each image."),
+    ] = None,
 ) -> None:
     """Compute once what a training run needs of its data again and again, and keep it."""
     path, overrides = _split(settings)
@@ -113,7 +117,9 @@ def precompute(
     from diffalign.jobs import precompute as job
 
     sharing = _sharing(processes, engine, address, shard)
-    job.run(_run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing)
+    job.run(
+        _run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing, scores=scores
+    )
 
 
 @app.command()
@@ -186,7 +192,7 @@ def score(
     address: Address = None,
     shard: ShardOption = None,
 ) -> None:
-    """Score generated images with a scorer."""
+    """Score generated images, or those of a data set of pairs, with a scorer."""
     from diffalign import config
     from diffalign.jobs import score as job
 

@@ -136,9 +136,10 @@ def _pairs() -> Iterator[tuple[str, str]]:
         yield from names.items()
 
 
-ADDED = {
+ADDED: dict[str, Any] = {
     "data.annotators": None,
     "data.group_pairs": "all",
+    "data.scores.ensemble": [],
     "data.strength.calibrated": False,
     "data.strength.preference.kind": "certain",
     "data.strength.weight": "alike",

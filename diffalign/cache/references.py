@@ -223,6 +223,14 @@ class CachedReference:
                 values[view][places, shard.visit] = column.float()
         return cls(reader.folder, rows=rows, values=values)
 
+    def all_of(self, sample_id: str) -> dict[str, list[float]]:
+        """The values of a sample: view -> one a visit; none where it could not be used."""
+        row = self._rows.get(sample_id)
+        if row is None:
+            return {}
+        found = {view: values[row] for view, values in self._values.items()}
+        return {view: row[~row.isnan()].tolist() for view, row in found.items()}
+
     def __call__(self, sample_ids: Sequence[str], visits: Sequence[int]) -> dict[str, Tensor]:
         """The reference's values of n samples: view -> float32 [n], on the CPU.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -205,7 +205,7 @@ class ScoresPlan(AbstractPlan):
                 made.append(_failed(found.path, found.reason))
             elif found.key not in self.known:
                 opened[found.key] = found
-        for item, outcome in _score(scorer, list(opened.values())):
+        for item, outcome in scored(scorer, list(opened.values())):
             if isinstance(outcome, Exception):
                 made.append(_failed(item.captioned.path, f"{type(outcome).__name__}: {outcome}"))
             elif not math.isfinite(outcome):
@@ -269,6 +269,11 @@ class _Opened:
     pixels: Tensor
     """Shape [3, H, W], float32 in [-1, 1]."""
 
+    @property
+    def prompt(self) -> str:
+        """What it was asked to show."""
+        return self.captioned.prompt
+
 
 def _open(captioned: CaptionedImage) -> _Opened | Problem:
     try:
@@ -286,22 +291,37 @@ def _open(captioned: CaptionedImage) -> _Opened | Problem:
     return _Opened(captioned, (digest, captioned.prompt), pixels)
 
 
-def _score(
-    scorer: AbstractScorer, items: Iterable[_Opened]
-) -> Iterator[tuple[_Opened, float | Exception]]:
-    """Scores of images; those of one size are scored together."""
+class Prompted(Protocol):
+    """An image that was opened."""
 
-    def score(batch: Sequence[_Opened]) -> list[float]:
+    @property
+    def pixels(self) -> Tensor:
+        """Shape [3, H, W], float32 in [-1, 1]."""
+
+    @property
+    def prompt(self) -> str:
+        """What it was asked to show."""
+
+
+Item = TypeVar("Item", bound=Prompted)
+
+
+def scored(
+    scorer: AbstractScorer, items: Iterable[Item]
+) -> Iterator[tuple[Item, float | Exception]]:
+    """Scores of images, or what a scorer raised; those of one size are scored together."""
+
+    def score(batch: Sequence[Item]) -> list[float]:
         images = torch.stack([item.pixels for item in batch])
         with torch.inference_mode():
-            scores = scorer.score(images, [item.captioned.prompt for item in batch])
+            scores = scorer.score(images, [item.prompt for item in batch])
         if scores.shape != (len(batch),):
             raise ValueError(
                 f"a scorer must return {len(batch)} numbers, got shape {tuple(scores.shape)}"
             )
         return scores.tolist()
 
-    def size(item: _Opened) -> tuple[int, ...]:
+    def size(item: Item) -> tuple[int, ...]:
         return tuple(item.pixels.shape)
 
     for _, group in groupby(sorted(items, key=size), key=size):

@@ -27,7 +27,8 @@ class ImageEncodings:
 class ImageBatch:
     """B samples, each seen through one or more views (`chosen`, `rejected`) at one noise level.
 
-    The views of a sample share prompt, timestep and noise; a view is what differs.
+    The views of a sample share timestep and noise, and as a rule the prompt; a view is what
+    differs.
     """
 
     sample_ids: tuple[str, ...]
@@ -56,6 +57,9 @@ class ImageBatch:
     that are absent nobody asked for. See `diffalign.data.strength`."""
     encodings: ImageEncodings | None = None
     """Of images and prompts, where they were computed in advance; None where the model encodes."""
+    own_prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """View -> B prompts, after caption dropout, where each view has its own, such as one that says
+    how good its image is; empty where the views of a sample share `prompts`."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -69,6 +73,10 @@ class ImageBatch:
             return self.encodings.size
         height, width = self.images[self.views[0]].shape[-2:]
         return height, width
+
+    def prompts_of(self, view: str) -> tuple[str, ...]:
+        """The B prompts of a view."""
+        return self.own_prompts.get(view, self.prompts)
 
     def __len__(self) -> int:
         return len(self.sample_ids)

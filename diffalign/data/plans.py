@@ -130,6 +130,9 @@ class Index:
     counts: Counts
     held_out: tuple[HeldOutPair, ...] = ()
     """Usable pairs that are no members."""
+    bands: np.ndarray | None = None
+    """Which of several bands each member is in, int64 [n], where they are seen one after the other;
+    None where all are seen in one random order."""
 
     def of_held_out(self) -> Index:
         """The index of the pairs that are held out."""
@@ -146,24 +149,29 @@ class IndexPlan(AbstractPlan):
         *,
         run_seed: int,
         buckets: Mapping[Size, np.ndarray] | Mapping[None, np.ndarray],
+        passes: int = 1,
     ) -> None:
         """Args:
         index: of the data set.
         run_seed: of the run.
         buckets: target size -> indices into `index.members`; None for all, which keep their sizes.
+        passes: how often a band of the index is seen before the next one comes.
         """
         self.index = index
         self._sizes: list[Size | None] = [*buckets]
         self._buckets = list(buckets.values())
-        self._order = Order(run_seed, self._buckets)
+        self._order = Order(run_seed, self._buckets, bands=index.bands, passes=passes)
 
     def describe(self) -> str:
         counts = self.index.counts.describe()
+        if self.index.bands is not None:
+            sizes = ", ".join(f"{size:,}" for size in np.bincount(self.index.bands))
+            counts += f"; seen in bands of {sizes} pairs, one after the other"
         if len(self._sizes) == 1:
             return counts
-        sizes = [size for size in self._sizes if size is not None]
-        return f"{counts}; {len(sizes)} buckets of height x width " + ", ".join(
-            f"{height}x{width}" for height, width in sizes
+        targets = [size for size in self._sizes if size is not None]
+        return f"{counts}; {len(targets)} buckets of height x width " + ", ".join(
+            f"{height}x{width}" for height, width in targets
         )
 
     def start(self, layout: Layout) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class LeftOut(enum.Enum):
 
     TIE = "tie"
     UNLABELLED = "no label"
+    SMALL_GAP = "gap of scores too small"
+    SCORERS_DISAGREE = "scorers disagree"
     OTHER_LABEL = "a label that the objective does not read"
 
 

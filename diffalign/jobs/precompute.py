@@ -62,6 +62,7 @@ def run(
     pairs_per_shard: int = cached_reference.PAIRS_PER_SHARD,
     named: Sequence[str] = ("CONFIG.yaml",),
     sharing: Sharing | None = None,
+    scores: Path | None = None,
 ) -> ReferenceWriter | EncodingsWriter | None:
     """Compute what is missing, file by file; started again, it goes on from there.
 
@@ -71,6 +72,7 @@ def run(
         pairs_per_shard: of each file of reference values.
         named: the words of the command line that made `run_config`, for the command to go on with.
         sharing: which processes do it; None is this one.
+        scores: file of scores that gets what the reference says of each image; None for none.
 
     Returns:
         What wrote the folder; where there are two, that of the encodings. None where other shards
@@ -84,6 +86,8 @@ def run(
     sharing = sharing or Sharing()
     _refuse_launchers()
     check(run_config)
+    if scores is not None:
+        _check_scores(run_config, scores)
     sharing.engine.check("auto")
     console = Console(highlight=False)
     writer: ReferenceWriter | EncodingsWriter | None = None
@@ -110,6 +114,16 @@ def run(
             if known is None:
                 return None
             writer = writer or known
+            if scores is not None:
+                source = build.build_source(run_config, Console(quiet=True), skipped=None)
+                assert isinstance(source, PairSource), "images come in pairs"
+                count = cached_reference.write_scores(run_config, source, scores)
+                console.print(
+                    f"scores of {count:,} images by the reference, in {scores}: data.scores of a "
+                    f"run reads them as {{file: {scores}, scorer: reference}}",
+                    markup=False,
+                    soft_wrap=True,
+                )
             cached |= {"reference": "cached", "reference_cache": values}
             without.append("the reference")
     kept = [word for word in named if word.partition("=")[0] not in cached]
@@ -131,6 +145,17 @@ def run(
         )
     assert writer is not None
     return writer
+
+
+def _check_scores(run_config: RunConfig, scores: Path) -> None:
+    if not _has_images(run_config) or not _knows_reference(run_config):
+        raise ConfigError(
+            f"--scores {scores} takes what a reference says of the images of pairs, and this run "
+            f"has none that is known in advance: give data, data.visits and an objective that "
+            f"compares with a reference, such as dpo"
+        )
+    if scores.suffix != ".parquet":
+        raise ConfigError(f"--scores {scores}: a file of scores is named .parquet")
 
 
 def _refuse_launchers() -> None:

@@ -1,9 +1,11 @@
-"""`diffalign score`: scorer generated images, one column file per scorer."""
+"""`diffalign score`: score generated images, or those of a data set, one file per scorer."""
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +25,10 @@ from diffalign.comparison.score import (
     problems_of,
     scores_by_item,
 )
+from diffalign.comparison.score_pairs import PairScoresPlan, Perturbation
 from diffalign.console import progress
+from diffalign.data.pairs.config import PairConfig
+from diffalign.data.score_columns import read_score_column
 from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import DataError
 from diffalign.files import write_json
@@ -37,17 +42,48 @@ _LISTED_PROBLEMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataToScore:
+    """A data set of pairs, by those keys of a run's `data` that say which images it has."""
+
+    path: str
+    """As `data.path` of a run; it is read at random."""
+    kind: str = "auto"
+    """As `data.kind`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """As `data.columns`."""
+    split: str = "train"
+    """As `data.split`."""
+    revision: str | None = None
+    """As `data.revision`."""
+
+    def pairs(self) -> PairConfig:
+        """The section of a run; images are scored as they are, whatever the resolution."""
+        return PairConfig(resolution=8, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Ranged):
     """Which images are scored by whom."""
 
-    images: Path
+    images: Path | None = None
     """Folder that `generate` filled, or one of images with captions: `x.png` next to `x.txt`."""
+    data: DataToScore | None = None
+    """In place of `images`, a data set of pairs: both images of every row, for `data.scores` of a
+    run."""
     scorer: AbstractScorer
     """The scorer."""
     name: str | None = None
-    """Of the column: `scores/NAME.jsonl`; null takes the scorer's kind."""
+    """Of the column: `scores/NAME.jsonl` next to images, `OUTPUT/NAME.parquet` of a data set; null
+    takes the scorer's kind."""
+    output: Path | None = None
+    """Folder that gets the scores of a data set."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images scored at once."""
+    repeats: Annotated[int, AtLeast(1)] = 1
+    """Of a data set, how many copies of each image are scored, the image itself and slightly other
+    ones: above 1 there is a standard deviation next to their mean."""
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    """How the copies differ from the image."""
     diversity: bool = False
     """Say as well how much the images of one prompt differ, by the scorer's own features of them:
     a second pass of its image tower. The result lies next to the scores, `NAME.diversity.json`."""
@@ -56,6 +92,7 @@ class ScoreConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_source()
         if self.diversity and not getattr(self.scorer, "has_features", False):
             raise ValueError(
                 f"diversity is measured by the scorer's features of images, and "
@@ -68,10 +105,36 @@ class ScoreConfig(Ranged):
                 f"with a letter or digit"
             )
 
+    def _check_source(self) -> None:
+        if (self.images is None) == (self.data is None):
+            raise ValueError(
+                "what is scored is a folder (images=FOLDER) or a data set of pairs "
+                "(data.path=DATA): give one of them"
+            )
+        if (self.data is None) != (self.output is None):
+            raise ValueError(
+                "output is the folder that gets the scores of a data set, and those of a folder of "
+                "images lie in it: "
+                + ("leave output out" if self.data is None else "give output=FOLDER")
+            )
+        if self.data is not None and self.diversity:
+            raise ValueError(
+                "diversity is of generated images, and data is a data set: leave it out"
+            )
+        if self.data is None and (self.repeats, self.perturbation) != (1, Perturbation()):
+            raise ValueError(
+                "repeats and perturbation are for the images of a data set (data.path=DATA): leave "
+                "them out"
+            )
+
     def column(self) -> Path:
         """The file that gets the scores."""
         kind = components.kind_of(self.scorer).rpartition(".")[2]
-        return self.images / SCORES / f"{self.name or kind}.jsonl"
+        name = self.name or kind
+        if self.images is not None:
+            return self.images / SCORES / f"{name}.jsonl"
+        assert self.output is not None, "by __post_init__"
+        return self.output / f"{name}.parquet"
 
 
 def suggestion(images: Path) -> str:
@@ -98,14 +161,29 @@ def run(config: ScoreConfig, sharing: Sharing | None = None) -> None:
     sharing = sharing or Sharing()
     sharing.engine.check(config.device)
     column = config.column()
-    if not config.images.is_dir():  # the lock would create it
+    if config.images is not None and not config.images.is_dir():  # the lock would create it
         raise DataError(f"{config.images}: there is no such folder")
     with sessions.held(column.parent, of=column.stem, shard=sharing.shard) as session:
-        _score(console, config, column, session, sharing)
+        if config.images is None:
+            _score_pairs(console, config, column, session, sharing)
+        else:
+            _score(console, config, config.images, column, session, sharing)
 
 
-def plan_of(config: ScoreConfig) -> ScoresPlan:
+def plan_of(config: ScoreConfig) -> ScoresPlan | PairScoresPlan:
     """The scores of a config, as blocks; no weights are read."""
+    if config.data is not None:
+        return PairScoresPlan(
+            config.data.pairs(),
+            config.scorer,
+            config.column(),
+            batch_size=config.batch_size,
+            repeats=config.repeats,
+            perturbation=config.perturbation,
+            device=config.device,
+            place=lambda device: config.scorer.to(choose_device(device or config.device)),
+        )
+    assert config.images is not None, "by __post_init__"
     return ScoresPlan(
         find_images(config.images)[0],
         config.scorer,
@@ -116,14 +194,53 @@ def plan_of(config: ScoreConfig) -> ScoresPlan:
     )
 
 
-def _score(
+def _score_pairs(
     console: Console, config: ScoreConfig, column: Path, session: sessions.Session, sharing: Sharing
 ) -> None:
     make = blocks.Recipe(plan_of, config)
-    images, problems = find_images(config.images)
     plan = session.begin(make)
+    assert isinstance(plan, PairScoresPlan)
     console.print(
-        f"[bold]score[/bold]  {len(images)} images of {escape(str(config.images))} with "
+        f"[bold]score[/bold]  {escape(plan.data.summary)}; with {column.stem}, "
+        f"{choose_device(config.device)}; {len(plan.known)} scores are already there",
+        soft_wrap=True,
+    )
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    configs.save(config, column.with_suffix(".yaml"))
+    if column.is_file():
+        rows = read_score_column(column).rows.values()
+        known = [row.score for row in rows if row.score is not None]
+        bad = f", {len(rows) - len(known):,} that cannot be read" if len(known) < len(rows) else ""
+        console.print(
+            f"[green]Done:[/green] {len(rows):,} images and prompts in {escape(str(column))}{bad}; "
+            f"mean {statistics.fmean(known or [math.nan]):.4g}, standard deviation "
+            f"{statistics.pstdev(known or [math.nan]):.4g}",
+            soft_wrap=True,
+        )
+    _refuse(problems_of(session.failed))
+    said = f"{column.stem}: {{file: {column}, scorer: {plan.identity.kind}}}"
+    console.print(
+        f"Next: name it in the data section of a run\n  scores: {{columns: {{{said}}}}}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _score(
+    console: Console,
+    config: ScoreConfig,
+    folder: Path,
+    column: Path,
+    session: sessions.Session,
+    sharing: Sharing,
+) -> None:
+    make = blocks.Recipe(plan_of, config)
+    images, problems = find_images(folder)
+    plan = session.begin(make)
+    assert isinstance(plan, ScoresPlan)
+    console.print(
+        f"[bold]score[/bold]  {len(images)} images of {escape(str(folder))} with "
         f"{column.stem}, {choose_device(config.device)}; {len(plan.known)} scores are already "
         f"there",
         soft_wrap=True,
@@ -133,19 +250,19 @@ def _score(
     problems += problems_of(session.failed)
     configs.save(config, column.with_suffix(".yaml"))
     console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
-    if (config.images / MANIFEST).is_file():
-        _print_means(console, config.images, column)
+    if (folder / MANIFEST).is_file():
+        _print_means(console, folder, column)
         if config.diversity:
             scorer = config.scorer.to(choose_device(config.device))
             assert isinstance(scorer, AbstractImageScorer), "by __post_init__"
-            _measure_diversity(console, config.images, column, scorer)
+            _measure_diversity(console, folder, column, scorer)
     _refuse(problems)
-    if (config.images / MANIFEST).is_file():
-        alone = len({row.model for row in read_manifest(config.images)}) == 1
+    if (folder / MANIFEST).is_file():
+        alone = len({row.model for row in read_manifest(folder)}) == 1
         console.print(
             "Next: generate the same prompts with another model into this folder, to compare them"
             if alone
-            else f"Next:\n  {command('compare', {'images': config.images})}",
+            else f"Next:\n  {command('compare', {'images': folder})}",
             markup=False,
             soft_wrap=True,
         )

@@ -75,6 +75,11 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
                 f"samples of the policy, which are new in every round and cannot be held out: set "
                 f"data.holdout to null"
             )
+        if self.data is not None and self.data.config.scores.tag is not None:
+            raise ConfigError(
+                f"data.scores.tag tells the scores of images in their prompts, and {self.origin} "
+                f"trains on samples as well, which have none: leave tag out"
+            )
         if self.data is not None:
             self.data.check(parts)
             return

@@ -70,6 +70,11 @@ def check_encodings(run: RunConfig) -> None:
             "model.encoders is cached, and data.streaming is true: of a stream nothing is computed "
             f"in advance. Set data.streaming to false. Or: {resident.lower()}"
         )
+    if data.scores.tag is not None:
+        raise ConfigError(
+            "model.encoders is cached, and data.scores.tag gives each image of a pair a prompt of "
+            f"its own, where captions are encoded in advance. {resident}, or leave tag out"
+        )
     if data.crop == "random" and data.crops is None:
         raise ConfigError(
             "model.encoders is cached, and data.crop is random: anywhere is too many places to be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 from diffalign import components, world
+from diffalign.blocks import digest
 from diffalign.cache.references import REFERENCE_VALUES, CachedReference, Contents
 from diffalign.data.layout import Layout
+from diffalign.data.pairs.source import PairSource
+from diffalign.data.score_columns import ScoreKey, ScorerIdentity, ScoreRow, write_score_column
 from diffalign.data.source import AbstractSource
 from diffalign.errors import CacheError, ConfigError
 from diffalign.models.base import AbstractTrainable, ReferenceKind
@@ -150,6 +154,49 @@ def open_cached(run: RunConfig, source: AbstractSource) -> CachedReference:
         views=run.objective.views,
         visits=run.section.visits_in_advance(run.objective.views),
     )
+
+
+def write_scores(run: RunConfig, source: PairSource, path: Path) -> int:
+    """Write what the reference says of the images of pairs as a file of scores (`data.scores`).
+
+    A score is the mean over visits, and over the pairs that an image is in, of the run's
+    likelihood; its deviation is the standard deviation of those.
+
+    Args:
+        run: whose values of the reference were computed.
+        source: of its pairs.
+        path: of the file.
+
+    Returns:
+        How many images have a score.
+
+    Raises:
+        CacheError: see `CachedReference.open`.
+    """
+    known = open_cached(run, source)
+    values: dict[ScoreKey, list[float]] = {}
+    for sample_id, keys in source.image_keys():
+        of_views = known.all_of(sample_id)
+        for view, key in keys.items():
+            values.setdefault(key, []).extend(of_views.get(view, []))
+    scorer = ScorerIdentity(
+        kind="reference",
+        settings={"likelihood": components.kind_of(run.likelihood)},
+        fingerprint=f"reference-{digest(_fingerprint(run, source))}",
+        repeats=run.section.visits_in_advance(run.objective.views),
+    )
+    rows = [
+        ScoreRow(
+            image=image,
+            prompt=prompt,
+            score=statistics.fmean(numbers) if numbers else None,
+            deviation=statistics.stdev(numbers) if len(numbers) > 1 else None,
+            problem=None if numbers else "the pair could not be used",
+        )
+        for (image, prompt), numbers in values.items()
+    ]
+    write_score_column(path, scorer, rows)
+    return len(rows)
 
 
 AGREEMENT = {"float32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}

@@ -94,3 +94,50 @@ def test_a_replacement_stays_in_the_bucket():
         position_ = plan.micro_batch(number, 1)[0]
         for attempt in range(5):
             assert (plan.replacement(position_, attempt).member < 6) == (position_.member < 6)
+
+
+def banded(passes=2, buckets=None):
+    """Ten pairs in two bands: the even ones, then the odd ones."""
+    buckets = [np.arange(10)] if buckets is None else buckets
+    return Order(0, buckets, bands=np.arange(10) % 2, passes=passes)
+
+
+def test_a_band_is_seen_so_many_times_before_the_next_one_comes():
+    positions = [position_ for n in range(8) for position_ in banded().micro_batch(n, 5)]
+    by_five = [positions[start : start + 5] for start in range(0, 40, 5)]
+    assert [sorted(members(part))[0] % 2 for part in by_five] == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert all(len(set(members(part))) == 5 for part in by_five)
+    assert [{p.visit for p in part} for part in by_five] == [{v} for v in (0, 1, 0, 1, 2, 3, 2, 3)]
+    assert members(by_five[0]) != members(by_five[1])
+
+
+def test_a_pair_of_a_band_is_replaced_by_one_of_the_same_band():
+    position_ = banded().micro_batch(2, 5)[0]
+    found = {banded().replacement(position_, attempt).member for attempt in range(40)}
+    assert found == {1, 3, 5, 7, 9}
+
+
+def test_visits_of_bands_are_counted_as_they_come():
+    for passes in (1, 2, 3):
+        seen = Counter()
+        for number in range(9):
+            seen.update(members(banded(passes).micro_batch(number, 4)))
+            assert banded(passes).most_visits(number + 1, 4) == max(seen.values())
+
+
+def test_one_band_is_no_band():
+    plain = Order(3, [np.arange(10)])
+    alone = Order(3, [np.arange(10)], bands=np.zeros(10, dtype=np.int64))
+    assert [plain.micro_batch(n, 4) for n in range(9)] == [
+        alone.micro_batch(n, 4) for n in range(9)
+    ]
+
+
+def test_each_bucket_goes_through_its_own_bands():
+    order_ = banded(passes=1, buckets=[np.arange(0, 6), np.array([6, 8])])
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    for number in range(8):
+        for position_ in order_.micro_batch(number, 1):
+            seen[position_.bucket].append(position_.member)
+    assert [member % 2 for member in seen[0]] == [0, 0, 0, 1, 1, 1]
+    assert sorted(seen[1]) == [6, 8]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from diffalign import config
 from diffalign.cache import shards
 from diffalign.cache.references import CachedReference
+from diffalign.data.score_columns import read_score_column
 from diffalign.errors import CacheError, ConfigError
 from diffalign.files import read_json_lines
 from diffalign.jobs import precompute, train
@@ -433,3 +436,54 @@ def test_one_folder_serves_every_objective_of_two_numbers(folder, computed, tmp_
     batch = next(iter(source))
     found = values(batch.sample_ids, batch.visits)
     assert found.keys() == {"chosen", "rejected"}
+
+
+def test_what_the_reference_says_of_images_orders_their_pairs(folder, tmp_path):
+    run = run_of(
+        folder,
+        *backbone(folder, "sd15"),
+        f"reference_cache={tmp_path / 'values'}",
+        f"output={tmp_path / 'run'}",
+    )
+    scores = tmp_path / "reference.parquet"
+    precompute.run(run, scores=scores)
+    column = read_score_column(scores)
+    assert column.scorer.kind == "reference" and column.has_deviations
+    assert len(column.rows) == 16
+    known = open_cached(
+        dataclasses.replace(run, reference="cached"),
+        build.build_source(run, Console(quiet=True), skipped=None),
+    )
+    gaps = {}
+    for number, pair in enumerate(layouts.make_pairs(8, size=(48, 32))):
+        sides = {}
+        for view, content in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            row = column.rows[hashlib.sha256(content).hexdigest(), pair.caption]
+            visits = known.all_of(f"pairs.jsonl:{number + 1}")[view]
+            assert row.score == pytest.approx(sum(visits) / 3)
+            assert row.deviation == pytest.approx(statistics.stdev(visits))
+            sides[view] = row.score
+        gaps[number] = sides["chosen"] - sides["rejected"]
+    hardest = sorted(gaps, key=gaps.__getitem__)[:4]
+    ordered = run_of(
+        folder,
+        *backbone(folder, "sd15"),
+        f"data.scores.columns.ref.file={scores}",
+        "data.scores.columns.ref.scorer=reference",
+        "data.scores.order={by: ref, bands: 2, first: small_gap}",
+    )
+    source = build.build_source(ordered, Console(quiet=True), skipped=None)
+    first = next(iter(source))
+    assert {int(name.rpartition(":")[2]) - 1 for name in first.sample_ids} == set(hardest)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "file", "said"),
+    [
+        (["data.visits=null"], "x.parquet", "and this run has none that is known in advance"),
+        ([], "x.jsonl", "a file of scores is named .parquet"),
+    ],
+)
+def test_scores_of_no_reference_are_refused(overrides, file, said, folder, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        precompute.run(run_of(folder, *overrides), scores=tmp_path / file)

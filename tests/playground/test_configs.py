@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from diffalign import config
-from diffalign.jobs import generate, precompute, train
+from diffalign.jobs import generate, precompute, score, train
+from diffalign.playground.oracle import PlaygroundOracle
 from diffalign.playground.scenes import preference_prompts
 from diffalign.training.config import RunConfig
 from tests.runs import figures, forget_accelerate, run_script
@@ -87,6 +88,14 @@ def stage1(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def oracle_scores(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "scores"
+    data = score.DataToScore(path="assets/playground/preferences")
+    score.run(score.ScoreConfig(data=data, scorer=PlaygroundOracle(), output=folder))
+    return folder / "oracle.parquet"
+
+
+@pytest.fixture(scope="module")
 def encodings(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "encodings"
     fewer = ["data.limit=8", f"encodings_cache={folder}"]
@@ -97,6 +106,7 @@ def encodings(tmp_path_factory) -> Path:
 
 NEEDS = {
     "diffusion_dpo_cached": ("encodings", "data.limit=8", "encodings_cache={made}"),
+    "score_tags": ("oracle_scores", "data.scores.columns.oracle.file={made}"),
     "spm": ("pairs", "data.path={made}"),
     "spo": ("spm", "rollouts.scorer.path={made}/final"),
     "d3po_feedback": (

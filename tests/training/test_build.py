@@ -99,6 +99,42 @@ def test_what_does_not_go_together_is_refused_before_weights_are_read(
         check(run)
 
 
+TAGGED = (
+    "data.scores={columns: {a: {file: a.parquet, scorer: jpeg}}, "
+    "tag: {by: a, caption: '{q} {caption}'}}",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("likelihood={kind: scores}", "objective={kind: bradley_terry}"),
+            "a preference model scores images against the captions of the data: leave tag out",
+        ),
+        (
+            (*SEMI_POLICY, "objective={kind: seppo, beta: 1}"),
+            "data.scores.tag tells the scores .* rollouts seppo trains on samples as well",
+        ),
+        (
+            ("model.encoders=cached",),
+            "data.scores.tag gives each image of a pair a prompt of its own, where captions are",
+        ),
+    ],
+)
+def test_tags_that_nobody_would_read_are_refused(tiny_sdxl, overrides, message):
+    run = config.load(RunConfig, SMOKE, [f"model.path={tiny_sdxl}", *TAGGED, *overrides])
+    with pytest.raises(ConfigError, match=message):
+        check(run)
+
+
+def test_what_scores_decide_shapes_a_run_and_where_they_lie_does_not(tiny_sdxl):
+    ours = identity(run_of(tiny_sdxl, *TAGGED))
+    assert identity(run_of(tiny_sdxl, *TAGGED, "data.scores.columns.a.file=b.parquet")) == ours
+    for override in ("tag.quantiles=3", "columns.a.scorer=clip", "order={by: a}"):
+        assert identity(run_of(tiny_sdxl, *TAGGED, f"data.scores.{override}")) != ours
+
+
 def test_half_precision_without_a_gpu_is_refused(tiny_sdxl, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):

@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.data.decoding import BadImageError, EncodedImage, encoded_image
+from diffalign.data.pairs.scores import ScoreRules
 from diffalign.data.rows import Row
 from diffalign.data.skipping import LeftOut, SkipReason, UnusableRowError
-from diffalign.data.strength.base import LABELS, NOTHING_ASKED, Numbers, Strength, number_pair
+from diffalign.data.strength.base import (
+    LABELS,
+    NOTHING_ASKED,
+    SCORES,
+    Numbers,
+    Strength,
+    number_pair,
+)
 from diffalign.data.strength.settings import StrengthConfig
 from diffalign.errors import DataError
 from diffalign.parsing import decode_text, shortly
@@ -32,6 +40,8 @@ class ImagePair:
     """The other side; None where the data set has preferred images alone."""
     strength: Strength = NOTHING_ASKED
     """How sure the preference is, and how much the pair counts."""
+    own_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Side -> its prompt, where each is seen under one of its own; empty where both share it."""
 
 
 PAIR_VIEWS = ("chosen", "rejected")
@@ -75,6 +85,8 @@ class PairColumns:
     """Name -> columns of the first and the second image, or one column of lists of two or of shares
     of the first, of the numbers that `strength` reads besides `scores`. A row in which one is null
     has no label."""
+    scored: ScoreRules | None = None
+    """What scores of the images decide, where they are joined to the rows."""
     along: tuple[str, ...] = ()
     """Columns that are read along, and mean nothing to a pair."""
 
@@ -170,11 +182,19 @@ class PairColumns:
         if row.problem is not None:
             raise _malformed(row.problem)
         verdict = self._verdict(row)
-        return 0 if verdict is LeftOut.TIE and self.keep_ties else verdict
+        labelled = 0 if verdict is LeftOut.TIE and self.keep_ties else verdict
+        if self.scored is None or isinstance(labelled, LeftOut):
+            return labelled
+        return self.scored.chosen(row, labelled)
 
     def _verdict(self, row: Row) -> int | LeftOut:
         verdict = self._won(row)
-        columns = [name for names in self.numbers.values() for name in names]
+        columns = [
+            column
+            for name, columns in self.numbers.items()
+            for column in columns
+            if not name.startswith(SCORES)  # an image without a score makes its row unusable
+        ]
         if isinstance(verdict, int) and any(_says_nothing(row.values[name]) for name in columns):
             return LeftOut.UNLABELLED
         return verdict
@@ -249,13 +269,25 @@ class PairColumns:
                 detail = f"{name}: {error.detail}"
                 raise UnusableRowError(error.reason, detail, view) from None
         preferred = images.pop(chosen)
+        caption = self.caption(row)
         return ImagePair(
             sample_id=self.sample_id(row),
-            prompt=self.caption(row),
+            prompt=caption,
             chosen=preferred,
             rejected=images[0] if images else None,
             strength=self.strength_of(row),
+            own_prompts=self._own_prompts(row, chosen, caption),
         )
+
+    def _own_prompts(self, row: Row, chosen: int, caption: str) -> dict[str, str]:
+        if self.scored is None:
+            return {}
+        images = (chosen, 1 - chosen)
+        prompts = {
+            side: self.scored.prompt(row, image, caption)
+            for side, image in zip(self.sides, images, strict=False)
+        }
+        return {side: prompt for side, prompt in prompts.items() if prompt is not None}
 
     def strength_of(self, row: Row) -> Strength:
         """How sure a row's preference is; the same with the light columns alone.
@@ -266,10 +298,9 @@ class PairColumns:
         Raises:
             UnusableRowError: a number is missing, or none that it can be.
         """
-        verdict = self._verdict(row)
-        chosen = verdict if isinstance(verdict, int) else 0
+        verdict, chosen = self._verdict(row), self.chosen(row)
         return self.strength.of(
-            self._numbers(row, chosen),
+            self._numbers(row, chosen if isinstance(chosen, int) else 0),
             keeps_ties=self.keep_ties,
             tie=verdict is LeftOut.TIE,
             importance=self._importance(row),

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from diffalign.config import MAY_CHANGE
 from diffalign.data.decoding import MAX_PIXELS
 from diffalign.data.held_out import check_share
+from diffalign.data.pairs.scores import ScoresConfig
+from diffalign.data.strength.base import SCORES
 from diffalign.data.strength.settings import StrengthConfig
 from diffalign.ranges import AtLeast, Between, Ranged
 
@@ -66,6 +68,9 @@ class PairConfig(Ranged):
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     """How sure each preference is, and how much it counts, from votes or scores. By default every
     pair is as its label has it."""
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    """Files of scores of the images, and what they decide: filters, order, prompts, and through
+    `strength` how sure each preference is."""
     annotators: str | None = None
     """Where each row is the verdict of one of several annotators: two columns with a comma between
     that say what the first and the second image are, such as `image_0_uid, image_1_uid`. Rows with
@@ -127,6 +132,7 @@ class PairConfig(Ranged):
                 f"crops is {self.crops}, a number of places for random crops, and crop is "
                 f"{self.crop}: set crop to random, or crops to null"
             )
+        self._check_scores()
         check_share(self.holdout)
         if self.holdout is not None and self.streaming:
             raise ValueError(
@@ -137,4 +143,29 @@ class PairConfig(Ranged):
             raise ValueError(
                 "buckets need every image's size in advance, which a stream does not have: "
                 "set streaming or buckets to false"
+            )
+
+    def _check_scores(self) -> None:
+        """Raise ValueError for scores that are read and not named, or against what they decide."""
+        for key, names in self.strength.read_by().items():
+            for name in names:
+                if name.startswith(SCORES):
+                    self.scores.check_name(name.removeprefix(SCORES), f"strength.{key}")
+        tag = self.scores.tag
+        if tag is not None and tag.tells == "goal" and (self.strength.asked or self.ties == "keep"):
+            asked = next(iter(self.strength.asked.values()), "ties is keep")
+            raise ValueError(
+                f"scores.tag tells goals, by which either side is the chosen one in turn, and "
+                f"{asked}, which is about the sides as they are labelled: leave it at its default, "
+                f"or set scores.tag.tells to own"
+            )
+        rule, preference = self.scores.filter, self.strength.preference
+        if rule is None or rule.flip_below is None or preference.is_certain:
+            return
+        if not all(name.startswith(SCORES) for name in preference.reads):
+            raise ValueError(
+                f"scores.filter.flip_below turns pairs round that are labelled wrong, and "
+                f"strength.preference reads {', '.join(preference.reads)}, by which they would "
+                f"count as before: let it read a score (of: scores.{rule.by}), or drop such pairs "
+                f"with drop_below"
             )

@@ -109,6 +109,8 @@ class PairsToEncode:
                 break
             if number == next_wanted:
                 values = [row.values.get(name) for name in names]
+                if columns.scored is not None and columns.scored.config.filter is not None:
+                    values.append(columns.chosen(row))  # which scores may have turned round
                 digest.update(repr((number, columns.sample_id(row), values)).encode())
                 captions.append(columns.caption(row))
                 for part, value in columns.strength_of(row).parts().items():

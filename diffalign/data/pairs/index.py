@@ -13,6 +13,7 @@ from diffalign.data.pairs.columns import PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs
 from diffalign.data.pairs.samples import empty_caption
+from diffalign.data.pairs.scores import OrderConfig
 from diffalign.data.plans import Counts, HeldOutPair, Index
 from diffalign.data.rows import AbstractRows, Row
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped, UnusableRowError
@@ -81,6 +82,8 @@ def index_rows(
     """
     left_out: Counter[LeftOut] = Counter()
     members: list[int] = []
+    gaps: list[float] = []
+    order = None if columns.scored is None else columns.scored.config.order
     held_out: list[HeldOutPair] = []
     pairs = read = 0
     for number, row in enumerate(rows.scan(columns.light())):
@@ -96,6 +99,9 @@ def index_rows(
             caption = columns.caption(row)
             skipped = empty_caption(columns.sample_id(row), caption)
             columns.strength_of(row)
+            gap = 0.0
+            if columns.scored is not None and order is not None:
+                gap = columns.scored.gap(row, order.by, verdict)
         except UnusableRowError as error:
             skipped = error.skipped(columns.sample_id(row))
         pairs += 1
@@ -106,6 +112,7 @@ def index_rows(
             held_out.append(HeldOutPair(number=number, sample_id=name, group=caption))
         else:
             members.append(number)
+            gaps.append(gap)
     counts = Counts(
         rows=read, pairs=pairs, left_out=left_out, held_out=len(held_out), noun=rows.noun
     )
@@ -115,7 +122,33 @@ def index_rows(
         raise DataError(f"there is nothing to train on in {counts.describe()}{without}")
     refuse_nothing(held_out, holdout, counts, section="data")
     numbers = np.array(members, dtype=np.int64)
-    return Index(members=numbers, counts=counts, held_out=tuple(held_out))
+    bands = None
+    if order is not None:
+        bands = bands_of(np.array(gaps), order)
+        if order.only is not None:
+            numbers, bands = numbers[bands == order.only - 1], None
+    return Index(members=numbers, counts=counts, held_out=tuple(held_out), bands=bands)
+
+
+def bands_of(gaps: np.ndarray, order: OrderConfig) -> np.ndarray:
+    """The band of each pair, from 0 for what is seen first; int64 [n].
+
+    Args:
+        gaps: of the pairs, [n]. Of equal ones those that come first in the data come first.
+        order: how many bands there are, and which comes first.
+
+    Raises:
+        DataError: there are fewer pairs than bands.
+    """
+    if len(gaps) < order.bands:
+        raise DataError(
+            f"data.scores.order has {order.bands} bands, and there are {len(gaps)} pairs: take "
+            f"fewer bands"
+        )
+    sign = -1 if order.first == "large_gap" else 1
+    places = np.empty(len(gaps), dtype=np.int64)
+    places[np.argsort(sign * gaps, kind="stable")] = np.arange(len(gaps))
+    return places * order.bands // len(gaps)
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:

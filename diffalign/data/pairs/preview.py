@@ -40,7 +40,8 @@ def without_download(config: PairConfig) -> PairConfig:
     location = locate(config)
     if location.root is not None or location.stored:
         return config
-    return dataclasses.replace(config, streaming=True, buckets=False, holdout=None)
+    scores = dataclasses.replace(config.scores, order=None)
+    return dataclasses.replace(config, streaming=True, buckets=False, holdout=None, scores=scores)
 
 
 def first_rows(

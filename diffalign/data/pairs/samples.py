@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Sample:
     """See `ImagePair`."""
     embeddings: EncodedPrompt | None = None
     """Of the prompt, where images and prompts were encoded in advance."""
+    own_prompts: Mapping[str, str] = field(default_factory=dict)
+    """View -> its prompt after caption dropout, where each has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,9 @@ class SampleMaker:
         """
         if self.config.visits is not None:
             visit %= self.config.visits
-        sample_id = pair.sample_id
+        sample_id, tag = pair.sample_id, self.config.scores.tag
+        if tag is not None and tag.tells == "goal" and isinstance(pair, ImagePair):
+            pair = _with_goal(pair, visit)
         how, dropped = self._cut(sample_id, visit, target), self._drops_caption(sample_id, visit)
         images = {}
         for view in self.views:
@@ -105,7 +109,13 @@ class SampleMaker:
             },
             visit=visit,
             strength=pair.strength,
+            own_prompts=self._own_prompts(pair, dropped=dropped),
         )
+
+    def _own_prompts(self, pair: ImagePair | EncodedPair, *, dropped: bool) -> dict[str, str]:
+        if not isinstance(pair, ImagePair) or not pair.own_prompts:
+            return {}
+        return {view: "" if dropped else pair.own_prompts[view] for view in self.views}
 
     def _image(self, pair: ImagePair | EncodedPair, view: str, how: Cut) -> CutImage | Skipped:
         if not isinstance(pair, ImagePair):
@@ -129,6 +139,24 @@ class SampleMaker:
             place = numbered_place(sample_id, number, of=config.crops)
         mirrored = config.flip and coin("flip") < 0.5
         return Cut(target=target, place=place, mirrored=mirrored, number=number)
+
+
+def _with_goal(pair: ImagePair, visit: int) -> ImagePair:
+    """The pair under the prompt of one of its sides, which is the chosen one of this visit: at
+    every second visit the other, each time of half of all pairs."""
+    own = pair.own_prompts
+    if own["chosen"] == own["rejected"]:
+        return pair
+    turned = visit % 2 != int(unit_interval(pair.sample_id, "goal") < 0.5)
+    if not turned:
+        return dataclasses.replace(pair, own_prompts=dict.fromkeys(own, own["chosen"]))
+    assert pair.rejected is not None, "it was checked when the data was opened"
+    return dataclasses.replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        own_prompts=dict.fromkeys(own, own["rejected"]),
+    )
 
 
 def empty_caption(sample_id: str, caption: str) -> Skipped | None:
@@ -160,6 +188,10 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
         encoding_seeds={view: tuple(s.encoding_seeds[view] for s in samples) for view in views},
         visits=tuple(sample.visit for sample in samples),
         strength=stack_strengths([sample.strength for sample in samples]),
+        own_prompts={
+            view: tuple(sample.own_prompts[view] for sample in samples)
+            for view in samples[0].own_prompts
+        },
     )
 
 

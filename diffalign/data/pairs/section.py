@@ -50,6 +50,10 @@ class VisitsTimes(Protocol):
         """Which noise levels are visited."""
 
     @property
+    def needs_captions(self) -> bool:
+        """Whether it reads captions in place of prompts."""
+
+    @property
     def replaced_strength(self) -> frozenset[str]:
         """Parts of a pair's strength that it says itself."""
 
@@ -89,6 +93,11 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
                 f"likelihood.timesteps.strata is {strata}, and data.visits is "
                 f"{self.config.visits}, which spreads the times of a pair over as many parts "
                 f"already: leave strata at 1, or set data.visits to null"
+            )
+        if self.config.scores.tag is not None and parts.likelihood.needs_captions:
+            raise ConfigError(
+                "data.scores.tag puts scores into prompts, and a preference model scores images "
+                "against the captions of the data: leave tag out"
             )
         asked = dict(self.config.strength.asked)
         for part in sorted(parts.likelihood.replaced_strength & asked.keys()):
@@ -165,7 +174,11 @@ class PairSection(AbstractSourceSection[NoisesImages, VisitsTimes]):
         settings = config.to_dict(self.config)
         added = {"annotators": None, "group_pairs": "all"}  # since older caches were made
         seen = (*_SEEN, *(name for name, default in added.items() if settings[name] != default))
-        return {f"data.{name}": settings[name] for name in seen}
+        scores = {name: settings["scores"][name] for name in ("filter", "tag")}
+        return {
+            **{f"data.{name}": settings[name] for name in seen},
+            **{f"data.scores.{name}": value for name, value in scores.items() if value},
+        }
 
     def without_download(self) -> PairSection:
         """The section for a look at the data: a hub data set is streamed, its rows not counted.

@@ -31,6 +31,7 @@ from diffalign.data.pairs.samples import Sample, SampleMaker, stack, with_unit_r
 from diffalign.data.pairs.streamed import StreamPlan
 from diffalign.data.plans import AbstractPlan, Index, IndexPlan, Work
 from diffalign.data.rows import AbstractRows, AbstractRowStream
+from diffalign.data.score_columns import ScoreKey, digest_of
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import ConfigError, DataError
@@ -171,7 +172,12 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         return cls(
             data,
             maker,
-            IndexPlan(index, run_seed=run_seed, buckets=trained),
+            IndexPlan(
+                index,
+                run_seed=run_seed,
+                buckets=trained,
+                passes=1 if config.scores.order is None else config.scores.order.passes,
+            ),
             skips,
             layout=layout,
             held_out=held_out,
@@ -200,13 +206,21 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         )
 
     def captions(self, n: int) -> list[str]:
-        """Of a stream, which brings its images along, at most 16."""
+        """Of a stream, which brings its images along, at most 16; where prompts tell a score, they
+        ask for the highest."""
         if isinstance(self._data.rows, AbstractRowStream):
             pairs = islice(self._data.pairs(), min(n, 16))
-            return [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
-        columns = self._data.columns
-        rows = islice(self._data.rows.scan(columns.light()), n)
-        return [caption for row in rows if (caption := columns.caption_or_none(row))]
+            captions = [pair.prompt for pair in pairs if isinstance(pair, ImagePair)]
+        else:
+            columns = self._data.columns
+            rows = islice(self._data.rows.scan(columns.light()), n)
+            captions = [caption for row in rows if (caption := columns.caption_or_none(row))]
+        tag = self._config.scores.tag
+        return captions if tag is None else [tag.prompt(tag.quantiles, text) for text in captions]
+
+    def fingerprint(self) -> str:
+        scores = f", scores {self._data.scores}" if self._data.scores else ""
+        return f"{super().fingerprint()}{scores}"
 
     def fixed_samples(self) -> PairSource:
         if not isinstance(self._plan, IndexPlan):
@@ -221,6 +235,16 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
         """How many pairs are trained on, those included whose images cannot be used."""
         assert isinstance(self._plan, IndexPlan)
         return len(self._plan.index.members)
+
+    def image_keys(self) -> Iterator[tuple[str, dict[str, ScoreKey]]]:
+        """Sample id of each pair that is trained on, and by view what scores know its images by."""
+        assert isinstance(self._plan, IndexPlan) and isinstance(self._data.rows, AbstractRows)
+        for number in self._plan.index.members.tolist():
+            pair = self._data.read(self._data.rows[number])
+            if isinstance(pair, ImagePair):
+                digests = {view: digest_of(getattr(pair, view)) for view in sorted(self.views)}
+                keys = {view: (d, pair.prompt) for view, d in digests.items() if d is not None}
+                yield pair.sample_id, keys
 
     def sweep(self, visits: Sequence[tuple[int, int]]) -> Iterator[ImageBatch]:
         """Visits of pairs size by size of their images, whatever the rank and the position.

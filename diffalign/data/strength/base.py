@@ -23,6 +23,9 @@ from diffalign.ranges import Ranged
 LABELS = "labels"
 """Name of the numbers by which a data set says which side won."""
 
+SCORES = "scores."
+"""What names of numbers begin with that come from files of scores (`data.scores`)."""
+
 Numbers = Mapping[str, tuple[float, float]]
 """Name -> the number of the chosen side, and that of the rejected one; higher is better."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from diffalign import components
-from diffalign.data.strength.base import LABELS, AbstractPreference, Numbers, Strength
+from diffalign.data.strength.base import LABELS, SCORES, AbstractPreference, Numbers, Strength
 from diffalign.data.strength.certain import Certain
 from diffalign.data.strength.gap import sigmoid
 from diffalign.errors import ConfigError, DataError, did_you_mean
@@ -69,7 +69,7 @@ class StrengthConfig(Ranged):
             )
         for key, names in self.read_by().items():
             for name in names:
-                if name != LABELS and name not in self.columns:
+                if name not in (LABELS, *self.columns) and not name.startswith(SCORES):
                     known = [LABELS, *self.columns]
                     raise ValueError(
                         f"{key} reads {name}, and there are {', '.join(known)}: give its two "
@@ -142,6 +142,13 @@ class StrengthConfig(Ranged):
                     f"Name two columns of numbers under {section}.strength.columns, or leave "
                     f"strength.{key} out"
                 )
+            for name in read:
+                if name.startswith(SCORES) and section != "data":
+                    raise DataError(
+                        f"{section}.strength.{key} reads {name}, and files of scores are of images "
+                        f"(data.scores): name two columns of numbers under "
+                        f"{section}.strength.columns"
+                    )
         for name in self.columns:
             for column in self.columns_of(name):
                 if column not in names:

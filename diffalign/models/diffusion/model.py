@@ -129,11 +129,11 @@ class DiffusionModel(AbstractTrainable):
             crop_corners=torch.cat([batch.crop_corners[view] for view in batch.views]),
             target_size=batch.size,
         )
-        count = len(batch.views)
         if batch.encodings is None:
-            return self.prompts.framed(batch.prompts * count, framing)
+            prompts = [prompt for view in batch.views for prompt in batch.prompts_of(view)]
+            return self.prompts.framed(prompts, framing)
         known = {name: send(rows, self.device) for name, rows in batch.encodings.prompts.items()}
-        rows = send(batch.encodings.prompt_rows.repeat(count), self.device)
+        rows = send(batch.encodings.prompt_rows.repeat(len(batch.views)), self.device)
         return self._conditioner.arguments(PromptEmbeddings(**known).rows(rows), framing)
 
     @torch.no_grad()

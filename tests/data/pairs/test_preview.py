@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import datasets
 import pytest
 
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.preview import PairPreviewRow, without_download
+from diffalign.data.pairs.scores import OrderConfig, ScoreFile, ScoresConfig
 from diffalign.data.source import Preview
 from diffalign.errors import DataError
 from tests.data.conftest import open_source
@@ -80,7 +83,13 @@ def test_of_the_hub_nothing_is_downloaded(monkeypatch):
         return datasets.Dataset.from_list(pickapic_rows(make_pairs(2))).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    config = without_download(PairConfig(path="some/where", resolution=16, buckets=True))
+    scores = ScoresConfig(
+        columns={"a": ScoreFile(file=Path("a.parquet"), scorer="jpeg")}, order=OrderConfig(by="a")
+    )
+    config = without_download(
+        PairConfig(path="some/where", resolution=16, buckets=True, scores=scores)
+    )
+    assert config.scores.order is None and config.scores.columns == scores.columns
     source = open_source(config.path, streaming=config.streaming, buckets=config.buckets)
     assert len(source.preview(2).rows) == 2
     assert source.fingerprint() == "some/where@main"

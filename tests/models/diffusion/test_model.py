@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from unittest.mock import patch
 
@@ -349,3 +350,28 @@ def test_on_cuda_policy_and_reference_start_equal_and_never_wait_for_the_device(
 
     for view in ("chosen", "rejected"):
         assert torch.equal(policy_rows[view], reference_rows[view])
+
+
+def test_views_with_prompts_of_their_own_are_told_them(make_model, make_pairs):
+    model, batch = make_model(), make_pairs("a", "b")
+    own = {"chosen": ("good a", "good b"), "rejected": ("bad a", "bad b")}
+    found = model.conditioning(dataclasses.replace(batch, own_prompts=own))
+    for start, prompts in ((0, own["chosen"]), (2, own["rejected"])):
+        shared = model.conditioning(dataclasses.replace(batch, prompts=prompts))
+        for name, rows in flat_tensors(found).items():
+            expected = flat_tensors(shared)[name]
+            torch.testing.assert_close(rows[start : start + 2], expected[start : start + 2])
+    assert not torch.equal(
+        *(
+            flat_tensors(each)["encoder_hidden_states"]
+            for each in (found, model.conditioning(batch))
+        )
+    )
+
+
+def flat_tensors(conditioning):
+    """The tensors that a network is told, whatever they are nested in."""
+    found = {}
+    for name, value in conditioning.items():
+        found |= flat_tensors(value) if isinstance(value, dict) else {name: value}
+    return found

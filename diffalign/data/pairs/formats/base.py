@@ -17,6 +17,7 @@ from diffalign.data.pairs.columns import ImagePair, PairColumns
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.groups import GroupColumns, GroupRows, GroupStream
 from diffalign.data.pairs.known_columns import KNOWN_NAMES, PICKAPIC_PAIRS_PER_PROMPT
+from diffalign.data.pairs.scored import with_scores
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
 from diffalign.data.strength.base import LABELS
@@ -35,6 +36,8 @@ class OpenedPairs:
     """What is read by what, and the mapping, as a sentence."""
     fingerprint: str
     """Another one for other data; the same wherever the data lies."""
+    scores: str = ""
+    """Another one for other files of scores; empty where there are none."""
 
     def pairs(self) -> Iterator[ImagePair | Skipped]:
         """Every row that should hold a preference, once and in order."""
@@ -113,14 +116,21 @@ def open_data(
             f"data.buckets needs every image's size in advance, and {location.describe()} is "
             "streamed: set data.buckets to false"
         )
+    scored = with_scores(
+        rows, columns, location.root, config, grouped=isinstance(found, GroupColumns)
+    )
+    if scored is not None:
+        rows, columns = scored.rows, scored.columns
     streamed = ", streamed" if isinstance(rows, AbstractRowStream) else ""
     return OpenedPairs(
         rows=rows,
         columns=columns,
         base=location.root,
         summary=f"{location.describe()}, read by {kind}{streamed}: {found.describe()}"
-        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}",
+        f"{_unread(schema, found)}{_set_aside(rows)}{_added_up(config)}"
+        f"{f'; {scored.summary}' if scored else ''}",
         fingerprint=fingerprint(location, config),
+        scores=scored.fingerprint if scored else "",
     )
 
 
