@@ -15,17 +15,19 @@ import argparse
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 from pages import fill
 from PIL import Image
 
 from diffalign import config
-from diffalign.comparison.compare import Comparison, compare_scores
+from diffalign.comparison.compare import compare_scores
 from diffalign.comparison.report import percent, percent_interval
 from diffalign.generation.manifest import read_manifest
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.jobs import generate, score, train
+from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle, fidelity, read_objects
 from diffalign.playground.scenes import held_out_prompts
 from diffalign.training.config import RunConfig
@@ -58,12 +60,12 @@ def trained(folder: Path, *more: str) -> RunConfig:
     return run
 
 
-def asked(run: RunConfig, folder: Path, *, prompts: int | None) -> dict[str, Scores]:
-    """What is asked for -> fidelity of its images."""
+def asked(run: RunConfig, folder: Path, *, prompts: int | None) -> dict[tuple[str, str], Scores]:
+    """Model and what it is asked for -> fidelity of its images."""
     assert run.data is not None and run.data.scores.tag is not None
     tag, plain = run.data.scores.tag, held_out_prompts()[:prompts]
     asking = {
-        "highest": {tag.prompt(tag.quantiles, text): text for text in plain},
+        "highest": {tag.prompt(tag.highest, text): text for text in plain},
         "nothing": {text: text for text in plain},
         "lowest": {tag.prompt(1, text): text for text in plain},
     }
@@ -71,7 +73,7 @@ def asked(run: RunConfig, folder: Path, *, prompts: int | None) -> dict[str, Sco
     images = folder / "images"
     generate.run(
         generate.GenerateConfig(
-            models={"tagged": str(run.output)},
+            models={"base": str(playground_model_path()), "trained": str(run.output)},
             prompts=PromptsConfig(texts=texts),
             seeds=SEEDS,
             sampler=SAMPLER,
@@ -79,35 +81,33 @@ def asked(run: RunConfig, folder: Path, *, prompts: int | None) -> dict[str, Sco
             output=images,
         )
     )
-    found: dict[str, dict[tuple[str, int], float]] = {name: {} for name in asking}
+    found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
     for row in read_manifest(images):
         for name, by_text in asking.items():
             if row.prompt in by_text:
                 text = by_text[row.prompt]
                 objects = read_objects(Image.open(images / row.file))
-                found[name][text, row.seed] = fidelity(objects, text)
+                scores = found.setdefault((row.model, name), {})
+                scores[text, row.seed] = fidelity(objects, text)
     return found
 
 
-def table(found: Mapping[str, Scores]) -> str:
+def table(found: Mapping[tuple[str, str], Scores]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| asked for | fidelity | win rate of decided pairs over the lowest (95 % interval) "
-        "| wins / ties / losses |",
-        "|---|---|---|---|",
+        "| model | fidelity, asked for the lowest | for nothing | for the highest "
+        "| highest over lowest: win rate of decided pairs (95 % interval) | wins / ties / losses |",
+        "|---|---|---|---|---|---|",
     ]
-    compared: dict[str, Comparison] = {
-        name: compare_scores(found["lowest"], scores) for name, scores in found.items()
-    }
-    for name, c in compared.items():
-        figures = (
-            f"{percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
-            f"| {c.wins} / {c.ties} / {c.losses}"
-            if name != "lowest"
-            else "|"
+    for model in ("base", "trained"):
+        lowest, highest = found[model, "lowest"], found[model, "highest"]
+        c = compare_scores(lowest, highest)
+        plain = fmean(found[model, "nothing"].values())
+        lines.append(
+            f"| {model} | {percent(c.baseline_mean)} | {percent(plain)} | {percent(c.model_mean)} "
+            f"| {percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
+            f"| {c.wins} / {c.ties} / {c.losses} |"
         )
-        lines.append(f"| {name} | {percent(c.model_mean)} | {figures} |")
-    c = compared["highest"]
     return "\n".join(lines) + (
         f"\n\n{c.items} images each of {c.prompts} held-out prompts, {SEEDS} seeds, "
         f"{SAMPLER.steps} steps, guidance {SAMPLER.guidance:g}, by "

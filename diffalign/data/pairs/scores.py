@@ -116,8 +116,11 @@ class TagConfig(Ranged):
     caption: str = "score_{q}, {caption}"
     """The prompt of a side: {caption} is that of the data, {q} says where the score of its image
     lies among all of the file, from 1 for the lowest."""
-    quantiles: Annotated[int, AtLeast(2)] = 9
-    """The value of {q} for the highest scores."""
+    quantiles: Annotated[int, AtLeast(2)] | None = None
+    """The value of {q} for the highest scores; null is 9, or as many as there are words."""
+    words: tuple[str, ...] = ()
+    """What {q} says in place of the numbers from 1 on, from the lowest scores to the highest, such
+    as `[worst quality, normal quality, best quality]`: words that the text encoder knows."""
     tells: Literal["own", "goal"] = "own"
     """What the prompts of a pair tell. `own`: each side the score of its image. `goal`: both sides
     the score of one of them, by turns, and the side that has it is the chosen one, so that a loss
@@ -125,6 +128,11 @@ class TagConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.words and (self.quantiles is not None or len(set(self.words)) < 2):
+            raise ValueError(
+                f"words are two or more different ones, and say how many quantiles there are: got "
+                f"{', '.join(self.words)}, and quantiles {self.quantiles}"
+            )
         try:
             fields = [name for _, name, _, _ in string.Formatter().parse(self.caption) if name]
         except ValueError as error:
@@ -135,9 +143,15 @@ class TagConfig(Ranged):
                 f"'score_{{q}}, {{caption}}'"
             )
 
+    @property
+    def highest(self) -> int:
+        """The quantile of the highest scores; that of the lowest is 1."""
+        return len(self.words) or self.quantiles or 9
+
     def prompt(self, q: int, caption: str) -> str:
-        """The prompt that tells or asks for a score."""
-        return self.caption.format(q=q, caption=caption)
+        """The prompt that tells or asks for a score, by its quantile."""
+        told = self.words[q - 1] if self.words else q
+        return self.caption.format(q=told, caption=caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +292,7 @@ class ScoreRules:
         if tag is None or not caption:
             return None
         score = self.score(row, tag.by, side)
-        return tag.prompt(quantile(score, self.told, of=tag.quantiles), caption)
+        return tag.prompt(quantile(score, self.told, of=tag.highest), caption)
 
 
 def scaled(name: str) -> str:

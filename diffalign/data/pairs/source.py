@@ -216,7 +216,7 @@ class PairSource(AbstractDataSource[Sample, ImageBatch]):
             rows = islice(self._data.rows.scan(columns.light()), n)
             captions = [caption for row in rows if (caption := columns.caption_or_none(row))]
         tag = self._config.scores.tag
-        return captions if tag is None else [tag.prompt(tag.quantiles, text) for text in captions]
+        return captions if tag is None else [tag.prompt(tag.highest, text) for text in captions]
 
     def fingerprint(self) -> str:
         scores = f", scores {self._data.scores}" if self._data.scores else ""

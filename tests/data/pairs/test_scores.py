@@ -212,6 +212,15 @@ def test_a_goal_is_told_to_both_sides_and_the_one_that_reaches_it_is_chosen(data
     assert {goal == "1" for goal in goals[0].values()} == {True, False}
 
 
+def test_words_stand_for_quantiles():
+    tag = TagConfig(by="a", words=("bad", "so so", "good"), caption="{caption}, {q}")
+    assert tag.highest == 3 and TagConfig(by="a").highest == 9
+    assert [tag.prompt(q, "a cat") for q in (1, 3)] == ["a cat, bad", "a cat, good"]
+    for settings in ({"words": ("bad",)}, {"words": ("bad", "good"), "quantiles": 2}):
+        with pytest.raises(ValueError, match="words are two or more different ones"):
+            TagConfig(by="a", **settings)
+
+
 def test_goals_and_what_is_about_the_labelled_sides_are_refused(columns, tmp_path):
     scores = ScoresConfig(columns=columns, tag=TagConfig(by="a", tells="goal"))
     strength = StrengthConfig(margin={"scores.a": 1.0})
