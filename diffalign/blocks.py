@@ -131,13 +131,13 @@ class AbstractPlan(abc.ABC):
     def write(self, block: Block, made: Sequence[Row | Failed]) -> None:
         """Write the file of a block, whole or not at all."""
         lines = [{"row" if isinstance(m, Row) else "failed": dict(m.values)} for m in made]
-        write_json_lines(self.file(block), lines)
+        write_json_lines(self.file(block), [*lines, {"digest": digest(lines)}])
 
     def is_kept(self, block: Block) -> bool:
         """Whether the file of a block from an earlier run counts: not where items failed."""
         try:
-            return all("row" in line for line in read_json_lines(self.file(block)))
-        except (DataError, TypeError):
+            return not read_block(self.file(block))[1]
+        except DataError:
             return False
 
     def digest(self) -> str:
@@ -146,6 +146,19 @@ class AbstractPlan(abc.ABC):
 
 
 Plan = TypeVar("Plan", bound=AbstractPlan)
+
+
+def read_block(path: Path) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Rows of a block's file, and what failed.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    *lines, last = read_json_lines(path) or [None]
+    if not isinstance(last, Mapping) or last.get("digest") != digest(lines):
+        raise DataError(f"{path}: is damaged; delete it, and the same command makes it again")
+    rows = [line["row"] for line in lines if "row" in line]
+    return rows, [line["failed"] for line in lines if "failed" in line]
 
 
 @dataclass(frozen=True)

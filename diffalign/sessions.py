@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffalign.blocks import AbstractPlan, Block, Engine, Plan, share
+from diffalign.blocks import AbstractPlan, Block, Engine, Plan, read_block, share
 from diffalign.errors import BusyError, ConfigError, DataError
-from diffalign.files import read_json, read_json_lines, write_json
+from diffalign.files import read_json, write_json
 from diffalign.parsing import checked
 from diffalign.processes import only_writer
 
@@ -189,7 +189,7 @@ class Session:
         rows: list[Mapping[str, Any]] = []
         for block in plan.blocks:
             if not plan.is_result and plan.file(block).exists():
-                made, failed = _read_block(plan.file(block))
+                made, failed = read_block(plan.file(block))
                 rows += made
                 self.failed += failed
         if rows:
@@ -310,18 +310,12 @@ def _read_plan(store: Path) -> _PlanFile | None:
         return _PlanFile(digest="", shards=None)
 
 
-def _read_block(path: Path) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Rows of a block, and what failed."""
-    lines = read_json_lines(path)
-    rows = [line["row"] for line in lines if "row" in line]
-    return rows, [line["failed"] for line in lines if "failed" in line]
-
-
 def _salvage(plan: AbstractPlan) -> None:
     """Put the rows of another plan, which nobody works on any more, into the result."""
     rows: list[Mapping[str, Any]] = []
     for path in sorted(plan.store.glob("*.jsonl")):
-        rows += _read_block(path)[0]
+        with suppress(DataError):  # of a block that is damaged nothing can be kept
+            rows += read_block(path)[0]
     if rows:
         plan.merge(rows)
     _forget(plan.store)

@@ -85,7 +85,8 @@ OF_ROUNDS = {
 }
 OF_A_ROUND = (
     "rollouts.prompts_per_round=8 rollouts.prompts_per_batch=2 rollouts.images_per_prompt=SIZE "
-    "training.samples_per_device=2 training.accumulation=1 likelihood.process.steps=4"
+    "rollouts.pairs=all rollouts.trained_steps=null training.samples_per_device=2 "
+    "training.accumulation=1 likelihood.process.steps=4 likelihood.process.guidance=2"
 )
 AXES = {
     "batch": Axis(

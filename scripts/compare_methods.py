@@ -170,14 +170,13 @@ def train(folder: Path, row: Row, more: Sequence[str]) -> None:
     print(f"{row.title}: {seconds:.0f} s", flush=True)
 
 
-def evaluate(folder: Path, rows: Sequence[Row], prompts: Sequence[str]) -> list[Result]:
+def evaluate(runs: Path, images: Path, rows: Sequence[Row], prompts: Sequence[str]) -> list[Result]:
     """Generate with, score and compare all rows with the base."""
-    images = folder / "evaluation"
     generate.run(
         generate.GenerateConfig(
             models={
                 "base": str(playground_model_path()),
-                **{row.name: str(folder / row.name) for row in rows},
+                **{row.name: str(runs / row.name) for row in rows},
             },
             prompts=PromptsConfig(texts=tuple(prompts)),
             seeds=SEEDS,
@@ -262,7 +261,7 @@ def main() -> None:
         list(pool.map(lambda row: train(folder, row, more), wanted))
     trained = [row for row in ROWS if (folder / row.name / "seconds.json").exists()]
     prompts = held_out_prompts()[: 2 if arguments.trial else None]
-    results = evaluate(folder, trained, prompts)
+    results = evaluate(folder, folder / "evaluation", trained, prompts)
     figures = table(folder, trained, results, filled(page, "methods"))
     fill(page, "methods", figures)
     print(figures)

@@ -89,6 +89,27 @@ def test_what_a_merge_left_half_done_is_not_doubled(tmp_path):
     assert numbers(tmp_path) == list(NUMBERS)
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "list"])
+def test_a_damaged_block_is_made_again(tmp_path, damage):
+    plan = Squares(tmp_path)
+    for block in plan.blocks:
+        Worker(plan).do(block.name)
+    file = plan.file(plan.blocks[1])
+    content = file.read_bytes()
+    assert b'"square": 9' in content
+    file.write_bytes(
+        {
+            "flip": content.replace(b'"square": 9', b'"square": 8'),
+            "cut": b"".join(content.splitlines(keepends=True)[:-1]),
+            "empty": b"",
+            "list": b"[]\n",
+        }[damage]
+    )
+    session = complete(lambda: Squares(tmp_path), here())
+    assert [block.name for block in session.pending] == [plan.blocks[1].name]
+    assert Squares(tmp_path).rows() == [{"n": n, "square": n * n} for n in NUMBERS]
+
+
 def test_failures_are_listed_and_tried_again_by_the_next_start(tmp_path):
     session = complete(lambda: Squares(tmp_path, (1, -2, 3)), here())
     assert [failed["reason"] for failed in session.failed] == ["-2 < 0"]

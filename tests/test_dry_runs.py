@@ -146,6 +146,18 @@ def image_reward(folder: Path) -> None:
         exec(lines, {})
 
 
+def scored_groups(folder: Path) -> None:
+    """A row a prompt: images and the score of each."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, pair in enumerate(PAIRS):
+        names = [f"images/{number}-{side}.png" for side in ("good", "bad")]
+        for name, content in zip(names, (pair.chosen, pair.rejected), strict=True):
+            (folder / name).write_bytes(content)
+        rows.append({"prompt": pair.caption, "images": names, "scores": [1.5, 0.5]})
+    (folder / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def ranked_groups(folder: Path, model: Path) -> None:
     """Two images of one prompt with their trajectories, and what a person said of them."""
     generate.run(
@@ -174,6 +186,7 @@ IMAGE_SETS: Mapping[str, Callable[[Path], None]] = {
     "Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3": rapidata,
     "HPDv3": hpdv3,
     "ImageRewardDB": image_reward,
+    "scored": scored_groups,
 }
 RESPONSE_SETS = {
     "openbmb/RLHF-V-Dataset/data.jsonl": "rlhf_v",

@@ -42,12 +42,15 @@ SMALL = {
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "check_best_checkpoint.py": "--steps 4 --checkpoints 2 --prompts 2 --seeds 1 --out OUT",
     "check_health.py": "demo --steps 2 --out OUT",
+    "compare_objectives.py": "--trial --only dspo soft scorers --folder OUT",
     "drill_sdxl.py": "--tiny --full --processes 2",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "long_run.py": "--tiny --out OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
+    "step_gradients.py": "configs/playground/d3po.yaml rollouts.prompts_per_round=24 "
+    "rollouts.images_per_prompt=4",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",
     "score_tags.py": "--trial --folder OUT",
     "pretrain_playground.py": "--scenes 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "

@@ -72,7 +72,8 @@ class SmPO(AbstractObjective):
         if chosen.weight is not None:
             loss = chosen.weight * loss
         rewards = self.beta * ratios[0], self.beta * ratios[1]
-        return LossOutput(loss, pair_metrics(*rewards, chosen.preference))
+        metrics = pair_metrics(*rewards, chosen.preference)
+        return LossOutput(loss, {**metrics, "preference": chosen.preference})
 
     def note(self) -> str:
         """The beta of a certain pair."""

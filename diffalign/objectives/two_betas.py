@@ -60,4 +60,4 @@ class TwoBetas(AbstractPairObjective):
         ratios = chosen.log_ratio, rejected.log_ratio
         loss = two_beta_loss(*ratios, beta_chosen=self.beta, beta_rejected=self.beta_rejected)
         rewards = self.beta * ratios[0], self.beta_rejected * ratios[1]
-        return LossOutput(loss, pair_metrics(*rewards))
+        return LossOutput(loss, pair_metrics(*rewards, chosen.preference))

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 
@@ -35,7 +35,6 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.ranges import AtLeast
 from diffalign.rollouts.base import (
     AbstractCollector,
-    AbstractRollouts,
     Phase,
     RoundSummary,
     RunContext,
@@ -59,7 +58,11 @@ from diffalign.rollouts.round_order import Visit, in_batches, visits_of_round
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
-from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
+from diffalign.rollouts.trajectory_pairs import (
+    AbstractTrajectoryRollouts,
+    PairedSteps,
+    TrajectoryPair,
+)
 from diffalign.scorers.base import AbstractScorer
 from diffalign.shapes import check_image_size
 
@@ -69,11 +72,8 @@ _GRID = "grid.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeImage(AbstractRollouts):
+class WholeImage(AbstractTrajectoryRollouts):
     """Rounds of images that scores compare."""
-
-    batch_type: ClassVar[type] = StepBatch
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
 
     prompts: PromptsConfig | Path = field(metadata=MAY_CHANGE)
     """A prompt file, or the keys of a choice of prompts; rounds walk through all of them."""
@@ -159,7 +159,7 @@ class _Collector(AbstractCollector):
     def __init__(self, rollouts: WholeImage, run: RunContext) -> None:
         self._settings = rollouts
         self._run = run
-        self._steps = PairedSteps(run)
+        self._steps = PairedSteps(run, rollouts.trained_steps)
         self._scorers = Scorers(rollouts.scorers)
         self._prompts = [prompt.text for prompt in read_prompts(rollouts.prompts)]
 

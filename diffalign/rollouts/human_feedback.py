@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.batches import StepBatch
@@ -27,7 +26,6 @@ from diffalign.imaging.grid import evenly_spaced
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
     AbstractCollector,
-    AbstractRollouts,
     Phase,
     RoundSummary,
     RunContext,
@@ -36,15 +34,16 @@ from diffalign.rollouts.groups import Group, Origin, read_groups, read_origin, r
 from diffalign.rollouts.pairing import Pairing, RankedGroup, from_best_to_worst, render_ranked_grid
 from diffalign.rollouts.preferences import Verdict, read_preferences
 from diffalign.rollouts.rounds import Rounds
-from diffalign.rollouts.trajectory_pairs import PairedSteps, TrajectoryPair
+from diffalign.rollouts.trajectory_pairs import (
+    AbstractTrajectoryRollouts,
+    PairedSteps,
+    TrajectoryPair,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HumanFeedback(AbstractRollouts):
+class HumanFeedback(AbstractTrajectoryRollouts):
     """Passes over pairs that people decided."""
-
-    batch_type: ClassVar[type] = StepBatch
-    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
 
     trajectories: Path = field(metadata=MAY_CHANGE)
     """The folder of the groups, as `diffalign generate` wrote it."""
@@ -63,7 +62,7 @@ class HumanFeedback(AbstractRollouts):
 class _Collector(AbstractCollector):
     def __init__(self, settings: HumanFeedback, run: RunContext) -> None:
         self._settings = settings
-        self._steps = PairedSteps(run)
+        self._steps = PairedSteps(run, settings.trained_steps)
         groups = {group.group: group for group in read_groups(settings.trajectories)}
         counts = {name: len(group.images) for name, group in groups.items()}
         self._groups = groups

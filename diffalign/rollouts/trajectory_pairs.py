@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from diffalign.data.batches import StepBatch
-from diffalign.rollouts.base import RunContext
+from diffalign.errors import ConfigError
+from diffalign.ranges import AtLeast
+from diffalign.rollouts.base import AbstractRollouts, RunContext
 from diffalign.rollouts.round_order import own_parts, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch
 from diffalign.seeding import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractTrajectoryRollouts(AbstractRollouts):
+    """Pairs of whole trajectories, whose steps train."""
+
+    batch_type: ClassVar[type] = StepBatch
+    views: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
+
+    trained_steps: Annotated[int, AtLeast(1)] | None = None
+    """How many steps of a trajectory are trained on, from the first one, which leaves from noise;
+    null is all of them, as published. The last steps decide little of what an image shows, and
+    since they add little noise, their log-densities have by far the largest gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +67,32 @@ class TrajectoryPair:
 
 
 class PairedSteps:
-    """Every step of every pair, in D3PO's order: see `pack_pairs`."""
+    """The trained steps of every pair, in D3PO's order: see `pack_pairs`."""
 
-    def __init__(self, run: RunContext) -> None:
+    def __init__(self, run: RunContext, trained_steps: int | None = None) -> None:
         """Assemble the order of a run.
 
         Args:
             run: whose likelihood measures the steps.
+            trained_steps: see `AbstractTrajectoryRollouts`.
 
         Raises:
-            ConfigError: it measures something else.
+            ConfigError: it measures something else, or takes fewer steps.
         """
         self.process = run.required_process()
         """How the steps were taken."""
+        if trained_steps is not None and trained_steps > self.process.steps:
+            raise ConfigError(
+                f"rollouts.trained_steps is {trained_steps}, and likelihood.process.steps is "
+                f"{self.process.steps}: train on at most so many, or on all of them with null"
+            )
         noising = run.model.noising().variance_preserving()
-        self._times = noising.reverse_times(self.process.steps)
+        self._times = noising.reverse_times(self.process.steps)[:trained_steps]
         self._layout = run.layout
         self._run_seed = run.run_seed
 
     def steps(self, pairs: int) -> int:
-        """How many steps so many pairs have."""
+        """How many steps of so many pairs could be trained on."""
         return pairs * len(self._times)
 
     def micro_batches(self, number: int, pairs: int) -> int:
@@ -83,8 +105,10 @@ class PairedSteps:
 
     def describe(self) -> str:
         """One line for the start of a run."""
+        count, of = len(self._times), self.process.steps
+        which = "" if count == of else f", those of the first {count} of {of} steps"
         return (
-            f"each pair of images gives {len(self._times)} pairs of steps, and an optimiser step "
+            f"each pair of images gives {count} pairs of steps{which}, and an optimiser step "
             f"takes {self._layout.samples_per_step} of them"
         )
 

@@ -87,7 +87,8 @@ class Trainer:
             hooks: what looks at the run besides its records and the weight average.
         """
         assert source.batch_type is likelihood.batch_type, "the config was checked"
-        assert likelihood.data_views(objective.views) <= source.views, "the config was checked"
+        read = objective.views & likelihood.data_views(objective.views)  # others it makes itself
+        assert read <= source.views, "the config was checked"
         self.accelerator, self.model, self.source = accelerator, model, source
         self.likelihood, self.objective = likelihood, objective
         self.precomputed_reference = precomputed_reference

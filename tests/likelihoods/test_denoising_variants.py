@@ -9,12 +9,13 @@ import torch
 
 from diffalign.likelihoods.denoising import Denoising
 from diffalign.models.diffusion.inversion import Inversion
-from diffalign.models.diffusion.noising import StraightPath
+from diffalign.models.diffusion.noising import Epsilon, StraightPath
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.diffusion.sdxl import SDXL
 from diffalign.models.lora import LoraSettings
 from diffalign.timesteps import TimestepSampling
 from tests.likelihoods.test_denoising import reordered
+from tests.objectives.fixtures import KEPT
 
 CPU = torch.device("cpu")
 VIEWS = ("chosen", "rejected")
@@ -169,12 +170,20 @@ class TestEmbeddings:
 
 
 class TestWeightsOfTimes:
-    def test_published_weights(self, model, make_pairs):
-        likelihood = Denoising(snr_bias=0.0)
-        batch = at_times(make_pairs("a", "b", "c", "d"), 1.0, 101.0, 501.0, 951.0)
-        found = likelihood.row_metadata(likelihood.prepare(model, batch))
+    T = torch.tensor([1.0, 101.0, 501.0, 951.0], dtype=torch.float64)
+
+    def test_published_weights(self):
+        noising = Epsilon(schedule_length=1000, alphas_cumprod=KEPT)
         known = [0.001703972162, 0.107019462919, 0.725000933150, 0.991844995433]
-        assert found["chosen"]["weight"].tolist() == pytest.approx(known, abs=1e-6)
+        weights = torch.sigmoid(-noising.log_snr(self.T))
+        assert weights.tolist() == pytest.approx(known, abs=1e-10)
+
+    def test_weights_are_those_of_the_schedule_of_the_model(self, model, make_pairs):
+        likelihood = Denoising(snr_bias=0.0)
+        batch = at_times(make_pairs("a", "b", "c", "d"), *self.T.tolist())
+        found = likelihood.row_metadata(likelihood.prepare(model, batch))
+        expected = 1 - model.noising.alphas_cumprod[self.T.long()]
+        assert found["chosen"]["weight"].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
         assert "sigmoid(0 - log SNR)" in likelihood.describe()
 
     def test_the_weight_of_a_pair_is_multiplied(self, model, make_pairs):

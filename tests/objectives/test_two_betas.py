@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -57,6 +59,19 @@ def test_a_beta_goes_with_the_part_and_not_with_the_view():
     exchanged = objective.pair_loss(rejected, chosen).loss
     expected = -torch.nn.functional.logsigmoid(0.5 * rejected.log_ratio - 0.1 * chosen.log_ratio)
     assert exchanged.tolist() == pytest.approx(expected.tolist())
+
+
+def test_accuracy_of_pairs_whose_label_is_probably_wrong_is_turned():
+    views = responses()
+    sides = [views[side] for side in SIDES]
+    wrong = {
+        side: dataclasses.replace(view, preference=numbers([0.2, 0.5, 0.9]))
+        for side, view in zip(SIDES, sides, strict=True)
+    }
+    objective = TwoBetas(beta=0.5, beta_rejected=0.1)
+    plain = objective(dict(zip(SIDES, sides, strict=True))).metrics["accuracy"].tolist()
+    turned = objective(wrong).metrics["accuracy"].tolist()
+    assert turned == [1 - plain[0], 0.5, plain[2]]
 
 
 def test_a_beta_of_zero_is_refused_by_its_name():

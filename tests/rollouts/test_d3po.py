@@ -156,6 +156,17 @@ def test_the_summary_counts(prompts, settings, model, tmp_path):
     assert "9 of 9 pairs decided; training on 24 of 27 steps" in found["sentence"]
 
 
+def test_only_the_first_steps_train_if_so_wished(prompts, settings, model, tmp_path):
+    source = start(rollouts(prompts, trained_steps=2), settings, model, tmp_path, accumulation=2)
+    seen = [name for batch in islice(source, 8) for name in batch.sample_ids]
+    assert Counter(name.rpartition("/")[2] for name in seen) == {"step-0": 8, "step-1": 8}
+    assert (record(tmp_path)["micro_batches"], record(tmp_path)["summary"]["steps"]) == (8, 16)
+    with pytest.raises(
+        ConfigError, match=r"trained_steps is 4, and likelihood\.process\.steps is 3"
+    ):
+        start(rollouts(prompts, trained_steps=4), settings, None, tmp_path)
+
+
 def test_at_the_sampling_weights_every_ratio_is_one(prompts, settings, model, tmp_path):
     likelihood = Transition(process=PROCESS)
     for batch in islice(start(rollouts(prompts), settings, model, tmp_path), 6):

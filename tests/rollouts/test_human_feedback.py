@@ -68,7 +68,9 @@ def preferences(tmp_path):
     return write
 
 
-def start(folder, preferences, settings, tmp_path, *, reference="initial", **changes):
+def start(
+    folder, preferences, settings, tmp_path, *, reference="initial", trained_steps=None, **changes
+):
     usual = {
         "run_seed": 3,
         "model": settings,
@@ -77,7 +79,11 @@ def start(folder, preferences, settings, tmp_path, *, reference="initial", **cha
         "process": PROCESS,
     }
     rollouts = HumanFeedback(
-        trajectories=folder, preferences=preferences, reference=reference, previewed_prompts=1
+        trajectories=folder,
+        preferences=preferences,
+        reference=reference,
+        trained_steps=trained_steps,
+        previewed_prompts=1,
     )
     return rollouts.open(row_metadata(tmp_path / "rounds", **(usual | changes)))
 
@@ -108,6 +114,20 @@ def test_every_step_of_every_decided_pair_trains_once_a_pass(
         assert Counter(seen) == Counter(expected)
     assert passes[0] != passes[1]
     assert {prompt for batch in batches for prompt in batch.prompts} == {"a cat", "an owl"}
+
+
+def test_only_the_first_steps_train_if_so_wished(folder, names, preferences, settings, tmp_path):
+    said = preferences({"group": names[0], "ranking": [2, 0, 1]})
+    source = start(
+        folder, said, settings, tmp_path, trained_steps=2, samples_per_device=3, accumulation=2
+    )
+    source.bind(load(settings, "adapter_off"))
+    seen = [name for batch in islice(source, 2) for name in batch.sample_ids]
+    assert Counter(name.rpartition("/")[2] for name in seen) == {"step-0": 3, "step-1": 3}
+    with pytest.raises(
+        ConfigError, match=r"trained_steps is 4, and likelihood\.process\.steps is 3"
+    ):
+        start(folder, said, settings, tmp_path, trained_steps=4)
 
 
 def test_at_the_weights_that_sampled_them_every_ratio_is_one(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffalign import world
+from diffalign.errors import ConfigError
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.rollouts.store import LATENTS, write_tensors
@@ -17,7 +18,7 @@ STEPS = 4
 TIMES = [(751, 501), (501, 251), (251, 1), (1, 0)]
 
 
-def paired_steps(model_path, tmp_path, *, samples_per_device=2):
+def paired_steps(model_path, tmp_path, *, samples_per_device=2, trained_steps=None):
     run = row_metadata(
         tmp_path,
         run_seed=5,
@@ -26,7 +27,7 @@ def paired_steps(model_path, tmp_path, *, samples_per_device=2):
         accumulation=STEPS,
         process=ReverseProcess(steps=STEPS),
     )
-    return PairedSteps(run)
+    return PairedSteps(run, trained_steps)
 
 
 @pytest.fixture
@@ -114,3 +115,27 @@ def test_the_start_of_a_run_says_how_many_steps_a_pair_gives(tiny_sd15, tmp_path
     steps = paired_steps(tiny_sd15, tmp_path)
     assert "gives 4 pairs of steps, and an optimiser step takes 8" in steps.describe()
     assert (steps.steps(5), steps.trained(8)) == (20, 16)
+
+
+def test_the_first_steps_alone_are_trained_on_if_so_wished(tiny_sd15, tmp_path, pairs):
+    steps = paired_steps(tiny_sd15, tmp_path, trained_steps=2)
+    seen = [row for batch in steps.batches(0, pairs, tmp_path, 0) for row in read(batch)]
+    assert Counter(time for _, time, *_ in seen) == {TIMES[0]: 4, TIMES[1]: 4}  # of four pairs
+    assert (steps.steps(5), steps.trained(steps.micro_batches(0, 5))) == (10, 8)
+    assert "gives 2 pairs of steps" in steps.describe()
+    assert "the first 2 of 4 steps" in steps.describe()
+
+
+def test_as_many_steps_as_there_are_is_all_of_them(tiny_sd15, tmp_path, pairs):
+    def names(trained_steps):
+        steps = paired_steps(tiny_sd15, tmp_path, trained_steps=trained_steps)
+        return [batch.sample_ids for batch in steps.batches(0, pairs, tmp_path, 0)]
+
+    assert names(STEPS) == names(None)
+
+
+def test_more_steps_than_there_are_is_refused(tiny_sd15, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"trained_steps is 5, and likelihood\.process\.steps is 4: train on at"
+    ):
+        paired_steps(tiny_sd15, tmp_path, trained_steps=STEPS + 1)
