@@ -75,9 +75,10 @@ class SampleMaker:
         if self.config.visits is not None:
             visit %= self.config.visits
         sample_id, tag = pair.sample_id, self.config.scores.tag
-        if tag is not None and tag.tells == "goal" and isinstance(pair, ImagePair):
-            pair = _with_goal(pair, visit)
         how, dropped = self._cut(sample_id, visit, target), self._drops_caption(sample_id, visit)
+        tells_goal = tag is not None and tag.tells == "goal" and not dropped
+        if tells_goal and isinstance(pair, ImagePair):
+            pair = _with_goal(pair, visit)
         images = {}
         for view in self.views:
             image = self._image(pair, view, how)
