@@ -429,3 +429,13 @@ def test_files_that_hold_no_scores_are_refused(tmp_path):
     write(tmp_path, "x", [ScoreRow(image="i", prompt="p", score=math.nan)])
     with pytest.raises(DataError, match="the score of 'p' is nan, and must be a finite number"):
         read_score_column(tmp_path / "x.parquet")
+
+
+def test_without_a_caption_nobody_asks_for_anything(data, columns):
+    scores = ScoresConfig(columns=columns, tag=TagConfig(by="a", tells="goal"))
+    source = open_source(
+        data, pairs_per_device=COUNT, scores=scores, caption_dropout=1.0, flip=False
+    )
+    for batch in take(source, 2):
+        assert all(image[0].mean() > image[2].mean() for image in batch.images["chosen"])
+        assert set(batch.prompts_of("rejected")) == {""}
