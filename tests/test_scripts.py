@@ -29,7 +29,7 @@ ELSEWHERE = {
 DPO = "configs/playground/diffusion_dpo.yaml"
 SMALL = {
     "fuzz.py": "--cases 5 --only steps",
-    "bench_blocks.py": "--items 24 --rounds 1",
+    "bench_blocks.py": "--items 200 --rounds 1",
     "bench_cache.py": f"{DPO} training.samples_per_device=2 --steps 2 --rounds 1 --pairs 8",
     "bench_check.py": "--tiny --images none",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",

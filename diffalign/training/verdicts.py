@@ -89,7 +89,7 @@ class Record:
             latest.pop(0)
         record = replace(record, latest=tuple(latest))
         if not record.first and record.is_enough:
-            means = {name: record.now(name) for name in row}
+            means = {name: record.recent(name) for name in row}
             known = {name: mean for name, mean in means.items() if mean is not None}
             record = replace(record, first=known)
         now = record.gain("chosen") if record.is_enough else None
@@ -111,7 +111,7 @@ class Record:
         """Whether the latest figures are means of enough."""
         return len(self.latest) >= LEAST_INTERVALS and _samples(self.latest) >= LEAST_SAMPLES
 
-    def now(self, name: str) -> float | None:
+    def recent(self, name: str) -> float | None:
         """Mean of a figure over the latest intervals; None where one of them lacks it."""
         values = [row[name] for row in self.latest if name in row]
         return (
@@ -123,19 +123,19 @@ class Record:
         names = self.latest[-1] if self.latest else {}
         for full in names:
             term, _, last = full.rpartition("/")
-            value = self.now(full) if last == name else None
+            value = self.recent(full) if last == name else None
             if value is not None:
                 yield term, value
 
     def gain(self, view: str) -> float | None:
         """How much more probable responses are than under the reference, or without one than in the
         first intervals, in nats per token; None for other measures."""
-        drift, tokens = self.now(f"drift/{view}"), self.now(f"tokens/{view}")
+        drift, tokens = self.recent(f"drift/{view}"), self.recent(f"tokens/{view}")
         if self.measure != "token log-probability":
             return None
         if drift is not None:
             return drift if tokens is None else drift / tokens
-        level, first = self.now(f"log_prob/{view}"), self.first.get(f"log_prob/{view}")
+        level, first = self.recent(f"log_prob/{view}"), self.first.get(f"log_prob/{view}")
         return None if level is None or first is None else level - first
 
     def describe(self) -> str:
@@ -143,18 +143,19 @@ class Record:
         said = [
             f"{text} {value:{form}}"
             for name, text, form in SHOWN
-            if (value := self.now(name)) is not None
+            if (value := self.recent(name)) is not None
         ]
         return ", ".join(["nothing harmful was seen", *said])
 
     def as_tensors(self) -> dict[str, Tensor]:
-        """All figures by name, for a checkpoint: float64, NaN where a row lacks one."""
+        """All figures by name, for a checkpoint: float64, minus infinity where a row
+        lacks one: unlike NaN it equals itself, as the checkpoints of two equal runs have to."""
         parts = {"first": (self.first,) if self.first else (), "latest": self.latest}
         parts |= {"best": (self.best,) if self.best else ()}
         parts |= {"held_out": self.held_out, "rounds": self.rounds}
         return {
             f"{part}:{name}": torch.tensor(
-                [row.get(name, math.nan) for row in rows], dtype=torch.float64
+                [row.get(name, -math.inf) for row in rows], dtype=torch.float64
             )
             for part, rows in parts.items()
             for name in sorted({name for row in rows for name in row})
@@ -174,7 +175,7 @@ class Record:
             }
             count = len(next(iter(columns.values()), []))
             return tuple(
-                {name: of[i] for name, of in columns.items() if not math.isnan(of[i])}
+                {name: of[i] for name, of in columns.items() if of[i] != -math.inf}
                 for i in range(count)
             )
 
@@ -254,7 +255,7 @@ def chosen_lost(record: Record) -> Verdict | None:
     grown = error_growth(record)
     if grown is None or grown < CHOSEN_ERROR or rate_too_high(record):
         return None
-    cosine = record.now("cosine_of_sides")
+    cosine = record.recent("cosine_of_sides")
     return Verdict(
         "chosen_lost",
         f"the error of chosen images is {grown:.1f} times the reference's: the margin grows "
@@ -397,7 +398,7 @@ def verdicts_on(record: Record) -> list[Verdict]:
 def error_growth(record: Record) -> float | None:
     """Chosen error of a denoiser over that of the reference on the same samples; without a
     reference, over that of the first intervals."""
-    error, drift = record.now("error/chosen"), record.now("drift/chosen")
+    error, drift = record.recent("error/chosen"), record.recent("drift/chosen")
     if error is None:
         return None
     before = record.first.get("error/chosen", 0.0) if drift is None else error + 2 * drift
@@ -406,8 +407,8 @@ def error_growth(record: Record) -> float | None:
 
 def _by_length(record: Record) -> str:
     """A sentence where the shorter of two responses is preferred whether it is chosen or not."""
-    shorter, longer = (record.now(f"accuracy/chosen_{side}") for side in ("shorter", "longer"))
-    share = record.now("chosen_longer")
+    shorter, longer = (record.recent(f"accuracy/chosen_{side}") for side in ("shorter", "longer"))
+    share = record.recent("chosen_longer")
     if shorter is None or longer is None or share is None or shorter - longer < BY_LENGTH:
         return ""
     if share * _samples(record.latest) < LEAST_LONGER:

@@ -96,18 +96,15 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(clip, data, tiny_sd15, tm
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "data.ties=keep",
-            r"data\.ties is keep, and the objective dpo takes every pair as decided",
-        ),
-        ("data.weighting=per_prompt", r"data\.weighting is per_prompt.*use uniform"),
+        ("data.ties=keep", r"data\.ties is keep, .* aot does not read the preference of a pair"),
+        ("data.weighting=per_prompt", r"weighting is per_prompt, .* does not read the weight"),
     ],
 )
 def test_objectives_that_take_decided_pairs_refuse_others(tiny_sdxl, override, message):
     smoke = CONFIG.parents[1] / "smoke/diffusion_dpo_sdxl.yaml"
-    run = config.load(RunConfig, smoke, [f"model.path={tiny_sdxl}", override])
+    more = [f"model.path={tiny_sdxl}", "objective={kind: aot, beta: 500}", override]
     with pytest.raises(ConfigError, match=message):
-        check(run)
+        check(config.load(RunConfig, smoke, more))
 
 
 def test_likelihood_and_model_must_fit(clip, tiny_sdxl, data, tmp_path):
