@@ -1,4 +1,4 @@
-"""Every offline objective on the playground, and DPO on labels of which a quarter is wrong.
+"""Offline objectives on the playground, and DPO on labels of which a quarter is wrong.
 
     python scripts/compare_objectives.py                     # both tables, two runs side by side
     python scripts/compare_objectives.py --only dpo ipo      # some; others stay as they are
@@ -108,7 +108,7 @@ LABELS = (
         "data.strength.columns={mean: 'mean_0, mean_1'}",
         "data.strength.preference={kind: gap, of: mean, temperature: 0.55}",
     ),
-    row("clean", "dpo, no wrong labels", DPO),
+    replace(OBJECTIVES[0], title="dpo, no wrong labels"),
 )
 """In `{noisy}` is what `write_noisy` makes. The temperature makes of the mean of two gaps of 1 with
 that noise the probability that its sign is right."""

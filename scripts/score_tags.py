@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
+from compare_methods import PAGE, SAMPLER, SEEDS, TRIAL
 from pages import fill
 from PIL import Image
 
@@ -25,23 +26,13 @@ from diffalign.comparison.compare import compare_scores
 from diffalign.comparison.report import percent, percent_interval
 from diffalign.generation.manifest import read_manifest
 from diffalign.generation.prompts import PromptsConfig
-from diffalign.generation.text_to_image import SamplerConfig
 from diffalign.jobs import generate, score, train
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle, fidelity, read_objects
 from diffalign.playground.scenes import held_out_prompts
 from diffalign.training.config import RunConfig
 
-PAGE = Path("docs/results.md")
 CONFIG = Path("configs/playground/score_tags.yaml")
-SEEDS = 9
-SAMPLER = SamplerConfig(steps=12, guidance=2.0)
-TRIAL = (
-    "optimizer.warmup_steps=0",
-    "training.optimizer_steps=2",
-    "training.samples_per_device=2",
-    "training.log_every=1",
-)
 
 Scores = Mapping[tuple[str, int], float]
 """(Prompt without a tag, seed) -> fidelity to it."""
