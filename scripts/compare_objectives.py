@@ -64,7 +64,20 @@ OBJECTIVES = (
     ),
     row("dspo", "dspo", "{kind: dspo, beta: 0.01}", "likelihood.distance=true"),
     row("kto", "kto (Diffusion-KTO)", "{kind: kto, beta: 200}"),
+    row("bco", "bco", "{kind: bco, beta: 500}"),
     row("bco_pair", "bco_pair", "{kind: bco_pair, beta: 500}"),
+    row(
+        "margin_regression",
+        "margin_regression (CoPG)",
+        "{kind: margin_regression, beta: 500}",
+        "data.strength.target={labels: 1}",
+    ),
+    row(
+        "inpo",
+        "InPO (dpo, inverted noise)",
+        "{kind: dpo, beta: 500}",
+        "likelihood.inversion={steps: 5}",
+    ),
     row("mapo", "mapo", "{kind: mapo, beta: 0.1}"),
     row("simpo", "simpo", "{kind: simpo, beta: 500}"),
     row("cpo", "cpo", "{kind: cpo, beta: 500}"),
@@ -97,6 +110,13 @@ LABELS = (
         "soft",
         "dpo, soft labels of three votes",
         DPO,
+        "data.path={noisy}/three",
+        "data.strength.preference={kind: votes}",
+    ),
+    row(
+        "smpo",
+        "smpo, soft labels of three votes",
+        "{kind: smpo, beta: 500, scale: 2}",
         "data.path={noisy}/three",
         "data.strength.preference={kind: votes}",
     ),
@@ -182,7 +202,8 @@ def main() -> None:
     write_noisy(folder / "noisy")
     wanted = [each for name, each in rows.items() if not options.only or name in options.only]
     wanted = [replace(each, overrides=settings(folder, each)) for each in wanted]
-    for given in {tuple(o for o in each.overrides if "objective" not in o) for each in wanted}:
+    of_encodings = {each.overrides[-1]: each.overrides for each in wanted}
+    for given in of_encodings.values():
         command = ["-m", "diffalign", "precompute", f"configs/playground/{CONFIG}", *given]
         call([*command, f"output={folder / 'precomputed'}"], folder / "encodings.log")
     with ThreadPoolExecutor(options.side_by_side) as pool:
