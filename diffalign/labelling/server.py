@@ -7,7 +7,6 @@ Origin says, the server gives away nothing but its own page, and images by the t
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import hmac
 import ipaddress
@@ -17,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import anyio
@@ -25,6 +24,7 @@ import jinja2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -42,7 +42,7 @@ _WRONG_PASSWORD_S = 1.0
 """How long a wrong password is waited for."""
 _STOPPING_S = 5
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'self'; "
+    "content-security-policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; "
     "script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
@@ -285,9 +285,8 @@ class Pages:
         lists = isinstance(ranking, list) and all(isinstance(each, list) for each in ranking)
         if ranking is not None and not lists:
             raise ValueError("ranking must be a list of lists")
-        self._session.answer(
-            person, str(asked.get("item")), choice, ranking=ranking, seconds=seconds
-        )
+        token, said = str(asked.get("item")), cast(Choice, choice)
+        self._session.answer(person, token, said, ranking=ranking, seconds=seconds)
 
     def _take_back(self, person: str, asked: dict[str, Any]) -> None:
         answered = asked.get("answered")
@@ -349,7 +348,7 @@ async def _body(request: Request) -> bytes:
     async for part in request.stream():
         content += part
         if len(content) > _LARGEST_BODY:
-            raise ValueError(f"more than {_LARGEST_BODY} bytes")
+            raise HTTPException(413, f"more than {_LARGEST_BODY} bytes")
     return content
 
 
@@ -395,10 +394,13 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
 def _quiet_signals() -> Iterator[None]:
     """uvicorn sends itself the signal that stopped it again, once it has stopped: that one is let
     pass, so that what comes after the server is done."""
-    noted: functools.partial[None] = functools.partial(lambda *_: None)
-    before = {sig: signal.signal(sig, noted) for sig in (signal.SIGINT, signal.SIGTERM)}
+    before = {sig: signal.signal(sig, _pass) for sig in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)
+
+
+def _pass(*_: Any) -> None:
+    """Do nothing."""

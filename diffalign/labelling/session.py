@@ -244,6 +244,11 @@ class Session:
         except (BadImageError, UnusableRowError):
             return None
 
+    def standing(self) -> list[Answer]:
+        """Every answer that stands."""
+        with self._lock:
+            return list(self.answers.all())
+
     # --- what is answered ------------------------------------------------------------------------
 
     def answer(
