@@ -372,8 +372,8 @@ def listen(access: Access) -> socket.socket:
     return listener
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; every answer that was taken is on the disk then, as always."""
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """The server of an application, which says nothing of itself."""
     settings = uvicorn.Config(
         app,
         access_log=False,
@@ -386,8 +386,13 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         timeout_graceful_shutdown=_STOPPING_S,
         ws="none",
     )
+    return uvicorn.Server(settings)
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; every answer that was taken is on the disk then, as always."""
     with _quiet_signals():
-        uvicorn.Server(settings).run(sockets=[listener])
+        server_of(app).run(sockets=[listener])
 
 
 @contextlib.contextmanager
