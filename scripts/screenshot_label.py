@@ -23,9 +23,10 @@ from playwright.sync_api import Page, sync_playwright
 
 from diffalign.files import sha256_of, write_image
 from diffalign.generation.manifest import ManifestRow, append_rows
-from diffalign.labelling.server import Access, Pages, listen, server_of
+from diffalign.labelling.server import Pages, listen, server_of
 from diffalign.labelling.session import Session
 from diffalign.labelling.sources import GeneratedImages
+from diffalign.pages.guard import Guard
 
 SIZE, SHARPER = 448, 2
 COLOURS = {
@@ -126,9 +127,9 @@ def served(folder: Path, output: Path) -> Iterator[str]:
     """The address of a server of the folder, in a thread."""
     items = GeneratedImages(folder)
     session = Session(items, output, order=range(len(items.items)))
-    access = Access(port=0)
-    pages = Pages(session, access, question="Which image is better?", agreement=lambda: "")
-    with listen(access) as listener:
+    guard = Guard.of("127.0.0.1")
+    pages = Pages(session, guard, question="Which image is better?", agreement=lambda: "")
+    with listen("127.0.0.1", 0) as listener:
         server = server_of(pages.app())
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -14,13 +14,12 @@ from rich.markup import escape
 from diffalign import __version__
 from diffalign import config as configs
 from diffalign.commands import command
-from diffalign.comparison.page import write_report
 from diffalign.config import MAY_CHANGE
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.scores import ScoreFile
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.errors import ConfigError
-from diffalign.files import read_text, write_json
+from diffalign.files import read_text, write_atomically, write_json
 from diffalign.generation.manifest import MANIFEST
 from diffalign.jobs.check import SMALLEST_RESOLUTION, section_of
 from diffalign.labelling.agreement import Agreement, agreement, of_models, sections, sentences
@@ -36,14 +35,14 @@ from diffalign.labelling.sources import (
     PairsOfResponses,
     open_folder,
 )
+from diffalign.pages.environment import render
+from diffalign.pages.guard import Guard
 from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.rollouts.groups import GROUPS
 
 _SECTIONS = ("images", "data", "responses")
-_SHORTEST_PASSWORD = 8
 _QUESTIONS = {"images": "Which image is better?", "responses": "Which response is better?"}
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +86,11 @@ class LabelConfig(Ranged):
     a password."""
     port: Annotated[int, Between(0, 65535)] = field(default=8000, metadata=MAY_CHANGE)
     """To listen at; 0 takes a free one and says which."""
-    hosts: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Further names that browsers may call this machine by, such as that of a proxy."""
     password_file: Path | None = field(default=None, metadata=MAY_CHANGE)
-    """A file whose first line is the password."""
+    """A file whose first line is the password that browsers ask for, next to any user name."""
     password_variable: str | None = field(default=None, metadata=MAY_CHANGE)
-    """The environment variable that holds the password."""
+    """The environment variable that holds the password; null is DIFFALIGN_PASSWORD, where that is
+    set."""
     output: Path = Path("runs/label")
     """Folder of the answers and of the files made of them; labels that are there go on."""
 
@@ -108,13 +106,6 @@ class LabelConfig(Ranged):
             raise ValueError(f"{name} is of images, a folder of diffalign generate: leave it out")
         if self.password_file is not None and self.password_variable is not None:
             raise ValueError("give the password in a file or in a variable, not in both")
-        asks = self.password_file is not None or self.password_variable is not None
-        if self.host not in _LOOPBACK and not asks:
-            raise ValueError(
-                f"host is {self.host}, where other machines can ask, and there is no password: "
-                f"write one into a file and give password_file=FILE, or name the environment "
-                f"variable that holds it with password_variable=NAME"
-            )
         if self.scores and self.order != "disagreement":
             raise ValueError(
                 f"scores are read for order: disagreement, and order is {self.order}: set it, or "
@@ -171,7 +162,7 @@ def run(config: LabelConfig, *, only_export: bool = False) -> Agreement:
         DataError: the data cannot be read, or the answers there are of other data.
     """
     console = Console(highlight=False)
-    password = _password(config)
+    guard = Guard.of(config.host, password=_password(config))
     with only_writer(config.output, of="label"):
         items = _open(config)
         console.print(f"[bold]label[/bold]  {escape(items.summary)}", soft_wrap=True)
@@ -179,7 +170,7 @@ def run(config: LabelConfig, *, only_export: bool = False) -> Agreement:
             console.print(f"[yellow]{count:,} rows are not shown: {escape(reason)}[/yellow]")
         configs.save(config, config.output / "label.yaml")
         if not only_export:
-            _serve(config, items, password, console)
+            _serve(config, items, guard, console)
         return _export(config, items, console)
 
 
@@ -193,10 +184,10 @@ def _open(config: LabelConfig) -> AbstractItems:
 
 
 def _password(config: LabelConfig) -> str | None:
-    """The password, which no message shows.
+    """The password, which no message shows; None where the settings name none.
 
     Raises:
-        ConfigError: there is none where the settings say, or it is too short.
+        ConfigError: there is none where the settings say.
     """
     if config.password_file is not None:
         where = f"password_file {config.password_file}"
@@ -207,19 +198,14 @@ def _password(config: LabelConfig) -> str | None:
         password = os.environ.get(config.password_variable, "").strip()
     else:
         return None
-    if len(password) < _SHORTEST_PASSWORD:
-        raise ConfigError(
-            f"{where} holds {'no password' if not password else 'a password that is too short'}: "
-            f"it takes {_SHORTEST_PASSWORD} characters or more"
-        )
+    if not password:
+        raise ConfigError(f"{where} holds no password: write one there, of 8 characters or more")
     return password
 
 
-def _serve(
-    config: LabelConfig, items: AbstractItems, password: str | None, console: Console
-) -> None:
+def _serve(config: LabelConfig, items: AbstractItems, guard: Guard, console: Console) -> None:
     try:
-        from diffalign.labelling.server import Access, Pages, listen, serve
+        from diffalign.labelling.server import Pages, listen, serve
     except ImportError as error:
         raise ConfigError(
             f"label needs the extra `label`, and {error.name} is not installed: "
@@ -235,14 +221,13 @@ def _serve(
         seed=config.seed,
         people=config.people,
     )
-    access = Access(host=config.host, port=config.port, hosts=config.hosts, password=password)
     pages = Pages(
         session,
-        access,
+        guard,
         question=config.question or _QUESTIONS[items.shows],
-        agreement=lambda: _page(session, config),
+        agreement=lambda: _page(agreement(items.items, session.standing())),
     )
-    with listen(access) as listener:
+    with listen(config.host, config.port) as listener:
         port = listener.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
         there = sum(len(own) for own in session.answers.by_person.values())
@@ -255,11 +240,8 @@ def _serve(
         serve(pages.app(), listener)
 
 
-def _page(session: Session, config: LabelConfig) -> str:
-    """The page on agreement, as it is now."""
-    path = config.output / "agreement.html"
-    write_report(path, "Agreement", *sections(agreement(session.items.items, session.standing())))
-    return read_text(path)
+def _page(found: Agreement) -> str:
+    return render("sections.html", title="Agreement", lead="", sections=sections(found))
 
 
 def _export(config: LabelConfig, items: AbstractItems, console: Console) -> Agreement:
@@ -279,6 +261,7 @@ def _export(config: LabelConfig, items: AbstractItems, console: Console) -> Agre
         "alpha": found.alpha,
     }
     write_json(config.output / "agreement.json", {**provenance, **found.as_json()})
+    write_atomically(config.output / "agreement.html", _page(found))
     if not answers:
         console.print("There is no answer yet, and so no file for training.")
         return found

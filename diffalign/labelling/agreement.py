@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from diffalign.comparison.page import Section, Tile, notes, paragraph, table, tiles
 from diffalign.intervals import (
     Bootstrap,
     Interval,
@@ -24,6 +23,7 @@ from diffalign.intervals import (
 )
 from diffalign.labelling.answers import VERDICTS, Answer, Verdict
 from diffalign.labelling.items import Item
+from diffalign.pages.parts import Section, Tile, notes, paragraph, table, tiles
 
 _Unit = tuple[str, tuple[int, int]]
 """Item, and two of its sides."""

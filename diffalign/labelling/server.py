@@ -7,149 +7,88 @@ Origin says, the server gives away nothing but its own page, and images by the t
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
-import ipaddress
 import json
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
-import anyio
 import jinja2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffalign.errors import ConfigError, DataError
 from diffalign.labelling.answers import Choice
 from diffalign.labelling.session import LONGEST_NAME, Session, StaleError, person_of
+from diffalign.pages.guard import SAFE_HEADERS, Guard
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _LARGEST_BODY = 1 << 16
 """Bytes; an answer has some hundred."""
-_WRONG_PASSWORD_S = 1.0
-"""How long a wrong password is waited for."""
 _STOPPING_S = 5
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; "
+    **SAFE_HEADERS,
+    "Referrer-Policy": "same-origin",  # without it browsers do not say where a form comes from
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; "
     "script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "referrer-policy": "same-origin",
-    "x-content-type-options": "nosniff",
 }
-"""Of every response that says nothing else: the page loads nothing from elsewhere, and no other
-page shows or reads it."""
+"""Of every response that says nothing else: the page loads nothing from elsewhere."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Access:
-    """Where the server listens, and who may ask it."""
+class _Guarded:
+    """An application that answers what the guard lets pass."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 takes a free one."""
-    hosts: tuple[str, ...] = ()
-    """Further names that browsers may call this machine by."""
-    password: str | None = None
-
-    @property
-    def is_local(self) -> bool:
-        """Whether no other machine can ask."""
-        return self.host in _LOOPBACK
-
-    def knows_host(self, header: str) -> bool:
-        """Whether a Host header is a name of this machine: any other one is a name that somebody
-        else's page resolves to it (DNS rebinding)."""
-        try:
-            name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
-        if name in _LOOPBACK or name in map(str.lower, (self.host, *self.hosts)):
-            return True
-        if self.is_local:
-            return False
-        with contextlib.suppress(ValueError):
-            return bool(ipaddress.ip_address(name))  # a number cannot be made to mean another one
-        return name == socket.gethostname().lower()
-
-    def session_mark(self) -> str:
-        """What a browser shows after its person has said the password; the same after a restart."""
-        assert self.password is not None
-        salt = b"diffalign label"
-        key = hashlib.scrypt(self.password.encode(), salt=salt, n=2**14, r=8, p=1)
-        return hmac.new(key, b"session", hashlib.sha256).hexdigest()
-
-
-class _Guard:
-    """Refuses what does not come from the server's own page."""
-
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app, self._guard = app, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
-        host, origin = headers.get("host", ""), headers.get("origin")
-        elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-        if not self._access.knows_host(host):
-            await _text(421, "This server is not called by that name.")(scope, receive, send)
-            return
-        foreign = origin is not None and urlsplit(origin).netloc != host
-        if foreign or (elsewhere and not _is_visit(scope, headers)):
-            await _text(403, "Asked by another page than this server's own.")(scope, receive, send)
-            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said = {name for name, _ in message["headers"]}
-                message["headers"] += [
-                    (name.encode(), value.encode())
-                    for name, value in _HEADERS.items()
-                    if name.encode() not in said
-                ]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        await self._app(scope, receive, with_headers)
-
-
-def _is_visit(scope: Scope, headers: dict[str, str]) -> bool:
-    """Whether somebody followed a link to the page."""
-    return (
-        scope["path"] == "/"
-        and scope["method"] == "GET"
-        and headers.get("sec-fetch-mode") == "navigate"
-    )
+        app, refusal = self._app, self._guard.refusal(Headers(scope=scope))
+        if refusal is not None:
+            app = _text(refusal.status, f"{refusal.sentence}.", refusal.headers)
+        await app(scope, receive, with_headers)
 
 
 class Pages:
     """The routes."""
 
     def __init__(
-        self, session: Session, access: Access, *, question: str, agreement: Callable[[], str]
+        self, session: Session, guard: Guard, *, question: str, agreement: Callable[[], str]
     ) -> None:
         """Args:
         session: decides.
-        access: who may ask.
+        guard: who may ask.
         question: that people are asked.
         agreement: makes the page on how far they agree.
         """
-        self._session, self._access, self._question = session, access, question
+        self._session, self._guard, self._question = session, guard, question
         self._agreement = agreement
-        self._mark = None if access.password is None else access.session_mark()
         loader = jinja2.FileSystemLoader(_TEMPLATES)
         self._templates = jinja2.Environment(
             loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
@@ -168,77 +107,48 @@ class Pages:
             Route("/agreement", self._agree),
             *(Route(f"/{name}", _file(name)) for name in ("label.css", "label.js")),
         ]
-        return _Guard(Starlette(routes=routes), self._access)
+        return _Guarded(Starlette(routes=routes), self._guard)
 
     # --- who asks ---------------------------------------------------------------------------------
 
-    def _cookie(self, request: Request, name: str) -> str | None:
-        return request.cookies.get(f"{_cookie(request)}-{name}")
-
-    def _is_let_in(self, request: Request) -> bool:
-        shown = self._cookie(request, "session") or ""
-        return self._mark is None or hmac.compare_digest(shown.encode(), self._mark.encode())
-
     def _person(self, request: Request) -> str | None:
-        """Who asks; None where they have given no name, or not the password."""
-        name = self._cookie(request, "name")
-        if name is None or not self._is_let_in(request):
-            return None
+        """Who asks; None where they have given no name."""
         with contextlib.suppress(ValueError):
-            return person_of(unquote(name))
+            return person_of(unquote(request.cookies.get(_cookie(request), "")))
         return None
 
     def _page(self, request: Request) -> Response:
         person = self._person(request)
         if person is None:
-            return self._asks_name(asks_password=not self._is_let_in(request))
+            return self._asks_name()
         several = any(item.sides > 2 for item in self._session.items.items)
-        return self._render(
-            "page.html", person=person, shows=self._session.items.shows, ranks=several
-        )
+        shows = self._session.items.shows
+        return self._render("page.html", person=person, shows=shows, ranks=several)
 
-    def _asks_name(self, *, asks_password: bool, problem: str = "", status: int = 200) -> Response:
+    def _asks_name(self, problem: str = "") -> Response:
+        status = 400 if problem else 200
+        count = len(self._session.order)
         return self._render(
-            "start.html",
-            status=status,
-            asks_password=asks_password,
-            problem=problem,
-            longest=LONGEST_NAME,
-            count=len(self._session.items.items),
+            "start.html", status, problem=problem, longest=LONGEST_NAME, count=count
         )
 
     def _render(self, name: str, status: int = 200, **values: Any) -> Response:
         text = self._templates.get_template(name).render(question=self._question, **values)
-        return HTMLResponse(text, status, {"cache-control": "no-store"})
+        return HTMLResponse(text, status)
 
     async def _start(self, request: Request) -> Response:
         form = parse_qs((await _body(request)).decode(errors="replace"))
-        said = {name: values[0] for name, values in form.items()}
-        let_in = self._is_let_in(request)
-        if not let_in:
-            assert self._access.password is not None
-            given, wanted = said.get("password", "").encode(), self._access.password.encode()
-            let_in = hmac.compare_digest(given, wanted)
-        if not let_in:
-            await anyio.sleep(_WRONG_PASSWORD_S)
-            return self._asks_name(
-                asks_password=True, problem="That is not the password.", status=403
-            )
         try:
-            person = person_of(said.get("name", ""))
+            person = person_of(form.get("name", [""])[0])
         except ValueError as error:
-            problem = f"{error}."
-            response = self._asks_name(asks_password=False, problem=problem, status=400)
-        else:
-            response = RedirectResponse("/", 303)
-            _set(response, request, "name", quote(person))
-        if self._mark is not None:
-            _set(response, request, "session", self._mark)
+            return self._asks_name(f"{error}.")
+        response = RedirectResponse("/", 303)
+        response.set_cookie(_cookie(request), quote(person), httponly=True, samesite="strict")
         return response
 
     async def _leave(self, request: Request) -> Response:
         response = RedirectResponse("/", 303)
-        response.delete_cookie(f"{_cookie(request)}-name")
+        response.delete_cookie(_cookie(request))
         return response
 
     # --- what is asked and answered ---------------------------------------------------------------
@@ -248,7 +158,7 @@ class Pages:
         return _unknown() if person is None else self._now(person)
 
     def _now(self, person: str) -> Response:
-        return JSONResponse(self._session.state(person), headers={"cache-control": "no-store"})
+        return JSONResponse(self._session.state(person))
 
     async def _answer(self, request: Request) -> Response:
         return await self._write(request, self._add)
@@ -301,41 +211,31 @@ class Pages:
         if content is None:
             return _text(404, "There is no such image.")
         return Response(
-            content, media_type="image/png", headers={"cache-control": "private, max-age=600"}
+            content, media_type="image/png", headers={"Cache-Control": "private, max-age=600"}
         )
 
     def _agree(self, request: Request) -> Response:
-        if not self._is_let_in(request):
-            return RedirectResponse("/", 303)
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
-        headers = {"cache-control": "no-store", "content-security-policy": policy}
-        return HTMLResponse(self._agreement(), headers=headers)
+        return HTMLResponse(self._agreement(), headers={"Content-Security-Policy": policy})
 
 
 def _cookie(request: Request) -> str:
-    """The start of the names of cookies, which servers of other ports see too."""
+    """The cookie of a name; servers of other ports see it too, so it is called by the port."""
     return f"diffalign-label-{request.url.port or 80}"
-
-
-def _set(response: Response, request: Request, name: str, value: str) -> None:
-    secure = request.url.scheme == "https"
-    response.set_cookie(
-        f"{_cookie(request)}-{name}", value, httponly=True, samesite="strict", secure=secure
-    )
 
 
 def _unknown() -> Response:
     return JSONResponse({"error": "Say who you are on the first page."}, 401)
 
 
-def _text(status: int, text: str) -> Response:
-    return Response(text + "\n", status, media_type="text/plain")
+def _text(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return PlainTextResponse(text + "\n", status, headers)
 
 
 def _file(name: str) -> Callable[[Request], Response]:
     path = _TEMPLATES / name
     kind = {"css": "text/css", "js": "text/javascript"}[path.suffix[1:]]
-    headers = {"cache-control": "no-cache"}
+    headers = {"Cache-Control": "no-cache"}
 
     def serve(request: Request) -> Response:
         return FileResponse(path, media_type=kind, headers=headers)
@@ -352,22 +252,22 @@ async def _body(request: Request) -> bytes:
     return content
 
 
-def listen(access: Access) -> socket.socket:
-    """A socket at the address of the settings.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address; port 0 is a free one.
 
     Raises:
         ConfigError: it cannot be had.
     """
-    family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((access.host, access.port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"{access.host}:{access.port} cannot be listened at ({error.strerror or error}): is "
-            f"another server there? Choose another port with port=..., 0 for any free one"
+            f"{host}:{port} cannot be listened at ({error.strerror or error}): is another server "
+            f"there? Choose another port with port=..., 0 for any free one"
         ) from error
     return listener
 
