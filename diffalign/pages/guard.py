@@ -1,8 +1,8 @@
 """Who may ask a server of ours: this machine's browser, and others by a password.
 
-A page of a stranger, open in the same browser, can ask this machine too: by a name of its own that it
-lets point here, by a form, or by an image's address. So a request is looked at before it is answered,
-whatever serves it:
+A page of a stranger, open in the same browser, can ask this machine too: by a name of its own that
+it lets point here, by a form, or by the address of an image. So a request is looked at before it is
+answered, whatever serves it:
 
     guard = Guard.of("127.0.0.1", password=None)
     refusal = guard.refusal(request.headers)       # None, or a status and a sentence
