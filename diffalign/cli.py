@@ -248,6 +248,25 @@ def check(
 
 
 @app.command()
+def label(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA or label.yaml] [key.path=value ...]", show_default=False),
+    ] = None,
+    export: Annotated[
+        bool, typer.Option("--export", help="Write the files of the answers, and serve nothing.")
+    ] = False,
+) -> None:
+    """Serve a page on which people choose between images or responses, and keep their votes."""
+    from diffalign.jobs import label as job
+
+    first, *overrides = data or [""]
+    if "=" in first and not Path(first).exists():
+        first, overrides = "", [first, *overrides]
+    job.run(job.load(first or None, overrides), only_export=export)
+
+
+@app.command()
 def export(
     settings: Annotated[
         list[str] | None,

@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw
 
 from diffalign.comparison.compare import Comparison
 from diffalign.comparison.diversity import pixel_distance
-from diffalign.comparison.page import Html, Section, interval_bar, paragraph, table
 from diffalign.comparison.report import percent, percent_interval
 from diffalign.generation.manifest import ItemKey, ManifestRow
 from diffalign.imaging.grid import INK, LINE, MUTED, PAPER, font_for
 from diffalign.imaging.image_files import data_uri, read_image
+from diffalign.pages.parts import Html, Section, interval_bar, paragraph, table
 
 _BEST, _OTHERS = (22, 128, 92), (36, 104, 180)
 _WIDTH, _HEIGHT, _MARGIN = 640, 360, 64

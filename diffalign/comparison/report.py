@@ -12,7 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.comparison.compare import Comparison, Place
-from diffalign.comparison.page import (
+from diffalign.files import to_json
+from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
+from diffalign.imaging.grid import GridRow
+from diffalign.intervals import Interval
+from diffalign.pages.parts import (
     Html,
     Section,
     Tile,
@@ -25,10 +29,6 @@ from diffalign.comparison.page import (
     table,
     tiles,
 )
-from diffalign.files import to_json
-from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
-from diffalign.imaging.grid import GridRow
-from diffalign.intervals import Interval
 
 _LISTED_MISSING = 5
 

@@ -26,8 +26,6 @@ from diffalign.comparison.checkpoints import (
     section_of,
     sentences,
 )
-from diffalign.comparison.page import Section, settings_list, write_report
-from diffalign.comparison.page import command as command_line
 from diffalign.comparison.report import percent
 from diffalign.errors import ConfigError
 from diffalign.files import write_image, write_json, writing
@@ -37,6 +35,8 @@ from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import DtypeName, SamplerConfig
 from diffalign.jobs import compare, generate, score
 from diffalign.models.runs import is_run, model_of_run
+from diffalign.pages.parts import Section, settings_list, write_report
+from diffalign.pages.parts import command as command_line
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.training.checkpoint import checkpoints_in

@@ -13,7 +13,6 @@ from rich.markup import escape
 from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
-from diffalign.comparison.page import Section, command, settings_list, write_report
 from diffalign.comparison.report import (
     Result,
     as_json,
@@ -30,6 +29,7 @@ from diffalign.generation.manifest import ItemKey, ManifestRow, read_manifest, s
 from diffalign.imaging.grid import render_grid
 from diffalign.intervals import Bootstrap
 from diffalign.jobs import score
+from diffalign.pages.parts import Section, command, settings_list, write_report
 from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Between, Ranged
 

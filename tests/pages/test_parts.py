@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from diffalign.comparison.page import (
+from diffalign.imaging.grid import GridCell, GridRow
+from diffalign.imaging.image_files import data_uri
+from diffalign.pages.parts import (
     Html,
     Section,
     Tile,
@@ -24,8 +26,6 @@ from diffalign.comparison.page import (
     tiles,
     write_report,
 )
-from diffalign.imaging.grid import GridCell, GridRow
-from diffalign.imaging.image_files import data_uri
 
 LINKING = {"src", "href", "srcset", "data", "action"}
 NASTY = '<script>alert("&")</script>'
