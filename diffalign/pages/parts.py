@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup as Html
 
 from diffalign.files import write_atomically
 from diffalign.imaging.grid import GridRow
-from diffalign.pages.environment import part, render
+from diffalign.pages.environment import SHOWS_FILES, part, render
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,17 @@ class Tile:
 class Section:
     """A heading and what is under it."""
 
-    def __init__(self, title: str, *parts: Html) -> None:
-        self.title = title
-        self.parts = parts
+    def __init__(
+        self, title: str, *parts: Html, scripts: Sequence[str] = (), shows_files: bool = False
+    ) -> None:
+        """Args:
+        title: the heading.
+        parts: from top to bottom.
+        scripts: names of scripts next to the templates that the parts need.
+        shows_files: whether the parts show images of files next to the page.
+        """
+        self.title, self.parts = title, parts
+        self.scripts, self.shows_files = tuple(scripts), shows_files
 
 
 def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> None:
@@ -45,7 +54,26 @@ def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> 
         sections: from top to bottom.
         lead: a sentence under the title.
     """
-    write_atomically(path, render("sections.html", title=title, lead=lead, sections=sections))
+    write_atomically(path, page_of(title, *sections, lead=lead))
+
+
+def page_of(title: str, *sections: Section, lead: str = "", **values: Any) -> str:
+    """The page that `write_report` writes.
+
+    Args:
+        title, sections, lead: as there.
+        values: further ones of the template `sections.html`.
+    """
+    files = any(section.shows_files for section in sections)
+    return render(
+        "sections.html",
+        scripts=tuple(dict.fromkeys(name for section in sections for name in section.scripts)),
+        allow=SHOWS_FILES if files else {},
+        title=title,
+        lead=lead,
+        sections=sections,
+        **values,
+    )
 
 
 def paragraph(text: str | Html) -> Html:
