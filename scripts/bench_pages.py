@@ -1,12 +1,12 @@
 """How long the page of a comparison takes to write, and Chromium to open.
 
-    pip install playwright                      # a browser is not downloaded: chromium of the system
+    pip install playwright                      # which takes the Chromium of this system
     python scripts/bench_pages.py               # 500 prompts, 4 models, images of 512 pixels
     python scripts/bench_pages.py --prompts 20 --models 3
 
 Images are clouds of noise at all scales: as JPEG and WebP they take about as many bytes as
-photographs do. The page is opened from the disk, with the network's requests counted; the clock stops
-where the first image of the list, to which a link at the top leads, is decoded. The browser is a
+photographs do. The page is opened from the disk, with the requests of the network counted; the
+clock stops where the first image of the list, to which a link at the top leads, is decoded. The browser is a
 fresh one each time.
 """
 

@@ -1,5 +1,5 @@
-"""All images of a comparison on its page: filtered by prompt, sorted by score or difference, and two
-of them under a slider.
+"""All images of a comparison on its page: filtered by prompt, sorted by score or difference, and
+two of them under a slider.
 
 Reduced images lie within the page, so that it can be moved and sent alone; the full ones are linked
 by their place next to it, and shown where they are there. What a page of many images takes to open
@@ -8,8 +8,6 @@ is measured by `scripts/bench_pages.py`.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from PIL import Image
-
 from diffalign.generation.manifest import ItemKey, ManifestRow, Place, open_image
-from diffalign.imaging.image_files import PIXEL_ART
+from diffalign.imaging.image_files import data_uri
 from diffalign.pages.environment import part
 from diffalign.pages.parts import Section
 
@@ -38,6 +34,7 @@ def explorer_section(
     scores: Mapping[str, Mapping[ItemKey, float]],
     *,
     tie_tolerance: float = 0.0,
+    served: str | None = None,
 ) -> Section:
     """Every prompt and seed with the images of all models.
 
@@ -48,10 +45,12 @@ def explorer_section(
         models: columns, the baseline first.
         scores: by scorer, then by model, prompt id and seed.
         tie_tolerance: smaller differences are neither won nor lost.
+        served: the address of the folder where a server shows the page: images are then asked for
+            when they are seen, and none is within it.
     """
     places = list(dict.fromkeys((prompt, seed) for _, prompt, seed in rows))
-    within, side = _reduced(places, len(models))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow decodes and encodes without the GIL
+    within, side = ([], 0) if served is not None else _reduced(places, len(models))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow lets the GIL go
         embedded = dict(
             zip(
                 within_keys := [(m, *place) for place in within for m in models],
@@ -65,10 +64,13 @@ def explorer_section(
         "tolerance": tie_tolerance,
         "rows": [
             {
-                "prompt": next(rows[m, *p].prompt for m in models if (m, *p) in rows),
+                "prompt": next(rows[(m, *p)].prompt for m in models if (m, *p) in rows),
                 "seed": p[1],
                 "cells": [
-                    _cell(page.parent, folder, rows.get((m, *p)), embedded.get((m, *p)))
+                    {
+                        "image": embedded.get((m, *p)),
+                        "file": _address(page.parent, folder, rows.get((m, *p)), served),
+                    }
                     | {"scores": [column.get((m, *p)) for column in scores.values()]}
                     for m in models
                 ],
@@ -77,7 +79,7 @@ def explorer_section(
             if any((m, *p) in rows for m in models)
         ],
     }
-    left_out = len(places) - len(within)
+    left_out = len(places) - len(within) if served is None else 0
     note = (
         f"The images of {left_out:,} further seeds are not within this page: they are shown from "
         f"the files next to it."
@@ -107,28 +109,20 @@ def _reduced(places: Sequence[Place], models: int) -> tuple[list[Place], int]:
     return [place for _, place in first], side
 
 
-def _cell(page: Path, folder: Path, row: ManifestRow | None, embedded: str | None) -> dict[str, Any]:
-    """What the script shows of an image: `image` within the page, `file` next to it."""
+def _address(page: Path, folder: Path, row: ManifestRow | None, served: str | None) -> str | None:
+    """Where a page in one folder finds the file of an image."""
     if row is None:
-        return {"image": None, "file": None}
+        return None
+    if served is not None:
+        return f"{served}/{quote(row.file)}"
     try:
-        place = Path(os.path.relpath(folder / row.file, page)).as_posix()
+        return quote(Path(os.path.relpath(folder / row.file, page)).as_posix())
     except ValueError:  # on another drive
-        return {"image": embedded, "file": None}
-    return {"image": embedded, "file": quote(place)}
+        return None
 
 
 def _embedded(folder: Path, row: ManifestRow | None, side: int) -> str | None:
-    """An image as a data URI: small ones exactly, large ones reduced; None where there is none."""
     image = open_image(folder, row)
     if image is None:
         return None
-    buffer = io.BytesIO()
-    if max(image.size) <= PIXEL_ART:
-        image.save(buffer, format="png", optimize=True)
-        kind = "png"
-    else:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        image.save(buffer, format="webp", quality=_QUALITY)
-        kind = "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(image, side=side, form="webp", quality=_QUALITY)

@@ -65,7 +65,7 @@ def render(
         _environment()
         .get_template(template)
         .render(
-            {"lead": "", **values},
+            {"lead": "", "above": "", **values},
             policy="; ".join(f"{name} {value}" for name, value in policy.items()),
             scripts=texts,
         )

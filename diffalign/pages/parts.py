@@ -57,22 +57,29 @@ def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> 
     write_atomically(path, page_of(title, *sections, lead=lead))
 
 
-def page_of(title: str, *sections: Section, lead: str = "", **values: Any) -> str:
+def page_of(
+    title: str,
+    *sections: Section,
+    lead: str = "",
+    above: str | Html = "",
+    allow: Mapping[str, str] | None = None,
+) -> str:
     """The page that `write_report` writes.
 
     Args:
         title, sections, lead: as there.
-        values: further ones of the template `sections.html`.
+        above: a line over the title, such as the way back.
+        allow: what the page's policy allows; see `render`.
     """
     files = any(section.shows_files for section in sections)
     return render(
         "sections.html",
         scripts=tuple(dict.fromkeys(name for section in sections for name in section.scripts)),
-        allow=SHOWS_FILES if files else {},
+        allow=allow if allow is not None else SHOWS_FILES if files else {},
         title=title,
         lead=lead,
+        above=above,
         sections=sections,
-        **values,
     )
 
 
@@ -162,3 +169,34 @@ def image_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
 def mixed_cards(rows: Sequence[tuple[GridRow, Sequence[str]]]) -> Html:
     """Cards of rows with titles of their own; more than two images are two on a line."""
     return part("mixed_cards", rows)
+
+
+def heading(text: str) -> Html:
+    """A heading within a section."""
+    return part("heading", text)
+
+
+def fold(title: str, content: Html, *, open: bool = False) -> Html:
+    """What is seen once its title is clicked; nothing where there is no content."""
+    return part("fold", title, content, open) if content else content
+
+
+def link(text: str, target: str) -> Html:
+    """A link to another page or file; `target` is not looked at."""
+    return part("link", text, target)
+
+
+def sheet(source: str, alt: str) -> Html:
+    """An image of the page's width at most, such as a grid; `source` is its address or data."""
+    return part("sheet", source, alt)
+
+
+def frames(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Html:
+    """What was made of the same prompts at several times, one column each.
+
+    Args:
+        columns: titles.
+        rows: with `caption`, `question` (an image's address, or nothing) and `frames`: one a column
+            with `image` (an address) or `text`.
+    """
+    return part("frames", columns, rows)

@@ -208,7 +208,7 @@ def _page(
         "previews.html",
         title="Previews",
         allow=SHOWS_FILES,
-        steps=steps,
+        columns=[f"step {step:,}" if step else "start" for step in steps],
         rows=[
             {
                 "caption": item.caption,
