@@ -6,8 +6,8 @@
 
 Images are clouds of noise at all scales: as JPEG and WebP they take about as many bytes as
 photographs do. The page is opened from the disk, with the requests of the network counted; the
-clock stops where the first image of the list, to which a link at the top leads, is decoded. The browser is a
-fresh one each time.
+clock stops where the first image of the list, to which a link at the top leads, is decoded. The
+browser is a fresh one each time.
 """
 
 from __future__ import annotations

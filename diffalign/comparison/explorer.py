@@ -64,7 +64,7 @@ def explorer_section(
         "tolerance": tie_tolerance,
         "rows": [
             {
-                "prompt": next(rows[(m, *p)].prompt for m in models if (m, *p) in rows),
+                "prompt": next(row.prompt for m in models if (row := rows.get((m, *p)))),
                 "seed": p[1],
                 "cells": [
                     {

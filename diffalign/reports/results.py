@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffalign.pages.parts import Html, notes, paragraph, table
+from diffalign.pages.environment import part
+from diffalign.pages.parts import Html, interval_bar, notes, paragraph, table
 
 _FIRST = ("scorer", "model", "baseline")
 """Columns that stand in front."""
@@ -24,7 +25,7 @@ def result_parts(content: Mapping[str, Any]) -> list[Html]:
         if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
             if key != "comparisons":
                 found.append(paragraph(key.replace("_", " ").capitalize()))
-            found.append(_table_of(value))
+            found += _tables_of(value)
             found.append(notes(_cautions(value)))
     intervals = content.get("intervals")
     if isinstance(intervals, Mapping):
@@ -37,26 +38,57 @@ def result_parts(content: Mapping[str, Any]) -> list[Html]:
     return found
 
 
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """Rows of figures; of an interval `x_interval` its ends stand next to x. Lists are left out."""
+def _tables_of(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
+    """Rows of figures. What is the same in all of several rows is said once; an interval
+    `x_interval` stands below x, and on an axis where x is a rate; lists and mappings are left
+    out."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [
         name
         for name in names
         if not name.endswith("_interval")
-        and any(not isinstance(row.get(name), (list, Mapping)) for row in rows)
+        and not any(isinstance(row.get(name), (list, Mapping)) for row in rows)
     ]
-    columns.sort(key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else 0))
-    return table(
-        [name.replace("_", " ") for name in columns],
-        [[_with_interval(row, name) for name in columns] for row in rows],
-    )
+    same = {}
+    if len(rows) > 1:
+        same = {n: rows[0].get(n) for n in columns if len({str(row.get(n)) for row in rows}) == 1}
+    columns = [name for name in columns if name not in same]
+    columns.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    parts = [
+        table(
+            [name.replace("_", " ") for name in columns],
+            [[_cell(row, name) for name in columns] for row in rows],
+        )
+    ]
+    if same:
+        said = ", ".join(f"{name.replace('_', ' ')} {_value(name, v)}" for name, v in same.items())
+        parts.append(paragraph(f"The same in all rows: {said}."))
+    return parts
 
 
-def _with_interval(row: Mapping[str, Any], name: str) -> str:
+def _cell(row: Mapping[str, Any], name: str) -> str | Html:
     value, between = row.get(name), row.get(f"{name}_interval")
-    around = _interval(between)
-    return f"{figure_in_words(value)} ({around})" if around else figure_in_words(value)
+    if not (isinstance(between, Mapping) and {"low", "high"} <= between.keys()):
+        return _value(name, value)
+    low, high = between["low"], between["high"]
+    bar: str | Html = ""
+    if _is_rate(name) and isinstance(value, (int, float)):
+        bar = interval_bar(value, low, high)
+    return part("with_interval", _value(name, value), _ends(name, low, high), bar)
+
+
+def _is_rate(name: str) -> bool:
+    return "rate" in name.split("_")
+
+
+def _value(name: str, value: Any) -> str:
+    if _is_rate(name) and isinstance(value, (int, float)):
+        return f"{value:.1%}"
+    return figure_in_words(value)
+
+
+def _ends(name: str, low: Any, high: Any) -> str:
+    return f"{_value(name, low)} to {_value(name, high)}"
 
 
 def _interval(between: Any) -> str:

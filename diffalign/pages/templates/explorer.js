@@ -120,6 +120,7 @@ function explore(root) {
       else {
         const alt = `${models[model]}: ${row.prompt}`;
         const image = make("img", { alt, loading: "lazy", decoding: "async", src: source });
+        if (source.startsWith("data:image/png")) image.classList.add("small");
         image.addEventListener("load", () => sharpen(image), { once: true });
         image.addEventListener("error", () =>
           image.replaceWith(make("div", { class: "missing" }, "no image")));
