@@ -14,6 +14,8 @@ from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
 from diffalign.comparison.explorer import explorer_section
+from diffalign.comparison.grids import FOLDER as GRIDS
+from diffalign.comparison.grids import write_grids
 from diffalign.comparison.report import (
     Result,
     as_json,
@@ -58,7 +60,7 @@ class CompareConfig(Ranged):
     grid_rows: Annotated[int, AtLeast(1)] = 8
     """Prompts in the grid."""
     gallery: Annotated[int, AtLeast(0)] = 6
-    """How many of the biggest wins, and of the biggest losses, the report shows."""
+    """How many of the biggest wins, and of the biggest losses, the report and `grids/` show."""
     output: Path | None = None
     """Folder for the results; null is the folder of the images."""
 
@@ -188,6 +190,15 @@ def _write(
         config.images, rows, models, places, prompts=config.grid_rows, scores=scores
     )
     write_image(grid, render_grid(generated, columns))
+    grids = write_grids(
+        config.images,
+        output / GRIDS,
+        rows,
+        models,
+        scores,
+        prompts=config.gallery,
+        tie_tolerance=config.tie_tolerance,
+    )
     bootstrap = Bootstrap(confidence=config.confidence, resamples=config.resamples)
     settings = {**configs.to_dict(config), "interval": f"{bootstrap.describe} of prompts"}
     write_atomically(figures, as_json(results, settings))
@@ -212,7 +223,7 @@ def _write(
         ),
         lead="Both images of every pair were generated from the same prompt and the same noise.",
     )
-    return [page, grid, summary, figures]
+    return [page, grid, summary, figures, *grids]
 
 
 def _settings(config: CompareConfig, rows: Mapping[ItemKey, ManifestRow]) -> dict[str, object]:

@@ -64,7 +64,7 @@ def chart(title: str, curves: Sequence[Curve], *, mark: float | None = None) -> 
             "left": _LEFT,
             "right": _WIDTH - _RIGHT,
             "bottom": _HEIGHT - _BOTTOM,
-            "rows": [(y(tick), _spelt(tick)) for tick in ticks],
+            "rows": [(y(tick), said) for tick, said in zip(ticks, _labels(ticks), strict=True)],
             "columns": [(x(t), f"{t:,.0f}") for t in _ticks(first, last, 5) if first <= t <= last],
             "mark": y(mark) if mark is not None and low <= mark <= high else None,
             "curves": [
@@ -128,6 +128,15 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
     step = next(power * by for by in (1, 2, 2.5, 5, 10) if power * by >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks with as many digits as tell them apart."""
+    if len(ticks) < 2:
+        return [_spelt(tick) for tick in ticks]
+    most, step = max(map(abs, ticks)), ticks[1] - ticks[0]
+    digits = max(2, math.ceil(math.log10(most / step) + 1e-9) + 2)
+    return [f"{tick:.{digits}g}" if abs(tick) > step / 1e6 else "0" for tick in ticks]
 
 
 def _spelt(value: float) -> str:

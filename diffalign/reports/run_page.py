@@ -331,10 +331,13 @@ def _results(run: RunFolder, sources: AbstractSources, several: bool) -> list[Ht
     found: list[Html] = []
     if best := run.best_checkpoint:
         found.append(heading("Which checkpoint to use"))
-        found += [paragraph(str(said)) for said in best.get("sentences", [])]
+        found += [paragraph(str(said)) for said in best.get("says", [])]
         curve = run.path / "checkpoints" / "curve.png"
         if curve.is_file() and (source := sources.image(curve, 768)):
             found.append(sheet(source, "win rate over drift"))
+        strip = run.path / "checkpoints" / "strip.png"
+        if strip.is_file() and (source := sources.image(strip, _SHEET_PIXELS)):
+            found.append(sheet(source, "prompts down, checkpoints across, from the same noise"))
     for file, content in run.results.items():
         found.append(heading(file.parent.name if file.parent != run.path else file.name))
         found += result_parts(content)
@@ -382,7 +385,11 @@ def _configs(runs: Sequence[RunFolder]) -> list[Html]:
     left_out = len(other) - len(rows)
     return [
         paragraph("Settings in which they differ; all others are the same."),
-        table(["setting", *(run.name for run in runs)], rows),
+        fold(
+            f"{len(other)} settings",
+            table(["setting", *(run.name for run in runs)], rows),
+            open=len(rows) < 16,
+        ),
         paragraph(f"{left_out} more settings differ.") if left_out else Html(""),
     ]
 
