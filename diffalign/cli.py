@@ -290,6 +290,35 @@ def export(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Folders of training runs.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The file; else report.html in the folder of the run.")
+    ] = None,
+) -> None:
+    """Write one page of a run: curves, health, previews, results; of several, side by side."""
+    from diffalign.jobs import report as job
+
+    job.run(runs, output)
+
+
+@app.command()
+def studio(
+    folder: Annotated[Path, typer.Argument(help="Runs are looked for in it.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8470,
+    address: Annotated[
+        str, typer.Option(help="That it listens on; others than this machine's need a password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Browse runs, their previews and images, and hold two side by side; nothing is changed."""
+    from diffalign.jobs import studio as job
+
+    job.run(folder, address=address, port=port)
+
+
+@app.command()
 def evaluate(
     benchmark: Annotated[
         str, typer.Argument(help=f"One of {', '.join(components.folder_kinds(BENCHMARKS))}.")

@@ -41,7 +41,8 @@ TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
-    "jobs": set(ALLOWED) | {"training", "playground"},
+    "reports": SHARED | {"pages", "generation", "comparison", "training"},
+    "jobs": set(ALLOWED) | {"training", "playground", "reports"},
     "__init__": set(ALLOWED) | {"training", "jobs"},  # when a name is asked for: test_package.py
     "cli": set(ALLOWED) | {"training", "jobs"},
     "__main__": {"cli"},

@@ -225,8 +225,8 @@ def gallery_sections(
         for (model, prompt, seed), score in scores.items()
         if model == result.baseline and (result.model, prompt, seed) in scores
     }
-    wins = _largest({place: g for place, g in gains.items() if g > tie_tolerance}, count)
-    losses = _largest({place: -g for place, g in gains.items() if g < -tie_tolerance}, count)
+    wins = largest_gains({place: g for place, g in gains.items() if g > tie_tolerance}, count)
+    losses = largest_gains({place: -g for place, g in gains.items() if g < -tie_tolerance}, count)
     return [
         Section(title, image_cards(grid_rows(folder, rows, sides, places, scores), sides))
         for title, places in (
@@ -237,7 +237,8 @@ def gallery_sections(
     ]
 
 
-def _largest(gains: Mapping[Place, float], count: int) -> list[Place]:
+def largest_gains(gains: Mapping[Place, float], count: int) -> list[Place]:
+    """Where gains are largest: one place a prompt while there are enough prompts."""
     ordered = sorted(gains, key=lambda place: (-gains[place], place))
     best: dict[str, Place] = {}
     for place in ordered:

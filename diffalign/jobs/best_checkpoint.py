@@ -26,6 +26,7 @@ from diffalign.comparison.checkpoints import (
     section_of,
     sentences,
 )
+from diffalign.comparison.grids import checkpoint_strip
 from diffalign.comparison.report import percent
 from diffalign.errors import ConfigError
 from diffalign.files import write_image, write_json, writing
@@ -33,6 +34,7 @@ from diffalign.generation.manifest import read_manifest
 from diffalign.generation.models import ModelSpec, base_of_run
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import DtypeName, SamplerConfig
+from diffalign.imaging.grid import GridRow, render_grid
 from diffalign.jobs import compare, generate, score
 from diffalign.models.runs import is_run, model_of_run
 from diffalign.pages.parts import Section, settings_list, write_report
@@ -41,6 +43,8 @@ from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.training.checkpoint import checkpoints_in
 
+_STRIP_ROWS = 8
+"""Prompts of the strip."""
 BASE = "base"
 """Name of the model that a run started from."""
 
@@ -78,7 +82,7 @@ class BestCheckpointConfig(Ranged):
 def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
     """Generate, score, compare, and name the checkpoint to use.
 
-    Writes `checkpoints.json`, `curve.png` and `checkpoints.html`, next to what `generate`, `score`
+    Writes `checkpoints.json`, `curve.png`, `strip.png` and `checkpoints.html`, next to what `generate`, `score`
     and `compare` write.
 
     Returns:
@@ -177,6 +181,7 @@ def _write(
     with writing(output):
         configs.save(config, output / "checkpoints.yaml")
         write_image(output / "curve.png", curve)
+        write_image(output / "strip.png", render_grid(*_strip(output, measured)))
         write_json(
             output / "checkpoints.json",
             {
@@ -199,6 +204,12 @@ def _write(
             ),
             lead="Base and checkpoints generated the same prompts from the same noise.",
         )
+
+
+def _strip(output: Path, measured: Sequence[Measured]) -> tuple[list[GridRow], list[str]]:
+    rows = {row.key: row for row in read_manifest(output)}
+    models = [BASE, *(_name(each.step) for each in measured)]
+    return checkpoint_strip(output, rows, models, prompts=_STRIP_ROWS)
 
 
 def _plain(each: Measured) -> Mapping[str, object]:

@@ -13,6 +13,9 @@ from rich.markup import escape
 from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
+from diffalign.comparison.explorer import explorer_section
+from diffalign.comparison.grids import FOLDER as GRIDS
+from diffalign.comparison.grids import write_grids
 from diffalign.comparison.report import (
     Result,
     as_json,
@@ -57,7 +60,7 @@ class CompareConfig(Ranged):
     grid_rows: Annotated[int, AtLeast(1)] = 8
     """Prompts in the grid."""
     gallery: Annotated[int, AtLeast(0)] = 6
-    """How many of the biggest wins, and of the biggest losses, the report shows."""
+    """How many of the biggest wins, and of the biggest losses, the report and `grids/` show."""
     output: Path | None = None
     """Folder for the results; null is the folder of the images."""
 
@@ -101,7 +104,7 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
         console.print(console_table(result))
         for line in result.warnings:
             console.print(f"  [yellow]{escape(line)}", soft_wrap=True)
-    written = _write(config, results, rows, next(iter(scores.values())))
+    written = _write(config, results, rows, scores)
     console.print(f"[green]Done:[/green] {escape(', '.join(map(str, written)))}", soft_wrap=True)
     console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)
     return results
@@ -170,9 +173,10 @@ def _write(
     config: CompareConfig,
     results: Sequence[Result],
     rows: Mapping[ItemKey, ManifestRow],
-    scores: Mapping[ItemKey, float],
+    columns_of: Mapping[str, Mapping[ItemKey, float]],
 ) -> list[Path]:
     """Write everything; the report comes first in the response."""
+    scores = next(iter(columns_of.values()))
     output = config.output or config.images
     output.mkdir(parents=True, exist_ok=True)
     page, grid = output / "report.html", output / "comparison.png"
@@ -186,6 +190,15 @@ def _write(
         config.images, rows, models, places, prompts=config.grid_rows, scores=scores
     )
     write_image(grid, render_grid(generated, columns))
+    grids = write_grids(
+        config.images,
+        output / GRIDS,
+        rows,
+        models,
+        scores,
+        prompts=config.gallery,
+        tie_tolerance=config.tie_tolerance,
+    )
     bootstrap = Bootstrap(confidence=config.confidence, resamples=config.resamples)
     settings = {**configs.to_dict(config), "interval": f"{bootstrap.describe} of prompts"}
     write_atomically(figures, as_json(results, settings))
@@ -205,9 +218,12 @@ def _write(
         ),
         Section("Settings", settings_list(_settings(config, rows))),
         Section("How to repeat it", command(_commands(config, results, saved))),
+        explorer_section(
+            config.images, page, rows, models, columns_of, tie_tolerance=config.tie_tolerance
+        ),
         lead="Both images of every pair were generated from the same prompt and the same noise.",
     )
-    return [page, grid, summary, figures]
+    return [page, grid, summary, figures, *grids]
 
 
 def _settings(config: CompareConfig, rows: Mapping[ItemKey, ManifestRow]) -> dict[str, object]:

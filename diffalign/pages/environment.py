@@ -32,6 +32,10 @@ _POLICY = {
 """Nothing is fetched and nothing is run, whatever a name or a prompt smuggles into a page."""
 
 
+SHOWS_FILES: Mapping[str, str] = {"img-src": "'self' file: data:"}
+"""What a page is allowed that shows images of files next to it."""
+
+
 def render(
     template: str,
     *,
@@ -61,16 +65,16 @@ def render(
         _environment()
         .get_template(template)
         .render(
-            {"lead": "", **values},
+            {"lead": "", "above": "", **values},
             policy="; ".join(f"{name} {value}" for name, value in policy.items()),
             scripts=texts,
         )
     )
 
 
-def part(name: str, *values: Any) -> Markup:
-    """The markup that a macro of `parts.html` makes of some values."""
-    macros: Any = _environment().get_template("parts.html").module
+def part(name: str, *values: Any, of: str = "parts.html") -> Markup:
+    """The markup that a macro of a template makes of some values."""
+    macros: Any = _environment().get_template(of).module
     return Markup(getattr(macros, name)(*values))
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup as Html
 
 from diffalign.files import write_atomically
 from diffalign.imaging.grid import GridRow
-from diffalign.pages.environment import part, render
+from diffalign.pages.environment import SHOWS_FILES, part, render
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,17 @@ class Tile:
 class Section:
     """A heading and what is under it."""
 
-    def __init__(self, title: str, *parts: Html) -> None:
-        self.title = title
-        self.parts = parts
+    def __init__(
+        self, title: str, *parts: Html, scripts: Sequence[str] = (), shows_files: bool = False
+    ) -> None:
+        """Args:
+        title: the heading.
+        parts: from top to bottom.
+        scripts: names of scripts next to the templates that the parts need.
+        shows_files: whether the parts show images of files next to the page.
+        """
+        self.title, self.parts = title, parts
+        self.scripts, self.shows_files = tuple(scripts), shows_files
 
 
 def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> None:
@@ -45,7 +54,33 @@ def write_report(path: Path, title: str, *sections: Section, lead: str = "") -> 
         sections: from top to bottom.
         lead: a sentence under the title.
     """
-    write_atomically(path, render("sections.html", title=title, lead=lead, sections=sections))
+    write_atomically(path, page_of(title, *sections, lead=lead))
+
+
+def page_of(
+    title: str,
+    *sections: Section,
+    lead: str = "",
+    above: str | Html = "",
+    allow: Mapping[str, str] | None = None,
+) -> str:
+    """The page that `write_report` writes.
+
+    Args:
+        title, sections, lead: as there.
+        above: a line over the title, such as the way back.
+        allow: what the page's policy allows; see `render`.
+    """
+    files = any(section.shows_files for section in sections)
+    return render(
+        "sections.html",
+        scripts=tuple(dict.fromkeys(name for section in sections for name in section.scripts)),
+        allow=allow if allow is not None else SHOWS_FILES if files else {},
+        title=title,
+        lead=lead,
+        above=above,
+        sections=sections,
+    )
 
 
 def paragraph(text: str | Html) -> Html:
@@ -134,3 +169,34 @@ def image_cards(rows: Sequence[GridRow], columns: Sequence[str]) -> Html:
 def mixed_cards(rows: Sequence[tuple[GridRow, Sequence[str]]]) -> Html:
     """Cards of rows with titles of their own; more than two images are two on a line."""
     return part("mixed_cards", rows)
+
+
+def heading(text: str) -> Html:
+    """A heading within a section."""
+    return part("heading", text)
+
+
+def fold(title: str, content: Html, *, open: bool = False) -> Html:
+    """What is seen once its title is clicked; nothing where there is no content."""
+    return part("fold", title, content, open) if content else content
+
+
+def link(text: str, target: str) -> Html:
+    """A link to another page or file; `target` is not looked at."""
+    return part("link", text, target)
+
+
+def sheet(source: str, alt: str) -> Html:
+    """An image of the page's width at most, such as a grid; `source` is its address or data."""
+    return part("sheet", source, alt)
+
+
+def frames(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Html:
+    """What was made of the same prompts at several times, one column each.
+
+    Args:
+        columns: titles.
+        rows: with `caption`, `question` (an image's address, or nothing) and `frames`: one a column
+            with `image` (an address) or `text`.
+    """
+    return part("frames", columns, rows)

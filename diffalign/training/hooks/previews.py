@@ -23,7 +23,7 @@ from diffalign.imaging.grid import PAPER, GridCell, GridRow, evenly_spaced_with_
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
 from diffalign.models.sharding import is_shared_out
-from diffalign.pages.environment import render
+from diffalign.pages.environment import SHOWS_FILES, render
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.hooks.preview_makers import AbstractMaker, PreviewItem
 from diffalign.training.hooks.preview_trackers import send_previews
@@ -207,8 +207,8 @@ def _page(
     return render(
         "previews.html",
         title="Previews",
-        allow={"img-src": "'self' file: data:"},
-        steps=steps,
+        allow=SHOWS_FILES,
+        columns=[f"step {step:,}" if step else "start" for step in steps],
         rows=[
             {
                 "caption": item.caption,
