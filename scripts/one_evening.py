@@ -38,7 +38,9 @@ from diffalign.playground.oracle import fidelity, read_objects
 
 PAGE = Path("docs/quickstart.md")
 FOLDER = "runs/evening"
-FEW_STEPS = ("training.optimizer_steps=4", "training.checkpoint_every=2")
+FEW_STEPS = ("training.optimizer_steps=4", "training.samples_per_device=2")
+LATEST_KILL = {"generate": 15, "label": 900, "precompute": 8, "train": 30}
+"""Before which second, or answer, a command is killed; others before the second one."""
 SERVED = re.compile(r"http://\S+?:\d+")
 
 
@@ -131,36 +133,42 @@ def address_in(log: Path, start: int, process: subprocess.Popen[bytes]) -> str:
     raise SystemExit(f"label ended with status {process.returncode}: see {log}")
 
 
-def label(words: Sequence[str], log: Path, *, killed_after: int | None = None) -> None:
-    """Serve the page and answer; kill the server after so many answers, or stop it at the end."""
+def label(words: Sequence[str], log: Path, *, killed_after: float | None = None) -> bool:
+    """Serve the page and answer; kill the server after so many answers, or stop it at the end.
+
+    Returns:
+        Whether it was killed.
+    """
     before = log.stat().st_size if log.exists() else 0
     with started([*words, "port=0"], log) as process:
         annotator = Annotator(address_in(log, before, process))
-        given = annotator.label(at_most=killed_after)
+        given = annotator.label(at_most=None if killed_after is None else int(killed_after))
         if killed_after is not None:
-            return
+            return True
         process.send_signal(signal.SIGINT)
         if process.wait():
             raise SystemExit(f"label ended with status {process.returncode}: see {log}")
     print(f"  {given} answers", flush=True)
+    return False
 
 
-def run(words: Sequence[str], log: Path, *, killed_after: float | None = None) -> None:
-    """Run a command to its end, or kill it after so many seconds."""
+def run(words: Sequence[str], log: Path, *, killed_after: float | None = None) -> bool:
+    """Run a command to its end, or kill it after so many seconds; whether it was killed."""
     with started(words, log) as process:
         try:
             status = process.wait(killed_after)
         except subprocess.TimeoutExpired:
-            return
+            return True
         if status:
             raise SystemExit(f"{words[0]} ended with status {status}: see {log}")
+    return False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(FOLDER))
     parser.add_argument("--kill", action="store_true", help="each command once, then again")
-    parser.add_argument("--few", action="store_true", help="four prompts, four steps")
+    parser.add_argument("--few", action="store_true", help="six prompts, four steps")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of --kill")
     options = parser.parse_args()
     folder, chance = options.folder, random.Random(options.seed)
@@ -170,7 +178,7 @@ def main() -> None:
         prompts = folder / "prompts"
         prompts.mkdir(exist_ok=True)
         for path in Path("configs/playground").glob("*prompts.txt"):
-            first = path.read_text().splitlines(keepends=True)[:4]
+            first = path.read_text().splitlines(keepends=True)[:6]
             (prompts / path.name).write_text("".join(first))
     began = time.monotonic()
     for number, said in enumerate(commands()):
@@ -179,10 +187,13 @@ def main() -> None:
         do = label if words[0] == "label" else run
         start = time.monotonic()
         if options.kill:
-            moment = chance.randint(1, 30) if do is label else chance.uniform(1, 15)
-            do(words, log, killed_after=moment)  # type: ignore[arg-type]
-            words = again(words)
-        do(words, log)
+            latest = LATEST_KILL.get(words[0], 2) if not options.few else 2
+            if do(words, log, killed_after=chance.uniform(1, latest)):
+                do(again(words), log)
+            else:
+                print(f"  {words[0]} ended before it was killed")
+        else:
+            do(words, log)
         print(f"{time.monotonic() - start:6.1f} s  {words[0]}", flush=True)
     print(f"{time.monotonic() - began:6.1f} s in all")
 

@@ -48,6 +48,7 @@ SMALL = {
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "long_run.py": "--tiny --out OUT",
+    "one_evening.py": "--few --folder OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "step_gradients.py": "configs/playground/d3po.yaml rollouts.prompts_per_round=24 "
     "rollouts.images_per_prompt=4",
