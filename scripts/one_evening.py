@@ -38,7 +38,10 @@ from diffalign.playground.oracle import fidelity, read_objects
 
 PAGE = Path("docs/quickstart.md")
 FOLDER = "runs/evening"
-FEW_STEPS = ("training.optimizer_steps=4", "training.samples_per_device=2")
+FEW_STEPS = (
+    *("training.optimizer_steps=4", "training.samples_per_device=2"),
+    *("optimizer.warmup_steps=0", "training.checkpoint_every=2"),
+)
 LATEST_KILL = {"generate": 15, "label": 900, "precompute": 8, "train": 30}
 """Before which second, or answer, a command is killed; others before the second one."""
 SERVED = re.compile(r"http://\S+?:\d+")
