@@ -37,10 +37,12 @@ ALLOWED = {
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
+LABELLING = SHARED | {"pages", "generation", "rollouts"}
 TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
+    "labelling": LABELLING,
     "jobs": set(ALLOWED) | {"training", "playground"},
     "__init__": set(ALLOWED) | {"training", "jobs"},  # when a name is asked for: test_package.py
     "cli": set(ALLOWED) | {"training", "jobs"},

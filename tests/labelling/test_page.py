@@ -8,6 +8,7 @@ import shutil
 import signal
 
 import pytest
+from PIL import Image
 
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.labelling.answers import AnswerFile
@@ -15,6 +16,7 @@ from diffalign.labelling.sources import GeneratedImages, GroupsOfImages, PairsOf
 from tests.jobs.test_label import answers_there, free_port
 from tests.labelling.builders import generated, grouped, responses, served
 from tests.processes import started, wait_until
+from tests.runs import run_script
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -162,3 +164,11 @@ def test_a_phone_shows_one_above_the_other_and_all_of_it(browser, tmp_path):
         counts(page, "1 of 3")
         assert [answer.answer for answer in session.standing()] == ["right"]
     context.close()
+
+
+def test_the_images_of_the_page_are_made_by_a_script(tmp_path):
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    assert sync
+    run_script("screenshot_label.py", "--only", "phone", "--out", tmp_path)
+    with Image.open(tmp_path / "label-phone.png") as image:
+        assert image.size == (390, 780)
