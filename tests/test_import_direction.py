@@ -43,7 +43,7 @@ ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
     "labelling": LABELLING,
-    "jobs": set(ALLOWED) | {"training", "playground"},
+    "jobs": set(ALLOWED) | {"training", "playground", "labelling"},
     "__init__": set(ALLOWED) | {"training", "jobs"},  # when a name is asked for: test_package.py
     "cli": set(ALLOWED) | {"training", "jobs"},
     "__main__": {"cli"},

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from diffalign.labelling.sources import GeneratedImages, GroupsOfImages, PairsOf
 from tests.jobs.test_label import answers_there, free_port
 from tests.labelling.builders import generated, grouped, responses, served
 from tests.processes import started, wait_until
-from tests.runs import run_script
+from tests.runs import SCRIPTS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -167,8 +169,11 @@ def test_a_phone_shows_one_above_the_other_and_all_of_it(browser, tmp_path):
 
 
 def test_the_images_of_the_page_are_made_by_a_script(tmp_path):
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    assert sync
-    run_script("screenshot_label.py", "--only", "phone", "--out", tmp_path)
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    command = [sys.executable, SCRIPTS / "screenshot_label.py", "--only", "phone"]
+    made = subprocess.run(
+        [*command, "--out", tmp_path, "--chromium", CHROMIUM], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
     with Image.open(tmp_path / "label-phone.png") as image:
         assert image.size == (390, 780)
