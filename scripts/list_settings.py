@@ -34,6 +34,7 @@ JOBS = {
     "best-checkpoint": "diffalign.jobs.best_checkpoint:BestCheckpointConfig",
     "check": "diffalign.jobs.check:CheckConfig",
     "export": "diffalign:ExportConfig",
+    "label": "diffalign.jobs.label:LabelConfig",
     "evaluate": "diffalign:AbstractBenchmark",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",
     "demo": "diffalign.jobs.demo:DemoConfig",

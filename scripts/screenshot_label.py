@@ -1,6 +1,6 @@
 """Make the images of docs/label.md: the page of `diffalign label` in a browser.
 
-    python scripts/screenshot_label.py [--out docs/images] [--chromium /usr/bin/chromium]
+    python scripts/screenshot_label.py [--out docs/images] [--only phone]
 
 Draws scenes of its own. Needs the extras `label` and `dev`, and a Chromium; writes label-light.png,
 label-dark.png and label-phone.png.
@@ -59,6 +59,7 @@ SCREENS: list[tuple[str, dict[str, Any]]] = [
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--only", choices=[name for name, _ in SCREENS], help="default: all")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     return parser.parse_args()
 
@@ -160,6 +161,8 @@ def main() -> None:
         make_folder(Path(scratch) / "look")
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         for name, screen in SCREENS:
+            if args.only not in (None, name):
+                continue
             with served(Path(scratch) / "look", Path(scratch) / name) as address:
                 page = browser.new_context(**screen).new_page()
                 answer_some(page, address)

@@ -11,7 +11,7 @@ import typer
 
 from diffalign import cli, components, config, foreign_flags
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.jobs import check, compare, generate, score, synthesise
+from diffalign.jobs import check, compare, generate, label, score, synthesise
 from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +71,12 @@ def test_a_documented_command_loads(place, line, monkeypatch):
     elif job == "check":
         if "=" in settings[0] or Path(settings[0]).exists():
             check.load(settings[0], settings[1:])
+        return
+    elif job == "label":
+        if Path(settings[0]).exists():
+            label.load(settings[0], settings[1:])
+        else:  # of a folder that is made by another command
+            label.load(None, [f"images={settings[0]}", *settings[1:]])
         return
     else:
         cls = JOBS.get(job)

@@ -37,12 +37,14 @@ ALLOWED = {
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
+LABELLING = SHARED | {"pages", "generation", "rollouts"}
 TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
     "reports": SHARED | {"pages", "generation", "comparison", "training"},
-    "jobs": set(ALLOWED) | {"training", "playground", "reports"},
+    "labelling": LABELLING,
+    "jobs": set(ALLOWED) | {"training", "playground", "reports", "labelling"},
     "__init__": set(ALLOWED) | {"training", "jobs"},  # when a name is asked for: test_package.py
     "cli": set(ALLOWED) | {"training", "jobs"},
     "__main__": {"cli"},

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "faults.py",  # tests/faults/test_faults.py
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
+    "screenshot_label.py",  # tests/labelling/test_page.py
     "measuring.py",  # imported by others; below
     "pages.py",  # the same
     "peer_models.py",  # imported by bench_peers.py

@@ -133,7 +133,7 @@ def _alpha(given: _Given) -> tuple[float | None, Interval | None, int]:
         name: np.bincount(of_item, column).astype(float)
         for name, column in agreement_tally(counts).items()
     }
-    alpha = float(krippendorff_alpha({n: column.sum(keepdims=True) for n, column in tally.items()}))
+    alpha = float(krippendorff_alpha({n: np.asarray(column.sum()) for n, column in tally.items()}))
     if np.isnan(alpha):
         return None, None, len(compared)
     found = Bootstrap(resamples=2000).intervals(tally, {"alpha": krippendorff_alpha})

@@ -263,7 +263,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # whoever comes before the server is ready waits, and is not refused
+        listener.listen()  # who asks before the server is up waits
     except OSError as error:
         listener.close()
         raise ConfigError(

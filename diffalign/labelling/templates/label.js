@@ -135,8 +135,9 @@ async function show(found) {
   body.classList.remove("chosen-one");
   setZoom(false);
   find(".over").hidden = item !== null;
+  body.classList.toggle("answered", item === null);
   find(".tally").textContent =
-    `${found.done} answers are kept.` +
+    `${found.done === 1 ? "Your answer is" : `Your ${found.done} answers are`} kept.` +
     (found.not_shown ? ` ${found.not_shown} could not be shown.` : "") +
     " You can close this page.";
   find(".prompt").textContent = item === null ? "" : item.prompt;
@@ -182,8 +183,10 @@ function sideOf(side, place, isPair) {
   made.dataset.place = place;
   const name = isPair ? ["Left", "Right"][place] : `Number ${place + 1}`;
   made.setAttribute("aria-label", ofImages ? `${name} image` : `${name} response: ${side}`);
-  if (!isPair) made.append(element("span", { className: "number", textContent: place + 1 }));
-  made.append(ofImages ? element("span", { className: "frame" }, side) : side);
+  made.append(ofImages ? element("span", { className: "frame" }, side) : element("span", {}, side));
+  if (!isPair) {
+    made.firstElementChild.append(element("span", { className: "number", textContent: place + 1 }));
+  }
   return made;
 }
 
@@ -241,7 +244,7 @@ function mark() {
     if (at >= 0) {
       const better = ranking.slice(0, at).flat().length;
       const tied = ranking[at].length > 1 ? "=" : "";
-      side.append(element("span", { className: "place", textContent: `${tied}${better + 1}.` }));
+      side.firstElementChild.append(element("span", { className: "place", textContent: `${tied}${better + 1}.` }));
     }
   });
   const save = find('[data-does="save"]');
