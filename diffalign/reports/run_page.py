@@ -238,7 +238,7 @@ def _curves(run: RunFolder) -> list[Html]:
         for start in range(0, len(names), 6)
     ]
     return [
-        charts(main) if any(main) else Html(""),
+        charts(main),
         fold(f"All other figures ({sum(map(len, rest.values()))})", charts(others)),
     ]
 
@@ -256,7 +256,7 @@ def _both(runs: Sequence[RunFolder]) -> list[Html]:
     first = [of(name) for name in main if name in names]
     others = [of(name) for name in names if name not in main and name not in ends]
     return [
-        charts(first) if any(first) else Html(""),
+        charts(first),
         fold(f"All other figures ({len(others)})", charts(others)),
     ]
 
