@@ -38,10 +38,11 @@ def write_images(folder: Path, prompts: int, models: int, pixels: int) -> None:
     """Images, manifest and one column of scores."""
     random = np.random.default_rng(0)
     rows, scores = [], []
+    styles = [40 * model * _clouds(random, pixels, finest=3) / 100 for model in range(models)]
     for number in range(prompts):
         scene = _clouds(random, pixels)
         for model in range(models):
-            changed = np.clip(scene + 40 * model * _clouds(random, pixels, finest=3), -1, 1)
+            changed = np.clip(scene + styles[model], -1, 1)
             name = f"images/model-{model}/prompt-{number:04}-0.jpg"
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -433,8 +433,13 @@ def _next(run: RunFolder) -> Iterator[Html]:
         yield _told("Go on from the newest checkpoint:", again)
         return
     if run.writes_responses:
-        said = "Measure hallucination before and after (docs/evaluate-vlm.md names the files):"
-        yield _told(said, commands.command("evaluate pope", {"model.path": path}))
+        asked = {"questions": "QUESTIONS.json", "asking.images": "FOLDER", "model.kind": "vlm"}
+        asked["asking.saves"] = str(path / "pope.jsonl")
+        asked["model.path"] = str(path / "final")
+        if run.setting("model.lora") is not None:
+            asked |= {"model.path": run.setting("model.path"), "model.lora.start": str(path)}
+        said = "Measure hallucination, and of the base likewise (docs/evaluate-vlm.md):"
+        yield _told(said, commands.command("evaluate pope", asked))
     elif not run.results:
         images = path / "evaluation"
         settings = {"models.base": run.setting("model.path"), "models.aligned": path}
