@@ -4,8 +4,8 @@
     python scripts/bench_pages.py               # 500 prompts, 4 models, images of 512 pixels
     python scripts/bench_pages.py --prompts 20 --models 3
 
-Images are clouds of noise at all scales: as JPEG and WebP they take about as many bytes as
-photographs do. The page is opened from the disk, with the requests of the network counted; the
+Images are clouds of noise at all scales: as WebP of 224 pixels they take some 10 kB each, as many
+as photographs do. The page is opened from the disk, with the requests of the network counted; the
 clock stops where the first image of the list, to which a link at the top leads, is decoded. The
 browser is a fresh one each time.
 """
@@ -38,10 +38,11 @@ def write_images(folder: Path, prompts: int, models: int, pixels: int) -> None:
     """Images, manifest and one column of scores."""
     random = np.random.default_rng(0)
     rows, scores = [], []
+    styles = [40 * model * _clouds(random, pixels, finest=3) / 100 for model in range(models)]
     for number in range(prompts):
         scene = _clouds(random, pixels)
         for model in range(models):
-            changed = np.clip(scene + 40 * model * _clouds(random, pixels, finest=3), -1, 1)
+            changed = np.clip(scene + styles[model], -1, 1)
             name = f"images/model-{model}/prompt-{number:04}-0.jpg"
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def write_images(folder: Path, prompts: int, models: int, pixels: int) -> None:
     append_json_lines(folder / SCORES / "pickscore.jsonl", scores)
 
 
-def _clouds(random: np.random.Generator, pixels: int, finest: int = 7) -> np.ndarray:
+def _clouds(random: np.random.Generator, pixels: int, finest: int = 9) -> np.ndarray:
     """Noise of which every octave is weaker than the coarser one, [pixels, pixels, 3] around 0."""
     whole = np.zeros((pixels, pixels, 3), dtype=np.float32)
     for octave in range(1, finest):
@@ -78,7 +79,7 @@ def _clouds(random: np.random.Generator, pixels: int, finest: int = 7) -> np.nda
         for channel in range(3):
             plane = Image.fromarray(small[..., channel])
             large = plane.resize((pixels, pixels), Image.Resampling.BICUBIC)
-            whole[..., channel] += np.asarray(large) / 2**octave
+            whole[..., channel] += np.asarray(large) / 1.4**octave
     return whole
 
 

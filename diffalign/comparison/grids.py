@@ -112,7 +112,7 @@ def checkpoint_strip(
 
 
 def differences(scores: Mapping[ItemKey, float], baseline: str, model: str) -> dict[Place, float]:
-    """Score of the model minus that of the baseline, by prompt id and seed, where both are there."""
+    """Score of the model minus that of the baseline, by prompt id and seed, where both are."""
     return {
         (prompt, seed): scores[model, prompt, seed] - score
         for (of, prompt, seed), score in scores.items()

@@ -82,8 +82,8 @@ class BestCheckpointConfig(Ranged):
 def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
     """Generate, score, compare, and name the checkpoint to use.
 
-    Writes `checkpoints.json`, `curve.png`, `strip.png` and `checkpoints.html`, next to what `generate`, `score`
-    and `compare` write.
+    Writes `checkpoints.json`, `curve.png`, `strip.png` and `checkpoints.html`, next to what
+    `generate`, `score` and `compare` write.
 
     Returns:
         The checkpoint that is named, and all of them, in the order of their steps.

@@ -91,8 +91,9 @@ def chart(title: str, curves: Sequence[Curve], *, mark: float | None = None) -> 
 
 
 def charts(items: Sequence[Html]) -> Html:
-    """Charts side by side, where there is room."""
-    return part("charts", [item for item in items if item], of="charts.html")
+    """Charts side by side, where there is room; nothing where there are none."""
+    drawn = [item for item in items if item]
+    return part("charts", drawn, of="charts.html") if drawn else Html("")
 
 
 def curve_of(rows: Sequence[Mapping[str, float]], name: str, label: str = "") -> Curve:

@@ -51,7 +51,8 @@ def _tables_of(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
     ]
     same = {}
     if len(rows) > 1:
-        same = {n: rows[0].get(n) for n in columns if len({str(row.get(n)) for row in rows}) == 1}
+        plain = [n for n in columns if not any(f"{n}_interval" in row for row in rows)]
+        same = {n: rows[0].get(n) for n in plain if len({str(row.get(n)) for row in rows}) == 1}
     columns = [name for name in columns if name not in same]
     columns.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     parts = [

@@ -19,7 +19,6 @@ from diffalign import __version__, commands, versions
 from diffalign.files import read_text
 from diffalign.imaging.grid import evenly_spaced_with_ends
 from diffalign.imaging.image_files import data_uri, read_image
-from diffalign.pages.charts import chart, charts, curve_of
 from diffalign.pages.parts import (
     Html,
     Section,
@@ -38,24 +37,9 @@ from diffalign.pages.parts import (
     table,
     tiles,
 )
+from diffalign.reports.curves import curves_of, shared_curves
 from diffalign.reports.results import figure_in_words, result_parts
 from diffalign.reports.run_folder import RunFolder
-
-MAIN: Mapping[str, tuple[tuple[str, ...], float | None]] = {
-    "loss": (("loss", "held_out/loss"), None),
-    "accuracy": (("accuracy", "held_out/accuracy"), 0.5),
-    "margin": (("margin",), 0.0),
-    "rewards": (("chosen_reward", "rejected_reward"), 0.0),
-    "drift from the reference": (
-        *(("drift/chosen", "drift/rejected", "held_out/drift/chosen", "held_out/drift/rejected"),),
-        0.0,
-    ),
-    "error": (("error/chosen", "error/rejected"), None),
-    "log-probability per token": (("log_prob/chosen", "log_prob/rejected"), None),
-    "gradient norm": (("grad_norm",), None),
-    "learning rate": (("lr",), None),
-}
-"""Title of a chart -> its figures, and a value that gets a line; all other figures are below."""
 
 _COLUMNS, _PROMPTS = 8, 12
 """Of the previews on the page."""
@@ -125,7 +109,7 @@ def sections_of(runs: Sequence[RunFolder], sources: AbstractSources) -> list[Sec
     several = len(runs) > 1
     found = [Section("State", *(part for run in runs for part in _state(run, several)))]
     found.append(Section("Health", *(part for run in runs for part in _health(run, several))))
-    found += _of_each("Curves", [_curves(run) for run in runs] if not several else [_both(runs)])
+    found += _of_each("Curves", [shared_curves(runs)] if several else [curves_of(runs[0])])
     found += _of_each("Previews", [_previews(run, sources, several) for run in runs])
     found += _of_each("Rounds", [_rounds(run, sources, several) for run in runs])
     found += _of_each("Results", [_results(run, sources, several) for run in runs])
@@ -209,56 +193,6 @@ def _health(run: RunFolder, several: bool) -> Iterator[Html]:
         yield paragraph("No verdict: nothing harmful was seen in the figures so far.")
     else:
         yield paragraph("There are no figures yet.")
-
-
-# --- curves ----------------------------------------------------------------------------------
-
-
-def _curves(run: RunFolder) -> list[Html]:
-    """The charts of one run: the main figures, then all others by what stands in front of `/`."""
-    shown: set[str] = set()
-    main = []
-    for title, (names, mark) in MAIN.items():
-        there = [name for name in names if name in run.figures]
-        main.append(chart(title, [curve_of(run.rows, n) for n in there], mark=mark))
-        shown |= set(there)
-    rounds = [name for name in run.figures if name.startswith("round/")]
-    for name in rounds:
-        if name.endswith("_mean"):
-            main.append(chart(name, [curve_of(run.rows, name)]))
-            shown.add(name)
-    ends = {f"{name}{end}" for name in run.figures for end in ("_low", "_high")}
-    rest: dict[str, list[str]] = {}
-    for name in run.figures:
-        if name not in shown and name not in ends:
-            rest.setdefault(name.rpartition("/")[0] or name, []).append(name)
-    others = [
-        chart(title, [curve_of(run.rows, name) for name in names[start : start + 6]])
-        for title, names in rest.items()
-        for start in range(0, len(names), 6)
-    ]
-    return [
-        charts(main) if any(main) else Html(""),
-        fold(f"All other figures ({sum(map(len, rest.values()))})", charts(others)),
-    ]
-
-
-def _both(runs: Sequence[RunFolder]) -> list[Html]:
-    """A chart a figure, with a curve of each run that has it."""
-    main = [name for names, _ in MAIN.values() for name in names]
-    names = dict.fromkeys(name for run in runs for name in run.figures)
-    ends = {f"{name}{end}" for name in names for end in ("_low", "_high")}
-
-    def of(name: str) -> Html:
-        has = [run for run in runs if name in run.figures]
-        return chart(name, [curve_of(run.rows, name, run.name) for run in has])
-
-    first = [of(name) for name in main if name in names]
-    others = [of(name) for name in names if name not in main and name not in ends]
-    return [
-        charts(first) if any(first) else Html(""),
-        fold(f"All other figures ({len(others)})", charts(others)),
-    ]
 
 
 # --- what the policy makes -------------------------------------------------------------------
@@ -433,8 +367,13 @@ def _next(run: RunFolder) -> Iterator[Html]:
         yield _told("Go on from the newest checkpoint:", again)
         return
     if run.writes_responses:
-        said = "Measure hallucination before and after (docs/evaluate-vlm.md names the files):"
-        yield _told(said, commands.command("evaluate pope", {"model.path": path}))
+        asked = {"questions": "QUESTIONS.json", "asking.images": "FOLDER", "model.kind": "vlm"}
+        asked["asking.saves"] = str(path / "pope.jsonl")
+        asked["model.path"] = str(path / "final")
+        if run.setting("model.lora") is not None:
+            asked |= {"model.path": run.setting("model.path"), "model.lora.start": str(path)}
+        said = "Measure hallucination, and of the base likewise (docs/evaluate-vlm.md):"
+        yield _told(said, commands.command("evaluate pope", asked))
     elif not run.results:
         images = path / "evaluation"
         settings = {"models.base": run.setting("model.path"), "models.aligned": path}

@@ -29,7 +29,7 @@ from diffalign.reports.run_folder import RunFolder, runs_below
 from diffalign.reports.run_page import kind_of_run, page_of_runs
 
 _TEXTS = frozenset({".txt", ".json", ".jsonl", ".yaml", ".yml", ".md", ".csv"})
-_SHOWN = {"img-src": "'self' data:", "form-action": "'self'", "frame-ancestors": "'none'"}
+_SHOWN = {"img-src": "'self' data:", "form-action": "'self'"}
 """What pages of the studio are allowed."""
 
 

@@ -47,7 +47,7 @@ def all_parts(text: str) -> list[Html]:
 
 
 class Tags(HTMLParser):
-    VOID = frozenset({"meta", "img", "line", "circle"})
+    VOID = frozenset({"meta", "link", "img", "line", "circle"})
 
     def __init__(self) -> None:
         super().__init__()
