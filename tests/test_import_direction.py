@@ -30,13 +30,14 @@ ALLOWED = {
     "judges": GROUND | {"models"},
     "generation": SHARED | {"scorers"},
     "comparison": SHARED | {"scorers", "generation"},
+    "pair_rules": SHARED | {"comparison", "generation"},
     "checking": SHARED | {"comparison"},
     "benchmarks": SHARED | {"generation", "judges"},
     "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation"},
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
-TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
+TRAINING = set(ALLOWED) - {"comparison", "pair_rules", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
