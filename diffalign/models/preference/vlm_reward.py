@@ -1,0 +1,150 @@
+"""A vision-language model as a reward model of images: which of two images a prompt prefers.
+
+Each image is shown by itself, with its prompt, and a head scores the hidden state of the last
+token. The candidates of a pair are images, where language models are otherwise taught to judge
+responses.
+
+Sources: Stiennon et al. 2020, arXiv:2009.01325 (a head on the last token); Xu et al. 2023,
+arXiv:2304.05977 (ImageReward: images as the candidates, on BLIP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.preference.heads.base import Features
+from diffalign.models.preference.rewards import AbstractEncoder, AbstractReward, RewardModel
+from diffalign.models.sharding import Sharder
+from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.token_scores import TokenScorer
+
+PROMPT = "{prompt}"
+"""What stands for the prompt in a question."""
+_MASK = "attention_mask"
+
+
+class VLMEncoder(AbstractEncoder):
+    """A vision-language model up to the hidden state of the last token."""
+
+    has_plain = False
+
+    def __init__(self, scorer: TokenScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.width = scorer.model.config.get_text_config().hidden_size
+
+    def forward(self, **inputs: Tensor) -> Features:
+        """Args:
+        inputs: what the processor gave for n right-padded rows, `input_ids` and `attention_mask`
+            among them.
+        """
+        hidden = self.scorer.model.model(**inputs, use_cache=False).last_hidden_state
+        last = inputs[_MASK].sum(dim=1) - 1
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return Features(joint=hidden[rows, last].float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMReward(AbstractReward):
+    """A reward model of images on a vision-language model."""
+
+    base: AbstractModel
+    """The model to start from, `kind: vlm`, with what of it trains: `lora`, `projector`, `tower`.
+    Its head over the vocabulary has no part in this."""
+    question: str = PROMPT
+    """What is said next to the image; {prompt} is its prompt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.base, VLM):
+            raise ValueError("base is the model that looks at images: set base.kind to vlm")
+        if self.question.count(PROMPT) != 1:
+            raise ValueError(f"question is {self.question!r}, and must hold {PROMPT} once")
+        if self.base.merge_on_export:
+            raise ValueError(
+                "base.merge_on_export is for models that write responses: leave it out"
+            )
+
+    @property
+    def vlm(self) -> VLM:
+        """The base."""
+        assert isinstance(self.base, VLM), "by __post_init__"
+        return self.base
+
+    @property
+    def own_rates(self) -> Mapping[str, float]:
+        return {f"model.base.{k.rpartition('.')[2]}": v for k, v in self.vlm.own_rates.items()}
+
+    @property
+    def leaves_weights_idle(self) -> bool:
+        return self.vlm.leaves_weights_idle
+
+    def describe(self) -> str:
+        return f"reward model on {self.vlm.describe()} and {self.head.describe()}"
+
+    def check(self) -> None:
+        self.vlm.check()
+
+    def reopened(self, folder: Path) -> VLMReward:
+        lora = self.vlm.lora
+        if lora is not None:
+            return replace(self, base=replace(self.vlm, lora=replace(lora, start=folder)))
+        return replace(self, base=replace(self.vlm, path=str(folder), revision=None))
+
+    def load(
+        self,
+        *,
+        device: torch.device,
+        compute_dtype: torch.dtype,
+        reference: ReferenceKind,
+        trainable: bool = True,
+        sharder: Sharder | None = None,
+    ) -> RewardModel:
+        model = self.vlm.load(
+            device=device, compute_dtype=compute_dtype, reference="none", trainable=trainable
+        )
+        scorer = model.network
+        assert isinstance(scorer, TokenScorer), "it is not wrapped yet"
+        head = scorer.model.get_output_embeddings()
+        words = scorer.model.get_input_embeddings()
+        if head.weight is not words.weight:  # nothing reaches it, and it would wait for a gradient
+            head.requires_grad_(False)
+        current = dict(model.trained_parameters())
+
+        def read(images: Sequence[Image], prompts: Sequence[str]) -> dict[str, Tensor]:
+            texts = [self._conversation(model.processor, prompt) for prompt in prompts]
+            return model.prompt_inputs(texts, [[image] for image in images], padding_side="right")
+
+        def write(folder: Path, values: Mapping[str, Tensor]) -> None:
+            known = _named(values)
+            model.export(folder, {name: known.get(name, v.detach()) for name, v in current.items()})
+
+        return self.assembled(
+            VLMEncoder(scorer),
+            read=read,
+            write_encoder=write if current else None,
+            start=model.fingerprint(),
+            device=device,
+            compute_dtype=compute_dtype,
+            reference=reference,
+            trainable=trainable,
+        )
+
+    def _conversation(self, processor: Any, prompt: str) -> str:
+        said = {"type": "text", "text": self.question.replace(PROMPT, prompt)}
+        turn = {"role": "user", "content": [{"type": "image"}, said]}
+        text: str = processor.apply_chat_template([turn], add_generation_prompt=True)
+        return text
+
+
+def _named(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of an encoder by the names of the model within it."""
+    return {name.removeprefix("scorer."): value for name, value in values.items()}
