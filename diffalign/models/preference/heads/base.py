@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -96,7 +97,7 @@ def multilayer(widths: Sequence[int], *, seed: int, last_is_zero: bool = False) 
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for first, second in zip(widths[:-1], widths[1:], strict=True):
+        for first, second in pairwise(widths):
             layers += [nn.Linear(first, second), nn.GELU()]
     last = layers[-2]
     if last_is_zero and isinstance(last, nn.Linear):
