@@ -2,10 +2,12 @@
 
 Each image is shown by itself, with its prompt, and a head scores the hidden state of the last
 token. The candidates of a pair are images, where language models are otherwise taught to judge
-responses.
+responses. With `answers` training begins with what the model knows already: by how much it would
+rather say yes than no.
 
 Sources: Stiennon et al. 2020, arXiv:2009.01325 (a head on the last token); Xu et al. 2023,
-arXiv:2304.05977 (ImageReward: images as the candidates, on BLIP).
+arXiv:2304.05977 (ImageReward: images as the candidates, on BLIP); Lin et al. 2024, arXiv:2404.01291
+(VQAScore: the probability of yes as a score of an image; here its log-odds against no).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.preference.heads.base import Features
 from diffalign.models.preference.rewards import AbstractEncoder, AbstractReward, RewardModel
@@ -34,11 +37,15 @@ _MASK = "attention_mask"
 class VLMEncoder(AbstractEncoder):
     """A vision-language model up to the hidden state of the last token."""
 
-    has_plain = False
-
-    def __init__(self, scorer: TokenScorer) -> None:
+    def __init__(self, scorer: TokenScorer, answers: tuple[int, int] | None) -> None:
+        """Args:
+        scorer: the model.
+        answers: tokens of yes and of no; None where it has no score of its own.
+        """
         super().__init__()
         self.scorer = scorer
+        self.answers = answers
+        self.has_plain = answers is not None
         self.width = scorer.model.config.get_text_config().hidden_size
 
     def forward(self, **inputs: Tensor) -> Features:
@@ -49,7 +56,17 @@ class VLMEncoder(AbstractEncoder):
         hidden = self.scorer.model.model(**inputs, use_cache=False).last_hidden_state
         last = inputs[_MASK].sum(dim=1) - 1
         rows = torch.arange(len(hidden), device=hidden.device)
-        return Features(joint=hidden[rows, last].float())
+        joint = hidden[rows, last].float()
+        return Features(joint=joint, plain=self._log_odds(joint))
+
+    def _log_odds(self, hidden: Tensor) -> Tensor | None:
+        """Logit of yes less that of no, [n]."""
+        if self.answers is None:
+            return None
+        head = self.scorer.model.get_output_embeddings()
+        yes, no = (head.weight[token].float() for token in self.answers)
+        bias = 0.0 if head.bias is None else head.bias[self.answers[0]] - head.bias[self.answers[1]]
+        return hidden @ (yes - no) + bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +78,10 @@ class VLMReward(AbstractReward):
     Its head over the vocabulary has no part in this."""
     question: str = PROMPT
     """What is said next to the image; {prompt} is its prompt."""
+    answers: tuple[str, ...] = ()
+    """How the model would go on, for yes and for no, such as `[" Yes", " No"]` (with the space that
+    stands before a word, for LLaVA): the score begins with the log-odds of their first tokens.
+    Empty: it begins at 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +89,8 @@ class VLMReward(AbstractReward):
             raise ValueError("base is the model that looks at images: set base.kind to vlm")
         if self.question.count(PROMPT) != 1:
             raise ValueError(f"question is {self.question!r}, and must hold {PROMPT} once")
+        if len(self.answers) not in (0, 2):
+            raise ValueError(f"answers are two, for yes and for no, or none: got {self.answers}")
         if self.base.merge_on_export:
             raise ValueError(
                 "base.merge_on_export is for models that write responses: leave it out"
@@ -92,6 +115,7 @@ class VLMReward(AbstractReward):
 
     def check(self) -> None:
         self.vlm.check()
+        self._answers(self.vlm.processor())
 
     def reopened(self, folder: Path) -> VLMReward:
         lora = self.vlm.lora
@@ -115,7 +139,7 @@ class VLMReward(AbstractReward):
         assert isinstance(scorer, TokenScorer), "it is not wrapped yet"
         head = scorer.model.get_output_embeddings()
         words = scorer.model.get_input_embeddings()
-        if head.weight is not words.weight:  # nothing reaches it, and it would wait for a gradient
+        if head.weight is not words.weight:  # most of it no loss reaches, and it gives `answers`
             head.requires_grad_(False)
         current = dict(model.trained_parameters())
 
@@ -128,7 +152,7 @@ class VLMReward(AbstractReward):
             model.export(folder, {name: known.get(name, v.detach()) for name, v in current.items()})
 
         return self.assembled(
-            VLMEncoder(scorer),
+            VLMEncoder(scorer, self._answers(model.processor)),
             read=read,
             write_encoder=write if current else None,
             start=model.fingerprint(),
@@ -137,6 +161,29 @@ class VLMReward(AbstractReward):
             reference=reference,
             trainable=trainable,
         )
+
+    def _answers(self, processor: Any) -> tuple[int, int] | None:
+        """The first tokens of yes and of no, after a question.
+
+        Raises:
+            ModelError: they are the same, or no token of the answer.
+        """
+        if not self.answers:
+            return None
+        asked = self._conversation(processor, "it")
+        before: list[int] = processor.tokenizer(asked).input_ids
+        found = []
+        for answer in self.answers:
+            ids = processor.tokenizer(asked + answer).input_ids
+            if ids[: len(before)] != before or len(ids) == len(before):
+                raise ModelError(
+                    f"answers: {answer!r} changes the tokens of the question before it, or has "
+                    f"none: write it as the model goes on, with the space before a word or without"
+                )
+            found.append(ids[len(before)])
+        if found[0] == found[1]:
+            raise ModelError(f"answers: {self.answers} begin with the same token")
+        return found[0], found[1]
 
     def _conversation(self, processor: Any, prompt: str) -> str:
         said = {"type": "text", "text": self.question.replace(PROMPT, prompt)}
