@@ -14,6 +14,7 @@ from rich.table import Table
 from diffalign import __version__, components
 from diffalign import config as configs
 from diffalign.commands import command
+from diffalign.data.pairs.scores import ENSEMBLE
 from diffalign.data.score_columns import ScoreColumn
 from diffalign.data.strength.gap import sigmoid
 from diffalign.errors import DataError
@@ -92,6 +93,12 @@ class PreferConfig(Ranged):
                 "scores names no file, and those of a data set lie where `diffalign score "
                 "data.path=DATA` was told to: give scores.NAME=FILE.parquet"
             )
+        for name in self.scores:
+            if not name.isidentifier() or name == ENSEMBLE:
+                raise ValueError(
+                    f"scores.{name}: a name is of letters, digits and underscores, and not "
+                    f"{ENSEMBLE}"
+                )
         if self.data is not None and self.models:
             raise ValueError("models chooses among generated images, and data is a data set")
         if self.labelled is not None and not self.rule.needs_labels:

@@ -244,7 +244,7 @@ def _measure_agreement(console: Console, config: ScoreConfig, column: Path) -> N
     """Compare the scores with the labels of the data set."""
     assert config.data is not None, "by __post_init__"
     source = ScoredSource(
-        of_data(config.data.pairs()), {column.stem: read_score_column(column)}, by=None
+        of_data(config.data.pairs()), {"score": read_score_column(column)}, by=None
     )
     labelled = list(source.labelled())
     found = agreement(

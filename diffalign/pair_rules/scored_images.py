@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,9 +159,15 @@ def _reader(
 
 
 def columns_of_folder(folder: Path) -> dict[str, Path]:
-    """The files of scores next to generated images: name -> file."""
+    """The files of scores next to generated images: a name for each, and the file."""
     files = sorted((folder / SCORES).glob("*.jsonl"))
-    return {file.stem: file for file in files if not file.name.startswith(".")}
+    return {as_name(file.stem): file for file in files if not file.name.startswith(".")}
+
+
+def as_name(text: str) -> str:
+    """A name of letters, digits and underscores."""
+    found = re.sub(r"\W", "_", text)
+    return found if found.isidentifier() else f"_{found}"
 
 
 def read_columns(files: Mapping[str, Path]) -> dict[str, ScoreColumn]:

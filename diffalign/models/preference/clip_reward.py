@@ -135,6 +135,7 @@ class CLIPReward(AbstractReward):
             read=read,
             write_encoder=None if self.towers == "frozen" else write,
             start=f"{start} {self.towers}",
+            rates={},
             device=device,
             compute_dtype=compute_dtype,
             reference=reference,

@@ -82,6 +82,8 @@ class RewardModel(AbstractTrainable):
         settings: Mapping[str, Any],
         device: torch.device,
         compute_dtype: torch.dtype,
+        start: str,
+        rates: Mapping[str, float],
         fingerprint: str,
     ) -> None:
         """Assemble a model from loaded parts, all on one device.
@@ -94,9 +96,13 @@ class RewardModel(AbstractTrainable):
             settings: of the model, as plain values, for `open_reward`.
             device: where the network is.
             compute_dtype: in which the encoder runs, by autocast unless it is float32.
+            start: identifies the encoder as training begins.
+            rates: see `AbstractTrainable.learning_rates`.
             fingerprint: see `AbstractTrainable`.
         """
         self.network: nn.Module = network
+        self.start = start
+        self._rates = rates
         self.head = head
         self.device = device
         self.evaluations = 0
@@ -113,10 +119,10 @@ class RewardModel(AbstractTrainable):
 
     def outputs(self, inputs: Mapping[str, Tensor], users: Tensor | None) -> Tensor:
         """What the head gives, float32: scores [n], or what its `sides` takes."""
-        self.evaluations += 1 if users is None else len(users)
         reduced = self._compute_dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self._compute_dtype, enabled=reduced):
             found: Tensor = self.network(inputs, users)
+        self.evaluations += len(found)
         return found
 
     def to(self, device: torch.device | str) -> None:
@@ -129,6 +135,9 @@ class RewardModel(AbstractTrainable):
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((n, p) for n, p in self._unwrapped.named_parameters() if p.requires_grad)
+
+    def learning_rates(self) -> Mapping[str, float]:
+        return self._rates
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -147,7 +156,7 @@ class RewardModel(AbstractTrainable):
             save_file(tensors, partial / HEAD, metadata={"format": "pt"})
             if self._write_encoder is not None:
                 self._write_encoder(partial / ENCODER, _below("encoder.", values))
-            write_json(partial / REWARD, {"model": self._settings})
+            write_json(partial / REWARD, {"model": self._settings, "encoder": self.start})
 
 
 def _below(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,6 +208,9 @@ class AbstractReward(AbstractModel, abc.ABC):
             scorer["scorer.user"] = Path(self.head.known_users[0])
         return "Let it score images:\n  " + command("score", {"images": "IMAGES", **scorer})
 
+    def check_sharding(self) -> None:
+        raise ValueError("every process holds the whole of a reward model")
+
     def noising(self) -> OneTime:
         """What image pairs ask of a model: nothing here is noised."""
         return OneTime()
@@ -230,6 +242,7 @@ class AbstractReward(AbstractModel, abc.ABC):
         read: Read,
         write_encoder: WriteEncoder | None,
         start: str,
+        rates: Mapping[str, float],
         device: torch.device,
         compute_dtype: torch.dtype,
         reference: ReferenceKind,
@@ -240,6 +253,7 @@ class AbstractReward(AbstractModel, abc.ABC):
         Args:
             encoder, read, write_encoder: see `RewardModel`.
             start: identifies the encoder's weights and what of it trains.
+            rates: of its parameters that have their own, by their names in it.
             device, compute_dtype, reference, trainable: as `load` got them.
 
         Raises:
@@ -271,6 +285,8 @@ class AbstractReward(AbstractModel, abc.ABC):
             settings=config.to_dict(self),
             device=device,
             compute_dtype=compute_dtype,
+            start=start,
+            rates={f"encoder.{name}": rate for name, rate in rates.items()},
             fingerprint=hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest(),
         )
 
@@ -319,7 +335,7 @@ def open_reward(folder: Path, *, device: torch.device | str = "cpu") -> RewardMo
         device: where it goes.
 
     Raises:
-        ModelError: a part is missing or damaged.
+        ModelError: a part is missing or damaged, or the encoder is another one by now.
     """
     model = settings_of(folder).load(
         device=torch.device(device),
@@ -327,6 +343,13 @@ def open_reward(folder: Path, *, device: torch.device | str = "cpu") -> RewardMo
         reference="none",
         trainable=False,
     )
+    start = read_json(folder / REWARD, error=ModelError).get("encoder")
+    if not (folder / ENCODER).is_dir() and model.start != start:
+        raise ModelError(
+            f"{folder} is a head on an encoder that it names and does not hold, and what lies "
+            f"there now is another one (fingerprint {model.start}, then {start}): put "
+            f"the model back, or train again"
+        )
     head = model.network.get_submodule("head")
     fill(head, read_state(folder / HEAD), source=folder / HEAD)
     return model

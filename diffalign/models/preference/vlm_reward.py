@@ -156,6 +156,7 @@ class VLMReward(AbstractReward):
             read=read,
             write_encoder=write if current else None,
             start=model.fingerprint(),
+            rates={f"scorer.{name}": rate for name, rate in model.learning_rates().items()},
             device=device,
             compute_dtype=compute_dtype,
             reference=reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -176,3 +177,39 @@ def test_a_scorer_needs_the_right_user_and_a_score(clip, images, tmp_path):
     with pytest.raises(ModelError, match="gives none a score of its own"):
         Trained(path=str(tmp_path / "general")).score_images(images, PROMPTS)
     assert json.loads((tmp_path / "general/reward.json").read_text())["model"]["head"]["tau"] == 0.1
+
+
+def test_a_head_on_another_clip_than_its_own_is_refused(images, tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    loaded(settings_of("clip head", str(clip), None)).export(tmp_path / "final")
+    Trained(path=str(tmp_path / "final")).score_images(images, PROMPTS)
+    write_clip(clip, seed=5)
+    with pytest.raises(ModelError, match="what lies there now is another one"):
+        Trained(path=str(tmp_path / "final")).score_images(images, PROMPTS)
+
+
+def test_an_answer_that_the_model_knows_begins_the_score(llava, images):
+    base = VLM(path=llava)
+    asks = VLMReward(base=base, question="Is this {prompt}?", answers=("a", "b"), head=Linear())
+    model = loaded(asks)
+    found = outputs(model, images)
+    scorer = model.network.encoder.scorer
+    inputs = model.read(images, PROMPTS)
+    last = inputs["attention_mask"].sum(dim=1) - 1
+    with torch.no_grad():
+        logits = scorer.model(**inputs).logits[torch.arange(3), last]
+    yes, no = model.network.encoder.answers
+    torch.testing.assert_close(found, logits[:, yes] - logits[:, no], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError, match="begin with the same token"):
+        loaded(dataclasses.replace(asks, answers=("ab", "ab")))
+    with pytest.raises(ValueError, match="answers are two"):
+        dataclasses.replace(asks, answers=("a",))
+
+
+def test_the_projector_has_its_own_rate(llava):
+    base = VLM(path=llava, lora=LoraSettings(rank=2), projector="trained", projector_lr=1e-3)
+    settings = VLMReward(base=base, head=Linear())
+    assert settings.own_rates == {"model.base.projector_lr": 1e-3}
+    model = loaded(settings)
+    names = {name for name, _ in model.trained_parameters() if "projector" in name}
+    assert names and set(model.learning_rates()) == names
