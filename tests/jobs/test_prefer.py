@@ -138,6 +138,11 @@ def test_pairs_that_are_there_are_not_written_over(images, tmp_path):
         made(f"images={images}", f"output={tmp_path / 'pairs'}")
 
 
+def scored_data(folder, output, *more):
+    overrides = [f"data.path={folder}", BRIGHTNESS, f"output={output}", *more]
+    score.run(config.load(score.ScoreConfig, None, overrides))
+
+
 @pytest.fixture
 def data(tmp_path):
     """Forty prompts of three images each, every two of them labelled: the brighter one won between
@@ -150,13 +155,13 @@ def data(tmp_path):
         caption = f"prompt {number}"
         pairs += [Pair(high, low, caption), Pair(middle, high, caption), Pair(low, middle, caption)]
     folder = write_rows(tmp_path / "data/train.parquet", pickapic_rows(pairs)).parent
-    overrides = [f"data.path={folder}", BRIGHTNESS, f"output={tmp_path / 'scores'}"]
-    score.run(config.load(score.ScoreConfig, None, [*overrides, "agreement=true"]))
+    scored_data(folder, tmp_path / "scores")
     return folder, tmp_path / "scores/brightness.parquet"
 
 
 def test_labelled_pairs_of_a_data_set_choose_the_reliable_rule(data, tmp_path, capsys):
     folder, column = data
+    scored_data(folder, column.parent, "agreement=true")
     agreed = json.loads(column.with_suffix(".agreement.json").read_text())
     assert agreed["pairs"] == 120 and agreed["accuracy"] == pytest.approx(1 / 3)
     said = capsys.readouterr().out

@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused(clip, llava, tmp_path):
     with pytest.raises(ModelError, match="this encoder has none: take linear"):
         loaded(VLMReward(base=VLM(path=llava), head=Cosine()))
     with pytest.raises(ModelError, match="there is no such folder"):
-        Trained(path=str(tmp_path / "none")).score_images([], [])
+        _ = Trained(path=str(tmp_path / "none")).fingerprint
     with pytest.raises(ModelError, match="is no trained reward model"):
         _ = Trained(path=clip).fingerprint
 
