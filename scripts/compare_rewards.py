@@ -179,7 +179,7 @@ def fit(row: Row, run: Path, tastes: Path, *, trial: bool) -> None:
     settings = [
         f"output={run}",
         "data.holdout=0.2",
-        *(setting.format(tastes=tastes) for setting in row.more),
+        *(setting.replace("{tastes}", str(tastes)) for setting in row.more),
         *(few if trial else ()),
     ]
     train.run(config.load(RunConfig, CONFIGS / f"{row.config}.yaml", settings))

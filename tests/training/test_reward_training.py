@@ -70,7 +70,7 @@ def test_two_steps_change_it_and_what_is_written_scores(kind, clip, data, tmp_pa
         ),
         "clip pal": ("model.head={kind: pal, users: ['0', '1']}", "data.users=user_id"),
         "clip general": ("model.head={kind: general}",),
-        "vlm": (f"model.base.path={tiny_llava(tmp_path / 'llava')}",),
+        "vlm": (f"model.base.path={tiny_llava(tmp_path / 'llava')}", "model.answers=[]"),
     }[kind]
     path = () if kind == "vlm" else (f"model.path={clip}",)
     run = run_of(
