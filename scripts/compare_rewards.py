@@ -88,6 +88,9 @@ ROWS = (
         "tiny CLIP, PAL of two prototypes",
         "{kind: pal, users: [warm, cold], prototypes: 2}",
         "data.users=user_id",
+        "optimizer.lr=3e-3",
+        "training.optimizer_steps=300",
+        "training.samples_per_device=16",
     ),
     taste("pal_none", "tiny CLIP, one Bradley-Terry head", "{kind: linear, hidden: 64}"),
 )
