@@ -58,6 +58,7 @@ def run_of(name, data, output, *more) -> RunConfig:
     return config.load(RunConfig, CONFIGS / f"{name}.yaml", overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "clip all, a cosine", "clip pal", "clip general", "vlm"])
 def test_two_steps_change_it_and_what_is_written_scores(kind, clip, data, tmp_path):
     forget_accelerate()
