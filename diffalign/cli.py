@@ -202,6 +202,16 @@ def score(
 
 
 @app.command()
+def prefer(settings: Settings = None) -> None:
+    """Make preference pairs of scored images: a data set for train."""
+    from diffalign import config
+    from diffalign.jobs import prefer as job
+
+    path, overrides = _split(settings)
+    job.run(config.load(job.PreferConfig, path, overrides))
+
+
+@app.command()
 def compare(settings: Settings = None) -> None:
     """Compare models by scores, paired by prompt and seed: win rates, intervals, a report."""
     from diffalign import config

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -203,6 +203,26 @@ class Bootstrap(Ranged):
         else:
             low, high = score_interval(share, share * (1 - share) / spread**2, quantile)
         return Interval(top * low, top * high)
+
+
+def grouped_share(values: Sequence[float], groups: Sequence[str]) -> Interval | None:
+    """The interval of a mean of n numbers in [0, 1], over resampled groups; None for one group.
+
+    Args:
+        values: n of them.
+        groups: what each belongs to, such as its prompt.
+    """
+    tally: dict[str, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        found = tally.setdefault(group, [0.0, 0.0])
+        found[0] += value
+        found[1] += 1
+    sums = np.array([tally[group] for group in sorted(tally)])
+    return Bootstrap().intervals(
+        {"sum": sums[:, 0], "count": sums[:, 1]},
+        {"mean": lambda counted: ratio(counted["sum"], counted["count"])},
+        {"mean": 1.0},
+    )["mean"]
 
 
 def score_interval(share: float, trials: float, quantile: float) -> Interval:

@@ -30,6 +30,7 @@ JOBS = {
     "train": "diffalign:RunConfig",
     "generate": "diffalign:GenerateConfig",
     "score": "diffalign:ScoreConfig",
+    "prefer": "diffalign.jobs.prefer:PreferConfig",
     "compare": "diffalign:CompareConfig",
     "best-checkpoint": "diffalign.jobs.best_checkpoint:BestCheckpointConfig",
     "check": "diffalign.jobs.check:CheckConfig",

@@ -31,6 +31,7 @@ ALLOWED = {
     "judges": GROUND | {"models"},
     "generation": SHARED | {"scorers"},
     "comparison": SHARED | {"pages", "scorers", "generation"},
+    "pair_rules": SHARED | {"comparison", "generation"},
     "checking": SHARED | {"pages", "comparison"},
     "benchmarks": SHARED | {"generation", "judges"},
     "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation"},
@@ -38,7 +39,7 @@ ALLOWED = {
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
 LABELLING = SHARED | {"pages", "generation", "rollouts"}
-TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
+TRAINING = set(ALLOWED) - {"comparison", "pair_rules", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,

@@ -45,6 +45,7 @@ SMALL = {
     "check_best_checkpoint.py": "--steps 4 --checkpoints 2 --prompts 2 --seeds 1 --out OUT",
     "check_health.py": "demo --steps 2 --out OUT",
     "compare_objectives.py": "--trial --only dspo soft scorers --folder OUT",
+    "compare_rewards.py": "--trial --only clip pal --folder OUT",
     "drill_sdxl.py": "--tiny --full --processes 2",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",

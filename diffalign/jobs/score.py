@@ -15,6 +15,7 @@ from rich.table import Table
 
 from diffalign import blocks, components, sessions
 from diffalign import config as configs
+from diffalign.calibration import agreement
 from diffalign.commands import command
 from diffalign.comparison.diversity import diversity, feature_distance
 from diffalign.comparison.score import (
@@ -34,6 +35,7 @@ from diffalign.errors import DataError
 from diffalign.files import write_json
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
+from diffalign.pair_rules.scored_images import ScoredSource, of_data
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer
@@ -87,6 +89,10 @@ class ScoreConfig(Ranged):
     diversity: bool = False
     """Say as well how much the images of one prompt differ, by the scorer's own features of them:
     a second pass of its image tower. The result lies next to the scores, `NAME.diversity.json`."""
+    agreement: bool = False
+    """Of a data set, say as well how often the scorer agrees with its labels, and how well a
+    difference of scores tells the odds: accuracy with an interval, the reliability curve and its
+    calibration error, in `NAME.agreement.json`. Reads every image once more."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
 
@@ -120,6 +126,11 @@ class ScoreConfig(Ranged):
         if self.data is not None and self.diversity:
             raise ValueError(
                 "diversity is of generated images, and data is a data set: leave it out"
+            )
+        if self.data is None and self.agreement:
+            raise ValueError(
+                "agreement is with the labels of a data set (data.path=DATA), and generated images "
+                "have none: leave it out"
             )
         if self.data is None and (self.repeats, self.perturbation) != (1, Perturbation()):
             raise ValueError(
@@ -218,6 +229,8 @@ def _score_pairs(
             f"{statistics.pstdev(known or [math.nan]):.4g}",
             soft_wrap=True,
         )
+        if config.agreement:
+            _measure_agreement(console, config, column)
     _refuse(problems_of(session.failed))
     said = f"{column.stem}: {{file: {column}, scorer: {plan.identity.kind}}}"
     console.print(
@@ -225,6 +238,37 @@ def _score_pairs(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _measure_agreement(console: Console, config: ScoreConfig, column: Path) -> None:
+    """Compare the scores with the labels of the data set."""
+    assert config.data is not None, "by __post_init__"
+    source = ScoredSource(
+        of_data(config.data.pairs()), {"score": read_score_column(column)}, by=None
+    )
+    labelled = list(source.labelled())
+    found = agreement(
+        [pair.group.gap(pair.places) for pair in labelled],
+        [pair.label for pair in labelled],
+        [pair.group.prompt for pair in labelled],
+    )
+    if found is None:
+        console.print("No agreement: the data set has no labelled pair whose images have scores")
+        return
+    write_json(column.with_suffix(".agreement.json"), found.to_dict())
+    low, high = found.interval or (math.nan, math.nan)
+    console.print(
+        f"Agrees with {found.accuracy:.1%} of {found.curve.pairs:,} labelled pairs (95 % interval "
+        f"{low:.1%} to {high:.1%}); calibration error {found.curve.error:.3f}, a difference of "
+        f"scores taken for log-odds",
+        soft_wrap=True,
+    )
+    table = Table("probability of the likelier side", "pairs", "said", "came true", box=None)
+    for b in found.curve.bins:
+        table.add_row(
+            f"{b.low:.2f} to {b.high:.2f}", f"{b.pairs:,}", f"{b.said:.3f}", f"{b.came_true:.3f}"
+        )
+    console.print(table)
 
 
 def _score(

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,36 +26,14 @@ from diffalign.models.preference.clip_loading import (
     fill,
     find_weights,
     image_features,
-    pixel_values,
     read_state,
     read_tokenizer,
     text_features,
     tokenize,
+    tower_input,
 )
 from diffalign.ranges import AtLeast
 from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
-
-
-def tower_input(image: Image.Image, size: int) -> Tensor:
-    """An image as the processor of the authors' transformers (4.27) hands it to CLIP.
-
-    That one resizes with PIL. The processors that later versions choose resize tensors, and their
-    pixels differ by a level here and there.
-
-    Args:
-        image: RGB, any shape.
-        size: side of the vision tower's images, pixels.
-
-    Returns:
-        Normalised pixel values of the middle, float32 [3, size, size].
-    """
-    short, long = min(image.size), max(image.size)
-    longer = int(size * long / short)
-    width, height = (size, longer) if image.width <= image.height else (longer, size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    levels = np.array(resized.crop((left, top, left + size, top + size)), dtype=np.float32)
-    return pixel_values(torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
