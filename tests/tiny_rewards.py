@@ -49,19 +49,6 @@ BLIP: dict[str, Any] = {
     },
 }
 WORDS = ["a", "the", "red", "blue", "green", "circle", "square", "cross", "left", "of"]
-    "a",
-    "the",
-    "red",
-    "blue",
-    "green",
-    "circle",
-    "square",
-    "cross",
-    "left",
-    "right",
-    "of",
-    "and",
-]
 
 
 def spread(network: nn.Module, *, seed: int = 0) -> nn.Module:
