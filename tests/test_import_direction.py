@@ -24,7 +24,7 @@ ALLOWED = {
     "data": GROUND,
     "imaging": GROUND | {"data"},
     "models": GROUND | {"data"},
-    "scorers": SHARED,
+    "scorers": SHARED | {"judges"},
     "likelihoods": SHARED | {"objectives", "scorers"},
     "cache": SHARED,
     "judges": GROUND | {"models"},
