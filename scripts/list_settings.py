@@ -34,6 +34,7 @@ JOBS = {
     "best-checkpoint": "diffalign.jobs.best_checkpoint:BestCheckpointConfig",
     "check": "diffalign.jobs.check:CheckConfig",
     "export": "diffalign:ExportConfig",
+    "convert": "diffalign.jobs.convert:ConvertConfig",
     "evaluate": "diffalign:AbstractBenchmark",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",
     "demo": "diffalign.jobs.demo:DemoConfig",
