@@ -329,6 +329,27 @@ def studio(
 
 
 @app.command()
+def convert(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WEIGHTS [key.path=value ...]", show_default=False),
+    ] = None,
+) -> None:
+    """Convert a pickled file of weights to safetensors, reading tensors and nothing else."""
+    from diffalign import config
+    from diffalign.jobs import convert as job
+
+    weights, *overrides = settings or [""]
+    if not weights or ("=" in weights and not Path(weights).exists()):
+        raise ConfigError(
+            "convert takes the file of weights first: diffalign convert ImageReward.pt "
+            "output=imagereward.safetensors"
+        )
+    named = f"weights={json_text.dumps(weights)}"
+    job.run(config.load(job.ConvertConfig, None, [named, *overrides]))
+
+
+@app.command()
 def evaluate(
     benchmark: Annotated[
         str, typer.Argument(help=f"One of {', '.join(components.folder_kinds(BENCHMARKS))}.")

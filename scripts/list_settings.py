@@ -36,6 +36,7 @@ JOBS = {
     "check": "diffalign.jobs.check:CheckConfig",
     "export": "diffalign:ExportConfig",
     "label": "diffalign.jobs.label:LabelConfig",
+    "convert": "diffalign.jobs.convert:ConvertConfig",
     "evaluate": "diffalign:AbstractBenchmark",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",
     "demo": "diffalign.jobs.demo:DemoConfig",

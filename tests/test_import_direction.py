@@ -25,7 +25,7 @@ ALLOWED = {
     "imaging": GROUND | {"data"},
     "pages": GROUND | {"imaging"},
     "models": GROUND | {"data"},
-    "scorers": SHARED,
+    "scorers": SHARED | {"judges"},
     "likelihoods": SHARED | {"objectives", "scorers"},
     "cache": SHARED,
     "judges": GROUND | {"models"},

@@ -102,8 +102,8 @@ class ScoreConfig(Ranged):
         if self.diversity and not getattr(self.scorer, "has_features", False):
             raise ValueError(
                 f"diversity is measured by the scorer's features of images, and "
-                f"{components.kind_of(self.scorer)} has none: use pickscore or clip, or leave "
-                f"diversity out"
+                f"{components.kind_of(self.scorer)} has none: use pickscore, clip, hpsv2 or "
+                f"aesthetic, or leave diversity out"
             )
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ValueError(

@@ -107,5 +107,5 @@ def test_the_score_job_says_how_diverse_images_are(tmp_path, capsys):
 
 
 def test_diversity_by_a_scorer_without_features_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="jpeg has none: use pickscore or clip"):
+    with pytest.raises(ValueError, match="jpeg has none: use pickscore, clip"):
         score.ScoreConfig(images=tmp_path, scorer=JPEG(), diversity=True)

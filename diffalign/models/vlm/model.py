@@ -190,6 +190,33 @@ class VisionLanguageModel(AbstractTrainable):
             )
         return rows[:, inputs["input_ids"].shape[1] :]
 
+    def first_token_probabilities(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image]]
+    ) -> Tensor:
+        """Probabilities of the first token of a response, over the whole vocabulary.
+
+        Args:
+            prompts, images: see `generate`.
+
+        Returns:
+            Shape [n, vocabulary], float32, on the model's device.
+        """
+        inputs = self.prompt_inputs(prompts, images)
+        with self.inference() as network:
+            made = network.model.generate(
+                **inputs,
+                max_new_tokens=1,
+                do_sample=False,
+                temperature=None,
+                top_k=None,
+                top_p=None,
+                pad_token_id=self.pad_token_id,
+                output_logits=True,  # before any penalty of the checkpoint's own settings
+                return_dict_in_generate=True,
+            )
+        probabilities: Tensor = made.logits[0].float().softmax(dim=-1)
+        return probabilities
+
     def prompt_inputs(
         self,
         prompts: Sequence[str],
