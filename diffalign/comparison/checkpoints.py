@@ -73,7 +73,8 @@ def drift_from(
         distance: between two images: of their pixels, or of a scorer's features.
 
     Returns:
-        Model -> mean over prompts and seeds of the distance, 0 to 2 of either kind; models without an image in common with the baseline are absent.
+        Model -> mean over prompts and seeds of the distance, 0 to 2 of either kind; models without
+        an image in common with the baseline are absent.
     """
     by_key: Mapping[ItemKey, ManifestRow] = {row.key: row for row in rows}
     found: dict[str, list[float]] = {}
@@ -141,7 +142,9 @@ def section_of(measured: Sequence[Measured], best: Measured, curve: Image.Image)
         "Win rate over drift",
         *map(paragraph, sentences(best, measured)),
         Html(f'<img alt="win rate over drift" style="max-width:100%" src="{uri}">'),
-        table(("", f"drift ({best.drift_by})", "win rate", "", "won, tied, lost", "mean score"), rows),
+        table(
+            ("", f"drift ({best.drift_by})", "win rate", "", "won, tied, lost", "mean score"), rows
+        ),
     )
 
 

@@ -169,9 +169,7 @@ def _mean_difference(sums: Tally) -> NDArray[np.float64]:
     return ratio(sums["difference"], sums["items"])
 
 
-def _same_everywhere(
-    prompts: int, interval: Interval | None, confidence: float
-) -> tuple[str, ...]:
+def _same_everywhere(prompts: int, interval: Interval | None, confidence: float) -> tuple[str, ...]:
     """A note where all prompts have the same mean difference, most often none."""
     if prompts < 2 or interval is not None:
         return ()

@@ -112,7 +112,8 @@ def image_features(
     Raises:
         ValueError: features are not finite.
     """
-    listed, found = list(rows), {}
+    listed = list(rows)
+    found: dict[ItemKey, NDArray[np.float64]] = {}
     for start in range(0, len(listed), batch_size):
         batch = listed[start : start + batch_size]
         with torch.no_grad():

@@ -3,8 +3,8 @@ a given win rate, and what looking again and again at growing data does to an in
 
 Sources: Fisher 1935, The design of experiments, section 21 (signs flipped by chance); Holm 1979, A
 simple sequentially rejective multiple test procedure; Fleiss, Levin and Paik 2003, equation 4.14
-(sample size of a proportion), with the effective number of trials of Dean and Pagano 2015; Armitage,
-McPherson and Rowe 1969, Repeated significance tests on accumulating data.
+(sample size of a proportion), with the effective number of trials of Dean and Pagano 2015;
+Armitage, McPherson and Rowe 1969, Repeated significance tests on accumulating data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import scipy.optimize
 import scipy.stats
 from numpy.typing import NDArray
 
-from diffalign.intervals import Interval, degrees_of_freedom
+from diffalign.intervals import degrees_of_freedom
 
 POWER = 0.8
 """How often so many prompts would show the win rate: what studies are planned for by custom."""

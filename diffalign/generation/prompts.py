@@ -223,9 +223,7 @@ def _json_lines(path: Path) -> Iterator[_Row]:
 def _json_list(path: Path) -> Iterator[_Row]:
     rows = read_json(path, absent=_ABSENT)
     if not isinstance(rows, list) or not all(isinstance(row, (dict, str)) for row in rows):
-        raise DataError(
-            f"{path}: must be a list of prompts, or of objects with a key named prompt"
-        )
+        raise DataError(f"{path}: must be a list of prompts, or of objects with a key named prompt")
     for number, row in enumerate(rows, start=1):
         if isinstance(row, str):
             yield _Row(row, {}, path, f"item {number}")
@@ -245,7 +243,7 @@ def _lower(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Columns by their names in lower case, without those that a row lacks or has too many."""
     return {
         name.lower(): value
-        for name, value in reversed(row.items())
+        for name, value in reversed(list(row.items()))
         if isinstance(name, str) and value is not None
     }
 

@@ -27,7 +27,7 @@ from diffalign.comparison.checkpoints import (
     section_of,
     sentences,
 )
-from diffalign.comparison.diversity import feature_distance, pixel_distance
+from diffalign.comparison.diversity import Distance, feature_distance, pixel_distance
 from diffalign.comparison.page import Section, settings_list, write_report
 from diffalign.comparison.page import command as command_line
 from diffalign.comparison.report import percent
@@ -120,7 +120,8 @@ def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
             pairs="baseline",
         )
     )
-    scorer, drift_by, distance = config.scorer, "pixels", pixel_distance
+    scorer, drift_by = config.scorer, "pixels"
+    distance: Distance = pixel_distance
     if isinstance(scorer, AbstractImageScorer) and scorer.has_features:
         drift_by = f"features of {components.kind_of(scorer)}"
         distance = feature_distance(scorer.features)

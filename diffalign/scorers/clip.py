@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
@@ -77,6 +78,11 @@ class CLIPScore(AbstractImageScorer):
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of the image tower, of length 1."""
         return embedded(self._embed_images, images, self.images_per_batch)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of the text tower, of length 1, float32 [n, d]."""
+        with torch.no_grad():
+            return normalize(self._embed_prompts(texts).float(), dim=-1)
 
     def to(self, device: torch.device | str) -> CLIPScore:
         self._parts.network.to(device)

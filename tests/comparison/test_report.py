@@ -35,7 +35,7 @@ def spoken(result: Result) -> str:
 
 def test_the_console_table_fits_80_columns_without_wrapping(result):
     lines = spoken(result).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert lines[0].startswith("aligned against base by oracle: 59 pairs, 30 prompts")
     assert "39, 0, 20" in lines[2]
     assert "66.1%" in lines[3]

@@ -13,7 +13,7 @@ from diffalign import components
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractPromptSet(abc.ABC):
-    """A set as it was published: how its file is recognised, and what its prompts are divided by."""
+    """A set as it was published: how its file is recognised, and what divides its prompts."""
 
     columns: ClassVar[frozenset[str]]
     """By which a table or an object of it is recognised, in lower case; empty where it has none."""
@@ -55,4 +55,4 @@ def find_set(name: str) -> AbstractPromptSet:
     Raises:
         ConfigError: there is none; the message lists them.
     """
-    return components.find(AbstractPromptSet, name)()
+    return components.find(AbstractPromptSet, name)()  # type: ignore[type-abstract]

@@ -1,7 +1,7 @@
 """PartiPrompts: short and long prompts by category and by what makes them hard.
 
-A tab-separated table, `PartiPrompts.tsv` of google-research/parti: Prompt, Category, Challenge, Note.
-Quotation marks in it are part of the prompts.
+A tab-separated table, `PartiPrompts.tsv` of google-research/parti: Prompt, Category, Challenge and
+Note. Quotation marks in it are part of the prompts.
 
 Source: Yu et al. 2022, arXiv:2206.10789, section 5.2.
 """
