@@ -87,7 +87,7 @@ def test_names_cannot_break_out_of_the_table(result):
     result = replace(result, model="evil | x |\n\n<script>", baseline="[b](c)", scorer="|")
     page = as_markdown([result], "grid.png").splitlines()
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in page[:3]]
-    assert cells == [9, 9, 9]
+    assert cells == [10, 10, 10]
     assert "<script>" not in "\n".join(page)
 
 

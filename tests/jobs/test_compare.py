@@ -139,7 +139,7 @@ def test_categories_of_the_manifest_are_reported_and_diversity_is_shown(folder, 
     write_json(folder / "scores/brightness.diversity.json", {"vendi_score": {"base": 1.25}})
     aligned, _ = run(folder)
     assert [each.category for each in aligned.categories] == ["photo"]
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "By style, brightness" in said
     assert "Diversity by the features of brightness" in said and "1.2500" in said
 

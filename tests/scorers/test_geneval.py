@@ -231,9 +231,9 @@ def mask2former(tmp_path_factory):
     )
     settings = Mask2FormerConfig(
         backbone_config=backbone,
-        hidden_dim=16,
-        feature_size=16,
-        mask_feature_size=16,
+        hidden_dim=32,
+        feature_size=32,
+        mask_feature_size=32,
         encoder_feedforward_dim=16,
         dim_feedforward=16,
         encoder_layers=1,
