@@ -141,7 +141,7 @@ def power(given: argparse.Namespace) -> None:
 
 def skill_of(rng: np.random.Generator, alike: float, step: float, rate: float) -> float:
     """The mean latent difference whose decided pairs are won at a rate."""
-    noise = rng.normal(0, math.sqrt(2), 2_000_000)
+    noise = rng.normal(0, math.sqrt(2), 400_000)
     low, high = 0.0, 2.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -91,7 +91,7 @@ class PromptsNeeded:
         low, high = self.between
         between = "" if low == high else f" ({low:,} to {high:,}, as well as these prompts tell)"
         return (
-            f"To see a win rate of {self.rate:.3g} in {POWER:.0%} of comparisons takes "
+            f"To see a win rate of {100 * self.rate:.3g}% in {POWER:.0%} of comparisons takes "
             f"{self.prompts:,} prompts{between}: one prompt is worth {self.trials_per_prompt:.2g} "
             f"independent decided pairs."
         )

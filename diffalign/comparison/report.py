@@ -115,7 +115,7 @@ def number_interval(interval: Interval | None) -> str:
 
 def p_text(value: float) -> str:
     """A p-value."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def console_table(result: Result) -> Table:
@@ -146,7 +146,7 @@ def console_table(result: Result) -> Table:
         number_interval(c.mean_difference_interval),
     )
     corrected = "" if result.holm is None else f"{p_text(result.holm)} among all comparisons"
-    table.add_row("chance of such wins if alike", p_text(c.p_value), corrected)
+    table.add_row("p-value of no difference", p_text(c.p_value), corrected)
     return table
 
 
@@ -217,7 +217,7 @@ def as_markdown(results: Sequence[Result], grid: str, more: Sequence[str] = ()) 
         f"| model against {markdown_text(first.baseline)} | scorer "
         f"| pairs (prompts) | won / tied / lost "
         f"| win rate of decided pairs ({first.level}) | ties as half | mean score "
-        f"| difference ({first.level}) | if alike{'' if first.holm is None else ', corrected'} |",
+        f"| difference ({first.level}) | p{'' if first.holm is None else ', corrected'} |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -336,7 +336,7 @@ def _tiles(result: Result) -> Html:
                 percent(c.win_rate),
                 Html(
                     _rate_bar(c.win_rate, c.win_rate_interval)
-                    + f"{result.level}: {percent_interval(c.win_rate_interval)}; "
+                    + f"{result.level}: {percent_interval(c.win_rate_interval)}; p "
                     + p_text(result.p_value)
                 ),
             ),
@@ -390,7 +390,7 @@ def _table(results: Sequence[Result]) -> Html:
     return table(
         [
             *["model", "scorer", "pairs", "win rate", level, "mean score"],
-            *[f"difference, {level}", "if alike"],
+            *[f"difference, {level}", "p-value"],
         ],
         rows,
     )

@@ -95,7 +95,7 @@ def pairs_table(results: Sequence[Result]) -> FigureTable:
         title=f"Every model against every other by {first.scorer}",
         headings=(
             *("model", "against", "win rate, ties as half", first.level),
-            *("won / tied / lost", "if alike"),
+            *("won / tied / lost", "p-value"),
         ),
         rows=tuple(rows),
         explanation=(
@@ -144,15 +144,16 @@ def _category_table(scorer: str, kind: str, results: Sequence[Result]) -> Figure
         if of_kind:
             rows.append(_mean_row(result.model, list(of_kind.values())))
     count = sum(row[1] != _MEAN for row in rows)
+    confidence = results[0].comparison.confidence
     return FigureTable(
         title=f"By {kind}, {scorer}",
         headings=("model", kind, "prompts", "win rate, ties as half", results[0].level, "score"),
         rows=tuple(rows),
         explanation=(
-            f"Each interval is of its category alone: of {count} at 95 %, about "
-            f"{0.05 * count:.1f} miss their truth by chance, so a single category that stands out "
-            f"proves little. The mean of categories counts each of them once, however many prompts "
-            f"it has."
+            f"Each interval is of its category alone: of {count} at {confidence:.0%}, about "
+            f"{(1 - confidence) * count:.1f} miss their truth by chance, so a single category that "
+            f"stands out proves little. The mean of categories counts each of them once, however "
+            f"many prompts it has."
         ),
     )
 

@@ -109,16 +109,17 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
     every = _with_looks(config, _every_result(config, rows, scores, baseline, models))
     results = [result for result in every if result.baseline == baseline]
     tables = _tables(config, scores, every, results)
+    categories = category_tables(results)
     for result in results:
         console.print(console_table(result))
         for line in result.warnings:
             console.print(f"  [yellow]{escape(line)}", soft_wrap=True)
         if result.plan is not None:
             console.print(f"  {escape(result.plan)}", soft_wrap=True)
-    for table in tables:
+    for table in (*tables, *categories):
         console.print(table.console())
         console.print(f"  {escape(table.explanation)}", soft_wrap=True)
-    written = _write(config, every, tables, rows, next(iter(scores.values())))
+    written = _write(config, every, tables, categories, rows, next(iter(scores.values())))
     console.print(f"[green]Done:[/green] {escape(', '.join(map(str, written)))}", soft_wrap=True)
     console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)
     return results
@@ -301,11 +302,10 @@ def _tables(
     every: Sequence[Result],
     results: Sequence[Result],
 ) -> list[FigureTable]:
-    """What is shown after the results."""
+    """What is shown right after the results."""
     found = []
     if len(every) > len(results):
         found += [pairs_table([r for r in every if r.scorer == scorer]) for scorer in scores]
-    found += category_tables(results)
     for scorer in scores:
         figures = read_diversity(config.images / SCORES / f"{scorer}.jsonl")
         found += [diversity_table(scorer, figures)] if figures else []
@@ -316,6 +316,7 @@ def _write(
     config: CompareConfig,
     every: Sequence[Result],
     tables: Sequence[FigureTable],
+    categories: Sequence[FigureTable],
     rows: Mapping[ItemKey, ManifestRow],
     scores: Mapping[ItemKey, float],
 ) -> list[Path]:
@@ -338,7 +339,7 @@ def _write(
     bootstrap = Bootstrap(confidence=config.confidence, resamples=config.resamples)
     settings = {**configs.to_dict(config), "interval": f"{bootstrap.describe} of prompts"}
     write_atomically(figures, as_json(results, settings, others))
-    lines = [line for table in tables for line in (*table.markdown(), "")]
+    lines = [line for table in (*tables, *categories) for line in (*table.markdown(), "")]
     write_atomically(summary, as_markdown(results, grid.name, lines[:-1]))
     write_report(
         page,
@@ -346,6 +347,7 @@ def _write(
         numbers_section(results),
         *(table.section() for table in tables),
         grid_section(generated, columns),
+        *(table.section() for table in categories),
         *gallery_sections(
             first,
             config.images,

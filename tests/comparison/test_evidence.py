@@ -77,6 +77,27 @@ def test_images_that_are_all_alike_add_nothing_and_independent_ones_all():
     assert low <= 783 / 4 + 1 < high
 
 
+@pytest.mark.parametrize(("alike", "images", "ties"), [(0.0, 1, 0.2), (0.3, 4, 0.3)])
+def test_so_many_prompts_show_the_rate_in_four_of_five_comparisons(alike, images, ties):
+    """A small copy of scripts/comparison_coverage.py power: three standard errors of 600."""
+    rng = np.random.default_rng(0)
+
+    def net(prompts: int) -> tuple[np.ndarray, np.ndarray]:
+        weight = (1 - alike) / alike if alike else 1e9
+        chance = rng.beta(0.6 * weight, 0.4 * weight, prompts)
+        decided = rng.binomial(images, 1 - ties, prompts)
+        wins = rng.binomial(decided, chance).astype(float)
+        return wins, decided - wins
+
+    needed = prompts_needed(*net(20_000), rate=0.6).prompts
+    shown = 0
+    for _ in range(600):
+        wins, losses = net(needed)
+        deviation = np.sqrt(((wins - losses) ** 2).sum())
+        shown += abs((wins - losses).sum()) > 1.959964 * deviation
+    assert shown / 600 == pytest.approx(0.8, abs=3 * np.sqrt(0.8 * 0.2 / 600))
+
+
 def test_a_sweep_counts_each_prompt_once_and_one_prompt_tells_nothing():
     swept = np.full(10, 3.0)
     assert prompts_needed(swept, 0 * swept).trials_per_prompt == 1

@@ -94,7 +94,7 @@ def test_every_model_is_held_against_every_other_with_corrected_p_values(folder,
     for output in (said, summary, (folder / "report.html").read_text()):
         assert "Every model against every other by brightness" in output
         assert "0 of 3 pairs are told apart" in output
-        assert "To see a win rate of 0.55 in 80% of comparisons takes" in " ".join(output.split())
+        assert "To see a win rate of 55% in 80% of comparisons takes" in " ".join(output.split())
 
     (alone, _) = run(folder, "pairs=baseline")
     assert alone.holm == pytest.approx(2 * alone.comparison.p_value)

@@ -17,7 +17,9 @@ from diffalign.playground.detector import PlaygroundDetector
 from diffalign.playground.scenes import COLOURS, SHAPES, Kind, place, render
 from diffalign.scorers.geneval.config import GenEval
 from diffalign.scorers.geneval.detectors.base import Detected, box_of, class_name
+from diffalign.scorers.geneval.detectors.detr import DETR
 from diffalign.scorers.geneval.detectors.mask2former import Mask2Former
+from diffalign.scorers.geneval.rules import COLOURS as COLOURS_OF_GENEVAL
 from diffalign.scorers.geneval.rules import (
     Thresholds,
     is_correct,
@@ -268,6 +270,58 @@ def test_an_instance_has_the_score_of_its_class_times_that_of_its_mask(mask2form
     scores = [each.score for name in ("dog", "computer mouse", "tv") for each in found[name]]
     assert scores == pytest.approx([0.8807970780 * p for p in (0.7, 0.2, 0.05)])
     assert found["dog"][0].box == (2, 1, 5, 3)
+
+
+def test_a_detector_of_boxes_finds_them_by_the_names_of_the_prompts(tmp_path):
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    settings = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[32, 32],
+        num_detection_tokens=5,
+        id2label={0: "dog", 1: "remote"},
+    )
+    torch.manual_seed(0)
+    YolosForObjectDetection(settings).save_pretrained(tmp_path)
+    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    detector = DETR(path=str(tmp_path))
+    (found,) = detector.detect([Image.effect_noise((64, 48), 80).convert("RGB")])
+    assert detector.classes == {"dog", "tv remote"}
+    assert sum(map(len, found.values())) == 5
+    assert all(0 < each.score < 1 for objects in found.values() for each in objects)
+
+
+def test_colours_are_told_on_the_object_alone():
+    seen_by_clip = []
+
+    class Clip:
+        """Its feature of an image is its mean colour; those of texts are the colours' own."""
+
+        def features(self, images):
+            seen_by_clip.extend(images)
+            return torch.tensor(np.array([np.asarray(i).mean(axis=(0, 1)) for i in images]))
+
+        def text_features(self, texts):
+            named = {"red": [1.0, 0, 0], "blue": [0, 0, 1.0]}
+            return torch.tensor(
+                [named.get(next(c for c in COLOURS_OF_GENEVAL if c in t), [0.0] * 3) for t in texts]
+            ).double()
+
+    scorer = GenEval(metadata="unused", detector=Mask2Former(path="unused"))
+    scorer.__dict__["_clip"] = Clip()
+    image = Image.new("RGB", (20, 10), "red")
+    image.paste("blue", (10, 0, 20, 10))
+    mask = np.zeros((10, 20), dtype=bool)
+    mask[2:6, 12:18] = True
+    objects = [
+        Detected(box=(0, 0, 10, 10), score=1.0),
+        Detected(box=box_of(mask), score=1.0, mask=mask),
+    ]
+    assert list(scorer._colours_of(image, objects, "cup")) == ["red", "blue"]
+    assert seen_by_clip[1].size == (6, 4)
 
 
 def test_labels_of_coco_go_by_the_names_of_the_prompts():

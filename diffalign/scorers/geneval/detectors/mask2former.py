@@ -57,7 +57,7 @@ class Mask2Former(AbstractDetector):
 
     def detect(self, images: Sequence[Image.Image]) -> list[Mapping[str, Sequence[Detected]]]:
         processor, network = self._parts
-        found = []
+        found: list[Mapping[str, Sequence[Detected]]] = []
         for image in images:  # one at a time: images of a batch would be padded to one size
             inputs = processor(images=image, return_tensors="pt").to(network.device)
             with torch.no_grad():
