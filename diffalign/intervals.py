@@ -94,8 +94,8 @@ class Bootstrap(Ranged):
         if clusters >= FEW_CLUSTERS:
             return []
         measured = (
-            f"In simulations of 5 to 10, 95 % intervals of shares held the truth in 95 to 99 %, "
-            f"and those of means of strongly skewed scores in 91 to 93 %"
+            "In simulations of 5 to 10, 95 % intervals of shares held the truth in 95 to 99 %, "
+            "and those of means of strongly skewed scores in 91 to 93 %"
             if self.method == "auto"
             else "Percentiles of a bootstrap of so few are too narrow"
         )
