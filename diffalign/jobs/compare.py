@@ -41,6 +41,7 @@ from diffalign.generation.prompts import PromptsConfig, read_prompts
 from diffalign.imaging.grid import render_grid
 from diffalign.intervals import Bootstrap
 from diffalign.jobs import score
+from diffalign.parsing import checked
 from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Between, Ranged
 
@@ -276,19 +277,29 @@ def _has_pairs(
 def _with_looks(config: CompareConfig, results: Sequence[Result]) -> list[Result]:
     """Results that know how often the same comparison was made with fewer pairs."""
     path = (config.output or config.images) / "compare.json"
-    before: dict[tuple[str, ...], list[int]] = {}
-    if path.is_file():
-        content = read_json(path)
-        listed = content if isinstance(content, dict) else {}
-        for row in [*listed.get("comparisons", []), *listed.get("pairs", [])]:
-            names = _names(row["scorer"], row["baseline"], row["model"])
-            before[names] = row.get("looks", [row["items"]])
+    before = _earlier_looks(path) if path.is_file() else {}
     found = []
     for result in results:
         items = result.comparison.items
         known = before.get(_names(result.scorer, result.baseline, result.model), [])
         seen = [count for count in known if count < items]
         found.append(replace(result, looks=looks_at([*seen, items], config.confidence)))
+    return found
+
+
+def _earlier_looks(path: Path) -> dict[tuple[str, ...], list[int]]:
+    """Pairs of images at each look, by scorer and models, of an earlier `compare.json`."""
+    found = {}
+    try:
+        content = read_json(path)
+        for row in [*content["comparisons"], *content.get("pairs", [])]:
+            names = _names(row["scorer"], row["baseline"], row["model"])
+            found[names] = checked(list[int], row.get("looks", [row["items"]]), path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: is no result of diffalign compare, which would replace it: move it away, or "
+            f"give another output"
+        ) from error
     return found
 
 

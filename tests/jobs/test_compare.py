@@ -118,6 +118,14 @@ def test_a_comparison_that_grows_says_how_often_it_was_looked_at(folder, capsys)
     assert [row["looks"] for row in rows] == [[48, 57], [48, 57]]
 
 
+@pytest.mark.parametrize("content", ["[]", '{"comparisons": [{"scorer": 1}]}', "{"])
+def test_a_file_of_that_name_that_is_no_result_is_left_alone(folder, content):
+    (folder / "compare.json").write_text(content)
+    with pytest.raises(DataError, match=r"compare\.json.*(is no result of|JSON)"):
+        run(folder)
+    assert (folder / "compare.json").read_text() == content
+
+
 def test_categories_of_a_prompt_file_are_reported(folder, tmp_path, capsys):
     lines = [f"{prompt},{'third' if i % 3 == 0 else 'other'}" for i, prompt in enumerate(PROMPTS)]
     (tmp_path / "mine.csv").write_text("\n".join(["prompt,Kind", *lines]))
