@@ -107,7 +107,7 @@ def power(given: argparse.Namespace) -> None:
     print("| correlation | images | ties | needed | said of many prompts | of 100 | of 36 |")
     print("|---|---|---|---|---|---|---|")
     for alike, images, step in ((0.0, 1, 0.01), (0.1, 4, 0.5), (0.3, 4, 0.5), (0.5, 9, 1.0)):
-        skill = skill_of(rng, alike, step, given.rate)
+        skill = skill_of(rng, given.samples, step, given.rate)
 
         def net(prompts: int, skill=skill, alike=alike, images=images, step=step):
             favour = rng.normal(0, math.sqrt(2 * alike), (prompts, 1))
@@ -139,9 +139,9 @@ def power(given: argparse.Namespace) -> None:
     )
 
 
-def skill_of(rng: np.random.Generator, alike: float, step: float, rate: float) -> float:
+def skill_of(rng: np.random.Generator, samples: int, step: float, rate: float) -> float:
     """The mean latent difference whose decided pairs are won at a rate."""
-    noise = rng.normal(0, math.sqrt(2), 400_000)
+    noise = rng.normal(0, math.sqrt(2), samples)
     low, high = 0.0, 2.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--alike", type=float, default=0.1, help="correlation within a prompt")
     parser.add_argument("--rate", type=float, default=0.55, help="the win rate to see")
     parser.add_argument("--many", type=int, default=20_000, help="prompts that tell clustering")
+    parser.add_argument("--samples", type=int, default=2_000_000, help="by which skills are found")
     given = parser.parse_args()
     {"pairs": pairs, "power": power, "looks": looks}[given.what](given)
 

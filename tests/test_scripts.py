@@ -95,7 +95,7 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("power --trials 40 --many 500", "(median, tenth"),
+        ("power --trials 40 --many 500 --samples 20000", "(median, tenth"),
         ("looks --trials 40", "40 simulated comparisons"),
     ],
 )

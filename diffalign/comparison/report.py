@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -337,7 +338,7 @@ def _tiles(result: Result) -> Html:
                 Html(
                     _rate_bar(c.win_rate, c.win_rate_interval)
                     + f"{result.level}: {percent_interval(c.win_rate_interval)}; p "
-                    + p_text(result.p_value)
+                    + html.escape(p_text(result.p_value))
                 ),
             ),
             Tile(
@@ -373,7 +374,7 @@ def _table(results: Sequence[Result]) -> Html:
                 result.model,
                 result.scorer,
                 share_bar({"won": c.wins, "tied": c.ties, "lost": c.losses}),
-                percent(c.win_rate),
+                _with_text(Html(percent(c.win_rate)), f"p {html.escape(p_text(result.p_value))}"),
                 _with_text(
                     _rate_bar(c.win_rate, c.win_rate_interval),
                     percent_interval(c.win_rate_interval),
@@ -383,14 +384,13 @@ def _table(results: Sequence[Result]) -> Html:
                     _difference_bar(c.mean_difference, c.mean_difference_interval, spread),
                     number_interval(c.mean_difference_interval),
                 ),
-                p_text(result.p_value),
             ]
         )
     level = results[0].level
     return table(
         [
             *["model", "scorer", "pairs", "win rate", level, "mean score"],
-            *[f"difference, {level}", "p-value"],
+            f"difference, {level}",
         ],
         rows,
     )
