@@ -22,7 +22,8 @@ def test_every_cell_runs(path, tmp_path):
     nbformat.validate(notebook)
     (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
     for name, value in {**SMALL, "FOLDER": repr(str(tmp_path))}.items():
-        parameters.source, found = re.subn(rf"(?m)^{name} = \S+", f"{name} = {value}", parameters.source)
+        line = re.compile(rf"(?m)^{name} = \S+")
+        parameters.source, found = line.subn(f"{name} = {value}", parameters.source)
         assert found == 1
     resources = {"metadata": {"path": str(ROOT)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()

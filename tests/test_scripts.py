@@ -49,6 +49,7 @@ SMALL = {
     "drill_sdxl.py": "--tiny --full --processes 2",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
+    "comparison_coverage.py": "pairs --trials 1 --prompts 5",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "long_run.py": "--tiny --out OUT",
     "one_evening.py": "--few --folder OUT",
@@ -92,6 +93,27 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
     forget_accelerate()
     assert capsys.readouterr().out
     assert out.exists() == ("OUT" in SMALL[script])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("power --trials 40 --many 500 --samples 20000", "(median, tenth"),
+        ("looks --trials 40", "40 simulated comparisons"),
+    ],
+)
+def test_what_a_comparison_promises_is_simulated(arguments, said, capsys):
+    run_script("comparison_coverage.py", *arguments.split())
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("of", ["difference", "skewed"])
+def test_means_that_are_no_share_are_covered_at_a_small_size(of, capsys):
+    given = f"--of {of} --trials 40 --resamples 100 --prompts 20 --rates 0.1"
+    run_script("interval_coverage.py", *given.split())
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 20"))
+    assert float(line.split("|")[2].split()[0]) >= 85
 
 
 @pytest.fixture

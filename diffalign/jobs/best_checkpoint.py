@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from diffalign import components
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.comparison.checkpoints import (
@@ -26,6 +27,7 @@ from diffalign.comparison.checkpoints import (
     section_of,
     sentences,
 )
+from diffalign.comparison.diversity import Distance, feature_distance, pixel_distance
 from diffalign.comparison.grids import checkpoint_strip
 from diffalign.comparison.report import percent
 from diffalign.errors import ConfigError
@@ -41,6 +43,7 @@ from diffalign.pages.parts import Section, settings_list, write_report
 from diffalign.pages.parts import command as command_line
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.images import AbstractImageScorer
 from diffalign.training.checkpoint import checkpoints_in
 
 _STRIP_ROWS = 8
@@ -118,13 +121,23 @@ def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
             scorers=(column.column().stem,),
             confidence=config.confidence,
             gallery=0,
+            pairs="baseline",
         )
     )
-    drift = drift_from(output, read_manifest(output), BASE)
+    scorer, drift_by = config.scorer, "pixels"
+    distance: Distance = pixel_distance
+    if isinstance(scorer, AbstractImageScorer) and scorer.has_features:
+        drift_by = f"features of {components.kind_of(scorer)}"
+        distance = feature_distance(scorer.features)
+    drift = drift_from(output, read_manifest(output), BASE, distance)
     compared = {result.model: result.comparison for result in results}
     measured = [
         Measured(
-            step=step, checkpoint=path, drift=drift[_name(step)], comparison=compared[_name(step)]
+            step=step,
+            checkpoint=path,
+            drift=drift[_name(step)],
+            drift_by=drift_by,
+            comparison=compared[_name(step)],
         )
         for step, path in checkpoints.items()
     ]
@@ -219,6 +232,7 @@ def _plain(each: Measured) -> Mapping[str, object]:
         "step": each.step,
         "checkpoint": str(each.checkpoint),
         "drift": each.drift,
+        "drift_by": each.drift_by,
         "win_rate": each.win_rate,
         "win_rate_interval": [low, high],
         "won_tied_lost": [comparison.wins, comparison.ties, comparison.losses],

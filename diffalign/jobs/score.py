@@ -17,7 +17,7 @@ from diffalign import blocks, components, sessions
 from diffalign import config as configs
 from diffalign.calibration import agreement
 from diffalign.commands import command
-from diffalign.comparison.diversity import diversity, feature_distance
+from diffalign.comparison.diversity import diversity_file, feature_figures, image_features
 from diffalign.comparison.score import (
     SCORES,
     Problem,
@@ -27,6 +27,7 @@ from diffalign.comparison.score import (
     scores_by_item,
 )
 from diffalign.comparison.score_pairs import PairScoresPlan, Perturbation
+from diffalign.comparison.tables import diversity_table
 from diffalign.console import progress
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.score_columns import read_score_column
@@ -87,8 +88,9 @@ class ScoreConfig(Ranged):
     perturbation: Perturbation = field(default_factory=Perturbation)
     """How the copies differ from the image."""
     diversity: bool = False
-    """Say as well how much the images of one prompt differ, by the scorer's own features of them:
-    a second pass of its image tower. The result lies next to the scores, `NAME.diversity.json`."""
+    """Say as well how much the images of one prompt differ, and how far they are from those of the
+    first model, by the scorer's own features of them: a second pass of its image tower. The result
+    lies next to the scores, `NAME.diversity.json`, and `compare` shows it."""
     agreement: bool = False
     """Of a data set, say as well how often the scorer agrees with its labels, and how well a
     difference of scores tells the odds: accuracy with an interval, the reliability curve and its
@@ -327,16 +329,18 @@ def _measure_diversity(
     console: Console, images: Path, column: Path, scorer: AbstractImageScorer
 ) -> None:
     rows = [row for row in read_manifest(images) if (images / row.file).is_file()]
+    baseline = next((row.model for row in rows), "")
     with progress(console, "diversity", len(rows)) as advance:
-        found = diversity(images, rows, feature_distance(scorer.features), on_prompt=advance)
-    if not found:
+        features = image_features(images, rows, scorer.features, on_images=advance)
+    figures = feature_figures(features, baseline)
+    if "vendi_score" not in figures:
         console.print("No diversity: it takes two images of a prompt (seeds=2 or more)")
+    if not figures:
         return
-    write_json(column.with_suffix(".diversity.json"), {"mean_cosine_distance": found})
-    table = Table("model", "diversity (mean cosine distance of a prompt's images)", box=None)
-    for model, value in found.items():
-        table.add_row(model, f"{value:.4f}")
-    console.print(table)
+    write_json(diversity_file(column), figures)
+    table = diversity_table(column.stem, figures)
+    console.print(table.console())
+    console.print(f"  {escape(table.explanation)}", soft_wrap=True)
 
 
 def _refuse(problems: list[Problem]) -> None:
