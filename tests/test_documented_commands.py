@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from diffalign import cli, components, config, foreign_flags
+from diffalign import arguments, cli, components, config, foreign_flags
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.jobs import check, compare, generate, label, score, synthesise
 from diffalign.training.config import RunConfig
@@ -80,7 +80,7 @@ def test_a_documented_command_loads(place, line, monkeypatch):
         return
     else:
         cls = JOBS.get(job)
-    path, overrides = cli._split(settings)
+    path, overrides = arguments.split(settings)
     if cls is None or (path is not None and not path.is_file()):
         return  # CONFIG.yaml, runs/NAME/config.yaml and the like
     config.load(cls, path, overrides)
