@@ -21,8 +21,9 @@ from diffalign.files import read_json_lines, write_json_lines
 from diffalign.jobs import precompute, train
 from diffalign.training.checkpoint import checkpoints_in
 from diffalign.training.config import RunConfig
+from diffalign.training.health_record import Record
 from diffalign.training.hooks.health import HEALTH
-from diffalign.training.verdicts import Record, error_growth
+from diffalign.training.verdicts import error_growth
 
 PLAYGROUND = Path("configs/playground")
 
