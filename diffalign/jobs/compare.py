@@ -19,6 +19,7 @@ from diffalign.comparison.report import (
     as_json,
     as_markdown,
     console_table,
+    contradictions,
     gallery_sections,
     grid_section,
     numbers_section,
@@ -101,6 +102,8 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
         console.print(console_table(result))
         for line in result.warnings:
             console.print(f"  [yellow]{escape(line)}", soft_wrap=True)
+    for line in contradictions(results):
+        console.print(f"[yellow]{escape(line)}", soft_wrap=True)
     written = _write(config, results, rows, next(iter(scores.values())))
     console.print(f"[green]Done:[/green] {escape(', '.join(map(str, written)))}", soft_wrap=True)
     console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)
