@@ -98,9 +98,10 @@ def moments_of(path: Path, scorer: AbstractScorer) -> tuple[float, float]:
             ) from error
         known = list(found.values())
     kind = components.kind_of(scorer)
-    if by - {scorer.fingerprint}:
+    others = {each for each in by if not f"{each}, ".startswith(f"{scorer.fingerprint}, ")}
+    if others:  # a file of copies names their number behind the fingerprint
         raise DataError(
-            f"{path} holds scores by {', '.join(sorted(by))}, and {kind} here is "
+            f"{path} holds scores by {', '.join(sorted(others))}, and {kind} here is "
             f"{scorer.fingerprint}: mean and deviation must be of the very scorer. Score "
             f"the images again with it"
         )
