@@ -114,6 +114,26 @@ LABELS = (
         "data.strength.preference={kind: votes}",
     ),
     row(
+        "one_weak",
+        "dpo with beta 150, one vote",
+        "{kind: dpo, beta: 150}",
+        "data.path={noisy}/one",
+    ),
+    row(
+        "soft_weak",
+        "dpo with beta 150, soft labels of three votes",
+        "{kind: dpo, beta: 150}",
+        "data.path={noisy}/three",
+        "data.strength.preference={kind: votes}",
+    ),
+    row(
+        "soft_sure",
+        "dpo with beta 150, soft labels of three votes, prior 0.25",
+        "{kind: dpo, beta: 150}",
+        "data.path={noisy}/three",
+        "data.strength.preference={kind: votes, prior: 0.25}",
+    ),
+    row(
         "smpo",
         "smpo, soft labels of three votes",
         "{kind: smpo, beta: 500, scale: 2}",
