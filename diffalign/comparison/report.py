@@ -99,6 +99,30 @@ def _missing(model: str, places: Sequence[Place]) -> Iterable[str]:
         )
 
 
+def contradictions(results: Sequence[Result]) -> list[str]:
+    """A sentence for each model that is better by one scorer and worse by another, both beyond
+    their intervals: how a model looks that was trained on the one (reward hacking)."""
+    said = []
+    for model in dict.fromkeys(result.model for result in results):
+        own = [result for result in results if result.model == model]
+        better = [r for r in own if (i := r.comparison.mean_difference_interval) and i.low > 0]
+        worse = [r for r in own if (i := r.comparison.mean_difference_interval) and i.high < 0]
+        if better and worse:
+            said.append(
+                f"{model} is better than {own[0].baseline} by {_listed(better)} and worse by "
+                f"{_listed(worse)}. Where it was trained on one of the former, directly or by "
+                f"pairs that it ranked, that is how reward hacking looks: the score rises and what "
+                f"it stands for does not. It is harm where the latter measure something that you "
+                f"want: look at the images, take an earlier checkpoint, or train nearer to the "
+                f"reference (larger beta, lower learning rate) or on both scores"
+            )
+    return said
+
+
+def _listed(results: Sequence[Result]) -> str:
+    return " and ".join(f"{r.scorer} ({r.comparison.mean_difference:+.3g})" for r in results)
+
+
 def percent(value: float | None) -> str:
     """A rate."""
     return "undefined" if value is None else f"{value:.1%}"
@@ -163,6 +187,7 @@ def as_json(
     """
     content = {
         **settings,
+        "contradictions": contradictions(results),
         "comparisons": [_plain(result) for result in results],
         "pairs": [_plain(result) for result in pairs],
     }
@@ -237,6 +262,7 @@ def as_markdown(results: Sequence[Result], grid: str, more: Sequence[str] = ()) 
         for result in results
         for line in result.warnings
     ]
+    warnings += [f"- {markdown_text(line)}" for line in contradictions(results)]
     plans = [
         f"- {markdown_text(f'{result.model} by {result.scorer}: {result.plan}')}"
         for result in results
@@ -257,6 +283,7 @@ def numbers_section(results: Sequence[Result]) -> Section:
         for result in results
         for line in result.warnings
     ]
+    warnings += contradictions(results)
     plans = [
         f"{result.model} by {result.scorer}: {result.plan}"
         for result in results

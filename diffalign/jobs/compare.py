@@ -25,6 +25,7 @@ from diffalign.comparison.report import (
     as_json,
     as_markdown,
     console_table,
+    contradictions,
     gallery_sections,
     grid_section,
     numbers_section,
@@ -123,6 +124,8 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
     for table in (*tables, *categories):
         console.print(table.console())
         console.print(f"  {escape(table.explanation)}", soft_wrap=True)
+    for line in contradictions(results):
+        console.print(f"[yellow]{escape(line)}", soft_wrap=True)
     written = _write(config, every, tables, categories, rows, scores)
     console.print(f"[green]Done:[/green] {escape(', '.join(map(str, written)))}", soft_wrap=True)
     console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)
