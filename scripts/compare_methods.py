@@ -30,7 +30,8 @@ import torch
 from pages import fill, filled, merged
 
 from diffalign.comparison.diversity import diversity, pixel_distance
-from diffalign.comparison.report import Result, percent, percent_interval
+from diffalign.comparison.report import percent, percent_interval
+from diffalign.comparison.results import Result
 from diffalign.generation.manifest import read_manifest
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import SamplerConfig

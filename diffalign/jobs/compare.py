@@ -20,16 +20,14 @@ from diffalign.comparison.explorer import explorer_section
 from diffalign.comparison.grids import FOLDER as GRIDS
 from diffalign.comparison.grids import write_grids
 from diffalign.comparison.report import (
-    CategoryResult,
-    Result,
     as_json,
     as_markdown,
     console_table,
-    contradictions,
     gallery_sections,
     grid_section,
     numbers_section,
 )
+from diffalign.comparison.results import CategoryResult, Result, contradictions
 from diffalign.comparison.score import SCORES, scores_by_item
 from diffalign.comparison.tables import (
     FigureTable,

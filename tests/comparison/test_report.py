@@ -9,14 +9,13 @@ from rich.console import Console
 
 from diffalign.comparison.compare import compare_scores
 from diffalign.comparison.report import (
-    Result,
     as_json,
     as_markdown,
     console_table,
-    contradictions,
     markdown_text,
     numbers_section,
 )
+from diffalign.comparison.results import Result, contradictions
 
 
 @pytest.fixture
