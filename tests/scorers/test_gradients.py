@@ -44,6 +44,7 @@ def write_clip_score(folder: Path, **preprocessing) -> Path:
     content = {"model_cfg": HPS, "preprocess_cfg": {"resize_mode": "shortest", **settings}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         network = spread(open_clip.CLIP(**HPS))
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
     return folder
@@ -99,7 +100,7 @@ def test_a_step_along_the_gradient_does_what_the_gradient_says(scorer):
     images = rounded_levels(0.6 * torch.stack([i[:, :32, :32] for i in two_images()])) / 127.5 - 1
     images.requires_grad_()
     (gradient,) = torch.autograd.grad(scorer.score_with_gradient(images, PROMPTS[:2]).sum(), images)
-    steepest = gradient.flatten(1).abs().topk(20, dim=1)
+    steepest = gradient.flatten(1).abs().topk(4, dim=1)
     steps = torch.zeros_like(images).flatten(1).scatter(1, steepest.indices, 1 / 127.5)
     direction = steps.view_as(images) * gradient.sign()
     with torch.no_grad():
