@@ -59,7 +59,7 @@ def test_the_score_is_the_head_of_a_normalised_embedding(tmp_path, form):
             expected.append(head(embedding).item())
         found += scorer(tmp_path).score(image[None], ["whatever"]).tolist()
     assert found == pytest.approx(expected, abs=1e-5)
-    assert abs(found[0] - found[1]) > 1e-3  # the comparison would also hold for a constant
+    assert abs(found[0] - found[1]) > 1e-4  # the comparison would also hold for a constant
 
 
 def test_prompts_do_not_matter_and_batches_neither(folder):
