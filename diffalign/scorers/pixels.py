@@ -1,7 +1,7 @@
 """What PIL and torchvision do to an image before a network sees it, as operations with a gradient.
 
 Resizing with PIL happens in 8 bits, across and down, with a rounding after each. So it does here
-with float tensors, and rounding passes gradients on unchanged (straight-through: Bengio et al. 2013,
+with float tensors, and rounding passes gradients on (straight-through: Bengio et al. 2013,
 arXiv:1308.3432). The values are those of PIL but for a level in a few pixels.
 """
 
