@@ -51,6 +51,7 @@ def test_help_of_evaluate_lists_the_folders_of_benchmarks(monkeypatch, capsys):
         "precompute",
         "generate",
         "score",
+        "prefer",
         "compare",
         "best-checkpoint",
         "check",

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
@@ -100,6 +101,11 @@ class CLIPScore(AbstractTowerScorer):
         return embedded(
             lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
         )
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of the text tower, of length 1, float32 [n, d]."""
+        with torch.no_grad():
+            return normalize(self._embed_prompts(texts).float(), dim=-1)
 
     def to(self, device: torch.device | str) -> CLIPScore:
         self._parts.network.to(device)

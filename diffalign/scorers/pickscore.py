@@ -32,31 +32,10 @@ from diffalign.models.preference.clip_loading import (
     read_tokenizer,
     text_features,
     tokenize,
+    tower_input,
 )
 from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, cosines, embedded
-from diffalign.scorers.pixels import levels_of, middle, short_side_to
-
-
-def tower_input(image: Image.Image, size: int) -> Tensor:
-    """An image as the processor of the authors' transformers (4.27) hands it to CLIP.
-
-    That one resizes with PIL. The processors that later versions choose resize tensors, and their
-    pixels differ by a level here and there.
-
-    Args:
-        image: RGB, any shape.
-        size: side of the vision tower's images, pixels.
-
-    Returns:
-        Normalised pixel values of the middle, float32 [3, size, size].
-    """
-    short, long = min(image.size), max(image.size)
-    longer = int(size * long / short)
-    width, height = (size, longer) if image.width <= image.height else (longer, size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    cut = resized.crop((left, top, left + size, top + size))
-    return pixel_values(levels_of(cut) / 127.5 - 1)
+from diffalign.scorers.pixels import middle, short_side_to
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -202,6 +204,28 @@ def pixel_values(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / std
 
 
+def tower_input(image: Image.Image, size: int) -> Tensor:
+    """An image as the processor of the authors' transformers (4.27) hands it to CLIP.
+
+    That one resizes with PIL. The processors that later versions choose resize tensors, and their
+    pixels differ by a level here and there.
+
+    Args:
+        image: RGB, any shape.
+        size: side of the vision tower's images, pixels.
+
+    Returns:
+        Normalised pixel values of the middle, float32 [3, size, size].
+    """
+    short, long = min(image.size), max(image.size)
+    longer = int(size * long / short)
+    width, height = (size, longer) if image.width <= image.height else (longer, size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    levels = np.array(resized.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return pixel_values(torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1)
+
+
 def find_weights(
     path: str, *, revision: str | None, allow_pickle: bool | None = None, name: str = WEIGHTS
 ) -> Path:
@@ -291,6 +315,15 @@ def digest_of(*files: Path) -> str:
                     digest.update(block)
         except OSError as error:
             raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """Tells the weights of a module, on the CPU, from any other."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
