@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from diffalign.comparison.compare import Comparison, Place
+from diffalign.comparison.compare import Comparison, Place, contradiction
 from diffalign.comparison.evidence import Looks
 
 _LISTED_MISSING = 5
@@ -76,24 +76,9 @@ def _missing(model: str, places: Sequence[Place]) -> Iterable[str]:
 
 
 def contradictions(results: Sequence[Result]) -> list[str]:
-    """A sentence for each model that is better by one scorer and worse by another, both beyond
-    their intervals: how a model looks that was trained on the one (reward hacking)."""
-    said = []
-    for model in dict.fromkeys(result.model for result in results):
-        own = [result for result in results if result.model == model]
-        better = [r for r in own if (i := r.comparison.mean_difference_interval) and i.low > 0]
-        worse = [r for r in own if (i := r.comparison.mean_difference_interval) and i.high < 0]
-        if better and worse:
-            said.append(
-                f"{model} is better than {own[0].baseline} by {_listed(better)} and worse by "
-                f"{_listed(worse)}. Where it was trained on one of the former, directly or by "
-                f"pairs that it ranked, that is how reward hacking looks: the score rises and what "
-                f"it stands for does not. It is harm where the latter measure something that you "
-                f"want: look at the images, take an earlier checkpoint, or train nearer to the "
-                f"reference (larger beta, lower learning rate) or on both scores"
-            )
-    return said
-
-
-def _listed(results: Sequence[Result]) -> str:
-    return " and ".join(f"{r.scorer} ({r.comparison.mean_difference:+.3g})" for r in results)
+    """See `compare.contradiction`: a sentence for each model of which there is one."""
+    by_model: dict[str, dict[str, Comparison]] = {}
+    for result in results:
+        by_model.setdefault(result.model, {})[result.scorer] = result.comparison
+    found = [contradiction(m, results[0].baseline, by) for m, by in by_model.items()]
+    return [said for said in found if said is not None]
