@@ -4,10 +4,10 @@
     python scripts/compare_text.py --only dpo           # one; the other stays as it is
     python scripts/compare_text.py --only dpo --trial   # does it run? changes no page
 
-D3PO samples by itself and is scored by what rapidocr reads; DPO learns from the shipped pairs, whose
-labels come from the same reader. Base and trained models then sample the same (word, seed), none of
-which is in a pair, and the table counts what is read exactly as asked. Words that no pair and no
-prompt of training names are counted apart.
+D3PO samples by itself and is scored by what rapidocr reads; DPO learns from the shipped pairs,
+whose labels come from the same reader. Base and trained models then sample the same (word, seed),
+none of which is in a pair, and the table counts what is read exactly as asked. Words that no pair
+and no prompt of training names are counted apart.
 """
 
 from __future__ import annotations
