@@ -52,7 +52,7 @@ OBJECTIVES = (
     row("nca", "nca", "{kind: nca, beta: 500}"),
     row("sppo", "sppo", "{kind: sppo, beta: 500}"),
     row("apo", "apo", "{kind: apo, beta: 500}"),
-    row("f_dpo", "f_dpo", "{kind: f_dpo, beta: 1, scale: 500}"),
+    row("f_dpo", "f_dpo", "{kind: f_dpo, beta: 1, divergence: js, scale: 500}"),
     row("discopop", "discopop", "{kind: discopop, beta: 500}"),
     row("two_betas", "two betas", "{kind: two_betas, beta: 500, beta_rejected: 250}"),
     row("aot", "aot", "{kind: aot, beta: 500}"),
@@ -79,7 +79,7 @@ OBJECTIVES = (
         "likelihood.inversion={steps: 5}",
     ),
     row("mapo", "mapo", "{kind: mapo, beta: 0.1}"),
-    row("simpo", "simpo", "{kind: simpo, beta: 500}"),
+    row("simpo", "simpo", "{kind: simpo, beta: 500, gamma: 1}"),
     row("cpo", "cpo", "{kind: cpo, beta: 500}"),
     row(
         "rpo",
@@ -112,6 +112,26 @@ LABELS = (
         DPO,
         "data.path={noisy}/three",
         "data.strength.preference={kind: votes}",
+    ),
+    row(
+        "one_weak",
+        "dpo with beta 150, one vote",
+        "{kind: dpo, beta: 150}",
+        "data.path={noisy}/one",
+    ),
+    row(
+        "soft_weak",
+        "dpo with beta 150, soft labels of three votes",
+        "{kind: dpo, beta: 150}",
+        "data.path={noisy}/three",
+        "data.strength.preference={kind: votes}",
+    ),
+    row(
+        "soft_sure",
+        "dpo with beta 150, soft labels of three votes, prior 0.25",
+        "{kind: dpo, beta: 150}",
+        "data.path={noisy}/three",
+        "data.strength.preference={kind: votes, prior: 0.25}",
     ),
     row(
         "smpo",
@@ -200,10 +220,10 @@ def main() -> None:
     folder: Path = options.folder
     page, more = (trial_page(folder), TRIAL) if options.trial else (PAGE, ())
     write_noisy(folder / "noisy")
+    rows = {name: replace(each, overrides=settings(folder, each)) for name, each in rows.items()}
     wanted = [each for name, each in rows.items() if not options.only or name in options.only]
-    wanted = [replace(each, overrides=settings(folder, each)) for each in wanted]
-    of_encodings = {each.overrides[-1]: each.overrides for each in wanted}
-    for given in of_encodings.values():
+    encodings = {each.overrides[-1]: each.overrides for each in reversed(rows.values())}
+    for given in (encodings[place] for place in {each.overrides[-1] for each in wanted}):
         command = ["-m", "diffalign", "precompute", f"configs/playground/{CONFIG}", *given]
         call([*command, f"output={folder / 'precomputed'}"], folder / "encodings.log")
     with ThreadPoolExecutor(options.side_by_side) as pool:

@@ -15,6 +15,7 @@ files that it had finished may not have been written anew.
 - `ranks`, `shards`: two processes train, a LoRA or all weights in shards, and one is killed; the
   other has to end within a minute by itself (where they had not met yet after
   `heartbeat.ARRIVAL_S`, which is short here).
+- `export`: the shards again, killed after their last checkpoint, as they are gathered and written.
 - `launcher`: that of `--processes 2` is killed; its ranks have to end with it.
 After a kill file times may be moved into the past or future. First come `--fills` jobs on a disk
 with too little room (a tmpfs, for root alone): they have to end with a sentence, and go on where
@@ -188,6 +189,8 @@ JOBS = {
     ),
 }
 """Jobs that are no training. Those that share their work among processes go here as well."""
+LATE_S = 2.0
+"""Within which `export` kills after the last checkpoint."""
 LONGEST_LIFE_S = 60.0
 """How long a rank may outlive another that was killed."""
 KINDS_OF_DAMAGE = [
@@ -243,12 +246,15 @@ def start(
         os._exit(status)
 
 
-def wait(pid: int, *, seconds: float | None = None) -> int | None:
-    """The exit status; None where the process was killed after so many seconds."""
+def wait(pid: int, *, seconds: float | None = None, after: Path | None = None) -> int | None:
+    """The exit status; None where the process was killed after so many seconds, which begin where
+    there is something at `after`."""
     if seconds is None:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     until = time.monotonic() + seconds
     while time.monotonic() < until:
+        if after is not None and not after.exists():
+            until = time.monotonic() + seconds
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
@@ -330,7 +336,9 @@ def phase(output: Path) -> str:
         return "in a save"
     if not steps:
         return "in its first step" if (output / "metrics.jsonl").exists() else "while loading"
-    return "at its end" if (output / f"{checkpoint.PREFIX}{STEPS}").exists() else "in a step"
+    if not (output / f"{checkpoint.PREFIX}{STEPS}").exists():
+        return "in a step"
+    return "with its export there" if (output / "final").exists() else "in its export"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -521,6 +529,9 @@ class TrainingTrial(Trial):
 class RanksTrial(TrainingTrial):
     """Two processes that train: one is killed, and the other ends by itself."""
 
+    late = False
+    """Whether kills are after the last checkpoint alone."""
+
     def ranks(self) -> list[int]:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -535,7 +546,10 @@ class RanksTrial(TrainingTrial):
     def killed(self, seconds: float) -> bool:
         ranks = self.ranks()
         doomed = self.chance.randrange(2)
-        status = wait(ranks[doomed], seconds=seconds)
+        last = self.output / f"{checkpoint.PREFIX}{STEPS}"
+        if self.late:
+            seconds = self.chance.uniform(0, LATE_S)
+        status = wait(ranks[doomed], seconds=seconds, after=last if self.late else None)
         other = ranks[1 - doomed]
         if status is not None:
             self.require((status, wait(other)) == (0, 0), f"rank {doomed} ended with {status}")
@@ -554,6 +568,12 @@ class RanksTrial(TrainingTrial):
     def interfere(self) -> None:
         """Damage is for one process to find; see `images`."""
         self.happened[f"killed {phase(self.output)}"] += 1
+
+
+class LateTrial(RanksTrial):
+    """Two processes of which one is killed as the trained weights are gathered and written."""
+
+    late = True
 
 
 class LauncherTrial(RanksTrial):
@@ -603,9 +623,11 @@ def fill(trial: Trial, folder: Path) -> None:
 
 
 IMPORTS_S = 8.0
+SHARDS = ("images", "model.lora=null", "training.sharding=fsdp2")
 TRAINED_BY = {
     "ranks": ("images",),
-    "shards": ("images", "model.lora=null", "training.sharding=fsdp2"),
+    "shards": SHARDS,
+    "export": SHARDS,
     "launcher": ("images",),
 }
 """Kinds that train as another one does, but for further settings."""
@@ -614,6 +636,7 @@ KINDS: dict[str, type[Trial]] = {
     **dict.fromkeys(JOBS, JobTrial),
     "ranks": RanksTrial,
     "shards": RanksTrial,
+    "export": LateTrial,
     "launcher": LauncherTrial,
 }
 

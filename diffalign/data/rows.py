@@ -107,6 +107,25 @@ class AbstractRowStream(abc.ABC):
             yield from (row for _, row in self.rows(part))
 
 
+class WrappedStream(AbstractRowStream):
+    """A stream whose rows are made of another one's, part by part."""
+
+    def __init__(self, stream: AbstractRowStream) -> None:
+        self._stream = stream
+
+    @property
+    def parts(self) -> Sequence[int]:
+        return self._stream.parts
+
+    @property
+    def held_bytes(self) -> int:
+        return self._stream.held_bytes
+
+    @property
+    def about_rows(self) -> int | None:
+        return self._stream.about_rows
+
+
 class LineRows(AbstractRows):
     """Objects of .jsonl files by number: only where each begins is kept in memory."""
 

@@ -29,6 +29,7 @@ from diffalign.generation.manifest import (
     file_digest,
     read_manifest,
 )
+from diffalign.generation.models import LocatedModel
 from diffalign.generation.prompts import Prompt
 from diffalign.imaging.image_files import encode_png
 
@@ -118,6 +119,7 @@ class ImagesPlan(AbstractPlan):
         open_sampler: Callable[[str, str | None], Sampler],
         *,
         device: str = "auto",
+        models: Mapping[str, LocatedModel] | None = None,
     ) -> None:
         """Look at what is there already.
 
@@ -127,11 +129,13 @@ class ImagesPlan(AbstractPlan):
             batches: of every model; generated whole, so that an image's company never changes.
             open_sampler: makes what generates, of a model's name and a worker's device.
             device: of the settings.
+            models: where the named ones were found, for whoever tells of the plan.
 
         Raises:
             CacheError: the folder was generated differently; the setting is named.
         """
         self.folder, self.device = folder, device
+        self.models = dict(models or {})
         self.entries = {entry.name: entry for entry in entries}
         self.existing = existing_rows(folder, entries)
         self._open_sampler = open_sampler
@@ -151,9 +155,10 @@ class ImagesPlan(AbstractPlan):
         def do(block: Block) -> list[Row | Failed]:
             nonlocal opened
             name, batch = block.work
-            if opened is None or opened[0] != name:  # one model at a time on the device
-                opened = None
-                _free_memory()
+            if opened is None or opened[0] != name:
+                if opened is not None:  # one model at a time on the device
+                    opened = None
+                    _free_memory()
                 opened = name, self._open_sampler(name, device)
             return self._generate(self.entries[name], opened[1], batch)
 

@@ -156,7 +156,7 @@ def _run_single(
 def plan_of(config: GenerateConfig) -> ImagesPlan:
     """The images of a config, as blocks; no weights are read."""
     dtype = choose_dtype(config.dtype, choose_device(config.device))
-    models = _located(config)
+    models = {name: locate_model(_spec(model)) for name, model in config.models.items()}
     for model in models.values():
         check_sampler(model, config.sampler)
     sampler = sampler_settings(config.sampler, dtype)
@@ -171,11 +171,8 @@ def plan_of(config: GenerateConfig) -> ImagesPlan:
         _batches(config),
         open_sampler,
         device=config.device,
+        models=models,
     )
-
-
-def _located(config: GenerateConfig) -> dict[str, LocatedModel]:
-    return {name: locate_model(_spec(model)) for name, model in config.models.items()}
 
 
 def _batches(config: GenerateConfig) -> list[list[Item]]:
@@ -206,15 +203,14 @@ def _announce(
         soft_wrap=True,
     )
     console.print("Safety checker and watermark are off; weights come from safetensors only.")
-    models = _located(config)
-    for name in models:
+    for name in plan.models:
         left = sum(block.size for block in pending if block.work[0] == name)
         done = len(items) - left
         rest = f", {done} already there" if done else ""
         if shard is not None:
             rest = f" by shard {shard}"
         console.print(f"  {name}: {left} to generate{rest}")
-    for name, model in models.items():
+    for name, model in plan.models.items():
         path = Path(_spec(config.models[name]).path).expanduser()
         said = [f"is {in_words(path)}"] if in_words(path) != str(path) else []
         waiting = [block.work[1] for block in pending if block.work[0] == name]

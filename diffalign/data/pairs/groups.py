@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffalign.data.pairs.columns import PairColumns, smaller_wins
-from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, WrappedStream
 from diffalign.data.strength.base import LABELS
 from diffalign.data.strength.settings import StrengthConfig, calibrated, win_rates_of
 
@@ -317,11 +317,11 @@ _COUNTED = 100
 """Rows of a stream whose pairs are counted, to say about how many there are."""
 
 
-class GroupStream(AbstractRowStream):
+class GroupStream(WrappedStream):
     """Rows of two, of a stream of rows of several; a cursor is one of theirs and a number in it."""
 
     def __init__(self, stream: AbstractRowStream, columns: GroupColumns) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._columns = columns
 
     @property
@@ -335,14 +335,6 @@ class GroupStream(AbstractRowStream):
 
     def only(self, columns: Sequence[str]) -> GroupStream:
         return GroupStream(self._stream.only(self._columns.light()), self._columns)
-
-    @property
-    def parts(self) -> Sequence[int]:
-        return self._stream.parts
-
-    @property
-    def held_bytes(self) -> int:
-        return self._stream.held_bytes
 
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         skip = 0 if start is None else start["within"]

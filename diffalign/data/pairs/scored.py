@@ -22,7 +22,7 @@ from diffalign.data.pairs.scores import (
     names_read,
     virtual,
 )
-from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row
+from diffalign.data.rows import AbstractRows, AbstractRowStream, Cursor, Row, WrappedStream
 from diffalign.data.score_columns import ScoreColumn, ScoreKey, digest_of, read_score_column
 from diffalign.data.skipping import LeftOut, UnusableRowError
 from diffalign.data.strength.base import SCORES
@@ -212,19 +212,12 @@ class ScoredRows(AbstractRows):
         return self._join.with_numbers(row, numbers)
 
 
-class ScoredStream(AbstractRowStream):
+class ScoredStream(WrappedStream):
     """Rows in order, with their scores; an image that has none is met when its turn comes."""
 
     def __init__(self, stream: AbstractRowStream, join: _Join) -> None:
-        self._stream, self._join = stream, join
-
-    @property
-    def parts(self) -> Sequence[int]:
-        return self._stream.parts
-
-    @property
-    def held_bytes(self) -> int:
-        return self._stream.held_bytes
+        super().__init__(stream)
+        self._join = join
 
     def rows(self, part: int, start: Cursor | None = None) -> Iterator[tuple[Cursor, Row]]:
         for cursor, row in self._stream.rows(part, start):
