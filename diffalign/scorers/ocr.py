@@ -63,7 +63,7 @@ class OCR(AbstractImageScorer):
     only: bool = False
     """Whether any other text in the image counts as wrong. False is Flow-GRPO's: an image that
     shows the wanted text is right whatever stands around it."""
-    wanted: str = r'["“]([^"“”]+)["”]'
+    wanted: str = r'["“]\s*([^"“”]+)["”]'
     """Regular expression of the wanted text in a prompt: its one group, of all matches in order."""
     ignore_case: bool = True
     """Take capitals for small letters."""
