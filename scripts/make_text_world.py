@@ -120,12 +120,12 @@ def share_read(pipeline: StableDiffusionXLPipeline, words: Sequence[str], items:
     """Share of samples, `items` of each word, that are read exactly as asked."""
     scores = []
     for i, word in enumerate(words):
-        images = draw_samples(pipeline, prompt_of(word), first=i * items, count=items)
+        images = sample_images(pipeline, prompt_of(word), first=i * items, count=items)
         scores.append(reader(measure="exact").score_images(images, [prompt_of(word)] * items))
     return torch.cat(scores).mean().item()
 
 
-def draw_samples(
+def sample_images(
     pipeline: StableDiffusionXLPipeline, prompt: str, *, first: int, count: int
 ) -> list[Image.Image]:
     settings = argparse.Namespace(
@@ -141,7 +141,7 @@ def make_pairs(
     rows: list[dict[str, object]] = []
     for i, prompt in enumerate(prompts):
         first = 1_000_000 + i * args.images
-        images = as_stored(draw_samples(pipeline, prompt, first=first, count=args.images))
+        images = as_stored(sample_images(pipeline, prompt, first=first, count=args.images))
         seen = [Image.open(io.BytesIO(image)) for image in images]
         scores = reader().score_images(seen, [prompt] * len(seen)).tolist()
         rows += pair_up(prompt, images, scores, model=MODEL_NAME)
