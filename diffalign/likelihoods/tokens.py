@@ -2,7 +2,8 @@
 
 A view is a response next to images under a condition, its tokens counted by a weight map. Whatever
 the number of views and maps, a response next to one set of images goes through policy and
-reference once each.
+reference once each; and responses next to the same images and prompt are branches of one row, where
+the model's family allows it.
 
 Sources: Rafailov et al. 2023, arXiv:2305.18290 (DPO); Zeng et al. 2024, arXiv:2404.11999
 (divergence); Gu et al. 2024, arXiv:2412.14487 (visual gain); Zhou et al. 2024, arXiv:2402.11411
@@ -11,9 +12,8 @@ Sources: Rafailov et al. 2023, arXiv:2305.18290 (DPO); Zeng et al. 2024, arXiv:2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -24,6 +24,7 @@ from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
+from diffalign.models.vlm.branches import PADDING, Layout
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
@@ -41,6 +42,9 @@ _REJECTED = "rejected"
 
 ForwardGroup = tuple[str, str | None]
 """A response of the data set and the condition of the images next to it: one run of the model."""
+
+Bundle = tuple[ForwardGroup, ...]
+"""Groups next to the same images, whose responses may be branches of the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +210,11 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
         """Look at the images once, and lay out the rows of every group."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
-        groups = list(dict.fromkeys(self._forward_group(view) for view in parsed.values()))
-        groups = [group for group in groups if group[0] in batch.responses]  # no sample may have it
+        asked = dict.fromkeys(self._forward_group(view) for view in parsed.values())
+        asked = [group for group in asked if group[0] in batch.responses]  # no sample may have it
         forward = _Forward(model, batch)
+        bundles = forward.bundles(asked) if self.concatenated else [(group,) for group in asked]
+        groups = [group for bundle in bundles for group in bundle]
 
         targets = [forward.tokens(group).ids[:, None] for group in groups]
         if any(view.response == OWN for view in parsed.values()):
@@ -219,7 +225,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
                 for (response, _), ids in zip(groups, given, strict=True)
             ]
         return PreparedTokens(
-            groups=forward.groups(groups, targets, concatenated=self.concatenated),
+            groups=forward.rows(bundles, targets, concatenated=self.concatenated),
             tokens=[forward.tokens(group) for group in groups],
             views={
                 name: PreparedView(
@@ -341,46 +347,131 @@ class _Forward:
     def tokens(self, group: ForwardGroup) -> TokensOfResponse:
         return self._tokens[group[0]]
 
-    def groups(
-        self, groups: Sequence[ForwardGroup], targets: Sequence[Tensor], *, concatenated: bool
+    def bundles(self, groups: Sequence[ForwardGroup]) -> list[Bundle]:
+        """Groups next to the same images together, and those that are alone after them.
+
+        It depends on nothing but the views: all processes run the network equally often.
+        """
+        if not self.model.shares_prefix or self.batch.rows is not None:
+            return [(group,) for group in groups]
+        of_condition = [
+            tuple(group for group in groups if group[1] == condition)
+            for condition in dict.fromkeys(condition for _, condition in groups)
+        ]
+        return sorted(of_condition, key=lambda bundle: len(bundle) == 1)
+
+    def rows(
+        self, bundles: Sequence[Bundle], targets: Sequence[Tensor], *, concatenated: bool
     ) -> list[ResponseRows]:
-        """The rows of the groups as one group, or as one group each."""
-        if concatenated:
-            return [self._rows(groups, torch.cat(list(targets)))]
-        return [self._rows([c], wanted) for c, wanted in zip(groups, targets, strict=True)]
+        """The rows of the bundles as one group; those with branches and the others as one each.
+
+        Args:
+            bundles: from `bundles`.
+            targets: of every group in it, int64 [N, k].
+            concatenated: False gives each group rows of its own, one after the other.
+        """
+        if not concatenated:
+            return [
+                self._rows([bundle], wanted)
+                for bundle, wanted in zip(bundles, targets, strict=True)
+            ]
+        several = [bundle for bundle in bundles if len(bundle) > 1]
+        alone = [bundle for bundle in bundles if len(bundle) == 1]
+        branches = sum(map(len, several))
+        found = []
+        if several:
+            found.append(self._branched(several, torch.cat(list(targets[:branches]))))
+        if alone:
+            found.append(self._rows(alone, torch.cat(list(targets[branches:]))))
+        return found
+
+    def _branched(self, bundles: Sequence[Bundle], targets: Tensor) -> ResponseRows:
+        """Rows with branches; plain ones where some sample's responses are about different images,
+        and where the model gave other numbers."""
+        apart: list[Bundle] = [(group,) for bundle in bundles for group in bundle]
+        if not self.model.prefix_agrees:
+            return self._rows(apart, targets)
+        laid_out: list[Bundle] = []
+        for bundle in bundles:
+            laid_out += [bundle] if self._sees_the_same(bundle) else [(group,) for group in bundle]
+        rows = self._rows(laid_out, targets)
+        if self.model.must_check_prefix(rows):
+            plain = self._rows(apart, targets)
+            counts = [len(self.tokens(group)) for (group,) in apart]
+            if not self.model.check_prefix(rows, plain, counts):
+                return plain
+        return rows
+
+    def _sees_the_same(self, bundle: Bundle) -> bool:
+        """Whether in every sample all images stand before responses begin to differ."""
+        if any(group in self._own for group in bundle):
+            return False
+        layout, markers = self._layout(bundle), torch.tensor(self.model.placeholders)
+        return not any(
+            torch.isin(self.batch.responses[response].input_ids, markers)[
+                layout.after_prefix(n)
+            ].any()
+            for n, (response, _) in enumerate(bundle)
+        )
+
+    def _layout(self, bundle: Bundle) -> Layout:
+        parts = [self.batch.responses[response] for response, _ in bundle]
+        return Layout.of([p.input_ids for p in parts], [p.attention_mask for p in parts])
 
     def log_probs(self, group: ForwardGroup) -> Tensor:
         """Of a group's own tokens under the policy as it is, [N], on the device."""
-        rows = self._rows([group], self.tokens(group).ids[:, None])
+        rows = self._rows([(group,)], self.tokens(group).ids[:, None])
         return self.model.log_probs(rows)[:, 0]
 
     def choices(self, group: ForwardGroup) -> Tensor:
         """The policy's most probable tokens in place of a group's own, int64 [N], on the device."""
-        return self.model.choices(self._rows([group], self.tokens(group).ids[:, None]))
+        return self.model.choices(self._rows([(group,)], self.tokens(group).ids[:, None]))
 
     def _next_to(self, group: ForwardGroup) -> ImageInputs:
         """The images of the rows of a group."""
         own = self._own.get(group)
         return self._seen[group[1]] if own is None else own
 
-    def _rows(self, groups: Sequence[ForwardGroup], targets: Tensor) -> ResponseRows:
-        parts = [self.batch.responses[response] for response, _ in groups]
-        longest = max(part.input_ids.shape[1] for part in parts)
+    def _rows(self, bundles: Sequence[Bundle], targets: Tensor) -> ResponseRows:
+        parts = [[self.batch.responses[response] for response, _ in bundle] for bundle in bundles]
+        layouts = [self._layout(bundle) for bundle in bundles]
+        longest = max(layout.segments.shape[1] for layout in layouts)
 
-        def stack(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
-            padded = [pad(t, (0, longest - t.shape[1]), value=value) for t in tensors]
+        def stack(rows: Sequence[Tensor], padding: int = 0) -> Tensor:
+            padded = [pad(row, (0, longest - row.shape[1]), value=padding) for row in rows]
             return send(torch.cat(padded), self.device)
 
-        heights = [len(part.input_ids) for part in parts]
-        positions = [
-            (above + self.tokens(group).rows) * longest + self.tokens(group).columns
-            for above, group in zip(accumulate(heights, initial=0), groups, strict=False)
-        ]
+        def laid_out(read: Callable[[TokenRows], Tensor], padding: int = 0) -> Tensor:
+            some = zip(layouts, parts, strict=True)
+            return stack([x.row([read(p) for p in of], padding=padding) for x, of in some], padding)
+
+        above, before = 0, []
+        for layout, bundle in zip(layouts, bundles, strict=True):
+            for branch, tokens in enumerate(map(self.tokens, bundle)):
+                rows, columns = layout.before(branch, tokens.rows, tokens.columns)
+                before.append((above + rows) * longest + columns)
+            above += len(layout.segments)
+        image_inputs = ImageInputs.stack([self._next_to(bundle[0]) for bundle in bundles])
+        segments = stack([layout.segments for layout in layouts], PADDING)
+        inputs = {
+            "input_ids": laid_out(lambda part: part.input_ids, self.model.pad_token_id),
+            "attention_mask": (segments != PADDING).long(),
+        }
+        further = {
+            key: laid_out(lambda part, key=key: part.further[key]) for key in parts[0][0].further
+        }
+        branches = None
+        if any(len(bundle) > 1 for bundle in bundles):
+            branches = self.model.branches(
+                segments,
+                stack([layout.shifts for layout in layouts]),
+                {**inputs, **further, **image_inputs.inputs},
+            )
         return ResponseRows(
-            input_ids=stack([part.input_ids for part in parts], self.model.pad_token_id),
-            attention_mask=stack([part.attention_mask for part in parts]),
-            further={key: stack([part.further[key] for part in parts]) for key in parts[0].further},
-            image_inputs=ImageInputs.stack([self._next_to(group) for group in groups]),
-            positions=send(torch.cat(positions), self.device),
+            **inputs,
+            further=further,
+            image_inputs=image_inputs,
+            before=send(torch.cat(before), self.device),
             targets=send(targets, self.device),
+            branches=branches,
         )
