@@ -173,11 +173,12 @@ def test_company_and_its_padding_change_nothing(family):
         assert all(close(together[view][row], alone[view][0]) for view in together)
 
 
-def test_every_response_and_condition_runs_once_whatever_the_views():
+@pytest.mark.parametrize(("prefix", "rows"), [("shared", 2), ("repeated", 3)])
+def test_every_response_and_condition_runs_once_whatever_the_views(prefix, rows):
     views = ("chosen", "chosen:changed", "rejected", "rejected:changed", "chosen@diffuse")
-    model = load()
+    model = load(prefix=prefix)
     measure(model, response_batch(model.processor, *views))
-    assert model.evaluations == 2 * 3 * 3  # models, cells, rows
+    assert model.evaluations == 2 * rows * 3  # models, rows of a sample, samples
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

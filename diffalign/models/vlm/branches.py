@@ -11,11 +11,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
+
+from diffalign.models.lora import LoraSettings
+
+Prefix = Literal["shared", "repeated", "auto"]
 
 _ATTENTION = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers in which a token knows of others by the mask alone."""
@@ -23,14 +27,28 @@ _IN_COMMON, PADDING = 0, -1
 """Segments of a row that are no branch; branches count from 1."""
 
 
-def prefix_obstacle(config: PretrainedConfig) -> str | None:
-    """Why a family needs a row for every response; None where responses can be branches of one.
-
-    Told by the configuration and by what its model takes: transformers hands a mask of four
-    dimensions to every layer as it is, and so loses all that a layer would have changed in it.
+def prefix_obstacle(
+    config: PretrainedConfig, *, asked: Prefix, lora: LoraSettings | None
+) -> str | None:
+    """Why every response needs a row of its own; None where responses are branches of one.
 
     Args:
         config: of a class for image-text-to-text generation.
+        asked: the setting `model.prefix`.
+        lora: of the adapter; None where there is none.
+    """
+    if asked == "repeated":
+        return "model.prefix is repeated"
+    if lora is not None and lora.dropout > 0:
+        return "dropout of an adapter is sampled anew for every response"
+    return _family_obstacle(config)
+
+
+def _family_obstacle(config: PretrainedConfig) -> str | None:
+    """The same of a family, told by its configuration and by what its model takes.
+
+    transformers hands a mask of four dimensions to every layer as it is, and so loses all that a
+    layer would have changed in it.
     """
     text = config.get_text_config()
     classes: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
@@ -39,10 +57,7 @@ def prefix_obstacle(config: PretrainedConfig) -> str | None:
     layers = set(getattr(text, "layer_types", None) or ())
     layers |= set(getattr(text, "layers_block_type", None) or ())
     if others := sorted(layers - _ATTENTION):
-        return (
-            f"its layers of the kind {', '.join(others)} carry what they know from one response "
-            f"into the next, whatever the mask"
-        )
+        return f"a mask does not keep responses apart in its layers of the kind {', '.join(others)}"
     window = getattr(text, "sliding_window", None)
     if getattr(text, "use_sliding_window", True) is False:
         window = None

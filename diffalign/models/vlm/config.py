@@ -37,7 +37,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.runs import in_words
 from diffalign.models.sharding import Sharder
 from diffalign.models.single_file import SingleFile
-from diffalign.models.vlm.branches import prefix_obstacle
+from diffalign.models.vlm.branches import Prefix, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
 from diffalign.models.vlm.loading import (
@@ -55,7 +55,6 @@ from diffalign.models.vlm.token_scores import TokenScorer
 from diffalign.ranges import AtLeast, MoreThan
 
 Training = Literal["frozen", "trained"]
-Prefix = Literal["shared", "repeated", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,15 +243,11 @@ class VLM(AbstractModel):
     @property
     def prefix_obstacle(self) -> str | None:
         """Why image and prompt are computed for each response; None where once for all."""
-        if self.prefix == "repeated":
-            return "model.prefix says so"
-        if self.lora is not None and self.lora.dropout > 0:
-            return "dropout of the adapter is sampled for each response"
-        return prefix_obstacle(self.config)
+        return prefix_obstacle(self.config, asked=self.prefix, lora=self.lora)
 
     def check(self) -> None:
         if self.prefix == "shared" and self.prefix_obstacle is not None:
-            raise ModelError(f"{self.path}: prefix is shared, but {self.prefix_obstacle}")
+            raise ModelError(f"{self.path}: prefix is shared, but {self.prefix_obstacle}; set auto")
         blank = self._blank()
         modules = find_modules(blank, where=self.path)
         self._location.check_weights(ITSELF)

@@ -67,9 +67,16 @@ class VisionLanguageModel(AbstractTrainable):
         self._called: nn.Module | None = None
         self.compute_dtype = compute_dtype
         self._shares_vision = shares_vision
+        self._remarks: list[str] = []
+        attention = network.model.config.get_text_config()._attn_implementation
+        if shares_prefix and attention != "sdpa":
+            shares_prefix = False
+            self._remarks.append(
+                f"the model attends by {attention}, which takes no mask that keeps responses of "
+                f"one row apart (sdpa does): image and prompt are computed for each response"
+            )
         self.shares_prefix = self.prefix_agrees = shares_prefix
         self._prefix_checked = False
-        self._remarks: list[str] = []
         self._rates = rates
         self._fingerprint = fingerprint
         self._export = export
