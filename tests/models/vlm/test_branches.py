@@ -56,9 +56,7 @@ def with_known_weights(model: Any) -> Any:
 
 
 def llama() -> Any:
-    config = LlamaConfig(
-        **SIZES, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6
-    )
+    config = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-6)
     return with_known_weights(LlamaForCausalLM(config))
 
 
@@ -276,7 +274,9 @@ def test_rows_of_the_scorer_end_where_the_model_says():
     further = {"mm_token_type_ids": (row == 29).long()}
     mask = torch.ones_like(row)
     before = [
-        layout.before(n, torch.zeros(len(r), dtype=torch.int64), len(IMAGE_PROMPT) + torch.arange(len(r)))
+        layout.before(
+            n, torch.zeros(len(r), dtype=torch.int64), len(IMAGE_PROMPT) + torch.arange(len(r))
+        )
         for n, r in enumerate((CHOSEN, REJECTED))
     ]
     rows = ResponseRows(
