@@ -172,9 +172,13 @@ class RowsOfBatch:
             padded = [pad(row, (0, longest - row.shape[1]), value=padding) for row in rows]
             return send(torch.cat(padded), self.device)
 
-        def laid_out(read: Callable[[TokenRows], Tensor], padding: int = 0) -> Tensor:
+        def laid_out(values: Callable[[TokenRows], Tensor], padding: int = 0) -> Tensor:
             some = zip(layouts, parts, strict=True)
-            return stack([x.row([read(p) for p in of], padding=padding) for x, of in some], padding)
+            rows = [lay.row([values(p) for p in of], padding=padding) for lay, of in some]
+            return stack(rows, padding)
+
+        def named(key: str) -> Tensor:
+            return laid_out(lambda part: part.further[key])
 
         above, before = 0, []
         for layout, bundle in zip(layouts, bundles, strict=True):
@@ -188,9 +192,7 @@ class RowsOfBatch:
             "input_ids": laid_out(lambda part: part.input_ids, self.model.pad_token_id),
             "attention_mask": (segments != PADDING).long(),
         }
-        further = {
-            key: laid_out(lambda part, key=key: part.further[key]) for key in parts[0][0].further
-        }
+        further = {key: named(key) for key in parts[0][0].further}
         branches = None
         if any(len(bundle) > 1 for bundle in bundles):
             branches = self.model.branches(

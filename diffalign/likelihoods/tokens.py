@@ -171,8 +171,8 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
         """Look at the images once, and lay out the rows of every group."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
-        asked = dict.fromkeys(self._forward_group(view) for view in parsed.values())
-        asked = [group for group in asked if group[0] in batch.responses]  # no sample may have it
+        known = dict.fromkeys(self._forward_group(view) for view in parsed.values())
+        asked = [group for group in known if group[0] in batch.responses]  # no sample may have it
         forward = RowsOfBatch(model, batch)
         bundles = forward.bundles(asked) if self.concatenated else [(group,) for group in asked]
         groups = [group for bundle in bundles for group in bundle]
