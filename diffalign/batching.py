@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from diffalign.errors import DiffalignError
+from diffalign.errors import DiffalignError, EndpointError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +28,7 @@ def each_or_error(
 
     Raises:
         DiffalignError: the GPU's memory is too small for a batch, which is no item's fault.
+        EndpointError: nor is it that a server does not answer.
     """
     try:
         results = list(function(items))
@@ -37,6 +38,8 @@ def each_or_error(
             f"batch_size, or where it is 1, make the images smaller. What is done stays, and the "
             f"same command goes on from there"
         ) from error
+    except EndpointError:
+        raise
     except Exception as error:  # whatever one item does, the others must not pay for it
         if len(items) == 1:
             yield items[0], error

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from diffalign import __version__, components, foreign_flags, keys, versions
+from diffalign import __version__, arguments, components, foreign_flags, keys, versions
+from diffalign.arguments import Address, Engine, Processes, Settings, ShardOption
+from diffalign.cli_images import images
 from diffalign.errors import ConfigError, DiffalignError, ModelError
 from diffalign.processes import end_with_launcher
 
 if TYPE_CHECKING:
-    from diffalign.engines.base import Sharing
     from diffalign.training.config import RunConfig
 
 app = typer.Typer(
@@ -30,33 +31,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(images)
 
 BENCHMARKS = "diffalign.benchmarks"
-
-Processes = Annotated[
-    int, typer.Option(min=1, help="Workers: processes of this machine, one a GPU, or Ray's actors.")
-]
-Engine = Annotated[str, typer.Option(help="Who does the work: local or ray.")]
-Address = Annotated[
-    str | None, typer.Option(help="HOST:PORT of the Ray cluster to join; else RAY_ADDRESS.")
-]
-ShardOption = Annotated[
-    str | None,
-    typer.Option("--shard", metavar="I/N", help="Do the I-th of N shares; others do the rest."),
-]
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[CONFIG.yaml] [key.path=value ...]", show_default=False),
-]
-
-
-def _split(arguments: list[str] | None) -> tuple[Path | None, list[str]]:
-    """A config file, if the first argument is none of the overrides, and the overrides."""
-    arguments = list(arguments or [])
-    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
-        return Path(arguments[0]), arguments[1:]
-    return None, arguments
 
 
 @app.command()
@@ -76,7 +53,7 @@ def train(
     ] = 1,
 ) -> None:
     """Align a model with preferences; one YAML is one whole run."""
-    path, overrides = _split(settings)
+    path, overrides = arguments.split(settings)
     if path is None:
         raise ConfigError(
             "train needs a config file, for example configs/smoke/diffusion_dpo_sdxl.yaml"
@@ -108,7 +85,7 @@ def precompute(
     ] = None,
 ) -> None:
     """Compute once what a training run needs of its data again and again, and keep it."""
-    path, overrides = _split(settings)
+    path, overrides = arguments.split(settings)
     if path is None:
         raise ConfigError(
             "precompute needs the config file of a training run, for example "
@@ -116,9 +93,9 @@ def precompute(
         )
     from diffalign.jobs import precompute as job
 
-    sharing = _sharing(processes, engine, address, shard)
+    shared = arguments.sharing(processes, engine, address, shard)
     job.run(
-        _run_of(path, overrides)[0], named=[str(path), *overrides], sharing=sharing, scores=scores
+        _run_of(path, overrides)[0], named=[str(path), *overrides], sharing=shared, scores=scores
     )
 
 
@@ -131,7 +108,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
 ) -> None:
     """Count the memory of a training run by part, and say whether it fits a device."""
-    path, overrides = _split(settings)
+    path, overrides = arguments.split(settings)
     if path is None:
         raise ConfigError(
             "plan needs the config file of a training run, for example "
@@ -161,93 +138,6 @@ def _run_of(path: Path, overrides: list[str]) -> tuple[RunConfig, list[str]]:
 
 
 @app.command()
-def generate(
-    settings: Settings = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Render the captioned grid.")] = False,
-    processes: Processes = 1,
-    engine: Engine = "local",
-    address: Address = None,
-    shard: ShardOption = None,
-) -> None:
-    """Generate images: prompts x seeds x models, the same initial noise for every model."""
-    from diffalign import config
-    from diffalign.jobs import generate as job
-
-    path, overrides = _split(settings)
-    sharing = _sharing(processes, engine, address, shard)
-    job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid), sharing)
-
-
-def _sharing(processes: int, engine: str, address: str | None, shard: str | None) -> Sharing:
-    from diffalign.engines.base import Sharing
-
-    return Sharing.of(processes=processes, engine=engine, address=address, shard=shard)
-
-
-@app.command()
-def score(
-    settings: Settings = None,
-    processes: Processes = 1,
-    engine: Engine = "local",
-    address: Address = None,
-    shard: ShardOption = None,
-) -> None:
-    """Score generated images, or those of a data set of pairs, with a scorer."""
-    from diffalign import config
-    from diffalign.jobs import score as job
-
-    path, overrides = _split(settings)
-    sharing = _sharing(processes, engine, address, shard)
-    job.run(config.load(job.ScoreConfig, path, overrides), sharing)
-
-
-@app.command()
-def compare(settings: Settings = None) -> None:
-    """Compare models by scores, paired by prompt and seed: win rates, intervals, a report."""
-    from diffalign import config
-    from diffalign.jobs import compare as job
-
-    path, overrides = _split(settings)
-    job.run(config.load(job.CompareConfig, path, overrides))
-
-
-@app.command("best-checkpoint")
-def best_checkpoint(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN|CONFIG.yaml [key.path=value ...]", show_default=False),
-    ] = None,
-) -> None:
-    """Name the checkpoint of a run to use, by win rates against the base over drift."""
-    from diffalign import config
-    from diffalign.jobs import best_checkpoint as job
-
-    path, overrides = _split(settings)
-    if path is not None and not path.is_file():  # quoted, since a value is YAML
-        path, overrides = None, [f"run={json_text.dumps(str(path))}", *overrides]
-    job.run(config.load(job.BestCheckpointConfig, path, overrides))
-
-
-@app.command()
-def check(
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[DATA or CONFIG.yaml] [key.path=value ...]", show_default=False),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")] = False,
-) -> None:
-    """Look for what is wrong with preference data; ends with 1 where something is."""
-    from diffalign.jobs import check as job
-
-    first, *overrides = data or [""]
-    if "=" in first and not Path(first).exists():
-        first, overrides = "", [first, *overrides]
-    config = job.load(first or None, overrides)
-    if job.run(config, as_json_only=json).fails(config.fail_on):
-        raise typer.Exit(1)
-
-
-@app.command()
 def export(
     settings: Annotated[
         list[str] | None,
@@ -258,16 +148,35 @@ def export(
     from diffalign import config
     from diffalign.jobs import export as job
 
-    run, *overrides = settings or [""]
-    if "=" in run and not Path(run).exists():
+    run, overrides = arguments.subject(settings)
+    if run is None:
         raise ConfigError(
             f"export takes the folder of a run, of a checkpoint or of an adapter first, as in "
-            f"diffalign export runs/mine {run}"
+            f"diffalign export runs/mine {' '.join(overrides)}".rstrip()
         )
-    if not run:
-        raise ConfigError("export needs a run, for example: diffalign export runs/mine")
     # Quoted, since a value is YAML.
     job.run(config.load(job.ExportConfig, None, [f"run={json_text.dumps(run)}", *overrides]))
+
+
+@app.command()
+def convert(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WEIGHTS [key.path=value ...]", show_default=False),
+    ] = None,
+) -> None:
+    """Convert a pickled file of weights to safetensors, reading tensors and nothing else."""
+    from diffalign import config
+    from diffalign.jobs import convert as job
+
+    weights, overrides = arguments.subject(settings)
+    if weights is None:
+        raise ConfigError(
+            "convert takes the file of weights first: diffalign convert ImageReward.pt "
+            "output=imagereward.safetensors"
+        )
+    named = f"weights={json_text.dumps(weights)}"
+    job.run(config.load(job.ConvertConfig, None, [named, *overrides]))
 
 
 @app.command()
@@ -287,10 +196,10 @@ def evaluate(
     from diffalign.benchmarks.base import AbstractBenchmark
     from diffalign.jobs import evaluate as job
 
-    path, overrides = _split(settings)
+    path, overrides = arguments.split(settings)
     cls = components.find(AbstractBenchmark, benchmark)  # type: ignore[type-abstract]
-    sharing = _sharing(processes, engine, address, shard)
-    job.run(config.load(cls, path, overrides), json_only=json, sharing=sharing)
+    shared = arguments.sharing(processes, engine, address, shard)
+    job.run(config.load(cls, path, overrides), json_only=json, sharing=shared)
 
 
 @app.command()
@@ -305,9 +214,9 @@ def synthesise(
     from diffalign import config
     from diffalign.jobs import synthesise as job
 
-    path, overrides = _split(settings)
-    sharing = _sharing(processes, engine, address, shard)
-    job.run(config.load(job.SynthesiseConfig, path, overrides), sharing)
+    path, overrides = arguments.split(settings)
+    shared = arguments.sharing(processes, engine, address, shard)
+    job.run(config.load(job.SynthesiseConfig, path, overrides), shared)
 
 
 @app.command()
@@ -320,7 +229,7 @@ def demo(
     """Run the main job on the embedded playground: align, look, measure what changed."""
     from diffalign import config
 
-    path, overrides = _split(settings)
+    path, overrides = arguments.split(settings)
     if vlm:
         from diffalign.jobs import demo_responses as demo_responses
 
@@ -339,9 +248,9 @@ def env() -> None:
     job.run()
 
 
-def _without_processes(arguments: list[str]) -> list[str]:
+def _without_processes(words: list[str]) -> list[str]:
     kept, skip = [], False
-    for argument in arguments:
+    for argument in words:
         if skip:
             skip = False
         elif argument == "--processes":
@@ -366,10 +275,10 @@ def _options(
     """Preference alignment of image generators and vision-language models."""
 
 
-def _refuse_foreign_flags(arguments: list[str]) -> None:
+def _refuse_foreign_flags(words: list[str]) -> None:
     """Raise ConfigError where a job is given a flag that it does not have."""
     command = typer.main.get_command(app)
-    job = getattr(command, "commands", {}).get(arguments[0]) if arguments else None
+    job = getattr(command, "commands", {}).get(words[0]) if words else None
     if job is None:
         return
     options = {
@@ -378,7 +287,7 @@ def _refuse_foreign_flags(arguments: list[str]) -> None:
         for name in (*parameter.opts, *parameter.secondary_opts)
         if name.startswith("-")
     }
-    said = foreign_flags.translation(arguments[0], arguments[1:], {*options, "--help"})
+    said = foreign_flags.translation(words[0], words[1:], {*options, "--help"})
     if said is not None:
         raise ConfigError(said)
 

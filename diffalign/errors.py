@@ -38,6 +38,19 @@ class CacheError(DiffalignError):
     """Cached values were computed under other settings than this run's."""
 
 
+class EndpointError(DiffalignError):
+    """An endpoint that is asked over the network does not answer, or cannot be understood: no
+    fault of what it was asked about."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        """Args:
+        message: the sentence.
+        status: of HTTP, of the last attempt; None where there was none.
+        """
+        super().__init__(message)
+        self.status = status
+
+
 def did_you_mean(
     given: str, allowed: Iterable[str], *, prefix: str = "", cutoff: float = 0.6
 ) -> str:

@@ -82,6 +82,16 @@ def only_writer(folder: Path, *, of: str = "", patience: float = 0.0) -> Iterato
         yield
 
 
+def writer_of(folder: Path) -> dict[str, Any] | None:
+    """The note of the process that writes in a folder now: `pid`, `host`, `since`, `command`.
+
+    None where there is none, or where it ended without taking its note away. Nothing is locked: a
+    process of another machine counts as one that goes on.
+    """
+    found = _read_holder(folder / ".holder.json")
+    return None if not found or _is_dead(found) else found
+
+
 def _acquired(
     path: Path, holder: Path, wanted: Path, patience: float
 ) -> contextlib.AbstractContextManager[Any]:

@@ -38,6 +38,7 @@ from diffalign.benchmarks.mmhal import rules as mmhal
 from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.cache.references import CachedReference, Contents, ReferenceWriter
+from diffalign.comparison.diversity import read_diversity
 from diffalign.comparison.score import find_images, read_column
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.pairs.columns import ImagePair
@@ -61,6 +62,7 @@ from diffalign.rollouts.groups import read_groups, read_origin
 from diffalign.rollouts.preferences import read_preferences
 from diffalign.rollouts.rounds import _read, _Round
 from diffalign.rollouts.store import read_steps, step_batch
+from diffalign.scorers.geneval.rules import read_requirements
 from diffalign.synthesis.journal import Journal, _digest
 from diffalign.synthesis.pairing import parse_correction, read_corrections, read_scores
 from diffalign.training.card import read_evaluations
@@ -442,6 +444,16 @@ _RESPONSE = {
 }
 _OPA = {"0": {"copied_content": "A cat.", "rewritten_content": "A dog.", "score": 2}}
 
+_GENEVAL = {
+    "tag": "position",
+    "include": [
+        {"class": "dog", "count": 1, "color": "red"},
+        {"class": "cat", "count": 1, "position": ["left of", 0]},
+    ],
+    "exclude": [{"class": "dog", "count": 2}],
+    "prompt": "a cat left of a red dog",
+}
+
 READERS: dict[str, Reader] = {
     "config file": Reader(
         "run.yaml", SHIPPED.read_bytes, lambda path: config.load(RunConfig, path)
@@ -452,6 +464,13 @@ READERS: dict[str, Reader] = {
     "prompts tsv": Reader("p.tsv", _text("id\tcaption\n1\ta\n"), read_prompts),
     "prompts json": Reader("p.json", _json([{"prompt": "a"}, {"prompt": "b"}]), read_prompts),
     "prompts jsonl": Reader("p.jsonl", _lines({"text": "a"}, {"text": "b"}), read_prompts),
+    "prompts geneval": Reader("g.jsonl", _lines(_GENEVAL), read_prompts),
+    "geneval metadata": Reader("g.jsonl", _lines(_GENEVAL, _GENEVAL), read_requirements),
+    "diversity": Reader(
+        "a.diversity.json",
+        _json({"vendi_score": {"base": 1.5}}),
+        lambda path: read_diversity(path.with_name("a.jsonl")),
+    ),
     "manifest": Reader(
         "manifest.jsonl", _lines(_MANIFEST, _MANIFEST), lambda path: read_manifest(path.parent)
     ),

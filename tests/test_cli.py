@@ -34,7 +34,7 @@ def test_help_is_instant_and_names_every_job():
     )
     assert cpu_seconds_of_children() - before < 4.0  # 0.6 measured; with torch 6
     jobs = ("train", "precompute", "generate", "score", "compare", "check", "demo", "env")
-    for job in (*jobs, "best-checkpoint"):
+    for job in (*jobs, "best-checkpoint", "convert"):
         assert f" {job} " in result.stdout
 
 
@@ -51,9 +51,11 @@ def test_help_of_evaluate_lists_the_folders_of_benchmarks(monkeypatch, capsys):
         "precompute",
         "generate",
         "score",
+        "prefer",
         "compare",
         "best-checkpoint",
         "check",
+        "convert",
         "evaluate",
         "demo",
         "env",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from diffalign import cli, components, config, foreign_flags
+from diffalign import arguments, cli, components, config, foreign_flags
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.jobs import check, compare, generate, score, synthesise
+from diffalign.jobs import check, compare, generate, label, score, synthesise
 from diffalign.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -72,9 +72,15 @@ def test_a_documented_command_loads(place, line, monkeypatch):
         if "=" in settings[0] or Path(settings[0]).exists():
             check.load(settings[0], settings[1:])
         return
+    elif job == "label":
+        if Path(settings[0]).exists():
+            label.load(settings[0], settings[1:])
+        else:  # of a folder that is made by another command
+            label.load(None, [f"images={settings[0]}", *settings[1:]])
+        return
     else:
         cls = JOBS.get(job)
-    path, overrides = cli._split(settings)
+    path, overrides = arguments.split(settings)
     if cls is None or (path is not None and not path.is_file()):
         return  # CONFIG.yaml, runs/NAME/config.yaml and the like
     config.load(cls, path, overrides)

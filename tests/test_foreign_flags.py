@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffalign import cli, components, config, foreign_flags
+from diffalign import arguments, cli, components, config, foreign_flags
 from diffalign.errors import ConfigError
 from diffalign.jobs.generate import GenerateConfig
 from diffalign.training.config import RunConfig
@@ -96,7 +96,9 @@ def test_the_command_of_a_diffusers_user_becomes_one_that_loads():
         *("--adam_beta1", "0.8", "--lr_scheduler", "constant_with_warmup", "--dry-run"),
     )
     assert words[:3] == ["diffalign", "train", CONFIG] and "--dry-run" in words
-    run = config.load(RunConfig, cli._split(words[2:3])[0], [w for w in words[3:] if w[0] != "-"])
+    run = config.load(
+        RunConfig, arguments.split(words[2:3])[0], [w for w in words[3:] if w[0] != "-"]
+    )
     assert run.optimizer.lr == 1e-5 and components.kind_of(run.optimizer) == "adamw_8bit"
     assert run.optimizer.betas == (0.8, 0.98) and run.optimizer.schedule == "constant"
     assert run.training.samples_per_device == 2 and run.training.precision == "float32"
@@ -211,4 +213,4 @@ def test_the_command_line_responses_before_anything_is_loaded(monkeypatch, capsy
 )
 def test_a_name_of_another_trainer_as_a_key_is_answered_too(override, said):
     with pytest.raises(ConfigError, match=said):
-        config.load(RunConfig, cli._split([CONFIG])[0], [override])
+        config.load(RunConfig, arguments.split([CONFIG])[0], [override])

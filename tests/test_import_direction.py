@@ -13,9 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FILES = frozenset(MODULES)
-GROUND = {
-    path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli")
-}
+COMMAND_LINE = {"arguments", "cli", "cli_images"}
+GROUND = {path.stem for path in PACKAGE.glob("[!_]*.py")} - COMMAND_LINE
 SHARED = GROUND | {"data", "imaging", "models"}
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),
@@ -23,26 +22,33 @@ ALLOWED = {
     "objectives": {"ranges", "world", "shapes", "views"},
     "data": GROUND,
     "imaging": GROUND | {"data"},
+    "pages": GROUND | {"imaging"},
     "models": GROUND | {"data"},
-    "scorers": SHARED,
+    "scorers": SHARED | {"judges"},
     "likelihoods": SHARED | {"objectives", "scorers"},
     "cache": SHARED,
     "judges": GROUND | {"models"},
     "generation": SHARED | {"scorers"},
-    "comparison": SHARED | {"scorers", "generation"},
-    "checking": SHARED | {"comparison"},
+    "comparison": SHARED | {"pages", "scorers", "generation"},
+    "pair_rules": SHARED | {"comparison", "generation"},
+    "checking": SHARED | {"pages", "comparison"},
     "benchmarks": SHARED | {"generation", "judges"},
     "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation"},
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
-TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
+LABELLING = SHARED | {"pages", "generation", "rollouts"}
+TRAINING = set(ALLOWED) - {"comparison", "pair_rules", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,
-    "jobs": set(ALLOWED) | {"training", "playground"},
+    "reports": SHARED | {"pages", "generation", "comparison", "training"},
+    "labelling": LABELLING,
+    "jobs": set(ALLOWED) | {"training", "playground", "reports", "labelling"},
     "__init__": set(ALLOWED) | {"training", "jobs"},  # when a name is asked for: test_package.py
-    "cli": set(ALLOWED) | {"training", "jobs"},
+    "arguments": GROUND | {"engines"},
+    "cli_images": GROUND | {"arguments", "jobs"},
+    "cli": set(ALLOWED) | {"training", "jobs", "arguments", "cli_images"},
     "__main__": {"cli"},
 }
 

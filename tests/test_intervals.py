@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import skew, t
 
 from diffalign.benchmarks.report import Measure, panel
 from diffalign.intervals import (
     Bootstrap,
     agreement_tally,
+    contributions_of,
     degrees_of_freedom,
     exact_interval,
     krippendorff_alpha,
@@ -17,6 +18,7 @@ from diffalign.intervals import (
     percentile_interval,
     ratio,
     score_interval,
+    skewed_interval,
 )
 
 RATE = {"rate": lambda counts: ratio(counts["hits"], counts["trials"])}
@@ -42,9 +44,35 @@ def test_the_methods_of_scipy_give_its_values(method, low, high):
 def test_the_spread_is_that_of_the_bootstrap():
     # 0.0834440119 is scipy's standard error of the same resamples
     low, high = Bootstrap(seed=7, resamples=2000).intervals(TWELVE, RATE)["rate"]
-    freedom = degrees_of_freedom(TWELVE, RATE["rate"], 12)
-    half = t.ppf(0.975, freedom) * 0.083444011945 * np.sqrt(12 / 11)
-    assert (low, high) == pytest.approx((27 / 51 - half, 27 / 51 + half), abs=1e-10)
+    contributions = contributions_of(TWELVE, RATE["rate"])
+    quantile = t.ppf(0.975, degrees_of_freedom(contributions, 12))
+    spread, skewness = 0.083444011945 * np.sqrt(12 / 11), skew(contributions) / np.sqrt(12)
+
+    def transformed(end):
+        deviation = (27 / 51 - end) / spread
+        cubed = skewness**2 * deviation**3 / 27
+        return deviation + skewness * deviation**2 / 3 + cubed + skewness / 6
+
+    assert (transformed(low), transformed(high)) == pytest.approx((quantile, -quantile), abs=1e-8)
+
+
+def test_without_skewness_the_interval_is_students():
+    assert skewed_interval(1.0, 0.5, 2.0, 0.0) == (0.0, 2.0)
+    assert skewed_interval(1.0, 0.5, 2.0, 1e-5) == pytest.approx((0.0, 2.0), abs=1e-4)
+
+
+def test_an_interval_is_longer_on_the_side_of_the_large_values():
+    tally = {"hits": np.array([0.0] * 8 + [3.0, 9.0]), "trials": np.ones(10)}
+    mirrored = {"hits": -tally["hits"], "trials": np.ones(10)}
+    low, high = Bootstrap().intervals(tally, RATE)["rate"]
+    assert high - 1.2 > 2 * (1.2 - low)
+    assert Bootstrap().intervals(mirrored, RATE)["rate"] == pytest.approx((-high, -low))
+
+
+def test_values_without_spread_have_no_interval_unless_they_are_a_share():
+    tally = {"hits": np.full(9, 0.5), "trials": np.ones(9)}
+    assert Bootstrap().intervals(tally, RATE) == {"rate": None}
+    assert Bootstrap().intervals(tally, RATE, SHARE)["rate"] is not None
 
 
 @pytest.mark.parametrize(
@@ -86,10 +114,9 @@ def test_counts_of_one_cluster_stay_together():
 
 
 def test_a_figure_that_few_clusters_carry_has_few_degrees_of_freedom():
-    one = {"hits": np.eye(1, 36)[0], "trials": np.ones(36)}
-    many = {"hits": np.random.default_rng(0).normal(size=36), "trials": np.ones(36)}
-    assert degrees_of_freedom(one, RATE["rate"], 36) == pytest.approx(2.0, abs=0.2)
-    assert 25 < degrees_of_freedom(many, RATE["rate"], 36) <= 35
+    one, many = np.eye(1, 36)[0], np.random.default_rng(0).normal(size=36)
+    assert degrees_of_freedom(one - one.mean(), 36) == pytest.approx(2.0, abs=0.2)
+    assert 25 < degrees_of_freedom(many - many.mean(), 36) <= 35
 
 
 @pytest.mark.parametrize("prompts", [5, 10, 20, 36])

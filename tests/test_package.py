@@ -88,6 +88,8 @@ def test_a_wheel_says_that_it_is_typed_and_carries_all_modules(tmp_path):
         said = wheel.read(metadata).decode()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "diffalign").rglob("*.py")}
     assert names >= {*modules, "diffalign/py.typed", "diffalign/constraints.txt"}
+    templates = (ROOT / "diffalign").rglob("templates/*.*")
+    assert names >= {path.relative_to(ROOT).as_posix() for path in templates}
     stated = set(re.findall(r"^Classifier: (.*)$", said, re.MULTILINE))
     assert "Typing :: Typed" in stated
     assert not stated - trove_classifiers.classifiers

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "faults.py",  # tests/faults/test_faults.py
     "make_playground_preferences.py",  # tests/playground/test_configs.py
     "step_accuracy.py",  # the same
+    "screenshot_label.py",  # tests/labelling/test_page.py
     "measuring.py",  # imported by others; below
     "pages.py",  # the same
     "peer_models.py",  # imported by bench_peers.py
@@ -34,6 +35,7 @@ SMALL = {
     "bench_check.py": "--tiny --images none",
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_rows.py": "--tiny --out OUT",
+    "bench_pages.py": "--prompts 4 --models 3 --pixels 64 --rounds 1 --out OUT",
     "bench_peers.py": "--tiny",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
     "bench_scale.py": "--tiny --only batch --only images --only processes",
@@ -44,11 +46,14 @@ SMALL = {
     "check_best_checkpoint.py": "--steps 4 --checkpoints 2 --prompts 2 --seeds 1 --out OUT",
     "check_health.py": "demo --steps 2 --out OUT",
     "compare_objectives.py": "--trial --only dspo soft scorers --folder OUT",
+    "compare_rewards.py": "--trial --only clip pal --folder OUT",
     "drill_sdxl.py": "--tiny --full --processes 2",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
+    "comparison_coverage.py": "pairs --trials 1 --prompts 5",
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "long_run.py": "--tiny --out OUT",
+    "one_evening.py": "--few --folder OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "step_gradients.py": "configs/playground/d3po.yaml rollouts.prompts_per_round=24 "
     "rollouts.images_per_prompt=4",
@@ -89,6 +94,27 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
     forget_accelerate()
     assert capsys.readouterr().out
     assert out.exists() == ("OUT" in SMALL[script])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("power --trials 40 --many 500 --samples 20000", "(median, tenth"),
+        ("looks --trials 40", "40 simulated comparisons"),
+    ],
+)
+def test_what_a_comparison_promises_is_simulated(arguments, said, capsys):
+    run_script("comparison_coverage.py", *arguments.split())
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("of", ["difference", "skewed"])
+def test_means_that_are_no_share_are_covered_at_a_small_size(of, capsys):
+    given = f"--of {of} --trials 40 --resamples 100 --prompts 20 --rates 0.1"
+    run_script("interval_coverage.py", *given.split())
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 20"))
+    assert float(line.split("|")[2].split()[0]) >= 85
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from diffalign.checking.checks.base import Figure, Finding, Outcome, Share
 from diffalign.checking.rows import CheckedRow, Examined, SeenAt
-from diffalign.comparison.page import (
+from diffalign.data.decoding import BadImageError, EncodedImage, decode
+from diffalign.imaging.grid import GridCell, GridRow
+from diffalign.pages.parts import (
     Html,
     Section,
     Tile,
@@ -30,8 +32,6 @@ from diffalign.comparison.page import (
     tiles,
     write_report,
 )
-from diffalign.data.decoding import BadImageError, EncodedImage, decode
-from diffalign.imaging.grid import GridCell, GridRow
 
 FailOn = Literal["any", "harmful", "never"]
 

@@ -2,7 +2,8 @@
 
 Win rate over drift is a hump: what preferences teach comes first, and what is learnt of their noise
 after it (Rafailov et al. 2024, arXiv:2406.02900, there over the square root of a KL divergence).
-Drift is the distance of a checkpoint's images from those that the base makes of the same noise.
+Drift is the distance of a checkpoint's images from those that the base makes of the same noise, by
+the features of the scorer where it has any, and else by pixels.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from diffalign.comparison.compare import Comparison
-from diffalign.comparison.diversity import pixel_distance
-from diffalign.comparison.page import Html, Section, interval_bar, paragraph, table
+from diffalign.comparison.diversity import Distance, pixel_distance
 from diffalign.comparison.report import percent, percent_interval
 from diffalign.generation.manifest import ItemKey, ManifestRow
 from diffalign.imaging.grid import INK, LINE, MUTED, PAPER, font_for
 from diffalign.imaging.image_files import data_uri, read_image
+from diffalign.pages.parts import Html, Section, interval_bar, paragraph, table
 
 _BEST, _OTHERS = (22, 128, 92), (36, 104, 180)
 _WIDTH, _HEIGHT, _MARGIN = 640, 360, 64
@@ -34,7 +35,10 @@ class Measured:
     checkpoint: Path
     """Its folder."""
     drift: float
-    """Root mean square difference of its pixels, in [-1, 1], from those of the base's images."""
+    """Distance of its images from those of the base."""
+    drift_by: str = "pixels"
+    """Whose distance that is: `pixels` in [-1, 1], their root mean square difference; or `features
+    of NAME`, 1 - cosine."""
     comparison: Comparison
 
     @property
@@ -54,17 +58,23 @@ class Measured:
         return (0.0, 1.0) if interval is None else (interval.low, interval.high)
 
 
-def drift_from(folder: Path, rows: Iterable[ManifestRow], baseline: str) -> dict[str, float]:
+def drift_from(
+    folder: Path,
+    rows: Iterable[ManifestRow],
+    baseline: str,
+    distance: Distance = pixel_distance,
+) -> dict[str, float]:
     """How far each model's images are from those of the baseline.
 
     Args:
         folder: of a manifest.
         rows: of it.
         baseline: name of the model that the others are held against.
+        distance: between two images: of their pixels, or of a scorer's features.
 
     Returns:
-        Model -> mean over prompts and seeds of the root mean square difference of the pixels, 0 to
-        2; models without an image in common with the baseline are absent.
+        Model -> mean over prompts and seeds of the distance, 0 to 2 of either kind; models without
+        an image in common with the baseline are absent.
     """
     by_key: Mapping[ItemKey, ManifestRow] = {row.key: row for row in rows}
     found: dict[str, list[float]] = {}
@@ -72,7 +82,7 @@ def drift_from(folder: Path, rows: Iterable[ManifestRow], baseline: str) -> dict
         other = by_key.get((baseline, prompt, seed))
         if model != baseline and other is not None:
             pair = [read_image(folder / each.file) for each in (other, row)]
-            found.setdefault(model, []).append(pixel_distance(pair))
+            found.setdefault(model, []).append(distance(pair))
     return {model: math.fsum(values) / len(values) for model, values in found.items()}
 
 
@@ -132,7 +142,9 @@ def section_of(measured: Sequence[Measured], best: Measured, curve: Image.Image)
         "Win rate over drift",
         *map(paragraph, sentences(best, measured)),
         Html(f'<img alt="win rate over drift" style="max-width:100%" src="{uri}">'),
-        table(("", "drift", "win rate", "", "won, tied, lost", "mean score"), rows),
+        table(
+            ("", f"drift ({best.drift_by})", "win rate", "", "won, tied, lost", "mean score"), rows
+        ),
     )
 
 
@@ -177,7 +189,7 @@ def render_curve(measured: Sequence[Measured], best: Measured) -> Image.Image:
         pen.text((x, y), label, fill=MUTED, font=font_for("", 16), anchor="ma")
     pen.text(
         (_MARGIN + _WIDTH, _HEIGHT + 2 * _MARGIN - 10),
-        "distance from the base's images",
+        f"distance from the base's images, by {best.drift_by}",
         fill=MUTED,
         font=font_for("", 16),
         anchor="rs",

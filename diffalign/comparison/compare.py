@@ -2,7 +2,8 @@
 
 Images are paired by prompt and seed, so both models answered the same prompt from the same
 noise. Images of one prompt resemble each other and are no independent evidence: intervals come
-from resampling whole prompts, see `diffalign.intervals`.
+from resampling whole prompts, see `diffalign.intervals`, and p-values from flipping them, see
+`diffalign.comparison.evidence`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffalign.comparison.evidence import PromptsNeeded, prompts_needed, sign_flip_p_value
 from diffalign.intervals import Bootstrap, Interval, Tally, ratio
 
 Place = tuple[str, int]
@@ -48,6 +50,10 @@ class Comparison:
     """Left out of everything above: the baseline has no score for them."""
     missing_model: tuple[Place, ...]
     """Left out likewise: the model has no score for them."""
+    p_value: float
+    """Of "neither model is better", two-sided, by flipping whole prompts."""
+    needed: PromptsNeeded | None
+    """Prompts of a comparison that would show the win rate that was asked about."""
     confidence: float
     """Of the intervals."""
     notes: tuple[str, ...]
@@ -60,6 +66,7 @@ def compare_scores(
     *,
     expected: Iterable[Place] = (),
     tie_tolerance: float = 0.0,
+    rate_to_see: float = 0.55,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -71,6 +78,7 @@ def compare_scores(
         model: likewise.
         expected: places that should have scores; one that neither model has is missing from both.
         tie_tolerance: scores that differ by at most this much are a tie.
+        rate_to_see: the win rate that a larger comparison would have to show, not 0.5.
         confidence: of the intervals, between 0 and 1.
         resamples: how often prompts are sampled with replacement.
         seed: of the resampling.
@@ -126,9 +134,14 @@ def compare_scores(
         mean_difference_interval=intervals["difference"],
         missing_baseline=tuple(place for place in places if place not in baseline),
         missing_model=tuple(place for place in places if place not in model),
+        p_value=sign_flip_p_value(tally["wins"] - tally["losses"], seed=seed),
+        needed=prompts_needed(
+            tally["wins"], tally["losses"], rate=rate_to_see, confidence=confidence
+        ),
         confidence=confidence,
         notes=(
             *_notes(prompts, decided_prompts, int(wins.sum()), int(losses.sum())),
+            *(_same_everywhere(prompts, intervals["difference"], confidence)),
             *(bootstrap.cautions(prompts, "prompts") if prompts > 1 else ()),
         ),
     )
@@ -154,6 +167,18 @@ def _ties_half(sums: Tally) -> NDArray[np.float64]:
 
 def _mean_difference(sums: Tally) -> NDArray[np.float64]:
     return ratio(sums["difference"], sums["items"])
+
+
+def _same_everywhere(prompts: int, interval: Interval | None, confidence: float) -> tuple[str, ...]:
+    """A note where all prompts have the same mean difference, most often none."""
+    if prompts < 2 or interval is not None:
+        return ()
+    others = 1 - (1 - confidence) ** (1 / prompts)
+    return (
+        f"All prompts have the same difference of scores, so its mean has no interval: how large "
+        f"those are that {prompts} prompts do not show, nothing tells. At {confidence:.0%} fewer "
+        f"than {others:.0%} of all prompts have another.",
+    )
 
 
 def _notes(prompts: int, decided_prompts: int, wins: int, losses: int) -> tuple[str, ...]:

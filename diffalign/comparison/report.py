@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.comparison.compare import Comparison, Place
-from diffalign.comparison.page import (
+from diffalign.comparison.evidence import Looks, PromptsNeeded
+from diffalign.files import to_json
+from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
+from diffalign.imaging.grid import GridRow
+from diffalign.intervals import Interval
+from diffalign.pages.parts import (
     Html,
     Section,
     Tile,
@@ -25,22 +31,46 @@ from diffalign.comparison.page import (
     table,
     tiles,
 )
-from diffalign.files import to_json
-from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
-from diffalign.imaging.grid import GridRow
-from diffalign.intervals import Interval
 
 _LISTED_MISSING = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class CategoryResult:
+    """One model against the baseline on the prompts of one category."""
+
+    kind: str
+    """What the prompts are divided by, such as `challenge`."""
+    category: str
+    """One value of it, such as `Quantity`."""
+    comparison: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """One model against the baseline, by one scorer."""
+    """One model against another, most often the baseline, by one scorer."""
 
     scorer: str
     baseline: str
     model: str
     comparison: Comparison
+    holm: float | None = None
+    """The p-value, corrected for all comparisons that are made together; None where it is alone."""
+    looks: Looks | None = None
+    """Earlier looks at the same comparison with fewer pairs; None where this is the first."""
+    categories: tuple[CategoryResult, ...] = ()
+    """By every category that the prompts have, in the order of the prompts."""
+
+    @property
+    def p_value(self) -> float:
+        """Corrected where there is more than one comparison."""
+        return self.comparison.p_value if self.holm is None else self.holm
+
+    @property
+    def plan(self) -> str | None:
+        """How many prompts would show a given win rate, in words."""
+        needed = self.comparison.needed
+        return None if needed is None else needed.in_words
 
     @property
     def level(self) -> str:
@@ -53,6 +83,7 @@ class Result:
         comparison = self.comparison
         return [
             *comparison.notes,
+            *([] if self.looks is None else [self.looks.in_words]),
             *_missing(self.baseline, comparison.missing_baseline),
             *_missing(self.model, comparison.missing_model),
         ]
@@ -83,6 +114,11 @@ def number_interval(interval: Interval | None) -> str:
     return "no interval" if interval is None else f"{interval.low:+.3f} to {interval.high:+.3f}"
 
 
+def p_text(value: float) -> str:
+    """A p-value."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def console_table(result: Result) -> Table:
     """One result, narrow enough for 80 columns."""
     c = result.comparison
@@ -110,25 +146,52 @@ def console_table(result: Result) -> Table:
         f"{c.baseline_mean:.3f} -> {c.model_mean:.3f} ({c.mean_difference:+.3f})",
         number_interval(c.mean_difference_interval),
     )
+    corrected = "" if result.holm is None else f"{p_text(result.holm)} among all comparisons"
+    table.add_row("p-value of no difference", p_text(c.p_value), corrected)
     return table
 
 
-def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
-    """Everything at full precision; intervals as `low` and `high`, or null."""
+def as_json(
+    results: Sequence[Result], settings: Mapping[str, Any], pairs: Sequence[Result] = ()
+) -> str:
+    """Everything at full precision; intervals as `low` and `high`, or null.
 
-    def plain(result: Result) -> dict[str, Any]:
-        values = {
-            name: value._asdict() if isinstance(value, Interval) else value
-            for name, value in vars(result.comparison).items()
-        }
-        names = {name: value for name, value in asdict(result).items() if name != "comparison"}
-        return {**names, **values}
-
+    Args:
+        results: against the baseline.
+        settings: of the comparison, and other figures.
+        pairs: of the other models among themselves.
+    """
     content = {
         **settings,
-        "comparisons": [plain(result) for result in results],
+        "comparisons": [_plain(result) for result in results],
+        "pairs": [_plain(result) for result in pairs],
     }
     return to_json(content, indent=2) + "\n"
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        "scorer": result.scorer,
+        "baseline": result.baseline,
+        "model": result.model,
+        **_plain_comparison(result.comparison),
+        "holm": result.holm,
+        "looks": [result.comparison.items] if result.looks is None else list(result.looks.pairs),
+        "held_at_all_looks": None if result.looks is None else result.looks.held,
+        "categories": [
+            {"kind": each.kind, "category": each.category, **_plain_comparison(each.comparison)}
+            for each in result.categories
+        ],
+    }
+
+
+def _plain_comparison(comparison: Comparison) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Interval):
+            return value._asdict()
+        return asdict(value) if isinstance(value, PromptsNeeded) else value
+
+    return {name: plain(value) for name, value in vars(comparison).items()}
 
 
 def markdown_text(text: str) -> str:
@@ -142,20 +205,21 @@ _MARKUP = re.compile(r"[\\`*_{}\[\]|#!~]|(?<=[A-Za-z])://|&(?=#?\w+;)")
 the middle of an address, which many readers turn into a link by themselves."""
 
 
-def as_markdown(results: Sequence[Result], grid: str) -> str:
-    """A table with its cautions, and the grid.
+def as_markdown(results: Sequence[Result], grid: str, more: Sequence[str] = ()) -> str:
+    """A table with its cautions, further tables, and the grid.
 
     Args:
         results: at least one.
         grid: the grid's file, relative to the page.
+        more: lines of further tables.
     """
     first = results[0]
     lines = [
         f"| model against {markdown_text(first.baseline)} | scorer "
         f"| pairs (prompts) | won / tied / lost "
         f"| win rate of decided pairs ({first.level}) | ties as half | mean score "
-        f"| difference ({first.level}) |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| difference ({first.level}) | p{'' if first.holm is None else ', corrected'} |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         c = result.comparison
@@ -165,15 +229,22 @@ def as_markdown(results: Sequence[Result], grid: str) -> str:
             f"| {c.wins} / {c.ties} / {c.losses} "
             f"| {percent(c.win_rate)} ({percent_interval(c.win_rate_interval)}) "
             f"| {percent(c.win_rate_ties_half)} | {c.baseline_mean:.3f} -> {c.model_mean:.3f} "
-            f"| {c.mean_difference:+.3f} ({number_interval(c.mean_difference_interval)}) |"
+            f"| {c.mean_difference:+.3f} ({number_interval(c.mean_difference_interval)}) "
+            f"| {p_text(result.p_value)} |"
         )
     warnings = [
         f"- {markdown_text(f'{result.model} by {result.scorer}: {line}')}"
         for result in results
         for line in result.warnings
     ]
-    if warnings:
-        lines += ["", *warnings]
+    plans = [
+        f"- {markdown_text(f'{result.model} by {result.scorer}: {result.plan}')}"
+        for result in results
+        if result.plan is not None
+    ]
+    for listed in (warnings, plans):
+        lines += ["", *listed] if listed else []
+    lines += ["", *more] if more else []
     lines += ["", f"![prompts down, models across]({grid})", ""]
     return "\n".join(lines)
 
@@ -186,12 +257,23 @@ def numbers_section(results: Sequence[Result]) -> Section:
         for result in results
         for line in result.warnings
     ]
+    plans = [
+        f"{result.model} by {result.scorer}: {result.plan}"
+        for result in results
+        if result.plan is not None
+    ]
     explanation = paragraph(
         "The win rate is the share of won pairs among those that are not tied. Intervals resample "
         "whole prompts, since images of one prompt resemble each other; the dashed mark is "
-        "where neither model is better."
+        "where neither model is better. The p-value is how often flipping the prompts' wins and "
+        "losses by chance makes as one-sided a result"
+        + (
+            "."
+            if results[0].holm is None
+            else ", corrected (Holm) for all comparisons of the page that have one."
+        )
     )
-    return Section("Result", shown, notes(warnings), explanation)
+    return Section("Result", shown, notes(warnings), *map(paragraph, plans), explanation)
 
 
 def grid_section(rows: Sequence[GridRow], models: Sequence[str]) -> Section:
@@ -225,8 +307,8 @@ def gallery_sections(
         for (model, prompt, seed), score in scores.items()
         if model == result.baseline and (result.model, prompt, seed) in scores
     }
-    wins = _largest({place: g for place, g in gains.items() if g > tie_tolerance}, count)
-    losses = _largest({place: -g for place, g in gains.items() if g < -tie_tolerance}, count)
+    wins = largest_gains({place: g for place, g in gains.items() if g > tie_tolerance}, count)
+    losses = largest_gains({place: -g for place, g in gains.items() if g < -tie_tolerance}, count)
     return [
         Section(title, image_cards(grid_rows(folder, rows, sides, places, scores), sides))
         for title, places in (
@@ -237,7 +319,8 @@ def gallery_sections(
     ]
 
 
-def _largest(gains: Mapping[Place, float], count: int) -> list[Place]:
+def largest_gains(gains: Mapping[Place, float], count: int) -> list[Place]:
+    """Where gains are largest: one place a prompt while there are enough prompts."""
     ordered = sorted(gains, key=lambda place: (-gains[place], place))
     best: dict[str, Place] = {}
     for place in ordered:
@@ -255,7 +338,8 @@ def _tiles(result: Result) -> Html:
                 percent(c.win_rate),
                 Html(
                     _rate_bar(c.win_rate, c.win_rate_interval)
-                    + f"{result.level}: {percent_interval(c.win_rate_interval)}"
+                    + f"{result.level}: {percent_interval(c.win_rate_interval)}; p "
+                    + html.escape(p_text(result.p_value))
                 ),
             ),
             Tile(
@@ -291,7 +375,7 @@ def _table(results: Sequence[Result]) -> Html:
                 result.model,
                 result.scorer,
                 share_bar({"won": c.wins, "tied": c.ties, "lost": c.losses}),
-                percent(c.win_rate),
+                _with_text(Html(percent(c.win_rate)), f"p {html.escape(p_text(result.p_value))}"),
                 _with_text(
                     _rate_bar(c.win_rate, c.win_rate_interval),
                     percent_interval(c.win_rate_interval),
@@ -305,7 +389,11 @@ def _table(results: Sequence[Result]) -> Html:
         )
     level = results[0].level
     return table(
-        ["model", "scorer", "pairs", "win rate", level, "mean score", f"difference, {level}"], rows
+        [
+            *["model", "scorer", "pairs", "win rate", level, "mean score"],
+            f"difference, {level}",
+        ],
+        rows,
     )
 
 

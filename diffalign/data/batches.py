@@ -57,6 +57,8 @@ class ImageBatch:
     that are absent nobody asked for. See `diffalign.data.strength`."""
     encodings: ImageEncodings | None = None
     """Of images and prompts, where they were computed in advance; None where the model encodes."""
+    users: tuple[str, ...] = ()
+    """B of them, who gave each verdict, where `data.users` names the column that says it."""
     own_prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """View -> B prompts, after caption dropout, where each view has its own, such as one that says
     how good its image is; empty where the views of a sample share `prompts`."""

@@ -227,6 +227,7 @@ def _write(
         sha256=file_digest(content),
         fingerprint=entry.fingerprint,
         sampler=dict(entry.sampler),
+        categories=dict(item.prompt.categories),
     )
 
 

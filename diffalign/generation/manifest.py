@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class ManifestRow:
     """Of the model's weights."""
     sampler: Mapping[str, Any]
     """Everything else that shaped the image."""
+    categories: Mapping[str, str] = field(default_factory=dict)
+    """What the prompt is filed under: kind of category -> category."""
 
     @property
     def key(self) -> ItemKey:

@@ -195,9 +195,14 @@ def _generate(
 ) -> list[str]:
     import torch
 
+    from diffalign.models.vlm.processor import question_prompt
+
     try:
         return model.generate(
-            [_prompt(model.processor, asking.system, question.text) for question in questions],
+            [
+                question_prompt(model.processor, question.text, system=asking.system)
+                for question in questions
+            ],
             [[_image(question.image)] for question in questions],
             max_new_tokens=asking.max_new_tokens,
         )
@@ -266,16 +271,6 @@ def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResp
     if not hasattr(loaded, "generate"):
         raise ModelError(f"{model.describe()}: writes no text, so it cannot answer; use kind vlm")
     return cast(WritesResponses, loaded)
-
-
-def _prompt(processor: Any, system: str, text: str) -> str:
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    told = {"role": "system", "content": [{"type": "text", "text": system}]}
-    turns = [told, asked] if system else [asked]
-    try:
-        return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    except ValueError as error:
-        raise ModelError(f"the model's processor has no usable chat template: {error}") from error
 
 
 def _image(path: Path) -> Any:

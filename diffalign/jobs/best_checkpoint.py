@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from diffalign import components
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.comparison.checkpoints import (
@@ -26,8 +27,8 @@ from diffalign.comparison.checkpoints import (
     section_of,
     sentences,
 )
-from diffalign.comparison.page import Section, settings_list, write_report
-from diffalign.comparison.page import command as command_line
+from diffalign.comparison.diversity import Distance, feature_distance, pixel_distance
+from diffalign.comparison.grids import checkpoint_strip
 from diffalign.comparison.report import percent
 from diffalign.errors import ConfigError
 from diffalign.files import write_image, write_json, writing
@@ -35,12 +36,18 @@ from diffalign.generation.manifest import read_manifest
 from diffalign.generation.models import ModelSpec, base_of_run
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import DtypeName, SamplerConfig
+from diffalign.imaging.grid import GridRow, render_grid
 from diffalign.jobs import compare, generate, score
 from diffalign.models.runs import is_run, model_of_run
+from diffalign.pages.parts import Section, settings_list, write_report
+from diffalign.pages.parts import command as command_line
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.images import AbstractImageScorer
 from diffalign.training.checkpoint import checkpoints_in
 
+_STRIP_ROWS = 8
+"""Prompts of the strip."""
 BASE = "base"
 """Name of the model that a run started from."""
 
@@ -78,8 +85,8 @@ class BestCheckpointConfig(Ranged):
 def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
     """Generate, score, compare, and name the checkpoint to use.
 
-    Writes `checkpoints.json`, `curve.png` and `checkpoints.html`, next to what `generate`, `score`
-    and `compare` write.
+    Writes `checkpoints.json`, `curve.png`, `strip.png` and `checkpoints.html`, next to what
+    `generate`, `score` and `compare` write.
 
     Returns:
         The checkpoint that is named, and all of them, in the order of their steps.
@@ -114,13 +121,23 @@ def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
             scorers=(column.column().stem,),
             confidence=config.confidence,
             gallery=0,
+            pairs="baseline",
         )
     )
-    drift = drift_from(output, read_manifest(output), BASE)
+    scorer, drift_by = config.scorer, "pixels"
+    distance: Distance = pixel_distance
+    if isinstance(scorer, AbstractImageScorer) and scorer.has_features:
+        drift_by = f"features of {components.kind_of(scorer)}"
+        distance = feature_distance(scorer.features)
+    drift = drift_from(output, read_manifest(output), BASE, distance)
     compared = {result.model: result.comparison for result in results}
     measured = [
         Measured(
-            step=step, checkpoint=path, drift=drift[_name(step)], comparison=compared[_name(step)]
+            step=step,
+            checkpoint=path,
+            drift=drift[_name(step)],
+            drift_by=drift_by,
+            comparison=compared[_name(step)],
         )
         for step, path in checkpoints.items()
     ]
@@ -177,6 +194,7 @@ def _write(
     with writing(output):
         configs.save(config, output / "checkpoints.yaml")
         write_image(output / "curve.png", curve)
+        write_image(output / "strip.png", render_grid(*_strip(output, measured)))
         write_json(
             output / "checkpoints.json",
             {
@@ -201,6 +219,12 @@ def _write(
         )
 
 
+def _strip(output: Path, measured: Sequence[Measured]) -> tuple[list[GridRow], list[str]]:
+    rows = {row.key: row for row in read_manifest(output)}
+    models = [BASE, *(_name(each.step) for each in measured)]
+    return checkpoint_strip(output, rows, models, prompts=_STRIP_ROWS)
+
+
 def _plain(each: Measured) -> Mapping[str, object]:
     low, high = each.bounds
     comparison = each.comparison
@@ -208,6 +232,7 @@ def _plain(each: Measured) -> Mapping[str, object]:
         "step": each.step,
         "checkpoint": str(each.checkpoint),
         "drift": each.drift,
+        "drift_by": each.drift_by,
         "win_rate": each.win_rate,
         "win_rate_interval": [low, high],
         "won_tied_lost": [comparison.wins, comparison.ties, comparison.losses],

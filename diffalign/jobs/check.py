@@ -40,7 +40,7 @@ from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Between, Ranged
 
 _SECTIONS: tuple[Literal["data", "responses"], ...] = ("data", "responses")
-_RESOLUTION = 8
+SMALLEST_RESOLUTION = 8
 """Of a data section that no training config gives: the least, so that no image is smaller."""
 _LOOKED_AT = 20
 """Pairs whose images are looked at to tell images from texts."""
@@ -133,7 +133,7 @@ def load(data: str | None, overrides: Sequence[str] = ()) -> CheckConfig:
     tree = configs.tree(None, overrides)
     if data is not None:
         named = next((name for name in _SECTIONS if name in tree), None)
-        section = named or _section_of(data)
+        section = named or section_of(data)
         tree[section] = {"path": data, **(tree.get(section) or {})}
     if not set(_SECTIONS) & set(tree):
         raise ConfigError(
@@ -141,7 +141,7 @@ def load(data: str | None, overrides: Sequence[str] = ()) -> CheckConfig:
             "diffalign check pairs/ or diffalign check configs/diffusion_dpo/sdxl.yaml"
         )
     if isinstance(tree.get("data"), dict):
-        tree["data"].setdefault("resolution", _RESOLUTION)
+        tree["data"].setdefault("resolution", SMALLEST_RESOLUTION)
     return configs.from_dict(CheckConfig, tree, place="command line")
 
 
@@ -160,9 +160,9 @@ def _of_file(path: Path, overrides: Sequence[str]) -> CheckConfig:
     return configs.from_dict(CheckConfig, kept, place=str(path))
 
 
-def _section_of(path: str) -> Literal["data", "responses"]:
+def section_of(path: str) -> Literal["data", "responses"]:
     """Whether a path holds image pairs or responses, by its columns and first values."""
-    pairs = PairConfig(path=path, resolution=_RESOLUTION)
+    pairs = PairConfig(path=path, resolution=SMALLEST_RESOLUTION)
     location = locate(pairs)
     if location.root is None and not location.stored:  # on the hub, of which nothing is kept yet
         pairs = dataclasses.replace(pairs, streaming=True)

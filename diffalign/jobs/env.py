@@ -14,6 +14,7 @@ from diffalign.versions import TESTED_SET, Library
 EXTRAS = (
     *("xformers", "bitsandbytes", "wandb", "tensorboard", "trackio"),
     *("nltk", "spacy", "textblob", "sentence-transformers"),
+    *("starlette", "uvicorn"),
 )
 
 

@@ -185,9 +185,11 @@ def next_step(folder: Path, model: AbstractDiffusion, process: ReverseProcess) -
     ranking = json.dumps({"group": name, "ranking": [3, 0, [1, 2]]})
     labels = json.dumps({"group": name, "good": [0, 3], "bad": [1]})
     return (
-        f"Next: look at the images of each group of {folder / GROUPS}, and write a line of JSON on "
-        f"each into {folder / 'preferences.jsonl'}, best first, ties in a list of their own, "
-        f"undecided ones left out\n"
+        f"Next: have people rank the groups on a page, which writes "
+        f"{folder / 'preferences.jsonl'}\n"
+        f"  {command('label', {'output': folder}, config=folder)}\n"
+        f"or write a line of JSON on each group of {folder / GROUPS} yourself, best first, ties in "
+        f"a list of their own, undecided ones left out\n"
         f"  {ranking}\n"
         f"or which are good and which are bad\n"
         f"  {labels}\n"

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from diffalign import blocks, components, sessions
 from diffalign import config as configs
+from diffalign.calibration import agreement
 from diffalign.commands import command
-from diffalign.comparison.diversity import diversity, feature_distance
+from diffalign.comparison.diversity import diversity_file, feature_figures, image_features
 from diffalign.comparison.score import (
     SCORES,
     Problem,
@@ -26,6 +27,7 @@ from diffalign.comparison.score import (
     scores_by_item,
 )
 from diffalign.comparison.score_pairs import PairScoresPlan, Perturbation
+from diffalign.comparison.tables import diversity_table
 from diffalign.console import progress
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.score_columns import read_score_column
@@ -34,6 +36,7 @@ from diffalign.errors import DataError
 from diffalign.files import write_json
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
+from diffalign.pair_rules.scored_images import ScoredSource, of_data
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer
@@ -85,8 +88,13 @@ class ScoreConfig(Ranged):
     perturbation: Perturbation = field(default_factory=Perturbation)
     """How the copies differ from the image."""
     diversity: bool = False
-    """Say as well how much the images of one prompt differ, by the scorer's own features of them:
-    a second pass of its image tower. The result lies next to the scores, `NAME.diversity.json`."""
+    """Say as well how much the images of one prompt differ, and how far they are from those of the
+    first model, by the scorer's own features of them: a second pass of its image tower. The result
+    lies next to the scores, `NAME.diversity.json`, and `compare` shows it."""
+    agreement: bool = False
+    """Of a data set, say as well how often the scorer agrees with its labels, and how well a
+    difference of scores tells the odds: accuracy with an interval, the reliability curve and its
+    calibration error, in `NAME.agreement.json`. Reads every image once more."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
 
@@ -96,8 +104,8 @@ class ScoreConfig(Ranged):
         if self.diversity and not getattr(self.scorer, "has_features", False):
             raise ValueError(
                 f"diversity is measured by the scorer's features of images, and "
-                f"{components.kind_of(self.scorer)} has none: use pickscore or clip, or leave "
-                f"diversity out"
+                f"{components.kind_of(self.scorer)} has none: use pickscore, clip, hpsv2 or "
+                f"aesthetic, or leave diversity out"
             )
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ValueError(
@@ -120,6 +128,11 @@ class ScoreConfig(Ranged):
         if self.data is not None and self.diversity:
             raise ValueError(
                 "diversity is of generated images, and data is a data set: leave it out"
+            )
+        if self.data is None and self.agreement:
+            raise ValueError(
+                "agreement is with the labels of a data set (data.path=DATA), and generated images "
+                "have none: leave it out"
             )
         if self.data is None and (self.repeats, self.perturbation) != (1, Perturbation()):
             raise ValueError(
@@ -218,6 +231,8 @@ def _score_pairs(
             f"{statistics.pstdev(known or [math.nan]):.4g}",
             soft_wrap=True,
         )
+        if config.agreement:
+            _measure_agreement(console, config, column)
     _refuse(problems_of(session.failed))
     said = f"{column.stem}: {{file: {column}, scorer: {plan.identity.kind}}}"
     console.print(
@@ -225,6 +240,37 @@ def _score_pairs(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _measure_agreement(console: Console, config: ScoreConfig, column: Path) -> None:
+    """Compare the scores with the labels of the data set."""
+    assert config.data is not None, "by __post_init__"
+    source = ScoredSource(
+        of_data(config.data.pairs()), {"score": read_score_column(column)}, by=None
+    )
+    labelled = list(source.labelled())
+    found = agreement(
+        [pair.group.gap(pair.places) for pair in labelled],
+        [pair.label for pair in labelled],
+        [pair.group.prompt for pair in labelled],
+    )
+    if found is None:
+        console.print("No agreement: the data set has no labelled pair whose images have scores")
+        return
+    write_json(column.with_suffix(".agreement.json"), found.to_dict())
+    low, high = found.interval or (math.nan, math.nan)
+    console.print(
+        f"Agrees with {found.accuracy:.1%} of {found.curve.pairs:,} labelled pairs (95 % interval "
+        f"{low:.1%} to {high:.1%}); calibration error {found.curve.error:.3f}, a difference of "
+        f"scores taken for log-odds",
+        soft_wrap=True,
+    )
+    table = Table("probability of the likelier side", "pairs", "said", "came true", box=None)
+    for b in found.curve.bins:
+        table.add_row(
+            f"{b.low:.2f} to {b.high:.2f}", f"{b.pairs:,}", f"{b.said:.3f}", f"{b.came_true:.3f}"
+        )
+    console.print(table)
 
 
 def _score(
@@ -283,16 +329,18 @@ def _measure_diversity(
     console: Console, images: Path, column: Path, scorer: AbstractImageScorer
 ) -> None:
     rows = [row for row in read_manifest(images) if (images / row.file).is_file()]
+    baseline = next((row.model for row in rows), "")
     with progress(console, "diversity", len(rows)) as advance:
-        found = diversity(images, rows, feature_distance(scorer.features), on_prompt=advance)
-    if not found:
+        features = image_features(images, rows, scorer.features, on_images=advance)
+    figures = feature_figures(features, baseline)
+    if "vendi_score" not in figures:
         console.print("No diversity: it takes two images of a prompt (seeds=2 or more)")
+    if not figures:
         return
-    write_json(column.with_suffix(".diversity.json"), {"mean_cosine_distance": found})
-    table = Table("model", "diversity (mean cosine distance of a prompt's images)", box=None)
-    for model, value in found.items():
-        table.add_row(model, f"{value:.4f}")
-    console.print(table)
+    write_json(diversity_file(column), figures)
+    table = diversity_table(column.stem, figures)
+    console.print(table.console())
+    console.print(f"  {escape(table.explanation)}", soft_wrap=True)
 
 
 def _refuse(problems: list[Problem]) -> None:

@@ -7,41 +7,26 @@ lets it.
 
 from __future__ import annotations
 
-import http.client
 import json
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Annotated, Any
-from urllib.parse import urlsplit
-
-from rich.console import Console
+from typing import Annotated, Any, TypeVar
 
 from diffalign import keys
-from diffalign.errors import ConfigError, DataError, DiffalignError
+from diffalign.endpoints import Patience, RequestRefusedError, announce, key_hint, post
+from diffalign.errors import ConfigError, EndpointError
 from diffalign.judges.base import AbstractJudge
 from diffalign.parsing import parse_json
 from diffalign.ranges import AtLeast
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""HTTP statuses after which the same request may succeed."""
-_LONGEST_PAUSE_S = 60.0
-_LARGEST_REPLY = 1 << 25
-"""Bytes."""
-
-
-class JudgeError(DiffalignError):
-    """A judge does not answer."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nobody elsewhere: a key must not travel to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+T = TypeVar("T")
+Content = str | list[dict[str, Any]]
+"""Of a message: text, or parts such as `{"type": "image_url", ...}`."""
+LogProbs = list[tuple[str, float]]
+"""Tokens as text, some of them more than once, and their log-probabilities in nats."""
+_OF_ITEMS = frozenset({400, 413, 422})
+"""HTTP statuses that speak of what was sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +65,12 @@ class Endpoint(AbstractJudge):
         return self.model
 
     def check(self) -> None:
-        self._key()
+        variable = self._variable()
+        if variable is not None:
+            keys.read(variable)
 
     def replies(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        self._announce()
+        announce(self._variable(), self.address, f"the judge {self.model}")
         with ThreadPoolExecutor(self.parallel) as pool:
             places = {pool.submit(self._reply, prompt): i for i, prompt in enumerate(prompts)}
             try:
@@ -93,83 +80,90 @@ class Endpoint(AbstractJudge):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _reply(self, prompt: str) -> str:
+        try:
+            return self._post(prompt, _completion, {"max_tokens": self.max_tokens})
+        except RequestRefusedError as error:
+            raise ConfigError(self._refusal(error, "judge")) from error
+
+    def first_tokens(self, contents: Sequence[Content], *, most: int = 20) -> list[LogProbs]:
+        """Log-probabilities of the most probable first tokens of replies.
+
+        Args:
+            contents: what is asked, text or parts with text and images.
+            most: how many tokens a reply tells at most; OpenAI allows 20.
+
+        Raises:
+            ValueError: the server refuses one of these, or replies without a token.
+            EndpointError: it does not answer, refuses everybody, or tells no log-probabilities.
+        """
+        announce(self._variable(), self.address, f"the judge {self.model}")
+        with ThreadPoolExecutor(self.parallel) as pool:
+            asked = [pool.submit(self._first_token, content, most) for content in contents]
+            try:
+                return [future.result() for future in asked]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _first_token(self, content: Content, most: int) -> LogProbs:
+        further = {"max_tokens": 1, "logprobs": True, "top_logprobs": most}
+        try:
+            choice = self._post(content, _choice, further)
+        except RequestRefusedError as error:
+            if error.status in _OF_ITEMS:
+                raise ValueError(f"the server refuses it: {error}") from error
+            raise EndpointError(self._refusal(error, "endpoint"), status=error.status) from error
+        try:
+            positions = choice["logprobs"]["content"]
+            return [
+                (str(top["token"]), float(top["logprob"])) for top in positions[0]["top_logprobs"]
+            ]
+        except (KeyError, IndexError, TypeError) as error:
+            raise EndpointError(
+                f"{self.address} tells no log-probabilities of the replies of {self.model}, and is "
+                f"asked for them (logprobs, top_logprobs): take a server and a model that do, such "
+                f"as vLLM"
+            ) from error
+
+    def _post(self, content: Content, read: Callable[[bytes], T], further: dict[str, Any]) -> T:
         body = {
             "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [{"role": "user", "content": content}],
             "temperature": 0,
-            "max_tokens": self.max_tokens,
+            **further,
         }
-        for attempt in range(1, self.attempts + 1):
-            try:
-                return self._send(body)
-            except urllib.error.HTTPError as error:
-                if error.code not in _PASSING:
-                    raise self._refused(error) from error
-                failure, asked_to_wait = f"HTTP {error.code}", error.headers.get("Retry-After")
-            except (OSError, ValueError, http.client.HTTPException, DataError) as error:
-                # Unreachable, timed out, cut off, or no JSON.
-                failure, asked_to_wait = keys.hide(str(error)), None
-            if attempt < self.attempts:
-                time.sleep(self._pause(attempt, asked_to_wait))
-        raise JudgeError(
-            f"{self.address} did not answer in {self.attempts} attempts ({failure}). What was "
-            "judged is saved; the same command goes on from there"
-        )
-
-    def _send(self, body: dict[str, Any]) -> str:
-        headers = {"Content-Type": "application/json"}
-        key = self._key()
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
+        return post(
             f"{self.address.rstrip('/')}/chat/completions",
-            data=json.dumps(body).encode(),
-            headers=headers,
+            json.dumps(body).encode(),
+            read,
+            patience=Patience(
+                attempts=self.attempts, timeout_s=self.timeout_s, pause_s=self.pause_s
+            ),
+            variable=self._variable(),
         )
-        handlers: list[Any] = [_NoRedirect]
-        if keys.is_loopback(self.address):  # a proxy would see the key
-            handlers.append(urllib.request.ProxyHandler({}))
-        with urllib.request.build_opener(*handlers).open(
-            request, timeout=self.timeout_s
-        ) as response:
-            content = parse_json(response.read(_LARGEST_REPLY), "the reply")
-        try:
-            return str(content["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError("the reply is no chat completion") from error
 
-    def _key(self) -> str:
-        """The key; empty where none is sent."""
-        variable = keys.variable_for(self.address, self.key_variable)
-        return keys.read(variable) if variable else ""
-
-    def _announce(self) -> None:
-        """Say which key goes where, before it does."""
-        variable = keys.variable_for(self.address, self.key_variable)
-        if variable:
-            host = urlsplit(self.address).netloc
-            Console(stderr=True, highlight=False).print(
-                f"The key in {variable} is sent to {host}, to the judge {self.model}",
-                markup=False,
-                soft_wrap=True,
-            )
-
-    def _pause(self, attempt: int, asked_to_wait: str | None) -> float:
-        if asked_to_wait is not None and asked_to_wait.isdecimal():
-            return min(float(asked_to_wait), _LONGEST_PAUSE_S)
-        return min(self.pause_s * 2.0 ** (attempt - 1), _LONGEST_PAUSE_S)
-
-    def _refused(self, error: urllib.error.HTTPError) -> ConfigError:
-        said = error.read(300).decode(errors="replace")
+    def _refusal(self, error: RequestRefusedError, section: str) -> str:
         hint = ""
-        if error.code in (401, 403):
-            variable = keys.variable_for(self.address, self.key_variable)
-            hint = (
-                f"; the key is read from the environment variable {variable}"
-                if variable
-                else "; no key was sent: give judge.key_variable=NAME on the command line"
-            )
-        return ConfigError(
-            f"{self.address} refuses the judge {self.model}: HTTP {error.code}{hint}: "
-            f"{keys.hide(said)}"
+        if error.status in (401, 403):
+            hint = f"; {key_hint(self._variable(), f'{section}.{keys.FIELD}')}"
+        return (
+            f"{self.address} refuses the judge {self.model}: HTTP {error.status}{hint}: "
+            f"{error.said}"
         )
+
+    def _variable(self) -> str | None:
+        """The variable that holds the key; None where none is sent."""
+        return keys.variable_for(self.address, self.key_variable)
+
+
+def _choice(reply: bytes) -> dict[str, Any]:
+    content = parse_json(reply, "the reply")
+    try:
+        choice: dict[str, Any] = content["choices"][0]
+        choice["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("the reply is no chat completion") from error
+    return choice
+
+
+def _completion(reply: bytes) -> str:
+    return str(_choice(reply)["message"]["content"] or "")

@@ -43,6 +43,22 @@ def preference_from_scores(chosen: Tensor, rejected: Tensor, *, tie_below: float
     return preference.masked_fill(difference.isnan(), torch.nan)
 
 
+def side_weights(strength: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """How much the win of either side counts, as a loss of scores reads it.
+
+    Args:
+        strength: of B pairs, see `ImageBatch`; without a preference the chosen side is the better
+            one for certain, and without a weight all pairs count alike.
+        count: B.
+
+    Returns:
+        View -> importance times the probability that this side is the better one, [B].
+    """
+    importance = strength.get("weight", torch.ones(count))
+    preference = strength.get("preference", torch.ones(count))
+    return {"chosen": importance * preference, "rejected": importance * (1 - preference)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HalfwayViews:
     """V views of B samples as V * B rows, as the vision tower takes them."""
@@ -136,13 +152,10 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
         return {view: {"weight": weight} for view, weight in prepared.weights.items()}
 
     def _weights(self, model: StepAwareModel, batch: ImageBatch) -> dict[str, Tensor]:
-        ones = torch.ones(len(batch))
-        importance = batch.strength.get("weight", ones)
+        strength = dict(batch.strength)
         if self.relabel is not None:
-            preference = self._scored(self.relabel, model, batch)
-        else:
-            preference = batch.strength.get("preference", ones)
-        weights = {"chosen": importance * preference, "rejected": importance * (1 - preference)}
+            strength["preference"] = self._scored(self.relabel, model, batch)
+        weights = side_weights(strength, len(batch))
         return {view: send(weight, model.device) for view, weight in weights.items()}
 
     def _scored(

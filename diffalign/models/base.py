@@ -103,6 +103,11 @@ class AbstractModel(Ranged, abc.ABC):
         raise ValueError("it is small, and every process has room for all of it")
 
     @property
+    def tells_users(self) -> bool:
+        """Whether it has to know who gave each verdict."""
+        return False
+
+    @property
     def own_rates(self) -> Mapping[str, float]:
         """Settings that give a part of the model a learning rate of its own -> that rate."""
         return {}

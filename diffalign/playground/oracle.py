@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -39,15 +40,39 @@ class SeenObject:
     """`left`, `centre` or `right`."""
 
 
+@dataclass(frozen=True)
+class LocatedObject:
+    """One object found in an image, with where it lies."""
+
+    kind: Kind
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom, pixels."""
+    mask: NDArray[np.bool_]
+    """Which pixels show it, shape [H, W]."""
+
+
 def read_objects(image: Image.Image | np.ndarray) -> list[SeenObject]:
     """Read the objects of an image, from left to right.
 
     Args:
         image: RGB image, or its array of shape [H, W, 3] with values from 0 to 255.
     """
+    found: list[tuple[float, SeenObject]] = []
+    for each in locate_objects(image):
+        x = (each.box[0] + each.box[2]) / 2 / each.mask.shape[1]
+        found.append((x, SeenObject(each.kind, _side(x))))
+    return [item for _, item in sorted(found)]
+
+
+def locate_objects(image: Image.Image | np.ndarray) -> list[LocatedObject]:
+    """Objects of an image with their places, by colour.
+
+    Args:
+        image: RGB image, or its array of shape [H, W, 3] with values from 0 to 255.
+    """
     levels = image.convert("RGB") if isinstance(image, Image.Image) else image
     pixels = np.asarray(levels, dtype=np.float32, order="F")  # colour by colour is 3 times as fast
-    found: list[tuple[float, SeenObject]] = []
+    found = []
     labels = _nearest_colours(pixels)
     for i, colour in enumerate(COLOURS):
         mask = labels == i
@@ -57,9 +82,17 @@ def read_objects(image: Image.Image | np.ndarray) -> list[SeenObject]:
         for window, component in _windows(components):
             if component.sum() < _MIN_PIXELS:
                 continue
-            x = (window[1].start + window[1].stop) / 2 / pixels.shape[1]
-            found.append((x, SeenObject(Kind(colour, _shape(component)), _side(x))))
-    return [item for _, item in sorted(found)]
+            rows, columns = window
+            whole = np.zeros(pixels.shape[:2], dtype=bool)
+            whole[window] = component
+            found.append(
+                LocatedObject(
+                    kind=Kind(colour, _shape(component)),
+                    box=(columns.start, rows.start, columns.stop, rows.stop),
+                    mask=whole,
+                )
+            )
+    return found
 
 
 def _nearest_colours(pixels: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ class AbstractScorer(Ranged, abc.ABC):
 
     takes_time: ClassVar[bool] = False
     """Whether it scores noisy images and needs their timestep: `score(..., t)`."""
+    differentiable: ClassVar[bool] = False
+    """Whether it can pass a gradient to the images: `score_with_gradient`."""
 
     @property
     @abc.abstractmethod
@@ -41,6 +43,26 @@ class AbstractScorer(Ranged, abc.ABC):
         Returns:
             Shape [n], float32, higher is better.
         """
+
+    def score_with_gradient(
+        self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None
+    ) -> Tensor:
+        """Scores as functions of the images, for backpropagation; weights get no gradient.
+
+        Args:
+            images, prompts, t: see `score`. Rounding to 8 bits, where a scorer rounds, passes the
+                gradient as if it did nothing; a value outside [-1, 1] gets none.
+
+        Returns:
+            Shape [n], float32; within 1e-3 of `score`.
+
+        Raises:
+            ValueError: the scorer is not `differentiable`.
+        """
+        raise ValueError(
+            f"the scorer {type(self).__name__} passes no gradient to images, and one is asked for: "
+            f"use one of clip, pickscore, hpsv2, imagereward, aesthetic or step_aware"
+        )
 
     def to(self, device: torch.device | str) -> Any:
         """Move weights, if there are any; returns the scorer itself."""

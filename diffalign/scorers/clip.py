@@ -15,17 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
+from diffalign.models.devices import DTYPES
 from diffalign.models.preference.clip_loading import digest_of, find_weights
-from diffalign.ranges import AtLeast
-from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
+from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, cosines, embedded
+from diffalign.scorers.pixels import Filter, middle, resized, short_side_to
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 """Names of the two files that make a folder of open_clip's layout."""
@@ -42,7 +44,7 @@ class _Parts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPScore(AbstractImageScorer):
+class CLIPScore(AbstractTowerScorer):
     """100 times the cosine between image and prompt; about 20 to 40 in practice."""
 
     path: str = field(default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", metadata=MUST_STAY)
@@ -50,8 +52,6 @@ class CLIPScore(AbstractImageScorer):
     open_clip_model.safetensors."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null is its default branch."""
-    images_per_batch: Annotated[int, AtLeast(1)] = 32
-    """Images in one pass of the network, which bounds its memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,29 +63,59 @@ class CLIPScore(AbstractImageScorer):
 
     @cached_property
     def fingerprint(self) -> str:
-        return f"clip-{digest_of(self._weights, self._weights.parent / CONFIG)}"
+        digest = digest_of(self._weights, self._weights.parent / CONFIG)
+        return "-".join(["clip", digest, *self.in_half_precision])
 
-    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    def prepare(self, image: Image.Image) -> Tensor:
+        return self._parts.preprocess(image)
+
+    def prepare_levels(self, levels: Tensor) -> Tensor:
+        settings = self._parts.network.visual.preprocess_cfg
+        side = settings["size"]
+        filter: Filter = "bilinear" if settings["interpolation"] == "bilinear" else "bicubic"
+        height, width = (side, side) if isinstance(side, int) else side
+        if settings["resize_mode"] == "squash":
+            cut = resized(levels, (height, width), filter=filter)
+        elif settings["resize_mode"] == "shortest" and height == width:
+            cut = middle(short_side_to(levels, height, filter=filter), height)
+        else:
+            raise ValueError(
+                f"{self.path} takes images of {height} x {width} by resize_mode "
+                f"{settings['resize_mode']}, through which no gradient is passed: use weights with "
+                f"the resize_mode squash or, for square images, shortest"
+            )
+        mean, std = (levels.new_tensor(settings[key])[:, None, None] for key in ("mean", "std"))
+        return (cut / 255 - mean) / std
+
+    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
         return SCALE * cosines(
             images,
             prompts,
-            embed_images=self._embed_images,
+            embed_images=lambda some: self._embed(prepare(some)),
             embed_prompts=self._embed_prompts,
             images_per_batch=self.images_per_batch,
         )
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of the image tower, of length 1."""
-        return embedded(self._embed_images, images, self.images_per_batch)
+        return embedded(
+            lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
+        )
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of the text tower, of length 1, float32 [n, d]."""
+        with torch.no_grad():
+            return normalize(self._embed_prompts(texts).float(), dim=-1)
 
     def to(self, device: torch.device | str) -> CLIPScore:
         self._parts.network.to(device)
         return self
 
-    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        network, preprocess, _ = self._parts
-        pixels = torch.stack([preprocess(image) for image in images])
-        features: Tensor = network.encode_image(pixels.to(network.logit_scale.device))
+    def _embed(self, pixels: Tensor) -> Tensor:
+        network = self._parts.network
+        features: Tensor = network.encode_image(
+            pixels.to(network.logit_scale.device, network.logit_scale.dtype)
+        )
         return features
 
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -110,8 +140,10 @@ class CLIPScore(AbstractImageScorer):
 
         source = f"local-dir:{self._weights.parent}"
         try:
-            with torch.random.fork_rng(devices=[]):  # it samples weights before it reads them
+            # It samples weights before it reads them; and inference tensors pass no gradient.
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
                 network, preprocess = open_clip.create_model_from_pretrained(source)
+                network.requires_grad_(False).eval().to(DTYPES[self.dtype])
             tokenizer = open_clip.get_tokenizer(source)
         except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())
@@ -119,4 +151,4 @@ class CLIPScore(AbstractImageScorer):
             raise ModelError(
                 f"{self.path} cannot be read as an open_clip model: {reason[:_SHOWN]}{more}"
             ) from error
-        return _Parts(network.requires_grad_(False).eval(), preprocess, tokenizer)
+        return _Parts(network, preprocess, tokenizer)

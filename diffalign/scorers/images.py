@@ -1,10 +1,15 @@
-"""Shared by scorers of finished images, which see them as people do, in 8 bits a channel."""
+"""Shared by scorers of finished images, which see them as people do, in 8 bits a channel.
+
+Networks take images of one size. An `AbstractTowerScorer` says twice how an image becomes that: of
+a PIL image, as the authors do it, and of tensors, so that a gradient passes.
+"""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -12,7 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffalign.imaging.image_files import to_images
+from diffalign.models.devices import Precision
+from diffalign.ranges import AtLeast
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.pixels import rounded_levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,14 @@ class AbstractImageScorer(AbstractScorer):
         Raises:
             ValueError: `t` is given, or counts differ.
         """
+        self._check(images, prompts, t)
+        if not prompts:
+            return images.new_zeros(0, dtype=torch.float32)
+        with torch.no_grad():
+            scores = self.score_images(to_images(images), prompts)
+        return _without_broken(scores, images)
+
+    def _check(self, images: Tensor, prompts: Sequence[str], t: Tensor | None) -> None:
         if t is not None:
             raise ValueError(
                 f"{type(self).__name__} scores finished images and takes no timesteps: leave out "
@@ -59,19 +75,78 @@ class AbstractImageScorer(AbstractScorer):
             )
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images do not match {len(prompts)} prompts: one each")
+
+
+def _without_broken(scores: Tensor, images: Tensor) -> Tensor:
+    """Scores on the images' device; NaN where an image is not finite, which 8 bits would hide."""
+    broken = ~images.flatten(start_dim=1).isfinite().all(dim=1)
+    return scores.float().to(images.device).masked_fill(broken, torch.nan)
+
+
+Images = Sequence[Image.Image] | Tensor
+"""RGB images, or their levels: float32 [n, 3, H, W] from 0 to 255."""
+Prepare = Callable[[Images], Tensor]
+"""Some of the images -> what the network takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractTowerScorer(AbstractImageScorer):
+    """A scorer whose network takes prepared images of one size."""
+
+    differentiable: ClassVar[bool] = True
+
+    images_per_batch: Annotated[int, AtLeast(1)] = 32
+    """Images in one pass of the network, which bounds its memory."""
+    dtype: Precision = "float32"
+    """In which the network computes; scores are float32. Half precision moves them a little."""
+
+    @property
+    def in_half_precision(self) -> tuple[str, ...]:
+        """Part of a fingerprint: scores in another precision are other scores."""
+        return () if self.dtype == "float32" else (self.dtype,)
+
+    @abc.abstractmethod
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An RGB image as the authors' code hands it to the network, [3, side, side]."""
+
+    @abc.abstractmethod
+    def prepare_levels(self, levels: Tensor) -> Tensor:
+        """The same of levels in [0, 255], [n, 3, H, W] -> [n, 3, side, side], with a gradient.
+
+        Raises:
+            ValueError: no gradient passes through the preparation of these weights.
+        """
+
+    @abc.abstractmethod
+    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
+        """Scores of images that are still to be prepared, [n], in passes of `images_per_batch`."""
+
+    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        return self.score_prepared(images, prompts, self.prepared)
+
+    def prepared(self, images: Images) -> Tensor:
+        """RGB images, prepared: [n, 3, side, side]."""
+        return torch.stack([self.prepare(image) for image in images])
+
+    def score_with_gradient(
+        self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None
+    ) -> Tensor:
+        self._check(images, prompts, t)
         if not prompts:
             return images.new_zeros(0, dtype=torch.float32)
-        with torch.no_grad():
-            scores = self.score_images(to_images(images), prompts).float().to(images.device)
-        broken = ~images.flatten(start_dim=1).isfinite().all(dim=1)  # 8 bits would hide it
-        return scores.masked_fill(broken, torch.nan)
+        levels = rounded_levels(images)
+        return _without_broken(self.score_prepared(levels, prompts, self._with_gradient), images)
+
+    def _with_gradient(self, levels: Images) -> Tensor:
+        assert isinstance(levels, Tensor)
+        return self.prepare_levels(levels)
 
 
 def cosines(
-    images: Sequence[Image.Image],
+    images: Images,
     prompts: Sequence[str],
     *,
-    embed_images: Callable[[Sequence[Image.Image]], Tensor],
+    embed_images: Callable[[Images], Tensor],
     embed_prompts: Callable[[Sequence[str]], Tensor],
     images_per_batch: int,
 ) -> Tensor:
@@ -80,7 +155,7 @@ def cosines(
     Each prompt is embedded once, however many images it has.
 
     Args:
-        images: n of them, RGB.
+        images: n of them.
         prompts: n of them.
         embed_images: m images -> [m, d].
         embed_prompts: m texts -> [m, d].
@@ -92,14 +167,12 @@ def cosines(
     return (seen * texts[[distinct[prompt] for prompt in prompts]]).sum(dim=-1)
 
 
-def embedded(
-    embed: Callable[[Sequence[Image.Image]], Tensor], images: Sequence[Image.Image], size: int
-) -> Tensor:
+def embedded(embed: Callable[[Images], Tensor], images: Sequence[Image.Image], size: int) -> Tensor:
     """Normalised embeddings of images, at most `size` at once; float32 [n, d]."""
     with torch.no_grad():
         return _in_batches(embed, images, size)
 
 
-def _in_batches(embed: Callable[[Sequence], Tensor], items: Sequence, size: int) -> Tensor:
+def _in_batches(embed: Callable[[Any], Tensor], items: Any, size: int) -> Tensor:
     parts = [embed(items[start : start + size]) for start in range(0, len(items), size)]
     return normalize(torch.cat(parts).float(), dim=-1)

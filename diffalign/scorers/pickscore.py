@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from diffalign.config import MUST_STAY
+from diffalign.models.devices import DTYPES
 from diffalign.models.preference.clip_loading import (
     blank_clip,
     digest_of,
@@ -32,35 +32,14 @@ from diffalign.models.preference.clip_loading import (
     read_tokenizer,
     text_features,
     tokenize,
+    tower_input,
 )
-from diffalign.ranges import AtLeast
-from diffalign.scorers.images import AbstractImageScorer, cosines, embedded
-
-
-def tower_input(image: Image.Image, size: int) -> Tensor:
-    """An image as the processor of the authors' transformers (4.27) hands it to CLIP.
-
-    That one resizes with PIL. The processors that later versions choose resize tensors, and their
-    pixels differ by a level here and there.
-
-    Args:
-        image: RGB, any shape.
-        size: side of the vision tower's images, pixels.
-
-    Returns:
-        Normalised pixel values of the middle, float32 [3, size, size].
-    """
-    short, long = min(image.size), max(image.size)
-    longer = int(size * long / short)
-    width, height = (size, longer) if image.width <= image.height else (longer, size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    levels = np.array(resized.crop((left, top, left + size, top + size)), dtype=np.float32)
-    return pixel_values(torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1)
+from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, cosines, embedded
+from diffalign.scorers.pixels import middle, short_side_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickScore(AbstractImageScorer):
+class PickScore(AbstractTowerScorer):
     """exp(logit_scale) times the cosine between image and prompt; some 20 in practice."""
 
     path: str = field(default="yuvalkirstain/PickScore_v1", metadata=MUST_STAY)
@@ -71,35 +50,45 @@ class PickScore(AbstractImageScorer):
     """Folder or hub id of the tokenizer, where it does not lie next to the weights."""
     allow_pickle: bool = False
     """Read a pickled file of weights, as tensors alone."""
-    images_per_batch: Annotated[int, AtLeast(1)] = 32
-    """Images in one pass of the network, which bounds its memory."""
 
     @cached_property
     def fingerprint(self) -> str:
         digest = digest_of(self._weights, self._weights.parent / "config.json")
-        return "-".join(["pickscore", digest, *([self.tokenizer] if self.tokenizer else [])])
+        parts = [digest, *([self.tokenizer] if self.tokenizer else []), *self.in_half_precision]
+        return "-".join(["pickscore", *parts])
 
-    def score_images(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        return self._clip.logit_scale.exp() * cosines(
+    def prepare(self, image: Image.Image) -> Tensor:
+        return tower_input(image, self._size)
+
+    def prepare_levels(self, levels: Tensor) -> Tensor:
+        cut = middle(short_side_to(levels, self._size), self._size, halves="down")
+        return pixel_values(cut / 127.5 - 1)
+
+    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
+        return self._clip.logit_scale.float().exp() * cosines(
             images,
             prompts,
-            embed_images=self._embed_images,
+            embed_images=lambda some: self._embed(prepare(some)),
             embed_prompts=self._embed_prompts,
             images_per_batch=self.images_per_batch,
         )
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """Embeddings of the image tower, of length 1."""
-        return embedded(self._embed_images, images, self.images_per_batch)
+        return embedded(
+            lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
+        )
 
     def to(self, device: torch.device | str) -> PickScore:
         self._clip.to(device)
         return self
 
-    def _embed_images(self, images: Sequence[Image.Image]) -> Tensor:
-        size = self._clip.config.vision_config.image_size
-        pixels = torch.stack([tower_input(image, size) for image in images])
-        return image_features(self._clip, pixels.to(self._clip.device))
+    @property
+    def _size(self) -> int:
+        return int(self._clip.config.vision_config.image_size)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        return image_features(self._clip, pixels.to(self._clip.device, self._clip.dtype))
 
     def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         length = self._clip.config.text_config.max_position_embeddings
@@ -112,9 +101,10 @@ class PickScore(AbstractImageScorer):
 
     @cached_property
     def _clip(self) -> Any:
-        clip = blank_clip(str(self._weights.parent), field="path")
-        fill(clip, read_state(self._weights), source=self.path)
-        return clip.requires_grad_(False).eval()
+        with torch.inference_mode(False):  # else no gradient could ever pass
+            clip = blank_clip(str(self._weights.parent), field="path")
+            fill(clip, read_state(self._weights), source=self.path)
+            return clip.requires_grad_(False).eval().to(DTYPES[self.dtype])
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -66,6 +66,7 @@ class StepAware(AbstractScorer):
     """Preference of the prompt for an image that was predicted at timestep t, float32."""
 
     takes_time: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
 
     path: str = field(metadata=MUST_STAY)
     """Folder of a trained model, a `.safetensors` checkpoint with the authors' names, or either on
@@ -104,6 +105,12 @@ class StepAware(AbstractScorer):
             ValueError: `t` is missing, or counts differ.
             ModelError: the weights cannot be read, or are of another architecture.
         """
+        with torch.no_grad():
+            return self.score_with_gradient(images, prompts, t)
+
+    def score_with_gradient(
+        self, images: Tensor, prompts: Sequence[str], t: Tensor | None = None
+    ) -> Tensor:
         if t is None:
             raise ValueError(
                 "a step-aware scorer needs t, the timestep of each image: pass zeros to score "
@@ -117,11 +124,10 @@ class StepAware(AbstractScorer):
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
         length = self._network.text_length
         tokens = tokenize(self._tokenizer, distinct, length=length)
-        with torch.no_grad():
-            parts = [
-                self._score_part(images[part], t[part], tokens, rows[part])
-                for part in torch.arange(len(images)).split(self.images_per_batch)
-            ]
+        parts = [
+            self._score_part(images[part], t[part], tokens, rows[part])
+            for part in torch.arange(len(images)).split(self.images_per_batch)
+        ]
         return torch.cat(parts).to(images.device)
 
     def _score_part(self, images: Tensor, t: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
@@ -144,9 +150,10 @@ class StepAware(AbstractScorer):
     @cached_property
     def _network(self) -> TimeConditionedCLIP:
         state = _own_names(read_state(self._weights))
-        network = TimeConditionedCLIP(blank_clip(self._clip, revision=self.clip_revision))
-        fill(network, state, source=self.path)
-        return network.requires_grad_(False).eval()
+        with torch.inference_mode(False):  # else no gradient could ever pass
+            network = TimeConditionedCLIP(blank_clip(self._clip, revision=self.clip_revision))
+            fill(network, state, source=self.path)
+            return network.requires_grad_(False).eval()
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -29,6 +29,7 @@ def check(run: RunConfig) -> None:
     resolve_reference(run)
     run.section.check(RunParts(model=run.model, likelihood=run.likelihood, objective=run.objective))
     _check_objective(run)
+    _check_users(run)
     check_encodings(run)
     if run.training.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
@@ -49,6 +50,21 @@ def check(run: RunConfig) -> None:
         run.likelihood.check(run.model)
     except ValueError as error:
         raise ConfigError(f"likelihood {components.kind_of(run.likelihood)}: {error}") from error
+
+
+def _check_users(run: RunConfig) -> None:
+    """A model of several tastes must be told whose each verdict is, and no other can be."""
+    column = None if run.data is None else run.data.users
+    if run.model.tells_users and column is None:
+        raise ConfigError(
+            f"model: {run.model.describe()}, and data.users is null: name the column that says who "
+            f"gave each verdict, such as user_id"
+        )
+    if column is not None and not run.model.tells_users:
+        raise ConfigError(
+            f"data.users is {column}, and this model has one taste for all: leave it out, or set "
+            f"model.kind to clip_reward and model.head.kind to pal"
+        )
 
 
 def _check_optimizer(run: RunConfig) -> None:

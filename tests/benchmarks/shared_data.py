@@ -1,8 +1,9 @@
 """Where the published files of the benchmarks lie, for tests that hold figures against them.
 
-They are not part of this repository. Point DIFFALIGN_SHARED_DATA at a folder with `chair/`, `pope/`
-and `amber/`, each holding the files under their published names; without it these tests are
-skipped, and small made-up files cover every rule.
+They are not part of this repository. Point DIFFALIGN_SHARED_DATA at a folder with `chair/`,
+`pope/`, `amber/` and `prompts/` (`parti_prompts.tsv`, `geneval_metadata.jsonl`), each holding the
+files under their published names; without it these tests are skipped, and small made-up files
+cover every rule.
 """
 
 from __future__ import annotations

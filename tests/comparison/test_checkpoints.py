@@ -86,3 +86,9 @@ def test_page_and_curve_show_every_checkpoint():
 def test_a_curve_without_drift_or_spread_is_rendered():
     same = measured(10, wins=0, ties=40, drift=0.0)
     assert render_curve([same, same], same).width > 100
+
+
+def test_drift_may_be_measured_by_another_distance(tmp_path):
+    fill(tmp_path, {("base", "a", 0): 0, ("new", "a", 0): 51})
+    rows = read_manifest(tmp_path)
+    assert drift_from(tmp_path, rows, "base", lambda images: len(images) / 8) == {"new": 0.25}

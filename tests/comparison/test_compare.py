@@ -130,6 +130,22 @@ def test_ties_everywhere_leave_the_rate_undefined():
     assert "undefined" in result.notes[0]
 
 
+def test_prompts_that_all_differ_alike_tell_no_interval_of_the_difference():
+    result = outcomes("WW", "W", "W")
+    assert result.mean_difference_interval is None
+    assert result.win_rate_interval is not None
+    (said,) = [note for note in result.notes if "same difference of scores" in note]
+    assert "fewer than 63% of all prompts" in said  # 1 - 0.05^(1/3)
+
+
+def test_the_p_value_flips_prompts_and_swapping_leaves_it():
+    result = outcomes("WW", "WWL", "WT", "LTT", "W", "W", "W")
+    back = outcomes("LL", "LLW", "LT", "WTT", "L", "L", "L")
+    # Of the 128 flips of 2, 1, 1, -1, 1, 1, 1 there are 14 whose sum is at least 6 off zero.
+    assert result.p_value == back.p_value == pytest.approx(14 / 128)
+    assert result.needed.trials_per_prompt == back.needed.trials_per_prompt
+
+
 def test_one_prompt_gives_a_rate_but_no_interval():
     result = outcomes("WWL")
     assert result.win_rate == pytest.approx(2 / 3)

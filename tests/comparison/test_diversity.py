@@ -13,9 +13,11 @@ from PIL import Image
 from diffalign.comparison.diversity import (
     diversity,
     feature_distance,
+    feature_figures,
     mean_pairwise_angle,
     mean_pairwise_distance,
     pixel_distance,
+    vendi_score,
 )
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
@@ -103,9 +105,58 @@ def test_the_score_job_says_how_diverse_images_are(tmp_path, capsys):
     score.run(score.ScoreConfig(images=tmp_path, scorer=scorer, diversity=True, device="cpu"))
     found = json.loads((tmp_path / "scores/pickscore.diversity.json").read_text())
     assert 0 < found["mean_cosine_distance"]["base"] < 2
-    assert "mean cosine distance" in capsys.readouterr().out
+    assert 1 < found["vendi_score"]["base"] < 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "vendi score" in said and "bought its wins with sameness" in said
+
+
+def with_cosines(kernel) -> np.ndarray:
+    """Features of length 1 whose cosines are these."""
+    values, vectors = np.linalg.eigh(np.array(kernel))
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "score"),
+    [  # the first by the package vendi-score
+        (
+            [[1, 0.9, 0.2, 0.1], [0.9, 1, 0.3, 0.2], [0.2, 0.3, 1, 0.5], [0.1, 0.2, 0.5, 1]],
+            2.835468394536,
+        ),
+        (np.eye(4), 4.0),
+        (np.ones((4, 4)), 1.0),
+        (np.kron(np.eye(2), np.ones((2, 2))), 2.0),  # two pairs of twins
+    ],
+)
+def test_the_vendi_score_counts_different_images(kernel, score):
+    assert vendi_score(3 * with_cosines(kernel)) == pytest.approx(score, abs=1e-9)
+
+
+def test_twins_and_half_alike_images_differ_by_vendi_and_not_by_distance():
+    twins = with_cosines(np.kron(np.eye(2), np.ones((2, 2))))
+    half = with_cosines(np.full((4, 4), 1 / 3) + 2 / 3 * np.eye(4))
+    by_distance = [mean_pairwise_angle(torch.from_numpy(f)) for f in (twins, half)]
+    assert by_distance[0] == pytest.approx(by_distance[1])
+    assert vendi_score(half) > 1.3 * vendi_score(twins)
+
+
+def test_figures_are_means_over_prompts_and_distances_pair_the_noise():
+    right, up = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    features = {
+        ("base", "a", 0): right,
+        ("base", "a", 1): up,
+        ("tuned", "a", 0): right,
+        ("tuned", "a", 1): right,
+        ("tuned", "b", 0): up,
+        ("tuned", "b", 1): right,
+    }
+    assert feature_figures(features, "base") == {
+        "mean_cosine_distance": {"base": 1.0, "tuned": 0.5},
+        "vendi_score": {"base": pytest.approx(2.0), "tuned": pytest.approx(1.5)},
+        "distance_from_base": {"tuned": 0.5},
+    }
 
 
 def test_diversity_by_a_scorer_without_features_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="jpeg has none: use pickscore or clip"):
+    with pytest.raises(ValueError, match="jpeg has none: use pickscore, clip"):
         score.ScoreConfig(images=tmp_path, scorer=JPEG(), diversity=True)

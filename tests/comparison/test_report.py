@@ -35,7 +35,7 @@ def spoken(result: Result) -> str:
 
 def test_the_console_table_fits_80_columns_without_wrapping(result):
     lines = spoken(result).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert lines[0].startswith("aligned against base by oracle: 59 pairs, 30 prompts")
     assert "39, 0, 20" in lines[2]
     assert "66.1%" in lines[3]
@@ -87,7 +87,7 @@ def test_names_cannot_break_out_of_the_table(result):
     result = replace(result, model="evil | x |\n\n<script>", baseline="[b](c)", scorer="|")
     page = as_markdown([result], "grid.png").splitlines()
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in page[:3]]
-    assert cells == [9, 9, 9]
+    assert cells == [10, 10, 10]
     assert "<script>" not in "\n".join(page)
 
 

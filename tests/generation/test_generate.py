@@ -82,6 +82,15 @@ def test_the_whole_plan_is_generated_prompt_by_prompt(tmp_path):
         assert (image.size, image.mode) == ((8, 8), "RGB")
 
 
+def test_the_manifest_files_an_image_under_the_categories_of_its_prompt(tmp_path):
+    filed = Prompt("one", {"challenge": "Quantity"})
+    generate(tmp_path, Painter(), prompts=[filed, Prompt("two")])
+    assert [dict(row.categories) for row in read_manifest(tmp_path)][2:4] == [
+        {"challenge": "Quantity"},
+        {},
+    ]
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 8])
 def test_an_interrupted_run_ends_with_the_files_of_an_uninterrupted_one(tmp_path, stop_after):
     generate(tmp_path / "whole", Painter())

@@ -54,7 +54,7 @@ def test_an_id_is_readable_and_belongs_to_the_whole_text():
         ("p.jsonl", '{"prompt": "a"}\n{"prompt":\n', "line 2 is not JSON"),
         ("p.jsonl", '["a"]\n', "line 1 must be an object"),
         ("p.json", '[{"prompt": "a"}', "not JSON"),
-        ("p.json", '["a"]', "must be a list of objects with a key named prompt"),
+        ("p.json", '["a", 1]', "must be a list of prompts, or of objects with a key named prompt"),
         ("p.txt", "\n \n", "holds no prompt"),
     ],
 )

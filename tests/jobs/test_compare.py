@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from diffalign import config
+from diffalign.comparison.evidence import holm
 from diffalign.errors import ConfigError, DataError
+from diffalign.files import write_json
+from diffalign.generation.manifest import append_rows, read_manifest
 from diffalign.jobs import compare, score
 from tests.jobs.folders import fill
 
@@ -76,6 +80,76 @@ def test_the_written_config_repeats_the_numbers(folder):
     before = (folder / "compare.json").read_bytes()
     compare.run(config.load(compare.CompareConfig, folder / "compare.yaml"))
     assert (folder / "compare.json").read_bytes() == before
+
+
+def test_every_model_is_held_against_every_other_with_corrected_p_values(folder, capsys):
+    aligned, same = run(folder)
+    content = json.loads((folder / "compare.json").read_text())
+    (pair,) = content["pairs"]
+    assert (pair["baseline"], pair["model"], pair["wins"]) == ("aligned", "same", 16)
+    rows = [*content["comparisons"], pair]
+    assert [row["holm"] for row in rows] == pytest.approx(holm([row["p_value"] for row in rows]))
+    assert aligned.holm > aligned.comparison.p_value and same.holm == 1
+    said, summary = capsys.readouterr().out, (folder / "summary.md").read_text()
+    for output in (said, summary, (folder / "report.html").read_text()):
+        assert "Every model against every other by brightness" in output
+        assert "0 of 3 pairs are told apart" in output
+        assert "To see a win rate of 55% in 80% of comparisons takes" in " ".join(output.split())
+
+    (alone, _) = run(folder, "pairs=baseline")
+    assert alone.holm == pytest.approx(2 * alone.comparison.p_value)
+    assert json.loads((folder / "compare.json").read_text())["pairs"] == []
+
+
+def test_a_comparison_that_grows_says_how_often_it_was_looked_at(folder, capsys):
+    levels = {(m, f"new {i}", 0): 9 + i for m in ("base", "aligned", "same") for i in range(9)}
+    run(folder)
+    assert "looked at before" not in capsys.readouterr().out
+    run(folder)
+    assert "looked at before" not in capsys.readouterr().out
+    fill(folder, levels)
+    run_scorer(folder)
+    aligned, _ = run(folder)
+    assert aligned.looks.pairs == (48, 57)
+    assert 0.9 < aligned.looks.held < 0.95 < aligned.looks.needed
+    for output in (capsys.readouterr().out, (folder / "summary.md").read_text()):
+        assert "looked at before, with 48 pairs" in " ".join(output.split())
+    rows = json.loads((folder / "compare.json").read_text())["comparisons"]
+    assert [row["looks"] for row in rows] == [[48, 57], [48, 57]]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"comparisons": [{"scorer": 1}]}', "{"])
+def test_a_file_of_that_name_that_is_no_result_is_left_alone(folder, content):
+    (folder / "compare.json").write_text(content)
+    with pytest.raises(DataError, match=r"compare\.json.*(is no result of|JSON)"):
+        run(folder)
+    assert (folder / "compare.json").read_text() == content
+
+
+def test_categories_of_a_prompt_file_are_reported(folder, tmp_path, capsys):
+    lines = [f"{prompt},{'third' if i % 3 == 0 else 'other'}" for i, prompt in enumerate(PROMPTS)]
+    (tmp_path / "mine.csv").write_text("\n".join(["prompt,Kind", *lines]))
+    given = f"prompts={{file: {tmp_path / 'mine.csv'}, categories: [Kind]}}"
+    aligned, _ = run(folder, given)
+    third, other = aligned.categories
+    assert (third.kind, third.category, third.comparison.win_rate) == ("Kind", "third", 0.0)
+    assert (other.category, other.comparison.win_rate, other.comparison.prompts) == ("other", 1, 16)
+    for output in (capsys.readouterr().out, (folder / "summary.md").read_text()):
+        assert "By Kind, brightness" in output and "mean of categories" in output
+        assert "50.0%" in output  # of the two; of all prompts it is 66.7 %
+    with pytest.raises(ConfigError, match="none of its prompts with a category"):
+        run(folder, f"prompts={tmp_path / 'mine.csv'}")
+
+
+def test_categories_of_the_manifest_are_reported_and_diversity_is_shown(folder, capsys):
+    rows = [replace(row, categories={"style": "photo"}) for row in read_manifest(folder)]
+    append_rows(folder, rows)
+    write_json(folder / "scores/brightness.diversity.json", {"vendi_score": {"base": 1.25}})
+    aligned, _ = run(folder)
+    assert [each.category for each in aligned.categories] == ["photo"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "By style, brightness" in said
+    assert "Diversity by the features of brightness" in said and "1.2500" in said
 
 
 def test_baseline_and_output_may_be_chosen(folder, tmp_path):

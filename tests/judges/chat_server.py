@@ -15,8 +15,8 @@ from typing import Any
 class ChatServer:
     """What was asked, and how it is answered."""
 
-    reply: Callable[[str], str]
-    """From the prompt."""
+    reply: Callable[[Any], str | dict[str, Any]]
+    """From what the message holds: the text of the reply, or the whole choice."""
     failures: list[int] = field(default_factory=list)
     """HTTP statuses that the next requests are met with, one each."""
     said: bytes = b"failed on purpose"
@@ -35,7 +35,7 @@ class ChatServer:
 
 
 @contextmanager
-def serving(reply: Callable[[str], str]) -> Iterator[ChatServer]:
+def serving(reply: Callable[[Any], str | dict[str, Any]]) -> Iterator[ChatServer]:
     """A server for as long as the context lasts."""
     state = ChatServer(reply)
 
@@ -51,7 +51,8 @@ def serving(reply: Callable[[str], str]) -> Iterator[ChatServer]:
                 self._send(state.failures.pop(0), state.said, state.headers)
             else:
                 content = state.reply(body["messages"][0]["content"])
-                response = {"choices": [{"message": {"content": content}}]}
+                text = {"message": {"content": content}}
+                response = {"choices": [content if isinstance(content, dict) else text]}
                 self._send(200, json.dumps(response).encode(), {})
 
         def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from diffalign import keys
-from diffalign.errors import ConfigError
+from diffalign.errors import ConfigError, EndpointError
 from diffalign.judges.base import verdicts
-from diffalign.judges.endpoint import Endpoint, JudgeError
+from diffalign.judges.endpoint import Endpoint
 from tests.judges.chat_server import serving
 
 
@@ -60,7 +60,7 @@ def test_passing_failures_are_tried_again(server):
 
 def test_a_server_that_asks_to_wait_is_waited_for(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr("diffalign.judges.endpoint.time.sleep", pauses.append)
+    monkeypatch.setattr("diffalign.endpoints.time.sleep", pauses.append)
     server.failures, server.headers = [429], {"Retry-After": "7"}
     list(endpoint(server).replies(["a"]))
     assert pauses == [7.0]
@@ -68,7 +68,7 @@ def test_a_server_that_asks_to_wait_is_waited_for(server, monkeypatch):
 
 def test_pauses_grow(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr("diffalign.judges.endpoint.time.sleep", pauses.append)
+    monkeypatch.setattr("diffalign.endpoints.time.sleep", pauses.append)
     server.failures = [500, 500, 500]
     list(endpoint(server, pause_s=1.0).replies(["a"]))
     assert pauses == [1.0, 2.0, 4.0]
@@ -76,9 +76,9 @@ def test_pauses_grow(server, monkeypatch):
 
 def test_lasting_failures_end_it_with_a_sentence(server):
     server.failures = [500] * 3
-    with pytest.raises(JudgeError, match=r"did not answer in 3 attempts \(HTTP 500\).*goes on"):
+    with pytest.raises(EndpointError, match=r"did not answer in 3 attempts \(HTTP 500\).*goes on"):
         list(endpoint(server, attempts=3).replies(["a"]))
-    with pytest.raises(JudgeError, match="did not answer in 1 attempts"):
+    with pytest.raises(EndpointError, match="did not answer in 1 attempts"):
         list(endpoint(server, address="http://127.0.0.1:9/v1", attempts=1).replies(["a"]))
 
 
@@ -87,7 +87,7 @@ def test_a_server_that_never_answers_ends_it_with_a_sentence(server):
     server.reply = lambda prompt: str(over.wait(60))
     try:
         with pytest.raises(
-            JudgeError, match=r"did not answer in 2 attempts \(.*timed out.*goes on"
+            EndpointError, match=r"did not answer in 2 attempts \(.*timed out.*goes on"
         ):
             list(endpoint(server, attempts=2, timeout_s=0.3).replies(["a"]))
     finally:
@@ -109,7 +109,7 @@ def test_a_server_that_never_answers_ends_it_with_a_sentence(server):
 )
 def test_nonsense_is_asked_for_again_and_then_ends_it_with_a_sentence(server, said):
     server.failures, server.said = [200, 200], said
-    with pytest.raises(JudgeError, match=r"did not answer in 2 attempts"):
+    with pytest.raises(EndpointError, match=r"did not answer in 2 attempts"):
         list(endpoint(server, attempts=2).replies(["a"]))
     server.failures = [200]
     assert dict(endpoint(server, attempts=2).replies(["a"])) == {0: "reply to a"}

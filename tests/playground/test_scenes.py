@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +106,9 @@ def test_prompts_are_counted_and_never_repeat():
 def test_palette_colours_are_far_apart():
     colours = np.array(list(PALETTE.values()), dtype=float)
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2)) > 100
+
+
+def test_the_files_of_prompts_are_those_of_the_world():
+    folder = Path(__file__).parents[2] / "configs/playground"
+    assert (folder / "prompts.txt").read_text().splitlines() == preference_prompts()
+    assert (folder / "held_out_prompts.txt").read_text().splitlines() == held_out_prompts()

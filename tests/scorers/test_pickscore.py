@@ -16,7 +16,8 @@ from diffalign.comparison.score import read_column
 from diffalign.errors import ModelError
 from diffalign.imaging.image_files import to_images
 from diffalign.jobs import score
-from diffalign.scorers.pickscore import PickScore, tower_input
+from diffalign.models.preference.clip_loading import tower_input
+from diffalign.scorers.pickscore import PickScore
 from tests.tiny_clip import IMAGE_SIZE, write_clip
 from tests.tiny_models import TOKENS
 

@@ -42,6 +42,8 @@ class ImagePair:
     """How sure the preference is, and how much the pair counts."""
     own_prompts: Mapping[str, str] = field(default_factory=dict)
     """Side -> its prompt, where each is seen under one of its own; empty where both share it."""
+    user: str | None = None
+    """Who gave the verdict, where a column is asked for it."""
 
 
 PAIR_VIEWS = ("chosen", "rejected")
@@ -89,6 +91,8 @@ class PairColumns:
     """What scores of the images decide, where they are joined to the rows."""
     along: tuple[str, ...] = ()
     """Columns that are read along, and mean nothing to a pair."""
+    user: str | None = None
+    """A column, one of `along`, that says who gave the verdict."""
 
     def __post_init__(self) -> None:
         if self.lower_is_better and self.scores is None:
@@ -277,7 +281,15 @@ class PairColumns:
             rejected=images[0] if images else None,
             strength=self.strength_of(row),
             own_prompts=self._own_prompts(row, chosen, caption),
+            user=None if self.user is None else self._user(row),
         )
+
+    def _user(self, row: Row) -> str:
+        assert self.user is not None
+        found = _text(row.values[self.user]).strip()
+        if not found:
+            raise _malformed(f"{self.user} is empty, and data.users asks for who gave the verdict")
+        return found
 
     def _own_prompts(self, row: Row, chosen: int, caption: str) -> dict[str, str]:
         if self.scored is None:

@@ -76,6 +76,9 @@ class PairConfig(Ranged):
     that say what the first and the second image are, such as `image_0_uid, image_1_uid`. Rows with
     the same prompt and the same two images are then one pair, whose labels add up as votes. Null
     takes every row as a pair."""
+    users: str | None = None
+    """A column that says who gave each verdict, such as Pick-a-Pic's `user_id`, for reward models
+    that tell tastes apart (`model.head.kind: pal`). Null asks for none."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs. A stream is then read in one lane, by every rank."""
     holdout: float | None = None
@@ -131,6 +134,11 @@ class PairConfig(Ranged):
             raise ValueError(
                 f"crops is {self.crops}, a number of places for random crops, and crop is "
                 f"{self.crop}: set crop to random, or crops to null"
+            )
+        if self.users is not None and self.annotators is not None:
+            raise ValueError(
+                f"users tells apart who gave each verdict ({self.users}), and annotators adds up "
+                f"the verdicts of all: leave one of them out"
             )
         self._check_scores()
         check_share(self.holdout)

@@ -21,6 +21,10 @@ PICKAPIC = PairColumns(
 )
 """Pick-a-Pic v1 and v2, and their mirrors (`diffalign.hub`)."""
 
+_VOTES = ("votes_0", "votes_1")
+"""Next to Pick-a-Pic's labels, as `diffalign label` writes them: how many people chose each image,
+where a label says only which has more."""
+
 PICKAPIC_PAIRS_PER_PROMPT = "num_example_per_prompt"
 """How often Pick-a-Pic asked about a prompt."""
 
@@ -46,7 +50,11 @@ _PATTERNS: tuple[dict[str, Any], ...] = (
     {"images": ("image_0", "image_1"), "scores": ("score_0", "score_1")},
     {"images": ("image_0", "image_1"), "scores": ("votes_0", "votes_1")},
     {"images": ("image_1", "image_2"), "scores": ("votes_1", "votes_2")},
-    {"images": ("jpg_0", "jpg_1"), "scores": ("votes_0", "votes_1")},
+    {
+        "images": ("jpg_0", "jpg_1"),
+        "scores": ("votes_0", "votes_1"),
+        "unless": re.compile("^label_[01]$"),  # Pick-a-Pic's, with the votes next to its labels
+    },
     {"images": ("path1", "path2"), "scores": ("label1", "label2")},
     {"images": ("path1", "path2"), "scores": ("score1", "score2")},
     {"images": ("path1", "path2"), "unless": _LABEL},
@@ -77,11 +85,12 @@ def pickapic_columns(names: Collection[str], *, lower_is_better: bool | None) ->
     if prompt is None or not needed <= set(names):
         return None
     has_identity = set(PICKAPIC_IDENTITY) <= set(names)
+    counted = set(_VOTES) <= set(names)
     return PairColumns(
         prompt=prompt,
         images=PICKAPIC.images,
-        scores=PICKAPIC.scores,
-        allowed_scores=PICKAPIC.allowed_scores,
+        scores=_VOTES if counted else PICKAPIC.scores,
+        allowed_scores=() if counted else PICKAPIC.allowed_scores,
         has_label="has_label" if "has_label" in names else None,
         identity=PICKAPIC_IDENTITY if has_identity else (),
         pairs_per_prompt=PICKAPIC_PAIRS_PER_PROMPT if PICKAPIC_PAIRS_PER_PROMPT in names else None,

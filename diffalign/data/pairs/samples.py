@@ -50,6 +50,8 @@ class Sample:
     """Of the prompt, where images and prompts were encoded in advance."""
     own_prompts: Mapping[str, str] = field(default_factory=dict)
     """View -> its prompt after caption dropout, where each has its own."""
+    user: str | None = None
+    """See `ImagePair`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class SampleMaker:
             visit=visit,
             strength=pair.strength,
             own_prompts=self._own_prompts(pair, dropped=dropped),
+            user=pair.user if isinstance(pair, ImagePair) else None,
         )
 
     def _own_prompts(self, pair: ImagePair | EncodedPair, *, dropped: bool) -> dict[str, str]:
@@ -193,6 +196,7 @@ def stack(samples: Sequence[Sample]) -> ImageBatch:
             view: tuple(sample.own_prompts[view] for sample in samples)
             for view in samples[0].own_prompts
         },
+        users=tuple(sample.user for sample in samples if sample.user is not None),
     )
 
 

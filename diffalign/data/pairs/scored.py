@@ -37,14 +37,19 @@ _MISSING_NAMED = 3
 class ScoreTable:
     """Numbers of images by name, from the files of a section."""
 
-    def __init__(self, config: ScoresConfig) -> None:
-        """Read the files.
+    def __init__(
+        self, config: ScoresConfig, columns: Mapping[str, ScoreColumn] | None = None
+    ) -> None:
+        """Args:
+        config: the section.
+        columns: the content of its files by name; None reads them.
 
         Raises:
-            DataError: one is not there, no file of scores, or of another scorer than said.
+            DataError: a file is not there, no file of scores, or of another scorer than said.
         """
         self.config = config
-        self.columns = {name: _opened(name, config) for name in config.columns}
+        given = {} if columns is None else dict(columns)
+        self.columns = given or {name: _opened(name, config) for name in config.columns}
         self._moments = {name: _moments(self.columns[name], name) for name in config.ensemble}
 
     def number(self, name: str, key: ScoreKey) -> float | None:

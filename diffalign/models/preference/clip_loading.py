@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from diffalign import hub
 from diffalign.errors import ModelError
-from diffalign.files import read_tensors
+from diffalign.files import read_json, read_tensors
+from diffalign.models.locations import PICKLES
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,6 +39,9 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 WEIGHTS = "model.safetensors"
 """Name of the weights in a folder."""
+
+TOWER = "clip_vision_model"
+"""The model_type of a vision tower that was saved without its CLIP."""
 
 _HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?")
 _SHOWN = 3
@@ -82,24 +95,56 @@ def read_config(source: str, *, revision: str | None = None, field: str = "clip"
 def blank_clip(source: str, *, revision: str | None = None, field: str = "clip") -> CLIPModel:
     """A float32 CLIP of the same architecture on the CPU, whose weights are still to be filled in.
 
-    They are not even sampled: for a ViT-H that would take a minute, and it would disturb the global
-    generator.
-
     Raises:
         ModelError: see `read_config`.
     """
     config = read_config(source, revision=revision, field=field)
-    with torch.device("meta"):
-        clip = CLIPModel(config).float()  # the configuration tells what it was stored in
-    clip.to_empty(device="cpu")
-    for name, buffer in clip.named_buffers():
-        assert _is_position(name), name  # the one kind of tensor that no checkpoint brings
-        buffer.copy_(torch.arange(buffer.shape[-1]))
+    clip: CLIPModel = blank(lambda: CLIPModel(config))
     return clip
 
 
-def read_tokenizer(source: str, *, revision: str | None = None, field: str = "clip") -> Any:
-    """The tokenizer next to a CLIP.
+def blank_tower(source: str, *, field: str = "clip") -> CLIPVisionModelWithProjection:
+    """The vision tower of a CLIP and its projection alone, as `blank_clip` makes the whole.
+
+    Args:
+        source: folder of a CLIP, or of a vision tower.
+        field: the setting that names it, for errors.
+
+    Raises:
+        ModelError: see `read_config`.
+    """
+    if read_json(Path(source) / "config.json", error=ModelError).get("model_type") == TOWER:
+        vision: Any = CLIPVisionConfig.from_pretrained(source)
+    else:
+        config = read_config(source, field=field)
+        vision = config.vision_config
+        vision.projection_dim = config.projection_dim
+    tower: CLIPVisionModelWithProjection = blank(lambda: CLIPVisionModelWithProjection(vision))
+    return tower
+
+
+def blank(build: Callable[[], nn.Module]) -> Any:
+    """A float32 network of transformers on the CPU, whose weights are still to be filled in.
+
+    They are not even sampled: for a ViT-H that would take a minute, and it would disturb the global
+    generator.
+
+    Args:
+        build: makes the network.
+    """
+    with torch.device("meta"):
+        network = build().float()  # the configuration tells what it was stored in
+    network.to_empty(device="cpu")
+    for name, buffer in network.named_buffers():
+        assert _is_position(name), name  # the one kind of tensor that no checkpoint brings
+        buffer.copy_(torch.arange(buffer.shape[-1]))
+    return network
+
+
+def read_tokenizer(
+    source: str, *, revision: str | None = None, field: str = "clip", kind: str = "CLIP"
+) -> Any:
+    """The tokenizer at a folder or hub id, next to a CLIP where it is one's.
 
     Raises:
         ModelError: there is none.
@@ -108,10 +153,14 @@ def read_tokenizer(source: str, *, revision: str | None = None, field: str = "cl
         with _hub_explained(source, field):
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main")
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{field}: cannot read a CLIP tokenizer from {source}: {error}") from error
+        raise ModelError(
+            f"{field}: cannot read a {kind} tokenizer from {source}: {error}"
+        ) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         # transformers 5 makes one that knows no word where config.json lies alone
-        raise ModelError(f"{field}: cannot read a CLIP tokenizer from {source}: it holds no words")
+        raise ModelError(
+            f"{field}: cannot read a {kind} tokenizer from {source}: it holds no words"
+        )
     return tokenizer
 
 
@@ -155,8 +204,30 @@ def pixel_values(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / std
 
 
+def tower_input(image: Image.Image, size: int) -> Tensor:
+    """An image as the processor of the authors' transformers (4.27) hands it to CLIP.
+
+    That one resizes with PIL. The processors that later versions choose resize tensors, and their
+    pixels differ by a level here and there.
+
+    Args:
+        image: RGB, any shape.
+        size: side of the vision tower's images, pixels.
+
+    Returns:
+        Normalised pixel values of the middle, float32 [3, size, size].
+    """
+    short, long = min(image.size), max(image.size)
+    longer = int(size * long / short)
+    width, height = (size, longer) if image.width <= image.height else (longer, size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    levels = np.array(resized.crop((left, top, left + size, top + size)), dtype=np.float32)
+    return pixel_values(torch.from_numpy(levels).permute(2, 0, 1) / 127.5 - 1)
+
+
 def find_weights(
-    path: str, *, revision: str | None, allow_pickle: bool, name: str = WEIGHTS
+    path: str, *, revision: str | None, allow_pickle: bool | None = None, name: str = WEIGHTS
 ) -> Path:
     """The one file of weights that a setting names, fetched if it lies on the hub.
 
@@ -164,7 +235,8 @@ def find_weights(
         path: a folder, a file, or `owner/name` on the hub, with or without `/file` behind it. Of a
             folder and of a bare hub id, `name` is taken.
         revision: branch, tag or commit of a hub id.
-        allow_pickle: whether the file may be other than safetensors.
+        allow_pickle: whether the file may be other than safetensors; None is no, where there is no
+            setting of that name.
         name: of the file of weights; from the hub its configurations come along.
 
     Raises:
@@ -174,23 +246,46 @@ def find_weights(
     if file.is_dir():
         file = file / name
     elif not file.exists():
-        file = _fetch(path, revision, name)
+        file = _fetch(path, revision, name, allow_pickle)
     if not file.is_file():
         found = ", ".join(sorted(entry.name for entry in file.parent.glob("*"))) or "nothing"
-        raise ModelError(f"{path} holds no {name} (it holds: {found})")
-    if file.suffix != ".safetensors" and not allow_pickle:
         raise ModelError(
-            f"{path} is not a .safetensors file but perhaps a pickle, which a trusting reader "
-            "would let run any code: set allow_pickle, with which torch reads tensors from it and "
-            "nothing else (weights_only); prefer a source that you trust"
+            f"{path} holds no {name} (it holds: {found})"
+            + (f". {_CONVERTED}" if any(map(_is_pickle, file.parent.glob("*"))) else "")
         )
+    _refuse_pickle(path, file.name, allow_pickle)
     return file
 
 
-def _fetch(path: str, revision: str | None, name: str) -> Path:
+def _is_pickle(file: Path) -> bool:
+    return file.suffix in PICKLES
+
+
+_CONVERTED = (
+    "A pickled file of weights is converted once, as tensors alone, with\n"
+    "  diffalign convert FILE output=NEW.safetensors"
+)
+
+
+def _refuse_pickle(path: str, name: str, allow_pickle: bool | None) -> None:
+    if name.endswith(".safetensors") or allow_pickle:
+        return
+    new = Path(name).with_suffix(".safetensors")
+    raise ModelError(
+        f"{path} is not a .safetensors file but perhaps a pickle, which a trusting reader would "
+        f"let run any code. Convert it once, with torch's reader of tensors and nothing else "
+        f"(weights_only), and name the new file; prefer a source that you trust:\n"
+        f"  diffalign convert {shlex.quote(path)} output={shlex.quote(str(new))}"
+        + ("" if allow_pickle is None else "\nOr set allow_pickle, to be read so each time")
+    )
+
+
+def _fetch(path: str, revision: str | None, name: str, allow_pickle: bool | None) -> Path:
     match = _HUB_FILE.fullmatch(path)
     if match is None:
         raise ModelError(f"there is no file or folder {path}, and it is no hub id (owner/name)")
+    if match[2]:
+        _refuse_pickle(path, Path(match[2]).name, allow_pickle)
     try:
         with _hub_explained(match[1], "path"):
             if match[2]:
@@ -220,6 +315,15 @@ def digest_of(*files: Path) -> str:
                     digest.update(block)
         except OSError as error:
             raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """Tells the weights of a module, on the CPU, from any other."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

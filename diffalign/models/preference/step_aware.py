@@ -31,6 +31,7 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.noising import AbstractNoising, AbstractVariancePreserving
 from diffalign.models.preference.clip_loading import (
     WEIGHTS,
+    digest_of_weights,
     read_clip,
     read_config,
     read_tokenizer,
@@ -208,7 +209,7 @@ class StepAwarePreference(AbstractModel):
                 f"a preference model has no reference, and reference is {reference}: use none"
             )
         clip = read_clip(self.path, revision=self.revision, field="path")
-        start = _digest(clip)
+        start = digest_of_weights(clip)
         network = TimeConditionedCLIP(clip, seed=self.seed)
         network.requires_grad_(trainable and self.towers == "all")
         for part in (clip.vision_model, clip.visual_projection, clip.t_embedder):
@@ -231,11 +232,3 @@ class StepAwarePreference(AbstractModel):
         if self.tokenizer is not None:
             return read_tokenizer(self.tokenizer, field="tokenizer")
         return read_tokenizer(self.path, revision=self.revision, field="path")
-
-
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()

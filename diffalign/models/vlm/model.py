@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -222,7 +222,7 @@ class VisionLanguageModel(AbstractTrainable):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             written = self.write(
-                self._prompt_inputs(prompts, images),
+                self.prompt_inputs(prompts, images),
                 max_new_tokens=max_new_tokens,
                 **(sampled if temperature > 0 else {}),
             )
@@ -255,16 +255,54 @@ class VisionLanguageModel(AbstractTrainable):
             )
         return rows[:, inputs["input_ids"].shape[1] :]
 
-    def _prompt_inputs(
+    def first_token_probabilities(
         self, prompts: Sequence[str], images: Sequence[Sequence[Image]]
+    ) -> Tensor:
+        """Probabilities of the first token of a response, over the whole vocabulary.
+
+        Args:
+            prompts, images: see `generate`.
+
+        Returns:
+            Shape [n, vocabulary], float32, on the model's device.
+        """
+        inputs = self.prompt_inputs(prompts, images)
+        with self.inference() as network:
+            made = network.model.generate(
+                **inputs,
+                max_new_tokens=1,
+                do_sample=False,
+                temperature=None,
+                top_k=None,
+                top_p=None,
+                pad_token_id=self.pad_token_id,
+                output_logits=True,  # before any penalty of the checkpoint's own settings
+                return_dict_in_generate=True,
+            )
+        probabilities: Tensor = made.logits[0].float().softmax(dim=-1)
+        return probabilities
+
+    def prompt_inputs(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        *,
+        padding_side: Literal["left", "right"] = "left",
     ) -> dict[str, Tensor]:
+        """Conversations and their images as the model takes them, on its device.
+
+        Args:
+            prompts: n of them, as the chat template writes them.
+            images: n lists, one image per image marker of the prompt.
+            padding_side: left, so that responses begin at the same column, or right.
+        """
         tokenizer = self.processor.tokenizer
         started = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         encoded = self.processor(
             text=list(prompts),
             images=[image for of_prompt in images for image in of_prompt] or None,
             padding=True,
-            padding_side="left",  # responses begin at the same column
+            padding_side=padding_side,
             add_special_tokens=not started,
             return_tensors="pt",
         )

@@ -50,6 +50,26 @@ def read_processor(
     return processor
 
 
+def question_prompt(processor: Any, text: str, *, system: str = "") -> str:
+    """A question about one image as the chat template writes it, up to where a response begins.
+
+    Args:
+        processor: of the model.
+        text: the question; the image stands before it.
+        system: what a system turn says first; empty leaves it to the template.
+
+    Raises:
+        ModelError: there is no chat template, or none that takes this.
+    """
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    told = {"role": "system", "content": [{"type": "text", "text": system}]}
+    turns = [told, asked] if system else [asked]
+    try:
+        return str(processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    except ValueError as error:
+        raise ModelError(f"the model's processor has no usable chat template: {error}") from error
+
+
 def _bounded(image_processor: Any, image_pixels: int, path: str) -> Any:
     """The same with another bound: sizes of Qwen's are numbers of pixels, whatever their names."""
     least, bound = (dict(image_processor.size).get(f"{k}_edge") for k in ("shortest", "longest"))

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,6 +125,7 @@ class HeldOutEvaluation(AbstractHook):
             "pairs": len(set(sample_ids)),
             "loss": loss,
             **implicit_accuracy(joined, groups),
+            **calibration_error(run.objective, joined),
             **{
                 f"drift/{name}": float(view.log_ratio.mean())
                 for name, view in joined.items()
@@ -169,7 +169,7 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
         `accuracy`, and with two groups or more `accuracy_low` and `accuracy_high` at 95 %; nothing
         where the views are no pairs.
     """
-    from diffalign.intervals import Bootstrap, ratio  # settings are read without scipy
+    from diffalign.intervals import grouped_share  # settings are read without scipy
 
     names = _compared(views)
     if names is None:
@@ -179,21 +179,31 @@ def implicit_accuracy(views: Views, groups: Sequence[str]) -> dict[str, float]:
     if preference is not None:
         margin = margin * (preference - 0.5).sign()
     right = (margin.sign() + 1) / 2
-    tally: dict[str, list[float]] = {}
-    for group, value in zip(groups, right.tolist(), strict=True):
-        found = tally.setdefault(group, [0.0, 0.0])
-        found[0] += value
-        found[1] += 1
-    sums = np.array([tally[group] for group in sorted(tally)])
-    interval = Bootstrap().intervals(
-        {"right": sums[:, 0], "samples": sums[:, 1]},
-        {"accuracy": lambda counted: ratio(counted["right"], counted["samples"])},
-        {"accuracy": 1.0},
-    )["accuracy"]
+    interval = grouped_share(right.tolist(), groups)
     figures = {"accuracy": float(right.mean())}
     if interval is not None:
         figures |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
     return figures
+
+
+def calibration_error(objective: AbstractObjective, views: Views) -> dict[str, float]:
+    """The expected calibration error of a reward model, whose margins are log-odds of preferences.
+
+    Args:
+        objective: of the run; one that does not read scores has no such odds.
+        views: of n samples.
+
+    Returns:
+        `ece`, in [0, 1/2] where labels are certain; nothing where the views are no scored pairs.
+    """
+    from diffalign.calibration import reliability  # settings are read without scipy
+
+    names = _compared(views)
+    if names is None or objective.reads != {"score"}:
+        return {}
+    chosen, rejected = (views[name] for name in names)
+    labels = None if chosen.preference is None else chosen.preference.tolist()
+    return {"ece": reliability((chosen.policy - rejected.policy).tolist(), labels).error}
 
 
 def _compared(views: Views) -> tuple[str, str] | None:

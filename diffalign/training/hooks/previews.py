@@ -23,9 +23,9 @@ from diffalign.imaging.grid import PAPER, GridCell, GridRow, evenly_spaced_with_
 from diffalign.imaging.image_files import read_image
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
 from diffalign.models.sharding import is_shared_out
+from diffalign.pages.environment import SHOWS_FILES, render
 from diffalign.training.hooks.base import AbstractHook, StepOutcome, TrainingRun, inspecting
 from diffalign.training.hooks.preview_makers import AbstractMaker, PreviewItem
-from diffalign.training.hooks.preview_page import page_of
 from diffalign.training.hooks.preview_trackers import send_previews
 
 FOLDER, STRIP, PAGE = "previews", "strip.png", "index.html"
@@ -176,7 +176,7 @@ class Previews(AbstractHook):
             for image in item.images[:1]:
                 write_image(folder / f"question-{number}.png", image)
         everything = [[frames[step][i] for step in steps] for i in range(len(self._previewed))]
-        write_atomically(folder / PAGE, page_of(self._previewed, everything, steps))
+        write_atomically(folder / PAGE, _page(self._previewed, everything, steps))
 
 
 def _name(step: int) -> str:
@@ -197,6 +197,36 @@ def _frames(folder: Path, step: int, count: int) -> list[Path | None]:
         kinds = (place.with_suffix(suffix) for suffix in (".png", ".txt"))
         frames.append(next((file for file in kinds if file.is_file()), None))
     return frames
+
+
+def _page(
+    previewed: Sequence[PreviewItem], rows: Sequence[Sequence[Path | None]], steps: Sequence[int]
+) -> str:
+    """HTML that shows files of its own folder, and needs nothing else: every prompt, and what the
+    policy made of it at every step."""
+    return render(
+        "previews.html",
+        title="Previews",
+        allow=SHOWS_FILES,
+        columns=[f"step {step:,}" if step else "start" for step in steps],
+        rows=[
+            {
+                "caption": item.caption,
+                "question": f"question-{number}.png" if item.images else "",
+                "frames": [_frame(file) for file in row],
+            }
+            for number, (item, row) in enumerate(zip(previewed, rows, strict=True))
+        ],
+    )
+
+
+def _frame(file: Path | None) -> Mapping[str, str]:
+    """What the page shows of a file: its name as an image's, or its text."""
+    if file is None:
+        return {"image": "", "text": ""}
+    if file.suffix == ".txt":
+        return {"image": "", "text": file.read_text(encoding="utf-8")}
+    return {"image": file.name, "text": ""}
 
 
 def _strip(

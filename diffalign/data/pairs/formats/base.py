@@ -21,7 +21,7 @@ from diffalign.data.pairs.scored import with_scores
 from diffalign.data.rows import AbstractRows, AbstractRowStream, Row, Schema
 from diffalign.data.skipping import LeftOut, Skipped, UnusableRowError
 from diffalign.data.strength.base import LABELS
-from diffalign.errors import ConfigError, DataError
+from diffalign.errors import ConfigError, DataError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,13 @@ def open_data(
     location = locate(config)
     kind, reader, schema, found = _choose(location, config)
     found = _as_configured(found, config, schema)
-    further = tuple(name for name in schema.names if along(name) and name not in found.all())
+    if config.users is not None and config.users not in schema.names:
+        raise DataError(
+            f"data.users names {config.users}, and the data set has {', '.join(schema.names)}."
+            f"{did_you_mean(config.users, schema.names)}"
+        )
+    wanted = (name for name in schema.names if along(name) or name == config.users)
+    further = tuple(name for name in wanted if name not in found.all())
     found = dataclasses.replace(found, along=further)
     rows: AbstractRows | AbstractRowStream = reader.open(location, found, config)
     if isinstance(found, PairColumns):
@@ -111,6 +117,7 @@ def open_data(
             rows = GroupStream(rows, found)
         else:
             rows = GroupRows(rows, found)
+    columns = dataclasses.replace(columns, user=config.users)
     if config.buckets and isinstance(rows, AbstractRowStream):
         raise DataError(
             f"data.buckets needs every image's size in advance, and {location.describe()} is "

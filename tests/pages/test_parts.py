@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from diffalign.comparison.page import (
+from diffalign.imaging.grid import GridCell, GridRow
+from diffalign.imaging.image_files import data_uri
+from diffalign.pages.parts import (
     Html,
     Section,
     Tile,
@@ -24,8 +26,6 @@ from diffalign.comparison.page import (
     tiles,
     write_report,
 )
-from diffalign.imaging.grid import GridCell, GridRow
-from diffalign.imaging.image_files import data_uri
 
 LINKING = {"src", "href", "srcset", "data", "action"}
 NASTY = '<script>alert("&")</script>'
@@ -47,7 +47,7 @@ def all_parts(text: str) -> list[Html]:
 
 
 class Tags(HTMLParser):
-    VOID = frozenset({"meta", "img", "line", "circle"})
+    VOID = frozenset({"meta", "link", "img", "line", "circle"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""Published sets of prompts, with their categories: one set a file."""

@@ -1,0 +1,1 @@
+"""GenEval: objects, counts, colours and positions checked by a detector."""

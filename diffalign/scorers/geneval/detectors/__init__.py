@@ -1,0 +1,1 @@
+"""Detectors of objects in images: one module a kind."""
