@@ -303,7 +303,7 @@ def test_own_is_what_the_policy_would_write_next_to_noise_scored_next_to_the_ima
     batch = response_batch(model.processor, "chosen", "rejected", "own", likelihood=likelihood)
     before = model.evaluations
     _, policy, _ = measure(model, batch, likelihood)
-    assert model.evaluations - before == 2 * 2 * 3 + 3  # cells of both models, and the choice
+    assert model.evaluations - before == 2 * 3 + 3  # one row of both models, and the choice
     chosen = plain_logits("llava", batch, "chosen", "diffuse").argmax(-1, keepdim=True)
     clear = plain_logits("llava", batch, "chosen").log_softmax(-1).gather(-1, chosen)[..., 0]
     mask = batch.responses["chosen"].response_mask[:, 1:]
