@@ -21,8 +21,9 @@ from diffalign.files import read_json_lines, write_json_lines
 from diffalign.jobs import precompute, train
 from diffalign.training.checkpoint import checkpoints_in
 from diffalign.training.config import RunConfig
+from diffalign.training.health_record import Record
 from diffalign.training.hooks.health import HEALTH
-from diffalign.training.verdicts import Record, error_growth
+from diffalign.training.verdicts import error_growth
 
 PLAYGROUND = Path("configs/playground")
 
@@ -66,12 +67,17 @@ CASES = {
         ),
         "beyond_clip",
     ),
+    "hacked_jpeg": Case(
+        "d3po_jpeg",
+        ("rollouts.watch=[{kind: diffalign.playground.oracle}]",),
+        "reward_hacked",
+    ),
     "bad_beta": Case("responses/dpo", ("objective.beta=0.1",), "chosen_falls"),
     "simpo": Case("responses/simpo", verdict="chosen_falls"),  # 12.7 points of recall: results.md
     "demo": Case("diffusion_dpo"),
     "demo_vlm": Case("responses/mdpo"),
     "mapo": Case("mapo"),
-    "d3po": Case("d3po"),
+    "d3po": Case("d3po", ("rollouts.watch=[{kind: jpeg}, {kind: jpeg, goal: incompressible}]",)),
     "d3po_jpeg": Case("d3po_jpeg"),
     "seppo": Case("seppo"),
     "diffusion_dpo_cached": Case("diffusion_dpo_cached"),
@@ -228,7 +234,7 @@ def _series(run: RunConfig, name: str, rows: Sequence[Mapping[str, Any]]) -> dic
 def _is_read(name: str) -> bool:
     last = name.rpartition("/")[2]
     if name.startswith("round/"):
-        return last.endswith(("_mean", "_std", "scored", "tied_share"))
+        return last.endswith(("_mean", "_std", "scored", "images", "tied_share"))
     return name in FIGURES or last in OF_TERMS
 
 

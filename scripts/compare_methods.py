@@ -30,7 +30,8 @@ import torch
 from pages import fill, filled, merged
 
 from diffalign.comparison.diversity import diversity, pixel_distance
-from diffalign.comparison.report import Result, percent, percent_interval
+from diffalign.comparison.report import percent, percent_interval
+from diffalign.comparison.results import Result
 from diffalign.generation.manifest import read_manifest
 from diffalign.generation.prompts import PromptsConfig
 from diffalign.generation.text_to_image import SamplerConfig
@@ -38,6 +39,7 @@ from diffalign.jobs import compare, generate, score
 from diffalign.playground.models import playground_model_path
 from diffalign.playground.oracle import PlaygroundOracle
 from diffalign.playground.scenes import held_out_prompts
+from diffalign.scorers.base import AbstractScorer
 
 PAGE = Path("docs/results.md")
 CONFIGS = Path("configs/playground")
@@ -170,12 +172,25 @@ def train(folder: Path, row: Row, more: Sequence[str]) -> None:
     print(f"{row.title}: {seconds:.0f} s", flush=True)
 
 
-def evaluate(runs: Path, images: Path, rows: Sequence[Row], prompts: Sequence[str]) -> list[Result]:
-    """Generate with, score and compare all rows with the base."""
+def evaluate(
+    runs: Path,
+    images: Path,
+    rows: Sequence[Row],
+    prompts: Sequence[str],
+    *,
+    base: Path | None = None,
+    scorer: AbstractScorer | None = None,
+) -> list[Result]:
+    """Generate with, score and compare all rows with the base.
+
+    Args:
+        base: its folder; None is the playground's.
+        scorer: None is the oracle.
+    """
     generate.run(
         generate.GenerateConfig(
             models={
-                "base": str(playground_model_path()),
+                "base": str(base or playground_model_path()),
                 **{row.name: str(runs / row.name) for row in rows},
             },
             prompts=PromptsConfig(texts=tuple(prompts)),
@@ -185,7 +200,8 @@ def evaluate(runs: Path, images: Path, rows: Sequence[Row], prompts: Sequence[st
             output=images,
         )
     )
-    score.run(score.ScoreConfig(images=images, scorer=PlaygroundOracle(), batch_size=256))
+    scorer = scorer or PlaygroundOracle()
+    score.run(score.ScoreConfig(images=images, scorer=scorer, batch_size=256))
     models = tuple(row.name for row in rows)
     return compare.run(compare.CompareConfig(images=images, baseline="base", models=models))
 

@@ -28,7 +28,8 @@ import torch
 from compare_methods import PAGE, TRIAL, Row, call, costs, evaluate, train, trial_page
 from pages import fill, filled, merged
 
-from diffalign.comparison.report import Result, percent, percent_interval
+from diffalign.comparison.report import percent, percent_interval
+from diffalign.comparison.results import Result
 from diffalign.playground.scenes import held_out_prompts
 
 CONFIG = "diffusion_dpo.yaml"

@@ -77,15 +77,22 @@ def main() -> None:
     rows = []
     for i, prompt in enumerate(prompts):
         images = as_stored(sample(pipeline, prompt, args.seed + i * args.images, args))
-        rows += pair_up(prompt, images)
+        shown = [read_objects(Image.open(io.BytesIO(image))) for image in images]
+        scores = [fidelity(objects, prompt) for objects in shown]
+        rows += pair_up(prompt, images, scores, model=MODEL_NAME)
         if (i + 1) % 20 == 0 or i + 1 == len(prompts):
             print(f"{i + 1}/{len(prompts)} prompts, {len(rows)} pairs", flush=True)
-    np.random.default_rng(args.seed).shuffle(rows)
+    write_pairs(rows, args.out, seed=args.seed)
+
+
+def write_pairs(rows: list[dict[str, object]], folder: Path, *, seed: int) -> None:
+    """Write shuffled rows as `train.parquet`, and say what is in it."""
+    np.random.default_rng(seed).shuffle(rows)
     for i, row in enumerate(rows):
         row["ranking_id"] = row["__index_level_0__"] = i
         row["created_at"] = datetime(2024, 1, 1) + timedelta(seconds=i)
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / "train.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "train.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), target, compression="zstd")
     ties = sum(row["label_0"] == 0.5 for row in rows)
     size = target.stat().st_size / 1e6
@@ -105,7 +112,7 @@ def sample(
 
 
 def as_stored(images: Sequence[Image.Image]) -> list[bytes]:
-    """JPEG bytes; the oracle scores what they decode to, so labels are true of the stored pair."""
+    """JPEG bytes; scores are of what they decode to, so labels are true of the stored pair."""
     encoded = []
     for image in images:
         buffer = io.BytesIO()
@@ -114,9 +121,10 @@ def as_stored(images: Sequence[Image.Image]) -> list[bytes]:
     return encoded
 
 
-def pair_up(prompt: str, images: Sequence[bytes]) -> Iterator[dict[str, object]]:
+def pair_up(
+    prompt: str, images: Sequence[bytes], scores: Sequence[float], *, model: str
+) -> Iterator[dict[str, object]]:
     """Best with worst, second best with second worst, ...; the sides in no particular order."""
-    scores = [fidelity(read_objects(Image.open(io.BytesIO(p))), prompt) for p in images]
     order = np.argsort(scores, kind="stable")
     names = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"{prompt} {i}")) for i in range(len(images))]
     for low, high in zip(order, order[::-1][: len(order) // 2], strict=False):
@@ -135,8 +143,8 @@ def pair_up(prompt: str, images: Sequence[bytes]) -> Iterator[dict[str, object]]
             "jpg_1": images[right],
             "label_0": label,
             "label_1": 1.0 - label,
-            "model_0": MODEL_NAME,
-            "model_1": MODEL_NAME,
+            "model_0": model,
+            "model_1": model,
             "user_id": 0,
             "num_example_per_prompt": len(images) // 2,
         }

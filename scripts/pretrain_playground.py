@@ -22,12 +22,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
+from PIL import Image
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import OneCycleLR
@@ -41,7 +43,6 @@ from diffalign.playground.scenes import (
     MAX_OBJECTS,
     SHAPES,
     Kind,
-    Scene,
     caption,
     describe,
     held_out_prompts,
@@ -92,7 +93,8 @@ def main() -> None:
     args = parse_arguments()
     started = time.monotonic()
     scenes = [sample_scene(np.random.default_rng((args.seed, i))) for i in range(args.scenes)]
-    images = torch.stack([to_tensor(scene) for scene in scenes])
+    images = torch.stack([to_tensor(render(scene)) for scene in scenes])
+    kinds = [tuple(item.kind for item in scene.objects) for scene in scenes]
     pipeline = build_pipeline(args.seed).to(args.device)
     vae, seed = pipeline.vae, args.seed
     train_vae(vae, images, steps=args.vae_steps, seed=seed)
@@ -105,8 +107,7 @@ def main() -> None:
         train_denoiser(
             pipeline,
             latents,
-            scenes,
-            wrong_captions=wrong,
+            partial(caption_of_row, kinds, wrong),
             steps=steps,
             lr=lr,
             seed=seed + 2 + stage,
@@ -119,9 +120,15 @@ def main() -> None:
     print(f"wrote {args.out} after {minutes:.1f} minutes: {figures}")
 
 
-def to_tensor(scene: Scene) -> Tensor:
+def caption_of_row(
+    kinds: Sequence[tuple[Kind, ...]], wrong: float, row: int, rng: np.random.Generator
+) -> str:
+    return write_caption(kinds[row], wrong, rng)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
     """Shape [3, H, W], float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(render(scene))).permute(2, 0, 1) / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
 def shuffled_batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -200,9 +207,8 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def train_denoiser(
     pipeline: StableDiffusionXLPipeline,
     latents: Tensor,
-    scenes: Sequence[Scene],
+    caption_of: Callable[[int, np.random.Generator], str],
     *,
-    wrong_captions: float,
     steps: int,
     lr: float,
     seed: int,
@@ -210,17 +216,16 @@ def train_denoiser(
     """UNet and text encoders together: predict the noise, all timesteps equally likely.
 
     Args:
-        latents: scaled, shape [n, 4, 8, 8]; row i shows scene i.
-        wrong_captions: probability of a mistake, and of each further one, from 0 to 1.
+        latents: scaled, shape [n, 4, 8, 8].
+        caption_of: the caption of a row this time, given its number and a source of chance.
     """
     device, rng = latents.device, np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
-    kinds = [tuple(item.kind for item in scene.objects) for scene in scenes]
     time_ids = torch.tensor([IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE], device=device)
 
     def loss_on(rows: np.ndarray) -> Tensor:
-        captions = [write_caption(kinds[row], wrong_captions, rng) for row in rows]
+        captions = [caption_of(int(row), rng) for row in rows]
         clean = latents[torch.from_numpy(rows).to(device)]
         noise = torch.randn(clean.shape, generator=generator).to(device)
         t = torch.randint(0, 1000, (len(rows),), generator=generator).to(device)
@@ -311,7 +316,7 @@ class Progress:
 def measure(pipeline: StableDiffusionXLPipeline, *, items: int) -> dict[str, float]:
     """Oracle agreement after the autoencoder, and prompt fidelity of samples, all in [0, 1]."""
     scenes = [sample_scene(np.random.default_rng((10_000_019, i))) for i in range(500)]
-    images = torch.stack([to_tensor(scene) for scene in scenes])
+    images = torch.stack([to_tensor(render(scene)) for scene in scenes])
     decoded = pipeline.vae.decode(pipeline.vae.encode(images).latent_dist.mode()).sample
     scores = PlaygroundOracle().score(decoded, [caption(scene) for scene in scenes])
     return {

@@ -46,7 +46,7 @@ from diffalign.playground.models import (
     playground_preferences_path,
     save_clip,
 )
-from diffalign.playground.scenes import Scene, describe, sample_scene
+from diffalign.playground.scenes import Scene, describe, render, sample_scene
 
 TOKENIZER = build_tokenizer(pad_token="<|endoftext|>")
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 def train_contrastively(clip: CLIPModel, scenes: list[Scene], *, steps: int, seed: int) -> None:
     """Each image finds its caption among all others and one misreading an image; and back."""
-    pixels = pixel_values(torch.stack([to_tensor(scene) for scene in scenes]))
+    pixels = pixel_values(torch.stack([to_tensor(render(scene)) for scene in scenes]))
     kinds = [tuple(item.kind for item in scene.objects) for scene in scenes]
     rng = np.random.default_rng(seed)
 

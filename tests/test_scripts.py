@@ -47,6 +47,7 @@ SMALL = {
     "check_health.py": "demo --steps 2 --out OUT",
     "compare_objectives.py": "--trial --only dspo soft scorers --folder OUT",
     "compare_rewards.py": "--trial --only clip pal --folder OUT",
+    "compare_text.py": "--trial --only dpo --folder OUT",
     "drill_sdxl.py": "--tiny --full --processes 2",
     "holdout_playground.py": "--steps 2 --limit 60 --samples 4 --out OUT",
     "kill_workers.py": "--kills 1 --items 6 --jobs score",
@@ -55,6 +56,8 @@ SMALL = {
     "long_run.py": "--tiny --out OUT",
     "one_evening.py": "--few --folder OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
+    "make_text_world.py": "--signs 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
+    "--noisy-steps 2 --images 2 --items 1 --out OUT",
     "step_gradients.py": "configs/playground/d3po.yaml rollouts.prompts_per_round=24 "
     "rollouts.images_per_prompt=4",
     "scale_model.py": "--folder assets/playground/sdxl --resolution 64 --gpus 1 --gpus 1024",

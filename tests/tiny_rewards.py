@@ -61,11 +61,20 @@ def spread(network: nn.Module, *, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
+def _spread_head(head: nn.Module) -> None:
+    """The same for many layers in a row, whose outputs stay of the size of their inputs."""
+    spread(head, seed=1)
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data *= 2.5 / layer.in_features**0.5
+
+
 def write_hpsv2(folder: Path) -> open_clip.CLIP:
     """A folder in open_clip's layout, whose configuration is a ViT-H-14 in small."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": HPS}))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         network = open_clip.CLIP(**HPS)
     spread(network)
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
@@ -100,6 +109,7 @@ def write_imagereward(folder: Path) -> tuple[Any, nn.Sequential]:
     (folder / "config.json").write_text(json.dumps(settings))
     config = BlipConfig.from_dict(json.loads(json.dumps(settings)))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         blip = BlipForImageTextRetrieval(config)
         head = nn.Sequential(
             nn.Linear(24, 1024),
@@ -112,10 +122,7 @@ def write_imagereward(folder: Path) -> tuple[Any, nn.Sequential]:
             nn.Linear(16, 1),
         )
     spread(blip)
-    spread(head, seed=1)
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            layer.weight.data *= 2.5 / layer.in_features**0.5
+    _spread_head(head)
     state = {f"mlp.layers.{name}": value for name, value in head.state_dict().items()}
     for name, value in blip.state_dict().items():
         if (theirs := _name_in_imagereward(name)) is not None:
@@ -152,8 +159,10 @@ def write_aesthetic(
     """A CLIP in `clip/` and a head, `head.safetensors`, of one of the three released forms."""
     write_clip(folder / "clip")
     tower = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", projection_dim=12)
-    head = _aesthetic_head(form)
-    spread(head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = _aesthetic_head(form)
+    _spread_head(head)
     state: dict[str, Tensor] = head.state_dict()
     if form != "linear":
         state = {f"layers.{name}": value for name, value in state.items()}
@@ -194,7 +203,7 @@ def _aesthetic_head(form: str) -> nn.Module:
 def two_images() -> list[Tensor]:
     """Fixed images in [-1, 1], one high and one wide, with waves, noise and a hard edge."""
     images = []
-    for seed, (height, width) in enumerate([(90, 61), (47, 120)]):
+    for seed, (height, width) in enumerate([(90, 64), (47, 120)]):
         generator = torch.Generator().manual_seed(seed)
         rows, columns = torch.meshgrid(
             torch.linspace(0, 9, height), torch.linspace(0, 5, width), indexing="ij"

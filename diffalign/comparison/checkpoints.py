@@ -124,8 +124,48 @@ def sentences(best: Measured, measured: Sequence[Measured]) -> list[str]:
     return said
 
 
-def section_of(measured: Sequence[Measured], best: Measured, curve: Image.Image) -> Section:
-    """Curve and figures for a page."""
+def warnings_by_others(
+    best: Measured, watched: Mapping[str, Mapping[int, Comparison]], *, scorer: str
+) -> list[str]:
+    """What scorers that did not choose say of the checkpoint that was chosen.
+
+    Args:
+        best: by `scorer`.
+        watched: name of a scorer -> step -> checkpoint against the base.
+        scorer: name of the one that chose.
+
+    Returns:
+        A sentence for each of those by which that checkpoint is worse than the base, beyond its
+        interval.
+    """
+    said = []
+    for name, by_step in watched.items():
+        interval = by_step[best.step].mean_difference_interval
+        if interval is None or interval.high >= 0:
+            continue
+        sound = [
+            step
+            for step, found in sorted(by_step.items())
+            if found.mean_difference_interval and found.mean_difference_interval.high >= 0
+        ]
+        instead = f" Step {sound[-1]} is the latest that does not." if sound else ""
+        said.append(
+            f"Step {best.step} scores lower than the base by {name} "
+            f"({by_step[best.step].mean_difference:+.3g}), while {scorer} chooses it: where "
+            f"{scorer} is what the run was trained on, that is how reward hacking looks, and it is "
+            f"harm where {name} measures something that you want. Look at the images.{instead} Or "
+            f"train with a larger beta, a lower learning rate, or on both scores."
+        )
+    return said
+
+
+def section_of(
+    measured: Sequence[Measured],
+    best: Measured,
+    curve: Image.Image,
+    said: Sequence[str],
+) -> Section:
+    """Curve, figures and what follows from them, for a page."""
     uri = data_uri(curve)
     rows = [
         (
@@ -140,7 +180,7 @@ def section_of(measured: Sequence[Measured], best: Measured, curve: Image.Image)
     ]
     return Section(
         "Win rate over drift",
-        *map(paragraph, sentences(best, measured)),
+        *map(paragraph, said),
         Html(f'<img alt="win rate over drift" style="max-width:100%" src="{uri}">'),
         table(
             ("", f"drift ({best.drift_by})", "win rate", "", "won, tied, lost", "mean score"), rows

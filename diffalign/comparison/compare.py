@@ -201,3 +201,27 @@ def _notes(prompts: int, decided_prompts: int, wins: int, losses: int) -> tuple[
             f"{decided_prompts} prompts that decide as one trial."
         )
     return tuple(notes)
+
+
+def contradiction(model: str, baseline: str, by_scorer: Mapping[str, Comparison]) -> str | None:
+    """A sentence where a model is better by one scorer and worse by another, both beyond their
+    intervals: how one looks that was trained on the former (reward hacking)."""
+
+    def listed(sign: int) -> str:
+        found = {
+            name: c.mean_difference
+            for name, c in by_scorer.items()
+            if c.mean_difference_interval is not None
+            and min(sign * end for end in c.mean_difference_interval) > 0
+        }
+        return " and ".join(f"{name} ({value:+.3g})" for name, value in found.items())
+
+    better, worse = listed(1), listed(-1)
+    if not better or not worse:
+        return None
+    return (
+        f"{model} is better than {baseline} by {better} and worse by {worse}. Where it was trained "
+        f"on one of the former, that is how reward hacking looks, and harm where the latter "
+        f"measure something that you want: look at the images, take an earlier checkpoint, or "
+        f"train with a larger beta, a lower learning rate, or on both scores"
+    )

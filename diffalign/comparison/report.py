@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.comparison.compare import Comparison, Place
-from diffalign.comparison.evidence import Looks, PromptsNeeded
+from diffalign.comparison.evidence import PromptsNeeded
+from diffalign.comparison.results import Result, contradictions
 from diffalign.files import to_json
 from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
 from diffalign.imaging.grid import GridRow
@@ -31,72 +32,6 @@ from diffalign.pages.parts import (
     table,
     tiles,
 )
-
-_LISTED_MISSING = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoryResult:
-    """One model against the baseline on the prompts of one category."""
-
-    kind: str
-    """What the prompts are divided by, such as `challenge`."""
-    category: str
-    """One value of it, such as `Quantity`."""
-    comparison: Comparison
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One model against another, most often the baseline, by one scorer."""
-
-    scorer: str
-    baseline: str
-    model: str
-    comparison: Comparison
-    holm: float | None = None
-    """The p-value, corrected for all comparisons that are made together; None where it is alone."""
-    looks: Looks | None = None
-    """Earlier looks at the same comparison with fewer pairs; None where this is the first."""
-    categories: tuple[CategoryResult, ...] = ()
-    """By every category that the prompts have, in the order of the prompts."""
-
-    @property
-    def p_value(self) -> float:
-        """Corrected where there is more than one comparison."""
-        return self.comparison.p_value if self.holm is None else self.holm
-
-    @property
-    def plan(self) -> str | None:
-        """How many prompts would show a given win rate, in words."""
-        needed = self.comparison.needed
-        return None if needed is None else needed.in_words
-
-    @property
-    def level(self) -> str:
-        """Name of the intervals, such as `95% interval`."""
-        return f"{self.comparison.confidence:.0%} interval"
-
-    @property
-    def warnings(self) -> list[str]:
-        """Cautions that belong to the numbers, images without a partner included."""
-        comparison = self.comparison
-        return [
-            *comparison.notes,
-            *([] if self.looks is None else [self.looks.in_words]),
-            *_missing(self.baseline, comparison.missing_baseline),
-            *_missing(self.model, comparison.missing_model),
-        ]
-
-
-def _missing(model: str, places: Sequence[Place]) -> Iterable[str]:
-    if places:
-        listed = ", ".join(f"{prompt} seed {seed}" for prompt, seed in places[:_LISTED_MISSING])
-        more = len(places) - _LISTED_MISSING
-        yield (
-            f"{len(places)} items are left out, {model} has no score for them: {listed}"
-            + (f" and {more} more (all in compare.json)" if more > 0 else "")
-        )
 
 
 def percent(value: float | None) -> str:
@@ -163,6 +98,7 @@ def as_json(
     """
     content = {
         **settings,
+        "contradictions": contradictions(results),
         "comparisons": [_plain(result) for result in results],
         "pairs": [_plain(result) for result in pairs],
     }
@@ -237,6 +173,7 @@ def as_markdown(results: Sequence[Result], grid: str, more: Sequence[str] = ()) 
         for result in results
         for line in result.warnings
     ]
+    warnings += [f"- {markdown_text(line)}" for line in contradictions(results)]
     plans = [
         f"- {markdown_text(f'{result.model} by {result.scorer}: {result.plan}')}"
         for result in results
@@ -257,6 +194,7 @@ def numbers_section(results: Sequence[Result]) -> Section:
         for result in results
         for line in result.warnings
     ]
+    warnings += contradictions(results)
     plans = [
         f"{result.model} by {result.scorer}: {result.plan}"
         for result in results

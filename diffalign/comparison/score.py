@@ -7,19 +7,16 @@ so renamed, repeated and regenerated images keep theirs.
 from __future__ import annotations
 
 import functools
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from diffalign.batching import each_or_error
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
+from diffalign.comparison.repeats import Perturbation, copies_of, identity_of, outcomes
 from diffalign.data.decoding import IMAGE_SUFFIXES, BadImageError, decode
 from diffalign.errors import CacheError, DataError
 from diffalign.files import add_json_lines, read_rows
@@ -66,6 +63,9 @@ class ScoreRow:
     fingerprint: str
     """Of the scorer."""
     score: float
+    """Mean over the copies."""
+    deviation: float | None = None
+    """Standard deviation over the copies, of n - 1; absent where there is one."""
 
 
 ScoreKey = tuple[str, str]
@@ -149,6 +149,8 @@ class ScoresPlan(AbstractPlan):
         column: Path,
         *,
         batch_size: int,
+        repeats: int = 1,
+        perturbation: Perturbation | None = None,
         device: str = "auto",
         place: Callable[[str | None], AbstractScorer] | None = None,
     ) -> None:
@@ -158,7 +160,9 @@ class ScoresPlan(AbstractPlan):
             images: what is scored.
             scorer: by whom.
             column: file that gets one row per distinct image and prompt.
-            batch_size: images scored at once.
+            batch_size: copies of images scored at once.
+            repeats: copies of each image, itself included.
+            perturbation: how they differ.
             device: of the settings.
             place: puts the scorer on a worker's device; None takes it as it is.
 
@@ -166,14 +170,19 @@ class ScoresPlan(AbstractPlan):
             CacheError: another scorer made the column.
         """
         self.folder, self.of, self.title = column.parent, column.stem, column.stem
-        self.device, self._column, self._scorer = device, column, scorer
+        self.device, self._column, self._batch_size = device, column, batch_size
+        self._repeats, self._perturbation = repeats, perturbation or Perturbation()
         self._place = place or (lambda device: scorer)
-        self.known = read_column(column, scorer.fingerprint)
-        chunks = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        self._fingerprint = identity_of(
+            scorer, repeats=repeats, perturbation=self._perturbation
+        ).whole_fingerprint
+        self.known = read_column(column, self._fingerprint)
+        each = max(1, batch_size // repeats)
+        chunks = [images[i : i + each] for i in range(0, len(images), each)]
         self.blocks = [
             Block.of(
                 place,
-                [scorer.fingerprint, [_identity(image, column) for image in chunk]],
+                [self._fingerprint, [_identity(image, column) for image in chunk]],
                 len(chunk),
                 chunk,
             )
@@ -205,17 +214,23 @@ class ScoresPlan(AbstractPlan):
                 made.append(_failed(found.path, found.reason))
             elif found.key not in self.known:
                 opened[found.key] = found
-        for item, outcome in scored(scorer, list(opened.values())):
-            if isinstance(outcome, Exception):
-                made.append(_failed(item.captioned.path, f"{type(outcome).__name__}: {outcome}"))
-            elif not math.isfinite(outcome):
-                made.append(_failed(item.captioned.path, f"its score is {outcome}"))
-            else:
-                image, prompt = item.key
-                row = ScoreRow(
-                    image=image, prompt=prompt, fingerprint=scorer.fingerprint, score=outcome
-                )
-                made.append(Row(asdict(row)))
+        copies = [
+            copy
+            for key, found in opened.items()
+            for copy in copies_of(key, found.pixels, self._repeats, self._perturbation)
+        ]
+        for key, outcome in outcomes(scorer, copies, self._batch_size).items():
+            if outcome.score is None:
+                made.append(_failed(opened[key].captioned.path, outcome.problem))
+                continue
+            row = ScoreRow(
+                image=key[0],
+                prompt=key[1],
+                fingerprint=self._fingerprint,
+                score=outcome.score,
+                deviation=outcome.deviation,
+            )
+            made.append(Row({k: v for k, v in asdict(row).items() if v is not None}))
         return made
 
     def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -269,11 +284,6 @@ class _Opened:
     pixels: Tensor
     """Shape [3, H, W], float32 in [-1, 1]."""
 
-    @property
-    def prompt(self) -> str:
-        """What it was asked to show."""
-        return self.captioned.prompt
-
 
 def _open(captioned: CaptionedImage) -> _Opened | Problem:
     try:
@@ -289,43 +299,6 @@ def _open(captioned: CaptionedImage) -> _Opened | Problem:
             captioned.path, "is not the image that the manifest lists: generate it again"
         )
     return _Opened(captioned, (digest, captioned.prompt), pixels)
-
-
-class Prompted(Protocol):
-    """An image that was opened."""
-
-    @property
-    def pixels(self) -> Tensor:
-        """Shape [3, H, W], float32 in [-1, 1]."""
-
-    @property
-    def prompt(self) -> str:
-        """What it was asked to show."""
-
-
-Item = TypeVar("Item", bound=Prompted)
-
-
-def scored(
-    scorer: AbstractScorer, items: Iterable[Item]
-) -> Iterator[tuple[Item, float | Exception]]:
-    """Scores of images, or what a scorer raised; those of one size are scored together."""
-
-    def score(batch: Sequence[Item]) -> list[float]:
-        images = torch.stack([item.pixels for item in batch])
-        with torch.inference_mode():
-            scores = scorer.score(images, [item.prompt for item in batch])
-        if scores.shape != (len(batch),):
-            raise ValueError(
-                f"a scorer must return {len(batch)} numbers, got shape {tuple(scores.shape)}"
-            )
-        return scores.tolist()
-
-    def size(item: Item) -> tuple[int, ...]:
-        return tuple(item.pixels.shape)
-
-    for _, group in groupby(sorted(items, key=size), key=size):
-        yield from each_or_error(score, list(group))
 
 
 def scores_by_item(folder: Path, column: Path) -> dict[ItemKey, float]:

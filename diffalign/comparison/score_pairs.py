@@ -1,29 +1,20 @@
-"""Score the images of a preference data set: a file of scores that its rows can be joined to.
-
-With repeats, a score is the mean over copies of an image that people would call the same one, and
-its standard deviation says how far it can be trusted: Ctrl-U (arXiv:2410.11236) measures it over
-samples of one image with other noise. The first copy is the image as it is; of each other one
-strips are cut off at its sides, the rest is enlarged to the old size, noise is added, and it may be
-mirrored. All of that follows from the content of the image and the number of the copy.
-"""
+"""Score the images of a preference data set: a file of scores that its rows can be joined to."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
-
-from diffalign import components
-from diffalign import config as configs
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
-from diffalign.comparison.score import scored
+from diffalign.comparison.repeats import (
+    Copy,
+    Perturbation,
+    copies_of,
+    identity_of,
+    outcomes,
+)
 from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
@@ -38,61 +29,7 @@ from diffalign.data.score_columns import (
 )
 from diffalign.errors import CacheError, DataError
 from diffalign.imaging.image_files import pixels_of
-from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.scorers.base import AbstractScorer
-from diffalign.seeding import cpu_generator, derive_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Perturbation(Ranged):
-    """How copies of an image differ from it."""
-
-    crop: Annotated[float, Between(0, 0.5, without=(0.5,))] = 0.05
-    """Largest share of width and height that is cut off, at one side or shared by both."""
-    noise: Annotated[float, AtLeast(0)] = 2.0
-    """Standard deviation of the noise of every number, in levels of 0 to 255."""
-    flip: bool = False
-    """Whether half of the copies are mirrored; no where prompts say left and right."""
-
-    def copy(self, pixels: Tensor, digest: str, number: int) -> Tensor:
-        """A copy of an image.
-
-        Args:
-            pixels: shape [3, H, W], float32 in [-1, 1].
-            digest: of the file.
-            number: of the copy; 0 is the image itself.
-
-        Returns:
-            The same shape and range.
-        """
-        if number == 0:
-            return pixels
-        generator = cpu_generator(derive_seed("perturbation", digest, number))
-        shares = torch.rand(4, generator=generator)
-        flips = torch.rand(1, generator=generator).item() < 0.5
-        noise = torch.randn(pixels.shape, generator=generator) * (self.noise / 127.5)
-        height, width = pixels.shape[1:]
-        top, bottom = _kept(height, self.crop * shares[0].item(), shares[1].item())
-        left, right = _kept(width, self.crop * shares[2].item(), shares[3].item())
-        cropped = pixels[None, :, top:bottom, left:right]
-        if cropped.shape[2:] != pixels.shape[1:]:
-            cropped = interpolate(cropped, (height, width), mode="bilinear", antialias=True)
-        found = cropped[0].flip(-1) if self.flip and flips else cropped[0]
-        return (found + noise).clamp(-1, 1)
-
-
-def _kept(length: int, share: float, before: float) -> tuple[int, int]:
-    """Start and stop of what is left of a side when a share is cut off, part of it before."""
-    cut = round(length * share)
-    start = round(cut * before)
-    return start, length - (cut - start)
-
-
-@dataclass(frozen=True)
-class _Copy:
-    key: ScoreKey
-    pixels: Tensor
-    prompt: str
 
 
 @dataclass(frozen=True)
@@ -102,21 +39,6 @@ class _Found:
     key: ScoreKey
     image: EncodedImage
     where: str
-
-
-def identity_of(
-    scorer: AbstractScorer, *, repeats: int, perturbation: Perturbation
-) -> ScorerIdentity:
-    """Who scores, and how."""
-    settings = configs.to_dict(scorer)
-    settings.pop("kind")
-    return ScorerIdentity(
-        kind=components.kind_of(scorer),
-        settings=settings,
-        fingerprint=scorer.fingerprint,
-        repeats=repeats,
-        perturbation=asdict(perturbation) if repeats > 1 else None,
-    )
 
 
 class PairScoresPlan(AbstractPlan):
@@ -211,7 +133,7 @@ class PairScoresPlan(AbstractPlan):
 
     def _score(self, scorer: AbstractScorer, rows: Sequence[int]) -> list[Row | Failed]:
         made: list[Row | Failed] = []
-        copies: list[_Copy] = []
+        copies: list[Copy] = []
         for found in self._images(rows):
             if isinstance(found, Failed):
                 made.append(found)
@@ -222,30 +144,17 @@ class PairScoresPlan(AbstractPlan):
                     problem = f"{error.reason.value}: {error.detail}"
                     made.append(_row(found.key, None, problem=problem))
                     continue
-                digest, prompt = found.key
-                copies += [
-                    _Copy(found.key, self._perturbation.copy(pixels, digest, number), prompt)
-                    for number in range(self.identity.repeats)
-                ]
+                repeats = self.identity.repeats
+                copies += copies_of(found.key, pixels, repeats, self._perturbation)
         return made + self._rows(scorer, copies)
 
-    def _rows(self, scorer: AbstractScorer, copies: Sequence[_Copy]) -> list[Row | Failed]:
-        scores: dict[ScoreKey, list[float]] = {}
-        failed: dict[ScoreKey, str] = {}
-        for start in range(0, len(copies), self._batch_size):
-            for item, outcome in scored(scorer, copies[start : start + self._batch_size]):
-                if isinstance(outcome, Exception):
-                    failed[item.key] = f"{type(outcome).__name__}: {outcome}"
-                elif not math.isfinite(outcome):
-                    failed[item.key] = f"its score is {outcome}"
-                else:
-                    scores.setdefault(item.key, []).append(outcome)
+    def _rows(self, scorer: AbstractScorer, copies: Sequence[Copy]) -> list[Row | Failed]:
         made: list[Row | Failed] = []
-        for key in dict.fromkeys(copy.key for copy in copies):
-            if key in failed:
-                made.append(_failed(f"{key[1]!r:.60}, SHA-256 {key[0][:12]}", failed[key]))
+        for key, found in outcomes(scorer, copies, self._batch_size).items():
+            if found.score is None:
+                made.append(_failed(f"{key[1]!r:.60}, SHA-256 {key[0][:12]}", found.problem))
             else:
-                made.append(_row(key, scores[key]))
+                made.append(_row(key, found.score, found.deviation))
         return made
 
     def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -255,15 +164,14 @@ class PairScoresPlan(AbstractPlan):
         write_score_column(self._column, self.identity, [*known.values()])
 
 
-def _row(key: ScoreKey, scores: Sequence[float] | None, *, problem: str | None = None) -> Row:
-    several = scores is not None and len(scores) > 1
-    row = ScoreRow(
-        image=key[0],
-        prompt=key[1],
-        score=None if scores is None else statistics.fmean(scores),
-        deviation=statistics.stdev(scores) if several and scores is not None else None,
-        problem=problem,
-    )
+def _row(
+    key: ScoreKey,
+    score: float | None,
+    deviation: float | None = None,
+    *,
+    problem: str | None = None,
+) -> Row:
+    row = ScoreRow(image=key[0], prompt=key[1], score=score, deviation=deviation, problem=problem)
     return Row(asdict(row))
 
 

@@ -11,13 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.comparison.compare import Comparison
-from diffalign.comparison.report import (
-    Result,
-    markdown_text,
-    p_text,
-    percent,
-    percent_interval,
-)
+from diffalign.comparison.report import markdown_text, p_text, percent, percent_interval
+from diffalign.comparison.results import Result
 from diffalign.pages.parts import Section, notes, paragraph, table
 
 LEVEL = 0.05

@@ -26,6 +26,7 @@ from diffalign.comparison.checkpoints import (
     render_curve,
     section_of,
     sentences,
+    warnings_by_others,
 )
 from diffalign.comparison.diversity import Distance, feature_distance, pixel_distance
 from diffalign.comparison.grids import checkpoint_strip
@@ -64,6 +65,9 @@ class BestCheckpointConfig(Ranged):
     none should be used to report how good the named checkpoint is: it was chosen by them."""
     scorer: AbstractScorer
     """Of images, higher is better: `kind: pickscore`, clip, jpeg, or one of your own."""
+    watch: Mapping[str, AbstractScorer] = field(default_factory=dict)
+    """Further scorers by names of your own, which choose nothing: where the chosen checkpoint is
+    worse than the base by one of them, that is said."""
     steps: tuple[Annotated[int, AtLeast(1)], ...] = ()
     """Which checkpoints, by their optimiser steps; empty takes all that the run kept."""
     seeds: Annotated[int, AtLeast(1)] = 4
@@ -80,6 +84,15 @@ class BestCheckpointConfig(Ranged):
     """Of the intervals."""
     output: Path | None = None
     """Folder for images and results; null is `checkpoints` in the folder of the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = components.kind_of(self.scorer).rpartition(".")[2]
+        if kind in self.watch:
+            raise ValueError(
+                f"watch names a scorer {kind}, which is the name of the one that chooses: give the "
+                f"other one another name"
+            )
 
 
 def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
@@ -112,13 +125,19 @@ def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
         )
     )
     column = score.ScoreConfig(images=output, scorer=config.scorer, device=config.device)
-    score.run(column)
+    columns = [column] + [
+        score.ScoreConfig(images=output, scorer=scorer, name=name, device=config.device)
+        for name, scorer in config.watch.items()
+    ]
+    for each in columns:
+        score.run(each)
+    chooser = column.column().stem
     results = compare.run(
         compare.CompareConfig(
             images=output,
             baseline=BASE,
             models=tuple(models)[1:],
-            scorers=(column.column().stem,),
+            scorers=(chooser, *config.watch),
             confidence=config.confidence,
             gallery=0,
             pairs="baseline",
@@ -130,7 +149,7 @@ def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
         drift_by = f"features of {components.kind_of(scorer)}"
         distance = feature_distance(scorer.features)
     drift = drift_from(output, read_manifest(output), BASE, distance)
-    compared = {result.model: result.comparison for result in results}
+    compared = {r.model: r.comparison for r in results if r.scorer == chooser}
     measured = [
         Measured(
             step=step,
@@ -142,8 +161,18 @@ def run(config: BestCheckpointConfig) -> tuple[Measured, list[Measured]]:
         for step, path in checkpoints.items()
     ]
     best = best_of(measured)
-    _write(config, output, measured, best)
-    _print(console, output, measured, best)
+    watched = {
+        name: {
+            step: r.comparison
+            for step in checkpoints
+            for r in results
+            if (r.scorer, r.model) == (name, _name(step))
+        }
+        for name in config.watch
+    }
+    said = sentences(best, measured) + warnings_by_others(best, watched, scorer=chooser)
+    _write(config, output, measured, best, said)
+    _print(console, output, measured, best, said)
     return best, measured
 
 
@@ -188,7 +217,11 @@ def _next_command(best: Measured) -> str:
 
 
 def _write(
-    config: BestCheckpointConfig, output: Path, measured: Sequence[Measured], best: Measured
+    config: BestCheckpointConfig,
+    output: Path,
+    measured: Sequence[Measured],
+    best: Measured,
+    said: Sequence[str],
 ) -> None:
     curve = render_curve(measured, best)
     with writing(output):
@@ -200,7 +233,7 @@ def _write(
             {
                 "step": best.step,
                 "checkpoint": str(best.checkpoint),
-                "says": sentences(best, measured),
+                "says": list(said),
                 "next": _next_command(best),
                 "checkpoints": [_plain(each) for each in measured],
             },
@@ -208,7 +241,7 @@ def _write(
         write_report(
             output / "checkpoints.html",
             f"Checkpoints of {config.run.name}",
-            section_of(measured, best, curve),
+            section_of(measured, best, curve, said),
             Section("Settings", settings_list(_settings(config, measured))),
             Section(
                 "What next",
@@ -253,7 +286,13 @@ def _settings(config: BestCheckpointConfig, measured: Sequence[Measured]) -> dic
     }
 
 
-def _print(console: Console, output: Path, measured: Sequence[Measured], best: Measured) -> None:
+def _print(
+    console: Console,
+    output: Path,
+    measured: Sequence[Measured],
+    best: Measured,
+    said: Sequence[str],
+) -> None:
     level = f"{best.comparison.confidence:.0%} interval"
     shown = Table("step", "drift", "win rate, ties as half", level, "mean score", box=None)
     for each in measured:
@@ -265,7 +304,7 @@ def _print(console: Console, output: Path, measured: Sequence[Measured], best: M
             f"{each.comparison.model_mean:.3f}",
         )
     console.print(shown)
-    for line in sentences(best, measured):
+    for line in said:
         console.print(line, markup=False, soft_wrap=True)
     page = escape(str(output / "checkpoints.html"))
     console.print(f"[green]Done:[/green] {page}", soft_wrap=True)

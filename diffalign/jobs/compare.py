@@ -20,8 +20,6 @@ from diffalign.comparison.explorer import explorer_section
 from diffalign.comparison.grids import FOLDER as GRIDS
 from diffalign.comparison.grids import write_grids
 from diffalign.comparison.report import (
-    CategoryResult,
-    Result,
     as_json,
     as_markdown,
     console_table,
@@ -29,6 +27,7 @@ from diffalign.comparison.report import (
     grid_section,
     numbers_section,
 )
+from diffalign.comparison.results import CategoryResult, Result, contradictions
 from diffalign.comparison.score import SCORES, scores_by_item
 from diffalign.comparison.tables import (
     FigureTable,
@@ -123,6 +122,8 @@ def _run(config: CompareConfig, console: Console) -> list[Result]:
     for table in (*tables, *categories):
         console.print(table.console())
         console.print(f"  {escape(table.explanation)}", soft_wrap=True)
+    for line in contradictions(results):
+        console.print(f"[yellow]{escape(line)}", soft_wrap=True)
     written = _write(config, every, tables, categories, rows, scores)
     console.print(f"[green]Done:[/green] {escape(', '.join(map(str, written)))}", soft_wrap=True)
     console.print(f"Next: open {written[0]} in a browser", markup=False, soft_wrap=True)

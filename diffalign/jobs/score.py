@@ -18,6 +18,7 @@ from diffalign import config as configs
 from diffalign.calibration import agreement
 from diffalign.commands import command
 from diffalign.comparison.diversity import diversity_file, feature_figures, image_features
+from diffalign.comparison.repeats import Perturbation
 from diffalign.comparison.score import (
     SCORES,
     Problem,
@@ -26,7 +27,7 @@ from diffalign.comparison.score import (
     problems_of,
     scores_by_item,
 )
-from diffalign.comparison.score_pairs import PairScoresPlan, Perturbation
+from diffalign.comparison.score_pairs import PairScoresPlan
 from diffalign.comparison.tables import diversity_table
 from diffalign.console import progress
 from diffalign.data.pairs.config import PairConfig
@@ -83,8 +84,8 @@ class ScoreConfig(Ranged):
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images scored at once."""
     repeats: Annotated[int, AtLeast(1)] = 1
-    """Of a data set, how many copies of each image are scored, the image itself and slightly other
-    ones: above 1 there is a standard deviation next to their mean."""
+    """How many copies of each image are scored, the image itself and slightly other ones: above 1
+    there is a standard deviation next to their mean."""
     perturbation: Perturbation = field(default_factory=Perturbation)
     """How the copies differ from the image."""
     diversity: bool = False
@@ -134,10 +135,10 @@ class ScoreConfig(Ranged):
                 "agreement is with the labels of a data set (data.path=DATA), and generated images "
                 "have none: leave it out"
             )
-        if self.data is None and (self.repeats, self.perturbation) != (1, Perturbation()):
+        if self.repeats == 1 and self.perturbation != Perturbation():
             raise ValueError(
-                "repeats and perturbation are for the images of a data set (data.path=DATA): leave "
-                "them out"
+                "perturbation says how copies of an image differ, and repeats is 1, the image "
+                "itself: set repeats to 4 or so, or leave perturbation out"
             )
 
     def column(self) -> Path:
@@ -202,6 +203,8 @@ def plan_of(config: ScoreConfig) -> ScoresPlan | PairScoresPlan:
         config.scorer,
         config.column(),
         batch_size=config.batch_size,
+        repeats=config.repeats,
+        perturbation=config.perturbation,
         device=config.device,
         place=lambda device: config.scorer.to(choose_device(device or config.device)),
     )

@@ -227,13 +227,15 @@ def of_models(found: Agreement) -> list[str]:
 
 
 def sections(found: Agreement) -> list[Section]:
-    """The page: how far people agree, and how each of them answers. No model is named."""
+    """The page: how far people agree, and how each of them answers. No model is named, nor how
+    often the first side of the data won, which may be one."""
     alpha = "none yet" if found.alpha is None else f"{found.alpha:.2f}"
     answers = sum(person.answers for person in found.people.values())
+    undecided = {name: found.verdicts.get(name, 0) for name in ("tie", "both_bad")}
     head = [
         Tile("Krippendorff's alpha", alpha, _of(found.alpha_interval, bare=True)),
         Tile("Comparisons by several people", f"{found.compared:,}"),
-        Tile("Answers", f"{answers:,}", ", ".join(f"{n} {k}" for k, n in _said(found.verdicts))),
+        Tile("Answers", f"{answers:,}", ", ".join(f"{n} {k}" for k, n in _said(undecided))),
     ]
     rows = [
         (

@@ -77,6 +77,22 @@ def playground_preferences_path() -> Path:
     return folder
 
 
+def playground_text_path() -> Path:
+    """Folder of the shipped world of text: `sdxl`, `preferences` and `prompts.txt`.
+
+    Raises:
+        ModelError: the package runs outside a checkout that holds `assets/`.
+    """
+    folder = _assets() / "text"
+    if not (folder / "sdxl/model_index.json").is_file():
+        raise ModelError(
+            f"the playground's world of text is not at {folder}: run from a checkout of the "
+            "repository installed with `pip install -e .`, or make it with "
+            f"`python scripts/make_text_world.py --out {folder}`"
+        )
+    return folder
+
+
 def playground_clip_path() -> Path:
     """Folder of the shipped tiny CLIP, a plain preference scorer of clean playground images.
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Annotated
 
 import torch
@@ -56,7 +55,13 @@ from diffalign.rollouts.pairing import (
 )
 from diffalign.rollouts.round_order import Visit, in_batches, visits_of_round
 from diffalign.rollouts.rounds import Rounds
-from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise
+from diffalign.rollouts.scoring import (
+    WATCHED,
+    ScoredImage,
+    Scorers,
+    means_of,
+    refuse_scorers_of_noise,
+)
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
 from diffalign.rollouts.trajectory_pairs import (
     AbstractTrajectoryRollouts,
@@ -80,6 +85,9 @@ class WholeImage(AbstractTrajectoryRollouts):
     scorers: tuple[AbstractScorer, ...]
     """The scorers. With several, a side is preferred if it is at least as good under each of them
     and better under one."""
+    watch: tuple[AbstractScorer, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Further scorers, which nothing is trained on: where the trained score rises and theirs falls,
+    `training.health` says so (reward_hacked)."""
     prompts_per_round: Annotated[int, AtLeast(1)]
     """Prompts that a round samples, over all processes."""
     prompts_per_batch: Annotated[int, AtLeast(1)] = 4
@@ -88,8 +96,9 @@ class WholeImage(AbstractTrajectoryRollouts):
     images_per_prompt: Annotated[int, AtLeast(2, "one has none to be compared with")] = 2
     """Images of each prompt, all from the same start noise; D3PO has 2."""
     pairs: PairRule = "all"
-    """Which decided pairs of a prompt are trained on: `all`, or with `best_worst` only that of the
-    image that wins most and the one that loses most."""
+    """Which decided pairs of a prompt are trained on: `all`; with `best_worst` only that of the
+    image that wins most and the one that loses most; with `fronts` those between images that none
+    beats and images that beat none, which with several scorers leaves out the middle."""
     temperature: Temperature = None
     """Take a pair's preference as sigmoid(gap / temperature) of its scores, with several scorers of
     the mean of their gaps, and not as certain: a gap of one temperature is 0.73. Null is D3PO's:
@@ -104,7 +113,7 @@ class WholeImage(AbstractTrajectoryRollouts):
         super().__post_init__()
         if not self.scorers:
             raise ValueError("scorers is empty: name at least one scorer, such as kind: pickscore")
-        refuse_scorers_of_noise(self.scorers)
+        refuse_scorers_of_noise((*self.scorers, *self.watch))
         check_image_size(self.size)
 
     @property
@@ -161,6 +170,7 @@ class _Collector(AbstractCollector):
         self._run = run
         self._steps = PairedSteps(run, rollouts.trained_steps)
         self._scorers = Scorers(rollouts.scorers)
+        self._watched = Scorers(rollouts.watch)
         self._prompts = [prompt.text for prompt in read_prompts(rollouts.prompts)]
 
     def describe(self) -> list[str]:
@@ -177,7 +187,8 @@ class _Collector(AbstractCollector):
         return self._steps.process
 
     def warm_up(self, model: DiffusionModel) -> None:
-        self._scorers.warm_up(self._prompts[0], model.device)
+        for scorers in (self._scorers, self._watched):
+            scorers.warm_up(self._prompts[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         batches = self._batches(number)
@@ -220,13 +231,15 @@ class _Collector(AbstractCollector):
 
     def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         names, prompts = batch.files(), batch.prompts()
-        scores = self._scorers.score_images(
-            [folder / name for name in names], prompts, model.device
+        files = [folder / name for name in names]
+        scores, watched = (
+            scorers.score_images(files, prompts, model.device)
+            for scorers in (self._scorers, self._watched)
         )
         rows = [
-            ScoredImage(batch.first + v, prompt, image, name, verdict)
-            for (v, image), prompt, name, verdict in zip(
-                batch.places(), prompts, names, scores, strict=True
+            ScoredImage(batch.first + v, prompt, image, name, *verdicts)
+            for (v, image), prompt, name, *verdicts in zip(
+                batch.places(), prompts, names, scores, watched, strict=True
             )
         ]
         write_json_lines(folder / batch.scores, map(asdict, rows))
@@ -301,10 +314,14 @@ class _Collector(AbstractCollector):
         said = []
         for name in self._scorers.names:
             given = [image.scores[name] for image in images if image.scores]
-            values = [score for score in given if score is not None]
-            skipped[f"images without a finite score by {name}"] = len(given) - len(values)
-            summary |= {f"{name}_mean": fmean(values), f"{name}_std": pstdev(values)}
-            said.append(f"{name} {fmean(values):.4g} \N{PLUS-MINUS SIGN} {pstdev(values):.2g}")
+            skipped[f"images without a finite score by {name}"] = given.count(None)
+            found = means_of(name, given)
+            said.append(f"{name} {_in_words(found)}")
+            summary |= found
+        for name in self._watched.names:  # a scorer may be new since a part of the round was scored
+            found = means_of(name, [image.watched.get(name) for image in images], WATCHED)
+            said += [f"watched: {name} {_in_words(found)}"] if found else []
+            summary |= found
         skipped["steps that filled no optimiser step"] = steps - trained
         undecided = {"tied": tied, "incomparable": incomparable}
         verdicts = [f"{decided} of {compared} pairs decided"]
@@ -321,6 +338,11 @@ class _Collector(AbstractCollector):
         surplus = sorted(folder.glob("images/*.png"))[self._settings.kept_images :]
         for file in (*folder.glob("latents/*"), *folder.glob("scores/*"), *surplus):
             file.unlink(missing_ok=True)
+
+
+def _in_words(figures: Mapping[str, float]) -> str:
+    mean, spread = figures.values()
+    return f"{mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}"
 
 
 def _pair_up(group: Sequence[ScoredImage]) -> Pairing:

@@ -8,15 +8,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from diffalign.data.pairs.groups import pareto_fronts
 from diffalign.data.strength.gap import sigmoid
 from diffalign.files import write_image, writing
 from diffalign.imaging.grid import GridCell, GridRow, evenly_spaced_with_ends, render_grid
 from diffalign.imaging.image_files import read_image
 from diffalign.ranges import MoreThan
 
-PairRule = Literal["all", "best_worst"]
-"""Which decided pairs of a prompt are trained on: all, or one, of the image that wins against most
-others and the one that loses against most."""
+PairRule = Literal["all", "best_worst", "fronts"]
+"""Which decided pairs of a prompt are trained on: all; one, of the image that wins against most
+others and the one that loses against most; or those of an image that none beats and one that beats
+none, as CaPO takes them (arXiv:2502.02588)."""
 
 Scores = Sequence[float]
 """Of one image, under each scorer in the same order; finite, higher is better."""
@@ -32,6 +34,8 @@ class Pairing:
     """Pairs that are equal under every scorer."""
     incomparable: int
     """Pairs in which each side is better under some scorer."""
+    fronts: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+    """The images that none beats, and those that beat none."""
 
 
 def pair_up(scores: Mapping[int, Scores]) -> Pairing:
@@ -51,7 +55,10 @@ def pair_up(scores: Mapping[int, Scores]) -> Pairing:
             incomparable += 1
         else:
             decided.append((first, second) if verdicts == {1} else (second, first))
-    return Pairing(tuple(decided), tied, incomparable)
+    images = sorted(scores)
+    best, worst = pareto_fronts([scores[image] for image in images])
+    fronts = (frozenset(images[i] for i in best), frozenset(images[i] for i in worst))
+    return Pairing(tuple(decided), tied, incomparable, fronts)
 
 
 Temperature = Annotated[float, MoreThan(0)] | None
@@ -88,6 +95,9 @@ def chosen_pairs(pairing: Pairing, rule: PairRule) -> tuple[tuple[int, int], ...
     """The decided pairs that are trained on; with `best_worst`, one or none."""
     if rule == "all" or not pairing.decided:
         return pairing.decided
+    if rule == "fronts":
+        best, worst = pairing.fronts
+        return tuple(pair for pair in pairing.decided if pair[0] in best and pair[1] in worst)
     ranked = from_best_to_worst(pairing, sorted({i for pair in pairing.decided for i in pair}))
     extremes = (ranked[0], ranked[-1])
     return tuple(pair for pair in pairing.decided if pair == extremes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -78,11 +79,32 @@ class ScoredImage:
     """Relative to the round's folder; it is absent where the image was not finite."""
     scores: Mapping[str, float | None]
     """By scorer; None where one gave no finite score. Empty where there is no image."""
+    watched: Mapping[str, float | None] = field(default_factory=dict)
+    """The same by scorers that nothing is trained on."""
 
     def vector(self) -> list[float] | None:
         """All scores, in the order of the scorers; None unless each of them is there."""
         scores = [score for score in self.scores.values() if score is not None]
         return scores if scores and len(scores) == len(self.scores) else None
+
+
+WATCHED = "watched/"
+"""Prefix, in the figures of a round, of scorers that nothing is trained on."""
+
+
+def means_of(name: str, scores: Sequence[float | None], prefix: str = "") -> dict[str, float]:
+    """Mean and spread of a round's scores for the log; nothing where none is finite.
+
+    Args:
+        name: of the scorer.
+        scores: of images that are there.
+        prefix: of the figures' names.
+    """
+    known = [score for score in scores if score is not None]
+    if not known:
+        return {}
+    named = f"{prefix}{name}"
+    return {f"{named}_mean": statistics.fmean(known), f"{named}_std": statistics.pstdev(known)}
 
 
 class Scorers:

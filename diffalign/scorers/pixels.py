@@ -1,13 +1,13 @@
 """What PIL and torchvision do to an image before a network sees it, as operations with a gradient.
 
-Resizing with PIL happens in 8 bits: first across, then down, with a rounding after each. So it does
-here, on float tensors, and the rounding passes gradients on unchanged (straight-through: Bengio et
-al. 2013, arXiv:1308.3432). The values are those of PIL but for a level in a few pixels; in a fifth
-of them where Pillow 13 goes down first, as it does with long and narrow images that shrink much.
+Resizing with PIL happens in 8 bits, across and down, with a rounding after each. So it does here
+with float tensors, and rounding passes gradients on (straight-through: Bengio et al. 2013,
+arXiv:1308.3432). The values are those of PIL but for a level in a few pixels.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -50,13 +50,40 @@ def resized(levels: Tensor, size: tuple[int, int], *, filter: Filter = "bicubic"
     Returns:
         Shape [n, 3, *size], whole numbers from 0 to 255 where the size changed.
     """
-    for step in ((levels.shape[-2], size[1]), size):
+    height, width = levels.shape[-2:]
+    return _in_two_steps(levels, size, filter, _goes_across_first(height, width, size, filter))
+
+
+def _in_two_steps(
+    levels: Tensor, size: tuple[int, int], filter: Filter, across_first: bool
+) -> Tensor:
+    height, width = levels.shape[-2:]
+    between = (height, size[1]) if across_first else (size[0], width)
+    for step in (between, size):
         if tuple(levels.shape[-2:]) != step:
             smooth = interpolate(
                 levels, size=step, mode=filter, align_corners=False, antialias=True
             ).clamp(0, 255)
             levels = _passing(smooth, (smooth + 0.5).floor())
     return levels
+
+
+@functools.lru_cache(maxsize=256)
+def _goes_across_first(height: int, width: int, size: tuple[int, int], filter: Filter) -> bool:
+    """Whether PIL resizes images of a shape across before it resizes them down.
+
+    Pillow 13 chooses by the shapes, and others need not: the installed one is asked, with noise.
+    """
+    if height == size[0] or width == size[1]:
+        return True  # one step alone
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resampling = getattr(Image.Resampling, filter.upper())
+    theirs = levels_of(Image.fromarray(noise).resize((size[1], size[0]), resampling))
+    levels = levels_of(Image.fromarray(noise))[None]
+    apart = [
+        (_in_two_steps(levels, size, filter, first)[0] != theirs).sum() for first in (True, False)
+    ]
+    return bool(apart[0] <= apart[1])
 
 
 def short_side_to(levels: Tensor, size: int, *, filter: Filter = "bicubic") -> Tensor:

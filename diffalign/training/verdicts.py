@@ -7,38 +7,18 @@ Thresholds are those that tell the sound runs of the playground from the harmful
 
 Sources: Razin et al. 2024, arXiv:2410.08847 (likelihood displacement); Yuan et al. 2024,
 arXiv:2410.13828 (gradient entanglement); Rafailov et al. 2024, arXiv:2406.02900 (over-optimisation
-of implicit rewards); Yan et al. 2024, arXiv:2406.07327 (the rejected side falls fastest).
+of implicit rewards); Yan et al. 2024, arXiv:2406.07327 (the rejected side falls fastest); Gao et
+al. 2022, arXiv:2210.10760 (over-optimisation of reward models).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from diffalign.objectives.base import Measure
 from diffalign.training.figures import SATURATED
-
-Row = Mapping[str, float]
-"""A row of `metrics.jsonl`."""
-
-LEAST_INTERVALS = 3
-LEAST_SAMPLES = 256
-"""How much the latest figures are means of, in logging intervals and in samples."""
-
-
-SHOWN = (
-    ("accuracy", "accuracy", ".0%"),
-    ("saturated", "logits beyond 4", ".0%"),
-    ("drift/chosen", "chosen side against the reference", "+.2g"),
-    ("drift/rejected", "rejected side", "+.2g"),
-    ("cosine_of_sides", "cosine of the sides", ".2f"),
-    ("clipped", "clipped", ".0%"),
-)
-"""Figure, label and format of what is said at the end of a sound run."""
+from diffalign.training.health_record import Record, Row, samples_of
 
 
 @dataclass(frozen=True)
@@ -52,160 +32,6 @@ class Verdict:
     """What it rests on."""
     lower_rate: bool
     """Whether a lower learning rate is a remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """The figures of a run as far as verdicts rest on them."""
-
-    measure: Measure
-    """Of the likelihood."""
-    clip: float | None = None
-    """Clip range of the objective, where it has one."""
-    first: Row = field(default_factory=dict)
-    """Means over the first intervals that are enough."""
-    latest: tuple[Row, ...] = ()
-    """The latest ones, oldest first: as few as reach `LEAST_INTERVALS` and `LEAST_SAMPLES`."""
-    best: Row = field(default_factory=dict)
-    """Where the chosen responses were most probable: `chosen`, in nats per token above the
-    reference or above the first intervals, and `step`; empty for other measures."""
-    held_out: tuple[Row, ...] = ()
-    """All evaluations of held-out pairs, with `step`."""
-    rounds: tuple[Row, ...] = ()
-    """All rounds of an online run, with the `step` at which each is first told of."""
-
-    def after(self, row: Row) -> Record:
-        """The record with one more row."""
-        record = self
-        if evaluated := _part(row, "held_out/"):
-            record = replace(record, held_out=(*record.held_out, evaluated))
-        sampled = _part(row, "round/")
-        if sampled and not (record.rounds and _same(sampled, record.rounds[-1])):
-            record = replace(record, rounds=(*record.rounds, sampled))
-        if "loss" not in row:
-            return record
-        latest = [*record.latest, row]
-        while len(latest) > LEAST_INTERVALS and _samples(latest[1:]) >= LEAST_SAMPLES:
-            latest.pop(0)
-        record = replace(record, latest=tuple(latest))
-        if not record.first and record.is_enough:
-            means = {name: record.recent(name) for name in row}
-            known = {name: mean for name, mean in means.items() if mean is not None}
-            record = replace(record, first=known)
-        now = record.gain("chosen") if record.is_enough else None
-        if now is not None and now > record.best.get("chosen", -math.inf):
-            record = replace(record, best={"chosen": now, "step": row["step"]})
-        return record
-
-    def afresh(self) -> Record:
-        """The record without its latest figures, once something was changed."""
-        return replace(self, latest=())
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether there are no latest figures."""
-        return not self.latest
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether the latest figures are means of enough."""
-        return len(self.latest) >= LEAST_INTERVALS and _samples(self.latest) >= LEAST_SAMPLES
-
-    def recent(self, name: str) -> float | None:
-        """Mean of a figure over the latest intervals; None where one of them lacks it."""
-        values = [row[name] for row in self.latest if name in row]
-        return (
-            math.fsum(values) / len(values) if values and len(values) == len(self.latest) else None
-        )
-
-    def terms(self, name: str) -> Iterator[tuple[str, float]]:
-        """A figure of each term of the objective: term (empty for the only one), and its mean."""
-        names = self.latest[-1] if self.latest else {}
-        for full in names:
-            term, _, last = full.rpartition("/")
-            value = self.recent(full) if last == name else None
-            if value is not None:
-                yield term, value
-
-    def gain(self, view: str) -> float | None:
-        """How much more probable responses are than under the reference, or without one than in the
-        first intervals, in nats per token; None for other measures."""
-        drift, tokens = self.recent(f"drift/{view}"), self.recent(f"tokens/{view}")
-        if self.measure != "token log-probability":
-            return None
-        if drift is not None:
-            return drift if tokens is None else drift / tokens
-        level, first = self.recent(f"log_prob/{view}"), self.first.get(f"log_prob/{view}")
-        return None if level is None or first is None else level - first
-
-    def describe(self) -> str:
-        """What the latest figures are, for a run in which nothing harmful was found."""
-        said = [
-            f"{text} {value:{form}}"
-            for name, text, form in SHOWN
-            if (value := self.recent(name)) is not None
-        ]
-        return ", ".join(["nothing harmful was seen", *said])
-
-    def as_tensors(self) -> dict[str, Tensor]:
-        """All figures by name, for a checkpoint: float64, minus infinity where a row
-        lacks one: unlike NaN it equals itself, as the checkpoints of two equal runs have to."""
-        parts = {"first": (self.first,) if self.first else (), "latest": self.latest}
-        parts |= {"best": (self.best,) if self.best else ()}
-        parts |= {"held_out": self.held_out, "rounds": self.rounds}
-        return {
-            f"{part}:{name}": torch.tensor(
-                [row.get(name, -math.inf) for row in rows], dtype=torch.float64
-            )
-            for part, rows in parts.items()
-            for name in sorted({name for row in rows for name in row})
-        }
-
-    @classmethod
-    def from_tensors(
-        cls, tensors: Mapping[str, Tensor], *, measure: Measure, clip: float | None
-    ) -> Record:
-        """What `as_tensors` gave, among other tensors; empty where there is nothing."""
-
-        def rows(part: str) -> tuple[Row, ...]:
-            columns = {
-                name.partition(":")[2]: values.tolist()
-                for name, values in tensors.items()
-                if name.startswith(f"{part}:")
-            }
-            count = len(next(iter(columns.values()), []))
-            return tuple(
-                {name: of[i] for name, of in columns.items() if of[i] != -math.inf}
-                for i in range(count)
-            )
-
-        first, best = rows("first"), rows("best")
-        return cls(
-            measure=measure,
-            clip=clip,
-            first=first[0] if first else {},
-            best=best[0] if best else {},
-            latest=rows("latest"),
-            held_out=rows("held_out"),
-            rounds=rows("rounds"),
-        )
-
-
-def _part(row: Row, prefix: str) -> Row:
-    found = {name: value for name, value in row.items() if name.startswith(prefix)}
-    return {"step": row["step"], **found} if found else {}
-
-
-def _same(one: Row, other: Row) -> bool:
-    return {**one, "step": 0} == {**other, "step": 0}
-
-
-def _samples(rows: Sequence[Row]) -> float:
-    """Samples of some intervals in a row, of which each tells how many there were up to its end."""
-    if len(rows) < 2:
-        return 0.0
-    each = rows[-1]["samples"] - rows[-2]["samples"]
-    return rows[-1]["samples"] - rows[0]["samples"] + each
 
 
 CHOSEN_ERROR = 2.0
@@ -227,6 +53,11 @@ REWARD_FALL = 0.5
 """Fall of a round's mean score below the best one's, in standard deviations of that round."""
 REWARD_CHANCE = 4.0
 """The same in standard errors, for rounds of few images, of which the best is best by luck."""
+REWARD_RISE = 0.25
+"""Rise of the trained score, in standard deviations of a round, next to which the fall of another
+one is named."""
+WATCHED = "round/watched/"
+"""Prefix of the figures of scorers that nothing is trained on."""
 TIED = 0.9
 """Share of pairs without a preference from which a round teaches next to nothing."""
 HELD_OUT_LOSS = 1.05
@@ -321,14 +152,15 @@ def reward_fell(record: Record) -> Verdict | None:
         return None
     for name in record.rounds[-1]:
         means = [row[name] for row in record.rounds if name in row]
-        if not name.endswith("_mean") or len(means) < len(record.rounds):
+        watched = name.startswith(WATCHED)
+        if watched or not name.endswith("_mean") or len(means) < len(record.rounds):
             continue
         best = max(range(len(means)), key=means.__getitem__)
         spread = record.rounds[best].get(f"{name.removesuffix('_mean')}_std", 0.0)
         fall = means[best] - means[-1]
         chance = REWARD_CHANCE * spread * math.sqrt(1 / scored[best] + 1 / scored[-1])
         if spread > 0 and fall > max(REWARD_FALL * spread, chance):
-            scorer = name.removeprefix("round/").removesuffix("_mean")
+            scorer = _scorer(name)
             return Verdict(
                 "reward_fell",
                 f"the mean score by {scorer} fell from {means[best]:.3g} in round {best} to "
@@ -338,6 +170,56 @@ def reward_fell(record: Record) -> Verdict | None:
                 lower_rate=True,
             )
     return None
+
+
+def reward_hacked(record: Record) -> Verdict | None:
+    """The score that is trained on rises while one that is not falls, on the same images."""
+    if len(record.rounds) < 2:
+        return None
+    means = [name for name in record.rounds[-1] if name.endswith("_mean")]
+    for trained in (name for name in means if not name.startswith(WATCHED)):
+        for other in (name for name in means if name.startswith(WATCHED)):
+            rows = [row for row in record.rounds if trained in row and other in row]
+            best = max(rows, key=lambda row: row[other])
+            rise, fall = _change(trained, best, rows[-1]), _change(other, best, rows[-1])
+            if rise is None or fall is None or rise < REWARD_RISE or fall > -REWARD_FALL:
+                continue
+            start, end = record.rounds.index(best), record.rounds.index(rows[-1])
+            scorer, judge = _scorer(trained), _scorer(other)
+            return Verdict(
+                "reward_hacked",
+                f"the mean score by {scorer}, which is trained on, rose from {best[trained]:.3g} "
+                f"in round {start} to {rows[-1][trained]:.3g} in round {end}, and that by {judge}, "
+                f"which is not, fell from {best[other]:.3g} to {rows[-1][other]:.3g}: images are "
+                f"made for the one at the cost of the other (reward hacking). It is harm where "
+                f"{judge} measures something that you want: look at grid.png of both rounds. Then "
+                f"use a checkpoint of round {start}, and raise objective.beta, lower optimizer.lr, "
+                f"or train on {judge} as well (rollouts.scorers).",
+                {
+                    trained: rows[-1][trained],
+                    f"{trained}_before": best[trained],
+                    other: rows[-1][other],
+                    f"{other}_before": best[other],
+                },
+                lower_rate=True,
+            )
+    return None
+
+
+def _change(name: str, before: Row, after: Row) -> float | None:
+    """Change of a round's mean score, in standard deviations of the round before; None where it may
+    be chance."""
+    spread = before.get(f"{name.removesuffix('_mean')}_std", 0.0)
+    counts = [row.get("round/images", row.get("round/scored", 0.0)) for row in (before, after)]
+    if spread <= 0 or min(counts) < 1:
+        return None
+    change = (after[name] - before[name]) / spread
+    chance = REWARD_CHANCE * math.sqrt(1 / counts[0] + 1 / counts[1])
+    return change if abs(change) > chance else None
+
+
+def _scorer(name: str) -> str:
+    return name.removeprefix(WATCHED).removeprefix("round/").removesuffix("_mean")
 
 
 def all_tied(record: Record) -> Verdict | None:
@@ -383,6 +265,7 @@ RULES: tuple[Callable[[Record], Verdict | None], ...] = (
     chosen_falls,
     beyond_clip,
     reward_fell,
+    reward_hacked,
     all_tied,
     held_out_worse,
 )
@@ -411,7 +294,7 @@ def _by_length(record: Record) -> str:
     share = record.recent("chosen_longer")
     if shorter is None or longer is None or share is None or shorter - longer < BY_LENGTH:
         return ""
-    if share * _samples(record.latest) < LEAST_LONGER:
+    if share * samples_of(record.latest) < LEAST_LONGER:
         return ""
     return (
         f" Chosen responses that are shorter are preferred in {shorter:.0%} of their pairs, "

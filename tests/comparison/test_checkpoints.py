@@ -12,6 +12,7 @@ from diffalign.comparison.checkpoints import (
     render_curve,
     section_of,
     sentences,
+    warnings_by_others,
 )
 from diffalign.comparison.compare import compare_scores
 from diffalign.generation.manifest import read_manifest
@@ -53,6 +54,23 @@ def test_of_equal_win_rates_the_one_that_drifted_least_is_taken():
     assert best_of([one, other]) is other
 
 
+def test_a_scorer_that_did_not_choose_says_where_the_chosen_one_is_worse():
+    best = measured(20, wins=35, drift=0.3)
+    by_step = {
+        10: measured(10, wins=20, drift=0.1).comparison,
+        20: measured(20, wins=5, drift=0.3).comparison,
+        30: measured(30, wins=2, drift=0.5).comparison,
+    }
+    (said,) = warnings_by_others(best, {"oracle": by_step}, scorer="jpeg")
+    assert said.startswith("Step 20 scores lower than the base by oracle (-0.375), while jpeg")
+    assert "Step 10 is the latest that does not." in said
+    better = {step: measured(step, wins=25, drift=0.1).comparison for step in by_step}
+    assert warnings_by_others(best, {"oracle": better}, scorer="jpeg") == []
+    worse = {step: measured(step, wins=5, drift=0.1).comparison for step in by_step}
+    (said,) = warnings_by_others(best, {"oracle": worse, "b": better}, scorer="jpeg")
+    assert "is the latest" not in said
+
+
 def test_those_within_the_interval_of_the_best_are_told():
     close, best, far = (
         measured(10, wins=31, drift=0.2),
@@ -78,7 +96,7 @@ def test_page_and_curve_show_every_checkpoint():
     everyone = [measured(10, wins=20, drift=0.2), measured(20, wins=30, drift=0.3)]
     curve = render_curve(everyone, everyone[1])
     assert curve.getextrema() != ((255, 255),) * 3
-    page = "".join(section_of(everyone, everyone[1], curve).parts)
+    page = "".join(section_of(everyone, everyone[1], curve, sentences(everyone[1], everyone)).parts)
     assert "step 20 (use this one)" in page and "step 10" in page
     assert "75.0% (" in page and "0.3000" in page
 

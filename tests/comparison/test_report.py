@@ -9,12 +9,13 @@ from rich.console import Console
 
 from diffalign.comparison.compare import compare_scores
 from diffalign.comparison.report import (
-    Result,
     as_json,
     as_markdown,
     console_table,
     markdown_text,
+    numbers_section,
 )
+from diffalign.comparison.results import Result, contradictions
 
 
 @pytest.fixture
@@ -97,3 +98,29 @@ def test_markdown_is_a_table_with_the_grid_below(result):
     assert "39 / 0 / 20" in page[2]
     assert any(line.startswith("- aligned by oracle: 1 items are left out") for line in page)
     assert page[-1] == "![prompts down, models across](grid.png)"
+
+
+def scored_by(scorer: str, gain: float, spread: float = 0.1, model: str = "aligned") -> Result:
+    """A model whose scores differ from the base's by about a gain."""
+    before = {(f"p{i}", 0): 0.5 for i in range(30)}
+    after = {place: 0.5 + gain + spread * (i % 3 - 1) for i, place in enumerate(before)}
+    comparison = compare_scores(before, after, resamples=500)
+    return Result(scorer=scorer, baseline="base", model=model, comparison=comparison)
+
+
+def test_scorers_that_contradict_each_other_are_told_in_every_output():
+    results = [scored_by("jpeg", 0.3), scored_by("oracle", -0.2), scored_by("clip", 0.01)]
+    (said,) = contradictions(results)
+    assert said.startswith("aligned is better than base by jpeg (+0.3) and worse by oracle (-0.2)")
+    assert "reward hacking" in said and "clip" not in said
+    assert json.loads(as_json(results, {}))["contradictions"] == [said]
+    assert "is better than base by jpeg" in as_markdown(results, "grid.png")
+    assert "is better than base by jpeg" in "".join(numbers_section(results).parts)
+
+
+def test_scorers_that_agree_or_may_do_so_are_not():
+    assert contradictions([scored_by("jpeg", 0.3), scored_by("oracle", 0.2)]) == []
+    assert contradictions([scored_by("jpeg", 0.3), scored_by("oracle", -0.01)]) == []
+    others = [scored_by("jpeg", 0.3), scored_by("oracle", -0.2, model="another")]
+    assert contradictions(others) == []
+    assert contradictions([scored_by("oracle", -0.2)]) == []

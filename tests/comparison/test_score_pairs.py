@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffalign import config
-from diffalign.comparison.score_pairs import Perturbation
+from diffalign.comparison.repeats import Perturbation
 from diffalign.data.score_columns import read_score_column
 from diffalign.errors import CacheError, ConfigError, DataError
 from diffalign.jobs import score
@@ -144,8 +144,7 @@ def test_shards_that_are_streamed_are_refused(tmp_path):
         (["images=x", "data.path=y"], "images=FOLDER.* or a data set of pairs"),
         (["data.path=y"], "give output=FOLDER"),
         (["images=x", "output=y"], "leave output out"),
-        (["images=x", "repeats=2"], "repeats and perturbation are for the images of a data set"),
-        (["images=x", "perturbation.flip=true"], "repeats and perturbation are for the images"),
+        (["images=x", "perturbation.flip=true"], "repeats is 1, the image itself"),
         (["data.path=y", "output=z", "perturbation.crop=0.5"], "crop must be"),
     ],
 )

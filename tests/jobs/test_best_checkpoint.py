@@ -68,8 +68,17 @@ def test_one_is_named_with_curve_page_figures_and_a_command_that_works(run, monk
 
     best_checkpoint.run(load(run))  # all is there already
     assert "step-3: 0 to generate, 4 already there" in capsys.readouterr().out
-    chosen, _ = best_checkpoint.run(load(run, "steps=[1, 2]", f"output={run / 'two'}"))
+    dark = "watch.dark={kind: tests.comparison.brightness, scale: -1.0}"
+    two = ["steps=[1, 2]", f"output={run / 'two'}", "prompts.limit=2"]
+    chosen, _ = best_checkpoint.run(load(run, *two, dark))
+    told = json.loads((run / "two/compare.json").read_text())["comparisons"]
+    assert {row["scorer"] for row in told} == {"brightness", "dark"}
     assert chosen.step in (1, 2)
+
+
+def test_a_watched_scorer_needs_a_name_of_its_own(tmp_path):
+    with pytest.raises(ConfigError, match="watch names a scorer brightness, which is the name of"):
+        load(tmp_path, "watch.brightness={kind: jpeg}")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -217,3 +217,13 @@ def test_without_scores_the_next_command_is_named(tmp_path):
     fill(tmp_path, {("base", "a", 0): 0, ("aligned", "a", 0): 0})
     with pytest.raises(DataError, match=rf"(?s)no scores yet.*diffalign score images={tmp_path}"):
         run(tmp_path)
+
+
+def test_a_model_that_one_column_lifts_and_another_lowers_is_told(folder, capsys):
+    run(folder)
+    assert "reward hacking" not in capsys.readouterr().out
+    run_scorer(folder, "scorer.scale=-1", "name=darkness")
+    run(folder)
+    said = capsys.readouterr().out
+    assert "aligned is better than base by brightness (+0.2) and worse by darkness (-0.2)" in said
+    assert "same is better" not in said

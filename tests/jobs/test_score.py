@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from PIL import Image
 
 from diffalign import config
+from diffalign.comparison.repeats import Perturbation
 from diffalign.comparison.score import read_column
 from diffalign.errors import CacheError, ConfigError, DataError
+from diffalign.files import read_json_lines
+from diffalign.generation.manifest import file_digest
+from diffalign.imaging.image_files import pixels_of, read_image
 from diffalign.jobs import score
 from diffalign.scorers.jpeg import JPEG
+from tests.comparison.brightness import Brightness
 from tests.jobs.folders import fill
 
 KIND = "scorer.kind=tests.comparison.brightness"
@@ -74,3 +80,29 @@ def test_a_batch_of_nothing_is_refused(tmp_path):
 def test_a_name_that_would_leave_the_folder_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="becomes a file"):
         score.ScoreConfig(images=tmp_path, scorer=JPEG(), name=name)
+
+
+def test_with_repeats_there_are_means_and_standard_deviations(tmp_path):
+    images = {("base", "a", 0): 0, ("base", "b", 0): 128, ("best", "a", 0): 255}
+    fill(tmp_path, images)
+    run(tmp_path, "repeats=5", "perturbation.noise=20", "batch_size=4")
+    column = tmp_path / "scores" / "brightness.jsonl"
+    rows = read_json_lines(column)
+    scorer, how = Brightness(), Perturbation(noise=20.0)
+    for row in rows:
+        (file,) = (
+            f for f in tmp_path.rglob("*.png") if file_digest(f.read_bytes()) == row["image"]
+        )
+        pixels = pixels_of(read_image(file))
+        copies = torch.stack([how.copy(pixels, row["image"], number) for number in range(5)])
+        scores = scorer.score(copies, [row["prompt"]] * 5).double()
+        assert row["score"] == pytest.approx(scores.mean().item(), abs=1e-6)
+        assert row["deviation"] == pytest.approx(scores.std().item(), abs=1e-6)
+    assert sum(row["deviation"] > 1e-4 for row in rows) == 3
+    before = column.read_bytes()
+    run(tmp_path, "repeats=5", "perturbation.noise=20")
+    assert column.read_bytes() == before
+    with pytest.raises(CacheError, match="5 copies by"):
+        run(tmp_path)
+    run(tmp_path, "name=once")
+    assert "deviation" not in read_json_lines(tmp_path / "scores" / "once.jsonl")[0]

@@ -67,7 +67,9 @@ def test_who_leans_to_a_side_is_told_and_who_does_not_is_not():
     assert "(74% to 100%)" in said  # Clopper and Pearson, 12 of 12
     text = "".join(map(str, sections(found)[1].parts))
     assert "Lea leans to the left." in text
-    assert "base" not in text
+    whole = text + "".join(map(str, sections(found)[0].parts))
+    assert "base" not in whole
+    assert "first" not in whole  # which side of the data wins would tell it
 
 
 def test_others_have_a_majority_or_say_nothing():

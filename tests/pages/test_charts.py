@@ -19,7 +19,8 @@ def test_a_curve_is_drawn_to_scale():
     markup = chart("loss", [Curve("loss", [(0, 0.0), (50, 1.0), (100, 0.5)])])
     ((first, second, third),) = lines_of(markup)
     assert second[0] - first[0] == pytest.approx(third[0] - second[0])
-    assert first[1] - second[1] == pytest.approx(2 * (third[1] - second[1]), abs=0.2)  # y falls
+    assert second[1] < third[1] < first[1]  # upwards is less
+    assert first[1] - second[1] == pytest.approx(2 * (third[1] - second[1]), abs=0.2)
     assert "<b>0.5</b>" in markup  # the last value
 
 

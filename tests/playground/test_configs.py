@@ -36,6 +36,7 @@ FEWER_BY_CONFIG = {
     "reward_vlm": ("data.holdout=null",),
     "seppo": ("rollouts.updates_per_round=1",),
     "spo": ("rollouts.prompts_per_round=4",),
+    "text_d3po": ("rollouts.prompts_per_round=4",),
 }
 
 

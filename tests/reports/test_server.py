@@ -34,7 +34,10 @@ def folder(tmp_path):
     (one / "evil.html").write_text("<script>steal()</script>")
     (one / ".holder.json").write_text("{}")
     run_at(runs / "sub" / "two", rows_of(20))
-    (runs / "way-out").symlink_to(tmp_path / "secret.txt")
+    (runs / "way-out.txt").symlink_to(tmp_path / "secret.txt")
+    (runs / "sub" / "out").symlink_to(tmp_path, target_is_directory=True)
+    outside = run_at(tmp_path / "outside", rows_of(20))
+    fill(outside, {("base", "secret", 0): 9})
     return runs
 
 
@@ -83,7 +86,15 @@ def test_a_run_may_be_the_folder_itself(folder):
         "/file/%2e%2e/secret.txt",
         "/file/one/..%2f..%2f..%2fsecret.txt",
         "/file//etc/passwd",
-        "/file/way-out",
+        "/file/way-out.txt",
+        "/file/sub/out/secret.txt",
+        "/run/../outside",
+        "/run/%2e%2e/outside",
+        "/run/sub/out/outside",
+        "/images/../outside",
+        "/images/sub/out/outside",
+        "/compare?run=one&run=../outside",
+        "/compare?run=one&run=sub/out/outside",
         "/file/one/%00",
         "/file/one/evil.html",
         "/file/one/.holder.json",
@@ -100,8 +111,14 @@ def test_a_run_may_be_the_folder_itself(folder):
 def test_what_is_not_meant_to_be_seen_is_not_sent(folder, target):
     found = answer(folder, target)
     assert found.status in (403, 404)
-    assert b"secret\n" not in found.content and b"steal" not in found.content
+    assert found.content != b"secret" and b"steal" not in found.content
     assert b"root:" not in found.content
+
+
+def test_an_absolute_name_is_not_sent(folder, tmp_path):
+    for route in ("file", "run", "images"):
+        assert answer(folder, f"/{route}/{tmp_path / 'outside'}").status == 404
+    assert answer(folder, f"/file/{tmp_path / 'secret.txt'}").status == 404
 
 
 @pytest.fixture

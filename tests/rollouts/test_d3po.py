@@ -24,6 +24,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.rollouts import d3po as d3po
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.d3po import WholeImage
+from diffalign.scorers.jpeg import JPEG
 from tests.comparison.brightness import Brightness
 from tests.rollouts.runs import row_metadata
 from tests.runs import Killed, files
@@ -212,6 +213,35 @@ def test_scorers_that_contradict_each_other_decide_nothing(prompts, settings, mo
     found = record(tmp_path)
     assert found["skipped"] == {"incomparable pairs": 3}
     assert "0 of 3 pairs decided, 3 incomparable" in found["sentence"]
+
+
+def test_fronts_are_what_their_scorers_do_not_beat(prompts, settings, model, tmp_path):
+    next(iter(start(rollouts(prompts, pairs="fronts"), settings, model, tmp_path)))
+    assert record(tmp_path)["summary"]["pairs"] == 3  # by one scorer: the best over the worst
+
+
+def test_watched_scorers_are_logged_and_decide_nothing(prompts, settings, model, tmp_path, capsys):
+    watch = (Brightness(scale=-1.0), JPEG())
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    next(iter(start(rollouts(prompts), settings, model, plain)))
+    next(iter(start(rollouts(prompts, watch=watch), settings, model, watched)))
+    pairs = "round-0000/pairs.jsonl"
+    assert (watched / pairs).read_bytes() == (plain / pairs).read_bytes()
+    rows = read_json_lines(watched / "round-0000/scores.jsonl")
+    for row in rows:
+        assert row["watched"].keys() == {"brightness", "jpeg"}
+        assert row["watched"]["brightness"] == pytest.approx(-row["scores"]["brightness"], abs=1e-6)
+    found = record(watched)["summary"]
+    assert found["watched/brightness_mean"] == pytest.approx(-found["brightness_mean"], abs=1e-6)
+    assert found["watched/brightness_std"] == pytest.approx(found["brightness_std"], abs=1e-6)
+    assert found["watched/jpeg_mean"] < 0 and found["images"] == len(rows)
+    assert not any("watched" in name for name in record(plain)["summary"])
+
+
+def test_a_run_may_go_on_with_other_watched_scorers(prompts, settings, tmp_path):
+    plain = start(rollouts(prompts), settings, None, tmp_path)
+    watched = start(rollouts(prompts, watch=(JPEG(),)), settings, None, tmp_path)
+    assert plain.fingerprint() == watched.fingerprint()
 
 
 def test_images_without_a_score_make_no_pair_and_are_counted(prompts, settings, model, tmp_path):

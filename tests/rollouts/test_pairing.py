@@ -62,3 +62,14 @@ def test_the_strength_of_a_preference_is_the_mean_gap_of_the_scorers():
     assert mean_gap([2.0, 1.0], [1.0, 0.5]) == pytest.approx(0.75)
     assert preference_of(0.75, 0.75) == pytest.approx(0.731058578630)
     assert preference_of(0.75, None) is None
+
+
+def test_fronts_leave_out_the_middle():
+    # 0 and 1 are beaten by none, 3 beats none; 2 is beaten by 0 and beats 3.
+    scores = {0: [3.0, 3.0], 1: [1.0, 4.0], 2: [2.0, 2.0], 3: [1.0, 1.0]}
+    pairing = pair_up(scores)
+    assert pairing.decided == ((0, 2), (0, 3), (1, 3), (2, 3))
+    assert chosen_pairs(pairing, "fronts") == ((0, 3), (1, 3))
+    assert chosen_pairs(pair_up({5: [1.0], 7: [1.0]}), "fronts") == ()
+    # Images are named by their numbers, whichever of them have scores.
+    assert chosen_pairs(pair_up({4: [0.0], 9: [1.0], 6: [0.5]}), "fronts") == ((9, 4),)

@@ -44,6 +44,7 @@ def write_clip_score(folder: Path, **preprocessing) -> Path:
     content = {"model_cfg": HPS, "preprocess_cfg": {"resize_mode": "shortest", **settings}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         network = spread(open_clip.CLIP(**HPS))
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
     return folder
@@ -99,7 +100,7 @@ def test_a_step_along_the_gradient_does_what_the_gradient_says(scorer):
     images = rounded_levels(0.6 * torch.stack([i[:, :32, :32] for i in two_images()])) / 127.5 - 1
     images.requires_grad_()
     (gradient,) = torch.autograd.grad(scorer.score_with_gradient(images, PROMPTS[:2]).sum(), images)
-    steepest = gradient.flatten(1).abs().topk(20, dim=1)
+    steepest = gradient.flatten(1).abs().topk(4, dim=1)
     steps = torch.zeros_like(images).flatten(1).scatter(1, steepest.indices, 1 / 127.5)
     direction = steps.view_as(images) * gradient.sign()
     with torch.no_grad():
@@ -159,13 +160,16 @@ def test_counts_and_timesteps_are_refused_and_nothing_has_no_scores(scorer):
     assert scorer.score_with_gradient(batch(0)[:0], []).shape == (0,)
 
 
-def test_squashed_images_of_clip_pass_a_gradient_and_padded_ones_are_refused(tmp_path):
-    squash = CLIPScore(
-        path=str(write_clip_score(tmp_path / "a", resize_mode="squash", interpolation="bilinear"))
-    )
+@pytest.mark.parametrize(("filter", "apart"), [("bicubic", 1e-3), ("bilinear", 0.2)])
+def test_squashed_images_of_clip_pass_a_gradient(tmp_path, filter, apart):
+    settings = {"resize_mode": "squash", "interpolation": filter}
+    squash = CLIPScore(path=str(write_clip_score(tmp_path, **settings)))
     found = squash.score_with_gradient(batch(0), PROMPTS)
-    assert found.tolist() == pytest.approx(squash.score(batch(0), PROMPTS).tolist(), abs=0.1)
-    longest = CLIPScore(path=str(write_clip_score(tmp_path / "b", resize_mode="longest")))
+    assert found.tolist() == pytest.approx(squash.score(batch(0), PROMPTS).tolist(), abs=apart)
+
+
+def test_padded_images_of_clip_are_refused(tmp_path):
+    longest = CLIPScore(path=str(write_clip_score(tmp_path, resize_mode="longest")))
     with pytest.raises(ValueError, match=r"by resize_mode longest, through which no gradient"):
         longest.score_with_gradient(batch(0), PROMPTS)
 
@@ -184,7 +188,7 @@ def test_what_is_declared_is_what_is_there():
 
 
 @pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(47, 32), (200, 150), (90, 40), (32, 61)])
+@pytest.mark.parametrize("size", [(47, 32), (200, 150), (90, 40), (32, 61), (32, 40)])
 def test_images_are_resized_as_by_pil(filter, size):
     image = two_images()[0][None]
     method = Image.Resampling.BICUBIC if filter == "bicubic" else Image.Resampling.BILINEAR

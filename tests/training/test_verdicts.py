@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from diffalign.files import read_json_lines
-from diffalign.training.verdicts import Record, Verdict, verdicts_on
+from diffalign.training.health_record import Record
+from diffalign.training.verdicts import Verdict, verdicts_on
 
 SERIES = {
     run["name"]: run for run in read_json_lines(Path(__file__).parent / "health_series.jsonl")
@@ -149,6 +150,54 @@ def test_a_reward_that_fell_by_half_a_standard_deviation_is_told():
     assert not named(record_of(*few))  # within what rounds of 20 images differ by
     unknown = [{n: v for n, v in row.items() if n != "round/scored"} for row in (*rows, few[3])]
     assert not named(record_of(*unknown))
+
+
+def watched(trained: float, other: float, images: float = 400) -> dict[str, float]:
+    """A round with a spread of 2 by jpeg, which is trained on, and of 0.2 by oracle."""
+    return {
+        "round/jpeg_mean": trained,
+        "round/jpeg_std": 2.0,
+        "round/watched/oracle_mean": other,
+        "round/watched/oracle_std": 0.2,
+        "round/images": images,
+        "round/scored": images,
+    }
+
+
+def test_a_trained_score_that_rises_at_the_cost_of_a_watched_one_is_told():
+    start = [watched(-8.0, 0.8)] * 3
+    verdict = named(record_of(*start, watched(-6.0, 0.69)))["reward_hacked"]
+    assert (
+        "by jpeg, which is trained on, rose from -8 in round 0 to -6 in round 1, and that by "
+        "oracle, which is not, fell from 0.8 to 0.69" in verdict.sentence
+    )
+    assert "raise objective.beta" in verdict.sentence and verdict.lower_rate
+    assert verdict.figures["round/watched/oracle_mean"] == 0.69
+    for sound in (
+        watched(-6.0, 0.71),  # less than half a standard deviation
+        watched(-6.0, 0.9),  # both rise
+        watched(-7.6, 0.6),  # the trained one hardly rises: 0.2 standard deviations
+        watched(-8.5, 0.5),  # both fall, of which reward_fell speaks
+        watched(-6.0, 0.69, images=20),  # within what rounds of 20 images differ by
+    ):
+        assert "reward_hacked" not in named(record_of(*start, sound))
+    assert not named(record_of(*start))
+
+
+def test_a_watched_score_that_rose_before_it_falls_is_held_against_its_best_round():
+    rows = [*[watched(-8.0, 0.7)] * 3, watched(-7.0, 0.9), watched(-5.0, 0.79)]
+    verdict = named(record_of(*rows))["reward_hacked"]
+    assert "rose from -7 in round 1 to -5 in round 2" in verdict.sentence
+    assert "a checkpoint of round 1" in verdict.sentence
+
+
+def test_a_watched_score_alone_is_not_what_the_run_is_trained_for():
+    rows = [*[watched(-8.0, 0.9)] * 3, watched(-8.0, 0.3)]
+    assert not named(record_of(*rows))
+    # Watched from the second round on: what there is is compared.
+    plain = {n: v for n, v in watched(-9.0, 0.0).items() if "watched" not in n}
+    late = [*[plain] * 3, watched(-8.0, 0.9), watched(-6.0, 0.6)]
+    assert "in round 1 to -6 in round 2" in named(record_of(*late))["reward_hacked"].sentence
 
 
 def test_rounds_that_are_all_ties_are_told_and_no_rate_helps():

@@ -11,9 +11,10 @@ from rich.markup import escape
 from torch import Tensor
 
 from diffalign.objectives.base import Measure
+from diffalign.training.health_record import Record
 from diffalign.training.hooks.base import AbstractHook, TrainingRun
 from diffalign.training.hooks.records import JsonLines
-from diffalign.training.verdicts import Record, Verdict, verdicts_on
+from diffalign.training.verdicts import Verdict, verdicts_on
 
 HEALTH = "health.jsonl"
 """File of a run folder: every verdict, with the step at which it was reached."""

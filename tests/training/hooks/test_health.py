@@ -7,9 +7,10 @@ import torch
 from rich.console import Console
 
 from diffalign.files import read_json_lines
+from diffalign.training.health_record import Record
 from diffalign.training.hooks import health
 from diffalign.training.hooks.health import HEALTH, Health
-from diffalign.training.verdicts import Record, Verdict
+from diffalign.training.verdicts import Verdict
 from tests.runs import figures, files
 from tests.training.toys import toy_trainer, weights
 
