@@ -41,6 +41,7 @@ SMALL = {
     "bench_scale.py": "--tiny --only batch --only images --only processes",
     "bench_sharding.py": "--tiny",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
+    "bench_vlm.py": "--tiny",
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "check_best_checkpoint.py": "--steps 4 --checkpoints 2 --prompts 2 --seeds 1 --out OUT",
     "check_health.py": "demo --steps 2 --out OUT",

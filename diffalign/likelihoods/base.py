@@ -137,6 +137,10 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
     def describe(self) -> str:
         """One line for the start of a run: what is measured, and in which unit."""
 
+    def note(self, model: AbstractModel) -> str:
+        """How it sends samples through a model, where that depends on both; may be empty."""
+        return ""
+
     def published_scale(self, beta: float) -> str:
         """What `beta` on this likelihood's unit is called in published code; may be empty."""
         return ""

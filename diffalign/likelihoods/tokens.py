@@ -2,7 +2,8 @@
 
 A view is a response next to images under a condition, its tokens counted by a weight map. Whatever
 the number of views and maps, a response next to one set of images goes through policy and
-reference once each.
+reference once each; and responses next to the same images and prompt are branches of one row, where
+the model's family allows it.
 
 Sources: Rafailov et al. 2023, arXiv:2305.18290 (DPO); Zeng et al. 2024, arXiv:2404.11999
 (divergence); Gu et al. 2024, arXiv:2412.14487 (visual gain); Zhou et al. 2024, arXiv:2402.11411
@@ -13,21 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from diffalign.data.batches import TokenBatch, TokenRows
+from diffalign.data.batches import TokenBatch
 from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.likelihoods.token_rows import ForwardGroup, RowsOfBatch, TokensOfResponse
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
-from diffalign.models.vlm.vision_pass import ImageInputs
 from diffalign.objectives.base import Measure, Measured
 from diffalign.views import View
 
@@ -38,9 +37,6 @@ OWN = "own"
 written there next to disturbed images (POVID)."""
 _CHOSEN = "chosen"
 _REJECTED = "rejected"
-
-ForwardGroup = tuple[str, str | None]
-"""A response of the data set and the condition of the images next to it: one run of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,42 +49,6 @@ class VisualGain:
 
     condition: str
     """What disturbs the images: a name under `responses.conditions`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensOfResponse:
-    """Where the N tokens of B rows of one response stand."""
-
-    rows: Tensor
-    """Int64 [N]."""
-    columns: Tensor
-    """Int64 [N], from 1: nothing predicts the first token of a row."""
-    ids: Tensor
-    """Int64 [N]."""
-    shape: tuple[int, int]
-    """(B, L) of these rows."""
-
-    @classmethod
-    def of(cls, response: TokenRows) -> TokensOfResponse:
-        """Find the tokens that the response mask marks."""
-        rows, columns = response.response_mask.nonzero(as_tuple=True)
-        assert not response.response_mask[:, 0].any(), "a response begins where a prompt ends"
-        height, width = response.input_ids.shape
-        return cls(
-            rows=rows,
-            columns=columns,
-            ids=response.input_ids[rows, columns],
-            shape=(height, width),
-        )
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Values of the tokens, [N], as [B, L] with zeros elsewhere."""
-        height, width = self.shape
-        flat = send(self.rows * width + self.columns, values.device)
-        return values.new_zeros(height * width).scatter(0, flat, values).view(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +119,11 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             raise ValueError(
                 "tokens measures the responses of a vision-language model: set model.kind to vlm"
             )
+        if model.prefix == "shared" and not self.concatenated:
+            raise ValueError(
+                "concatenated is false, which sends one response after the other, and model.prefix "
+                "is shared, which sends those of a pair in one row: set either to its default"
+            )
 
     def data_views(self, views: frozenset[str]) -> frozenset[str]:
         """A weight map or response that is made here is replaced by what it is made of."""
@@ -206,9 +171,11 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
         """Look at the images once, and lay out the rows of every group."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
-        groups = list(dict.fromkeys(self._forward_group(view) for view in parsed.values()))
-        groups = [group for group in groups if group[0] in batch.responses]  # no sample may have it
-        forward = _Forward(model, batch)
+        known = dict.fromkeys(self._forward_group(view) for view in parsed.values())
+        asked = [group for group in known if group[0] in batch.responses]  # no sample may have it
+        forward = RowsOfBatch(model, batch)
+        bundles = forward.bundles(asked) if self.concatenated else [(group,) for group in asked]
+        groups = [group for bundle in bundles for group in bundle]
 
         targets = [forward.tokens(group).ids[:, None] for group in groups]
         if any(view.response == OWN for view in parsed.values()):
@@ -219,7 +186,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
                 for (response, _), ids in zip(groups, given, strict=True)
             ]
         return PreparedTokens(
-            groups=forward.groups(groups, targets, concatenated=self.concatenated),
+            groups=forward.rows(bundles, targets, concatenated=self.concatenated),
             tokens=[forward.tokens(group) for group in groups],
             views={
                 name: PreparedView(
@@ -293,10 +260,19 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
         }[self.reduction]
         return f"log-probability of responses; {unit}"
 
+    def note(self, model: AbstractModel) -> str:
+        assert isinstance(model, VLM), "the config was checked"
+        why = model.prefix_obstacle
+        if why is None and not self.concatenated:
+            why = "likelihood.concatenated is false"
+        if why is None:
+            return "shared: image and prompt are computed once for the responses that follow them"
+        return f"repeated: image and prompt are computed for each response, since {why}"
+
     def _forward_group(self, view: View) -> ForwardGroup:
         return (_CHOSEN if view.response == OWN else view.response), view.condition
 
-    def _weights(self, forward: _Forward, view: View) -> Tensor:
+    def _weights(self, forward: RowsOfBatch, view: View) -> Tensor:
         """How much the tokens of a view count, float32 [B, L], on the device."""
         response, _ = group = self._forward_group(view)
         if view.weights is None:
@@ -324,63 +300,3 @@ def _of_views(prepared: PreparedTokens, found: Tensor, reduction: Reduction) -> 
         once = tokens.spread(torch.ones_like(values))
         reduced[name] = _over_tokens(tokens.spread(values), once, reduction)
     return reduced
-
-
-class _Forward:
-    """A batch next to the model that reads it: the rows of any groups, laid out as asked."""
-
-    def __init__(self, model: VisionLanguageModel, batch: TokenBatch) -> None:
-        self.model, self.batch = model, batch
-        self._seen = {name: model.look(some) for name, some in batch.image_inputs.items()}
-        self._own = {group: model.look(some) for group, some in batch.own_image_inputs.items()}
-        self.device = model.device
-        self._tokens = {
-            name: TokensOfResponse.of(response) for name, response in batch.responses.items()
-        }
-
-    def tokens(self, group: ForwardGroup) -> TokensOfResponse:
-        return self._tokens[group[0]]
-
-    def groups(
-        self, groups: Sequence[ForwardGroup], targets: Sequence[Tensor], *, concatenated: bool
-    ) -> list[ResponseRows]:
-        """The rows of the groups as one group, or as one group each."""
-        if concatenated:
-            return [self._rows(groups, torch.cat(list(targets)))]
-        return [self._rows([c], wanted) for c, wanted in zip(groups, targets, strict=True)]
-
-    def log_probs(self, group: ForwardGroup) -> Tensor:
-        """Of a group's own tokens under the policy as it is, [N], on the device."""
-        rows = self._rows([group], self.tokens(group).ids[:, None])
-        return self.model.log_probs(rows)[:, 0]
-
-    def choices(self, group: ForwardGroup) -> Tensor:
-        """The policy's most probable tokens in place of a group's own, int64 [N], on the device."""
-        return self.model.choices(self._rows([group], self.tokens(group).ids[:, None]))
-
-    def _next_to(self, group: ForwardGroup) -> ImageInputs:
-        """The images of the rows of a group."""
-        own = self._own.get(group)
-        return self._seen[group[1]] if own is None else own
-
-    def _rows(self, groups: Sequence[ForwardGroup], targets: Tensor) -> ResponseRows:
-        parts = [self.batch.responses[response] for response, _ in groups]
-        longest = max(part.input_ids.shape[1] for part in parts)
-
-        def stack(tensors: Sequence[Tensor], value: int = 0) -> Tensor:
-            padded = [pad(t, (0, longest - t.shape[1]), value=value) for t in tensors]
-            return send(torch.cat(padded), self.device)
-
-        heights = [len(part.input_ids) for part in parts]
-        positions = [
-            (above + self.tokens(group).rows) * longest + self.tokens(group).columns
-            for above, group in zip(accumulate(heights, initial=0), groups, strict=False)
-        ]
-        return ResponseRows(
-            input_ids=stack([part.input_ids for part in parts], self.model.pad_token_id),
-            attention_mask=stack([part.attention_mask for part in parts]),
-            further={key: stack([part.further[key] for part in parts]) for key in parts[0].further},
-            image_inputs=ImageInputs.stack([self._next_to(group) for group in groups]),
-            positions=send(torch.cat(positions), self.device),
-            targets=send(targets, self.device),
-        )

@@ -47,6 +47,10 @@ class AbstractTrainable(abc.ABC):
         sentence with the way out, or None. It waits for the device."""
         return None
 
+    def remarks(self) -> list[str]:
+        """Sentences for the user that came up since it was last asked."""
+        return []
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Identifies base weights and shape of the training (adapter or full)."""

@@ -25,6 +25,7 @@ def plan(
         ("reference", resolve_reference(run)),
         ("rollouts", run.section.describe()),
         ("likelihood", run.likelihood.describe()),
+        ("prefix", run.likelihood.note(run.model)),
         ("objective", f"{components.kind_of(run.objective)}{_scale(run)}"),
         ("loss", run.objective.note()),
         (

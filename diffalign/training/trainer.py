@@ -221,6 +221,9 @@ class Trainer:
         saves = last or self.step % self.config.checkpoint_every == 0
         if logs or saves:
             self._tell_bad_steps()
+            said = [remark for some in world.gather(self.model.remarks()) for remark in some]
+            for remark in dict.fromkeys(said):
+                self.console.print(f"[yellow]{escape(remark)}", soft_wrap=True)
         figures = self.hooks.after_step(self, StepOutcome(moved=good, complete=complete))
         if logs:
             figures = {**self._means(), **figures}

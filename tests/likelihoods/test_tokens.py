@@ -173,11 +173,12 @@ def test_company_and_its_padding_change_nothing(family):
         assert all(close(together[view][row], alone[view][0]) for view in together)
 
 
-def test_every_response_and_condition_runs_once_whatever_the_views():
+@pytest.mark.parametrize(("prefix", "rows"), [("shared", 2), ("repeated", 3)])
+def test_every_response_and_condition_runs_once_whatever_the_views(prefix, rows):
     views = ("chosen", "chosen:changed", "rejected", "rejected:changed", "chosen@diffuse")
-    model = load()
+    model = load(prefix=prefix)
     measure(model, response_batch(model.processor, *views))
-    assert model.evaluations == 2 * 3 * 3  # models, cells, rows
+    assert model.evaluations == 2 * rows * 3  # models, rows of a sample, samples
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -302,7 +303,7 @@ def test_own_is_what_the_policy_would_write_next_to_noise_scored_next_to_the_ima
     batch = response_batch(model.processor, "chosen", "rejected", "own", likelihood=likelihood)
     before = model.evaluations
     _, policy, _ = measure(model, batch, likelihood)
-    assert model.evaluations - before == 2 * 2 * 3 + 3  # cells of both models, and the choice
+    assert model.evaluations - before == 2 * 3 + 3  # one row of both models, and the choice
     chosen = plain_logits("llava", batch, "chosen", "diffuse").argmax(-1, keepdim=True)
     clear = plain_logits("llava", batch, "chosen").log_softmax(-1).gather(-1, chosen)[..., 0]
     mask = batch.responses["chosen"].response_mask[:, 1:]

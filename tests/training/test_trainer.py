@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from diffalign.errors import CheckpointError, TrainingError
@@ -155,6 +157,16 @@ def test_a_frozen_part_that_breaks_is_blamed_in_place_of_the_learning_rate(tmp_p
     monkeypatch.setattr(trainer.model, "blame", lambda: "the autoencoder overflows: set vae_dtype")
     with pytest.raises(TrainingError, match=r"toy-15\. the autoencoder overflows: set vae_dtype$"):
         trainer.fit()
+
+
+def test_what_a_model_finds_out_about_itself_is_said_at_the_next_line_of_the_log(tmp_path):
+    stream = io.StringIO()
+    trainer = toy_trainer(tmp_path, optimizer_steps=4, log_every=2)
+    trainer.console = Console(file=stream, width=200)
+    remarks = [[], ["rows are repeated"]]
+    trainer.model.remarks = lambda: remarks.pop() if remarks else []
+    trainer.fit()
+    assert stream.getvalue().count("rows are repeated") == 1 and not remarks
 
 
 def test_clipping_bounds_the_gradient_that_the_optimiser_sees(tmp_path):

@@ -37,6 +37,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.runs import in_words
 from diffalign.models.sharding import Sharder
 from diffalign.models.single_file import SingleFile
+from diffalign.models.vlm.branches import Prefix, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
 from diffalign.models.vlm.loading import (
@@ -82,6 +83,10 @@ class VLM(AbstractModel):
     """Run a frozen vision tower once per image, for all responses and for policy and reference.
     False runs it with every forward, which gives the same numbers. Without effect where the tower
     or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
+    prefix: Prefix = field(default="auto", metadata=MAY_CHANGE)
+    """Compute image and prompt once for all responses that stand after them (`shared`: they are
+    branches of one row) or for each (`repeated`): the same loss up to rounding. `auto` shares where
+    family, adapter and likelihood allow it. It may change when a run is resumed."""
     image_pixels: Annotated[int, AtLeast(1)] | None = None
     """Scale larger images down to so many pixels, where the family gives a token to every 28 by
     28 of them (Qwen): 602112 are 768 tokens. Null leaves the model's own bound, which for
@@ -235,7 +240,14 @@ class VLM(AbstractModel):
         path, revision = self._location.origin
         return read_processor(path, self.config, revision=revision, image_pixels=self.image_pixels)
 
+    @property
+    def prefix_obstacle(self) -> str | None:
+        """Why image and prompt are computed for each response; None where once for all."""
+        return prefix_obstacle(self.config, asked=self.prefix, lora=self.lora)
+
     def check(self) -> None:
+        if self.prefix == "shared" and self.prefix_obstacle is not None:
+            raise ModelError(f"{self.path}: prefix is shared, but {self.prefix_obstacle}; set auto")
         blank = self._blank()
         modules = find_modules(blank, where=self.path)
         self._location.check_weights(ITSELF)
@@ -308,6 +320,7 @@ class VLM(AbstractModel):
             device=device,
             compute_dtype=compute_dtype,
             shares_vision=self._shares_vision(modules),
+            shares_prefix=self.prefix_obstacle is None,
             rates=self._rates(network),
             fingerprint=self._fingerprint(),
             export=self._export,

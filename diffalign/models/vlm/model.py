@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.reference import AbstractReference
+from diffalign.models.sharding import is_sharded
+from diffalign.models.vlm.branches import Branches
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look
 
@@ -36,6 +38,7 @@ class VisionLanguageModel(AbstractTrainable):
         device: torch.device,
         compute_dtype: torch.dtype,
         shares_vision: bool,
+        shares_prefix: bool = False,
         rates: Mapping[str, float],
         fingerprint: str,
         export: Export,
@@ -49,6 +52,7 @@ class VisionLanguageModel(AbstractTrainable):
             device: where the network is.
             compute_dtype: in which the network runs, by autocast unless it is float32.
             shares_vision: whether the vision tower runs once for all forwards on an image.
+            shares_prefix: whether responses may be branches of one row.
             rates: see `AbstractTrainable.learning_rates`.
             fingerprint: see `AbstractTrainable`.
             export: how trained values are written.
@@ -63,6 +67,16 @@ class VisionLanguageModel(AbstractTrainable):
         self._called: nn.Module | None = None
         self.compute_dtype = compute_dtype
         self._shares_vision = shares_vision
+        self._remarks: list[str] = []
+        attention = network.model.config.get_text_config()._attn_implementation
+        if shares_prefix and attention != "sdpa":
+            shares_prefix = False
+            self._remarks.append(
+                f"the model attends by {attention}, which takes no mask that keeps responses of "
+                f"one row apart (sdpa does): image and prompt are computed for each response"
+            )
+        self.shares_prefix = self.prefix_agrees = shares_prefix
+        self._prefix_checked = False
         self._rates = rates
         self._fingerprint = fingerprint
         self._export = export
@@ -109,6 +123,57 @@ class VisionLanguageModel(AbstractTrainable):
         with self.inference() as network:
             scores: list[TokenScores] = network([rows])
         return scores[0].log_probs
+
+    def branches(self, segments: Tensor, shifts: Tensor, inputs: Mapping[str, Tensor]) -> Branches:
+        """What the network has to be told of rows with branches: see `Branches.of`."""
+        model = self._unwrapped.model.model
+        return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs)
+
+    def must_check_prefix(self, rows: ResponseRows) -> bool:
+        """Whether these are the first rows with branches. Where weights are shared out, the first
+        rows: then all processes have to compute together."""
+        if self._prefix_checked:
+            return False
+        return rows.branches is not None or any(map(is_sharded, self._unwrapped.parameters()))
+
+    def check_prefix(
+        self, branched: ResponseRows, plain: ResponseRows, counts: Sequence[int]
+    ) -> bool:
+        """Compare responses that are branches of one row with the same in rows of their own.
+
+        What a family does to its mask or positions and its configuration does not tell shows here;
+        a run would train on other numbers in silence.
+
+        Args:
+            branched, plain: the same wanted tokens in the same order, laid out both ways.
+            counts: how many of the tokens are of each response.
+
+        Returns:
+            `prefix_agrees`, from now on False where they differ: in float32 by more than 0.001 at
+            any token; where the network computes in half precision, by more than 16 of its
+            roundings in the mean over the tokens of a response.
+        """
+        before, self._prefix_checked = self.evaluations, True
+        difference = (self.log_probs(branched) - self.log_probs(plain)).abs()[:, 0]
+        self.evaluations = before
+        if self.compute_dtype == torch.float32:
+            limit, found = 1e-3, difference.max()
+        else:
+            limit = 16 * torch.finfo(self.compute_dtype).eps
+            found = torch.stack([part.mean() for part in difference.split(list(counts))]).max()
+        self.prefix_agrees = bool(found <= limit)  # not for nan
+        if not self.prefix_agrees:
+            self._remarks.append(
+                f"log-probabilities of tokens differ by {float(found):.2g} between responses that "
+                f"share the row of their prompt and responses in rows of their own; {limit:.2g} is "
+                f"allowed. Image and prompt are computed for each response, as with "
+                f"model.prefix=repeated"
+            )
+        return self.prefix_agrees
+
+    def remarks(self) -> list[str]:
+        said, self._remarks = self._remarks, []
+        return said
 
     def choices(self, rows: ResponseRows) -> Tensor:
         """The most probable token of `inference` at each wanted position: int64 [P]."""

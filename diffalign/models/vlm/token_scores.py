@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from diffalign.models.vlm.branches import Branches
 from diffalign.models.vlm.families import ModuleNames
 from diffalign.models.vlm.vision_pass import ImageInputs, shown
 
@@ -80,11 +81,13 @@ class ResponseRows:
     """Further inputs of the model per token, [n, L] each."""
     image_inputs: ImageInputs
     """Of all rows in reading order."""
-    positions: Tensor
-    """Int64 [P], tokens of responses as indices into the n * L of all rows; never the first of a
-    row, which nothing predicts."""
+    before: Tensor
+    """Int64 [P], for every wanted token where the one before it stands, as indices into the n * L
+    of all rows; branches of a row may begin after the same one."""
     targets: Tensor
     """Int64 [P, k]: tokens whose probability is wanted there, such as the ones that are there."""
+    branches: Branches | None = None
+    """Where some rows hold several responses; None where each holds one."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -227,12 +230,14 @@ class TokenScorer(nn.Module):
         with shown(self.tower, rows.image_inputs.features):
             output = self.model.model(
                 input_ids=rows.input_ids,
-                attention_mask=rows.attention_mask,
                 use_cache=False,
+                **{"attention_mask": rows.attention_mask}
+                if rows.branches is None
+                else rows.branches.arguments(),
                 **rows.further,
                 **rows.image_inputs.inputs,
             )
-        return output.last_hidden_state.flatten(0, 1).index_select(0, rows.positions - 1)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, rows.before)
 
     def _score(
         self, hidden: Tensor, targets: Tensor, other: States | None, typicality: bool

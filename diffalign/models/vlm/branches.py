@@ -1,0 +1,214 @@
+"""Responses that begin alike as branches of one row, so that image and prompt are computed once.
+
+Chosen and rejected responses stand after the same image and prompt. A row of such a sample is what
+its responses have in common from the beginning, then the rest of each, one after the other. A token
+sees what comes before it in its own response alone, and stands at the position that it has there:
+every response gets the numbers that it would get in a row of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
+
+from diffalign.models.lora import LoraSettings
+
+Prefix = Literal["shared", "repeated", "auto"]
+
+_ATTENTION = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers in which a token knows of others by the mask alone."""
+_IN_COMMON, PADDING = 0, -1
+"""Segments of a row that are no branch; branches count from 1."""
+
+
+def prefix_obstacle(
+    config: PretrainedConfig, *, asked: Prefix, lora: LoraSettings | None
+) -> str | None:
+    """Why every response needs a row of its own; None where responses are branches of one.
+
+    Args:
+        config: of a class for image-text-to-text generation.
+        asked: the setting `model.prefix`.
+        lora: of the adapter; None where there is none.
+    """
+    if asked == "repeated":
+        return "model.prefix is repeated"
+    if lora is not None and lora.dropout > 0:
+        return "dropout of an adapter is sampled anew for every response"
+    return _family_obstacle(config)
+
+
+def _family_obstacle(config: PretrainedConfig) -> str | None:
+    """The same of a family, told by its configuration and by what its model takes.
+
+    transformers hands a mask of four dimensions to every layer as it is, and so loses all that a
+    layer would have changed in it.
+    """
+    text = config.get_text_config()
+    classes: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model = classes[0] if isinstance(classes, tuple) else classes
+    takes = inspect.signature(model.forward).parameters
+    layers = set(getattr(text, "layer_types", None) or ())
+    layers |= set(getattr(text, "layers_block_type", None) or ())
+    if others := sorted(layers - _ATTENTION):
+        return f"a mask does not keep responses apart in its layers of the kind {', '.join(others)}"
+    window = getattr(text, "sliding_window", None)
+    if getattr(text, "use_sliding_window", True) is False:
+        window = None
+    if "sliding_attention" in layers or (window is not None and not layers):
+        return f"its layers attend within a window of {window} tokens, which such a mask replaces"
+    if getattr(text, "cross_attention_layers", None):
+        return "its layers look at images by a mask of their own, a row for every response"
+    if "token_type_ids" in takes:
+        return "tokens of its images see those after them, which such a mask replaces"
+    if "position_ids" not in takes:
+        return "its tokens stand where they are in a row, and cannot be told another position"
+    if not getattr(model, "_supports_sdpa", False):
+        return "it has no attention that takes such a mask (sdpa)"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the tokens of k responses to each of n samples stand in n rows, one a sample."""
+
+    segments: Tensor
+    """Int64 [n, L]: 0 for what the responses of a sample have in common, 1 to k for the rest of
+    each of them, -1 for padding at the end."""
+    shifts: Tensor
+    """Int64 [n, L], how many tokens of other branches stand before each token: positions go on
+    after what is in common."""
+    prefixes: Tensor
+    """Int64 [n], tokens that the responses of a sample have in common."""
+    offsets: Tensor
+    """Int64 [k, n], how many tokens of other branches stand before a response's own."""
+    masks: tuple[Tensor, ...]
+    """Of each response, [n, L of that response]: 0 where it was padded."""
+
+    @classmethod
+    def of(cls, ids: Sequence[Tensor], masks: Sequence[Tensor]) -> Layout:
+        """Lay out rows that begin alike; one row a sample stays as it is.
+
+        Args:
+            ids: of k responses next to what stands before them, int64 [n, L] each, right-padded.
+            masks: the same shapes, 0 where padded.
+        """
+        lengths = torch.stack([mask.sum(dim=1) for mask in masks])
+        prefixes = lengths[0]
+        for theirs, mask in zip(ids[1:], masks[1:], strict=True):
+            width = min(theirs.shape[1], ids[0].shape[1])
+            alike = theirs[:, :width] == ids[0][:, :width]
+            alike = alike & mask[:, :width].bool() & masks[0][:, :width].bool()
+            prefixes = prefixes.minimum(alike.long().cumprod(dim=1).sum(dim=1))
+        own = lengths - prefixes
+        offsets = own.cumsum(dim=0) - own
+        height, width = len(prefixes), int((prefixes + own.sum(dim=0)).max())
+        segments = ids[0].new_full((height, width), PADDING)
+        shifts = torch.zeros_like(segments)
+        layout = cls(
+            segments=segments,
+            shifts=shifts,
+            prefixes=prefixes,
+            offsets=offsets,
+            masks=tuple(masks),
+        )
+        for branch in range(len(ids)):
+            rows, columns = layout._own(branch)
+            places = layout._places(branch, rows, columns)
+            segments[rows, places] = torch.where(columns < prefixes[rows], _IN_COMMON, branch + 1)
+            shifts[rows, places] = places - columns
+        return layout
+
+    def row(self, values: Sequence[Tensor], *, padding: int = 0) -> Tensor:
+        """What the rows of the responses had at each token, [n, L of each], in the rows of here."""
+        found = values[0].new_full(self.segments.shape, padding)
+        for branch, theirs in enumerate(values):
+            rows, columns = self._own(branch)
+            found[rows, self._places(branch, rows, columns)] = theirs[rows, columns]
+        return found
+
+    def after_prefix(self, branch: int) -> Tensor:
+        """Which tokens of a response's rows are its own, bool [n, L of that response]."""
+        mask = self.masks[branch]
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        return mask.bool() & (columns >= self.prefixes[:, None])
+
+    def before(self, branch: int, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the token stands after which another one is predicted.
+
+        Args:
+            branch: which response.
+            rows, columns: int64 [N] each, of predicted tokens in the rows of that response; no
+                column is 0.
+
+        Returns:
+            Int64 [N] each, its row and column here.
+        """
+        return rows, self._places(branch, rows, columns - 1)
+
+    def _own(self, branch: int) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the tokens that a response brings; the first one brings all."""
+        some = self.masks[0].bool() if branch == 0 else self.after_prefix(branch)
+        rows, columns = some.nonzero(as_tuple=True)
+        return rows, columns
+
+    def _places(self, branch: int, rows: Tensor, columns: Tensor) -> Tensor:
+        shifts = torch.where(columns >= self.prefixes[rows], self.offsets[branch][rows], 0)
+        return columns + shifts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """Rows of which some have branches, as a model is told of them."""
+
+    segments: Tensor
+    """See `Layout`."""
+    positions: Tensor
+    """Int64 [n, L], or [axes, n, L] where a model counts along several axes."""
+
+    @classmethod
+    def of(
+        cls, model: Any, *, segments: Tensor, shifts: Tensor, inputs: Mapping[str, Tensor]
+    ) -> Branches:
+        """Ask a model where tokens would stand in plain rows, and let branches begin alike.
+
+        No branch holds an image, so that in all of them positions count up by one.
+
+        Args:
+            model: of transformers, without its head.
+            segments, shifts: see `Layout`, on the model's device.
+            inputs: `input_ids` and `attention_mask`, [n, L], and all else that the model takes.
+        """
+        height, width = segments.shape
+        plain = torch.arange(width, device=segments.device).expand(height, width)
+        if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
+            accepted = inspect.signature(model.get_rope_index).parameters
+            plain, _ = model.get_rope_index(**{k: v for k, v in inputs.items() if k in accepted})
+        return cls(segments=segments, positions=plain - shifts)
+
+    def arguments(self) -> dict[str, Tensor]:
+        """Keyword arguments of the model, in place of a plain mask."""
+        return {"attention_mask": branch_mask(self.segments), "position_ids": self.positions}
+
+
+def branch_mask(segments: Tensor) -> Tensor:
+    """Which tokens see which: those before them in their own branch or in what is in common.
+
+    Args:
+        segments: int64 [n, L], see `Layout`.
+
+    Returns:
+        Bool [n, 1, L, L], for torch's fused attention alone: others would add it to their scores.
+        Every token sees itself, so that no row of it is empty.
+    """
+    theirs, own = segments[:, None, :], segments[:, :, None]
+    width = segments.shape[1]
+    earlier = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
+    seen = earlier & ((theirs == _IN_COMMON) | (theirs == own))
+    return seen[:, None]
