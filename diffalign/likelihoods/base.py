@@ -138,7 +138,8 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
         """One line for the start of a run: what is measured, and in which unit."""
 
     def note(self, model: AbstractModel) -> str:
-        """How it sends samples through a model, where that depends on both; may be empty."""
+        """How it sends samples through a model, where that depends on both; empty where nothing
+        is to be said, or nothing is known of the model yet."""
         return ""
 
     def published_scale(self, beta: float) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diffalign.data.batches import TokenBatch
+from diffalign.errors import ModelError
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.token_rows import ForwardGroup, RowsOfBatch, TokensOfResponse
 from diffalign.models.base import AbstractModel
@@ -262,7 +263,10 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
 
     def note(self, model: AbstractModel) -> str:
         assert isinstance(model, VLM), "the config was checked"
-        why = model.prefix_obstacle
+        try:
+            why = model.prefix_obstacle
+        except ModelError:
+            return ""  # the check of the model says what is wrong with it
         if why is None and not self.concatenated:
             why = "likelihood.concatenated is false"
         if why is None:
