@@ -33,7 +33,7 @@ from diffalign.models.preference.clip_loading import (
     pixel_values,
     read_state,
 )
-from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, embedded
+from diffalign.scorers.images import AbstractEmbeddingScorer, Images, Prepare
 from diffalign.scorers.pixels import levels_of, square, square_levels
 
 WIDTHS = (1024, 128, 64, 16, 1)
@@ -66,7 +66,7 @@ def build_head(names: Mapping[str, Tensor], width: int) -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aesthetic(AbstractTowerScorer):
+class Aesthetic(AbstractEmbeddingScorer):
     """Predicted rating of an image, some 4 to 7; prompts do not matter."""
 
     path: str = field(metadata=MUST_STAY)
@@ -95,17 +95,12 @@ class Aesthetic(AbstractTowerScorer):
     def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
         head = self._parts.head
         layers = head if isinstance(head, nn.Linear) else head.get_submodule("layers")
+        size = self.images_per_batch
         parts = [
-            layers(normalize(self._embed(prepare(images[i : i + self.images_per_batch])), dim=-1))
-            for i in range(0, len(images), self.images_per_batch)
+            layers(normalize(self.embed_images(prepare(images[start : start + size])), dim=-1))
+            for start in range(0, len(images), size)
         ]
         return torch.cat(parts)[:, 0]
-
-    def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of the image tower, of length 1."""
-        return embedded(
-            lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
-        )
 
     def to(self, device: torch.device | str) -> Aesthetic:
         for part in self._parts:
@@ -116,7 +111,7 @@ class Aesthetic(AbstractTowerScorer):
     def _size(self) -> int:
         return int(self._parts.tower.config.image_size)
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor) -> Tensor:
         tower = self._parts.tower
         embeddings: Tensor = tower(pixel_values=pixels.to(tower.device, tower.dtype)).image_embeds
         return embeddings.float()

@@ -26,7 +26,7 @@ from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError
 from diffalign.models.devices import DTYPES
 from diffalign.models.preference.clip_loading import digest_of, find_weights
-from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, cosines, embedded
+from diffalign.scorers.images import AbstractCosineScorer
 from diffalign.scorers.pixels import Filter, middle, resized, short_side_to
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -44,7 +44,7 @@ class _Parts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPScore(AbstractTowerScorer):
+class CLIPScore(AbstractCosineScorer):
     """100 times the cosine between image and prompt; about 20 to 40 in practice."""
 
     path: str = field(default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", metadata=MUST_STAY)
@@ -87,38 +87,27 @@ class CLIPScore(AbstractTowerScorer):
         mean, std = (levels.new_tensor(settings[key])[:, None, None] for key in ("mean", "std"))
         return (cut / 255 - mean) / std
 
-    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
-        return SCALE * cosines(
-            images,
-            prompts,
-            embed_images=lambda some: self._embed(prepare(some)),
-            embed_prompts=self._embed_prompts,
-            images_per_batch=self.images_per_batch,
-        )
-
-    def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of the image tower, of length 1."""
-        return embedded(
-            lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
-        )
+    @property
+    def scale(self) -> float:
+        return SCALE
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of the text tower, of length 1, float32 [n, d]."""
         with torch.no_grad():
-            return normalize(self._embed_prompts(texts).float(), dim=-1)
+            return normalize(self.embed_prompts(texts).float(), dim=-1)
 
     def to(self, device: torch.device | str) -> CLIPScore:
         self._parts.network.to(device)
         return self
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor) -> Tensor:
         network = self._parts.network
         features: Tensor = network.encode_image(
             pixels.to(network.logit_scale.device, network.logit_scale.dtype)
         )
         return features
 
-    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         network, _, tokenizer = self._parts
         tokens = tokenizer(list(prompts))
         features: Tensor = network.encode_text(tokens.to(network.logit_scale.device))

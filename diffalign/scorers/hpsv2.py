@@ -36,7 +36,7 @@ from diffalign.models.preference.clip_loading import (
     pixel_values,
     read_state,
 )
-from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, cosines, embedded
+from diffalign.scorers.images import AbstractCosineScorer
 from diffalign.scorers.pixels import levels_of
 
 ARCHITECTURE = "ViT-H-14"
@@ -70,7 +70,7 @@ def padded(levels: Tensor, size: int, *, antialias: bool = True) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HPSv2(AbstractTowerScorer):
+class HPSv2(AbstractCosineScorer):
     """100 times the cosine between image and prompt; some 25 to 30 in practice."""
 
     path: str = field(metadata=MUST_STAY)
@@ -104,31 +104,20 @@ class HPSv2(AbstractTowerScorer):
         size = self._network.visual.image_size[0]
         return pixel_values(padded(levels, size, antialias=self.antialias) / 127.5 - 1)
 
-    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
-        return SCALE * cosines(
-            images,
-            prompts,
-            embed_images=lambda some: self._embed(prepare(some)),
-            embed_prompts=self._embed_prompts,
-            images_per_batch=self.images_per_batch,
-        )
-
-    def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of the image tower, of length 1."""
-        return embedded(
-            lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
-        )
+    @property
+    def scale(self) -> float:
+        return SCALE
 
     def to(self, device: torch.device | str) -> HPSv2:
         self._network.to(device)
         return self
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor) -> Tensor:
         like = self._network.logit_scale
         features: Tensor = self._network.encode_image(pixels.to(like.device, like.dtype))
         return features
 
-    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(list(prompts)).to(self._network.logit_scale.device)
         features: Tensor = self._network.encode_text(tokens)
         return features

@@ -142,6 +142,45 @@ class AbstractTowerScorer(AbstractImageScorer):
         return self.prepare_levels(levels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AbstractEmbeddingScorer(AbstractTowerScorer):
+    """A scorer whose network embeds images, apart from any prompt."""
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embeddings of RGB images, of length 1, float32 [n, d], on any device."""
+        with torch.no_grad():
+            return _in_batches(
+                lambda some: self.embed_images(self.prepared(some)), images, self.images_per_batch
+            )
+
+    @abc.abstractmethod
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Embeddings of prepared images, of any length, [n, d]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractCosineScorer(AbstractEmbeddingScorer):
+    """A multiple of the cosine between the embeddings of an image and of its prompt."""
+
+    @property
+    @abc.abstractmethod
+    def scale(self) -> Tensor | float:
+        """What the cosine is multiplied by."""
+
+    @abc.abstractmethod
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings of texts, of any length, [n, d]."""
+
+    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
+        return self.scale * cosines(
+            images,
+            prompts,
+            embed_images=lambda some: self.embed_images(prepare(some)),
+            embed_prompts=self.embed_prompts,
+            images_per_batch=self.images_per_batch,
+        )
+
+
 def cosines(
     images: Images,
     prompts: Sequence[str],
@@ -165,12 +204,6 @@ def cosines(
     texts = _in_batches(embed_prompts, list(distinct), images_per_batch)
     seen = _in_batches(embed_images, images, images_per_batch)
     return (seen * texts[[distinct[prompt] for prompt in prompts]]).sum(dim=-1)
-
-
-def embedded(embed: Callable[[Images], Tensor], images: Sequence[Image.Image], size: int) -> Tensor:
-    """Normalised embeddings of images, at most `size` at once; float32 [n, d]."""
-    with torch.no_grad():
-        return _in_batches(embed, images, size)
 
 
 def _in_batches(embed: Callable[[Any], Tensor], items: Any, size: int) -> Tensor:

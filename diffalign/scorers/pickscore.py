@@ -34,12 +34,12 @@ from diffalign.models.preference.clip_loading import (
     tokenize,
     tower_input,
 )
-from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare, cosines, embedded
+from diffalign.scorers.images import AbstractCosineScorer
 from diffalign.scorers.pixels import middle, short_side_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickScore(AbstractTowerScorer):
+class PickScore(AbstractCosineScorer):
     """exp(logit_scale) times the cosine between image and prompt; some 20 in practice."""
 
     path: str = field(default="yuvalkirstain/PickScore_v1", metadata=MUST_STAY)
@@ -64,20 +64,10 @@ class PickScore(AbstractTowerScorer):
         cut = middle(short_side_to(levels, self._size), self._size, halves="down")
         return pixel_values(cut / 127.5 - 1)
 
-    def score_prepared(self, images: Images, prompts: Sequence[str], prepare: Prepare) -> Tensor:
-        return self._clip.logit_scale.float().exp() * cosines(
-            images,
-            prompts,
-            embed_images=lambda some: self._embed(prepare(some)),
-            embed_prompts=self._embed_prompts,
-            images_per_batch=self.images_per_batch,
-        )
-
-    def features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embeddings of the image tower, of length 1."""
-        return embedded(
-            lambda some: self._embed(self.prepared(some)), images, self.images_per_batch
-        )
+    @property
+    def scale(self) -> Tensor:
+        value: Tensor = self._clip.logit_scale.float().exp()
+        return value
 
     def to(self, device: torch.device | str) -> PickScore:
         self._clip.to(device)
@@ -87,10 +77,10 @@ class PickScore(AbstractTowerScorer):
     def _size(self) -> int:
         return int(self._clip.config.vision_config.image_size)
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed_images(self, pixels: Tensor) -> Tensor:
         return image_features(self._clip, pixels.to(self._clip.device, self._clip.dtype))
 
-    def _embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         length = self._clip.config.text_config.max_position_embeddings
         tokens = tokenize(self._tokenizer, prompts, length=length)
         return text_features(self._clip, tokens.to(self._clip.device))
