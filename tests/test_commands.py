@@ -11,7 +11,7 @@ import pytest
 from diffalign import components, config
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.commands import command, override, unused
-from diffalign.jobs import generate_groups, score
+from diffalign.jobs import generate_groups, label, score
 from diffalign.jobs.compare import CompareConfig
 from diffalign.jobs.generate import GenerateConfig
 from diffalign.jobs.score import ScoreConfig
@@ -162,7 +162,11 @@ def test_groups_are_trained_on_by_what_sampled_them(kind, tmp_path):
     folder = tmp_path / "my [groups]"
     folder.mkdir()
     (folder / "groups.jsonl").touch()
-    ((job, path, words),) = pasted(generate_groups.next_step(folder, model, process))
+    labelling, training = pasted(generate_groups.next_step(folder, model, process))
+    job, data, words = labelling
+    assert job == "label" and data == folder
+    assert label.load(str(data), words).output == folder
+    job, path, words = training
     assert job == "train"
     run = config.load(RunConfig, path, words)
     assert isinstance(run.rollouts, HumanFeedback)
