@@ -114,7 +114,8 @@ def _mean(by_time: Mapping[int, Agreement], timesteps: Sequence[int]) -> Agreeme
 
 def _difference(plain: Agreement, scored: Agreement) -> str:
     found = compare_scores(plain, scored)
-    assert found.mean_difference_interval is not None, "there is more than one prompt"
+    if found.mean_difference_interval is None:  # all prompts differ alike
+        return f"{100 * found.mean_difference:+.1f} (no interval)"
     low, high = found.mean_difference_interval
     return f"{100 * found.mean_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
