@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diffalign.config import MUST_STAY
+from diffalign.config import MAY_CHANGE, MUST_STAY
 from diffalign.errors import ConfigError
 from diffalign.models.preference.clip_loading import digest_of
 from diffalign.ranges import Between
@@ -41,7 +41,7 @@ _PHRASES = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a pho
 class GenEval(AbstractImageScorer):
     """Whether objects, counts, colours and positions are those of the prompt: 1 or 0."""
 
-    metadata: Path
+    metadata: Path = field(metadata=MAY_CHANGE)
     """What each prompt asks for: `evaluation_metadata.jsonl` of GenEval, or a file of that form."""
     detector: AbstractDetector
     """What finds objects: `kind: mask2former`, detr, or diffalign.playground.detector."""
