@@ -1,14 +1,14 @@
 """Run the commands of "One evening" in docs/quickstart.md, with an annotator who follows a rule.
 
     python scripts/one_evening.py            # some minutes on two cores
-    python scripts/one_evening.py --kill     # each command is killed once, and given again
+    python scripts/one_evening.py --kill --folder runs/killed --same-as runs/evening
     python scripts/one_evening.py --few      # does it run? a few prompts, a few steps
 
 The commands are read from the page. Where `diffalign label` serves its page, the annotator gives a
 name, gets both images of each item as a browser does, and answers over HTTP: the one in which the
 playground's oracle finds more of the prompt, or a tie; then the server is asked to stop, as by
 Ctrl-C. With `--kill` every command gets a SIGKILL at a random moment (labelling at a random answer)
-before it is given again. Prints the seconds of each.
+before it is given again; `--same-as` compares the weights that came out. Prints seconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar
 from pathlib import Path
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffalign.playground.oracle import fidelity, read_objects
 
@@ -44,6 +46,7 @@ FEW_STEPS = (
 )
 LATEST_KILL = {"generate": 15, "label": 900, "precompute": 8, "train": 30}
 """Before which second, or answer, a command is killed; others before the second one."""
+EXPORTED = "aligned.safetensors"
 SERVED = re.compile(r"http://\S+?:\d+")
 
 
@@ -167,11 +170,22 @@ def run(words: Sequence[str], log: Path, *, killed_after: float | None = None) -
     return False
 
 
+def require_equal(ours: Path, theirs: Path) -> None:
+    """Raise SystemExit unless two files hold the same tensors, bit for bit."""
+    first, second = load_file(ours), load_file(theirs)
+    if first.keys() != second.keys() or not all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    ):
+        raise SystemExit(f"{ours} and {theirs} have other weights")
+    print(f"the weights are those of {theirs}, bit for bit")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(FOLDER))
     parser.add_argument("--kill", action="store_true", help="each command once, then again")
     parser.add_argument("--few", action="store_true", help="six prompts, four steps")
+    parser.add_argument("--same-as", type=Path, help="folder of another run: are weights equal?")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of --kill")
     options = parser.parse_args()
     folder, chance = options.folder, random.Random(options.seed)
@@ -199,6 +213,8 @@ def main() -> None:
             do(words, log)
         print(f"{time.monotonic() - start:6.1f} s  {words[0]}", flush=True)
     print(f"{time.monotonic() - began:6.1f} s in all")
+    if options.same_as is not None:
+        require_equal(folder / EXPORTED, options.same_as / EXPORTED)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from diffalign.errors import DataError, ModelError
+from diffalign.errors import DataError, DiffalignError, ModelError
 from diffalign.models.diffusion.export import restore_prefix
 from diffalign.playground.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
@@ -51,14 +51,7 @@ def playground_model_path() -> Path:
     Raises:
         ModelError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "sdxl"
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(
-            f"the playground model is not at {folder}: run from a checkout of the repository "
-            "installed with `pip install -e .`, or make the model with "
-            f"`python scripts/pretrain_playground.py --out {folder}`"
-        )
-    return folder
+    return _shipped("sdxl", "model_index.json", "pretrain_playground.py", ModelError)
 
 
 def playground_preferences_path() -> Path:
@@ -67,14 +60,7 @@ def playground_preferences_path() -> Path:
     Raises:
         DataError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "preferences"
-    if not any(folder.glob("*.parquet")):
-        raise DataError(
-            f"the playground preferences are not at {folder}: run from a checkout of the "
-            "repository installed with `pip install -e .`, or make them with "
-            f"`python scripts/make_playground_preferences.py --out {folder}`"
-        )
-    return folder
+    return _shipped("preferences", "*.parquet", "make_playground_preferences.py", DataError)
 
 
 def playground_text_path() -> Path:
@@ -83,14 +69,7 @@ def playground_text_path() -> Path:
     Raises:
         ModelError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "text"
-    if not (folder / "sdxl/model_index.json").is_file():
-        raise ModelError(
-            f"the playground's world of text is not at {folder}: run from a checkout of the "
-            "repository installed with `pip install -e .`, or make it with "
-            f"`python scripts/make_text_world.py --out {folder}`"
-        )
-    return folder
+    return _shipped("text", "sdxl/model_index.json", "make_text_world.py", ModelError)
 
 
 def playground_clip_path() -> Path:
@@ -99,14 +78,7 @@ def playground_clip_path() -> Path:
     Raises:
         ModelError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "clip"
-    if not (folder / "model.safetensors").is_file():
-        raise ModelError(
-            f"the playground's CLIP is not at {folder}: run from a checkout of the repository "
-            "installed with `pip install -e .`, or make it with "
-            f"`python scripts/pretrain_playground_clip.py --out {folder}`"
-        )
-    return folder
+    return _shipped("clip", "model.safetensors", "pretrain_playground_clip.py", ModelError)
 
 
 def playground_llava_path() -> Path:
@@ -115,14 +87,7 @@ def playground_llava_path() -> Path:
     Raises:
         ModelError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "llava"
-    if not (folder / "model.safetensors").is_file():
-        raise ModelError(
-            f"the playground's LLaVA is not at {folder}: run from a checkout of the repository "
-            "installed with `pip install -e .`, or make it with "
-            f"`python scripts/pretrain_playground_llava.py --out {folder}`"
-        )
-    return folder
+    return _shipped("llava", "model.safetensors", "pretrain_playground_llava.py", ModelError)
 
 
 def playground_responses_path() -> Path:
@@ -131,13 +96,17 @@ def playground_responses_path() -> Path:
     Raises:
         DataError: the package runs outside a checkout that holds `assets/`.
     """
-    folder = _assets() / "responses"
-    if not any(folder.glob("*.parquet")):
-        raise DataError(
-            f"the playground's responses are not at {folder}: run from a checkout of the "
-            f"repository "
-            "installed with `pip install -e .`, or make them with "
-            f"`python scripts/make_playground_responses.py --out {folder}`"
+    return _shipped("responses", "*.parquet", "make_playground_responses.py", DataError)
+
+
+def _shipped(name: str, holds: str, script: str, error: type[DiffalignError]) -> Path:
+    """A folder of `assets/playground/`, if there is a file of the pattern in it."""
+    folder = _assets() / name
+    if not any(folder.glob(holds)):
+        raise error(
+            f"the playground's {name} is not at {folder}: run from a checkout of the repository "
+            f"installed with `pip install -e .`, or make it with `python scripts/{script} --out "
+            f"{folder}`"
         )
     return folder
 

@@ -71,7 +71,7 @@ class OCR(AbstractImageScorer):
     """Leave spaces and line breaks out of both texts."""
     lines: Literal["found", "whole"] = "found"
     """`found` has a detector look for lines of text; `whole` takes the image for one line, which
-    suits small images of a word, and costs a tenth."""
+    suits small images of a word, and is faster."""
     enlarge: Annotated[int, AtLeast(1)] = 1
     """Factor by which width and height grow, bicubic, before anything is read."""
     shortest_side: Annotated[int, AtLeast(32)] = 736
