@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ ELSEWHERE = {
     "pages.py",  # the same
     "peer_models.py",  # imported by bench_peers.py
     "plain_loops.py",  # the same
+    "trl_steps.py",  # run by bench_vlm.py
     "shared_jobs.py",  # the same; tests/jobs/test_shared_work.py
     "list_api.py",  # tests/test_generated_pages.py
     "list_settings.py",  # the same
@@ -41,7 +44,7 @@ SMALL = {
     "bench_scale.py": "--tiny --only batch --only images --only processes",
     "bench_sharding.py": "--tiny",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",
-    "bench_vlm.py": "--tiny",
+    "bench_vlm.py": "--tiny" + (f" --trl {sys.executable}" if find_spec("trl") else ""),
     "bench_training.py": f"{DPO} training.samples_per_device=2 data.workers=0 --steps 2",
     "check_best_checkpoint.py": "--steps 4 --checkpoints 2 --prompts 2 --seeds 1 --out OUT",
     "check_health.py": "demo --steps 2 --out OUT",

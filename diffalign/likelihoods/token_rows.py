@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.models.devices import send
-from diffalign.models.vlm.branches import PADDING, Layout
+from diffalign.models.vlm.branches import PADDING, Layout, stacked_blocks
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows
 from diffalign.models.vlm.vision_pass import ImageInputs
@@ -199,6 +199,7 @@ class RowsOfBatch:
                 segments,
                 stack([layout.shifts for layout in layouts]),
                 {**inputs, **further, **image_inputs.inputs},
+                stacked_blocks(layouts),
             )
         return ResponseRows(
             **inputs,

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from diffalign.likelihoods.tokens import Tokens, VisualGain
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
+from diffalign.models.vlm import vocabulary_head
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from tests.responses import response_batch
@@ -213,12 +214,17 @@ def test_the_number_of_logits_at_once_changes_nothing():
     assert close(results[0][1], results[1][1], within=1e-4)
 
 
-def test_the_head_runs_on_few_tokens_at_a_time():
+@pytest.mark.parametrize("typicality", [False, True])
+def test_the_head_runs_on_few_tokens_at_a_time(typicality, monkeypatch):
     sizes = []
     model = load(positions_at_once=4)
     model.network.model.lm_head.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    compute = vocabulary_head._logits
+    monkeypatch.setattr(
+        vocabulary_head, "_logits", lambda *some: sizes.append(len(some[0])) or compute(*some)
+    )
     batch = response_batch(model.processor)
-    _, policy, _ = measure(model, batch)
+    _, policy, _ = measure(model, batch, Tokens(typicality=typicality))
     policy["chosen"].sum().backward()
     assert max(sizes) == 4
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
 
 from diffalign.models.lora import LoraSettings
+from diffalign.models.vlm.block_attention import ARGUMENT, Block, blocks_of
 
 Prefix = Literal["shared", "repeated", "auto"]
 
@@ -133,6 +134,11 @@ class Layout:
             found[rows, self._places(branch, rows, columns)] = theirs[rows, columns]
         return found
 
+    def blocks(self) -> tuple[Block, ...]:
+        """Which of their tokens attend together."""
+        own = torch.stack([mask.sum(dim=1) for mask in self.masks]) - self.prefixes
+        return blocks_of(self.prefixes.tolist(), own.T.tolist())
+
     def after_prefix(self, branch: int) -> Tensor:
         """Which tokens of a response's rows are its own, bool [n, L of that response]."""
         mask = self.masks[branch]
@@ -163,6 +169,16 @@ class Layout:
         return columns + shifts
 
 
+def stacked_blocks(layouts: Sequence[Layout]) -> tuple[Block, ...]:
+    """The blocks of the rows of several layouts, one below the other."""
+    found: list[Block] = []
+    above = 0
+    for layout in layouts:
+        found += [replace(block, row=above + block.row) for block in layout.blocks()]
+        above += len(layout.segments)
+    return tuple(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Branches:
     """Rows of which some have branches, as a model is told of them."""
@@ -171,10 +187,18 @@ class Branches:
     """See `Layout`."""
     positions: Tensor
     """Int64 [n, L], or [axes, n, L] where a model counts along several axes."""
+    blocks: tuple[Block, ...] = ()
+    """The same as `segments` in other words, for attention that computes block by block."""
 
     @classmethod
     def of(
-        cls, model: Any, *, segments: Tensor, shifts: Tensor, inputs: Mapping[str, Tensor]
+        cls,
+        model: Any,
+        *,
+        segments: Tensor,
+        shifts: Tensor,
+        inputs: Mapping[str, Tensor],
+        blocks: tuple[Block, ...] = (),
     ) -> Branches:
         """Ask a model where tokens would stand in plain rows, and let branches begin alike.
 
@@ -184,17 +208,20 @@ class Branches:
             model: of transformers, without its head.
             segments, shifts: see `Layout`, on the model's device.
             inputs: `input_ids` and `attention_mask`, [n, L], and all else that the model takes.
+            blocks: of the same rows, where its layers attend by them.
         """
         height, width = segments.shape
         plain = torch.arange(width, device=segments.device).expand(height, width)
         if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
             accepted = inspect.signature(model.get_rope_index).parameters
             plain, _ = model.get_rope_index(**{k: v for k, v in inputs.items() if k in accepted})
-        return cls(segments=segments, positions=plain - shifts)
+        return cls(segments=segments, positions=plain - shifts, blocks=blocks)
 
-    def arguments(self) -> dict[str, Tensor]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model, in place of a plain mask."""
-        return {"attention_mask": branch_mask(self.segments), "position_ids": self.positions}
+        mask = branch_mask(self.segments)
+        blocks = {ARGUMENT: self.blocks} if self.blocks else {}
+        return {"attention_mask": mask, "position_ids": self.positions, **blocks}
 
 
 def branch_mask(segments: Tensor) -> Tensor:

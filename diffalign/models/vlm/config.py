@@ -37,6 +37,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.runs import in_words
 from diffalign.models.sharding import Sharder
 from diffalign.models.single_file import SingleFile
+from diffalign.models.vlm.block_attention import attend_by_blocks
 from diffalign.models.vlm.branches import Prefix, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
@@ -284,6 +285,8 @@ class VLM(AbstractModel):
                 "from the one next to that adapter: use past_policy, the model as this run finds it"
             )
         model = self._read(**self._quantized(device, compute_dtype))
+        if self.prefix_obstacle is None:
+            attend_by_blocks(model)
         modules = find_modules(model, where=self.path)
         choose_trained(
             model,

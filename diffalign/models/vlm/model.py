@@ -15,6 +15,8 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.reference import AbstractReference
 from diffalign.models.sharding import is_sharded
+from diffalign.models.vlm import block_attention
+from diffalign.models.vlm.block_attention import Block
 from diffalign.models.vlm.branches import Branches
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look
@@ -69,7 +71,7 @@ class VisionLanguageModel(AbstractTrainable):
         self._shares_vision = shares_vision
         self._remarks: list[str] = []
         attention = network.model.config.get_text_config()._attn_implementation
-        if shares_prefix and attention != "sdpa":
+        if shares_prefix and attention not in ("sdpa", block_attention.NAME):
             shares_prefix = False
             self._remarks.append(
                 f"the model attends by {attention}, which takes no mask that keeps responses of "
@@ -124,10 +126,16 @@ class VisionLanguageModel(AbstractTrainable):
             scores: list[TokenScores] = network([rows])
         return scores[0].log_probs
 
-    def branches(self, segments: Tensor, shifts: Tensor, inputs: Mapping[str, Tensor]) -> Branches:
+    def branches(
+        self,
+        segments: Tensor,
+        shifts: Tensor,
+        inputs: Mapping[str, Tensor],
+        blocks: tuple[Block, ...],
+    ) -> Branches:
         """What the network has to be told of rows with branches: see `Branches.of`."""
         model = self._unwrapped.model.model
-        return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs)
+        return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs, blocks=blocks)
 
     def must_check_prefix(self, rows: ResponseRows) -> bool:
         """Whether these are the first rows with branches. Where weights are shared out, the first

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from diffalign.models.vlm.branches import Branches
 from diffalign.models.vlm.families import ModuleNames
 from diffalign.models.vlm.vision_pass import ImageInputs, shown
+from diffalign.models.vlm.vocabulary_head import head_log_probs
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -243,6 +244,15 @@ class TokenScorer(nn.Module):
         self, hidden: Tensor, targets: Tensor, other: States | None, typicality: bool
     ) -> Sequence[Sequence[Tensor | None]]:
         """Each of the three statistics, piece by piece."""
+        if other is None and not typicality and targets.shape[1] == 1:
+            log_probs = head_log_probs(
+                hidden,
+                self._head.weight,
+                self._head.bias,
+                targets[:, 0],
+                positions_at_once=self.positions_at_once,
+            )
+            return [[log_probs[:, None]], [None], [None]]
         pieces = self._split(hidden)
         others = [None] * len(pieces) if other is None else self._split(other.hidden)
         parts = []
