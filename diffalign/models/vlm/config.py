@@ -7,8 +7,6 @@ all weights train, and the projector between the two is frozen or trained, as th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,31 +16,28 @@ from typing import Annotated, Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-)
+from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from diffalign.commands import command, unused
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models import lora
-from diffalign.models.adapter_files import PEFT_PREFIX, locate_adapter
+from diffalign.models.adapter_files import PEFT_PREFIX
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.locate import locate
-from diffalign.models.locations import ITSELF, AbstractLocation, Folder
+from diffalign.models.locations import ITSELF, AbstractLocation
 from diffalign.models.lora import LoraSettings
-from diffalign.models.runs import in_words
 from diffalign.models.sharding import Sharder
-from diffalign.models.single_file import SingleFile
 from diffalign.models.vlm.branches import Prefix, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
+from diffalign.models.vlm.identity import (
+    find_model,
+    fingerprint,
+    read_architecture,
+    start_of,
+    without_start,
+)
 from diffalign.models.vlm.loading import (
     build_reference,
-    check_folder,
     check_quantization,
     choose_trained,
     mapped_copy,
@@ -52,6 +47,7 @@ from diffalign.models.vlm.loading import (
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.processor import read_processor
 from diffalign.models.vlm.token_scores import TokenScorer
+from diffalign.models.vlm.usage import description, next_step, usage
 from diffalign.ranges import AtLeast, MoreThan
 
 Training = Literal["frozen", "trained"]
@@ -137,18 +133,9 @@ class VLM(AbstractModel):
         return {} if self.projector_lr is None else {"model.projector_lr": self.projector_lr}
 
     def describe(self) -> str:
-        if self.lora is None:
-            parts = ["all weights of the language model"]
-        else:
-            start = f" from {in_words(self.lora.start)}" if self.lora.start else ""
-            parts = [f"LoRA of rank {self.lora.rank} on the language model{start}"]
-        if self.projector == "trained":
-            parts.append("the projector")
-        if self.tower == "trained":
-            parts.append("the vision tower")
-        bits = "" if self.quantization is None else f" in {self.quantization}"
-        base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
-        return f"{base}{bits}, training {', '.join(parts)}"
+        parts = {"the projector": self.projector, "the vision tower": self.tower}
+        also = [part for part, training in parts.items() if training == "trained"]
+        return description(self.path, self.lora, bits=self.quantization, also=also)
 
     @property
     def library(self) -> str:
@@ -163,61 +150,22 @@ class VLM(AbstractModel):
         return "image-text-to-text"
 
     def usage(self, folder: str) -> str:
-        path = folder if self.lora is None else self.path
-        lines = [
-            "from transformers import AutoModelForImageTextToText, AutoProcessor",
-            "",
-            f"model = AutoModelForImageTextToText.from_pretrained({json.dumps(path)})",
-            f"processor = AutoProcessor.from_pretrained({json.dumps(folder)})",
-        ]
-        if self.lora is not None:
-            lines.insert(0, "from peft import PeftModel")
-            lines.insert(-1, f"model = PeftModel.from_pretrained(model, {json.dumps(folder)})")
-        return "\n".join(lines)
+        return usage(folder, base=self.path, lora=self.lora)
 
     def next_step(self, run: Path) -> str:
-        asked = {
-            "model.kind": "vlm",
+        settings = {
             "model.path": self.path if self.lora else run / "final",
             "model.revision": self.revision if self.lora else None,
             "model.lora": self.lora and self.lora.continuing(run),
             "model.quantization": self.quantization,
             "model.image_pixels": self.image_pixels,
-            "asking.images": "IMAGES",
         }
-        chair = {"objects": "OBJECTS.json", "synonyms": "SYNONYMS.txt", **asked}
-        pope = {"questions": "QUESTIONS.json", **asked, "asking.max_new_tokens": 16}
-        return (
-            "Count what it hallucinates, and the same of its base:\n  "
-            + command("evaluate chair", {**chair, "asking.saves": unused(run / "chair.jsonl")})
-            + "\n  "
-            + command("evaluate pope", {**pope, "asking.saves": unused(run / "pope.jsonl")})
-        )
+        return next_step(run, settings)
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The architecture.
-
-        Raises:
-            ModelError: there is none, or none that writes text about images.
-        """
-        if isinstance(self._location, Folder):
-            check_folder(self._location.path)
-        content = self._location.read_json("config.json")
-        kind = str(content.get("model_type"))
-        if kind not in CONFIG_MAPPING:
-            raise ModelError(
-                f"{self.path}: config.json names the model_type {kind!r}, which this version of "
-                f"transformers does not know. Known families are {', '.join(TESTED)}"
-            )
-        config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(content)
-        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            raise ModelError(
-                f"{self.path} is a {kind}, which does not write text about images. Kind vlm "
-                f"trains image-text-to-text models: {', '.join(TESTED)}, and others made of a "
-                f"vision tower, a projector and a language model"
-            )
-        return config
+        """The architecture; raises ModelError as `read_architecture` does."""
+        return read_architecture(self._location, where=self.path)
 
     @property
     def context(self) -> int | None:
@@ -226,10 +174,7 @@ class VLM(AbstractModel):
 
     @cached_property
     def _location(self) -> AbstractLocation:
-        location = locate(self.path, revision=self.revision)
-        if isinstance(location, SingleFile):
-            raise ModelError(f"{self.path} is a single file: give the folder of the model")
-        return location
+        return find_model(self.path, revision=self.revision)
 
     def processor(self) -> Any:
         """The processor of the model, complete; reads no weights.
@@ -383,34 +328,23 @@ class VLM(AbstractModel):
             self.quantization,
             processor.chat_template,
             processor.image_processor.to_json_string(),
-            self._shape if self.continues_adapter else None,
-            self._start(),
+            without_start(self.lora) if self.continues_adapter else None,
+            start_of(self.lora),
         ]
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-
-    @property
-    def _shape(self) -> LoraSettings | None:
-        """The settings of the adapter, wherever it starts."""
-        return self.lora and replace(self.lora, start=None)
-
-    def _start(self) -> str | None:
-        """Identifies the adapter that is continued, wherever it lies."""
-        if self.lora is None or self.lora.start is None:
-            return None
-        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
+        return fingerprint(parts)
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
         parts = [
             type(self.config).model_type,
             self._location.identity(ITSELF),
-            self._shape,
+            without_start(self.lora),
             self.projector,
             self.tower,
             self.quantization,
         ]
-        parts += [self._start()] if self.continues_adapter else []
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+        parts += [start_of(self.lora)] if self.continues_adapter else []
+        return fingerprint(parts)
 
     def _export(self, folder: Path, network: TokenScorer, values: Mapping[str, Tensor]) -> None:
         """Write `values`, the trained parameters of `network`, with the processor."""

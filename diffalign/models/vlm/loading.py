@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from diffalign.errors import ModelError
-from diffalign.files import read_json
 from diffalign.models import lora
-from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX
+from diffalign.models.adapter_files import PEFT_PREFIX
 from diffalign.models.base import ReferenceKind
 from diffalign.models.devices import (
     is_product,
@@ -36,33 +34,6 @@ from diffalign.models.reference import (
 from diffalign.models.sharding import Sharder, cast_shards, is_sharded
 from diffalign.models.vlm.families import ModuleNames
 from diffalign.models.vlm.token_scores import TokenScorer
-from diffalign.parsing import checked
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ModelError for a folder that holds no model, and say what it holds instead."""
-    if (folder / "config.json").is_file():
-        return
-    if (folder / PEFT_CONFIG).is_file():
-        adapter = checked(
-            dict[str, Any],
-            read_json(folder / PEFT_CONFIG, error=ModelError),
-            folder / PEFT_CONFIG,
-            error=ModelError,
-        )
-        raise ModelError(
-            f"{folder} holds an adapter: set path to its base, which was "
-            f"{adapter.get('base_model_name_or_path')}, and lora to "
-            f"{{rank: {adapter.get('r')}, start: {folder}}}"
-        )
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-    hint = (
-        f"What a run trained is in {folder / 'final'}"
-        if (folder / "final").is_dir()
-        else "A model folder is what transformers' save_pretrained writes: config.json, "
-        "*.safetensors, and the files of a processor"
-    )
-    raise ModelError(f"{folder} has no config.json (it holds: {found}). {hint}")
 
 
 def silence(model: nn.Module) -> None:
