@@ -45,6 +45,7 @@ from diffalign.models.vlm.loading import (
     share_out,
 )
 from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.precision import Precisions
 from diffalign.models.vlm.processor import read_processor
 from diffalign.models.vlm.token_scores import TokenScorer
 from diffalign.models.vlm.usage import description, next_step, usage
@@ -230,6 +231,7 @@ class VLM(AbstractModel):
             )
         model = self._read(**self._quantized(device, compute_dtype))
         modules = find_modules(model, where=self.path)
+        precisions = Precisions.of(model.get_submodule(modules.language), compute_dtype)
         choose_trained(
             model,
             modules,
@@ -237,7 +239,7 @@ class VLM(AbstractModel):
             tower=trainable and self.tower == "trained",
             projector=trainable and self.projector == "trained",
             quantized=self.quantization is not None,
-            compute_dtype=compute_dtype,
+            precisions=precisions,
             trainable=trainable,
             mapped=sharder is not None,
         )
@@ -252,7 +254,7 @@ class VLM(AbstractModel):
         stand_in = mapped_copy(network) if sharder and reference == "frozen_copy" else None
         if sharder is not None:
             networks = [network] if stand_in is None else [network, stand_in]
-            share_out(networks, sharder, device=device, compute_dtype=compute_dtype)
+            share_out(networks, sharder, device=device, precisions=precisions)
         elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
             model.to(device)
         if self.gradient_checkpointing and trainable:
@@ -260,7 +262,7 @@ class VLM(AbstractModel):
             model.enable_input_require_grads()
         return VisionLanguageModel(
             network=network.train(),
-            reference=build_reference(reference, network, compute_dtype, stand_in),
+            reference=build_reference(reference, network, precisions, stand_in),
             processor=self.processor(),
             device=device,
             compute_dtype=compute_dtype,

@@ -16,13 +16,7 @@ from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import PEFT_PREFIX
 from diffalign.models.base import ReferenceKind
-from diffalign.models.devices import (
-    is_product,
-    materialize,
-    remove_dropout,
-    store_for_autocast,
-    upcast_trainable,
-)
+from diffalign.models.devices import is_product, materialize, remove_dropout
 from diffalign.models.lora import LoraSettings
 from diffalign.models.reference import (
     AbstractReference,
@@ -33,6 +27,7 @@ from diffalign.models.reference import (
 )
 from diffalign.models.sharding import Sharder, cast_shards, is_sharded
 from diffalign.models.vlm.families import ModuleNames
+from diffalign.models.vlm.precision import Precisions
 from diffalign.models.vlm.token_scores import TokenScorer
 
 
@@ -61,7 +56,7 @@ def check_quantization(bits: str) -> None:
 def build_reference(
     kind: ReferenceKind,
     network: TokenScorer,
-    compute_dtype: torch.dtype,
+    precisions: Precisions,
     stand_in: TokenScorer | None = None,
 ) -> AbstractReference:
     if stand_in is not None:
@@ -73,7 +68,7 @@ def build_reference(
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 stand_in.get_parameter(name).requires_grad_(False)
-        store_for_autocast(stand_in, compute_dtype)
+        precisions.store(stand_in, stand_in.language)
         return FrozenCopy(stand_in)
     if kind == "past_policy":
         return PastPolicy(network)
@@ -116,11 +111,11 @@ def choose_trained(
     tower: bool,
     projector: bool,
     quantized: bool,
-    compute_dtype: torch.dtype,
+    precisions: Precisions,
     trainable: bool,
     mapped: bool = False,
 ) -> None:
-    """Freeze what does not train, in the precision of the computation; the rest is float32.
+    """Freeze what does not train, in the precision of the computation; what trains is float32.
 
     Args:
         model: of transformers; changed in place.
@@ -129,7 +124,7 @@ def choose_trained(
         tower: whether the vision tower trains.
         projector: whether the projector trains.
         quantized: whether the weights of the language model have few bits.
-        compute_dtype: of the computation.
+        precisions: of the model, from its weights as they were read.
         trainable: False freezes everything, for a model that is only asked.
         mapped: leave the weights in their file and in its precision, for `share_out`.
     """
@@ -145,10 +140,13 @@ def choose_trained(
         between.float()  # before values of a start are put into it
         scope = modules.language_scope
         lora.attach(model, lora_settings, component=PEFT_PREFIX, scope=scope)
+        for layer in lora.adapter_layers(model):  # autocast rounds: no copy in float32 before it
+            layer.cast_input_dtype_enabled = False
     between.requires_grad_(projector)
+    language = model.get_submodule(modules.language)
     if not mapped:
-        upcast_trainable(model)
-        store_for_autocast(model, compute_dtype)
+        precisions.store(model, language)
+    precisions.round_stream(language)
     if not trainable:
         model.requires_grad_(False)
 
@@ -166,7 +164,7 @@ def share_out(
     sharder: Sharder,
     *,
     device: torch.device,
-    compute_dtype: torch.dtype,
+    precisions: Precisions,
 ) -> None:
     """Share networks out while their weights are mapped from one file, so that each process reads
     its part of them, in the precisions of `choose_trained`.
@@ -177,7 +175,7 @@ def share_out(
         networks: from `choose_trained`, mapped, and `mapped_copy`.
         sharder: shares them out.
         device: of what every process keeps whole.
-        compute_dtype: of the computation.
+        precisions: of the model.
     """
     for network in networks:
         sharder.shard(network)
@@ -191,5 +189,7 @@ def share_out(
         for name, module in network.named_modules():
             if is_product(module) and not module.weight.requires_grad:
                 inside = module.named_parameters(prefix=name, recurse=False)
-                dtypes.update(dict.fromkeys((inner for inner, _ in inside), compute_dtype))
+                dtypes.update(dict.fromkeys((inner for inner, _ in inside), precisions.compute))
+        frozen = precisions.of_frozen(network.language)
+        dtypes.update({n: frozen[id(p)] for n, p in network.named_parameters() if id(p) in frozen})
         cast_shards(network, dtypes)
