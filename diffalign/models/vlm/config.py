@@ -37,7 +37,9 @@ from diffalign.models.vlm.identity import (
     without_start,
 )
 from diffalign.models.vlm.loading import (
+    Attention,
     build_reference,
+    check_attention,
     check_quantization,
     choose_trained,
     mapped_copy,
@@ -80,6 +82,11 @@ class VLM(AbstractModel):
     """Run a frozen vision tower once per image, for all responses and for policy and reference.
     False runs it with every forward, which gives the same numbers. Without effect where the tower
     or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
+    attention: Attention = field(default="sdpa", metadata=MAY_CHANGE)
+    """How tokens attend to each other: torch's fused attention (a family without it attends
+    eagerly), flash attention 2 or 3 (packages of their own, for a CUDA device and half precision),
+    or products of whole matrices. The same numbers up to rounding; all but sdpa give every response
+    a row of its own. It may change when a run is resumed."""
     prefix: Prefix = field(default="auto", metadata=MAY_CHANGE)
     """Compute image and prompt once for all responses that stand after them (`shared`: they are
     branches of one row) or for each (`repeated`): the same loss up to rounding. `auto` shares where
@@ -189,6 +196,11 @@ class VLM(AbstractModel):
     @property
     def prefix_obstacle(self) -> str | None:
         """Why image and prompt are computed for each response; None where once for all."""
+        if self.prefix != "repeated" and self.attention != "sdpa":
+            return (
+                f"model.attention is {self.attention}, which takes no mask that keeps responses of "
+                f"one row apart (sdpa does)"
+            )
         return prefix_obstacle(self.config, asked=self.prefix, lora=self.lora)
 
     def check(self) -> None:
@@ -198,6 +210,7 @@ class VLM(AbstractModel):
         modules = find_modules(blank, where=self.path)
         self._location.check_weights(ITSELF)
         self.processor()
+        check_attention(self.attention, self.config, where=self.path)
         if self.quantization is not None:
             check_quantization(self.quantization)
         if self.lora is not None:
@@ -229,7 +242,10 @@ class VLM(AbstractModel):
                 "reference adapter_off is the model before its adapter, but the projector goes on "
                 "from the one next to that adapter: use past_policy, the model as this run finds it"
             )
-        model = self._read(**self._quantized(device, compute_dtype))
+        check_attention(self.attention, self.config, where=self.path, compute_dtype=compute_dtype)
+        # Without a word transformers takes sdpa where it can, and what a family has where not.
+        attends = {} if self.attention == "sdpa" else {"attn_implementation": self.attention}
+        model = self._read(**attends, **self._quantized(device, compute_dtype))
         modules = find_modules(model, where=self.path)
         precisions = Precisions.of(model.get_submodule(modules.language), compute_dtype)
         choose_trained(

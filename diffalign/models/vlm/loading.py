@@ -6,11 +6,15 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+)
 
 from diffalign.errors import ModelError
 from diffalign.models import lora
@@ -29,6 +33,18 @@ from diffalign.models.sharding import Sharder, cast_shards, is_sharded
 from diffalign.models.vlm.families import ModuleNames
 from diffalign.models.vlm.precision import Precisions
 from diffalign.models.vlm.token_scores import TokenScorer
+
+Attention = Literal["sdpa", "flash_attention_2", "flash_attention_3", "eager"]
+
+_FLASH: dict[Attention, tuple[str, str]] = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": (
+        "flash_attn_interface",
+        "build it from the folder hopper of github.com/Dao-AILab/flash-attention",
+    ),
+}
+"""The package that has it, and how it gets here. Without one transformers would look for a kernel
+on the hub, and run what it finds."""
 
 
 def silence(model: nn.Module) -> None:
@@ -50,6 +66,47 @@ def check_quantization(bits: str) -> None:
         raise ModelError(
             f"quantization is {bits}, which needs a CUDA device, and this machine has none: "
             f"set quantization to null"
+        )
+
+
+def check_attention(
+    attention: Attention,
+    config: PretrainedConfig,
+    *,
+    where: str,
+    compute_dtype: torch.dtype | None = None,
+) -> None:
+    """Raise ModelError where tokens cannot attend in this way.
+
+    Args:
+        attention: the setting.
+        config: of the model.
+        where: what names the model.
+        compute_dtype: of its products; None where it is not known yet.
+    """
+    if attention not in _FLASH:
+        return
+    asked = f"attention is {attention}"
+    package, install = _FLASH[attention]
+    classes: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model = classes[0] if isinstance(classes, tuple) else classes
+    if not getattr(model, "_supports_flash_attn", False):
+        raise ModelError(
+            f"{where}: {asked}, which {model.__name__} does not have: set attention to sdpa"
+        )
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(
+            f"{asked}, which needs the package {package}, and it is not installed: {install}, or "
+            f"set attention to sdpa"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"{asked}, which needs a CUDA device, and this machine has none: set attention to sdpa"
+        )
+    if compute_dtype == torch.float32:
+        raise ModelError(
+            f"{asked}, which has no float32: set training.precision (asking.dtype where a model "
+            f"responds) to bf16, or attention to sdpa"
         )
 
 
