@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -151,13 +151,19 @@ def stored_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(network, values)
 
 
-def upcast_trainable(network: nn.Module) -> None:
+def upcast_trainable(network: nn.Module, *, besides: Collection[nn.Module] = ()) -> None:
     """Bring to float32 what was read in less, but for frozen weights of matrix products, which
-    `store_for_autocast` takes from there to the precision of the run."""
+    `store_for_autocast` takes from there to the precision of the run.
+
+    Args:
+        network: changed in place.
+        besides: modules in it whose frozen weights stay as they are too.
+    """
+    kept = set(map(id, besides))
     for module in network.modules():
-        product = isinstance(module, _PRODUCTS)
+        stays = isinstance(module, _PRODUCTS) or id(module) in kept
         for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point() and (parameter.requires_grad or not product):
+            if parameter.is_floating_point() and (parameter.requires_grad or not stays):
                 parameter.data = parameter.data.float()
 
 

@@ -7,8 +7,6 @@ all weights train, and the projector between the two is frozen or trained, as th
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,32 +16,31 @@ from typing import Annotated, Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-)
+from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from diffalign.commands import command, unused
 from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models import lora
-from diffalign.models.adapter_files import PEFT_PREFIX, locate_adapter
+from diffalign.models.adapter_files import PEFT_PREFIX
 from diffalign.models.base import AbstractModel, ReferenceKind
-from diffalign.models.locate import locate
-from diffalign.models.locations import ITSELF, AbstractLocation, Folder
+from diffalign.models.locations import ITSELF, AbstractLocation
 from diffalign.models.lora import LoraSettings
-from diffalign.models.runs import in_words
 from diffalign.models.sharding import Sharder
-from diffalign.models.single_file import SingleFile
 from diffalign.models.vlm.block_attention import attend_by_blocks
 from diffalign.models.vlm.branches import Prefix, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
+from diffalign.models.vlm.identity import (
+    find_model,
+    fingerprint,
+    read_architecture,
+    start_of,
+    without_start,
+)
 from diffalign.models.vlm.loading import (
+    Attention,
     build_reference,
-    check_folder,
+    check_attention,
     check_quantization,
     choose_trained,
     mapped_copy,
@@ -51,8 +48,10 @@ from diffalign.models.vlm.loading import (
     share_out,
 )
 from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.precision import Precisions
 from diffalign.models.vlm.processor import read_processor
 from diffalign.models.vlm.token_scores import TokenScorer
+from diffalign.models.vlm.usage import description, next_step, usage
 from diffalign.ranges import AtLeast, MoreThan
 
 Training = Literal["frozen", "trained"]
@@ -84,6 +83,11 @@ class VLM(AbstractModel):
     """Run a frozen vision tower once per image, for all responses and for policy and reference.
     False runs it with every forward, which gives the same numbers. Without effect where the tower
     or a projector inside it (Qwen) trains, and for families whose tower is not known in detail."""
+    attention: Attention = field(default="sdpa", metadata=MAY_CHANGE)
+    """How tokens attend to each other: torch's fused attention (a family without it attends
+    eagerly), flash attention 2 or 3 (packages of their own, for a CUDA device and half precision),
+    or products of whole matrices. The same numbers up to rounding; all but sdpa give every response
+    a row of its own. It may change when a run is resumed."""
     prefix: Prefix = field(default="auto", metadata=MAY_CHANGE)
     """Compute image and prompt once for all responses that stand after them (`shared`: they are
     branches of one row) or for each (`repeated`): the same loss up to rounding. `auto` shares where
@@ -138,18 +142,9 @@ class VLM(AbstractModel):
         return {} if self.projector_lr is None else {"model.projector_lr": self.projector_lr}
 
     def describe(self) -> str:
-        if self.lora is None:
-            parts = ["all weights of the language model"]
-        else:
-            start = f" from {in_words(self.lora.start)}" if self.lora.start else ""
-            parts = [f"LoRA of rank {self.lora.rank} on the language model{start}"]
-        if self.projector == "trained":
-            parts.append("the projector")
-        if self.tower == "trained":
-            parts.append("the vision tower")
-        bits = "" if self.quantization is None else f" in {self.quantization}"
-        base = in_words(Path(self.path)) if Path(self.path).is_dir() else self.path
-        return f"{base}{bits}, training {', '.join(parts)}"
+        parts = {"the projector": self.projector, "the vision tower": self.tower}
+        also = [part for part, training in parts.items() if training == "trained"]
+        return description(self.path, self.lora, bits=self.quantization, also=also)
 
     @property
     def library(self) -> str:
@@ -164,61 +159,22 @@ class VLM(AbstractModel):
         return "image-text-to-text"
 
     def usage(self, folder: str) -> str:
-        path = folder if self.lora is None else self.path
-        lines = [
-            "from transformers import AutoModelForImageTextToText, AutoProcessor",
-            "",
-            f"model = AutoModelForImageTextToText.from_pretrained({json.dumps(path)})",
-            f"processor = AutoProcessor.from_pretrained({json.dumps(folder)})",
-        ]
-        if self.lora is not None:
-            lines.insert(0, "from peft import PeftModel")
-            lines.insert(-1, f"model = PeftModel.from_pretrained(model, {json.dumps(folder)})")
-        return "\n".join(lines)
+        return usage(folder, base=self.path, lora=self.lora)
 
     def next_step(self, run: Path) -> str:
-        asked = {
-            "model.kind": "vlm",
+        settings = {
             "model.path": self.path if self.lora else run / "final",
             "model.revision": self.revision if self.lora else None,
             "model.lora": self.lora and self.lora.continuing(run),
             "model.quantization": self.quantization,
             "model.image_pixels": self.image_pixels,
-            "asking.images": "IMAGES",
         }
-        chair = {"objects": "OBJECTS.json", "synonyms": "SYNONYMS.txt", **asked}
-        pope = {"questions": "QUESTIONS.json", **asked, "asking.max_new_tokens": 16}
-        return (
-            "Count what it hallucinates, and the same of its base:\n  "
-            + command("evaluate chair", {**chair, "asking.saves": unused(run / "chair.jsonl")})
-            + "\n  "
-            + command("evaluate pope", {**pope, "asking.saves": unused(run / "pope.jsonl")})
-        )
+        return next_step(run, settings)
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The architecture.
-
-        Raises:
-            ModelError: there is none, or none that writes text about images.
-        """
-        if isinstance(self._location, Folder):
-            check_folder(self._location.path)
-        content = self._location.read_json("config.json")
-        kind = str(content.get("model_type"))
-        if kind not in CONFIG_MAPPING:
-            raise ModelError(
-                f"{self.path}: config.json names the model_type {kind!r}, which this version of "
-                f"transformers does not know. Known families are {', '.join(TESTED)}"
-            )
-        config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(content)
-        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-            raise ModelError(
-                f"{self.path} is a {kind}, which does not write text about images. Kind vlm "
-                f"trains image-text-to-text models: {', '.join(TESTED)}, and others made of a "
-                f"vision tower, a projector and a language model"
-            )
-        return config
+        """The architecture; raises ModelError as `read_architecture` does."""
+        return read_architecture(self._location, where=self.path)
 
     @property
     def context(self) -> int | None:
@@ -227,10 +183,7 @@ class VLM(AbstractModel):
 
     @cached_property
     def _location(self) -> AbstractLocation:
-        location = locate(self.path, revision=self.revision)
-        if isinstance(location, SingleFile):
-            raise ModelError(f"{self.path} is a single file: give the folder of the model")
-        return location
+        return find_model(self.path, revision=self.revision)
 
     def processor(self) -> Any:
         """The processor of the model, complete; reads no weights.
@@ -244,6 +197,11 @@ class VLM(AbstractModel):
     @property
     def prefix_obstacle(self) -> str | None:
         """Why image and prompt are computed for each response; None where once for all."""
+        if self.prefix != "repeated" and self.attention != "sdpa":
+            return (
+                f"model.attention is {self.attention}, which takes no mask that keeps responses of "
+                f"one row apart (sdpa does)"
+            )
         return prefix_obstacle(self.config, asked=self.prefix, lora=self.lora)
 
     def check(self) -> None:
@@ -253,6 +211,7 @@ class VLM(AbstractModel):
         modules = find_modules(blank, where=self.path)
         self._location.check_weights(ITSELF)
         self.processor()
+        check_attention(self.attention, self.config, where=self.path)
         if self.quantization is not None:
             check_quantization(self.quantization)
         if self.lora is not None:
@@ -284,10 +243,14 @@ class VLM(AbstractModel):
                 "reference adapter_off is the model before its adapter, but the projector goes on "
                 "from the one next to that adapter: use past_policy, the model as this run finds it"
             )
-        model = self._read(**self._quantized(device, compute_dtype))
+        check_attention(self.attention, self.config, where=self.path, compute_dtype=compute_dtype)
+        # Without a word transformers takes sdpa where it can, and what a family has where not.
+        attends = {} if self.attention == "sdpa" else {"attn_implementation": self.attention}
+        model = self._read(**attends, **self._quantized(device, compute_dtype))
         if self.prefix_obstacle is None:
             attend_by_blocks(model)
         modules = find_modules(model, where=self.path)
+        precisions = Precisions.of(model.get_submodule(modules.language), compute_dtype)
         choose_trained(
             model,
             modules,
@@ -295,7 +258,7 @@ class VLM(AbstractModel):
             tower=trainable and self.tower == "trained",
             projector=trainable and self.projector == "trained",
             quantized=self.quantization is not None,
-            compute_dtype=compute_dtype,
+            precisions=precisions,
             trainable=trainable,
             mapped=sharder is not None,
         )
@@ -310,7 +273,7 @@ class VLM(AbstractModel):
         stand_in = mapped_copy(network) if sharder and reference == "frozen_copy" else None
         if sharder is not None:
             networks = [network] if stand_in is None else [network, stand_in]
-            share_out(networks, sharder, device=device, compute_dtype=compute_dtype)
+            share_out(networks, sharder, device=device, precisions=precisions)
         elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
             model.to(device)
         if self.gradient_checkpointing and trainable:
@@ -318,7 +281,7 @@ class VLM(AbstractModel):
             model.enable_input_require_grads()
         return VisionLanguageModel(
             network=network.train(),
-            reference=build_reference(reference, network, compute_dtype, stand_in),
+            reference=build_reference(reference, network, precisions, stand_in),
             processor=self.processor(),
             device=device,
             compute_dtype=compute_dtype,
@@ -386,34 +349,23 @@ class VLM(AbstractModel):
             self.quantization,
             processor.chat_template,
             processor.image_processor.to_json_string(),
-            self._shape if self.continues_adapter else None,
-            self._start(),
+            without_start(self.lora) if self.continues_adapter else None,
+            start_of(self.lora),
         ]
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-
-    @property
-    def _shape(self) -> LoraSettings | None:
-        """The settings of the adapter, wherever it starts."""
-        return self.lora and replace(self.lora, start=None)
-
-    def _start(self) -> str | None:
-        """Identifies the adapter that is continued, wherever it lies."""
-        if self.lora is None or self.lora.start is None:
-            return None
-        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
+        return fingerprint(parts)
 
     def _fingerprint(self) -> str:
         """Tells base weights and shape of the training from others; reads little of the files."""
         parts = [
             type(self.config).model_type,
             self._location.identity(ITSELF),
-            self._shape,
+            without_start(self.lora),
             self.projector,
             self.tower,
             self.quantization,
         ]
-        parts += [self._start()] if self.continues_adapter else []
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+        parts += [start_of(self.lora)] if self.continues_adapter else []
+        return fingerprint(parts)
 
     def _export(self, folder: Path, network: TokenScorer, values: Mapping[str, Tensor]) -> None:
         """Write `values`, the trained parameters of `network`, with the processor."""

@@ -6,25 +6,21 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+)
 
 from diffalign.errors import ModelError
-from diffalign.files import read_json
 from diffalign.models import lora
-from diffalign.models.adapter_files import PEFT_CONFIG, PEFT_PREFIX
+from diffalign.models.adapter_files import PEFT_PREFIX
 from diffalign.models.base import ReferenceKind
-from diffalign.models.devices import (
-    is_product,
-    materialize,
-    remove_dropout,
-    store_for_autocast,
-    upcast_trainable,
-)
+from diffalign.models.devices import is_product, materialize, remove_dropout
 from diffalign.models.lora import LoraSettings
 from diffalign.models.reference import (
     AbstractReference,
@@ -35,34 +31,20 @@ from diffalign.models.reference import (
 )
 from diffalign.models.sharding import Sharder, cast_shards, is_sharded
 from diffalign.models.vlm.families import ModuleNames
+from diffalign.models.vlm.precision import Precisions
 from diffalign.models.vlm.token_scores import TokenScorer
-from diffalign.parsing import checked
 
+Attention = Literal["sdpa", "flash_attention_2", "flash_attention_3", "eager"]
 
-def check_folder(folder: Path) -> None:
-    """Raise ModelError for a folder that holds no model, and say what it holds instead."""
-    if (folder / "config.json").is_file():
-        return
-    if (folder / PEFT_CONFIG).is_file():
-        adapter = checked(
-            dict[str, Any],
-            read_json(folder / PEFT_CONFIG, error=ModelError),
-            folder / PEFT_CONFIG,
-            error=ModelError,
-        )
-        raise ModelError(
-            f"{folder} holds an adapter: set path to its base, which was "
-            f"{adapter.get('base_model_name_or_path')}, and lora to "
-            f"{{rank: {adapter.get('r')}, start: {folder}}}"
-        )
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-    hint = (
-        f"What a run trained is in {folder / 'final'}"
-        if (folder / "final").is_dir()
-        else "A model folder is what transformers' save_pretrained writes: config.json, "
-        "*.safetensors, and the files of a processor"
-    )
-    raise ModelError(f"{folder} has no config.json (it holds: {found}). {hint}")
+_FLASH: dict[Attention, tuple[str, str]] = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": (
+        "flash_attn_interface",
+        "build it from the folder hopper of github.com/Dao-AILab/flash-attention",
+    ),
+}
+"""The package that has it, and how it gets here. Without one transformers would look for a kernel
+on the hub, and run what it finds."""
 
 
 def silence(model: nn.Module) -> None:
@@ -87,10 +69,51 @@ def check_quantization(bits: str) -> None:
         )
 
 
+def check_attention(
+    attention: Attention,
+    config: PretrainedConfig,
+    *,
+    where: str,
+    compute_dtype: torch.dtype | None = None,
+) -> None:
+    """Raise ModelError where tokens cannot attend in this way.
+
+    Args:
+        attention: the setting.
+        config: of the model.
+        where: what names the model.
+        compute_dtype: of its products; None where it is not known yet.
+    """
+    if attention not in _FLASH:
+        return
+    asked = f"attention is {attention}"
+    package, install = _FLASH[attention]
+    classes: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model = classes[0] if isinstance(classes, tuple) else classes
+    if not getattr(model, "_supports_flash_attn", False):
+        raise ModelError(
+            f"{where}: {asked}, which {model.__name__} does not have: set attention to sdpa"
+        )
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(
+            f"{asked}, which needs the package {package}, and it is not installed: {install}, or "
+            f"set attention to sdpa"
+        )
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"{asked}, which needs a CUDA device, and this machine has none: set attention to sdpa"
+        )
+    if compute_dtype == torch.float32:
+        raise ModelError(
+            f"{asked}, which has no float32: set training.precision (asking.dtype where a model "
+            f"responds) to bf16, or attention to sdpa"
+        )
+
+
 def build_reference(
     kind: ReferenceKind,
     network: TokenScorer,
-    compute_dtype: torch.dtype,
+    precisions: Precisions,
     stand_in: TokenScorer | None = None,
 ) -> AbstractReference:
     if stand_in is not None:
@@ -102,7 +125,7 @@ def build_reference(
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 stand_in.get_parameter(name).requires_grad_(False)
-        store_for_autocast(stand_in, compute_dtype)
+        precisions.store(stand_in, stand_in.language)
         return FrozenCopy(stand_in)
     if kind == "past_policy":
         return PastPolicy(network)
@@ -145,11 +168,11 @@ def choose_trained(
     tower: bool,
     projector: bool,
     quantized: bool,
-    compute_dtype: torch.dtype,
+    precisions: Precisions,
     trainable: bool,
     mapped: bool = False,
 ) -> None:
-    """Freeze what does not train, in the precision of the computation; the rest is float32.
+    """Freeze what does not train, in the precision of the computation; what trains is float32.
 
     Args:
         model: of transformers; changed in place.
@@ -158,7 +181,7 @@ def choose_trained(
         tower: whether the vision tower trains.
         projector: whether the projector trains.
         quantized: whether the weights of the language model have few bits.
-        compute_dtype: of the computation.
+        precisions: of the model, from its weights as they were read.
         trainable: False freezes everything, for a model that is only asked.
         mapped: leave the weights in their file and in its precision, for `share_out`.
     """
@@ -174,10 +197,13 @@ def choose_trained(
         between.float()  # before values of a start are put into it
         scope = modules.language_scope
         lora.attach(model, lora_settings, component=PEFT_PREFIX, scope=scope)
+        for layer in lora.adapter_layers(model):  # autocast rounds: no copy in float32 before it
+            layer.cast_input_dtype_enabled = False
     between.requires_grad_(projector)
+    language = model.get_submodule(modules.language)
     if not mapped:
-        upcast_trainable(model)
-        store_for_autocast(model, compute_dtype)
+        precisions.store(model, language)
+    precisions.round_stream(language)
     if not trainable:
         model.requires_grad_(False)
 
@@ -195,7 +221,7 @@ def share_out(
     sharder: Sharder,
     *,
     device: torch.device,
-    compute_dtype: torch.dtype,
+    precisions: Precisions,
 ) -> None:
     """Share networks out while their weights are mapped from one file, so that each process reads
     its part of them, in the precisions of `choose_trained`.
@@ -206,7 +232,7 @@ def share_out(
         networks: from `choose_trained`, mapped, and `mapped_copy`.
         sharder: shares them out.
         device: of what every process keeps whole.
-        compute_dtype: of the computation.
+        precisions: of the model.
     """
     for network in networks:
         sharder.shard(network)
@@ -220,5 +246,7 @@ def share_out(
         for name, module in network.named_modules():
             if is_product(module) and not module.weight.requires_grad:
                 inside = module.named_parameters(prefix=name, recurse=False)
-                dtypes.update(dict.fromkeys((inner for inner, _ in inside), compute_dtype))
+                dtypes.update(dict.fromkeys((inner for inner, _ in inside), precisions.compute))
+        frozen = precisions.of_frozen(network.language)
+        dtypes.update({n: frozen[id(p)] for n, p in network.named_parameters() if id(p) in frozen})
         cast_shards(network, dtypes)

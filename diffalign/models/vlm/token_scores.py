@@ -200,8 +200,7 @@ class TokenScorer(nn.Module):
 
     @property
     def _blocks(self) -> nn.ModuleList:
-        language = self.model.get_submodule(self.module_names.language)
-        lists = (module for module in language.modules() if isinstance(module, nn.ModuleList))
+        lists = (module for module in self.language.modules() if isinstance(module, nn.ModuleList))
         return next(lists, nn.ModuleList())
 
     def whole_parts(self) -> list[nn.Module]:
@@ -216,6 +215,11 @@ class TokenScorer(nn.Module):
     def tower(self) -> nn.Module:
         """The vision tower."""
         return self.model.get_submodule(self.module_names.tower)
+
+    @property
+    def language(self) -> nn.Module:
+        """The language model, without its head."""
+        return self.model.get_submodule(self.module_names.language)
 
     @property
     def projector(self) -> nn.Module:
