@@ -92,9 +92,11 @@ class Ahead(Generic[Item, T]):
         Raises:
             Exception: that of the function.
         """
-        if item not in self._begun and item in self._waiting:
-            while self._waiting[0] != item:
-                self._waiting.popleft()  # nobody will take those
+        if item in self._begun or item in self._waiting:  # else nothing is known to be left out
+            while self._begun and next(iter(self._begun)) != item:
+                self._begun.pop(next(iter(self._begun))).cancel()
+            while not self._begun and self._waiting[0] != item:
+                self._waiting.popleft()
         self._begin()
         future = self._begun.pop(item, None)
         if future is None:
