@@ -165,7 +165,7 @@ class ResponsesPlan(AbstractPlan):
         ]
 
     def is_done(self, block: Block) -> bool:
-        return not self._unasked(block)
+        return all(q.question_id in self.responses for q in block.work)
 
     def check(self) -> None:
         """Raise DataError where images of questions that have no response are missing, and
@@ -176,7 +176,7 @@ class ResponsesPlan(AbstractPlan):
             self._asked.asking.endpoint.check()
 
     def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
-        questions = [question for block in upcoming for question in self._unasked(block)]
+        questions = [question for block in upcoming for question in block.work]
         if self._asked.asking.endpoint is not None:
             return self._served(self._asked.asking.endpoint, questions)
         assert self._asked.model is not None
@@ -185,12 +185,13 @@ class ResponsesPlan(AbstractPlan):
         images = Ahead(_image, [q.image for q in questions], threads=self._asked.asking.workers)
 
         def do(block: Block) -> list[Row | Failed]:
-            batch = self._unasked(block)
+            batch = block.work  # all of it: the company of a question does not change
             shown = {path: images.take(path) for path in dict.fromkeys(q.image for q in batch)}
             texts = _generate(model, batch, shown, self._asked.asking)
             for remark in said():
                 console.print(remark, markup=False, soft_wrap=True)
-            return [self._row(q, text) for q, text in zip(batch, texts, strict=True)]
+            told = zip(batch, texts, strict=True)
+            return [self._row(q, text) for q, text in told if q.question_id not in self.responses]
 
         return do
 
@@ -216,7 +217,7 @@ class ResponsesPlan(AbstractPlan):
 
         def do(block: Block) -> list[Row | Failed]:
             try:
-                return [self._row(q, replies.take(q)) for q in self._unasked(block)]
+                return [self._row(q, replies.take(q)) for q in block.work]
             except BaseException as error:
                 replies.stop()
                 if isinstance(error, Exception):  # what comes meanwhile is kept
@@ -225,9 +226,6 @@ class ResponsesPlan(AbstractPlan):
                 raise
 
         return do
-
-    def _unasked(self, block: Block) -> list[ImageQuestion]:
-        return [q for q in block.work if q.question_id not in self.responses]
 
     def _row(self, question: ImageQuestion, text: str) -> Row:
         kept = _Kept(

@@ -147,8 +147,7 @@ class _GrowingLayer(DynamicLayer):
             self._room = [self._roomy(each[..., :begin, :], more) for each in self._room]
         for room, states in zip(self._room, (key_states, value_states), strict=True):
             room[..., begin : self._length, :] = states
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._room = [each.index_select(0, indices) for each in self._room]
@@ -161,8 +160,10 @@ class _GrowingLayer(DynamicLayer):
         found[..., :length, :] = states
         return found
 
-    def _show(self) -> None:
-        self.keys, self.values = (each[..., : self._length, :] for each in self._room)
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (each[..., : self._length, :] for each in self._room)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class ContinuedRows:

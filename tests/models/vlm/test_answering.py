@@ -97,6 +97,15 @@ def test_the_playground_model_says_the_same():
     assert {"Yes.", "No."} < set(said) and max(map(len, said)) > 30
 
 
+def test_the_roundings_of_half_precision_are_no_difference():
+    model = load(folder("qwen2_vl"), torch.bfloat16)
+    answerer = Answerer(model, rows_at_once=4)
+    given = asked(model, tiny_questions())
+    said = answerer.generate(**given, max_new_tokens=6)
+    assert not answerer.remarks()
+    assert len(said) == 10 and all(said)
+
+
 def test_a_family_that_differs_in_silence_is_noticed_and_goes_the_plain_way(monkeypatch):
     model = load(folder("llava"))
     given = asked(model, tiny_questions())
