@@ -7,20 +7,27 @@ No redirect is followed and no proxy sees what goes to this machine, so that a k
 from __future__ import annotations
 
 import http.client
+import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from diffalign import keys
 from diffalign.errors import DataError, EndpointError
+from diffalign.parsing import parse_json
+from diffalign.ranges import AtLeast, Ranged
 
 T = TypeVar("T")
+Content = str | list[dict[str, Any]]
+"""Of a message: text, or parts such as `{"type": "image_url", ...}`."""
+OF_ITEMS = frozenset({400, 413, 422})
+"""HTTP statuses that speak of what was sent."""
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP statuses after which the same request may succeed."""
@@ -161,3 +168,97 @@ def key_hint(variable: str | None, setting: str) -> str:
     if variable is None:
         return f"no key was sent: give {setting}=NAME on the command line"
     return f"the key is read from the environment variable {variable}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatEndpoint(Ranged):
+    """A language model behind `ADDRESS/chat/completions`, in OpenAI's form."""
+
+    address: str
+    """Up to and without `/chat/completions`, for example http://127.0.0.1:8000/v1."""
+    model: str
+    """Name at the endpoint, for example gpt-4-1106-preview."""
+    key_variable: str | None = None
+    """The environment variable that holds the key. null takes OPENAI_API_KEY for api.openai.com and
+    this machine and HF_TOKEN for huggingface.co, where they are set, and sends none elsewhere. Any
+    other variable or host needs it named on the command line, such as `judge.key_variable=NAME`;
+    `diffalign.keys` has the rules."""
+    parallel: Annotated[int, AtLeast(1)] = 4
+    """Requests under way at once."""
+    attempts: Annotated[int, AtLeast(1)] = 6
+    """How often a request is sent that fails in passing, with growing pauses."""
+    timeout_s: float = 120.0
+    """Seconds to wait for a reply."""
+    pause_s: float = 1.0
+    """Seconds before the second attempt; doubled before each further one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            keys.check_address(self.address)
+        except ValueError as error:
+            raise ValueError(f"address {error}") from error
+
+    def check(self) -> None:
+        """Raise ConfigError where the key that is to be sent may not be, or is not there."""
+        if self.variable is not None:
+            keys.read(self.variable)
+
+    @property
+    def variable(self) -> str | None:
+        """The variable that holds the key; None where none is sent."""
+        return keys.variable_for(self.address, self.key_variable)
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        read: Callable[[dict[str, Any]], T],
+        **further: Any,
+    ) -> T:
+        """The most probable completion of a chat.
+
+        Args:
+            messages: `{role, content}`, the content being a `Content`.
+            read: makes something of the choice; a ValueError of it has the request sent again.
+            **further: fields of the request.
+
+        Raises:
+            RequestRefusedError: a status that is not in passing.
+            EndpointError: no reply that can be read in all attempts.
+        """
+        body = {"model": self.model, "messages": messages, "temperature": 0, **further}
+        return post(
+            f"{self.address.rstrip('/')}/chat/completions",
+            json.dumps(body).encode(),
+            lambda reply: read(_only_choice(reply)),
+            patience=Patience(
+                attempts=self.attempts, timeout_s=self.timeout_s, pause_s=self.pause_s
+            ),
+            variable=self.variable,
+        )
+
+    def refusal(self, error: RequestRefusedError, section: str, whom: str) -> str:
+        """A sentence of a request that the server will not take.
+
+        Args:
+            error: what it said.
+            section: of the settings, as on the command line, such as `judge`.
+            whom: what was asked, such as `the judge gpt-4`.
+        """
+        hint = ""
+        if error.status in (401, 403):
+            hint = f"; {key_hint(self.variable, f'{section}.{keys.FIELD}')}"
+        return f"{self.address} refuses {whom}: HTTP {error.status}{hint}: {error.said}"
+
+
+def _only_choice(reply: bytes) -> dict[str, Any]:
+    content = parse_json(reply, "the reply")
+    try:
+        choices = content["choices"]
+        choice: dict[str, Any] = choices[0]
+        choice["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("the reply is no chat completion") from error
+    if len(choices) > 1:
+        raise ValueError(f"the reply has {len(choices)} choices, and one was asked for")
+    return choice

@@ -39,6 +39,7 @@ SMALL = {
     "bench_data.py": "--pixels 64 --resolution 32 --pairs 8 --batches 1 --workers 0",
     "bench_rows.py": "--tiny --out OUT",
     "bench_pages.py": "--prompts 4 --models 3 --pixels 64 --rounds 1 --out OUT",
+    "bench_evaluation.py": "--tiny",
     "bench_peers.py": "--tiny",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
     "bench_scale.py": "--tiny --only batch --only images --only processes",

@@ -1,10 +1,13 @@
 """Asking a model about images, greedily, and keeping its responses.
 
-A rerun asks only what has no response yet, and loads no model where nothing is missing.
+Questions about an image are asked together: a model of this machine looks at it once for all of
+them. A model behind an endpoint is asked several questions at once, each by itself. A rerun asks
+only what has no response yet, and loads no model where nothing is missing.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,8 +21,10 @@ from diffalign import config as configs
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
 from diffalign.console import progress, silence_libraries
 from diffalign.data.decoding import BadImageError, decode
+from diffalign.endpoints import announce
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
 from diffalign.files import add_json_lines, read_json_lines
+from diffalign.generation.served_model import Ahead, ServedModel
 from diffalign.models.base import AbstractModel
 from diffalign.parsing import checked
 from diffalign.ranges import AtLeast, Ranged
@@ -39,17 +44,36 @@ class Asking(Ranged):
     system: str = ""
     """What a system turn says before each question; empty leaves it to the chat template. That of
     `llava-1.5-7b-hf` has none, where LLaVA's own scripts begin with Vicuna's sentence."""
-    batch_size: Annotated[int, AtLeast(1)] = 8
-    """Questions asked at once."""
+    engine: Literal["model", "endpoint"] = "model"
+    """Who responds: `model`, loaded on this machine, or the server of `endpoint`."""
+    endpoint: ServedModel | None = None
+    """Address and name of a served model, for `engine: endpoint`."""
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Questions that a model of this machine is asked at once. Those about one image are together
+    where they fit; an image with more of them is still looked at once."""
+    workers: Annotated[int, AtLeast(0)] = 2
+    """Threads that decode the next images while a model of this machine responds; 0 decodes in
+    turn."""
     dtype: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """In which the model computes; auto is bf16 on a GPU and float32 elsewhere."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.engine == "endpoint") != (self.endpoint is not None):
+            raise ValueError(
+                "a served model is asked with engine=endpoint and its address and name: "
+                "asking.engine=endpoint asking.endpoint.address=http://127.0.0.1:8000/v1 "
+                "asking.endpoint.model=NAME; give all of them, or none"
+            )
+
     @property
     def figures_depend_on(self) -> dict[str, Any]:
         """The settings that shape responses, for a report."""
-        named = {"max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        served = self.endpoint
+        computed = {"dtype": self.dtype} if served is None else {"endpoint": served.model}
+        named = {"max_new_tokens": self.max_new_tokens, **computed}
         return {**named, "system": self.system} if self.system else named
 
 
@@ -78,12 +102,18 @@ def check_one_source(
     saved: object | None, model: AbstractModel | None, asking: Asking | None, *, name: str
 ) -> None:
     """Raise ValueError unless responses come from a file or from a model with its settings."""
-    if (saved is None) == (model is None):
+    served = asking is not None and asking.endpoint is not None
+    if served and model is not None:
+        raise ValueError(
+            "asking.engine is endpoint, and the model there is named by asking.endpoint.model: "
+            "leave model out"
+        )
+    if (saved is None) == (model is None and not served):
         raise ValueError(
             f"give either {name}=FILE with saved responses, or a model to ask: "
             "model.kind=vlm model.path=FOLDER asking.images=FOLDER asking.saves=FILE.jsonl"
         )
-    if (model is None) != (asking is None):
+    if (model is None) != (asking is None) and not served:
         raise ValueError(
             "model and asking go together: asking.images=FOLDER asking.saves=FILE.jsonl say which "
             "images a model is shown and where its responses are kept"
@@ -94,8 +124,8 @@ def check_one_source(
 class Asked:
     """Who is asked what, and how."""
 
-    model: AbstractModel
-    """Settings of the model."""
+    model: AbstractModel | None
+    """Settings of the model; None where it is behind an endpoint."""
     questions: Sequence[ImageQuestion]
     """With distinct ids."""
     asking: Asking
@@ -103,7 +133,8 @@ class Asked:
 
 
 class ResponsesPlan(AbstractPlan):
-    """The responses to questions, as blocks: those that are asked at once."""
+    """The responses to questions, as blocks: images with all that is asked about them, as many as a
+    batch holds; of a served model single questions, each of which is kept as it comes."""
 
     title, unit = "ask", "questions"
 
@@ -116,14 +147,13 @@ class ResponsesPlan(AbstractPlan):
         asking = asked.asking
         self._asked, self.device = asked, asking.device
         self.folder, self.of = asking.saves.parent, asking.saves.name
-        model = _identity(asked.model)
+        model = _identity(asked)
         self._maker = _digest(model, asking.max_new_tokens, asking.system, asking.dtype)
         self._known = {q.question_id: _digest(q.image.name, q.text) for q in asked.questions}
+        self._places = {q.question_id: place for place, q in enumerate(asked.questions)}
         kept = _kept(asking.saves, self._maker)
         self.responses = {i: r.answer for i, r in kept.items() if r.asked == self._known.get(i)}
         """By question id, those that are there."""
-        size = asking.batch_size
-        batches = [asked.questions[i : i + size] for i in range(0, len(asked.questions), size)]
         self.blocks = [
             Block.of(
                 place,
@@ -131,46 +161,112 @@ class ResponsesPlan(AbstractPlan):
                 len(batch),
                 batch,
             )
-            for place, batch in enumerate(batches)
+            for place, batch in enumerate(_together(asked))
         ]
 
     def is_done(self, block: Block) -> bool:
         return all(q.question_id in self.responses for q in block.work)
 
     def check(self) -> None:
-        """Raise DataError where images of questions that have no response are missing."""
+        """Raise DataError where images of questions that have no response are missing, and
+        ConfigError where the key of an endpoint may not be sent there."""
         missing = [q for q in self._asked.questions if q.question_id not in self.responses]
         _check_images(missing, self._asked.asking.images)
+        if self._asked.asking.endpoint is not None:
+            self._asked.asking.endpoint.check()
 
     def open(self, device: str | None, upcoming: Sequence[Block]) -> Do:
+        questions = [question for block in upcoming for question in block.work]
+        if self._asked.asking.endpoint is not None:
+            return self._served(self._asked.asking.endpoint, questions)
+        assert self._asked.model is not None
         model = _load(self._asked.model, self._asked.asking, device)
-        return lambda block: self._ask(model, block.work)
+        said, console = getattr(model, "remarks", list), Console(stderr=True, highlight=False)
+        images = Ahead(_image, [q.image for q in questions], threads=self._asked.asking.workers)
 
-    def _ask(self, model: WritesResponses, batch: Sequence[ImageQuestion]) -> list[Row | Failed]:
-        texts = _generate(model, batch, self._asked.asking)
-        rows = [
-            _Kept(
-                question_id=q.question_id,
-                image=q.image.name,
-                question=q.text,
-                answer=text,
-                asked=self._known[q.question_id],
-                made_by=self._maker,
+        def do(block: Block) -> list[Row | Failed]:
+            batch = block.work  # all of it: the company of a question does not change
+            shown = {path: images.take(path) for path in dict.fromkeys(q.image for q in batch)}
+            texts = _generate(model, batch, shown, self._asked.asking)
+            for remark in said():
+                console.print(remark, markup=False, soft_wrap=True)
+            told = zip(batch, texts, strict=True)
+            return [self._row(q, text) for q, text in told if q.question_id not in self.responses]
+
+        return do
+
+    def _served(self, endpoint: ServedModel, questions: Sequence[ImageQuestion]) -> Do:
+        """Ask questions ahead, so that as many are under way as the settings say."""
+        from diffalign.imaging.image_files import whole_uri  # which loads torch
+
+        announce(endpoint.variable, endpoint.address, f"the model {endpoint.model}")
+        asking = self._asked.asking
+        uri = functools.lru_cache(endpoint.parallel)(lambda path: whole_uri(_image(path)))
+
+        def reply(question: ImageQuestion) -> str:
+            return endpoint.reply(
+                question.text,
+                uri(question.image),
+                name=f"{question.question_id} (image {question.image.name})",
+                system=asking.system,
+                max_new_tokens=asking.max_new_tokens,
             )
-            for q, text in zip(batch, texts, strict=True)
-            if q.question_id not in self.responses
-        ]
-        return [Row(asdict(row)) for row in rows]
+
+        replies = Ahead(reply, questions, threads=endpoint.parallel)
+        blocks = {question: block for block in self.blocks for question in block.work}
+
+        def do(block: Block) -> list[Row | Failed]:
+            try:
+                return [self._row(q, replies.take(q)) for q in block.work]
+            except BaseException as error:
+                replies.stop()
+                if isinstance(error, Exception):  # what comes meanwhile is kept
+                    for question, text in replies.finished():
+                        self.write(blocks[question], [self._row(question, text)])
+                raise
+
+        return do
+
+    def _row(self, question: ImageQuestion, text: str) -> Row:
+        kept = _Kept(
+            question_id=question.question_id,
+            image=question.image.name,
+            question=question.text,
+            answer=text,
+            asked=self._known[question.question_id],
+            made_by=self._maker,
+        )
+        return Row(asdict(kept))
 
     def merge(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        add_json_lines(self._asked.asking.saves, rows)
+        last = len(self._places)
+        ordered = sorted(rows, key=lambda row: self._places.get(row["question_id"], last))
+        add_json_lines(self._asked.asking.saves, ordered)
 
 
-def ask(model: AbstractModel, questions: Sequence[ImageQuestion], asking: Asking) -> dict[str, str]:
+def _together(asked: Asked) -> list[Sequence[ImageQuestion]]:
+    """Questions as they are asked together: see `ResponsesPlan`."""
+    by_image: dict[Path, list[ImageQuestion]] = {}
+    for question in asked.questions:
+        by_image.setdefault(question.image, []).append(question)
+    if asked.asking.endpoint is not None:
+        return [[question] for of_image in by_image.values() for question in of_image]
+    batches: list[list[ImageQuestion]] = []
+    for of_image in by_image.values():
+        if batches and len(batches[-1]) + len(of_image) <= asked.asking.batch_size:
+            batches[-1] += of_image
+        else:
+            batches.append(of_image)
+    return [*batches]
+
+
+def ask(
+    model: AbstractModel | None, questions: Sequence[ImageQuestion], asking: Asking
+) -> dict[str, str]:
     """Responses by question id, in the order of the questions; what is missing is asked here.
 
     Args:
-        model: settings of what is asked.
+        model: settings of what is asked; None where it is behind `asking.endpoint`.
         questions: with distinct ids.
         asking: how; its file is read first and added to.
 
@@ -178,6 +274,7 @@ def ask(model: AbstractModel, questions: Sequence[ImageQuestion], asking: Asking
         ConfigError: the file was written by another model or under other settings.
         DataError: an image is missing, or cannot be read.
         ModelError: the model cannot be loaded, writes no text, or has no chat template.
+        EndpointError: the endpoint does not answer; what came before is kept.
     """
     asked = Asked(model=model, questions=questions, asking=asking)
     plan = ResponsesPlan(asked)
@@ -191,7 +288,10 @@ def ask(model: AbstractModel, questions: Sequence[ImageQuestion], asking: Asking
 
 
 def _generate(
-    model: WritesResponses, questions: Sequence[ImageQuestion], asking: Asking
+    model: WritesResponses,
+    questions: Sequence[ImageQuestion],
+    images: Mapping[Path, Any],
+    asking: Asking,
 ) -> list[str]:
     import torch
 
@@ -203,7 +303,7 @@ def _generate(
                 question_prompt(model.processor, question.text, system=asking.system)
                 for question in questions
             ],
-            [[_image(question.image)] for question in questions],
+            [[images[question.image]] for question in questions],
             max_new_tokens=asking.max_new_tokens,
         )
     except torch.OutOfMemoryError as error:
@@ -213,10 +313,13 @@ def _generate(
         ) from error
 
 
-def _identity(model: AbstractModel) -> Any:
+def _identity(asked: Asked) -> Any:
     """Tells a model from others, also from one that lay in the same folder before."""
     from diffalign.models.vlm.config import VLM
 
+    if asked.asking.endpoint is not None:
+        return {"endpoint": asked.asking.endpoint.model, **asked.asking.endpoint.fields}
+    model = asked.model
     return model.policy_fingerprint() if isinstance(model, VLM) else configs.to_dict(model)
 
 
@@ -259,6 +362,9 @@ def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
 
 def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResponses:
     from diffalign.models.devices import DTYPES, choose_device
+    from diffalign.models.vlm.answering import Answerer
+    from diffalign.models.vlm.config import VLM
+    from diffalign.models.vlm.model import VisionLanguageModel
 
     device = choose_device(place or asking.device)
     usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"
@@ -270,7 +376,10 @@ def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResp
     )
     if not hasattr(loaded, "generate"):
         raise ModelError(f"{model.describe()}: writes no text, so it cannot answer; use kind vlm")
-    return cast(WritesResponses, loaded)
+    if not isinstance(loaded, VisionLanguageModel):
+        return cast(WritesResponses, loaded)
+    prefix = model.prefix if isinstance(model, VLM) else "auto"
+    return Answerer(loaded, rows_at_once=asking.batch_size, prefix=prefix)
 
 
 def _image(path: Path) -> Any:

@@ -78,5 +78,12 @@ def data_uri(
     return _uri(form, buffer)
 
 
+def whole_uri(image: Image.Image) -> str:
+    """An image as it is, every pixel of it, as the `data:` address of a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", compress_level=1)
+    return _uri("png", buffer)
+
+
 def _uri(kind: str, buffer: io.BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -24,6 +24,7 @@ from diffalign.generation.responses import WritesResponses
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
 from diffalign.jobs.demo import train_or_go_on
 from diffalign.models.devices import choose_device
+from diffalign.models.vlm.answering import Answerer
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.multi_object_scenes import kind_named, kinds_in, sentences_of
 from diffalign.playground.response_quality import (
@@ -37,6 +38,8 @@ from diffalign.training.config import RunConfig
 
 SHOWN = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
 """Figures of the table, of those that are measured."""
+_AT_ONCE = 64
+"""Questions in a batch."""
 _LOOKED_THROUGH = 64
 """Scenes that the image is chosen from."""
 _WRONG, _RIGHT = 4, 2
@@ -100,12 +103,13 @@ def opened(settings: VLM, run: Path | None) -> WritesResponses:
         settings = replace(settings, path=str(run / "final"))
     else:
         settings = replace(settings, lora=replace(settings.lora, start=run))
-    return settings.load(
+    model = settings.load(
         device=choose_device("auto"),
         compute_dtype=torch.float32,
         reference="none",
         trainable=False,
     )
+    return Answerer(model, rows_at_once=_AT_ONCE)
 
 
 def _table(figures: Mapping[str, Mapping[str, Figure]]) -> Table:

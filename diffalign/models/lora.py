@@ -285,6 +285,35 @@ def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
 
 
 @contextmanager
+def merged(network: nn.Module) -> Iterator[None]:
+    """Within this context adapters are part of the weights that they change, which saves their own
+    products; afterwards the weights are what they were, bit for bit.
+
+    Only weights in float32 are changed: in fewer bits the sum would be rounded, and small updates
+    with it. Layers of DoRA, layers whose adapter is off, and quantised ones stay as they are.
+    """
+    kept: list[tuple[Any, Tensor]] = []
+    layers: list[Any] = adapter_layers(network)
+    try:
+        for layer in layers:
+            base = layer.get_base_layer()
+            plain = type(base) is nn.Linear and base.weight.dtype == torch.float32
+            off = layer.disable_adapters or layer.merged or layer.lora_magnitude_vector
+            if not plain or off:
+                continue
+            with torch.no_grad():
+                delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+                kept.append((layer, base.weight.data))
+                base.weight.data = base.weight.data + delta
+            layer.merged_adapters.extend(layer.active_adapters)
+        yield
+    finally:
+        for layer, weight in kept:
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+
+@contextmanager
 def disabled(layers: Sequence[BaseTunerLayer]) -> Iterator[None]:
     """Run the base alone, whatever happens inside.
 

@@ -10,9 +10,7 @@ Source: Lin et al. 2024, arXiv:2404.01291 (VQAScore), whose question is the defa
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.console import silence_libraries
+from diffalign.endpoints import Content
 from diffalign.errors import ModelError
-from diffalign.judges.endpoint import Content, Endpoint
+from diffalign.imaging.image_files import whole_uri
+from diffalign.judges.endpoint import Endpoint
 from diffalign.models.devices import DTYPES
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
@@ -159,7 +159,7 @@ class VLMYes(AbstractImageScorer):
     ) -> tuple[Tensor, Tensor]:
         contents: list[Content] = [
             [
-                {"type": "image_url", "image_url": {"url": _as_uri(image)}},
+                {"type": "image_url", "image_url": {"url": whole_uri(image)}},
                 {"type": "text", "text": question},
             ]
             for image, question in zip(images, questions, strict=True)
@@ -173,9 +173,3 @@ class VLMYes(AbstractImageScorer):
             sums.append(words)
         yes, no = torch.tensor(sums, dtype=torch.float32).unbind(dim=1)
         return yes, no
-
-
-def _as_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

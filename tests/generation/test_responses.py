@@ -14,8 +14,9 @@ from diffalign import config
 from diffalign.benchmarks.amber.config import Amber
 from diffalign.benchmarks.chair.config import Chair
 from diffalign.benchmarks.pope.config import Pope
+from diffalign.data.decoding import decode
 from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
-from diffalign.generation.responses import Asking, ImageQuestion, ask
+from diffalign.generation.responses import Asked, Asking, ImageQuestion, ResponsesPlan, ask
 from diffalign.models.vlm.config import VLM
 from tests.judges import brightness_teller
 from tests.judges.brightness_teller import BrightnessTeller
@@ -79,6 +80,67 @@ def test_what_was_answered_before_a_failure_is_kept(folder, asked):
         ask(BrightnessTeller(), questions(folder, "dark", "broken"), asking(folder))
     ask(BrightnessTeller(), questions(folder, "dark"), asking(folder))
     assert len(asked) == 1
+
+
+def test_questions_about_an_image_are_asked_together_and_kept_in_their_own_order(
+    folder, asked, monkeypatch
+):
+    decoded = []
+
+    def noted(path):
+        decoded.append(path.name)
+        return decode(path)
+
+    monkeypatch.setattr("diffalign.generation.responses.decode", noted)
+    several = [
+        ImageQuestion(question_id=f"{name}{text}", image=folder / f"{name}.jpg", text=text)
+        for text in "123"
+        for name in ("dark", "bright")
+    ]
+    said = ask(BrightnessTeller(), several, asking(folder, batch_size=2))
+    assert asked == ["1", "2", "3", "1", "2", "3"]
+    assert decoded == ["dark.jpg", "bright.jpg"]
+    assert list(said) == [question.question_id for question in several]
+    rows = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+    assert [(row["image"], row["question"]) for row in rows] == [
+        (question.image.name, question.text) for question in several
+    ]
+    assert {row["answer"] for row in rows if row["image"] == "dark.jpg"} == {"no light"}
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1, 1, 2]), (2, [2, 2]), (9, [4])])
+def test_images_share_a_batch_where_it_holds_all_that_is_asked_about_them(
+    folder, batch_size, batches
+):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.jpg")
+    several = [
+        ImageQuestion(question_id=f"{name}{text}", image=folder / f"{name}.jpg", text=text)
+        for name, text in (("a", "1"), ("b", "1"), ("c", "1"), ("c", "2"))
+    ]
+    settings = asking(folder, batch_size=batch_size)
+    plan = ResponsesPlan(Asked(model=BrightnessTeller(), questions=several, asking=settings))
+    assert [block.size for block in plan.blocks] == batches
+
+
+def test_a_model_that_cannot_share_says_so_once(folder, capsys):
+    path = tiny_llava(folder / "model")
+    settings = json.loads((path / "generation_config.json").read_text())
+    (path / "generation_config.json").write_text(
+        json.dumps({**settings, "no_repeat_ngram_size": 2})
+    )
+    several = [
+        ImageQuestion(question_id=f"{name}{text}", image=folder / f"{name}.jpg", text=text)
+        for name in ("dark", "bright")
+        for text in "12"
+    ]
+    ask(
+        VLM(path=str(path)),
+        several,
+        asking(folder, batch_size=2, max_new_tokens=2, device="cpu"),
+    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("images are computed for each question: the checkpoint's") == 1
 
 
 def test_another_wording_is_asked_anew(folder, asked):

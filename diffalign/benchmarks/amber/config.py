@@ -55,7 +55,7 @@ class Amber(AbstractBenchmark):
 
     def __post_init__(self) -> None:
         check_one_source(self.responses, self.model, self.asking, name="responses")
-        if self.model is not None and not self.queries:
+        if self.asking is not None and not self.queries:
             raise ValueError("to ask a model, give queries=[FILE, ...]: what it is asked")
 
     @property
@@ -153,7 +153,7 @@ class Amber(AbstractBenchmark):
             self._description_check(annotations)
 
     def _to_ask(self, annotations: files.Annotations, queries: Mapping[int, files.Query]) -> Asked:
-        assert self.model is not None and self.asking is not None  # __post_init__ checked
+        assert self.asking is not None  # __post_init__ checked
         questions = [
             ImageQuestion(
                 question_id=str(i),

@@ -121,7 +121,7 @@ class Chair(AbstractBenchmark):
         return self._to_ask(read_image_objects(self.objects, synonyms))
 
     def _to_ask(self, objects: Mapping[str, frozenset[str]]) -> Asked:
-        assert self.model is not None and self.asking is not None  # __post_init__ checked
+        assert self.asking is not None  # __post_init__ checked
         questions = [
             ImageQuestion(
                 question_id=image_id,

@@ -125,7 +125,7 @@ class Pope(AbstractBenchmark):
         return asked
 
     def _to_ask(self, ids: Mapping[tuple[str, str], str]) -> Asked:
-        assert self.model is not None and self.asking is not None  # __post_init__ checked
+        assert self.asking is not None  # __post_init__ checked
         questions = [
             ImageQuestion(
                 question_id=i,

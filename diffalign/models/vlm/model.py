@@ -25,6 +25,27 @@ Export = Callable[[Path, TokenScorer, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
 
 
+def disagreement(
+    found: Tensor, expected: Tensor, counts: Sequence[int], dtype: torch.dtype
+) -> tuple[float, float]:
+    """How far two ways to the same log-probabilities are apart, and how far rounding may take them.
+
+    Args:
+        found, expected: of the tokens of some responses, in order, [P] each.
+        counts: how many of the tokens are of each response.
+        dtype: in which the network computes.
+
+    Returns:
+        In float32 the largest difference and 0.001; in half precision the largest mean over the
+        tokens of a response, and 16 roundings.
+    """
+    difference = (found - expected).abs()
+    if dtype == torch.float32:
+        return float(difference.max()), 1e-3
+    means = [part.mean() for part in difference.split(list(counts))]
+    return float(torch.stack(means).max()), 16 * torch.finfo(dtype).eps
+
+
 class VisionLanguageModel(AbstractTrainable):
     """A model of transformers that scores and writes responses about images.
 
@@ -162,17 +183,13 @@ class VisionLanguageModel(AbstractTrainable):
             roundings in the mean over the tokens of a response.
         """
         before, self._prefix_checked = self.evaluations, True
-        difference = (self.log_probs(branched) - self.log_probs(plain)).abs()[:, 0]
+        found, expected = (self.log_probs(rows)[:, 0] for rows in (branched, plain))
         self.evaluations = before
-        if self.compute_dtype == torch.float32:
-            limit, found = 1e-3, difference.max()
-        else:
-            limit = 16 * torch.finfo(self.compute_dtype).eps
-            found = torch.stack([part.mean() for part in difference.split(list(counts))]).max()
-        self.prefix_agrees = bool(found <= limit)  # not for nan
+        difference, limit = disagreement(found, expected, counts, self.compute_dtype)
+        self.prefix_agrees = difference <= limit  # not for nan
         if not self.prefix_agrees:
             self._remarks.append(
-                f"log-probabilities of tokens differ by {float(found):.2g} between responses that "
+                f"log-probabilities of tokens differ by {difference:.2g} between responses that "
                 f"share the row of their prompt and responses in rows of their own; {limit:.2g} is "
                 f"allowed. Image and prompt are computed for each response, as with "
                 f"model.prefix=repeated"
@@ -304,17 +321,27 @@ class VisionLanguageModel(AbstractTrainable):
             images: n lists, one image per image marker of the prompt.
             padding_side: left, so that responses begin at the same column, or right.
         """
-        tokenizer = self.processor.tokenizer
-        started = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         encoded = self.processor(
             text=list(prompts),
             images=[image for of_prompt in images for image in of_prompt] or None,
             padding=True,
             padding_side=padding_side,
-            add_special_tokens=not started,
+            add_special_tokens=not self._is_started(prompts),
             return_tensors="pt",
         )
         return {key: send(value, self.device) for key, value in encoded.items()}
+
+    def tokens_of(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of conversations as `prompt_inputs` has them, but one for every image marker."""
+        special = not self._is_started(prompts)
+        encoded = self.processor.tokenizer(list(prompts), add_special_tokens=special)
+        tokens: list[list[int]] = encoded["input_ids"]
+        return tokens
+
+    def _is_started(self, prompts: Sequence[str]) -> bool:
+        """Whether the chat template wrote the token that sequences begin with."""
+        begin = self.processor.tokenizer.bos_token
+        return begin is not None and prompts[0].startswith(begin)
 
     @property
     def pad_token_id(self) -> int:
