@@ -137,7 +137,8 @@ class Scorers:
             device: where scorers with weights run.
         """
         for scorer in self._scorers.values():
-            ask(scorer, torch.zeros(1, 3, 64, 64, device=device), [prompt], 0)
+            count = 2 if scorer.compares else 1  # one image alone would ask nothing
+            ask(scorer, torch.zeros(count, 3, 64, 64, device=device), [prompt] * count, 0)
 
     def score_images(
         self, files: Sequence[Path], prompts: Sequence[str], device: torch.device

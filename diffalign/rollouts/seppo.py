@@ -100,6 +100,8 @@ class SemiPolicy(AbstractRollouts):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_scorers_of_noise(self.scorers)
+        for scorer in self.scorers:
+            scorer.refuse_comparing("rollouts seppo")
 
     def open(self, run: RunContext) -> AbstractSource:
         if run.process is not None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffalign import config
 from diffalign.commands import command
-from diffalign.errors import ModelError
+from diffalign.errors import ModelError, did_you_mean
 from diffalign.files import read_json, write_json
 from diffalign.models.base import AbstractModel, AbstractTrainable, ReferenceKind
 from diffalign.models.devices import send
@@ -200,9 +200,12 @@ class AbstractReward(AbstractModel, abc.ABC):
     def next_step(self, run: Path) -> str:
         scorer = {"scorer.kind": "trained", "scorer.path": run / "final"}
         if self.head.compares:
+            judge = {"scorer.kind": "pairwise", "scorer.judge.kind": "trained"}
+            asked = {**judge, "scorer.judge.path": run / "final"}
             return (
-                "How often it is right on held-out pairs is held_out/accuracy in metrics.jsonl; it "
-                "compares images, and scores none by itself."
+                "How often it is right on held-out pairs is held_out/accuracy in metrics.jsonl. It "
+                "compares images: let it hold those of each prompt against each other:\n  "
+                + command("score", {"images": "IMAGES", **asked})
             )
         if self.tells_users:
             scorer["scorer.user"] = Path(self.head.known_users[0])
@@ -353,6 +356,15 @@ def open_reward(folder: Path, *, device: torch.device | str = "cpu") -> RewardMo
     head = model.network.get_submodule("head")
     fill(head, read_state(folder / HEAD), source=folder / HEAD)
     return model
+
+
+def check_user(user: str | None, head: AbstractHead, path: str) -> None:
+    """Raise ModelError unless a user is named exactly where a head tells tastes apart."""
+    known = head.known_users
+    if (user is None) == bool(known) or (known and user not in known):
+        said = "no users" if not known else f"the users {', '.join(known[:8])}"
+        hint = did_you_mean(user, known) if known and user else ""
+        raise ModelError(f"user is {user}, and {path} knows {said}.{hint}")
 
 
 def content_of(folder: Path) -> str:
