@@ -18,7 +18,6 @@ from PIL import Image
 
 from diffalign.batching import each_or_error
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
-from diffalign.comparison.repeats import Perturbation, identity_of
 from diffalign.comparison.score import read_column
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.score_columns import ScoreKey, ScoreRow, read_score_column, write_score_column
@@ -28,6 +27,7 @@ from diffalign.intervals import Bootstrap, ratio
 from diffalign.pair_judges.base import AbstractPairJudge, every_pair, in_both_orders, win_rates
 from diffalign.parsing import checked
 from diffalign.scorers.pairwise import Pairwise
+from diffalign.scorers.repeats import Perturbation, identity_of
 
 JUDGEMENTS = "judgements"
 """Folder of the verdicts, next to that of scores."""

@@ -28,7 +28,6 @@ from diffalign.comparison.judged import (
     write_bias,
     write_scores,
 )
-from diffalign.comparison.repeats import Perturbation
 from diffalign.comparison.score import (
     SCORES,
     Problem,
@@ -57,6 +56,7 @@ from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer
 from diffalign.scorers.pairwise import Pairwise
+from diffalign.scorers.repeats import Perturbation
 
 _LISTED_PROBLEMS = 10
 
