@@ -216,7 +216,8 @@ class AbstractReward(AbstractModel, abc.ABC):
             made = {"questions.path": "DATA", "synthesis.kind": "self_sampled"}
             ranked = {"synthesis.samples": 4, "synthesis.reward": run / "final"}
             return "Let it rank what a model responds:\n  " + command(
-                "synthesise", {"model.path": "MODEL", **made, **ranked, "output": "PAIRS"}
+                "synthesise",
+                {"model.kind": "vlm", "model.path": "MODEL", **made, **ranked, "output": "PAIRS"},
             )
         if self.head.compares:
             judge = {"scorer.kind": "pairwise", "scorer.judge.kind": "trained"}
