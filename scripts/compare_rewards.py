@@ -1,14 +1,15 @@
 """Reward models of one's own on the playground: what they learn, and whose taste they know.
 
-    python scripts/compare_rewards.py                        # some 5 minutes of one core
+    python scripts/compare_rewards.py                        # some 10 minutes of one core
     python scripts/compare_rewards.py --only pal pal_none    # some; others stay as they are
     python scripts/compare_rewards.py --trial                # does it run? changes no page
 
 The shipped pairs are learnt by a tiny LLaVA whose candidates are images, and by heads on the frozen
 features of a tiny CLIP, which has seen these pairs when it was made; a fifth of the prompts is held
-out. Then two simulated annotators of opposite taste label other pairs: of two images of the same
-shapes one prefers the redder, the other the bluer. PAL is told who labelled what, Bradley-Terry is
-not; accuracy is on pairs of prompts that nobody labelled. The table goes into docs/results.md.
+out. Shipped pairs of responses are learnt by the same LLaVA; a fifth of the images is held out.
+Then two simulated annotators of opposite taste label other pairs: of two images of the same shapes
+one prefers the redder, the other the bluer. PAL is told who labelled what, Bradley-Terry is not;
+accuracy is on pairs of prompts that nobody labelled. The table goes into docs/results.md.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Row:
     more: tuple[str, ...] = ()
     tastes: bool = False
     """Whether it learns the two annotators."""
+    section: str = "data"
+    """Of the config that names the pairs."""
 
 
 def taste(name: str, title: str, head: str, *more: str) -> Row:
@@ -82,6 +85,13 @@ ROWS = (
         "reward_clip",
         "shipped pairs",
         ("model.head={kind: general, blocks: 2, hidden: 64}",),
+    ),
+    Row(
+        "responses",
+        "tiny LLaVA, responses as candidates",
+        "responses/reward",
+        "shipped responses",
+        section="responses",
     ),
     taste(
         "pal",
@@ -181,7 +191,7 @@ def fit(row: Row, run: Path, tastes: Path, *, trial: bool) -> None:
     )
     settings = [
         f"output={run}",
-        "data.holdout=0.2",
+        f"{row.section}.holdout=0.2",
         *(setting.replace("{tastes}", str(tastes)) for setting in row.more),
         *(few if trial else ()),
     ]

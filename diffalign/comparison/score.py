@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
-from diffalign.comparison.repeats import Perturbation, copies_of, identity_of, outcomes
 from diffalign.data.decoding import IMAGE_SUFFIXES, BadImageError, decode
 from diffalign.errors import CacheError, DataError
 from diffalign.files import add_json_lines, read_rows
@@ -29,6 +28,7 @@ from diffalign.generation.manifest import (
 from diffalign.imaging.image_files import pixels_of
 from diffalign.parsing import decode_text
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.repeats import Perturbation, copies_of, identity_of, outcomes
 from diffalign.sessions import complete
 
 SCORES = "scores"

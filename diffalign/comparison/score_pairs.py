@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
-from diffalign.comparison.repeats import (
-    Copy,
-    Perturbation,
-    copies_of,
-    identity_of,
-    outcomes,
-)
 from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import OpenedPairs, open_data
@@ -30,6 +23,13 @@ from diffalign.data.score_columns import (
 from diffalign.errors import CacheError, DataError
 from diffalign.imaging.image_files import pixels_of
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.repeats import (
+    Copy,
+    Perturbation,
+    copies_of,
+    identity_of,
+    outcomes,
+)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.comparison.compare import Comparison
+from diffalign.comparison.judged import PositionBias
 from diffalign.comparison.report import markdown_text, p_text, percent, percent_interval
 from diffalign.comparison.results import Result
+from diffalign.intervals import Interval
 from diffalign.pages.parts import Section, notes, paragraph, table
 
 LEVEL = 0.05
@@ -196,5 +198,26 @@ def diversity_table(scorer: str, figures: Mapping[str, Mapping[str, float]]) -> 
             "The Vendi score is the number of different images that a prompt's are worth: 1 where "
             "they are all alike, as many as there are where none is like another. A model that "
             "falls below its base has bought its wins with sameness."
+        ),
+    )
+
+
+def position_table(scorer: str, bias: PositionBias) -> FigureTable:
+    """How far the verdicts of a pair judge depend on which image is shown first."""
+    return FigureTable(
+        title=f"Position bias of {scorer}",
+        headings=("pairs", "first shown is preferred", "95 % interval", "same winner both ways"),
+        rows=(
+            (
+                f"{bias.pairs:,}",
+                f"{bias.first_shown:.3f}",
+                percent_interval(None if bias.interval is None else Interval(*bias.interval)),
+                percent(bias.same_winner),
+            ),
+        ),
+        explanation=(
+            "Every pair was shown in both orders and counts by the mean of both, which takes the "
+            "bias out of who wins. A judge that prefers the first in far more than a half, or has "
+            "the same winner in few pairs, sees little in the images: take another."
         ),
     )

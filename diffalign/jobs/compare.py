@@ -19,6 +19,7 @@ from diffalign.comparison.evidence import holm, looks_at
 from diffalign.comparison.explorer import explorer_section
 from diffalign.comparison.grids import FOLDER as GRIDS
 from diffalign.comparison.grids import write_grids
+from diffalign.comparison.judged import read_bias
 from diffalign.comparison.report import (
     as_json,
     as_markdown,
@@ -34,6 +35,7 @@ from diffalign.comparison.tables import (
     category_tables,
     diversity_table,
     pairs_table,
+    position_table,
 )
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import read_json, write_atomically, write_image
@@ -322,8 +324,10 @@ def _tables(
     if len(every) > len(results):
         found += [pairs_table([r for r in every if r.scorer == scorer]) for scorer in scores]
     for scorer in scores:
-        figures = read_diversity(config.images / SCORES / f"{scorer}.jsonl")
+        column = config.images / SCORES / f"{scorer}.jsonl"
+        figures, bias = read_diversity(column), read_bias(column)
         found += [diversity_table(scorer, figures)] if figures else []
+        found += [position_table(scorer, bias)] if bias else []
     return found
 
 

@@ -18,7 +18,16 @@ from diffalign import config as configs
 from diffalign.calibration import agreement
 from diffalign.commands import command
 from diffalign.comparison.diversity import diversity_file, feature_figures, image_features
-from diffalign.comparison.repeats import Perturbation
+from diffalign.comparison.judged import (
+    JudgementsPlan,
+    Verdicts,
+    log_odds_of,
+    position_bias,
+    read_verdicts,
+    scores_of,
+    write_bias,
+    write_scores,
+)
 from diffalign.comparison.score import (
     SCORES,
     Problem,
@@ -37,10 +46,17 @@ from diffalign.errors import DataError
 from diffalign.files import write_json
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
-from diffalign.pair_rules.scored_images import ScoredSource, of_data
+from diffalign.pair_rules.scored_images import (
+    ImagesByPrompt,
+    ScoredSource,
+    of_data,
+    of_folder,
+)
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer
+from diffalign.scorers.pairwise import Pairwise
+from diffalign.scorers.repeats import Perturbation
 
 _LISTED_PROBLEMS = 10
 
@@ -135,6 +151,11 @@ class ScoreConfig(Ranged):
                 "agreement is with the labels of a data set (data.path=DATA), and generated images "
                 "have none: leave it out"
             )
+        if self.repeats > 1 and self.scorer.compares:
+            raise ValueError(
+                f"repeats is {self.repeats}, and {components.kind_of(self.scorer)} compares the "
+                f"images of a prompt, of which copies are not others: leave repeats out"
+            )
         if self.repeats == 1 and self.perturbation != Perturbation():
             raise ValueError(
                 "perturbation says how copies of an image differ, and repeats is 1, the image "
@@ -178,14 +199,25 @@ def run(config: ScoreConfig, sharing: Sharing | None = None) -> None:
     if config.images is not None and not config.images.is_dir():  # the lock would create it
         raise DataError(f"{config.images}: there is no such folder")
     with sessions.held(column.parent, of=column.stem, shard=sharing.shard) as session:
-        if config.images is None:
+        if isinstance(config.scorer, Pairwise):
+            _judge(console, config, column, session, sharing)
+        elif config.images is None:
             _score_pairs(console, config, column, session, sharing)
         else:
             _score(console, config, config.images, column, session, sharing)
 
 
-def plan_of(config: ScoreConfig) -> ScoresPlan | PairScoresPlan:
+def plan_of(config: ScoreConfig) -> ScoresPlan | PairScoresPlan | JudgementsPlan:
     """The scores of a config, as blocks; no weights are read."""
+    if isinstance(scorer := config.scorer, Pairwise):
+        return JudgementsPlan(
+            images_of(config).candidates,
+            scorer,
+            config.column(),
+            batch_size=config.batch_size,
+            device=config.device,
+            place=lambda device: scorer.to(choose_device(device or config.device)),
+        )
     if config.data is not None:
         return PairScoresPlan(
             config.data.pairs(),
@@ -208,6 +240,55 @@ def plan_of(config: ScoreConfig) -> ScoresPlan | PairScoresPlan:
         device=config.device,
         place=lambda device: config.scorer.to(choose_device(device or config.device)),
     )
+
+
+def images_of(config: ScoreConfig) -> ImagesByPrompt:
+    """All images that a judge holds against each other, by prompt."""
+    if config.data is not None:
+        return of_data(config.data.pairs())
+    assert config.images is not None, "by __post_init__"
+    return of_folder(config.images)
+
+
+def _judge(
+    console: Console, config: ScoreConfig, column: Path, session: sessions.Session, sharing: Sharing
+) -> None:
+    """Let a pair judge compare the images of each prompt, and make scores of its verdicts."""
+    make = blocks.Recipe(plan_of, config)
+    plan = session.begin(make)
+    assert isinstance(plan, JudgementsPlan)
+    images = images_of(config)
+    console.print(
+        f"[bold]score[/bold]  {escape(images.summary)}: {plan.pairs:,} pairs within prompts with "
+        f"{column.stem}, {choose_device(config.device)}, each in both orders; {len(plan.known):,} "
+        f"verdicts are already there",
+        soft_wrap=True,
+    )
+    if not do_blocks(session, plan, make, sharing, console):
+        return
+    configs.save(config, column.with_suffix(".yaml"))
+    assert isinstance(config.scorer, Pairwise)
+    verdicts = read_verdicts(plan.file_of_verdicts, config.scorer.fingerprint)
+    scores = scores_of(verdicts, images.candidates)
+    if not scores:
+        _refuse(problems_of(session.failed))
+        raise DataError(
+            f"{images.summary}: there is no prompt with two images to be compared: generate more "
+            f"seeds of each prompt, or another model's images of it"
+        )
+    write_scores(column, config.scorer, scores)
+    bias = position_bias(list(verdicts.values()))
+    write_bias(column, bias)
+    console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
+    console.print(bias.in_words(), highlight=False, soft_wrap=True)
+    if plan.alone:
+        console.print(f"Without a score: {plan.alone:,} images that are the only one of a prompt")
+    if config.images is not None and (config.images / MANIFEST).is_file():
+        _print_means(console, config.images, column)
+    if config.agreement:
+        _measure_agreement(console, config, column, verdicts)
+    left_out = [Problem(Path(row["name"]), row["reason"]) for row in images.left_out]
+    _refuse([*left_out, *problems_of(session.failed)])
 
 
 def _score_pairs(
@@ -245,17 +326,22 @@ def _score_pairs(
     )
 
 
-def _measure_agreement(console: Console, config: ScoreConfig, column: Path) -> None:
-    """Compare the scores with the labels of the data set."""
+def _measure_agreement(
+    console: Console, config: ScoreConfig, column: Path, verdicts: Verdicts | None = None
+) -> None:
+    """Compare the scores, or a judge's own verdicts, with the labels of the data set."""
     assert config.data is not None, "by __post_init__"
     source = ScoredSource(
         of_data(config.data.pairs()), {"score": read_score_column(column)}, by=None
     )
-    labelled = list(source.labelled())
+    known = [(pair, pair.group.gap(pair.places)) for pair in source.labelled()]
+    if verdicts is not None:
+        said = [(pair, log_odds_of(verdicts, *source.keys_of(pair))) for pair, _ in known]
+        known = [(pair, gap) for pair, gap in said if gap is not None]
     found = agreement(
-        [pair.group.gap(pair.places) for pair in labelled],
-        [pair.label for pair in labelled],
-        [pair.group.prompt for pair in labelled],
+        [gap for _, gap in known],
+        [pair.label for pair, _ in known],
+        [pair.group.prompt for pair, _ in known],
     )
     if found is None:
         console.print("No agreement: the data set has no labelled pair whose images have scores")

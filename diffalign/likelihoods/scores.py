@@ -98,6 +98,8 @@ class Scores(AbstractLikelihood[StepAwareModel, ImageBatch, HalfwayViews]):
         super().__post_init__()
         if self.relabel is not None and self.relabel.takes_time:
             raise ValueError("relabel scores clean images: take a scorer without timesteps")
+        if self.relabel is not None:
+            self.relabel.refuse_comparing("likelihood.relabel")
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, StepAwarePreference):

@@ -276,6 +276,12 @@ class ScoredSource:
             by_scorer={name: tuple(each[name] for each in scores) for name in self.columns},
         )
 
+    def keys_of(self, pair: LabelledPair) -> tuple[ScoreKey, ScoreKey]:
+        """The two images of a labelled pair."""
+        members = self._members[pair.group.prompt]
+        first, second = pair.places
+        return members[first].key, members[second].key
+
     def labelled(self) -> Iterator[LabelledPair]:
         """The pairs about which the data set says who won, where both images have scores."""
         places: dict[str, tuple[ScoredGroup, dict[ScoreKey, int]]] = {}

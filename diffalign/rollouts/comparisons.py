@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Comparison:
     """Whether the segment's steps are trained on."""
     continued: int
     """The candidate from which the sampler went on."""
+    watched: Sequence[Mapping[str, float | None]] = ()
+    """Of finished candidates, scores by scorers that nothing is trained on."""
 
 
 class PairBuilder:
@@ -76,10 +78,18 @@ class PairBuilder:
         """The rows of the file, float32 [rows, channels, h, w]; at least one pair needs them."""
         return torch.stack(self._latents)
 
-    def add(self, segment: Segment) -> None:
-        """Enter what the next segment came to."""
+    def add(
+        self, segment: Segment, watched: Sequence[Sequence[Mapping[str, float | None]]] = ()
+    ) -> None:
+        """Enter what the next segment came to.
+
+        Args:
+            segment: of all visits.
+            watched: `Comparison.watched` of each visit; empty where nobody looks on.
+        """
         for i in range(len(self._visits)):
-            self.comparisons.append(self._comparison(segment, i))
+            found = self._comparison(segment, i)
+            self.comparisons.append(replace(found, watched=watched[i]) if watched else found)
             if segment.selection.valid[i]:
                 self.pairs.extend(self._label(segment, i))
         self._origins = segment.continued.tolist()
@@ -150,12 +160,14 @@ def summarise(comparisons: Sequence[Comparison]) -> dict[str, float]:
     `score_mean` and `score_std` are of finished candidates, `candidate_score_mean` and `_std` of
     all of them, which is what the authors watch; `valid` is the share of comparisons that are
     trained on, `valid_early` and so on of those in each third of the way from noise to image.
+    `images` counts the prompts with finished candidates, which are too alike to count as several.
     """
     figures = {
         "valid": statistics.fmean(row.valid for row in comparisons),
         "scored": float(sum(len(row.scores) for row in comparisons)),
     }
     finished = [row for row in comparisons if row.t == 0]
+    figures["images"] = float(len(finished))
     for name, rows in (("score", finished), ("candidate_score", comparisons)):
         scores = [score for row in rows for score in row.scores if score is not None]
         if scores:

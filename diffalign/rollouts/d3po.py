@@ -13,8 +13,9 @@ Source: Yang et al. 2023, arXiv:2311.13231, as in scripts/rm/train_d3po.py of yk
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -43,8 +44,9 @@ from diffalign.rollouts.pairing import (
     Pairing,
     PairRule,
     RankedGroup,
-    Scores,
     Temperature,
+    Weighting,
+    certainty_weights,
     chosen_pairs,
     from_best_to_worst,
     mean_gap,
@@ -56,11 +58,13 @@ from diffalign.rollouts.pairing import (
 from diffalign.rollouts.round_order import Visit, in_batches, visits_of_round
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.scoring import (
-    WATCHED,
     ScoredImage,
     Scorers,
+    WatchedRollouts,
+    in_words,
     means_of,
     refuse_scorers_of_noise,
+    watched_figures,
 )
 from diffalign.rollouts.trajectories import finite, sample_groups, write_trajectories
 from diffalign.rollouts.trajectory_pairs import (
@@ -69,6 +73,7 @@ from diffalign.rollouts.trajectory_pairs import (
     TrajectoryPair,
 )
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.repeats import Perturbation
 from diffalign.shapes import check_image_size
 
 _SCORES = "scores.jsonl"
@@ -77,7 +82,7 @@ _GRID = "grid.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeImage(AbstractTrajectoryRollouts):
+class WholeImage(WatchedRollouts, AbstractTrajectoryRollouts):
     """Rounds of images that scores compare."""
 
     prompts: PromptsConfig | Path = field(metadata=MAY_CHANGE)
@@ -85,9 +90,6 @@ class WholeImage(AbstractTrajectoryRollouts):
     scorers: tuple[AbstractScorer, ...]
     """The scorers. With several, a side is preferred if it is at least as good under each of them
     and better under one."""
-    watch: tuple[AbstractScorer, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Further scorers, which nothing is trained on: where the trained score rises and theirs falls,
-    `training.health` says so (reward_hacked)."""
     prompts_per_round: Annotated[int, AtLeast(1)]
     """Prompts that a round samples, over all processes."""
     prompts_per_batch: Annotated[int, AtLeast(1)] = 4
@@ -103,6 +105,15 @@ class WholeImage(AbstractTrajectoryRollouts):
     """Take a pair's preference as sigmoid(gap / temperature) of its scores, with several scorers of
     the mean of their gaps, and not as certain: a gap of one temperature is 0.73. Null is D3PO's:
     whichever score is better wins for certain."""
+    repeats: Annotated[int, AtLeast(1)] = 1
+    """How many copies of each image are scored, the image itself and slightly other ones: its score
+    is their mean, and above 1 it has a standard deviation, which says how far it can be trusted."""
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    """How the copies differ from the image."""
+    weight: Weighting = "alike"
+    """How much a pair counts: with `certainty` by one over the standard deviation of its gap of
+    scores, which takes `repeats`; weights are 1 in the mean of a round, and the surest pair has a
+    tenth of the mean deviation at least. Ctrl-U (arXiv:2410.11236) weighs rewards so."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels; null is the network's own."""
     kept_images: Annotated[int, AtLeast(0)] = 64
@@ -113,12 +124,25 @@ class WholeImage(AbstractTrajectoryRollouts):
         super().__post_init__()
         if not self.scorers:
             raise ValueError("scorers is empty: name at least one scorer, such as kind: pickscore")
-        refuse_scorers_of_noise((*self.scorers, *self.watch))
+        refuse_scorers_of_noise(self.scorers)
+        if self.repeats > 1:
+            for scorer in self.scorers:
+                scorer.refuse_comparing("rollouts.repeats")
+        elif self.weight == "certainty":
+            raise ValueError(
+                "weight is certainty, which the deviation over copies tells, and repeats is 1: set "
+                "repeats to 4 or so, or weight to alike"
+            )
+        elif self.perturbation != Perturbation():
+            raise ValueError(
+                "perturbation says how copies of an image differ, and repeats is 1, the image "
+                "itself: set repeats to 4 or so, or leave perturbation out"
+            )
         check_image_size(self.size)
 
     @property
     def strength(self) -> Mapping[str, str]:
-        return strength_of(self.temperature)
+        return strength_of(self.temperature, self.weight)
 
     def open(self, run: RunContext) -> AbstractSource:
         return Rounds(self, _Collector(self, run), run)
@@ -169,7 +193,9 @@ class _Collector(AbstractCollector):
         self._settings = rollouts
         self._run = run
         self._steps = PairedSteps(run, rollouts.trained_steps)
-        self._scorers = Scorers(rollouts.scorers)
+        self._scorers = Scorers(
+            rollouts.scorers, repeats=rollouts.repeats, perturbation=rollouts.perturbation
+        )
         self._watched = Scorers(rollouts.watch)
         self._prompts = [prompt.text for prompt in read_prompts(rollouts.prompts)]
 
@@ -232,14 +258,12 @@ class _Collector(AbstractCollector):
     def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         names, prompts = batch.files(), batch.prompts()
         files = [folder / name for name in names]
-        scores, watched = (
-            scorers.score_images(files, prompts, model.device)
-            for scorers in (self._scorers, self._watched)
-        )
+        measured = self._scorers.measure(files, prompts, model.device)
+        watched = self._watched.score_images(files, prompts, model.device)
         rows = [
-            ScoredImage(batch.first + v, prompt, image, name, *verdicts)
-            for (v, image), prompt, name, *verdicts in zip(
-                batch.places(), prompts, names, scores, watched, strict=True
+            ScoredImage(batch.first + v, prompt, image, name, own.scores, others, own.deviations)
+            for (v, image), prompt, name, own, others in zip(
+                batch.places(), prompts, names, measured, watched, strict=True
             )
         ]
         write_json_lines(folder / batch.scores, map(asdict, rows))
@@ -253,8 +277,12 @@ class _Collector(AbstractCollector):
         for image in images:
             by_visit.setdefault(image.visit, []).append(image)
         pairings = {visit: _pair_up(group) for visit, group in by_visit.items()}
-        scores = {(image.visit, image.image): image.vector() for image in images}
-        pairs = [p for batch in batches for p in self._pairs(number, batch, pairings, scores)]
+        scored = {(image.visit, image.image): image for image in images}
+        made = [pair for batch in batches for pair in self._pairs(number, batch, pairings, scored)]
+        pairs = [pair for pair, _ in made]
+        if self._settings.weight == "certainty":
+            weights = certainty_weights([deviation for _, deviation in made])
+            pairs = [replace(p, weight=weight) for p, weight in zip(pairs, weights, strict=True)]
         write_json_lines(folder / _PAIRS, map(asdict, pairs))
         first = self._scorers.names[0]
         render_ranked_grid(
@@ -269,15 +297,17 @@ class _Collector(AbstractCollector):
         number: int,
         batch: _Batch,
         pairings: Mapping[int, Pairing],
-        scores: Mapping[tuple[int, int], Scores | None],
-    ) -> Iterator[TrajectoryPair]:
+        scored: Mapping[tuple[int, int], ScoredImage],
+    ) -> Iterator[tuple[TrajectoryPair, float]]:
+        """The pairs of a batch, and the standard deviation of each one's gap of scores."""
         place = {at: i for i, at in enumerate(batch.places())}
         for v, visit in enumerate(batch.visits):
             name = batch.first + v
             for chosen, rejected in chosen_pairs(pairings[name], self._settings.pairs):
-                better, worse = scores[name, chosen], scores[name, rejected]
+                images = scored[name, chosen], scored[name, rejected]
+                better, worse = (image.vector() for image in images)
                 assert better is not None and worse is not None, "pairs are of scored images"
-                yield TrajectoryPair(
+                pair = TrajectoryPair(
                     pair_id=f"round-{number}/{name:04d}/{chosen}-over-{rejected}",
                     prompt=visit.prompt,
                     file=batch.latents,
@@ -286,6 +316,7 @@ class _Collector(AbstractCollector):
                     rejected=place[v, rejected],
                     preference=preference_of(mean_gap(better, worse), self._settings.temperature),
                 )
+                yield pair, images[0].gap_deviation(images[1])
 
     def batches(self, number: int, folder: Path, samples: int) -> Iterator[StepBatch]:
         pairs = read_rows(TrajectoryPair, folder / _PAIRS)
@@ -316,12 +347,16 @@ class _Collector(AbstractCollector):
             given = [image.scores[name] for image in images if image.scores]
             skipped[f"images without a finite score by {name}"] = given.count(None)
             found = means_of(name, given)
-            said.append(f"{name} {_in_words(found)}")
-            summary |= found
-        for name in self._watched.names:  # a scorer may be new since a part of the round was scored
-            found = means_of(name, [image.watched.get(name) for image in images], WATCHED)
-            said += [f"watched: {name} {_in_words(found)}"] if found else []
-            summary |= found
+            over_copies = [d for i in images if (d := i.deviations.get(name)) is not None]
+            copies = {}
+            if over_copies:
+                copies = {f"{name}_deviation": statistics.fmean(over_copies)}
+            about = "".join(f" ({value:.2g} over copies)" for value in copies.values())
+            said.append(f"{name} {in_words(found)}{about}")
+            summary |= found | copies
+        watched, words = watched_figures(self._watched, [image.watched for image in images])
+        summary |= watched
+        said += words
         skipped["steps that filled no optimiser step"] = steps - trained
         undecided = {"tied": tied, "incomparable": incomparable}
         verdicts = [f"{decided} of {compared} pairs decided"]
@@ -338,11 +373,6 @@ class _Collector(AbstractCollector):
         surplus = sorted(folder.glob("images/*.png"))[self._settings.kept_images :]
         for file in (*folder.glob("latents/*"), *folder.glob("scores/*"), *surplus):
             file.unlink(missing_ok=True)
-
-
-def _in_words(figures: Mapping[str, float]) -> str:
-    mean, spread = figures.values()
-    return f"{mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}"
 
 
 def _pair_up(group: Sequence[ScoredImage]) -> Pairing:

@@ -71,9 +71,33 @@ def preference_of(gap: float, temperature: Temperature) -> float | None:
     return None if temperature is None else sigmoid(gap / temperature)
 
 
-def strength_of(temperature: Temperature) -> dict[str, str]:
-    """The part of a pair's strength that a temperature makes, and the setting that asks for it."""
-    return {} if temperature is None else {"preference": f"temperature is {temperature:g}"}
+def strength_of(temperature: Temperature, weight: Weighting = "alike") -> dict[str, str]:
+    """The parts of a pair's strength that settings make, and the setting that asks for each."""
+    found = {} if temperature is None else {"preference": f"temperature is {temperature:g}"}
+    return found if weight == "alike" else {**found, "weight": f"weight is {weight}"}
+
+
+Weighting = Literal["alike", "certainty"]
+"""How much the pairs of a round count: all alike, or by one over the standard deviation of the gap
+of their scores (Ctrl-U, Zhang et al. 2024, arXiv:2410.11236)."""
+_SUREST = 10.0
+"""By how much the deviation of a pair may be below the mean of its round and still count."""
+
+
+def certainty_weights(deviations: Sequence[float]) -> list[float]:
+    """Weights of the pairs of a round: one over the deviation, and 1 on average.
+
+    A deviation below a tenth of the mean counts as that, so that no pair is the whole round.
+
+    Args:
+        deviations: of the gaps of scores, at least 0 each.
+    """
+    if not deviations or not any(deviations):
+        return [1.0] * len(deviations)
+    least = sum(deviations) / len(deviations) / _SUREST
+    raw = [1 / max(each, least) for each in deviations]
+    mean = sum(raw) / len(raw)
+    return [each / mean for each in raw]
 
 
 def mean_gap(chosen: Scores, rejected: Scores) -> float:

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from diffalign import components
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import DataError
+from diffalign.files import sha256_of
 from diffalign.imaging.image_files import pixels_of, read_image
+from diffalign.ranges import Ranged
 from diffalign.scorers.base import AbstractScorer
+from diffalign.scorers.repeats import Perturbation, copies_of
 
 
 def scorer_name(scorer: AbstractScorer) -> str:
@@ -81,6 +85,13 @@ class ScoredImage:
     """By scorer; None where one gave no finite score. Empty where there is no image."""
     watched: Mapping[str, float | None] = field(default_factory=dict)
     """The same by scorers that nothing is trained on."""
+    deviations: Mapping[str, float | None] = field(default_factory=dict)
+    """Standard deviation of each score over copies of the image; empty where there is one copy."""
+
+    def gap_deviation(self, other: ScoredImage) -> float:
+        """Standard deviation of the mean gap between the scores of two images that have all."""
+        known = [*self.deviations.values(), *other.deviations.values()]
+        return math.hypot(*(each or 0.0 for each in known)) / max(len(self.scores), 1)
 
     def vector(self) -> list[float] | None:
         """All scores, in the order of the scorers; None unless each of them is there."""
@@ -107,13 +118,71 @@ def means_of(name: str, scores: Sequence[float | None], prefix: str = "") -> dic
     return {f"{named}_mean": statistics.fmean(known), f"{named}_std": statistics.pstdev(known)}
 
 
+def in_words(figures: Mapping[str, float]) -> str:
+    """The figures of `means_of`."""
+    mean, spread = figures.values()
+    return f"{mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedRollouts(Ranged):
+    """The setting of rounds whose images further scorers look at."""
+
+    watch: tuple[AbstractScorer, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Further scorers, which nothing is trained on: where the score that rounds are compared by
+    rises and theirs falls, `training.health` says so (reward_hacked)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_scorers_of_noise(self.watch)
+        for scorer in self.watch:  # what images of a round win against each other has one mean
+            scorer.refuse_comparing("rollouts.watch")
+
+
+def watched_figures(
+    watched: Scorers, rows: Sequence[Mapping[str, float | None]]
+) -> tuple[dict[str, float], list[str]]:
+    """Figures of a round by scorers that are watched, and the same in words.
+
+    Args:
+        watched: the scorers of now; one may be new since a part of the round was scored.
+        rows: `ScoredImage.watched` of the images.
+    """
+    figures: dict[str, float] = {}
+    said = []
+    for name in watched.names:
+        found = means_of(name, [row.get(name) for row in rows], WATCHED)
+        said += [f"watched: {name} {in_words(found)}"] if found else []
+        figures |= found
+    return figures, said
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What scorers say of one image."""
+
+    scores: dict[str, float | None]
+    """By scorer: mean over the copies; None where one of them has no finite score."""
+    deviations: dict[str, float | None]
+    """Standard deviations over the copies, of n - 1; empty where there is one copy."""
+
+
 class Scorers:
     """The scorers of a config, by name: the last part of the kind, numbered where shared."""
 
-    def __init__(self, scorers: Sequence[AbstractScorer]) -> None:
+    def __init__(
+        self,
+        scorers: Sequence[AbstractScorer],
+        *,
+        repeats: int = 1,
+        perturbation: Perturbation | None = None,
+    ) -> None:
         """Args:
         scorers: without any, every image that is there has no scores.
+        repeats: copies of each image that are scored, itself included.
+        perturbation: how they differ.
         """
+        self._repeats, self._perturbation = repeats, perturbation or Perturbation()
         self._scorers: dict[str, AbstractScorer] = {}
         for scorer in scorers:
             kind = scorer_name(scorer)
@@ -137,12 +206,13 @@ class Scorers:
             device: where scorers with weights run.
         """
         for scorer in self._scorers.values():
-            ask(scorer, torch.zeros(1, 3, 64, 64, device=device), [prompt], 0)
+            count = 2 if scorer.compares else 1  # one image alone would ask nothing
+            ask(scorer, torch.zeros(count, 3, 64, 64, device=device), [prompt] * count, 0)
 
     def score_images(
         self, files: Sequence[Path], prompts: Sequence[str], device: torch.device
     ) -> list[dict[str, float | None]]:
-        """Scorer what the files hold, 8 bits a channel, as whoever looks at them sees it.
+        """Score what the files hold, 8 bits a channel, as whoever looks at them sees it.
 
         Args:
             files: images of one size; some may be absent.
@@ -155,15 +225,37 @@ class Scorers:
         Raises:
             DataError: a scorer refuses the images, or returns something else than one score each.
         """
+        return [each.scores for each in self.measure(files, prompts, device)]
+
+    def measure(
+        self, files: Sequence[Path], prompts: Sequence[str], device: torch.device
+    ) -> list[Measured]:
+        """Score copies of what the files hold; see `score_images`."""
+        measured = [Measured({}, {}) for _ in files]
         there = [i for i, file in enumerate(files) if file.exists()]
-        scores: list[dict[str, float | None]] = [{} for _ in files]
         if there:
-            images = torch.stack([pixels_of(read_image(files[i])) for i in there]).to(device)
-            asked = [prompts[i] for i in there]
-            for name, scorer in self._scorers.items():
-                verdicts = ask(scorer, images, asked, 0).tolist()
-                for i, score in zip(there, verdicts, strict=True):
-                    scores[i][name] = score if math.isfinite(score) else None
+            images = [pixels_of(read_image(files[i])) for i in there]
+            names = [(sha256_of(files[i]), prompts[i]) for i in there]
+            copies = [
+                copy.pixels
+                for name, pixels in zip(names, images, strict=True)
+                for copy in copies_of(name, pixels, self._repeats, self._perturbation)
+            ]
+            asked = [prompts[i] for i in there for _ in range(self._repeats)]
+            found = self.score_tensors(torch.stack(copies).to(device), asked)
+            for place, i in enumerate(there):
+                own = found[place * self._repeats : (place + 1) * self._repeats]
+                measured[i] = _over_copies(own)
+        return measured
+
+    def score_tensors(
+        self, images: Tensor, prompts: Sequence[str]
+    ) -> list[dict[str, float | None]]:
+        """Score finished images, [n, 3, H, W] in [-1, 1], on their device."""
+        scores: list[dict[str, float | None]] = [{} for _ in prompts]
+        for name, scorer in self._scorers.items():
+            for row, score in zip(scores, ask(scorer, images, prompts, 0).tolist(), strict=True):
+                row[name] = score if math.isfinite(score) else None
         return scores
 
     def refuse_silence(self, images: Sequence[ScoredImage], folder: Path) -> None:
@@ -183,3 +275,16 @@ class Scorers:
                     f"finite score. Look at the images there; if they are as they should be, the "
                     f"scorer is at fault: try it on them with diffalign score"
                 )
+
+
+def _over_copies(copies: Sequence[Mapping[str, float | None]]) -> Measured:
+    """Means and standard deviations over the copies of one image."""
+    scores: dict[str, float | None] = {}
+    deviations: dict[str, float | None] = {}
+    for name in copies[0]:
+        known = [score for copy in copies if (score := copy[name]) is not None]
+        whole = len(known) == len(copies)
+        scores[name] = statistics.fmean(known) if whole else None
+        if len(copies) > 1:
+            deviations[name] = statistics.stdev(known) if whole else None
+    return Measured(scores, deviations)

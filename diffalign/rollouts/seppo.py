@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import operator
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -59,7 +58,15 @@ from diffalign.rollouts.policy_snapshots import reference_round
 from diffalign.rollouts.round_order import in_batches
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.sampler import sample
-from diffalign.rollouts.scoring import ScoredImage, Scorers, refuse_scorers_of_noise
+from diffalign.rollouts.scoring import (
+    ScoredImage,
+    Scorers,
+    WatchedRollouts,
+    in_words,
+    means_of,
+    refuse_scorers_of_noise,
+    watched_figures,
+)
 from diffalign.scorers.base import AbstractScorer
 from diffalign.seeding import derive_seed
 
@@ -74,7 +81,7 @@ _ATTEMPTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiPolicy(AbstractRollouts):
+class SemiPolicy(WatchedRollouts, AbstractRollouts):
     """Rounds of preferred images next to the reference's own (SePPO)."""
 
     batch_type: ClassVar[type] = ImageBatch
@@ -100,6 +107,8 @@ class SemiPolicy(AbstractRollouts):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_scorers_of_noise(self.scorers)
+        for scorer in self.scorers:
+            scorer.refuse_comparing("rollouts seppo")
 
     def open(self, run: RunContext) -> AbstractSource:
         if run.process is not None:
@@ -174,6 +183,7 @@ class _Collector(AbstractCollector):
         self._run = run
         self._preferred = run.open_data(frozenset({"chosen"}))
         self._scorers = Scorers(settings.scorers)
+        self._watched = Scorers(settings.watch)
         self._samples = settings.updates_per_round * run.layout.samples_per_step
         self._shown: dict[int, Tensor] = {}
 
@@ -213,9 +223,10 @@ class _Collector(AbstractCollector):
         return self._settings.process
 
     def warm_up(self, model: DiffusionModel) -> None:
-        if self._settings.scorers:
+        if self._settings.scorers or self._settings.watch:
             (batch,) = self._preferred.ahead(1)
-            self._scorers.warm_up(batch.captions[0], model.device)
+            for scorers in (self._scorers, self._watched):
+                scorers.warm_up(batch.captions[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         visits = self._visits(number)
@@ -223,7 +234,7 @@ class _Collector(AbstractCollector):
         yield Phase(
             "sample", [Work(b.known, len(b.visits), partial(self._sample, b)) for b in batches]
         )
-        if self._settings.scorers:
+        if self._settings.scorers or self._settings.watch:
             yield Phase(
                 "score", [Work(b.scores, len(b.visits), partial(self._score, b)) for b in batches]
             )
@@ -322,30 +333,32 @@ class _Collector(AbstractCollector):
 
     def _score(self, batch: _Batch, model: DiffusionModel, folder: Path) -> None:
         visits = batch.visits
-        scores = self._scorers.score_images(
-            [folder / visit.file for visit in visits],
-            [visit.prompt for visit in visits],
-            model.device,
+        files = [folder / visit.file for visit in visits]
+        scores, watched = (
+            scorers.score_images(files, [visit.prompt for visit in visits], model.device)
+            for scorers in (self._scorers, self._watched)
         )
         rows = [
-            ScoredImage(visit.place, visit.prompt, 0, visit.file, by_scorer)
-            for visit, by_scorer in zip(visits, scores, strict=True)
+            ScoredImage(visit.place, visit.prompt, 0, visit.file, own, others)
+            for visit, own, others in zip(visits, scores, watched, strict=True)
         ]
         write_json_lines(folder / batch.scores, map(asdict, rows))
 
     def summarise_round(self, number: int, folder: Path) -> RoundSummary:
         visits = _merge(_Visit, folder, SAMPLED, by="place")
         scored = _merge(ScoredImage, folder, SCORES, by="visit")
-        if scored:
+        if scored and self._scorers.names:
             self._scorers.refuse_silence(scored, folder)
         self._render_grid(number, folder, visits, scored)
         summary: dict[str, float] = {"images": len(visits)}
         said = [f"{len(visits):,} images by {self._reference_of(number)}"]
         for name in self._scorers.names:
-            scores = [score for row in scored if (score := row.scores[name]) is not None]
-            mean, spread = statistics.fmean(scores), statistics.pstdev(scores)
-            summary |= {f"{name}_mean": mean, f"{name}_std": spread}
-            said.append(f"{name} {mean:.4g} \N{PLUS-MINUS SIGN} {spread:.2g}")
+            found = means_of(name, [row.scores[name] for row in scored])
+            summary |= found
+            said.append(f"{name} {in_words(found)}")
+        watched, words = watched_figures(self._watched, [row.watched for row in scored])
+        summary |= watched
+        said += words
         resampled = sum(visit.resampled for visit in visits)
         return RoundSummary(
             micro_batches=self._samples // self._run.layout.micro_batch,
@@ -370,7 +383,7 @@ class _Collector(AbstractCollector):
         """A few preferred images, and what the reference sampled next to them."""
         rows = []
         for place, preferred in self._shown.items():
-            score = next(iter(scored[place].scores.values())) if scored else None
+            score = next(iter(scored[place].scores.values()), None) if scored else None
             cells = [
                 GridCell(image=to_images(preferred[None])[0]),
                 GridCell(image=_open(folder, visits[place]), score=score),

@@ -55,7 +55,13 @@ from diffalign.rollouts.pairing import Temperature, strength_of
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.round_order import Visit, in_batches, own_parts, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
-from diffalign.rollouts.scoring import Scorers, ask, scorer_name
+from diffalign.rollouts.scoring import (
+    Scorers,
+    WatchedRollouts,
+    ask,
+    scorer_name,
+    watched_figures,
+)
 from diffalign.rollouts.store import (
     LATENTS,
     STEPS,
@@ -77,7 +83,7 @@ _SHOWN_COMPARISONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepwise(AbstractRollouts):
+class Stepwise(WatchedRollouts, AbstractRollouts):
     """Rounds of step-wise resampling (SPO). Defaults are those of the authors' SD 1.5 config."""
 
     batch_type: ClassVar[type] = StepBatch
@@ -174,6 +180,7 @@ class _Collector(AbstractCollector):
         self._settings = settings
         self._run = run
         self._process = process
+        self._watched = Scorers(settings.watch)
         self._prompts = [prompt.text for prompt in read_prompts(settings.prompts)]
         self._branches = range(settings.first_step, process.steps, settings.steps_per_segment)
         self._resampler = Resampler(
@@ -207,7 +214,8 @@ class _Collector(AbstractCollector):
         return self._process
 
     def warm_up(self, model: DiffusionModel) -> None:
-        Scorers([self._settings.scorer]).warm_up(self._prompts[0], model.device)
+        for scorers in (Scorers([self._settings.scorer]), self._watched):
+            scorers.warm_up(self._prompts[0], model.device)
 
     def phases(self, number: int) -> Iterator[Phase]:
         settings = self._settings
@@ -232,7 +240,7 @@ class _Collector(AbstractCollector):
         )
         with model.sampling():
             for segment in self._resampler.segments(model, batch.visits):
-                builder.add(segment)
+                builder.add(segment, self._look_on(batch, segment))
                 if segment.first in self._shown_branches():
                     self._write_images(folder, batch, segment)
         if builder.pairs:
@@ -241,6 +249,16 @@ class _Collector(AbstractCollector):
         path = folder / batch.record
         with writing(path):
             write_json(path, asdict(record))
+
+    def _look_on(self, batch: _Batch, segment: Segment) -> list[list[dict[str, float | None]]]:
+        """What watched scorers say of the finished candidates of each visit; empty of others."""
+        if segment.t > 0 or not self._watched.names:
+            return []
+        count = segment.images.shape[1]
+        prompts = [visit.prompt for visit in batch.visits for _ in range(count)]
+        images = segment.images.flatten(end_dim=1).clamp(-1, 1)
+        found = self._watched.score_tensors(images, prompts)
+        return [found[i * count : (i + 1) * count] for i in range(len(batch.visits))]
 
     def _shown_branches(self) -> list[int]:
         """Steps whose comparisons are kept as images: the first, one halfway, the last."""
@@ -270,15 +288,17 @@ class _Collector(AbstractCollector):
         write_json_lines(folder / SCORES, map(asdict, comparisons))
         self._render_grid(number, folder, comparisons)
         summary = summarise(comparisons)
+        seen = [scores for row in comparisons for scores in row.watched]
+        watched, words = watched_figures(self._watched, seen)
         micro_batches = len(self._pack(number, len(pairs)))
         trained = micro_batches * self._run.layout.micro_batch
         unknown = sum(row.difference is None for row in comparisons)
         return RoundSummary(
             micro_batches=micro_batches,
-            summary={**summary, "pairs": len(pairs), "trained_pairs": trained},
+            summary={**summary, **watched, "pairs": len(pairs), "trained_pairs": trained},
             skipped={"comparisons without finite scores": unknown} if unknown else {},
-            sentence=f"{in_words(summary)}; {trained:,} of {len(pairs):,} pairs of steps fill "
-            f"optimiser steps",
+            sentence=f"{', '.join([in_words(summary), *words])}; {trained:,} of {len(pairs):,} "
+            f"pairs of steps fill optimiser steps",
         )
 
     def _render_grid(self, number: int, folder: Path, comparisons: Sequence[Comparison]) -> None:

@@ -47,6 +47,8 @@ class StepPair:
     """View -> the row that its step leaves from."""
     outcomes: Mapping[str, int]
     """View -> the row at which it arrives."""
+    weight: float | None = None
+    """How much the pair counts; None where all count alike."""
     preference: float | None = None
     """Probability that the chosen side is the preferred one; None where it certainly is."""
 
@@ -108,5 +110,7 @@ def step_batch(folder: Path, steps: Sequence[StepPair]) -> StepBatch:
                 view: torch.stack([files[step.file][step.outcomes[view]] for step in steps])
                 for view in views
             },
-            strength=stack_strengths([Strength(preference=step.preference) for step in steps]),
+            strength=stack_strengths(
+                [Strength(preference=step.preference, weight=step.weight) for step in steps]
+            ),
         )

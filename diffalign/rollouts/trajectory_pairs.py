@@ -41,6 +41,8 @@ class TrajectoryPair:
     """How many the file holds."""
     chosen: int
     rejected: int
+    weight: float | None = None
+    """How much the pair counts; None where all count alike."""
     preference: float | None = None
     """Probability that the chosen one is the preferred one; None where it certainly is."""
 
@@ -63,6 +65,7 @@ class TrajectoryPair:
             states={view: before + number for view, number in sides.items()},
             outcomes={view: after + number for view, number in sides.items()},
             preference=self.preference,
+            weight=self.weight,
         )
 
 

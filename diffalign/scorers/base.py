@@ -23,6 +23,9 @@ class AbstractScorer(Ranged, abc.ABC):
 
     takes_time: ClassVar[bool] = False
     """Whether it scores noisy images and needs their timestep: `score(..., t)`."""
+    compares: ClassVar[bool] = False
+    """Whether a score is what an image wins against the others of its prompt that are scored with
+    it: only all images of a prompt together have scores."""
     differentiable: ClassVar[bool] = False
     """Whether it can pass a gradient to the images: `score_with_gradient`."""
 
@@ -63,6 +66,18 @@ class AbstractScorer(Ranged, abc.ABC):
             f"the scorer {type(self).__name__} passes no gradient to images, and one is asked for: "
             f"use one of clip, pickscore, hpsv2, imagereward, aesthetic or step_aware"
         )
+
+    def refuse_comparing(self, place: str) -> None:
+        """Raise ValueError where images are scored one by one, and the scorer compares them.
+
+        Args:
+            place: who scores them so, as the start of a sentence.
+        """
+        if self.compares:
+            raise ValueError(
+                f"{place} scores every image by itself, and {type(self).__name__} compares the "
+                f"images of a prompt: `diffalign score` and rollouts d3po take it"
+            )
 
     def to(self, device: torch.device | str) -> Any:
         """Move weights, if there are any; returns the scorer itself."""

@@ -126,6 +126,7 @@ class Combined(AbstractScorer):
         if len(self.parts) < 1:
             raise ValueError("parts is empty: name at least one scorer")
         for name, part in self.parts.items():
+            part.scorer.refuse_comparing(f"parts.{name}: a sum")
             if part.scorer.takes_time:
                 raise ValueError(
                     f"parts.{name} is {components.kind_of(part.scorer)}, which scores noisy images "

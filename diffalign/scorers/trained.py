@@ -13,9 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.config import MUST_STAY
-from diffalign.errors import ModelError, did_you_mean
+from diffalign.errors import ModelError
 from diffalign.models.devices import send
-from diffalign.models.preference.rewards import RewardModel, content_of, exported, open_reward
+from diffalign.models.preference.rewards import (
+    RewardModel,
+    check_user,
+    content_of,
+    exported,
+    open_reward,
+)
 from diffalign.ranges import AtLeast
 from diffalign.scorers.images import AbstractImageScorer
 
@@ -58,15 +64,11 @@ class Trained(AbstractImageScorer):
     @cached_property
     def _model(self) -> RewardModel:
         model = open_reward(self._folder)
-        known = model.head.known_users
         if model.head.compares:
             raise ModelError(
                 f"{self.path} compares two images, and gives none a score of its own "
-                f"({model.head.describe()}): it can be trained and measured on held-out pairs, and "
-                f"no scorer. Train head.kind linear to score images"
+                f"({model.head.describe()}): take scorer.kind=pairwise scorer.judge.kind=trained "
+                f"scorer.judge.path={self.path}, or train head.kind linear to score images"
             )
-        if (self.user is None) == bool(known) or (known and self.user not in known):
-            said = "no users" if not known else f"the users {', '.join(known[:8])}"
-            hint = did_you_mean(self.user, known) if known and self.user else ""
-            raise ModelError(f"user is {self.user}, and {self.path} knows {said}.{hint}")
+        check_user(self.user, model.head, self.path)
         return model

@@ -6,21 +6,23 @@ them afterwards, without the model, so that corrections and scores can be given 
 - neither: the response of the data set is chosen, an own one is rejected;
 - corrections of a file or a judge: the data set's response, the corrected one and the own one, as
   OPA-DPO trains on them (Yang et al. 2025, arXiv:2501.09695);
-- scores: own responses against each other by the rule of RLAIF-V (Yu et al. 2024,
-arXiv:2405.17220).
+- scores of a file or a reward model: own responses against each other by the rule of RLAIF-V (Yu
+  et al. 2024, arXiv:2405.17220).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from diffalign.config import MAY_CHANGE
 from diffalign.data.responses.formats.base import numbered
 from diffalign.data.responses.records import IMAGE
 from diffalign.judges.base import AbstractJudge, verdicts
+from diffalign.models.preference.rewards import exported
 from diffalign.ranges import AtLeast
 from diffalign.seeding import derive_seed
 from diffalign.synthesis.base import (
@@ -45,6 +47,7 @@ from diffalign.synthesis.pairing import (
     read_scores,
     scored_pairs,
 )
+from diffalign.synthesis.rewards import rewards_of
 from diffalign.synthesis.writing import Request
 
 EMPTY = "the model wrote nothing"
@@ -64,6 +67,7 @@ class OwnResponses(AbstractSynthesis):
             "pairs_per_question",
             "corrections",
             "scores",
+            "reward",
             "judge",
             "judge_attempts",
             "min_gap",
@@ -85,6 +89,10 @@ class OwnResponses(AbstractSynthesis):
     numbers of samples are those of made.jsonl."""
     scores: Path | None = None
     """JSON lines of `id`, `sample` and `score`, higher is better."""
+    reward: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """In place of `scores`, a run of a reward model of responses (`model.kind: vlm_reward` with
+    `candidates: responses`), which scores own responses here; a difference is a log-odds, so that
+    `min_gap` 1 is odds of e to 1."""
     judge: AbstractJudge | None = None
     """A language model that corrects own responses by that of the data set."""
     judge_attempts: Annotated[int, AtLeast(1)] = 3
@@ -102,7 +110,9 @@ class OwnResponses(AbstractSynthesis):
                 f"samples is {self.samples}, and at temperature 0 they would all be the same: "
                 f"set it above 0, or samples to 1"
             )
-        given = [name for name in ("corrections", "scores", "judge") if getattr(self, name)]
+        given = [
+            name for name in ("corrections", "scores", "reward", "judge") if getattr(self, name)
+        ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
 
@@ -121,6 +131,8 @@ class OwnResponses(AbstractSynthesis):
             read_corrections(self.corrections)
         if self.scores is not None:
             read_scores(self.scores)
+        if self.reward is not None:
+            exported(self.reward)
 
     def open(self, context: Context) -> Maker:
         return lambda questions: self._sample(questions, context)
@@ -128,6 +140,8 @@ class OwnResponses(AbstractSynthesis):
     def pairs(self, made: Sequence[Made], folder: Path) -> list[Made | Unmade]:
         if self.scores is not None:
             return self._by_scores(made, read_scores(self.scores))
+        if self.reward is not None:
+            return self._by_scores(made, rewards_of(made, self.reward, folder))
         if self.corrections is not None:
             return self._corrected(made, read_corrections(self.corrections))
         if self.judge is not None:

@@ -57,7 +57,7 @@ REWARD_RISE = 0.25
 """Rise of the trained score, in standard deviations of a round, next to which the fall of another
 one is named."""
 WATCHED = "round/watched/"
-"""Prefix of the figures of scorers that nothing is trained on."""
+"""Prefix of the figures of scorers that are watched, and nothing is trained on."""
 TIED = 0.9
 """Share of pairs without a preference from which a round teaches next to nothing."""
 HELD_OUT_LOSS = 1.05
@@ -173,7 +173,7 @@ def reward_fell(record: Record) -> Verdict | None:
 
 
 def reward_hacked(record: Record) -> Verdict | None:
-    """The score that is trained on rises while one that is not falls, on the same images."""
+    """The score that rounds are compared by rises while a watched one falls, on the same images."""
     if len(record.rounds) < 2:
         return None
     means = [name for name in record.rounds[-1] if name.endswith("_mean")]
@@ -186,11 +186,13 @@ def reward_hacked(record: Record) -> Verdict | None:
                 continue
             start, end = record.rounds.index(best), record.rounds.index(rows[-1])
             scorer, judge = _scorer(trained), _scorer(other)
+            trains = "round/scored" in best  # SePPO trains on no score
+            by, unlike = (", which is trained on,", ", which is not,") if trains else ("", "")
             return Verdict(
                 "reward_hacked",
-                f"the mean score by {scorer}, which is trained on, rose from {best[trained]:.3g} "
-                f"in round {start} to {rows[-1][trained]:.3g} in round {end}, and that by {judge}, "
-                f"which is not, fell from {best[other]:.3g} to {rows[-1][other]:.3g}: images are "
+                f"the mean score by {scorer}{by} rose from {best[trained]:.3g} "
+                f"in round {start} to {rows[-1][trained]:.3g} in round {end}, and that by {judge}"
+                f"{unlike} fell from {best[other]:.3g} to {rows[-1][other]:.3g}: images are "
                 f"made for the one at the cost of the other (reward hacking). It is harm where "
                 f"{judge} measures something that you want: look at grid.png of both rounds. Then "
                 f"use a checkpoint of round {start}, and raise objective.beta, lower optimizer.lr, "
@@ -219,7 +221,9 @@ def _change(name: str, before: Row, after: Row) -> float | None:
 
 
 def _scorer(name: str) -> str:
-    return name.removeprefix(WATCHED).removeprefix("round/").removesuffix("_mean")
+    """The scorer of a figure; SPO has one, whose figures do not name it."""
+    found = name.removeprefix(WATCHED).removeprefix("round/").removesuffix("_mean")
+    return "rollouts.scorer" if found in ("score", "candidate_score") else found
 
 
 def all_tied(record: Record) -> Verdict | None:

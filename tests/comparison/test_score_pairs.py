@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from diffalign import config
-from diffalign.comparison.repeats import Perturbation
 from diffalign.data.score_columns import read_score_column
 from diffalign.errors import CacheError, ConfigError, DataError
 from diffalign.jobs import score
+from diffalign.scorers.repeats import Perturbation
 from diffalign.seeding import cpu_generator
 from tests.comparison.brightness import Brightness
 from tests.layouts import make_pairs, write_folder, write_parquet, write_webdataset

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from diffalign import config
-from diffalign.comparison.repeats import Perturbation
 from diffalign.comparison.score import read_column
 from diffalign.errors import CacheError, ConfigError, DataError
 from diffalign.files import read_json_lines
@@ -15,6 +14,7 @@ from diffalign.generation.manifest import file_digest
 from diffalign.imaging.image_files import pixels_of, read_image
 from diffalign.jobs import score
 from diffalign.scorers.jpeg import JPEG
+from diffalign.scorers.repeats import Perturbation
 from tests.comparison.brightness import Brightness
 from tests.jobs.folders import fill
 

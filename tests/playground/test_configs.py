@@ -34,6 +34,7 @@ FEWER_BY_CONFIG = {
     "d3po_jpeg": ("rollouts.prompts_per_round=4",),
     "reward_clip": ("data.holdout=null",),
     "reward_vlm": ("data.holdout=null",),
+    "responses/reward": ("responses.holdout=null",),
     "seppo": ("rollouts.updates_per_round=1",),
     "spo": ("rollouts.prompts_per_round=4",),
     "text_d3po": ("rollouts.prompts_per_round=4",),

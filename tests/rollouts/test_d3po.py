@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from diffalign import config
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import read_json_lines
+from diffalign.imaging.image_files import pixels_of, read_image
 from diffalign.likelihoods.transition import Transition
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.models.diffusion.sd15 import SD15
@@ -25,7 +27,10 @@ from diffalign.rollouts import d3po as d3po
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.d3po import WholeImage
 from diffalign.scorers.jpeg import JPEG
+from diffalign.scorers.pairwise import Pairwise
+from diffalign.scorers.repeats import Perturbation
 from tests.comparison.brightness import Brightness
+from tests.pair_judges.leaning_judge import LeaningJudge
 from tests.rollouts.runs import row_metadata
 from tests.runs import Killed, files
 
@@ -236,6 +241,68 @@ def test_watched_scorers_are_logged_and_decide_nothing(prompts, settings, model,
     assert found["watched/brightness_std"] == pytest.approx(found["brightness_std"], abs=1e-6)
     assert found["watched/jpeg_mean"] < 0 and found["images"] == len(rows)
     assert not any("watched" in name for name in record(plain)["summary"])
+
+
+def test_with_repeats_scores_are_means_over_copies_and_sure_pairs_count_more(
+    prompts, settings, model, tmp_path
+):
+    how = Perturbation(crop=0.2, noise=40.0)
+    asked = {"repeats": 4, "perturbation": how, "weight": "certainty"}
+    source = start(rollouts(prompts, **asked), settings, model, tmp_path)
+    batch = next(iter(source))
+    folder = tmp_path / "round-0000"
+    rows = read_json_lines(folder / "scores.jsonl")
+    spread = {}
+    for row in rows:
+        pixels = pixels_of(read_image(folder / row["file"]))
+        digest = hashlib.sha256((folder / row["file"]).read_bytes()).hexdigest()
+        copies = torch.stack([how.copy(pixels, digest, number) for number in range(4)])
+        scores = Brightness().score(copies, ["a"] * 4).double()
+        assert row["scores"]["brightness"] == pytest.approx(scores.mean().item(), abs=1e-6)
+        assert row["deviations"]["brightness"] == pytest.approx(scores.std().item(), abs=1e-6)
+        spread[row["visit"], row["image"]] = row["deviations"]["brightness"]
+    pairs = read_json_lines(folder / "pairs.jsonl")
+    sides = [tuple(map(int, p["pair_id"].rpartition("/")[2].split("-over-"))) for p in pairs]
+    visits = [int(p["pair_id"].split("/")[1]) for p in pairs]
+    gaps = [math.hypot(spread[v, a], spread[v, b]) for v, (a, b) in zip(visits, sides, strict=True)]
+    inverse = [1 / gap for gap in gaps]
+    expected = [each * len(gaps) / sum(inverse) for each in inverse]
+    assert [p["weight"] for p in pairs] == pytest.approx(expected, rel=1e-6)
+    assert max(expected) > 1.1 * min(expected)
+    weights = {p["pair_id"]: p["weight"] for p in pairs}
+    seen = [weights[name.rpartition("/")[0]] for name in batch.sample_ids]
+    assert batch.strength["weight"].tolist() == pytest.approx(seen)
+    mean = record(tmp_path)["summary"]["brightness_deviation"]
+    assert mean == pytest.approx(sum(spread.values()) / len(spread))
+
+
+def test_deviations_are_of_several_copies(prompts):
+    with pytest.raises(ValueError, match=r"weight is certainty.*set repeats to 4 or so"):
+        rollouts(prompts, weight="certainty")
+    with pytest.raises(ValueError, match=r"perturbation says how copies .* and repeats is 1"):
+        rollouts(prompts, perturbation=Perturbation(noise=1.0))
+    judged = (Pairwise(judge=LeaningJudge()),)
+    with pytest.raises(ValueError, match=r"rollouts\.repeats scores every image by itself"):
+        rollouts(prompts, scorers=judged, repeats=2)
+    with pytest.raises(ValueError, match=r"rollouts\.watch scores every image by itself"):
+        rollouts(prompts, watch=judged)
+
+
+def test_a_pair_judge_compares_the_images_of_a_visit(prompts, settings, model, tmp_path):
+    judge = LeaningJudge(slope=50.0, lean=1.0)
+    next(
+        iter(start(rollouts(prompts, scorers=(Pairwise(judge=judge),)), settings, model, tmp_path))
+    )
+    next(iter(start(rollouts(prompts), settings, model, tmp_path / "plain")))
+    found, plain = (
+        [row["pair_id"] for row in read_json_lines(folder / "round-0000/pairs.jsonl")]
+        for folder in (tmp_path, tmp_path / "plain")
+    )
+    assert found == plain  # the brighter image wins, whichever is shown first
+    rows = read_json_lines(tmp_path / "round-0000/scores.jsonl")
+    for visit in range(3):
+        won = [row["scores"]["pairwise"] for row in rows if row["visit"] == visit]
+        assert sum(won) == pytest.approx(1.5, abs=1e-5)
 
 
 def test_a_run_may_go_on_with_other_watched_scorers(prompts, settings, tmp_path):

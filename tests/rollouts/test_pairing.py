@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.rollouts.pairing import (
+    certainty_weights,
     chosen_pairs,
     from_best_to_worst,
     mean_gap,
@@ -73,3 +74,16 @@ def test_fronts_leave_out_the_middle():
     assert chosen_pairs(pair_up({5: [1.0], 7: [1.0]}), "fronts") == ()
     # Images are named by their numbers, whichever of them have scores.
     assert chosen_pairs(pair_up({4: [0.0], 9: [1.0], 6: [0.5]}), "fronts") == ((9, 4),)
+
+
+def test_a_pair_counts_by_one_over_its_deviation():
+    found = certainty_weights([0.1, 0.2, 0.4])
+    assert found == pytest.approx([12 / 7, 6 / 7, 3 / 7])  # 10, 5, 2.5 over their mean 35 / 6
+    assert certainty_weights([0.0, 0.0]) == [1.0, 1.0]
+    assert certainty_weights([]) == []
+
+
+def test_a_pair_without_deviation_is_not_the_whole_round():
+    found = certainty_weights([0.0, 0.1, 0.1])  # at least a tenth of the mean, 1 / 150
+    assert found == pytest.approx([150 / (170 / 3), 10 / (170 / 3), 10 / (170 / 3)])
+    assert sum(found) == pytest.approx(3)

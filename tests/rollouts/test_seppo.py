@@ -25,6 +25,7 @@ from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
 from diffalign.rollouts import seppo as seppo
 from diffalign.rollouts.seppo import SemiPolicy
+from diffalign.scorers.jpeg import JPEG
 from diffalign.training.config import RunConfig
 from diffalign.training.reference import resolve_reference
 from tests.comparison.brightness import Brightness
@@ -103,6 +104,23 @@ def take(source, count):
 
 def generated(batches) -> torch.Tensor:
     return torch.cat([batch.images["sampled"] for batch in batches])
+
+
+def test_watched_scorers_look_at_what_was_sampled(tmp_path, model, winners):
+    watch = (Brightness(scale=2.0), JPEG())
+    both = {"scorers": (Brightness(),), "watch": watch}
+    take(open_rounds(tmp_path / "both", winners, model, **both), 1)
+    take(open_rounds(tmp_path / "alone", winners, model, watch=watch), 1)
+    for folder in (tmp_path / "both", tmp_path / "alone"):
+        rows = read_json_lines(folder / "round-0000/scores.jsonl")
+        assert len(rows) == 4 and all(r["watched"].keys() == {"brightness", "jpeg"} for r in rows)
+        record = json.loads((folder / "round-0000/round.json").read_text())["harvest"]
+        values = [row["watched"]["brightness"] for row in rows]
+        found = record["summary"]
+        assert found["watched/brightness_mean"] == pytest.approx(sum(values) / 4)
+        assert found["images"] == 4 and "watched: jpeg" in record["sentence"]
+        if folder.name == "both":
+            assert found["brightness_mean"] == pytest.approx(sum(values) / 8)
 
 
 # --- what a round generates

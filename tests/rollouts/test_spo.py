@@ -29,6 +29,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.clipped_dpo import ClippedDPO
 from diffalign.rollouts.spo import Stepwise
+from diffalign.scorers.jpeg import JPEG
 from diffalign.training.config import RunConfig
 from tests.comparison.brightness import Brightness
 from tests.rollouts.noisy_brightness import NoisyBrightness
@@ -126,6 +127,36 @@ def test_images_are_of_the_best_and_the_worst_at_three_noise_levels(settings, mo
             levels = torch.tensor(list(image.tobytes()), dtype=torch.float64)
         shown = (levels.mean().item() / 127.5 - 1) * (1 - row["t"] / 1000) * 1000
         assert row["scores"][row["best"]] == pytest.approx(shown, abs=0.1)
+
+
+def test_watched_scorers_see_the_finished_candidates_and_decide_nothing(settings, model, tmp_path):
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    next(iter(start(rollouts(), settings, model, plain)))
+    watch = (Brightness(scale=2.0), JPEG())
+    next(iter(start(rollouts(watch=watch, rendered_prompts=3), settings, model, watched)))
+    steps = "round-0000/steps.jsonl"
+    assert (watched / steps).read_bytes() == (plain / steps).read_bytes()
+    seen = []
+    for row in scores(watched):
+        assert len(row["watched"]) == (3 if row["t"] == 0 else 0)
+        for score, others in zip(row["scores"], row["watched"], strict=False):
+            assert others.keys() == {"brightness", "jpeg"}
+            # NoisyBrightness of finished images, of values in [-1, 1], in thousandths
+            assert others["brightness"] == pytest.approx(score / 1000 + 1, abs=1e-5)
+            seen.append(others["brightness"])
+    found = record(watched)["summary"]
+    assert found["watched/brightness_mean"] == pytest.approx(sum(seen) / len(seen))
+    assert found["images"] == 3 and len(seen) == 9
+    assert "watched: jpeg" in record(watched)["sentence"]
+    assert not any("watched" in name for name in record(plain)["summary"])
+
+
+def test_watched_scorers_may_change_and_must_see_finished_images(settings, model, tmp_path):
+    plain = start(rollouts(), settings, model, tmp_path)
+    watched = start(rollouts(watch=(JPEG(),)), settings, model, tmp_path)
+    assert plain.fingerprint() == watched.fingerprint()
+    with pytest.raises(ValueError, match="scores noisy images at a timestep"):
+        rollouts(watch=(NoisyBrightness(),))
 
 
 def test_no_image_is_no_grid(settings, model, tmp_path):

@@ -6,11 +6,19 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import torch
 
+from diffalign.data.responses.records import Turn
+from diffalign.errors import ModelError
 from diffalign.judges.base import AbstractJudge
+from diffalign.models.preference.heads.linear import Linear
+from diffalign.models.preference.response_scorer import Candidate, ResponseScorer
+from diffalign.models.preference.vlm_reward import VLMReward
+from diffalign.models.vlm.config import VLM
 from diffalign.synthesis.base import Made
 from diffalign.synthesis.self_sampled import OwnResponses
-from tests.synthesis.contexts import RESPONSES, make
+from tests.responses import random_image
+from tests.synthesis.contexts import RESPONSES, folder, make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +168,48 @@ def test_earlier_turns_become_the_template_that_is_read_back(tmp_path):
 def test_settings_that_clash_are_refused(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         OwnResponses(**settings)
+
+
+def test_a_reward_model_of_responses_ranks_them_and_its_scores_are_kept(tmp_path, monkeypatch):
+    model = str(folder("llava"))
+    settings = VLMReward(candidates="responses", base=VLM(path=model), head=Linear())
+    trained = settings.load(
+        device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in trained.trained_parameters():
+        if name.startswith("head."):
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    trained.export(tmp_path / "reward")
+    image = random_image("reward", size=(20, 16))
+    image.save(tmp_path / "a.png")
+    method = OwnResponses(reward=tmp_path / "reward", min_gap=0.0, balance_lengths=False)
+    texts = ("a cat", "two dogs and a table", "T")
+    scores = ResponseScorer(tmp_path / "reward").score(
+        [
+            Candidate(
+                turns=[Turn(role="user", text="<image>\nWhy?")], images=[image], response=text
+            )
+            for text in texts
+        ]
+    )
+    (best,) = method.pairs([sampled(*texts)], tmp_path)
+    ranked = sorted(texts, key=dict(zip(texts, scores, strict=True)).__getitem__)
+    assert (best.values["chosen"], best.values["rejected"]) == (ranked[-1], ranked[0])
+    kept = [json.loads(line) for line in (tmp_path / "rewards.jsonl").open()]
+    assert [row["score"] for row in kept] == pytest.approx(scores, abs=1e-4)
+    monkeypatch.setattr(ResponseScorer, "score", None)  # nothing is scored again
+    assert method.pairs([sampled(*texts)], tmp_path) == [best]
+
+
+def test_a_question_that_the_reward_model_cannot_see_has_no_pair(tmp_path):
+    settings = VLMReward(candidates="responses", base=VLM(path=str(folder("llava"))), head=Linear())
+    settings.load(device=torch.device("cpu"), compute_dtype=torch.float32, reference="none").export(
+        tmp_path / "reward"
+    )
+    (left_out,) = OwnResponses(reward=tmp_path / "reward").pairs([sampled("x", "y")], tmp_path)
+    assert left_out.reason == "fewer than two scored responses"
+    with pytest.raises(ModelError, match="is no trained reward model"):
+        OwnResponses(reward=tmp_path).check()
+    with pytest.raises(ValueError, match="scores and reward exclude each other"):
+        OwnResponses(reward=tmp_path, scores=tmp_path / "s.jsonl")

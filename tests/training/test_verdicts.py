@@ -184,6 +184,23 @@ def test_a_trained_score_that_rises_at_the_cost_of_a_watched_one_is_told():
     assert not named(record_of(*start))
 
 
+def test_rounds_of_other_strategies_are_watched_too():
+    def renamed(row: dict[str, float], **names: str) -> dict[str, float]:
+        for old, new in names.items():
+            row = {n.replace(old, new): v for n, v in row.items() if n != "round/scored"}
+        return row
+
+    seppo = [renamed(row, jpeg="jpeg") for row in ([watched(-8.0, 0.8)] * 3)]
+    end = renamed(watched(-6.0, 0.69), jpeg="jpeg")
+    said = named(record_of(*seppo, end))["reward_hacked"].sentence
+    assert "by jpeg rose from -8" in said and "that by oracle fell from 0.8" in said
+    spo = [{n.replace("jpeg", "score"): v for n, v in row.items()} for row in map(dict, seppo)]
+    spo = [{**row, "round/scored": 4000.0} for row in spo]
+    last = {n.replace("jpeg", "score"): v for n, v in watched(-6.0, 0.69).items()}
+    said = named(record_of(*spo, last))["reward_hacked"].sentence
+    assert "by rollouts.scorer, which is trained on, rose from -8" in said
+
+
 def test_a_watched_score_that_rose_before_it_falls_is_held_against_its_best_round():
     rows = [*[watched(-8.0, 0.7)] * 3, watched(-7.0, 0.9), watched(-5.0, 0.79)]
     verdict = named(record_of(*rows))["reward_hacked"]

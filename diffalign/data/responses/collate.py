@@ -104,6 +104,12 @@ def join_image_inputs(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
     return {name: _joined([row[name] for row in shown]) for name in (shown[0] if shown else ())}
 
 
+def join_rows(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Inputs of a model for several groups of rows, one after the other; tokens of the shorter ones
+    are filled up with zeros, which their attention mask hides."""
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
 def _rows(responses: Sequence[EncodedResponse], pad_token_id: int) -> TokenRows:
     def padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
         return pad_sequence(list(rows), batch_first=True, padding_value=value)

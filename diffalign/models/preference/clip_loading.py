@@ -357,6 +357,14 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, source: Path | str) 
     Raises:
         ModelError: weights are missing, superfluous or of another shape; the first few are named.
     """
+    given = refuse_misfits(module, state, source=source)
+    module.load_state_dict({**module.state_dict(), **given})
+
+
+def refuse_misfits(
+    module: nn.Module, state: Mapping[str, Tensor], *, source: Path | str
+) -> dict[str, Tensor]:
+    """The weights of a module, which may be on the meta device; see `fill` for what is refused."""
     own = {name: value for name, value in module.state_dict().items() if not _is_position(name)}
     given = {name: value for name, value in state.items() if not _is_position(name)}
     if missing := sorted(own.keys() - given.keys()):
@@ -370,7 +378,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, source: Path | str) 
     ]
     if misfits:
         raise ModelError(f"{source} is of another size than this network: {_names(misfits)}")
-    module.load_state_dict({**module.state_dict(), **given})
+    return given
 
 
 def _is_position(name: str) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from diffalign import config
 from diffalign.commands import command
-from diffalign.errors import ModelError
+from diffalign.errors import ModelError, did_you_mean
 from diffalign.files import read_json, write_json
 from diffalign.models.base import AbstractModel, AbstractTrainable, ReferenceKind
 from diffalign.models.devices import send
@@ -85,6 +85,7 @@ class RewardModel(AbstractTrainable):
         start: str,
         rates: Mapping[str, float],
         fingerprint: str,
+        of_responses: bool = False,
     ) -> None:
         """Assemble a model from loaded parts, all on one device.
 
@@ -99,8 +100,10 @@ class RewardModel(AbstractTrainable):
             start: identifies the encoder as training begins.
             rates: see `AbstractTrainable.learning_rates`.
             fingerprint: see `AbstractTrainable`.
+            of_responses: whether it scores responses, and no images.
         """
         self.network: nn.Module = network
+        self.of_responses = of_responses
         self.start = start
         self._rates = rates
         self.head = head
@@ -187,10 +190,20 @@ class AbstractReward(AbstractModel, abc.ABC):
         return bool(self.head.known_users)
 
     @property
+    def of_responses(self) -> bool:
+        """Whether it scores responses, and no images."""
+        return False
+
+    @property
     def library(self) -> str:
         return "diffalign"
 
     def usage(self, folder: str) -> str:
+        if self.of_responses:
+            return (
+                f"from diffalign.models.preference.response_scorer import ResponseScorer\n\n"
+                f'scorer = ResponseScorer("{folder}")'
+            )
         user = f', user="{self.head.known_users[0]}"' if self.tells_users else ""
         return (
             f"from diffalign.scorers.trained import Trained\n\n"
@@ -199,10 +212,20 @@ class AbstractReward(AbstractModel, abc.ABC):
 
     def next_step(self, run: Path) -> str:
         scorer = {"scorer.kind": "trained", "scorer.path": run / "final"}
+        if self.of_responses:
+            made = {"questions.path": "DATA", "synthesis.kind": "self_sampled"}
+            ranked = {"synthesis.samples": 4, "synthesis.reward": run / "final"}
+            return "Let it rank what a model responds:\n  " + command(
+                "synthesise",
+                {"model.kind": "vlm", "model.path": "MODEL", **made, **ranked, "output": "PAIRS"},
+            )
         if self.head.compares:
+            judge = {"scorer.kind": "pairwise", "scorer.judge.kind": "trained"}
+            asked = {**judge, "scorer.judge.path": run / "final"}
             return (
-                "How often it is right on held-out pairs is held_out/accuracy in metrics.jsonl; it "
-                "compares images, and scores none by itself."
+                "How often it is right on held-out pairs is held_out/accuracy in metrics.jsonl. It "
+                "compares images: let it hold those of each prompt against each other:\n  "
+                + command("score", {"images": "IMAGES", **asked})
             )
         if self.tells_users:
             scorer["scorer.user"] = Path(self.head.known_users[0])
@@ -288,6 +311,7 @@ class AbstractReward(AbstractModel, abc.ABC):
             start=start,
             rates={f"encoder.{name}": rate for name, rate in rates.items()},
             fingerprint=hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest(),
+            of_responses=self.of_responses,
         )
 
 
@@ -327,17 +351,28 @@ def settings_of(folder: Path) -> AbstractReward:
     return settings.reopened(encoder) if encoder.is_dir() else settings
 
 
-def open_reward(folder: Path, *, device: torch.device | str = "cpu") -> RewardModel:
+def open_reward(
+    folder: Path, *, device: torch.device | str = "cpu", of_responses: bool = False
+) -> RewardModel:
     """A trained reward model, for scoring.
 
     Args:
         folder: from `exported`.
         device: where it goes.
+        of_responses: whether responses are to be scored, and not images.
 
     Raises:
-        ModelError: a part is missing or damaged, or the encoder is another one by now.
+        ModelError: a part is missing or damaged, or the encoder is another one by now; it scores
+            the other.
     """
-    model = settings_of(folder).load(
+    settings = settings_of(folder)
+    if settings.of_responses != of_responses:
+        scored, wanted = ("images", "responses")[:: 1 if of_responses else -1]
+        raise ModelError(
+            f"{folder} scores {scored}, and it is to score {wanted}: train model.kind vlm_reward "
+            f"with model.candidates {wanted}"
+        )
+    model = settings.load(
         device=torch.device(device),
         compute_dtype=torch.float32,
         reference="none",
@@ -353,6 +388,15 @@ def open_reward(folder: Path, *, device: torch.device | str = "cpu") -> RewardMo
     head = model.network.get_submodule("head")
     fill(head, read_state(folder / HEAD), source=folder / HEAD)
     return model
+
+
+def check_user(user: str | None, head: AbstractHead, path: str) -> None:
+    """Raise ModelError unless a user is named exactly where a head tells tastes apart."""
+    known = head.known_users
+    if (user is None) == bool(known) or (known and user not in known):
+        said = "no users" if not known else f"the users {', '.join(known[:8])}"
+        hint = did_you_mean(user, known) if known and user else ""
+        raise ModelError(f"user is {user}, and {path} knows {said}.{hint}")
 
 
 def content_of(folder: Path) -> str:

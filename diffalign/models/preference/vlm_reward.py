@@ -1,9 +1,9 @@
-"""A vision-language model as a reward model of images: which of two images a prompt prefers.
+"""A vision-language model as a reward model: of images for a prompt, or of responses about images.
 
-Each image is shown by itself, with its prompt, and a head scores the hidden state of the last
-token. The candidates of a pair are images, where language models are otherwise taught to judge
-responses. With `answers` training begins with what the model knows already: by how much it would
-rather say yes than no.
+Each image is shown by itself, with its prompt, or a conversation with its response, and a head
+scores the hidden state of the last token; of a response that is the token which ends it. Of images,
+with `answers` training begins with what the model knows already: by how much it would rather say
+yes than no.
 
 Sources: Stiennon et al. 2020, arXiv:2009.01325 (a head on the last token); Xu et al. 2023,
 arXiv:2304.05977 (ImageReward: images as the candidates, on BLIP); Lin et al. 2024, arXiv:2404.01291
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -71,8 +71,11 @@ class VLMEncoder(AbstractEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class VLMReward(AbstractReward):
-    """A reward model of images on a vision-language model."""
+    """A reward model of images, or of responses, on a vision-language model."""
 
+    candidates: Literal["images", "responses"] = "images"
+    """What is scored: images beside a prompt (section `data`, likelihood `rewards`) or responses in
+    a conversation about images (section `responses`, likelihood `response_rewards`)."""
     base: AbstractModel
     """The model to start from, `kind: vlm`, with what of it trains: `lora`, `projector`, `tower`.
     Its head over the vocabulary has no part in this."""
@@ -91,6 +94,11 @@ class VLMReward(AbstractReward):
             raise ValueError(f"question is {self.question!r}, and must hold {PROMPT} once")
         if len(self.answers) not in (0, 2):
             raise ValueError(f"answers are two, for yes and for no, or none: got {self.answers}")
+        if self.of_responses and (self.answers or self.question != PROMPT):
+            raise ValueError(
+                "question and answers are what a model is asked about an image, and candidates is "
+                "responses, which end a conversation of the data: leave both out"
+            )
         if self.base.merge_on_export:
             raise ValueError(
                 "base.merge_on_export is for models that write responses: leave it out"
@@ -103,6 +111,19 @@ class VLMReward(AbstractReward):
         return self.base
 
     @property
+    def of_responses(self) -> bool:
+        return self.candidates == "responses"
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest row that the base has positions for; None for any."""
+        return self.vlm.context
+
+    def processor(self) -> Any:
+        """The processor of the base; reads no weights."""
+        return self.vlm.processor()
+
+    @property
     def own_rates(self) -> Mapping[str, float]:
         return {f"model.base.{k.rpartition('.')[2]}": v for k, v in self.vlm.own_rates.items()}
 
@@ -111,7 +132,8 @@ class VLMReward(AbstractReward):
         return self.vlm.leaves_weights_idle
 
     def describe(self) -> str:
-        return f"reward model on {self.vlm.describe()} and {self.head.describe()}"
+        of = "of responses " if self.of_responses else ""
+        return f"reward model {of}on {self.vlm.describe()} and {self.head.describe()}"
 
     def check(self) -> None:
         self.vlm.check()
