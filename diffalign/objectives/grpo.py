@@ -99,7 +99,7 @@ def soft_loss(ratio: Tensor, advantage: Tensor, *, positive: float, negative: fl
         ratio, advantage: as in `clipped_loss`.
         positive, negative: how fast it saturates, by the sign of the advantage.
     """
-    temperature = torch.where(advantage > 0, *ratio.new_tensor([positive, negative]))
+    temperature = torch.where(advantage > 0, ratio.new_tensor(positive), ratio.new_tensor(negative))
     return -4 / temperature * torch.sigmoid(temperature * (ratio - 1)) * advantage
 
 
@@ -122,7 +122,7 @@ def sequence_weight(
     """
     moved = log_ratio.detach().clamp(math.log(1e-8), LARGEST)
     power, rate = (
-        torch.where(advantage >= 0, *moved.new_tensor([up, down]))
+        torch.where(advantage >= 0, moved.new_tensor(up), moved.new_tensor(down))
         for up, down in zip(positive, negative, strict=True)
     )
     return (power * moved + rate * (1 - moved.exp())).exp()
