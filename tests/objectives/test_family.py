@@ -31,6 +31,8 @@ KINDS = components.kinds(AbstractObjective)
 SETTINGS = {
     "beta": 2.0,
     "beta_rejected": 2.0,
+    "alpha": 2.0,
+    "ranked": ("chosen", "chosen@crop", "chosen@diffuse"),
     "gamma": 0.5,
     "divergence": "forward_kl",
     "objective": DPO(beta=2.0),
@@ -69,6 +71,7 @@ FORMS = [
     ("kto", {"utility": "risk_seeking_3"}),
     ("margin_regression", {"divided_by_beta": True}),
     ("sft", {"per": "response"}),
+    ("sppo", {"sides": "mean"}),
     ("tdpo", {"version": 1}),
     ("v_dpo", {"blind": "reference"}),
 ]
@@ -119,11 +122,13 @@ STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     "mapo": lambda x: -2 * x + 2.0 * LOG_2,
     "nca": lambda x: torch.full_like(x, 2 * LOG_2),
     "orpo": lambda x: -x + 0.1 * LOG_2,
+    "plackett_luce": lambda x: torch.full_like(x, math.log(6)),
     "rloo": lambda x: torch.full_like(x, -1.0),
     "sft": lambda x: -x,
     "sft response": lambda x: -x,
     "simpo": lambda x: torch.full_like(x, math.log1p(math.exp(0.5))),
     "sppo": lambda x: torch.full_like(x, 2 / 16),
+    "sppo mean": lambda x: torch.full_like(x, 1 / 16),
     "tpo": lambda x: LOG_2 - x,
     "weighted_sum": lambda x: torch.full_like(x, 2.5 * LOG_2),
 }

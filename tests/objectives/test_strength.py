@@ -32,6 +32,8 @@ CERTAIN_ALONE = {
     *(name_of(*form) for form in OBJECTIVES if form[0] in ("grpo", "rloo")),
     *("aot", "aot unpaired"),  # sorts the sides of all pairs
     *("diffusion_rpo", "diffusion_rpo inside"),  # compares sides of other pairs
+    "d2o",  # neither of its sides is better by a label
+    "plackett_luce",  # it compares images
     "seppo",  # its other side is sampled, and no label compares the two
     "chip_released",  # it has no view of the rejected response next to spoilt images
     "chip_released 0.0",
