@@ -81,7 +81,10 @@ def precompute(
     shard: ShardOption = None,
     scores: Annotated[
         Path | None,
-        typer.Option(help="File of scores (.parquet) of what the reference says of each image."),
+        typer.Option(
+            help="File of scores (.parquet) of what the reference says of each image, or of "
+            "numbers of each pair of responses, such as ches_normalised."
+        ),
     ] = None,
 ) -> None:
     """Compute once what a training run needs of its data again and again, and keep it."""

@@ -59,6 +59,8 @@ class Row:
     """Name of the row whose adapter this one starts from."""
     shuffled: bool = False
     """Train next to the images of other rows: what is learnt then needs no image."""
+    ranking: str = ""
+    """Settings of `responses.ranking`, whose numbers are computed under the base first."""
 
 
 ROWS = (
@@ -75,6 +77,24 @@ ROWS = (
     Row("simpo", "SimPO", "simpo.yaml"),
     Row("kto", "KTO", "kto.yaml"),
     Row("ipo", "IPO", "ipo.yaml"),
+    Row(
+        "dpo_ches",
+        "DPO, the half of the pairs with the lowest CHES",
+        "dpo.yaml",
+        ranking="by: ches_normalised, keep: 0.5",
+    ),
+    Row(
+        "dpo_ches_highest",
+        "DPO, the half with the highest",
+        "dpo.yaml",
+        ranking="by: ches_normalised, keep: 0.5, first: highest",
+    ),
+    Row(
+        "dpo_easy_to_hard",
+        "DPO, from easy to hard pairs in four bands",
+        "dpo.yaml",
+        ranking="by: difficulty, bands: 4, passes: 3",
+    ),
     Row("dpo_shuffled", "DPO next to other images", "dpo.yaml", shuffled=True),
     Row("mdpo_shuffled", "mDPO next to other images", "mdpo.yaml", shuffled=True),
 )
@@ -94,6 +114,15 @@ def shuffle_images(folder: Path) -> None:
     )
 
 
+def rank_pairs(folder: Path, rows: Sequence[Row]) -> None:
+    """Numbers of the pairs under the base, where a row needs them and they are not there."""
+    numbers = folder / "numbers.parquet"
+    if numbers.exists() or not any(row.ranking for row in rows):
+        return
+    command = ["-m", "diffalign", "precompute", str(CONFIGS / "dpo.yaml"), "--scores", str(numbers)]
+    call([*command, f"output={folder / 'numbers'}"], folder / "numbers.log")
+
+
 def train(folder: Path, row: Row, more: Sequence[str]) -> None:
     """Train one row, unless it is there."""
     run = folder / row.name
@@ -104,6 +133,9 @@ def train(folder: Path, row: Row, more: Sequence[str]) -> None:
     command = ["-m", "diffalign", "train", str(CONFIGS / row.config), f"output={run}"]
     if row.shuffled:
         command.append(f"responses.path={folder / 'shuffled'}")
+    if row.ranking:
+        ranking = f"{{{row.ranking}, file: {folder / 'numbers.parquet'}}}"
+        command.append(f"responses.ranking={ranking}")
     if row.after:
         command.append(f"model.lora.start={folder / row.after}")
     seconds = call([*command, *more], folder / f"{row.name}.log")
@@ -163,6 +195,7 @@ def main() -> None:
     scenes = 4 if arguments.trial else SCENES
     wanted = [row for row in ROWS if not arguments.only or row.name in arguments.only]
     shuffle_images(folder)
+    rank_pairs(folder, wanted)
     for at_once in ([row for row in wanted if not row.after], [row for row in wanted if row.after]):
         with ThreadPoolExecutor(arguments.side_by_side) as pool:
             list(pool.map(lambda row: train(folder, row, more), at_once))

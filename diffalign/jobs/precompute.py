@@ -29,11 +29,13 @@ from diffalign.data.pairs.source import PairSource
 from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
+from diffalign.likelihoods.pair_numbers import PAIR_NUMBERS
 from diffalign.models.devices import DTYPES, choose_device
 from diffalign.training import build, checks, encodings
 from diffalign.training import reference as cached_reference
 from diffalign.training.config import RunConfig
 from diffalign.training.encodings import EncodingsPlan
+from diffalign.training.pair_numbers import PairNumbersPlan
 
 
 def check(run_config: RunConfig) -> None:
@@ -72,7 +74,8 @@ def run(
         pairs_per_shard: of each file of reference values.
         named: the words of the command line that made `run_config`, for the command to go on with.
         sharing: which processes do it; None is this one.
-        scores: file of scores that gets what the reference says of each image; None for none.
+        scores: file of scores that gets what the reference says of each image, or file of numbers
+            that gets what the model says of each pair of responses; None for none.
 
     Returns:
         What wrote the folder; where there are two, that of the encodings. None where other shards
@@ -106,6 +109,15 @@ def run(
                 session.close()  # others go on too
             cached |= {"model.encoders": "cached", "encodings_cache": folder}
             without.append("autoencoder, text encoders and image files")
+        elif scores is not None:
+            session = stack.enter_context(
+                sessions.held(scores.parent, of=scores.name, shard=sharing.shard)
+            )
+            if not _rank(run_config, scores, session, sharing, console):
+                console.print("Start it again then: values of the reference come next")
+                return None
+            if sharing.shard is not None:
+                session.close()
         if _knows_reference(run_config):
             run_config = _with_cache(_with_encodings(run_config, cached))
             values = cached_reference.folder_of(run_config)
@@ -114,7 +126,7 @@ def run(
             if known is None:
                 return None
             writer = writer or known
-            if scores is not None:
+            if scores is not None and _has_images(run_config):
                 source = build.build_source(run_config, Console(quiet=True), skipped=None)
                 assert isinstance(source, PairSource), "images come in pairs"
                 count = cached_reference.write_scores(run_config, source, scores)
@@ -148,7 +160,7 @@ def run(
 
 
 def _check_scores(run_config: RunConfig, scores: Path) -> None:
-    if not _has_images(run_config) or not _knows_reference(run_config):
+    if _has_images(run_config) and not _knows_reference(run_config):
         raise ConfigError(
             f"--scores {scores} takes what a reference says of the images of pairs, and this run "
             f"has none that is known in advance: give data, data.visits and an objective that "
@@ -305,6 +317,29 @@ def _compute(
     for line in source.describe_end():
         console.print(line, markup=False, soft_wrap=True)
     return plan.writer
+
+
+def _rank(
+    run_config: RunConfig,
+    scores: Path,
+    session: sessions.Session,
+    sharing: Sharing,
+    console: Console,
+) -> bool:
+    """Write the file of numbers of pairs; False where other shards still have to compute theirs."""
+    make = blocks.Recipe(PairNumbersPlan, run_config, {"path": scores})
+    with told_of_lost_workers(run_config.section.reader):
+        plan = session.begin(make)
+        if not do_blocks(session, plan, make, sharing, console):
+            return False
+    names = ", ".join(PAIR_NUMBERS)
+    console.print(
+        f"numbers of pairs ({names}), in {scores}: responses.ranking of a run reads them as "
+        f"{{file: {scores}, by: ches_normalised, keep: 0.5}}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return True
 
 
 def _with_encodings(run_config: RunConfig, cached: Mapping[str, Any]) -> RunConfig:

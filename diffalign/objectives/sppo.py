@@ -2,18 +2,23 @@
 
 The paper's reference is the policy of the previous round, and its pairs are sampled from that.
 
+Where data says how sure a pair is (`preference`), the mean over both orders has the gradient of the
+win rate that this is.
+
 Source: Wu et al. 2024, arXiv:2405.00675 (their eta is one over our beta). TRL calls the
-form with certain wins `sppo_hard`.
+form with certain wins `sppo_hard`. The authors' code takes the mean of both sides, and so half of
+their formula: its learning rates are for that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 from diffalign.ranges import Between
 
 
@@ -33,7 +38,7 @@ def sppo_loss(log_ratio: Tensor, win_rate: float | Tensor, *, beta: float) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class SPPO(AbstractPairObjective):
-    """SPPO over one chosen and one rejected view; the sum of both sides."""
+    """SPPO over one chosen and one rejected view."""
 
     beta: Beta
     """Pull towards the reference; 0.001 in the paper, for sums over tokens."""
@@ -42,6 +47,11 @@ class SPPO(AbstractPairObjective):
     ] = 1.0
     """Probability that the chosen side is really preferred."""
 
+    sides: Literal["sum", "mean"] = "sum"
+    """What a pair's loss is of its two sides: the sum, as in the paper and in TRL, or the mean, as
+    in the authors' code."""
+
     def pair_loss(self, chosen: Likelihoods, rejected: Likelihoods) -> LossOutput:
-        loss = sppo_loss(chosen.log_ratio, self.win_rate, beta=self.beta)
-        return LossOutput(loss + sppo_loss(rejected.log_ratio, 1 - self.win_rate, beta=self.beta))
+        won = sppo_loss(chosen.log_ratio, self.win_rate, beta=self.beta)
+        lost = sppo_loss(rejected.log_ratio, 1 - self.win_rate, beta=self.beta)
+        return LossOutput((won + lost) / (2 if self.sides == "mean" else 1))

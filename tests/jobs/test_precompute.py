@@ -6,13 +6,17 @@ import dataclasses
 import math
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from diffalign import config
 from diffalign.cache.references import ReferenceWriter
 from diffalign.errors import CacheError, ConfigError
 from diffalign.files import read_json_lines
 from diffalign.jobs import precompute, train
+from diffalign.likelihoods.pair_numbers import PAIR_NUMBERS
+from diffalign.training import build
 from diffalign.training.config import RunConfig
 from tests.judged_responses import write_judged_responses
 from tests.runs import figures, files
@@ -95,6 +99,27 @@ def test_a_killed_computation_goes_on_and_writes_the_same(folder, computed, tmp_
     precompute.run(run, pairs_per_shard=4)
     assert files(again.folder) == whole
     assert (again.folder / names[0]).stat().st_mtime_ns == kept
+
+
+def test_numbers_of_pairs_are_computed_and_rank_them(folder, tmp_path, capsys):
+    file = tmp_path / "numbers.parquet"
+    whole = run_of(folder, DPO, f"output={tmp_path / 'all'}")
+    precompute.run(whole, scores=file)
+    assert "{file: " in "".join(capsys.readouterr().out.split("\n"))
+    table = pq.read_table(file)
+    assert table.column_names[1:] == [*PAIR_NUMBERS]
+    columns = table["ches_normalised"].to_pylist(), table["sample_id"].to_pylist()
+    ranked = sorted(zip(*columns, strict=True))
+    ranking = f"responses.ranking={{file: {file}, by: ches_normalised, keep: 0.5}}"
+    run = run_of(folder, DPO, ranking, f"output={tmp_path / 'half'}")
+    train.run(run)
+    source = build.build_source(run, Console(quiet=True), skipped=None)
+    seen = {name for batch in source.ahead(4) for name in batch.sample_ids}
+    assert seen == {name for _, name in ranked[: len(ranked) // 2]}
+    first = file.read_bytes()
+    precompute.run(run, scores=file)  # of all pairs, whatever the run takes of them
+    assert file.read_bytes() == first
+    assert not (tmp_path / ".numbers.parquet.blocks").exists()
 
 
 def test_pairs_that_cannot_be_used_are_left_out_and_never_asked_for(folder, tmp_path, capsys):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from diffalign import config
 from diffalign.objectives.anchor import Anchor
 from diffalign.objectives.apo import APO
 from diffalign.objectives.asft import align_loss
@@ -20,6 +24,7 @@ from diffalign.objectives.f_dpo import DivergenceDPO
 from diffalign.objectives.hinge import Hinge
 from diffalign.objectives.ipo import IPO
 from diffalign.objectives.kto import KTO
+from diffalign.objectives.margin_regression import MarginRegression
 from diffalign.objectives.nca import NCA
 from diffalign.objectives.npo import NPO
 from diffalign.objectives.orpo import ORPO, log_odds
@@ -31,6 +36,7 @@ from diffalign.objectives.tdpo import TDPO
 from diffalign.objectives.tpo import TriplePO
 from diffalign.objectives.v_dpo import mixed_score
 from diffalign.objectives.weighted_sum import Term, WeightedSum
+from diffalign.training.config import RunConfig
 from tests.objectives.responses import averages, numbers, plain, responses, row_of
 
 
@@ -294,3 +300,114 @@ def test_soft_win_rates():
     loss = sppo_loss(views["chosen"].log_ratio, rates, beta=0.5)
     loss = loss + sppo_loss(views["rejected"].log_ratio, 1 - rates, beta=0.5)
     assert loss.tolist() == pytest.approx([0.04, 0.34, 0.49], abs=1e-6)
+
+
+def configured(name: str, beta: float) -> WeightedSum:
+    """The objective of a config that is shipped, at another beta."""
+    run = config.load(RunConfig, Path("configs") / name)
+    assert isinstance(run.objective, WeightedSum)
+    terms = [
+        replace(term, objective=replace(term.objective, beta=beta))
+        if hasattr(term.objective, "beta")
+        else term
+        for term in run.objective.terms
+    ]
+    return replace(run.objective, terms=tuple(terms))
+
+
+def test_mpo_of_trl_has_a_threshold_of_zero():
+    objective = summed_terms(
+        Term(objective=DPO(beta=0.5), weight=0.8),
+        Term(objective=PairedBCO(beta=0.5), weight=0.2),
+        Term(objective=SFT(), weight=1.0),
+    )
+    views = responses()
+    loss = objective(views).loss
+    loss.mean().backward()
+    assert loss.mean().item() == pytest.approx(1.614571882776, abs=1e-11)
+    each = [objective(row_of(responses(), row)).loss.item() for row in range(3)]
+    assert each == pytest.approx([1.443093743447, 1.486394434666, 1.730894136881], abs=1e-11)
+    slopes = [-0.175635116390, -0.201505557302, -0.176402957914]
+    assert views["chosen"].policy.grad.tolist() == pytest.approx(slopes, abs=1e-10)
+    slopes = [0.065344289263, 0.091225527820, 0.068164855591]
+    assert views["rejected"].policy.grad.tolist() == pytest.approx(slopes, abs=1e-10)
+
+
+def test_mpo_of_internvl_has_the_mean_reward_so_far():
+    """`trainer_dpo.py` of InternVL over two steps, whose running mean is kept in float32."""
+    objective, views = configured("mpo/llava15_7b.yaml", beta=0.5), responses()
+    found = objective(views)
+    assert found.loss.mean().item() == pytest.approx(1.614157516068, abs=1e-6)
+    assert found.metrics["bco/delta"].item() == pytest.approx(0.091666668653, abs=1e-6)
+    moved = {
+        side: replace(views[side], policy=views[side].policy.detach() + change)
+        for side, change in (("chosen", 0.2), ("rejected", -0.3))
+    }
+    second = objective(moved)
+    assert second.loss.mean().item() == pytest.approx(1.442967972964, abs=1e-6)
+    assert second.metrics["bco/delta"].item() == pytest.approx(0.079166669399, abs=1e-6)
+
+
+def test_rpo_adds_a_little_of_the_chosen_response():
+    loss = configured("rpo/llava15_7b.yaml", beta=0.5)(responses()).loss
+    assert loss.mean().item() == pytest.approx(0.592932710964, abs=1e-11)
+    objective = summed_terms(Term(objective=DPO(beta=0.5)), Term(objective=SFT()))
+    assert objective(responses()).loss.mean().item() == pytest.approx(1.477377155409, abs=1e-11)
+
+
+def test_severity_multiplies_policy_and_reference_of_the_rejected_response():
+    """HSA-DPO: `base_dpo_trainer.py` of its authors, by scores 1.5, 1 and 3."""
+    views, severity = responses(), numbers([1.5, 1.0, 3.0])
+    rejected = views["rejected"]
+    # As a map of weights does it that gives every token of a response its severity.
+    views["rejected"] = Likelihoods(severity * rejected.policy, severity * rejected.reference)
+    check(
+        DPO(beta=0.5)(views).loss,
+        [0.437487950486, 0.798138869382, 0.455492481463],
+        0.563706433777,
+        within=1e-11,
+    )
+    assert DPO(beta=0.1)(views).loss.mean().item() == pytest.approx(0.662650729149, abs=1e-11)
+
+
+POLICY_OF_FOUR = numbers([0.305190535593, -0.344809464407, 0.455190535593, -0.494809464407])
+"""Log-ratios of four responses to one prompt."""
+
+
+def test_dno_is_dpo_of_preferences_that_scores_give():
+    scores = numbers([0.717168113354, 0.438877852361, 0.427651932353, 0.425494790734])
+    first, second = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([1, 2, 3, 2, 3, 3])
+    sides = {"chosen": first, "rejected": second}
+    preference = torch.sigmoid(scores[first] - scores[second])
+    views = {
+        side: Likelihoods(POLICY_OF_FOUR[rows], torch.zeros_like(preference), preference=preference)
+        for side, rows in sides.items()
+    }
+    each = [0.683826326086, 0.699240966970, 0.684052956171]
+    each += [0.714137832612, 0.693599212167, 0.720832927403]
+    check(DPO(beta=0.5)(views).loss, each, 0.699281703568, within=1e-9)
+
+
+def regressed(views: dict[str, Likelihoods], target: torch.Tensor) -> dict[str, Likelihoods]:
+    return {side: replace(views[side], target=target) for side in ("chosen", "rejected")}
+
+
+def test_inpo_is_a_margin_that_is_regressed():
+    """The reference is the last iterate; the target has the run's first policy in it."""
+    eta, tau = 0.5, 0.2
+    last = {"chosen": numbers([-2.8, -1.05, -4.9]), "rejected": numbers([-3.8, -1.8, -1.1])}
+    views = responses()
+    of_first = views["chosen"].reference - views["rejected"].reference
+    target = tau / eta * (of_first - (last["chosen"] - last["rejected"])) + 1 / (2 * eta)
+    views = {side: replace(views[side], reference=last[side]) for side in last}
+    loss = MarginRegression(beta=1.0)(regressed(views, target)).loss
+    assert loss.tolist() == pytest.approx([0.09, 1.6384, 0.0961], abs=1e-11)
+
+
+def test_online_ipo_is_a_margin_that_is_regressed():
+    """OMD of zhourunlong/EGPO: targets are gaps of win rates against what the policy samples."""
+    rates = numbers([0.8, 0.55, 0.9]), numbers([0.3, 0.5, 0.2])
+    views = regressed(responses(), rates[0] - rates[1])
+    loss = MarginRegression(beta=0.5, divided_by_beta=True)(views).loss
+    assert loss.tolist() == pytest.approx([0.0, 0.25, 0.25], abs=1e-11)
+    assert loss.mean().item() == pytest.approx(0.166667, abs=1e-6)

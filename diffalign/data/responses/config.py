@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from diffalign.config import MAY_CHANGE
 from diffalign.data.held_out import check_share
 from diffalign.data.responses.corruptions.base import AbstractCondition
+from diffalign.data.responses.ranking import RankingConfig
 from diffalign.data.responses.token_weights.base import AbstractTokenWeights
 from diffalign.data.strength.settings import StrengthConfig
 from diffalign.ranges import AtLeast, Between, Ranged
@@ -43,6 +44,9 @@ class ResponseConfig(Ranged):
     strength: StrengthConfig = field(default_factory=StrengthConfig)
     """How sure each preference is, and how much it counts, from votes or scores. By default every
     pair is as its label has it."""
+    ranking: RankingConfig | None = None
+    """Pairs left out, or put in order, by one number of each; null takes all of them in one random
+    order."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Use only the first so many pairs."""
     holdout: float | None = None

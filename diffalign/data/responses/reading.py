@@ -129,9 +129,23 @@ class OpenedResponses:
 
     def without_images(self) -> Iterator[list[Comparison | LeftOut | Skipped]]:
         """`comparisons` of all rows in order; of tables, images are not read."""
+        return (found for _, found in self.with_rows())
+
+    def with_rows(self) -> Iterator[tuple[Row, list[Comparison | LeftOut | Skipped]]]:
+        """`without_images`, next to the row of each."""
         heavy = self.mapping.heavy_columns()
         light = [name for name in self.columns if self.names.get(name, name) not in heavy]
-        return (self.comparisons(row) for row in self.rows.scan(light))
+        return ((row, self.comparisons(row)) for row in self.rows.scan(light))
+
+    def gap(self, comparison: Comparison, row: Row) -> float | None:
+        """Of the numbers by which the data says which response is better; None without such."""
+        if comparison.scores is None and self.labels is None:
+            return None
+        try:
+            chosen, rejected = comparison.scores or number_pair(row.values, self.labels or ())
+        except UnusableRowError:
+            return None
+        return chosen - rejected
 
     def pair(self, number: int, place: int) -> ResponsePair | Skipped:
         """One comparison of a row with its images, or why it cannot be used.

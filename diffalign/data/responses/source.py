@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
@@ -19,16 +17,14 @@ from diffalign.data.decoding import BadImageError, EncodedImage, decode
 from diffalign.data.held_out import (
     HeldOut,
     group_of_images,
-    is_held_out,
-    refuse_nothing,
 )
 from diffalign.data.layout import Layout
 from diffalign.data.loader import PlannedBatches
-from diffalign.data.plans import Counts, HeldOutPair, Index, IndexPlan, Work
+from diffalign.data.plans import IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
 from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
-from diffalign.data.responses.conversation import Comparison
+from diffalign.data.responses.index import Comparisons, index_comparisons
 from diffalign.data.responses.reading import OpenedResponses, open_responses
 from diffalign.data.responses.records import Turn
 from diffalign.data.responses.samples import (
@@ -37,111 +33,11 @@ from diffalign.data.responses.samples import (
     TokenSampleMaker,
     preview_row,
 )
-from diffalign.data.skipping import LeftOut, SkipLog, Skipped
+from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import ConfigError, DataError
 from diffalign.seeding import derive_seed
 from diffalign.views import View
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparisons:
-    """An index over comparisons, of which a row may hold several."""
-
-    places: np.ndarray
-    """Int64 [n, 2], row and place in it of each usable comparison."""
-    index: Index
-    """Whose members are the numbers 0 to n - 1."""
-    labels: Mapping[str, int] = field(default_factory=dict)
-    """Usable rows by response, where each holds one; empty for pairs."""
-    held_out: Comparisons | None = None
-    """Usable comparisons that are not among these, all of them in `index.held_out`."""
-
-
-def index_comparisons(
-    data: OpenedResponses,
-    *,
-    limit: int | None,
-    skips: SkipLog,
-    asked_for: frozenset[str] | None = None,
-    holdout: float | None = None,
-) -> Comparisons:
-    """Read the text of all rows, and no image unless some are held out.
-
-    Args:
-        data: the data set.
-        limit: only the first so many comparisons; None for all.
-        skips: where those that are unusable as text go.
-        asked_for: responses that the objective reads, where rows are unpaired: one of another
-            response is left out; None takes all.
-        holdout: share of the images whose comparisons are held out; None for nothing.
-
-    Raises:
-        DataError: no comparison is usable, or none is held out where a share is to be.
-    """
-    left_out: Counter[LeftOut] = Counter()
-    labels: Counter[str] = Counter()
-    places: list[tuple[int, int]] = []
-    held_places: list[tuple[int, int]] = []
-    held_out: list[HeldOutPair] = []
-    pairs = read = 0
-    for number, found in enumerate(data.without_images()):
-        if pairs == limit:
-            break
-        read += 1
-        for place, comparison in enumerate(found):
-            if pairs == limit:
-                break
-            if isinstance(comparison, LeftOut):
-                left_out[comparison] += 1
-                continue
-            if asked_for is not None and isinstance(comparison, Comparison):
-                if not asked_for & set(comparison.responses):
-                    left_out[LeftOut.OTHER_LABEL] += 1
-                    continue
-                labels.update(list(comparison.responses))
-            pairs += 1
-            if isinstance(comparison, Skipped):
-                skips.add(comparison)
-            elif held := _held_out_pair(data, number, place, holdout, len(held_places)):
-                held_places.append((number, place))
-                held_out.append(held)
-            else:
-                places.append((number, place))
-    counts = Counts(rows=read, pairs=pairs, left_out=left_out, held_out=len(held_out))
-    if not places:
-        first = f", for example {skips.first(1)[0]}" if len(skips) else ""
-        raise DataError(
-            f"there is nothing to train on in {data.summary}: {counts.describe()}, none of them "
-            f"usable{first}"
-        )
-    refuse_nothing(held_out, holdout, counts, section="responses")
-    others = _numbered(held_places, counts, tuple(held_out)) if held_out else None
-    return replace(_numbered(places, counts), labels=labels, held_out=others)
-
-
-def _numbered(
-    places: list[tuple[int, int]], counts: Counts, held_out: tuple[HeldOutPair, ...] = ()
-) -> Comparisons:
-    numbers = np.arange(len(places), dtype=np.int64)
-    index = Index(members=numbers, counts=counts, held_out=held_out)
-    return Comparisons(places=np.array(places, dtype=np.int64), index=index)
-
-
-def _held_out_pair(
-    data: OpenedResponses, row: int, place: int, holdout: float | None, number: int
-) -> HeldOutPair | None:
-    """The comparison as the `number`-th that is held out, if it is."""
-    if holdout is None:
-        return None
-    pair = data.pair(row, place)
-    if isinstance(pair, Skipped):  # its image is missing, which the loader says where it is met
-        return None
-    group = group_of_images(pair.images, "\n".join(turn.text for turn in pair.turns))
-    if not is_held_out(group, holdout):
-        return None
-    return HeldOutPair(number=number, sample_id=pair.sample_id, group=group)
-
 
 _LOOKED_AT = 1000
 """Pairs among which conversations are looked for."""
@@ -213,6 +109,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
                 comparisons.index,
                 run_seed=maker.run_seed,
                 buckets={None: comparisons.index.members},
+                passes=1 if maker.config.ranking is None else maker.config.ranking.passes,
             ),
             _Decoder(data, comparisons, maker),
             collate,
@@ -266,6 +163,11 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
                 f"{pairs_for} compares two responses to one prompt: use kto, bco, npo or sft, or "
                 f"data with chosen and rejected responses"
             )
+        if config.ranking is not None and not data.mapping.paired:
+            raise DataError(
+                f"{data.summary}. Its rows have one response each, and responses.ranking is about "
+                f"pairs: leave it out"
+            )
         _check_responses(views, data)
         skips = SkipLog(skipped, section=config.section)
         read = frozenset(View.parse(name).response for name in views)
@@ -275,6 +177,7 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             skips=skips,
             asked_for=None if data.mapping.paired else read,
             holdout=config.holdout,
+            ranking=config.ranking,
         )
         maker = TokenSampleMaker(
             config=config,
@@ -294,13 +197,42 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
 
     def further_lines(self) -> list[str]:
         if self.paired:
-            return []
+            return self._ranking_lines()
         kinds = {"chosen": "desirable", "rejected": "undesirable"}
         read = {View.parse(view).response for view in self.views}
         counts = {kinds[n]: self._comparisons.labels.get(n, 0) for n in kinds if n in read}
         shown = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
         warning = "; with one kind alone the objective has nothing to weigh it against"
         return [f"rows of one response: {shown}{warning * (0 in counts.values())}"]
+
+    def state_dict(self) -> dict[str, Any]:
+        ranking = self._maker.config.ranking
+        known = {} if ranking is None else {"ranking": ranking.fingerprint()}
+        return {**super().state_dict(), **known}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        ranking = self._maker.config.ranking
+        position = dict(state)
+        if ranking is not None and position.pop("ranking", None) != ranking.fingerprint():
+            raise DataError(
+                f"the checkpoint was written with other numbers than those of "
+                f"responses.ranking.file {ranking.file}: the order of the pairs would be another "
+                f"one. Resume with the same file, or start a new run"
+            )
+        super().load_state_dict(position)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Another one for other data, however many of its pairs are taken."""
+        return self._data.fingerprint
+
+    def _ranking_lines(self) -> list[str]:
+        ranking = self._maker.config.ranking
+        if ranking is None:
+            return []
+        unknown = self._comparisons.unranked
+        lost = f"; {unknown:,} pairs without that number are left out" if unknown else ""
+        return [f"{ranking.describe()}: {len(self):,} pairs{lost}"]
 
     @property
     def paired(self) -> bool:
