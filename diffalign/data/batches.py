@@ -161,6 +161,9 @@ class TokenBatch:
     response; a response that none has is absent. None where all have all."""
     strength: Mapping[str, Tensor] = field(default_factory=dict)
     """See `ImageBatch`; empty where each sample has one response."""
+    pack_to: int | None = None
+    """Tokens up to which rows go one after the other through the model as one sequence; None gives
+    each row its own."""
 
     def images_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
         """What the image processor gave for the rows of a response under a condition."""

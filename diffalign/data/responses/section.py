@@ -49,6 +49,12 @@ class MakesViews(Protocol):
     def data_views(self, views: frozenset[str]) -> frozenset[str]:
         """The views that have to be read for `views` to be measured."""
 
+    def shares_prefix(self, model: Any) -> bool:
+        """Whether the responses of a sample are branches of one row."""
+
+    def packing_obstacle(self, model: Any) -> str | None:
+        """Why rows do not go one after the other through a model; None where they can."""
+
 
 @dataclass(frozen=True)
 class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
@@ -104,6 +110,8 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
             processor=request.model.processor(),
             skipped=request.skipped,
             pairs_for=None if objective.takes_unpaired else components.kind_of(objective),
+            shares_prefix=request.likelihood.shares_prefix(request.model),
+            packing_obstacle=request.likelihood.packing_obstacle(request.model),
         )
 
     def preview(self, request: SourceRequest[ReadsResponses, MakesViews], n: int) -> ShownSource:

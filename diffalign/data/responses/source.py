@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from diffalign.data.batches import TokenBatch
 from diffalign.data.decoding import BadImageError, EncodedImage, decode
-from diffalign.data.held_out import (
-    HeldOut,
-    group_of_images,
-    is_held_out,
-    refuse_nothing,
-)
+from diffalign.data.held_out import HeldOut, group_of_images
 from diffalign.data.layout import Layout
 from diffalign.data.loader import PlannedBatches
-from diffalign.data.plans import Counts, HeldOutPair, Index, IndexPlan, Work
+from diffalign.data.plans import IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
-from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
-from diffalign.data.responses.conversation import Comparison
+from diffalign.data.responses.index import Comparisons, index_comparisons
+from diffalign.data.responses.micro_batches import (
+    AboutLengths,
+    MicroBatches,
+    ModelRows,
+    check_budget,
+    rows_of_sample,
+)
 from diffalign.data.responses.reading import OpenedResponses, open_responses
 from diffalign.data.responses.records import Turn
 from diffalign.data.responses.samples import (
@@ -37,114 +35,16 @@ from diffalign.data.responses.samples import (
     TokenSampleMaker,
     preview_row,
 )
-from diffalign.data.skipping import LeftOut, SkipLog, Skipped
+from diffalign.data.skipping import SkipLog, Skipped
 from diffalign.data.source import AbstractDataSource, Preview
 from diffalign.errors import ConfigError, DataError
 from diffalign.seeding import derive_seed
 from diffalign.views import View
 
-
-@dataclass(frozen=True, kw_only=True)
-class Comparisons:
-    """An index over comparisons, of which a row may hold several."""
-
-    places: np.ndarray
-    """Int64 [n, 2], row and place in it of each usable comparison."""
-    index: Index
-    """Whose members are the numbers 0 to n - 1."""
-    labels: Mapping[str, int] = field(default_factory=dict)
-    """Usable rows by response, where each holds one; empty for pairs."""
-    held_out: Comparisons | None = None
-    """Usable comparisons that are not among these, all of them in `index.held_out`."""
-
-
-def index_comparisons(
-    data: OpenedResponses,
-    *,
-    limit: int | None,
-    skips: SkipLog,
-    asked_for: frozenset[str] | None = None,
-    holdout: float | None = None,
-) -> Comparisons:
-    """Read the text of all rows, and no image unless some are held out.
-
-    Args:
-        data: the data set.
-        limit: only the first so many comparisons; None for all.
-        skips: where those that are unusable as text go.
-        asked_for: responses that the objective reads, where rows are unpaired: one of another
-            response is left out; None takes all.
-        holdout: share of the images whose comparisons are held out; None for nothing.
-
-    Raises:
-        DataError: no comparison is usable, or none is held out where a share is to be.
-    """
-    left_out: Counter[LeftOut] = Counter()
-    labels: Counter[str] = Counter()
-    places: list[tuple[int, int]] = []
-    held_places: list[tuple[int, int]] = []
-    held_out: list[HeldOutPair] = []
-    pairs = read = 0
-    for number, found in enumerate(data.without_images()):
-        if pairs == limit:
-            break
-        read += 1
-        for place, comparison in enumerate(found):
-            if pairs == limit:
-                break
-            if isinstance(comparison, LeftOut):
-                left_out[comparison] += 1
-                continue
-            if asked_for is not None and isinstance(comparison, Comparison):
-                if not asked_for & set(comparison.responses):
-                    left_out[LeftOut.OTHER_LABEL] += 1
-                    continue
-                labels.update(list(comparison.responses))
-            pairs += 1
-            if isinstance(comparison, Skipped):
-                skips.add(comparison)
-            elif held := _held_out_pair(data, number, place, holdout, len(held_places)):
-                held_places.append((number, place))
-                held_out.append(held)
-            else:
-                places.append((number, place))
-    counts = Counts(rows=read, pairs=pairs, left_out=left_out, held_out=len(held_out))
-    if not places:
-        first = f", for example {skips.first(1)[0]}" if len(skips) else ""
-        raise DataError(
-            f"there is nothing to train on in {data.summary}: {counts.describe()}, none of them "
-            f"usable{first}"
-        )
-    refuse_nothing(held_out, holdout, counts, section="responses")
-    others = _numbered(held_places, counts, tuple(held_out)) if held_out else None
-    return replace(_numbered(places, counts), labels=labels, held_out=others)
-
-
-def _numbered(
-    places: list[tuple[int, int]], counts: Counts, held_out: tuple[HeldOutPair, ...] = ()
-) -> Comparisons:
-    numbers = np.arange(len(places), dtype=np.int64)
-    index = Index(members=numbers, counts=counts, held_out=held_out)
-    return Comparisons(places=np.array(places, dtype=np.int64), index=index)
-
-
-def _held_out_pair(
-    data: OpenedResponses, row: int, place: int, holdout: float | None, number: int
-) -> HeldOutPair | None:
-    """The comparison as the `number`-th that is held out, if it is."""
-    if holdout is None:
-        return None
-    pair = data.pair(row, place)
-    if isinstance(pair, Skipped):  # its image is missing, which the loader says where it is met
-        return None
-    group = group_of_images(pair.images, "\n".join(turn.text for turn in pair.turns))
-    if not is_held_out(group, holdout):
-        return None
-    return HeldOutPair(number=number, sample_id=pair.sample_id, group=group)
-
-
 _LOOKED_AT = 1000
 """Pairs among which conversations are looked for."""
+_MEASURED = 24
+"""Samples from which it is learnt how many tokens a text has."""
 _ATTEMPTS = 100
 """Rows that are tried for an image of another sample."""
 
@@ -197,23 +97,33 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         *,
         served: frozenset[str],
         layout: Layout,
+        rows: ModelRows,
+        packing_obstacle: str | None = None,
     ) -> None:
         """Use `open`; this takes the parts."""
         self.views = served
-        collate = functools.partial(
-            _collate, pad_token_id=maker.encoder.pad_token_id, served=served
+        collate = MicroBatches(
+            pad_token_id=maker.encoder.pad_token_id,
+            served=served,
+            tokens=layout.tokens_per_device,
+            rows=rows,
         )
         if comparisons.held_out is not None:
             self.held_out = _held_out(data, comparisons.held_out, maker, collate, layout=layout)
         self._data = data
         self._comparisons = comparisons
         self._maker = maker
+        self._layout, self._rows = layout, rows
+        self._packing_obstacle = packing_obstacle
+        self._lengths = self._about_lengths()
+        self._plan = IndexPlan(
+            comparisons.index,
+            run_seed=maker.run_seed,
+            buckets={None: comparisons.index.members},
+            sizes=None if self._lengths is None else self._lengths.rows.sum(axis=1),
+        )
         batches: PlannedBatches[TokenSample, TokenBatch] = PlannedBatches(
-            IndexPlan(
-                comparisons.index,
-                run_seed=maker.run_seed,
-                buckets={None: comparisons.index.members},
-            ),
+            self._plan,
             _Decoder(data, comparisons, maker),
             collate,
             skips,
@@ -236,6 +146,8 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         skipped: Path | None,
         served: frozenset[str] | None = None,
         pairs_for: str | None = None,
+        shares_prefix: bool = False,
+        packing_obstacle: str | None = None,
     ) -> ResponseSource:
         """Find the data, recognise its form, and index its text; no image is read.
 
@@ -251,12 +163,15 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
                 it is what is read.
             pairs_for: the objective, where it compares responses to one prompt; None where it also
                 takes rows of one response each.
+            shares_prefix: whether the model takes the responses of a sample as branches of one row.
+            packing_obstacle: why it takes no rows one after the other; None where it does.
 
         Raises:
             DataError: nothing is there, no mapping fits its columns, it holds no preference, it
                 does not offer a response that a view names, or its rows are unpaired and
                 `pairs_for` needs pairs.
-            ConfigError: a view names a condition or weights that the config does not describe.
+            ConfigError: a view names a condition or weights that the config does not describe, or a
+                sample may have more tokens than a forward pass.
             ModelError: the processor cannot tell where a response starts.
         """
         data = open_responses(config, strength=config.strength, keep_ties=config.ties == "keep")
@@ -275,6 +190,12 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             skips=skips,
             asked_for=None if data.mapping.paired else read,
             holdout=config.holdout,
+            measured=None if layout.tokens_per_device is None else read,
+        )
+        check_budget(
+            layout.tokens_per_device,
+            rows=rows_of_sample(views, paired=data.mapping.paired),
+            max_length=config.max_length,
         )
         maker = TokenSampleMaker(
             config=config,
@@ -290,9 +211,44 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             skips,
             served=views if served is None else served,
             layout=layout,
+            rows=ModelRows(
+                shared=shares_prefix and data.mapping.paired,
+                pack_to=None if packing_obstacle else config.pack_to,
+            ),
+            packing_obstacle=packing_obstacle,
         )
 
     def further_lines(self) -> list[str]:
+        return [*self._lines_of_kinds(), *self._lines_of_rows()]
+
+    def _lines_of_rows(self) -> list[str]:
+        """How samples are cut by length, and whether rows are packed."""
+        asked, lines = self._maker.config.pack_to, []
+        if asked is not None and self._rows.pack_to is not None:
+            lines.append(f"rows are packed into sequences of up to {asked:,} tokens")
+        elif asked is not None:
+            lines.append(
+                f"rows are not packed, since {self._packing_obstacle}: each is padded to the "
+                f"longest of its forward pass"
+            )
+        if self._lengths is not None:
+            lines.append(self._lengths.describe(self._plan, self._layout, self._rows.pack_to))
+        return lines
+
+    def _about_lengths(self) -> AboutLengths | None:
+        """Of all samples, from the first of them; None where nothing is cut by length."""
+        sizes = self._comparisons.sizes
+        if sizes is None:
+            return None
+        made = []
+        for number, (row, place) in enumerate(self._comparisons.places[:_MEASURED].tolist()):
+            pair = self._data.pair(row, place)
+            sample = pair if isinstance(pair, Skipped) else self._maker.make(pair, 0)
+            if not isinstance(sample, Skipped):
+                made.append((number, sample))
+        return AboutLengths.of(sizes, made, shared=self._rows.shared)
+
+    def _lines_of_kinds(self) -> list[str]:
         if self.paired:
             return []
         kinds = {"chosen": "desirable", "rejected": "undesirable"}
@@ -367,7 +323,7 @@ def _held_out(
     data: OpenedResponses,
     comparisons: Comparisons,
     maker: TokenSampleMaker,
-    collate: Callable[[Sequence[TokenSample]], TokenBatch],
+    collate: MicroBatches,
     *,
     layout: Layout,
 ) -> HeldOut[TokenBatch]:
@@ -384,12 +340,6 @@ def _held_out(
         run_seed=0,
     )
     return HeldOut(batches, {None: index.held_out}, per_batch=layout.samples_per_device)
-
-
-def _collate(
-    samples: Sequence[TokenSample], *, pad_token_id: int, served: frozenset[str]
-) -> TokenBatch:
-    return replace(stack_tokens(samples, pad_token_id), views=served)
 
 
 def _check_responses(views: frozenset[str], data: OpenedResponses) -> None:

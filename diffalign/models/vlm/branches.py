@@ -41,11 +41,12 @@ def prefix_obstacle(
         return "model.prefix is repeated"
     if lora is not None and lora.dropout > 0:
         return "dropout of an adapter is sampled anew for every response"
-    return _family_obstacle(config)
+    return mask_obstacle(config)
 
 
-def _family_obstacle(config: PretrainedConfig) -> str | None:
-    """The same of a family, told by its configuration and by what its model takes.
+def mask_obstacle(config: PretrainedConfig) -> str | None:
+    """Why a family does not take a mask of four dimensions; None where it does. It is told by its
+    configuration and by what its model takes.
 
     transformers hands a mask of four dimensions to every layer as it is, and so loses all that a
     layer would have changed in it.
@@ -171,6 +172,9 @@ class Branches:
     """See `Layout`."""
     positions: Tensor
     """Int64 [n, L], or [axes, n, L] where a model counts along several axes."""
+    rows: Tensor | None = None
+    """Int64 [n, L], which of the rows that stand one after the other a token is of; None where
+    each stands alone."""
 
     @classmethod
     def of(
@@ -194,7 +198,10 @@ class Branches:
 
     def arguments(self) -> dict[str, Tensor]:
         """Keyword arguments of the model, in place of a plain mask."""
-        return {"attention_mask": branch_mask(self.segments), "position_ids": self.positions}
+        mask = branch_mask(self.segments)
+        if self.rows is not None:
+            mask = mask & same_row(self.rows)
+        return {"attention_mask": mask, "position_ids": self.positions}
 
 
 def branch_mask(segments: Tensor) -> Tensor:
@@ -212,3 +219,12 @@ def branch_mask(segments: Tensor) -> Tensor:
     earlier = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
     seen = earlier & ((theirs == _IN_COMMON) | (theirs == own))
     return seen[:, None]
+
+
+def same_row(rows: Tensor) -> Tensor:
+    """Which tokens of a sequence are of one row, bool [n, 1, L, L].
+
+    Args:
+        rows: int64 [n, L], see `Branches`.
+    """
+    return (rows[:, None, :] == rows[:, :, None])[:, None]
