@@ -38,6 +38,7 @@ SMALL = {
     "bench_pages.py": "--prompts 4 --models 3 --pixels 64 --rounds 1 --out OUT",
     "bench_peers.py": "--tiny",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
+    "bench_packing.py": "--tiny",
     "bench_scale.py": "--tiny --only batch --only images --only processes",
     "bench_sharding.py": "--tiny",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",

@@ -151,11 +151,13 @@ class AboutLengths:
             marked = np.stack([np.ones(len(numbers)), sizes[numbers, 1]], axis=1)
             prompts = np.linalg.lstsq(marked, rest, rcond=None)[0]
         prompt = per_character * sizes[:, 0] + prompts[0] + prompts[1] * sizes[:, 1]
-        if shared:
+        count = max((len(sample.responses) for _, sample in samples), default=1)
+        if shared or count == 1:
             rows = (prompt + per_character * sizes[:, 2])[:, None]
         else:
-            count = max((len(sample.responses) for _, sample in samples), default=1)
-            rows = np.repeat((prompt + per_character * sizes[:, 3])[:, None], count, axis=1)
+            others = prompt + per_character * (sizes[:, 2] - sizes[:, 3]) / (count - 1)
+            longest = prompt + per_character * sizes[:, 3]
+            rows = np.stack([longest, *[others] * (count - 1)], axis=1)
         return cls(rows=np.maximum(1, rows))
 
     def describe(self, plan: IndexPlan, layout: Layout, pack_to: int | None) -> str:

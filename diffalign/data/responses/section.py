@@ -77,8 +77,9 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
     def savings(self) -> str:
         return (
             ". With responses, likelihood.concatenated: false sends one view after the other, a "
-            "lower model.positions_at_once makes fewer logits at once, and a lower "
-            "responses.max_length leaves long responses out"
+            "lower model.positions_at_once makes fewer logits at once, a lower "
+            "responses.max_length leaves long responses out, and training.tokens_per_device bounds "
+            "what goes through the model at once"
         )
 
     def check(self, parts: RunParts[ReadsResponses, MakesViews]) -> None:
