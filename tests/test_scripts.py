@@ -42,6 +42,7 @@ SMALL = {
     "bench_evaluation.py": "--tiny",
     "bench_peers.py": "--tiny",
     "bench_plan.py": "--only cached data.resolution=64 data.limit=8",
+    "bench_packing.py": "--tiny",
     "bench_scale.py": "--tiny --only batch --only images --only processes",
     "bench_sharding.py": "--tiny",
     "bench_tokens.py": "--words 600 --pairs 1 --width 32",

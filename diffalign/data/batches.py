@@ -166,6 +166,9 @@ class TokenBatch:
     """Response -> float32 [B, L], log-probability of each of its tokens under the policy that
     sampled it, aligned with its rows and 0 elsewhere; empty where the policy has not moved since,
     or nobody asks."""
+    pack_to: int | None = None
+    """Tokens up to which rows go one after the other through the model as one sequence; None gives
+    each row its own."""
 
     def images_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
         """What the image processor gave for the rows of a response under a condition."""

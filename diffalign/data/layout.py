@@ -29,15 +29,21 @@ class Layout:
     """Global micro-batches of an optimiser step."""
     processes: int = 1
     """On how many the run started; nothing but its identity depends on it."""
+    tokens_per_device: int | None = None
+    """Tokens of one forward pass at most, where a rank cuts its samples of a step by their length;
+    None cuts them into parts of `samples_per_device`."""
 
     @classmethod
-    def start(cls, *, samples_per_device: int, accumulation: int) -> Layout:
+    def start(
+        cls, *, samples_per_device: int, accumulation: int, tokens_per_device: int | None = None
+    ) -> Layout:
         """That of a run which starts on these processes."""
         return cls(
             samples_per_device=samples_per_device,
             micro_batch=samples_per_device * world.size(),
             micro_batches=accumulation,
             processes=world.size(),
+            tokens_per_device=tokens_per_device,
         )
 
     @property
@@ -46,8 +52,13 @@ class Layout:
         return self.micro_batch * self.micro_batches
 
     @property
+    def samples_of_rank(self) -> int:
+        """Of an optimiser step, on each rank."""
+        return self.samples_per_step // world.size()
+
+    @property
     def accumulation(self) -> int:
-        """Forward passes of an optimiser step on each rank."""
+        """Forward passes of an optimiser step on each rank, where none is cut by length."""
         return self.samples_per_step // self._at_once
 
     @property

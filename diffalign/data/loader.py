@@ -43,7 +43,7 @@ class PlannedBatches(Generic[S, B]):
         self,
         plan: AbstractPlan,
         decoder: Decoder[S],
-        stack: Callable[[Sequence[S]], B],
+        stack: Callable[[Sequence[S]], B | tuple[B, ...]],
         skips: SkipLog,
         *,
         layout: Layout,
@@ -54,7 +54,7 @@ class PlannedBatches(Generic[S, B]):
         """Args:
         plan: which pairs come next.
         decoder: makes a sample of one of them.
-        stack: makes a batch of samples; no list.
+        stack: makes a batch of samples, or several as a tuple; no list.
         skips: where those that cannot be used are counted.
         layout: which samples are this rank's.
         max_bad_fraction: share of unusable pairs above which a DataError is raised.
@@ -150,7 +150,7 @@ class PlannedBatches(Generic[S, B]):
             if isinstance(batch, list):
                 batch = self._stack([self._usable(r, i, planned) for i, r in enumerate(batch)])
             self._position = planned.after
-            yield batch
+            yield from _each(batch)
 
     def most_visits(self, micro_batches: int) -> int | None:
         """See `AbstractSource.most_visits`."""
@@ -178,7 +178,7 @@ class PlannedBatches(Generic[S, B]):
         """`sweep` of visits that are cut into batches already."""
         for batch in self._loader(list(part) for part in parts):
             if not isinstance(batch, list):
-                yield batch
+                yield from _each(batch)
                 continue
             skipped = [result for result in batch if isinstance(result, Skipped)]
             for pair in skipped:
@@ -187,7 +187,7 @@ class PlannedBatches(Generic[S, B]):
                 self._skips.stop_above(self._max_bad_fraction, out_of=self._plan.known_pairs)
             usable = [result for result in batch if not isinstance(result, Skipped)]
             if usable:
-                yield self._stack(usable)
+                yield from _each(self._stack(usable))
 
     def _loader(self, works: Iterator[list[Work]]) -> DataLoader:
         return DataLoader(
@@ -196,6 +196,8 @@ class PlannedBatches(Generic[S, B]):
             collate_fn=functools.partial(_stack_if_usable, self._stack),
             num_workers=self._workers,
             worker_init_fn=ignore_interrupts,
+            # one that prepares whole steps holds as many as there are workers, not twice as many
+            prefetch_factor=1 if self._workers and self._layout.tokens_per_device else None,
             # Its own generator: the loader samples from it, and must not shift the run's RNG.
             generator=cpu_generator(derive_seed(self._run_seed, "loader")),
         )
@@ -246,9 +248,13 @@ def told_of_lost_workers(section: str) -> Iterator[None]:
         ) from error
 
 
+def _each(made: B | tuple[B, ...]) -> tuple[B, ...]:
+    return made if isinstance(made, tuple) else (made,)
+
+
 def _stack_if_usable(
-    stack: Callable[[Sequence[S]], B], results: list[S | Skipped]
-) -> B | list[S | Skipped]:
+    stack: Callable[[Sequence[S]], B | tuple[B, ...]], results: list[S | Skipped]
+) -> B | tuple[B, ...] | list[S | Skipped]:
     """In the worker: the batch, unless the training process has to replace some of it."""
     samples = [result for result in results if not isinstance(result, Skipped)]
     return stack(samples) if len(samples) == len(results) else results

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from diffalign import world
 from diffalign.data.decoding import Size
 from diffalign.data.layout import Layout
 from diffalign.data.order import Order, Position
 from diffalign.data.skipping import LeftOut, Skipped
+from diffalign.data.token_budget import share_out
 from diffalign.errors import DataError
 
 
@@ -34,7 +36,7 @@ class PlannedBatch:
     """This rank's part of one global micro-batch: the pairs of a forward pass."""
 
     works: list[Work]
-    """`samples_per_device` of them."""
+    """`samples_per_device` of them; where passes are cut by length, all of a step."""
     replacement: Callable[[int, int], Work]
     """(index in `works`, attempt) -> another pair for one that cannot be used."""
     after: dict[str, Any]
@@ -141,7 +143,11 @@ class Index:
 
 
 class IndexPlan(AbstractPlan):
-    """Pairs that are read at random; a position is the number of samples seen."""
+    """Pairs that are read at random; a position is the number of samples seen.
+
+    Where passes are cut by length, a rank has all its samples of a step at once: those of the step
+    are dealt out so that ranks have about as much to compute.
+    """
 
     def __init__(
         self,
@@ -150,14 +156,17 @@ class IndexPlan(AbstractPlan):
         run_seed: int,
         buckets: Mapping[Size, np.ndarray] | Mapping[None, np.ndarray],
         passes: int = 1,
+        sizes: np.ndarray | None = None,
     ) -> None:
         """Args:
         index: of the data set.
         run_seed: of the run.
         buckets: target size -> indices into `index.members`; None for all, which keep their sizes.
         passes: how often a band of the index is seen before the next one comes.
+        sizes: about how much each member takes to compute, [n], in any unit; None for all alike.
         """
         self.index = index
+        self._work_of = np.ones(len(index.members)) if sizes is None else sizes
         self._sizes: list[Size | None] = [*buckets]
         self._buckets = list(buckets.values())
         self._order = Order(run_seed, self._buckets, bands=index.bands, passes=passes)
@@ -202,9 +211,25 @@ class IndexPlan(AbstractPlan):
 
     def batches(self, position: Mapping[str, Any], layout: Layout) -> Iterator[PlannedBatch]:
         samples = position["samples"]
+        if layout.tokens_per_device is not None:
+            yield from self._steps(samples, layout)
         for part in layout.own_parts(samples):
             samples = layout.seen_after(samples)
-            yield self._batch(part, samples, layout)
+            places = self._positions(part.start, len(part), layout)
+            yield self._batch(places, samples)
+
+    def _steps(self, samples: int, layout: Layout) -> Iterator[PlannedBatch]:
+        """This rank's share of each step, without end."""
+        while True:
+            step = self.of_step(samples, layout)
+            samples += layout.samples_per_step
+            shares = share_out([self._work_of[p.member] for p in step], world.size())
+            yield self._batch([step[place] for place in shares[world.rank()]], samples)
+
+    def of_step(self, samples: int, layout: Layout) -> list[Position]:
+        """The pairs that all ranks see in the step which begins after so many samples."""
+        size, starts = layout.micro_batch, range(0, layout.samples_per_step, layout.micro_batch)
+        return [p for start in starts for p in self._positions(samples + start, size, layout)]
 
     def most_visits(self, micro_batches: int, size: int) -> int:
         return self._order.most_visits(micro_batches, size)
@@ -225,10 +250,12 @@ class IndexPlan(AbstractPlan):
             bucket_of[members] = bucket
         return bucket_of
 
-    def _batch(self, part: range, samples: int, layout: Layout) -> PlannedBatch:
-        number, place = layout.place(part.start)
-        micro_batch = self._order.micro_batch(number, layout.micro_batch)
-        positions = micro_batch[place : place + len(part)]
+    def _positions(self, first: int, count: int, layout: Layout) -> list[Position]:
+        """So many places of the endless sequence, within one global micro-batch."""
+        number, place = layout.place(first)
+        return self._order.micro_batch(number, layout.micro_batch)[place : place + count]
+
+    def _batch(self, positions: list[Position], samples: int) -> PlannedBatch:
         return PlannedBatch(
             works=[self._work(position) for position in positions],
             replacement=lambda place, attempt: self._work(

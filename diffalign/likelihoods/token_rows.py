@@ -1,7 +1,8 @@
 """The responses of a batch in the rows that go through a model.
 
 Responses next to the same images and prompt are branches of one row (`models.vlm.branches`), where
-the model takes them; all others have a row of their own.
+the model takes them; all others have a row of their own. Rows may go one after the other in one
+sequence (`models.vlm.packing`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from diffalign.data.batches import TokenBatch, TokenRows
 from diffalign.models.devices import send
 from diffalign.models.vlm.branches import PADDING, Layout, stacked_blocks
 from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.models.vlm.packing import Packing, pack
 from diffalign.models.vlm.token_scores import ResponseRows
 from diffalign.models.vlm.vision_pass import ImageInputs
 
@@ -103,7 +105,7 @@ class RowsOfBatch:
         """
         if not concatenated:
             return [
-                self._rows([bundle], wanted)
+                self._checked([bundle], wanted)
                 for bundle, wanted in zip(bundles, targets, strict=True)
             ]
         several = [bundle for bundle in bundles if len(bundle) > 1]
@@ -111,21 +113,22 @@ class RowsOfBatch:
         branches = sum(map(len, several))
         found = []
         if several:
-            found.append(self._branched(several, torch.cat(list(targets[:branches]))))
+            found.append(self._checked(several, torch.cat(list(targets[:branches]))))
         if alone:
-            found.append(self._rows(alone, torch.cat(list(targets[branches:]))))
+            found.append(self._checked(alone, torch.cat(list(targets[branches:]))))
         return found
 
-    def _branched(self, bundles: Sequence[Bundle], targets: Tensor) -> ResponseRows:
-        """Rows with branches; plain ones where some sample's responses are about different images,
-        and where the model gave other numbers."""
+    def _checked(self, bundles: Sequence[Bundle], targets: Tensor) -> ResponseRows:
+        """Rows with branches and packed, as far as that was asked for; plain ones where some
+        sample's responses are about different images, and where the model gave other numbers."""
         apart: list[Bundle] = [(group,) for bundle in bundles for group in bundle]
-        if not self.model.prefix_agrees:
+        pack_to = self.model.packs_up_to(self.batch.pack_to)
+        if not self.model.prefix_agrees or (len(apart) == len(bundles) and pack_to is None):
             return self._rows(apart, targets)
         laid_out: list[Bundle] = []
         for bundle in bundles:
             laid_out += [bundle] if self._sees_the_same(bundle) else [(group,) for group in bundle]
-        rows = self._rows(laid_out, targets)
+        rows = self._rows(laid_out, targets, pack_to)
         if self.model.must_check_prefix(rows):
             plain = self._rows(apart, targets)
             counts = [len(self.tokens(group)) for (group,) in apart]
@@ -135,6 +138,8 @@ class RowsOfBatch:
 
     def _sees_the_same(self, bundle: Bundle) -> bool:
         """Whether in every sample all images stand before responses begin to differ."""
+        if len(bundle) == 1:
+            return True
         if any(group in self._own for group in bundle):
             return False
         layout, markers = self._layout(bundle), torch.tensor(self.model.placeholders)
@@ -163,7 +168,9 @@ class RowsOfBatch:
         own = self._own.get(group)
         return self._seen[group[1]] if own is None else own
 
-    def _rows(self, bundles: Sequence[Bundle], targets: Tensor) -> ResponseRows:
+    def _rows(
+        self, bundles: Sequence[Bundle], targets: Tensor, pack_to: int | None = None
+    ) -> ResponseRows:
         parts = [[self.batch.responses[response] for response, _ in bundle] for bundle in bundles]
         layouts = [self._layout(bundle) for bundle in bundles]
         longest = max(layout.segments.shape[1] for layout in layouts)
@@ -186,6 +193,10 @@ class RowsOfBatch:
                 rows, columns = layout.before(branch, tokens.rows, tokens.columns)
                 before.append((above + rows) * longest + columns)
             above += len(layout.segments)
+        packing = None
+        if pack_to is not None:
+            lengths = [int(n) for lay in layouts for n in (lay.segments != PADDING).sum(dim=1)]
+            packing = Packing.of(lengths, longest, pack_to)
         image_inputs = ImageInputs.stack([self._next_to(bundle[0]) for bundle in bundles])
         segments = stack([layout.segments for layout in layouts], PADDING)
         inputs = {
@@ -194,14 +205,14 @@ class RowsOfBatch:
         }
         further = {key: named(key) for key in parts[0][0].further}
         branches = None
-        if any(len(bundle) > 1 for bundle in bundles):
+        if packing is not None or any(len(bundle) > 1 for bundle in bundles):
             branches = self.model.branches(
                 segments,
                 stack([layout.shifts for layout in layouts]),
                 {**inputs, **further, **image_inputs.inputs},
                 stacked_blocks(layouts),
             )
-        return ResponseRows(
+        found = ResponseRows(
             **inputs,
             further=further,
             image_inputs=image_inputs,
@@ -209,3 +220,6 @@ class RowsOfBatch:
             targets=send(targets, self.device),
             branches=branches,
         )
+        if packing is None:
+            return found
+        return pack(found, packing, pad_token_id=self.model.pad_token_id)

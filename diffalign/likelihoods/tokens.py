@@ -25,6 +25,7 @@ from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.token_rows import ForwardGroup, RowsOfBatch, TokensOfResponse
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
+from diffalign.models.vlm.branches import mask_obstacle
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
@@ -303,6 +304,21 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             "mean": "MEAN over the tokens of a response: published betas presuppose the sum",
         }[self.reduction]
         return f"log-probability of responses; {unit}"
+
+    def shares_prefix(self, model: AbstractModel) -> bool:
+        """Whether the responses of a sample are branches of one row, as far as settings tell."""
+        assert isinstance(model, VLM), "the config was checked"
+        return self.concatenated and model.prefix_obstacle is None
+
+    def packing_obstacle(self, model: AbstractModel) -> str | None:
+        """Why rows do not go one after the other through a model; None where they can."""
+        assert isinstance(model, VLM), "the config was checked"
+        return mask_obstacle(model.config)
+
+    def figures(self, prepared: PreparedTokens) -> Mapping[str, Tensor]:
+        """`padding`: the share of what goes through the model that is padding."""
+        masks = [rows.attention_mask for rows in prepared.groups]
+        return {"padding": torch.cat([(mask == 0).float().flatten() for mask in masks])}
 
     def note(self, model: AbstractModel) -> str:
         assert isinstance(model, VLM), "the config was checked"

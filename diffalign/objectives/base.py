@@ -42,9 +42,8 @@ class StepTotals:
     step: int
     """Number of the optimiser step, by which a loss with a memory tells its parts from a new one;
     -1 where a micro-batch represents itself."""
-    micro_batches: Tensor
-    """How many there are: the trainer takes the mean over them of each one's mean loss."""
     rows: Tensor
+    """How many there are: the trainer takes the mean of the loss over all samples of a step."""
     tokens: Tensor
     """Sum of the lengths; 0 where there are none."""
     weight: Tensor
@@ -76,7 +75,6 @@ class StepTotals:
         ratios = [None if part.reference is None else part.log_ratio for part in parts]
         figures = torch.stack(
             [
-                zero + len(parts),
                 zero + sum(part.policy.numel() for part in parts),
                 summed([part.length for part in parts]),
                 summed([part.weight for part in parts]),

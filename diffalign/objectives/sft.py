@@ -25,14 +25,13 @@ def negative_log_likelihood(view: Likelihoods, *, per: Per = "token") -> Tensor:
             `response` for the mean over its rows of each row's own mean over tokens.
 
     Returns:
-        Shape [n]: the mean over micro-batches of their mean over rows is the mean `per` what.
+        Shape [n]: the mean over the rows of all micro-batches is the mean `per` what.
         Where there is no length a row is a mean already, and both are the same.
     """
-    totals = view.totals
-    rows_of_all = view.policy.numel() * totals.micro_batches
     if view.length is None or per == "response":
-        return -view.average * (rows_of_all / totals.rows)
-    return -view.policy * (rows_of_all / totals.tokens)
+        return -view.average
+    totals = view.totals
+    return -view.policy * (totals.rows / totals.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ def check(run: RunConfig) -> None:
     resolve_reference(run)
     run.section.check(RunParts(model=run.model, likelihood=run.likelihood, objective=run.objective))
     _check_objective(run)
+    _check_tokens(run)
     _check_users(run)
     check_encodings(run)
     if run.training.precision == "fp16" and not torch.cuda.is_available():
@@ -64,6 +65,25 @@ def _check_users(run: RunConfig) -> None:
         raise ConfigError(
             f"data.users is {column}, and this model has one taste for all: leave it out, or set "
             f"model.kind to clip_reward and model.head.kind to pal"
+        )
+
+
+def _check_tokens(run: RunConfig) -> None:
+    """Samples are cut by length where they have one, and where no process waits for another in
+    every forward pass."""
+    tokens, training = run.training.tokens_per_device, run.training
+    if tokens is None:
+        return
+    if run.responses is None:
+        raise ConfigError(
+            f"training.tokens_per_device is {tokens}, and {run.section.origin} gives images, of "
+            f"which all in a forward pass have one size: set training.samples_per_device instead"
+        )
+    if training.sharding != "none":
+        raise ConfigError(
+            f"training.tokens_per_device is {tokens}, which lets each process do as many forward "
+            f"passes as its samples take, and with training.sharding {training.sharding} all wait "
+            f"for each other in each: set one of them to its default"
         )
 
 

@@ -37,6 +37,11 @@ class TrainingConfig(Ranged):
     """Samples (pairs, for pairwise objectives) of one forward pass on one device."""
     accumulation: Annotated[int, AtLeast(1)] = 1
     """Micro-batches per optimiser step and device."""
+    tokens_per_device: Annotated[int, AtLeast(1)] | None = field(default=None, metadata=MAY_CHANGE)
+    """Tokens of one forward pass on one device at most, padding and those of images included, for
+    responses: the `samples_per_device` times `accumulation` samples of a step are sorted by length
+    and cut into as many passes as that takes. The step is the same up to rounding. Null cuts them
+    as they come, `samples_per_device` at a time."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """Autocast of policy and reference; trained weights and reductions stay in float32."""
     checkpoint_every: Annotated[int, AtLeast(1)] = field(default=500, metadata=MAY_CHANGE)

@@ -20,6 +20,10 @@ def plan(
     training, optimizer = run.training, run.optimizer
     accumulation = accumulation or training.accumulation
     batch = training.samples_per_device * accumulation * processes
+    parts = f"{training.samples_per_device} per device x {accumulation} accumulated"
+    if training.tokens_per_device is not None:
+        samples = training.samples_per_device * accumulation
+        parts = f"{samples} per device, cut by length,"
     lines = [
         ("model", run.model.describe()),
         ("reference", resolve_reference(run)),
@@ -30,8 +34,7 @@ def plan(
         ("loss", run.objective.note()),
         (
             "batch",
-            f"{batch} samples per step = {training.samples_per_device} per device x "
-            f"{accumulation} accumulated x {processes} processes",
+            f"{batch} samples per step = {parts} x {processes} processes",
         ),
         (
             "optimiser",

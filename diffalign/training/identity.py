@@ -55,7 +55,9 @@ def start_of(run: RunConfig) -> Layout:
     """The layout of a run that starts on these processes."""
     training = run.training
     return Layout.start(
-        samples_per_device=training.samples_per_device, accumulation=training.accumulation
+        samples_per_device=training.samples_per_device,
+        accumulation=training.accumulation,
+        tokens_per_device=training.tokens_per_device,
     )
 
 
@@ -81,6 +83,7 @@ def layout_of(run: RunConfig, saved: Mapping[str, Any] | None) -> Layout:
         micro_batch=samples * processes,
         micro_batches=accumulation,
         processes=processes,
+        tokens_per_device=now.tokens_per_device,
     ).on_these_processes(now.samples_per_device)
     if run.training.accumulation not in (accumulation, layout.accumulation):
         raise ConfigError(

@@ -30,6 +30,8 @@ class MicroBatch:
     """By the likelihood; None until it was."""
     reference: Mapping[str, Tensor] | None = None
     """The reference's values by view; None until they were computed."""
+    share: float = 1.0
+    """Its samples, next to those of a micro-batch of the step on average."""
     figures: Mapping[str, Tensor] = field(default_factory=dict)
     """What the likelihood adds to the log, once the policy was evaluated."""
 

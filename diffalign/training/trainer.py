@@ -1,7 +1,9 @@
 """The loop: one for every method, family and source.
 
-It knows neither the model nor the loss. A step is `accumulation` micro-batches, each evaluated by
-the reference without gradient and by the policy with it, through the same code.
+It knows neither the model nor the loss. A step is so many samples in micro-batches, each evaluated
+by the reference without gradient and by the policy with it, through the same code. Where they are
+cut by length their number differs from step to step and from rank to rank, and each counts by its
+samples.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ class Trainer:
         self.precomputed_reference = precomputed_reference
         self.config, self.identity, self.output = training, identity, output
         self.layout = layout or Layout.start(
-            samples_per_device=training.samples_per_device, accumulation=training.accumulation
+            samples_per_device=training.samples_per_device,
+            accumulation=training.accumulation,
+            tokens_per_device=training.tokens_per_device,
         )
         accelerator.gradient_accumulation_steps = self.layout.accumulation
         self.console = console
@@ -180,7 +184,7 @@ class Trainer:
             sample_ids.extend(part.batch.sample_ids)
             with self.accelerator.accumulate(self.model.network):
                 output, figures = self._evaluate(part, totals)
-                self.accelerator.backward(output.loss.mean())
+                self.accelerator.backward(part.share * output.loss.mean())
             finite &= output.loss.detach().isfinite().all()
             self.metrics.add({"loss": output.loss, **output.metrics, **figures})
         grad_norm: Any = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
@@ -237,9 +241,15 @@ class Trainer:
     ) -> tuple[Iterable[MicroBatch], Mapping[str, StepTotals]]:
         """The parts of a step, and what the loss must know of all of them before any is done."""
         count, known = self.layout.accumulation, self.objective.must_know
-        if count == 1 or known == "nothing":
+        by_length = self.layout.tokens_per_device is not None
+        if not by_length and (count == 1 or known == "nothing"):
             return (MicroBatch(next(batches)) for _ in range(count)), {}
-        parts = [MicroBatch(next(batches)) for _ in range(count)]
+        if by_length:
+            parts = self._cut_by_length(batches)
+        else:
+            parts = [MicroBatch(next(batches)) for _ in range(count)]
+        if known == "nothing":
+            return parts, {}
         totals = totals_of_step(
             parts,
             step=self.step,
@@ -250,6 +260,23 @@ class Trainer:
             every_row=known == "every_row",
         )
         return parts, totals
+
+    def _cut_by_length(self, batches: Iterator[Any]) -> list[MicroBatch]:
+        """This rank's samples of a step, in as many micro-batches as its source makes of them.
+
+        Ranks may have unequally many: gradients are averaged in the last one of each.
+        """
+        parts: list[MicroBatch] = []
+        found, samples = 0, self.layout.samples_of_rank
+        while found < samples:
+            parts.append(MicroBatch(next(batches)))
+            found += len(parts[-1].batch)
+        assert found == samples, "a source cuts the samples of one step"
+        for part in parts:  # the backward pass divides by the number of micro-batches
+            part.share = len(part.batch) * len(parts) / samples
+        self.accelerator.gradient_accumulation_steps = len(parts)
+        self.accelerator.step = 0
+        return parts
 
     def _evaluate(
         self, part: MicroBatch, totals: Mapping[str, StepTotals]

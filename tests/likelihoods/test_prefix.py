@@ -44,8 +44,8 @@ def folder(family: str) -> Path:
 
 
 def settings(family: str = "llava", **changes: Any) -> VLM:
-    known = {"lora": LoraSettings(rank=2), "positions_at_once": 5}
-    return VLM(path=str(folder(family)), **{**known, **changes})
+    known = {"path": str(folder(family)), "lora": LoraSettings(rank=2), "positions_at_once": 5}
+    return VLM(**{**known, **changes})
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Which comparisons of a data set of responses are trained on, found in its text alone."""
+"""The comparisons of a data set of responses: which are trained on, and which are held out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffalign.data.held_out import group_of_images, is_held_out, refuse_nothing
 from diffalign.data.plans import Counts, HeldOutPair, Index
 from diffalign.data.responses.conversation import Comparison
 from diffalign.data.responses.formats.base import numbered
+from diffalign.data.responses.micro_batches import text_size
 from diffalign.data.responses.ranking import RankingConfig, ranked, read_pair_numbers
 from diffalign.data.responses.reading import OpenedResponses
 from diffalign.data.skipping import LeftOut, SkipLog, Skipped
@@ -32,6 +33,8 @@ class Comparisons:
     """Usable comparisons that are not among these, all of them in `index.held_out`."""
     unranked: int = 0
     """Comparisons that are left out because nobody knows the number that they are ranked by."""
+    sizes: np.ndarray | None = None
+    """`text_size` of each, int64 [n, 4], where they were asked for."""
 
 
 def index_comparisons(
@@ -42,6 +45,7 @@ def index_comparisons(
     asked_for: frozenset[str] | None = None,
     holdout: float | None = None,
     ranking: RankingConfig | None = None,
+    measured: frozenset[str] | None = None,
 ) -> Comparisons:
     """Read the text of all rows, and no image unless some are held out.
 
@@ -53,6 +57,7 @@ def index_comparisons(
             response is left out; None takes all.
         holdout: share of the images whose comparisons are held out; None for nothing.
         ranking: which of the others are kept, and in which order; None for all.
+        measured: responses that are read, where the lengths of texts are wanted; else None.
 
     Raises:
         DataError: no comparison is usable, none is held out where a share is to be, or the numbers
@@ -67,6 +72,7 @@ def index_comparisons(
     places: list[tuple[int, int]] = []
     held_places: list[tuple[int, int]] = []
     held_out: list[HeldOutPair] = []
+    sizes: list[tuple[int, int, int, int]] = []
     pairs = read = 0
     for number, (row, found) in enumerate(data.with_rows()):
         if pairs == limit:
@@ -95,6 +101,8 @@ def index_comparisons(
                     name = numbered(row.name, place, len(found))
                     of_file = ranking.file is not None
                     numbers.append(known.get(name) if of_file else data.gap(comparison, row))
+                if measured is not None:
+                    sizes.append(text_size(comparison, measured))
     counts = Counts(rows=read, pairs=pairs, left_out=left_out, held_out=len(held_out))
     if not places:
         first = f", for example {skips.first(1)[0]}" if len(skips) else ""
@@ -104,11 +112,18 @@ def index_comparisons(
         )
     refuse_nothing(held_out, holdout, counts, section="responses")
     others = _numbered(held_places, counts, tuple(held_out)) if held_out else None
+    lengths = None if measured is None else np.array(sizes, dtype=np.int64)
     if ranking is None:
-        return replace(_numbered(places, counts), labels=labels, held_out=others)
+        return replace(_numbered(places, counts), labels=labels, sizes=lengths, held_out=others)
     order = ranked(numbers, ranking)
     kept = _numbered([places[place] for place in order.kept], counts, bands=order.bands)
-    return replace(kept, labels=labels, held_out=others, unranked=order.unknown)
+    return replace(
+        kept,
+        labels=labels,
+        sizes=None if lengths is None else lengths[order.kept],
+        held_out=others,
+        unranked=order.unknown,
+    )
 
 
 def _numbered(

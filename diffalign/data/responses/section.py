@@ -49,6 +49,12 @@ class MakesViews(Protocol):
     def data_views(self, views: frozenset[str]) -> frozenset[str]:
         """The views that have to be read for `views` to be measured."""
 
+    def shares_prefix(self, model: Any) -> bool:
+        """Whether the responses of a sample are branches of one row."""
+
+    def packing_obstacle(self, model: Any) -> str | None:
+        """Why rows do not go one after the other through a model; None where they can."""
+
 
 @dataclass(frozen=True)
 class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
@@ -71,8 +77,9 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
     def savings(self) -> str:
         return (
             ". With responses, likelihood.concatenated: false sends one view after the other, a "
-            "lower model.positions_at_once makes fewer logits at once, and a lower "
-            "responses.max_length leaves long responses out"
+            "lower model.positions_at_once makes fewer logits at once, a lower "
+            "responses.max_length leaves long responses out, and training.tokens_per_device bounds "
+            "what goes through the model at once"
         )
 
     def check(self, parts: RunParts[ReadsResponses, MakesViews]) -> None:
@@ -104,6 +111,8 @@ class ResponseSection(AbstractSourceSection[ReadsResponses, MakesViews]):
             processor=request.model.processor(),
             skipped=request.skipped,
             pairs_for=None if objective.takes_unpaired else components.kind_of(objective),
+            shares_prefix=request.likelihood.shares_prefix(request.model),
+            packing_obstacle=request.likelihood.packing_obstacle(request.model),
         )
 
     def preview(self, request: SourceRequest[ReadsResponses, MakesViews], n: int) -> ShownSource:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,17 +13,20 @@ from torch.utils.data import Dataset
 
 from diffalign.data.batches import TokenBatch
 from diffalign.data.decoding import BadImageError, EncodedImage, decode
-from diffalign.data.held_out import (
-    HeldOut,
-    group_of_images,
-)
+from diffalign.data.held_out import HeldOut, group_of_images
 from diffalign.data.layout import Layout
 from diffalign.data.loader import PlannedBatches
 from diffalign.data.plans import IndexPlan, Work
 from diffalign.data.responses.chat import ChatEncoder
-from diffalign.data.responses.collate import stack_tokens
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.index import Comparisons, index_comparisons
+from diffalign.data.responses.micro_batches import (
+    AboutLengths,
+    MicroBatches,
+    ModelRows,
+    check_budget,
+    rows_of_sample,
+)
 from diffalign.data.responses.reading import OpenedResponses, open_responses
 from diffalign.data.responses.records import Turn
 from diffalign.data.responses.samples import (
@@ -41,6 +43,8 @@ from diffalign.views import View
 
 _LOOKED_AT = 1000
 """Pairs among which conversations are looked for."""
+_MEASURED = 24
+"""Samples from which it is learnt how many tokens a text has."""
 _ATTEMPTS = 100
 """Rows that are tried for an image of another sample."""
 
@@ -93,24 +97,34 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         *,
         served: frozenset[str],
         layout: Layout,
+        rows: ModelRows,
+        packing_obstacle: str | None = None,
     ) -> None:
         """Use `open`; this takes the parts."""
         self.views = served
-        collate = functools.partial(
-            _collate, pad_token_id=maker.encoder.pad_token_id, served=served
+        collate = MicroBatches(
+            pad_token_id=maker.encoder.pad_token_id,
+            served=served,
+            tokens=layout.tokens_per_device,
+            rows=rows,
         )
         if comparisons.held_out is not None:
             self.held_out = _held_out(data, comparisons.held_out, maker, collate, layout=layout)
         self._data = data
         self._comparisons = comparisons
         self._maker = maker
+        self._layout, self._rows = layout, rows
+        self._packing_obstacle = packing_obstacle
+        self._lengths = self._about_lengths()
+        self._plan = IndexPlan(
+            comparisons.index,
+            run_seed=maker.run_seed,
+            buckets={None: comparisons.index.members},
+            passes=1 if maker.config.ranking is None else maker.config.ranking.passes,
+            sizes=None if self._lengths is None else self._lengths.rows.sum(axis=1),
+        )
         batches: PlannedBatches[TokenSample, TokenBatch] = PlannedBatches(
-            IndexPlan(
-                comparisons.index,
-                run_seed=maker.run_seed,
-                buckets={None: comparisons.index.members},
-                passes=1 if maker.config.ranking is None else maker.config.ranking.passes,
-            ),
+            self._plan,
             _Decoder(data, comparisons, maker),
             collate,
             skips,
@@ -133,6 +147,8 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
         skipped: Path | None,
         served: frozenset[str] | None = None,
         pairs_for: str | None = None,
+        shares_prefix: bool = False,
+        packing_obstacle: str | None = None,
     ) -> ResponseSource:
         """Find the data, recognise its form, and index its text; no image is read.
 
@@ -148,12 +164,15 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
                 it is what is read.
             pairs_for: the objective, where it compares responses to one prompt; None where it also
                 takes rows of one response each.
+            shares_prefix: whether the model takes the responses of a sample as branches of one row.
+            packing_obstacle: why it takes no rows one after the other; None where it does.
 
         Raises:
             DataError: nothing is there, no mapping fits its columns, it holds no preference, it
                 does not offer a response that a view names, or its rows are unpaired and
                 `pairs_for` needs pairs.
-            ConfigError: a view names a condition or weights that the config does not describe.
+            ConfigError: a view names a condition or weights that the config does not describe, or a
+                sample may have more tokens than a forward pass.
             ModelError: the processor cannot tell where a response starts.
         """
         data = open_responses(config, strength=config.strength, keep_ties=config.ties == "keep")
@@ -178,6 +197,12 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             asked_for=None if data.mapping.paired else read,
             holdout=config.holdout,
             ranking=config.ranking,
+            measured=None if layout.tokens_per_device is None else read,
+        )
+        check_budget(
+            layout.tokens_per_device,
+            rows=rows_of_sample(views, paired=data.mapping.paired),
+            max_length=config.max_length,
         )
         maker = TokenSampleMaker(
             config=config,
@@ -193,9 +218,44 @@ class ResponseSource(AbstractDataSource[TokenSample, TokenBatch]):
             skips,
             served=views if served is None else served,
             layout=layout,
+            rows=ModelRows(
+                shared=shares_prefix and data.mapping.paired,
+                pack_to=None if packing_obstacle else config.pack_to,
+            ),
+            packing_obstacle=packing_obstacle,
         )
 
     def further_lines(self) -> list[str]:
+        return [*self._lines_of_kinds(), *self._lines_of_rows()]
+
+    def _lines_of_rows(self) -> list[str]:
+        """How samples are cut by length, and whether rows are packed."""
+        asked, lines = self._maker.config.pack_to, []
+        if asked is not None and self._rows.pack_to is not None:
+            lines.append(f"rows are packed into sequences of up to {asked:,} tokens")
+        elif asked is not None:
+            lines.append(
+                f"rows are not packed, since {self._packing_obstacle}: each is padded to the "
+                f"longest of its forward pass"
+            )
+        if self._lengths is not None:
+            lines.append(self._lengths.describe(self._plan, self._layout, self._rows.pack_to))
+        return lines
+
+    def _about_lengths(self) -> AboutLengths | None:
+        """Of all samples, from the first of them; None where nothing is cut by length."""
+        sizes = self._comparisons.sizes
+        if sizes is None:
+            return None
+        made = []
+        for number, (row, place) in enumerate(self._comparisons.places[:_MEASURED].tolist()):
+            pair = self._data.pair(row, place)
+            sample = pair if isinstance(pair, Skipped) else self._maker.make(pair, 0)
+            if not isinstance(sample, Skipped):
+                made.append((number, sample))
+        return AboutLengths.of(sizes, made, shared=self._rows.shared)
+
+    def _lines_of_kinds(self) -> list[str]:
         if self.paired:
             return self._ranking_lines()
         kinds = {"chosen": "desirable", "rejected": "undesirable"}
@@ -299,7 +359,7 @@ def _held_out(
     data: OpenedResponses,
     comparisons: Comparisons,
     maker: TokenSampleMaker,
-    collate: Callable[[Sequence[TokenSample]], TokenBatch],
+    collate: MicroBatches,
     *,
     layout: Layout,
 ) -> HeldOut[TokenBatch]:
@@ -316,12 +376,6 @@ def _held_out(
         run_seed=0,
     )
     return HeldOut(batches, {None: index.held_out}, per_batch=layout.samples_per_device)
-
-
-def _collate(
-    samples: Sequence[TokenSample], *, pad_token_id: int, served: frozenset[str]
-) -> TokenBatch:
-    return replace(stack_tokens(samples, pad_token_id), views=served)
 
 
 def _check_responses(views: frozenset[str], data: OpenedResponses) -> None:

@@ -35,8 +35,14 @@ class Block:
     start: int
     end: int
     """Columns from `start` up to `end`."""
-    context: int
-    """They see the columns from 0 up to here as well, all of which precede `start`."""
+    context: tuple[int, int]
+    """They see the columns from the first up to the second as well, all of which precede `start`;
+    both are the same where there are none."""
+
+    def moved(self, row: int, by: int) -> Block:
+        """The same tokens so many columns on, in another row."""
+        first, last = self.context
+        return Block(row, self.start + by, self.end + by, (first + by, last + by))
 
 
 def blocks_of(prefixes: Sequence[int], branches: Sequence[Sequence[int]]) -> tuple[Block, ...]:
@@ -49,10 +55,10 @@ def blocks_of(prefixes: Sequence[int], branches: Sequence[Sequence[int]]) -> tup
     blocks = []
     for row, (prefix, lengths) in enumerate(zip(prefixes, branches, strict=True)):
         start = prefix + lengths[0]
-        blocks.append(Block(row, 0, start, context=0))
+        blocks.append(Block(row, 0, start, context=(0, 0)))
         for length in lengths[1:]:
             if length:
-                blocks.append(Block(row, start, start + length, context=prefix))
+                blocks.append(Block(row, start, start + length, context=(0, prefix)))
             start += length
     return tuple(blocks)
 
@@ -87,10 +93,11 @@ def attend(
         row, own = slice(block.row, block.row + 1), slice(block.start, block.end)
         keys, values = key[row, :, own], value[row, :, own]
         mask = None
-        if block.context:
-            keys = torch.cat([key[row, :, : block.context], keys], dim=2)
-            values = torch.cat([value[row, :, : block.context], values], dim=2)
-            length, context = block.end - block.start, block.context
+        before = slice(*block.context)
+        if context := before.stop - before.start:
+            keys = torch.cat([key[row, :, before], keys], dim=2)
+            values = torch.cat([value[row, :, before], values], dim=2)
+            length = block.end - block.start
             mask = torch.ones((length, context + length), dtype=torch.bool, device=query.device)
             mask = mask.tril(context)[None, None]
         found, _ = sdpa_attention_forward(

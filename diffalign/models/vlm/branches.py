@@ -42,11 +42,12 @@ def prefix_obstacle(
         return "model.prefix is repeated"
     if lora is not None and lora.dropout > 0:
         return "dropout of an adapter is sampled anew for every response"
-    return _family_obstacle(config)
+    return mask_obstacle(config)
 
 
-def _family_obstacle(config: PretrainedConfig) -> str | None:
-    """The same of a family, told by its configuration and by what its model takes.
+def mask_obstacle(config: PretrainedConfig) -> str | None:
+    """Why a family does not take a mask of four dimensions; None where it does. It is told by its
+    configuration and by what its model takes.
 
     transformers hands a mask of four dimensions to every layer as it is, and so loses all that a
     layer would have changed in it.
@@ -187,8 +188,11 @@ class Branches:
     """See `Layout`."""
     positions: Tensor
     """Int64 [n, L], or [axes, n, L] where a model counts along several axes."""
-    blocks: tuple[Block, ...] = ()
-    """The same as `segments` in other words, for attention that computes block by block."""
+    parts: tuple[Block, ...] = ()
+    """The same as `segments` in other words, for attention that computes part by part."""
+    rows: Tensor | None = None
+    """Int64 [n, L], which of the rows that stand one after the other a token is of; None where
+    each stands alone."""
 
     @classmethod
     def of(
@@ -198,7 +202,7 @@ class Branches:
         segments: Tensor,
         shifts: Tensor,
         inputs: Mapping[str, Tensor],
-        blocks: tuple[Block, ...] = (),
+        parts: tuple[Block, ...] = (),
     ) -> Branches:
         """Ask a model where tokens would stand in plain rows, and let branches begin alike.
 
@@ -208,20 +212,22 @@ class Branches:
             model: of transformers, without its head.
             segments, shifts: see `Layout`, on the model's device.
             inputs: `input_ids` and `attention_mask`, [n, L], and all else that the model takes.
-            blocks: of the same rows, where its layers attend by them.
+            parts: of the same rows, where its layers attend by them.
         """
         height, width = segments.shape
         plain = torch.arange(width, device=segments.device).expand(height, width)
         if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
             accepted = inspect.signature(model.get_rope_index).parameters
             plain, _ = model.get_rope_index(**{k: v for k, v in inputs.items() if k in accepted})
-        return cls(segments=segments, positions=plain - shifts, blocks=blocks)
+        return cls(segments=segments, positions=plain - shifts, parts=parts)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model, in place of a plain mask."""
         mask = branch_mask(self.segments)
-        blocks = {ARGUMENT: self.blocks} if self.blocks else {}
-        return {"attention_mask": mask, "position_ids": self.positions, **blocks}
+        if self.rows is not None:
+            mask = mask & same_row(self.rows)
+        parts = {ARGUMENT: self.parts} if self.parts else {}
+        return {"attention_mask": mask, "position_ids": self.positions, **parts}
 
 
 def branch_mask(segments: Tensor) -> Tensor:
@@ -239,3 +245,12 @@ def branch_mask(segments: Tensor) -> Tensor:
     earlier = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
     seen = earlier & ((theirs == _IN_COMMON) | (theirs == own))
     return seen[:, None]
+
+
+def same_row(rows: Tensor) -> Tensor:
+    """Which tokens of a sequence are of one row, bool [n, 1, L, L].
+
+    Args:
+        rows: int64 [n, L], see `Branches`.
+    """
+    return (rows[:, None, :] == rows[:, :, None])[:, None]

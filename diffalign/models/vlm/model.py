@@ -17,7 +17,7 @@ from diffalign.models.reference import AbstractReference
 from diffalign.models.sharding import is_sharded
 from diffalign.models.vlm import block_attention
 from diffalign.models.vlm.block_attention import Block
-from diffalign.models.vlm.branches import Branches
+from diffalign.models.vlm.branches import Branches, mask_obstacle
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look
 
@@ -98,7 +98,10 @@ class VisionLanguageModel(AbstractTrainable):
                 f"the model attends by {attention}, which takes no mask that keeps responses of "
                 f"one row apart (sdpa does): image and prompt are computed for each response"
             )
-        self.shares_prefix = self.prefix_agrees = shares_prefix
+        self.shares_prefix = shares_prefix
+        self._packs_rows = attention == "sdpa" and mask_obstacle(network.model.config) is None
+        self._packing_refused = False
+        self.prefix_agrees = shares_prefix or self._packs_rows
         self._prefix_checked = False
         self._rates = rates
         self._fingerprint = fingerprint
@@ -152,11 +155,24 @@ class VisionLanguageModel(AbstractTrainable):
         segments: Tensor,
         shifts: Tensor,
         inputs: Mapping[str, Tensor],
-        blocks: tuple[Block, ...],
+        parts: tuple[Block, ...],
     ) -> Branches:
         """What the network has to be told of rows with branches: see `Branches.of`."""
         model = self._unwrapped.model.model
-        return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs, blocks=blocks)
+        return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs, parts=parts)
+
+    def packs_up_to(self, tokens: int | None) -> int | None:
+        """How many tokens rows that go one after the other may have together; None where each goes
+        alone, which is said once where it was not asked for."""
+        if tokens is None or self._packs_rows:
+            return tokens
+        if not self._packing_refused:
+            self._packing_refused = True
+            self._remarks.append(
+                "rows are not packed: the model takes no mask that keeps rows of one sequence "
+                "apart (most families do, with the attention sdpa). Each is padded to the longest"
+            )
+        return None
 
     def must_check_prefix(self, rows: ResponseRows) -> bool:
         """Whether these are the first rows with branches. Where weights are shared out, the first
@@ -168,7 +184,7 @@ class VisionLanguageModel(AbstractTrainable):
     def check_prefix(
         self, branched: ResponseRows, plain: ResponseRows, counts: Sequence[int]
     ) -> bool:
-        """Compare responses that are branches of one row with the same in rows of their own.
+        """Compare responses of shared or packed rows with the same in plain rows of their own.
 
         What a family does to its mask or positions and its configuration does not tell shows here;
         a run would train on other numbers in silence.
@@ -190,9 +206,9 @@ class VisionLanguageModel(AbstractTrainable):
         if not self.prefix_agrees:
             self._remarks.append(
                 f"log-probabilities of tokens differ by {difference:.2g} between responses that "
-                f"share the row of their prompt and responses in rows of their own; {limit:.2g} is "
-                f"allowed. Image and prompt are computed for each response, as with "
-                f"model.prefix=repeated"
+                f"share the row of their prompt, or a sequence with other rows, and responses in "
+                f"rows of their own; {limit:.2g} is allowed. Image and prompt are computed for "
+                f"each response, as with model.prefix=repeated, and no rows are packed"
             )
         return self.prefix_agrees
 

@@ -35,7 +35,7 @@ def laid_out(*responses: list[list[int]]) -> tuple[Layout, dict[str, torch.Tenso
 def hidden(model, layout, inputs, *, blocks) -> torch.Tensor:
     """Last hidden states of the tokens that are no padding."""
     told = Branches.of(
-        model.model, segments=layout.segments, shifts=layout.shifts, inputs=inputs, blocks=blocks
+        model.model, segments=layout.segments, shifts=layout.shifts, inputs=inputs, parts=blocks
     )
     arguments = {**inputs, **told.arguments()}
     states = model.model(**arguments, use_cache=False).last_hidden_state
@@ -44,10 +44,10 @@ def hidden(model, layout, inputs, *, blocks) -> torch.Tensor:
 
 def test_the_blocks_of_rows():
     assert blocks_of([3, 0], [[2, 0, 4], [1, 2]]) == (
-        Block(0, 0, 5, context=0),
-        Block(0, 5, 9, context=3),
-        Block(1, 0, 1, context=0),
-        Block(1, 1, 3, context=0),
+        Block(0, 0, 5, context=(0, 0)),
+        Block(0, 5, 9, context=(0, 3)),
+        Block(1, 0, 1, context=(0, 0)),
+        Block(1, 1, 3, context=(0, 0)),
     )
 
 
@@ -96,7 +96,7 @@ def test_the_mask_is_not_read_where_there_are_blocks():
         segments=torch.zeros_like(layout.segments),
         shifts=layout.shifts,
         inputs=inputs,
-        blocks=layout.blocks(),
+        parts=layout.blocks(),
     )
     assert ARGUMENT in told.arguments()
     with torch.no_grad():
