@@ -274,7 +274,7 @@ class GRPO(AbstractObjective):
             totals = view.totals
             assert view.length is not None, "a likelihood that gives tokens counts them"
             total = torch.where(totals.tokens > 0, totals.tokens, 1)
-            return summed * (len(summed) * totals.micro_batches / total)
+            return summed * (totals.rows / total)
         return summed if self.max_length is None else summed / self.max_length
 
     def note(self) -> str:

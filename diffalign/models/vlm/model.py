@@ -155,7 +155,7 @@ class VisionLanguageModel(AbstractTrainable):
         segments: Tensor,
         shifts: Tensor,
         inputs: Mapping[str, Tensor],
-        parts: tuple[Block, ...],
+        parts: tuple[Block, ...] = (),
     ) -> Branches:
         """What the network has to be told of rows with branches: see `Branches.of`."""
         model = self._unwrapped.model.model
