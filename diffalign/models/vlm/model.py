@@ -15,7 +15,8 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.reference import AbstractReference
 from diffalign.models.sharding import is_sharded
-from diffalign.models.vlm.branches import Branches
+from diffalign.models.vlm.branches import ATTENTION_WITH_MASKS, Branches
+from diffalign.models.vlm.quirks.base import AbstractFamily
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look
 
@@ -69,11 +70,12 @@ class VisionLanguageModel(AbstractTrainable):
         self._shares_vision = shares_vision
         self._remarks: list[str] = []
         attention = network.model.config.get_text_config()._attn_implementation
-        if shares_prefix and attention != "sdpa":
+        if shares_prefix and attention not in ATTENTION_WITH_MASKS:
             shares_prefix = False
             self._remarks.append(
                 f"the model attends by {attention}, which takes no mask that keeps responses of "
-                f"one row apart (sdpa does): image and prompt are computed for each response"
+                f"one row apart ({' and '.join(ATTENTION_WITH_MASKS)} do): image and prompt are "
+                f"computed for each response"
             )
         self.shares_prefix = self.prefix_agrees = shares_prefix
         self._prefix_checked = False
@@ -81,20 +83,23 @@ class VisionLanguageModel(AbstractTrainable):
         self._fingerprint = fingerprint
         self._export = export
 
+    @property
+    def family(self) -> AbstractFamily:
+        """What the family of the model does otherwise than others."""
+        return self._unwrapped.family
+
     def look(self, image_inputs: Mapping[str, Tensor]) -> ImageInputs:
         """Bring images to the device, and run a frozen vision tower on them; no gradient.
 
         Args:
             images: what the image processor gave for them in reading order; may be empty.
         """
-        inputs = {key: send(value, self.device) for key, value in image_inputs.items()}
+        inputs = self._on_device(image_inputs)
         if not self._shares_vision:
             return ImageInputs(inputs=inputs)
         network = self._unwrapped
         with self._autocast(), evaluation_mode(network.tower):
-            return look(
-                network.model.model, network.tower, inputs, layers=network.module_names.layers
-            )
+            return look(network.model, network.module_names, inputs, family=self.family)
 
     def score(
         self,
@@ -126,7 +131,7 @@ class VisionLanguageModel(AbstractTrainable):
 
     def branches(self, segments: Tensor, shifts: Tensor, inputs: Mapping[str, Tensor]) -> Branches:
         """What the network has to be told of rows with branches: see `Branches.of`."""
-        model = self._unwrapped.model.model
+        model = self._unwrapped.body
         return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs)
 
     def must_check_prefix(self, rows: ResponseRows) -> bool:
@@ -306,7 +311,14 @@ class VisionLanguageModel(AbstractTrainable):
             add_special_tokens=not started,
             return_tensors="pt",
         )
-        return {key: send(value, self.device) for key, value in encoded.items()}
+        return self._on_device(encoded)
+
+    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a processor gave, numbers in full precision: Llama 4's rounds pixels to bfloat16."""
+        return {
+            key: send(value.float() if value.is_floating_point() else value, self.device)
+            for key, value in inputs.items()
+        }
 
     @property
     def pad_token_id(self) -> int:
