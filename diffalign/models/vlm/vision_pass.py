@@ -95,9 +95,10 @@ def look(
     inside = model.get_submodule(modules.body)
     accepted = inspect.signature(inside.get_image_features).parameters
     settings = {
-        name: getattr(model.config, name)
+        name: getattr(config, name)
+        for config in (model.config.vision_config, model.config)  # Llama 4 has it in the first
         for name in ("vision_feature_layer", "vision_feature_select_strategy")
-        if name in accepted and hasattr(model.config, name)
+        if name in accepted and hasattr(config, name)
     }
     with replaced_forward(tower, remember), contextlib.suppress(_LookedAt):
         inside.get_image_features(**{k: v for k, v in inputs.items() if k in accepted}, **settings)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
@@ -44,6 +45,9 @@ REPEATED = {"qwen3_5"}
 WITH_WINDOW = {"llava_mistral", "gemma3", "mistral3", "llama4", "paligemma2"}
 WHOLE = ("qwen3_vl_moe", "gemma3", "idefics3", "mistral3", "llama4", "paligemma2")
 """Whose heads are tied to embeddings, or lie elsewhere than in LLaVA."""
+
+OF_5 = ("qwen3_vl_moe", "idefics3", "smolvlm")
+"""Whose half precision needs transformers 5."""
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -138,6 +142,22 @@ def test_one_row_and_one_vision_pass_recomputed_or_not_give_the_same_losses_and_
     assert len(calls) == 2, "once for the images, and once for the noisy ones"
 
 
+@families
+def test_half_precision_runs_and_is_close(family):
+    if family in OF_5 and int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.skip("transformers 4 mixes precisions in it, or rounds where patches are")
+    model = VLM(path=str(folder(family)), lora=LoraSettings(rank=2)).load(
+        device=torch.device("cpu"), compute_dtype=torch.bfloat16, reference="adapter_off"
+    )
+    prepared = Tokens().prepare(model, batch_of(family))
+    with torch.no_grad():
+        found = Tokens().evaluate(model, prepared)
+    assert not model.remarks()
+    _, start, _ = plain(family)  # of the base
+    for view, value in found.items():
+        assert torch.allclose(value, start[view], rtol=0.02, atol=0.5), view
+
+
 def patches(tower: Any) -> Any:
     """What makes embeddings of the patches of all images."""
     wanted = ("patch_embedding", "patch_embed", "patch_conv", "patch_embeddings")
@@ -205,7 +225,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(
-    ("mistake", "family"), [(m, family) for m, (_, of) in MISTAKES.items() for family in of]
+    ("mistake", "family"),
+    [(m, family) for m, (_, of) in MISTAKES.items() for family in of if family in FAMILIES],
 )
 def test_a_mask_that_forgets_something_is_found_out_at_the_first_batch(
     mistake, family, monkeypatch
@@ -243,6 +264,7 @@ def test_rows_with_branches_end_before_attention_is_scaled(first_scaled, monkeyp
     assert branched == (first_scaled == 8192)
 
 
+@pytest.mark.skipif("paligemma" not in FAMILIES, reason="of transformers 5")
 def test_questions_that_the_image_sees_are_not_shared():
     """Where tokens of a prompt see each other, two prompts have nothing in common."""
     model = load("paligemma")
@@ -265,7 +287,7 @@ def test_questions_that_the_image_sees_are_not_shared():
 
 
 def test_a_family_without_a_chat_template_is_refused_with_the_way_out(tmp_path):
-    shutil.copytree(folder("paligemma"), tmp_path / "model")
+    shutil.copytree(folder("gemma3"), tmp_path / "model")
     (tmp_path / "model/chat_template.jinja").unlink()
     processor = VLM(path=str(tmp_path / "model")).processor()
     with pytest.raises(ModelError, match=r"has no chat template.*chat_template\.jinja"):
