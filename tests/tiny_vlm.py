@@ -45,7 +45,7 @@ _SPACE, _NEWLINE = "Ġ", "Ċ"
 """How a byte-level tokenizer writes them."""
 _MERGES = [(_SPACE, "a"), (_SPACE, "T"), (_SPACE, "t"), ("c", "a"), ("ca", "t")]
 
-_LLAVA_TEMPLATE = (
+LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
@@ -54,7 +54,7 @@ _LLAVA_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """As LLaVA-1.5's: images first, a space after every turn, no end of sequence."""
-_MISTRAL_TEMPLATE = (
+MISTRAL_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' }}{% endif %}"
@@ -65,7 +65,7 @@ _MISTRAL_TEMPLATE = (
     "{% endfor %}"
 )
 """As LLaVA-NeXT's on Mistral: its generation prompt is empty, responses end with `</s>`."""
-_CHATML_TEMPLATE = (
+CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
@@ -89,7 +89,7 @@ def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -
     """
     tokenizer = tiny_language_tokenizer()
     config = LlavaConfig(
-        vision_config=_clip_config(),
+        vision_config=clip_config(),
         text_config=_llama_config(tokenizer, vocabulary),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         initializer_range=SPREAD,
@@ -103,8 +103,8 @@ def tiny_llava(folder: Path, *, vocabulary: int | None = None, **changes: Any) -
         "num_additional_image_tokens": 1,
         **changes,
     }
-    processor = LlavaProcessor(images, tokenizer, chat_template=_LLAVA_TEMPLATE, **settings)
-    return _write(folder, LlavaForConditionalGeneration, config, processor)
+    processor = LlavaProcessor(images, tokenizer, chat_template=LLAVA_TEMPLATE, **settings)
+    return write_model(folder, LlavaForConditionalGeneration, config, processor)
 
 
 def tiny_llava_next(folder: Path) -> Path:
@@ -112,7 +112,7 @@ def tiny_llava_next(folder: Path) -> Path:
     tokenizer = tiny_language_tokenizer()
     grid = [[8, 16], [16, 8], [16, 16]]
     config = LlavaNextConfig(
-        vision_config=_clip_config(),
+        vision_config=clip_config(),
         text_config=_llama_config(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=grid,
@@ -129,14 +129,14 @@ def tiny_llava_next(folder: Path) -> Path:
         patch_size=4,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_MISTRAL_TEMPLATE,
+        chat_template=MISTRAL_TEMPLATE,
     )
-    return _write(folder, LlavaNextForConditionalGeneration, config, processor)
+    return write_model(folder, LlavaNextForConditionalGeneration, config, processor)
 
 
 def tiny_qwen2_vl(folder: Path) -> Path:
     """Write a Qwen2-VL that gives one token to 8 by 8 pixels, and at most four to an image."""
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     tower = {
         "depth": 2,
         "embed_dim": WIDTH,
@@ -146,14 +146,14 @@ def tiny_qwen2_vl(folder: Path) -> Path:
         "patch_size": 4,
         "initializer_range": SPREAD,
     }
-    config = Qwen2VLConfig(vision_config=tower, **_qwen_settings(tokenizer))
-    processor = Qwen2VLProcessor(**_qwen_parts(tokenizer), chat_template=_CHATML_TEMPLATE)
-    return _write(folder, Qwen2VLForConditionalGeneration, config, processor)
+    config = Qwen2VLConfig(vision_config=tower, **qwen_settings(tokenizer))
+    processor = Qwen2VLProcessor(**qwen_parts(tokenizer), chat_template=CHATML_TEMPLATE)
+    return write_model(folder, Qwen2VLForConditionalGeneration, config, processor)
 
 
 def tiny_qwen2_5_vl(folder: Path) -> Path:
     """Write a Qwen2.5-VL, whose tower attends within windows of 2 by 2 tokens."""
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     tower = {
         "depth": 2,
         "hidden_size": WIDTH,
@@ -165,20 +165,24 @@ def tiny_qwen2_5_vl(folder: Path) -> Path:
         "fullatt_block_indexes": [1],
         "initializer_range": SPREAD,
     }
-    config = Qwen2_5_VLConfig(vision_config=tower, **_qwen_settings(tokenizer))
-    processor = Qwen2_5_VLProcessor(**_qwen_parts(tokenizer), chat_template=_CHATML_TEMPLATE)
-    return _write(folder, Qwen2_5_VLForConditionalGeneration, config, processor)
+    config = Qwen2_5_VLConfig(vision_config=tower, **qwen_settings(tokenizer))
+    processor = Qwen2_5_VLProcessor(**qwen_parts(tokenizer), chat_template=CHATML_TEMPLATE)
+    return write_model(folder, Qwen2_5_VLForConditionalGeneration, config, processor)
 
 
-def _write(folder: Path, model: Any, config: Any, processor: Any) -> Path:
+def write_model(folder: Path, model: Any, config: Any, processor: Any) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model(config).save_pretrained(folder)
+        made = model(config)
+        for parameter in made.parameters():
+            if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projector, for one
+                torch.nn.init.normal_(parameter, std=SPREAD)
+        made.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def _tokenizer(specials: list[str], *, begins: str | None) -> Tokenizer:
+def raw_tokenizer(specials: list[str], *, begins: str | None) -> Tokenizer:
     alphabet = [*_CHARACTERS, _SPACE, _NEWLINE]
     tokens = [*specials, *alphabet, *(first + second for first, second in _MERGES)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -195,7 +199,7 @@ def _tokenizer(specials: list[str], *, begins: str | None) -> Tokenizer:
 
 def tiny_language_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(["<unk>", "<s>", "</s>", "<pad>", "<image>"], begins="<s>"),
+        tokenizer_object=raw_tokenizer(["<unk>", "<s>", "</s>", "<pad>", "<image>"], begins="<s>"),
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
@@ -205,21 +209,21 @@ def tiny_language_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _qwen_tokenizer() -> PreTrainedTokenizerFast:
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
     names = "endoftext im_start im_end vision_start vision_end image_pad video_pad"
     specials = [f"<|{name}|>" for name in names.split()]
     # Before transformers 5 the processors insist on their own class, which since then builds anew.
     old = int(transformers.__version__.partition(".")[0]) < 5
     kind = Qwen2TokenizerFast if old else PreTrainedTokenizerFast
     return kind(
-        tokenizer_object=_tokenizer(specials, begins=None),
+        tokenizer_object=raw_tokenizer(specials, begins=None),
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
 
 
-def _clip_config() -> CLIPVisionConfig:
+def clip_config() -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
@@ -248,7 +252,7 @@ def _llama_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int | None = N
     )
 
 
-def _qwen_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def qwen_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
         "text_config": {
             "vocab_size": len(tokenizer),
@@ -272,10 +276,12 @@ def _qwen_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _qwen_parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def qwen_parts(
+    tokenizer: PreTrainedTokenizerFast, *, videos: Any = Qwen2VLVideoProcessor
+) -> dict[str, Any]:
     sizes = {"patch_size": 4, "merge_size": 2, "min_pixels": 64, "max_pixels": 256}
     return {
         "image_processor": Qwen2VLImageProcessor(**sizes),
         "tokenizer": tokenizer,
-        "video_processor": Qwen2VLVideoProcessor(**sizes),
+        "video_processor": videos(**sizes),
     }

@@ -7,7 +7,7 @@ sequence (`models.vlm.packing`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,18 +137,27 @@ class RowsOfBatch:
         return rows
 
     def _sees_the_same(self, bundle: Bundle) -> bool:
-        """Whether in every sample all images stand before responses begin to differ."""
+        """Whether in every sample all images, and all tokens that others see ahead of them, stand
+        before responses begin to differ."""
         if len(bundle) == 1:
             return True
         if any(group in self._own for group in bundle):
             return False
         layout, markers = self._layout(bundle), torch.tensor(self.model.placeholders)
-        return not any(
-            torch.isin(self.batch.responses[response].input_ids, markers)[
-                layout.after_prefix(n)
-            ].any()
-            for n, (response, _) in enumerate(bundle)
-        )
+        longest = self.model.family.longest_branched
+        if longest is not None and layout.segments.shape[1] > longest:
+            return False
+        for n, (response, _) in enumerate(bundle):
+            part, after = self.batch.responses[response], layout.after_prefix(n)
+            blocks = self.model.family.blocks(self._token_inputs(part))
+            ahead = torch.isin(part.input_ids, markers)
+            ahead = ahead if blocks is None else ahead | (blocks >= 0)
+            if ahead[after].any():
+                return False
+        return True
+
+    def _token_inputs(self, part: TokenRows) -> Mapping[str, Tensor]:
+        return self.model.family.token_inputs(part.further, part.response_mask)
 
     def _layout(self, bundle: Bundle) -> Layout:
         parts = [self.batch.responses[response] for response, _ in bundle]
@@ -185,7 +194,7 @@ class RowsOfBatch:
             return stack(rows, padding)
 
         def named(key: str) -> Tensor:
-            return laid_out(lambda part: part.further[key])
+            return laid_out(lambda part: self._token_inputs(part)[key])
 
         above, before = 0, []
         for layout, bundle in zip(layouts, bundles, strict=True):
@@ -203,7 +212,7 @@ class RowsOfBatch:
             "input_ids": laid_out(lambda part: part.input_ids, self.model.pad_token_id),
             "attention_mask": (segments != PADDING).long(),
         }
-        further = {key: named(key) for key in parts[0][0].further}
+        further = {key: named(key) for key in self._token_inputs(parts[0][0])}
         branches = None
         if packing is not None or any(len(bundle) > 1 for bundle in bundles):
             branches = self.model.branches(

@@ -87,7 +87,7 @@ def attention_to_images(
     hook = layers_of(writer)[layer].self_attn.register_forward_hook(remember)
     try:
         with writer.model.inference(), _eager(writer):
-            writer.network.model.model(**writer.inputs([whole]), use_cache=False)
+            writer.network.last_hidden_state(**writer.inputs([whole]))
     finally:
         hook.remove()
     return [maps[0][run] for run in _runs(writer.image_positions(request))]

@@ -168,9 +168,9 @@ class Writer:
                 for name in ("input_ids", "attention_mask")
             }
             with self.model.inference() as network:
-                output = network.model.model(**inputs, use_cache=False)
+                hidden = network.last_hidden_state(**inputs)
             mask = inputs["attention_mask"][..., None]
-            means.append((output.last_hidden_state.float() * mask).sum(1) / mask.sum(1))
+            means.append((hidden.float() * mask).sum(1) / mask.sum(1))
         return torch.cat(means).cpu()
 
     def inputs(self, requests: Sequence[Request]) -> dict[str, Tensor]:

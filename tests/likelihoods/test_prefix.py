@@ -287,10 +287,21 @@ def test_the_comparison_is_made_once_and_counts_no_rows(monkeypatch):
     assert made == [1] and model.evaluations == 0
 
 
+def test_scores_that_a_mask_is_added_to_are_the_same():
+    """Of eager attention, which would take a mask of yes and no for numbers."""
+    found = []
+    for prefix in ("shared", "repeated"):
+        model = load("qwen2_vl", prefix=prefix)
+        model.network.model.set_attn_implementation("eager")
+        found.append(step(model, response_batch(model.processor, *MDPO, image_counts=(1, 3))))
+        assert model.shares_prefix == (prefix == "shared") and not model.remarks()
+    assert_the_same(*found)
+
+
 def test_an_attention_that_takes_no_such_mask_is_found_out():
     model = load()
     network = model.network
-    network.model.set_attn_implementation("eager")
+    network.model.config.get_text_config()._attn_implementation = "flex_attention"
     again = type(model)(
         network=network,
         reference=None,  # type: ignore[arg-type]
@@ -304,7 +315,7 @@ def test_an_attention_that_takes_no_such_mask_is_found_out():
         export=lambda *_: None,
     )
     assert not again.shares_prefix
-    assert "attends by eager" in again.remarks()[0]
+    assert "attends by flex_attention" in again.remarks()[0]
 
 
 def test_one_view_after_the_other_is_repeated():

@@ -278,6 +278,7 @@ class ChatEncoder:
             ) from error
         ids = outputs.pop("input_ids")
         outputs.pop("attention_mask", None)
+        outputs.pop("labels", None)  # PaliGemma's of transformers 5, of a prompt alone
         strange = [name for name, value in outputs.items() if not isinstance(value, Tensor)]
         if strange:
             raise ModelError(

@@ -204,6 +204,8 @@ class TokenSampleMaker:
             return image_inputs
         image_processor = self.encoder.processor.image_processor
         tiles = to_tiles(image_inputs, image_processor)
+        if len(tiles) > len(generators):  # crops of all images in one list: whose is not told
+            tiles = [torch.cat(tiles)]
         # fewer stacks than images where a processor puts all of a row into one
         changed = [condition.pixels(*each) for each in zip(tiles, generators, strict=False)]
         return with_tiles(image_inputs, changed, image_processor)

@@ -53,7 +53,7 @@ class VLMEncoder(AbstractEncoder):
         inputs: what the processor gave for n right-padded rows, `input_ids` and `attention_mask`
             among them.
         """
-        hidden = self.scorer.model.model(**inputs, use_cache=False).last_hidden_state
+        hidden = self.scorer.last_hidden_state(**inputs)
         last = inputs[_MASK].sum(dim=1) - 1
         rows = torch.arange(len(hidden), device=hidden.device)
         joint = hidden[rows, last].float()

@@ -213,7 +213,7 @@ class Answerer:
         with self._model.inference() as network, ExitStack() as stack:
             if not self._checked:
                 stack.enter_context(lora.merged(network))
-            prefixes = self._prefixes(network.model.model, groups)
+            prefixes = self._prefixes(network.body, groups)
             numbered = [(n, q) for n, group in enumerate(groups) for q in group.questions]
             numbered.sort(key=lambda each: len(each[1].tokens))
             for batch in _batches(numbered, at_most=self._rows_at_once):

@@ -23,6 +23,8 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "diffalign_blocks"
 """Of this attention in transformers' registry."""
+FUSED = ("sdpa", NAME)
+"""Implementations of attention that take a mask of yes and no."""
 ARGUMENT = "attention_blocks"
 """Keyword argument of a model's forward that brings the blocks to its layers."""
 

@@ -18,12 +18,24 @@ from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
 
 from diffalign.models.lora import LoraSettings
-from diffalign.models.vlm.block_attention import ARGUMENT, Block, blocks_of
+from diffalign.models.vlm.block_attention import ARGUMENT, FUSED, Block, blocks_of
+from diffalign.models.vlm.quirks.base import CHUNKED, FULL, SLIDING, AbstractFamily, family_of
 
 Prefix = Literal["shared", "repeated", "auto"]
 
-_ATTENTION = frozenset({"full_attention", "sliding_attention"})
+_ATTENTION = frozenset({FULL, SLIDING, CHUNKED})
 """Kinds of layers in which a token knows of others by the mask alone."""
+_MASK_A_KIND = (
+    "gemma2",
+    "gemma3_text",
+    "llama4_text",
+    "qwen2",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+)
+"""Language models that take one mask for each kind of their layers; others take one for all."""
+ATTENTION_WITH_MASKS = ("sdpa", "eager")
+"""Implementations of attention that take a mask of four dimensions, each in a form of its own."""
 _IN_COMMON, PADDING = 0, -1
 """Segments of a row that are no branch; branches count from 1."""
 
@@ -56,23 +68,20 @@ def mask_obstacle(config: PretrainedConfig) -> str | None:
     classes: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     model = classes[0] if isinstance(classes, tuple) else classes
     takes = inspect.signature(model.forward).parameters
-    layers = set(getattr(text, "layer_types", None) or ())
-    layers |= set(getattr(text, "layers_block_type", None) or ())
-    if others := sorted(layers - _ATTENTION):
+    family = family_of(config)
+    if others := sorted(set(family.kinds) - _ATTENTION):
         return f"a mask does not keep responses apart in its layers of the kind {', '.join(others)}"
-    window = getattr(text, "sliding_window", None)
-    if getattr(text, "use_sliding_window", True) is False:
-        window = None
-    if "sliding_attention" in layers or (window is not None and not layers):
-        return f"its layers attend within a window of {window} tokens, which such a mask replaces"
+    if set(family.kinds) - {FULL} and text.model_type not in _MASK_A_KIND:
+        return (
+            f"its layers are of the kinds {', '.join(family.kinds)}, and {text.model_type} is not "
+            f"known to take a mask for each"
+        )
     if getattr(text, "cross_attention_layers", None):
         return "its layers look at images by a mask of their own, a row for every response"
-    if "token_type_ids" in takes:
-        return "tokens of its images see those after them, which such a mask replaces"
+    if "token_type_ids" in takes and not family.sees_ahead:
+        return "some of its tokens see those after them, and which ones is not known"
     if "position_ids" not in takes:
         return "its tokens stand where they are in a row, and cannot be told another position"
-    if not getattr(model, "_supports_sdpa", False):
-        return "it has no attention that takes such a mask (sdpa)"
     return None
 
 
@@ -188,6 +197,14 @@ class Branches:
     """See `Layout`."""
     positions: Tensor
     """Int64 [n, L], or [axes, n, L] where a model counts along several axes."""
+    columns: Tensor
+    """Int64 [n, L], which token it would be in a row for each response."""
+    blocks: Tensor | None
+    """Int64 [n, L], see `AbstractFamily.blocks`."""
+    family: AbstractFamily
+    """How its layers attend."""
+    fused: bool
+    """Whether torch's fused attention reads the masks; else they are added to scores."""
     parts: tuple[Block, ...] = ()
     """The same as `segments` in other words, for attention that computes part by part."""
     rows: Tensor | None = None
@@ -215,36 +232,95 @@ class Branches:
             parts: of the same rows, where its layers attend by them.
         """
         height, width = segments.shape
-        plain = torch.arange(width, device=segments.device).expand(height, width)
+        plain = columns = torch.arange(width, device=segments.device).expand(height, width)
         if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
             accepted = inspect.signature(model.get_rope_index).parameters
             plain, _ = model.get_rope_index(**{k: v for k, v in inputs.items() if k in accepted})
-        return cls(segments=segments, positions=plain - shifts, parts=parts)
+        family = family_of(model.config)
+        plain_layers = not (set(family.kinds) - {FULL} or family.window or family.sees_ahead)
+        return cls(
+            segments=segments,
+            positions=plain - shifts,
+            columns=columns - shifts,
+            blocks=family.blocks(inputs),
+            family=family,
+            fused=model.config.get_text_config()._attn_implementation in FUSED,
+            parts=parts if plain_layers else (),
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the model, in place of a plain mask."""
-        mask = branch_mask(self.segments)
-        if self.rows is not None:
-            mask = mask & same_row(self.rows)
         parts = {ARGUMENT: self.parts} if self.parts else {}
-        return {"attention_mask": mask, "position_ids": self.positions, **parts}
+        return {"attention_mask": self.masks(), "position_ids": self.positions, **parts}
+
+    def masks(self) -> Tensor | dict[str, Tensor]:
+        """One mask for all layers, or one for each kind of them."""
+        kinds = self.family.kinds
+        if set(kinds) - {FULL}:
+            return {kind: self._mask(kind) for kind in kinds}
+        return self._mask(FULL if kinds or self.family.window is None else SLIDING)
+
+    def _mask(self, kind: str) -> Tensor:
+        seen = branch_mask(
+            self.segments,
+            self.columns,
+            window=self.family.window if kind == SLIDING else None,
+            chunk=self.family.chunk if kind == CHUNKED else None,
+            blocks=self.blocks,
+            blocks_within=self.family.blocks_within_window,
+        )
+        if self.rows is not None:
+            seen = seen & same_row(self.rows)
+        if self.fused:
+            return seen
+        lowest = torch.finfo(torch.float32).min  # -inf would make a row of nothing else nan
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, lowest)
 
 
-def branch_mask(segments: Tensor) -> Tensor:
+def branch_mask(
+    segments: Tensor,
+    columns: Tensor | None = None,
+    *,
+    window: int | None = None,
+    chunk: int | None = None,
+    blocks: Tensor | None = None,
+    blocks_within: bool = True,
+) -> Tensor:
     """Which tokens see which: those before them in their own branch or in what is in common.
 
     Args:
         segments: int64 [n, L], see `Layout`.
+        columns: int64 [n, L], see `Branches`; for windows and chunks.
+        window: tokens at most so far back are seen, the token itself counted.
+        chunk: tokens of the same piece of this length are seen.
+        blocks: int64 [n, L], tokens of the same one, but -1, see each other as well.
+        blocks_within: whether they do so within the window or chunk alone.
 
     Returns:
         Bool [n, 1, L, L], for torch's fused attention alone: others would add it to their scores.
         Every token sees itself, so that no row of it is empty.
     """
-    theirs, own = segments[:, None, :], segments[:, :, None]
+
+    def pairs(values: Tensor) -> tuple[Tensor, Tensor]:
+        return values[:, :, None], values[:, None, :]
+
+    own, theirs = pairs(segments)
     width = segments.shape[1]
-    earlier = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
-    seen = earlier & ((theirs == _IN_COMMON) | (theirs == own))
-    return seen[:, None]
+    seen = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
+    near = torch.ones_like(seen)
+    if columns is not None:
+        here, there = pairs(columns)
+        if window is not None:
+            near = here - there < window
+        if chunk is not None:
+            near = here // chunk == there // chunk
+    if blocks is not None:
+        mine, others = pairs(blocks)
+        together = (mine == others) & (mine >= 0)
+        seen = (seen | together) & near if blocks_within else (seen & near) | together
+    else:
+        seen = seen & near
+    return (seen & ((theirs == _IN_COMMON) | (theirs == own)))[:, None]
 
 
 def same_row(rows: Tensor) -> Tensor:

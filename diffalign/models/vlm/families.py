@@ -14,8 +14,25 @@ from torch import nn
 
 from diffalign.errors import ModelError
 from diffalign.models.lora import Scope
+from diffalign.models.vlm.quirks.base import family_of
 
-TESTED = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
+TESTED = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "internvl",
+    "gemma3",
+    "idefics3",
+    "smolvlm",
+    "mistral3",
+    "llama4",
+    "paligemma",
+)
 """Values of `model_type` whose vision tower may run once for several forwards of the rest."""
 
 LANGUAGE_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -38,8 +55,10 @@ class ModuleNames:
     """From embeddings of tokens to hidden states."""
     head: str
     """From hidden states to logits: one linear layer."""
-    layers: tuple[int, ...]
-    """Hidden states of the tower that the projector takes; empty where it takes the output."""
+    body: str
+    """All but the head; empty where the head lies within, and is left out of a forward instead."""
+    targets: tuple[str, ...]
+    """The last parts of the names of linear layers that get an adapter unless others are named."""
 
     @property
     def projector_in_tower(self) -> bool:
@@ -49,7 +68,7 @@ class ModuleNames:
     @property
     def language_scope(self) -> Scope:
         """Adapters change layers of the language model and no other: their names begin with its."""
-        return Scope(usual=LANGUAGE_LAYERS, part=self.language)
+        return Scope(usual=self.targets, part=self.language)
 
 
 def find_modules(model: Any, *, where: str) -> ModuleNames:
@@ -73,19 +92,31 @@ def find_modules(model: Any, *, where: str) -> ModuleNames:
         )
     output = model.get_output_embeddings()
     head = next((name for name, module in model.named_modules() if module is output), None)
-    if head is None or not isinstance(output, nn.Linear) or not hasattr(model, "model"):
+    if head is None or not isinstance(output, nn.Linear):
         raise ModelError(
-            f"{where}: {type(model).__name__} has no linear head next to `model`, to be run on the "
-            f"tokens of a response alone; {_SUPPORTED}"
+            f"{where}: {type(model).__name__} has no linear head, to be run on the tokens of a "
+            f"response alone; {_SUPPORTED}"
         )
-    layers = getattr(model.config, "vision_feature_layer", None)
+    beside = hasattr(model, "model") and not head.startswith("model.")
     return ModuleNames(
         tower=tower,
         projector=projector,
         language=language,
         head=head,
-        layers=() if layers is None else (layers,) if isinstance(layers, int) else tuple(layers),
+        body="model" if beside else "",
+        targets=_targets(model, language),
     )
+
+
+def _targets(model: Any, language: str) -> tuple[str, ...]:
+    """Those of the usual layers that there are: experts are one parameter for all of them."""
+    usual = (*LANGUAGE_LAYERS, *family_of(model.config).further_targets)
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.get_submodule(language).named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return tuple(name for name in usual if name in linear) or LANGUAGE_LAYERS
 
 
 _SUPPORTED = (

@@ -15,9 +15,9 @@ from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.reference import AbstractReference
 from diffalign.models.sharding import is_sharded
-from diffalign.models.vlm import block_attention
-from diffalign.models.vlm.block_attention import Block
-from diffalign.models.vlm.branches import Branches, mask_obstacle
+from diffalign.models.vlm.block_attention import FUSED, Block
+from diffalign.models.vlm.branches import ATTENTION_WITH_MASKS, Branches, mask_obstacle
+from diffalign.models.vlm.quirks.base import AbstractFamily
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look
 
@@ -92,14 +92,19 @@ class VisionLanguageModel(AbstractTrainable):
         self._shares_vision = shares_vision
         self._remarks: list[str] = []
         attention = network.model.config.get_text_config()._attn_implementation
-        if shares_prefix and attention not in ("sdpa", block_attention.NAME):
+        if shares_prefix and attention not in (*FUSED, *ATTENTION_WITH_MASKS):
             shares_prefix = False
             self._remarks.append(
                 f"the model attends by {attention}, which takes no mask that keeps responses of "
-                f"one row apart (sdpa does): image and prompt are computed for each response"
+                f"one row apart ({' and '.join(ATTENTION_WITH_MASKS)} do): image and prompt are "
+                f"computed for each response"
             )
         self.shares_prefix = shares_prefix
-        self._packs_rows = attention == "sdpa" and mask_obstacle(network.model.config) is None
+        self._packs_rows = (
+            attention in FUSED
+            and mask_obstacle(network.model.config) is None
+            and network.family.longest_branched is None
+        )
         self._packing_refused = False
         self.prefix_agrees = shares_prefix or self._packs_rows
         self._prefix_checked = False
@@ -107,20 +112,23 @@ class VisionLanguageModel(AbstractTrainable):
         self._fingerprint = fingerprint
         self._export = export
 
+    @property
+    def family(self) -> AbstractFamily:
+        """What the family of the model does otherwise than others."""
+        return self._unwrapped.family
+
     def look(self, image_inputs: Mapping[str, Tensor]) -> ImageInputs:
         """Bring images to the device, and run a frozen vision tower on them; no gradient.
 
         Args:
             images: what the image processor gave for them in reading order; may be empty.
         """
-        inputs = {key: send(value, self.device) for key, value in image_inputs.items()}
+        inputs = self._on_device(image_inputs)
         if not self._shares_vision:
             return ImageInputs(inputs=inputs)
         network = self._unwrapped
         with self._autocast(), evaluation_mode(network.tower):
-            return look(
-                network.model.model, network.tower, inputs, layers=network.module_names.layers
-            )
+            return look(network.model, network.module_names, inputs, family=self.family)
 
     def score(
         self,
@@ -158,7 +166,7 @@ class VisionLanguageModel(AbstractTrainable):
         parts: tuple[Block, ...] = (),
     ) -> Branches:
         """What the network has to be told of rows with branches: see `Branches.of`."""
-        model = self._unwrapped.model.model
+        model = self._unwrapped.body
         return Branches.of(model, segments=segments, shifts=shifts, inputs=inputs, parts=parts)
 
     def packs_up_to(self, tokens: int | None) -> int | None:
@@ -345,7 +353,14 @@ class VisionLanguageModel(AbstractTrainable):
             add_special_tokens=not self._is_started(prompts),
             return_tensors="pt",
         )
-        return {key: send(value, self.device) for key, value in encoded.items()}
+        return self._on_device(encoded)
+
+    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a processor gave, numbers in full precision: Llama 4's rounds pixels to bfloat16."""
+        return {
+            key: send(value.float() if value.is_floating_point() else value, self.device)
+            for key, value in inputs.items()
+        }
 
     def tokens_of(self, prompts: Sequence[str]) -> list[list[int]]:
         """Tokens of conversations as `prompt_inputs` has them, but one for every image marker."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffalign.data.token_budget import sequences
 from diffalign.models.devices import send
-from diffalign.models.vlm.branches import PADDING, Branches
+from diffalign.models.vlm.branches import PADDING
 from diffalign.models.vlm.token_scores import ResponseRows
 
 
@@ -79,7 +79,7 @@ def pack(rows: ResponseRows, packing: Packing, *, pad_token_id: int) -> Response
         packing: of these rows.
         pad_token_id: what sequences end with.
     """
-    assert rows.branches is not None, "they say what is seen"
+    assert (told := rows.branches) is not None, "they say what is seen"
     device = rows.input_ids.device
     of_rows = send(packing.rows, device)
     return replace(
@@ -88,10 +88,13 @@ def pack(rows: ResponseRows, packing: Packing, *, pad_token_id: int) -> Response
         attention_mask=(of_rows != PADDING).long(),
         further={key: packing.packed(values) for key, values in rows.further.items()},
         before=send(packing.places, device)[rows.before],
-        branches=Branches(
-            segments=packing.packed(rows.branches.segments, PADDING),
-            positions=packing.packed(rows.branches.positions),
+        branches=replace(
+            told,
+            segments=packing.packed(told.segments, PADDING),
+            positions=packing.packed(told.positions),
+            columns=packing.packed(told.columns),
+            blocks=None if told.blocks is None else packing.packed(told.blocks, -1),
             rows=of_rows,
-            parts=tuple(part.moved(*packing.starts[part.row]) for part in rows.branches.parts),
+            parts=tuple(part.moved(*packing.starts[part.row]) for part in told.parts),
         ),
     )

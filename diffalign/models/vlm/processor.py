@@ -13,6 +13,7 @@ from transformers import AutoProcessor, PretrainedConfig
 
 from diffalign import hub
 from diffalign.errors import ModelError
+from diffalign.models.vlm.quirks.base import family_of
 
 _WITH_CLASS_TOKEN = ("clip_vision_model",)
 """Towers that give one feature more than there are patches."""
@@ -47,7 +48,7 @@ def read_processor(
         processor.image_processor = _bounded(processor.image_processor, image_pixels, path)
     if hasattr(processor, "num_additional_image_tokens"):  # LLaVA-OneVision counts otherwise
         _complete(processor, config, path)
-    return processor
+    return family_of(config).processor(processor)
 
 
 def question_prompt(processor: Any, text: str, *, system: str = "", images: int = 1) -> str:

@@ -9,8 +9,8 @@ Source of the divergence: Zeng et al. 2024, arXiv:2404.11999 (TDPO), sequential 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from diffalign.models.vlm.branches import Branches
 from diffalign.models.vlm.families import ModuleNames
-from diffalign.models.vlm.vision_pass import ImageInputs, shown
-from diffalign.models.vlm.vocabulary_head import head_log_probs
+from diffalign.models.vlm.quirks.base import family_of
+from diffalign.models.vlm.vision_pass import ImageInputs, replaced_forward, shown
+from diffalign.models.vlm.vocabulary_head import bounded, head_log_probs
 
 
 def token_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -104,6 +105,8 @@ class States:
     """Of its head, [vocabulary, width]."""
     bias: Tensor | None
     """Of its head, [vocabulary]."""
+    softcap: float | None = None
+    """What bounds its logits; None where nothing does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,8 @@ class TokenScorer(nn.Module):
             positions_at_once: tokens whose logits exist at the same time.
         """
         super().__init__()
-        self.model = model
+        self.family = family_of(model.config)
+        self.model = self.family.mended(model)
         self.module_names = module_names
         self.positions_at_once = positions_at_once
 
@@ -182,16 +186,31 @@ class TokenScorer(nn.Module):
         return torch.cat([self._head(some).argmax(1) for some in self._split(hidden)])
 
     def head_is_whole(self) -> bool:
-        """Whether the model's logits are what its head makes of its hidden states.
+        """Whether the model's logits are what its head makes of its hidden states, bounded as its
+        configuration says.
 
-        Some models bound or scale them afterwards; a forward of two tokens through none of the
-        blocks tells, before a network is shared out.
+        Some models scale them afterwards; a forward of two tokens through none of the blocks tells,
+        before a network is shared out.
         """
         tokens = torch.zeros((1, 2), dtype=torch.int64, device=self._head.weight.device)
         with torch.no_grad(), _without(self._blocks):
-            hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
+            hidden = self.last_hidden_state(input_ids=tokens)
             logits = self.model(input_ids=tokens, use_cache=False).logits
-            return torch.allclose(self._head(hidden), logits, rtol=1e-5, atol=1e-6)
+            return torch.allclose(self._logits(hidden), logits, rtol=1e-5, atol=1e-6)
+
+    def last_hidden_state(self, **inputs: Any) -> Tensor:
+        """What the head would be given, [n, L, width].
+
+        Args:
+            **inputs: of the model.
+        """
+        if self.module_names.body:
+            output = self.body(**inputs, use_cache=False)
+            hidden: Tensor = output.last_hidden_state
+            return hidden
+        with replaced_forward(self._head, lambda _: lambda states: states):
+            states: Tensor = self.model(**inputs, use_cache=False).logits
+        return states
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -227,22 +246,39 @@ class TokenScorer(nn.Module):
         return self.model.get_submodule(self.module_names.projector)
 
     @property
+    def body(self) -> Any:
+        """The model without its head; all of it where the head lies within."""
+        return self.model.get_submodule(self.module_names.body)
+
+    @property
     def _head(self) -> nn.Linear:
         return self.model.get_submodule(self.module_names.head)
 
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return bounded(self._head(hidden), self.family.softcap)
+
     def _hidden(self, rows: ResponseRows) -> Tensor:
         """Hidden states from which the wanted tokens are predicted, [P, width]."""
-        with shown(self.tower, rows.image_inputs.features):
-            output = self.model.model(
-                input_ids=rows.input_ids,
-                use_cache=False,
-                **{"attention_mask": rows.attention_mask}
-                if rows.branches is None
-                else rows.branches.arguments(),
-                **rows.further,
-                **rows.image_inputs.inputs,
+        told: dict[str, Any] = {"attention_mask": rows.attention_mask}
+        around: AbstractContextManager[None] = nullcontext()
+        if rows.branches is not None:
+            told |= rows.branches.arguments()
+            if self.family.masks_go_around:
+                around = self._with_masks(told.pop("attention_mask"))
+        with shown(self.tower, rows.image_inputs.features), around:
+            hidden = self.last_hidden_state(
+                input_ids=rows.input_ids, **told, **rows.further, **rows.image_inputs.inputs
             )
-        return output.last_hidden_state.flatten(0, 1).index_select(0, rows.before)
+        return hidden.flatten(0, 1).index_select(0, rows.before)
+
+    def _with_masks(self, masks: Any) -> AbstractContextManager[None]:
+        """Within this context the language model gets these in place of what it is given."""
+
+        def replace(forward: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **kwargs: forward(*args, **{**kwargs, "attention_mask": masks})
+
+        language = self.model.get_submodule(self.module_names.language)
+        return replaced_forward(language, replace)
 
     def _score(
         self, hidden: Tensor, targets: Tensor, other: States | None, typicality: bool
@@ -255,6 +291,7 @@ class TokenScorer(nn.Module):
                 self._head.bias,
                 targets[:, 0],
                 positions_at_once=self.positions_at_once,
+                softcap=self.family.softcap,
             )
             return [[log_probs[:, None]], [None], [None]]
         pieces = self._split(hidden)
@@ -279,10 +316,11 @@ class TokenScorer(nn.Module):
         other: States | None,
         typicality: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        logits = self._head(hidden)
+        logits = self._logits(hidden)
         divergence = None
         if theirs is not None and other is not None:
-            divergence = token_divergence(logits, linear(theirs, other.weight, other.bias))
+            expected = bounded(linear(theirs, other.weight, other.bias), other.softcap)
+            divergence = token_divergence(logits, expected)
         typical = token_typicality(logits, targets[:, 0]) if typicality else None
         return token_log_probs(logits, targets), divergence, typical
 
@@ -295,6 +333,7 @@ class TokenScorer(nn.Module):
             hidden=hidden.detach(),
             weight=self._head.weight.detach(),
             bias=None if bias is None else bias.detach(),
+            softcap=self.family.softcap,
         )
 
     def _nothing_seen(self) -> Tensor | float:

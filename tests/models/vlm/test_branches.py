@@ -6,6 +6,7 @@ Qwen2-VL of transformers with a row for every response.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm import branches
 from diffalign.models.vlm.branches import PADDING, Branches, Layout, branch_mask, prefix_obstacle
 from diffalign.models.vlm.families import find_modules
+from diffalign.models.vlm.quirks.plain import Plain
 from diffalign.models.vlm.token_scores import ResponseRows, TokenScorer
 from diffalign.models.vlm.vision_pass import ImageInputs
 
@@ -152,7 +154,9 @@ def test_a_wrong_mask_or_position_changes_the_rejected_response_alone(mistake, m
     family, what, value = WRONG[mistake]
     build, prompt, images, expected = PUBLISHED[family]
     if what == "mask":
-        monkeypatch.setattr(branches, "branch_mask", lambda s: branch_mask(torch.zeros_like(s)))
+        monkeypatch.setattr(
+            branches, "branch_mask", lambda s, *_, **__: branch_mask(torch.zeros_like(s))
+        )
     else:
         plain = Branches.of
         monkeypatch.setattr(
@@ -235,10 +239,11 @@ def of(name: str, **settings: Any) -> str | None:
         ("Qwen2_5_VL", None),
         ("Qwen3VL", None),
         ("Qwen3_5", "layers of the kind linear_attention"),
-        ("Llama4", "layers of the kind chunked_attention"),
-        ("Gemma3", "within a window of 4096 tokens"),
-        ("PaliGemma", "tokens of its images see those after them"),
+        ("Llama4", None),
+        ("Gemma3", None),
+        ("PaliGemma", None),
         ("Mllama", "look at images by a mask of their own"),
+        ("Gemma3n", "gemma3n_text is not known to take a mask for each"),
     ],
 )
 def test_a_configuration_tells_whether_responses_can_be_branches(name, reason):
@@ -248,13 +253,47 @@ def test_a_configuration_tells_whether_responses_can_be_branches(name, reason):
     assert found is None if reason is None else found is not None and reason in found
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_a_window_is_what_matters_and_not_the_family_that_has_one(window):
+def test_tokens_that_see_ahead_are_in_the_way_where_it_is_not_known_which(monkeypatch):
+    monkeypatch.setattr(branches, "family_of", Plain)
+    assert "see those after them" in str(of("PaliGemma"))
+
+
+@pytest.mark.parametrize(("window", "kept"), [(None, 6), (3, 3)])
+def test_a_window_is_in_the_mask_of_the_layers_that_have_it(window, kept):
+    def masks(config: Any, implementation: str) -> Any:
+        config.get_text_config()._attn_implementation = implementation
+        row = torch.zeros((1, 6), dtype=torch.int64)
+        model = SimpleNamespace(config=config)
+        return Branches.of(model, segments=row, shifts=row, inputs={"input_ids": row}).masks()
+
     mistral = LlavaConfig(text_config=MistralConfig(sliding_window=window))
-    found = prefix_obstacle(mistral, asked="auto", lora=None)
-    assert (found is None) == (window is None)
-    text = {"use_sliding_window": window is not None, "sliding_window": 6, "max_window_layers": 0}
-    assert (of("Qwen2VL", text_config=text) is None) == (window is None)
+    seen = masks(mistral, "sdpa")
+    assert seen[0, 0].sum(1).tolist() == [min(n + 1, kept) for n in range(6)]
+    added = masks(mistral, "eager")
+    assert added.dtype == torch.float32 and torch.equal(added == 0, seen)
+    assert added.min() == torch.finfo(torch.float32).min
+
+    text = {"use_sliding_window": window is not None, "sliding_window": 3, "max_window_layers": 1}
+    found = masks(Qwen2VLConfig(text_config={**text, "num_hidden_layers": 2}), "sdpa")
+    if window is None:
+        assert found.sum() == 21
+    else:
+        assert {kind: int(mask.sum()) for kind, mask in found.items()} == {
+            "full_attention": 21,
+            "sliding_attention": 15,
+        }
+
+
+def test_blocks_and_chunks_are_counted_as_transformers_does():
+    row = torch.zeros((1, 6), dtype=torch.int64)
+    columns, blocks = torch.arange(6)[None], torch.tensor([[-1, 0, 0, 0, -1, 1]])
+    chunked = branch_mask(row, columns, chunk=4)[0, 0]
+    assert chunked.sum(1).tolist() == [1, 2, 3, 4, 1, 2]
+    within = branch_mask(row, columns, window=2, blocks=blocks)[0, 0]
+    assert within.int().tolist()[1] == [1, 1, 1, 1, 0, 0]
+    assert within.int().tolist()[3] == [0, 0, 1, 1, 0, 0]
+    around = branch_mask(row, columns, window=2, blocks=blocks, blocks_within=False)[0, 0]
+    assert around.int().tolist()[3] == [0, 1, 1, 1, 0, 0]
 
 
 def test_settings_may_ask_for_a_row_each():

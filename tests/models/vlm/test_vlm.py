@@ -413,7 +413,7 @@ def test_a_model_that_writes_nothing_about_images_is_refused(tmp_path):
 
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
     path = altered(tmp_path, "config.json", model_type="lava")
-    with pytest.raises(ModelError, match=r"model_type 'lava'.*llava, llava_next, qwen2_vl"):
+    with pytest.raises(ModelError, match=r"model_type 'lava'.*llava, llava_next, llava_one"):
         VLM(path=path).check()
 
 

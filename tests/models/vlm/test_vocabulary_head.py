@@ -65,6 +65,23 @@ def test_a_head_that_trains_has_the_gradients_of_autograd(with_bias):
         assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_bounded_logits_have_the_values_and_gradients_of_autograd(trained):
+    hidden, weight, bias, targets = inputs(scale=2.0)
+    by = [hidden, *([weight.requires_grad_()] if trained else [])]
+    upstream = torch.arange(1.0, POSITIONS + 1, dtype=torch.float64)
+    own = head_log_probs(hidden, weight, bias, targets, positions_at_once=3, softcap=1.5)
+    logits = 1.5 * torch.tanh(linear(hidden, weight, bias) / 1.5)
+    theirs = token_log_probs(logits, targets[:, None])[:, 0]
+    assert torch.allclose(own, theirs, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(
+        torch.autograd.grad((own * upstream).sum(), by),
+        torch.autograd.grad((theirs * upstream).sum(), by),
+        strict=True,
+    ):
+        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12)
+
+
 def test_the_values_do_not_depend_on_whether_the_head_trains():
     hidden, weight, bias, targets = inputs(torch.float32)
     frozen, _ = found(hidden, weight, bias, targets)
