@@ -79,7 +79,8 @@ def pack(rows: ResponseRows, packing: Packing, *, pad_token_id: int) -> Response
         packing: of these rows.
         pad_token_id: what sequences end with.
     """
-    assert (told := rows.branches) is not None, "they say what is seen"
+    told = rows.branches
+    assert told is not None, "they say what is seen"
     device = rows.input_ids.device
     of_rows = send(packing.rows, device)
     return replace(
