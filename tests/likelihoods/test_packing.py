@@ -13,6 +13,7 @@ import torch
 from diffalign.likelihoods.tokens import Tokens, VisualGain
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm import branches
+from diffalign.models.vlm.block_attention import Block
 from tests.likelihoods.test_prefix import MDPO, MIXED, assert_the_same, folder, load, settings, step
 from tests.likelihoods.test_token_rows import batch_of, single
 from tests.responses import response_batch
@@ -168,6 +169,7 @@ def test_rows_that_see_each_other_are_found_out_at_the_first_batch(prefix, monke
         response_batch(load("qwen2_vl").processor, *MDPO, image_counts=MIXED),
     )
     monkeypatch.setattr(branches, "same_row", lambda rows: torch.ones_like(rows[:, None, None] > 0))
+    monkeypatch.setattr(Block, "moved", lambda part, row, by: dataclasses.replace(part, row=row))
     model = load("qwen2_vl", prefix=prefix)
     batch = response_batch(model.processor, *MDPO, image_counts=MIXED)
     found, _, _ = step(model, dataclasses.replace(batch, pack_to=ALL))

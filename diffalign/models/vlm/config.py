@@ -27,7 +27,7 @@ from diffalign.models.locations import ITSELF, AbstractLocation
 from diffalign.models.lora import LoraSettings
 from diffalign.models.sharding import Sharder
 from diffalign.models.vlm.block_attention import attend_by_blocks
-from diffalign.models.vlm.branches import Prefix, prefix_obstacle
+from diffalign.models.vlm.branches import Prefix, mask_obstacle, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
 from diffalign.models.vlm.identity import (
@@ -247,7 +247,7 @@ class VLM(AbstractModel):
         # Without a word transformers takes sdpa where it can, and what a family has where not.
         attends = {} if self.attention == "sdpa" else {"attn_implementation": self.attention}
         model = self._read(**attends, **self._quantized(device, compute_dtype))
-        if self.prefix_obstacle is None:
+        if mask_obstacle(self.config) is None:
             attend_by_blocks(model)
         modules = find_modules(model, where=self.path)
         precisions = Precisions.of(model.get_submodule(modules.language), compute_dtype)
