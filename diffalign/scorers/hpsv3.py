@@ -82,7 +82,7 @@ class HPSv3(AbstractImageScorer):
         if not self._loaded:
             self.to("cpu")
         network = self._loaded["network"]
-        device, size, parts = network.rm_head[0].weight.device, self.images_per_batch, []
+        device, size, parts = next(network.parameters()).device, self.images_per_batch, []
         for start in range(0, len(images), size):
             some = slice(start, start + size)
             inputs = self.inputs(images[some], prompts[some])
