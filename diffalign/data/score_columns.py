@@ -3,7 +3,8 @@
 A score belongs to the content of an image and its prompt, not to a row of a data set, so that data
 may be cut, mixed and moved. The file is parquet: columns `image` (SHA-256 of the file), `prompt`,
 `score` and `deviation`; of an image that could not be scored `problem` says why. Its metadata holds
-the scorer.
+the scorer. Next to generated images it is JSON lines instead, each with the scorer's fingerprint,
+under the name of the scorer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow.parquet
 
 from diffalign.data.decoding import EncodedImage
 from diffalign.errors import DataError
-from diffalign.files import replacing_file, sha256_of, to_json, writing
+from diffalign.files import read_rows, replacing_file, sha256_of, to_json, writing
 from diffalign.parsing import checked, parse_json
 
 _KEY = b"diffalign.scores"
@@ -135,6 +136,8 @@ def read_score_column(path: Path) -> ScoreColumn:
     Raises:
         DataError: it is not there, or is no file of scores.
     """
+    if path.suffix == ".jsonl":
+        return _read_lines(path)
     if not path.is_file():
         raise DataError(
             f"{path}: there is no such file. `diffalign score data.path=DATA scorer.kind=KIND "
@@ -165,6 +168,33 @@ def read_score_column(path: Path) -> ScoreColumn:
         _check(row, path)
         rows[row.key] = row
     return ScoreColumn(path=path, scorer=scorer, rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line next to generated images."""
+
+    image: str
+    prompt: str
+    fingerprint: str
+    score: float
+    deviation: float | None = None
+
+
+def _read_lines(path: Path) -> ScoreColumn:
+    """The file of scores next to generated images."""
+    lines = read_rows(_Line, path) if path.is_file() else []
+    if not lines:
+        raise DataError(
+            f"{path}: there are no scores. `diffalign score images=FOLDER scorer.kind=KIND` writes "
+            f"FOLDER/scores/KIND.jsonl"
+        )
+    rows = [
+        ScoreRow(image=each.image, prompt=each.prompt, score=each.score, deviation=each.deviation)
+        for each in lines
+    ]
+    scorer = ScorerIdentity(kind=path.stem, fingerprint=lines[0].fingerprint)
+    return ScoreColumn(path=path, scorer=scorer, rows={row.key: row for row in rows})
 
 
 def _check(row: ScoreRow, path: Path) -> None:

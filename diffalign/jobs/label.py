@@ -37,6 +37,7 @@ from diffalign.labelling.sources import (
 )
 from diffalign.pages.environment import render
 from diffalign.pages.guard import Guard
+from diffalign.pair_rules.scored_images import columns_of_folder
 from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.rollouts.groups import GROUPS
@@ -72,8 +73,9 @@ class LabelConfig(Ranged):
     """Of the items, the same for everybody: `random` by the seed; `given`, as the data has them; or
     `disagreement`, those first about which scorers disagree most."""
     scores: dict[str, ScoreFile] = field(default_factory=dict)
-    """For `order: disagreement`: two or more files that `diffalign score data.path=DATA` wrote, by
-    a name of your own. An image is found by its content and prompt."""
+    """For `order: disagreement`: two or more files that `diffalign score` wrote, by a name of your
+    own. An image is found by its content and prompt. Empty takes those next to generated images,
+    `scores/NAME.jsonl`."""
     limit: Annotated[int, AtLeast(1)] | None = None
     """Show only the first so many items of the order; null shows all."""
     people: Annotated[int, AtLeast(1)] | None = None
@@ -111,6 +113,16 @@ class LabelConfig(Ranged):
                 f"scores are read for order: disagreement, and order is {self.order}: set it, or "
                 f"leave scores out"
             )
+
+
+def _next_to_images(config: LabelConfig) -> dict[str, ScoreFile]:
+    """The files of scores of a generated folder, where they are read."""
+    if config.images is None or config.order != "disagreement":
+        return {}
+    return {
+        name: ScoreFile(file=file, scorer=file.stem)
+        for name, file in columns_of_folder(config.images).items()
+    }
 
 
 def load(data: str | None, overrides: Sequence[str] = ()) -> LabelConfig:
@@ -211,7 +223,8 @@ def _serve(config: LabelConfig, items: AbstractItems, guard: Guard, console: Con
             f"label needs the extra `label`, and {error.name} is not installed: "
             f"pip install 'diffalign[label]'"
         ) from error
-    order, unscored = ordered(items, config.order, seed=config.seed, scores=config.scores)
+    scores = config.scores or _next_to_images(config)
+    order, unscored = ordered(items, config.order, seed=config.seed, scores=scores)
     if unscored:
         console.print(f"[yellow]{unscored:,} items have no scores, and come last[/yellow]")
     session = Session(

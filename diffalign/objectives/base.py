@@ -255,6 +255,11 @@ class AbstractObjective(Ranged, abc.ABC):
         return frozenset()
 
     @property
+    def clip_range(self) -> float | None:
+        """How far log-ratios count, beyond which there is no gradient; None for all."""
+        return None
+
+    @property
     def needs_divergence(self) -> bool:
         """Whether `Likelihoods.divergence` is read."""
         return False

@@ -51,6 +51,10 @@ class ClippedDPO(AbstractPairObjective):
     ] = 0.1
     """How far a probability ratio may leave 1 before it stops to count; 0.1 in both methods."""
 
+    @property
+    def clip_range(self) -> float:
+        return self.clip
+
     def score(self, view: Likelihoods) -> Tensor:
         """The log-ratio, clipped."""
         return clipped_log_ratio(view.log_ratio, clip=self.clip)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffalign.comparison.score import SCORES, ScoreRow, find_images
-from diffalign.data import score_columns
+from diffalign.comparison.score import SCORES, find_images
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.data.pairs.scored import ScoreTable, key_of, sides_of
@@ -18,13 +17,11 @@ from diffalign.data.rows import AbstractRows
 from diffalign.data.score_columns import (
     ScoreColumn,
     ScoreKey,
-    ScorerIdentity,
     digest_of,
     read_score_column,
 )
 from diffalign.data.skipping import LeftOut, UnusableRowError
 from diffalign.errors import DataError, did_you_mean
-from diffalign.files import read_rows
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.pair_rules.base import LabelledPair, Pair, ScoredGroup
 
@@ -176,27 +173,7 @@ def read_columns(files: Mapping[str, Path]) -> dict[str, ScoreColumn]:
     Raises:
         DataError: one is not there, or no file of scores.
     """
-    return {
-        name: _of_lines(name, file) if file.suffix == ".jsonl" else read_score_column(file)
-        for name, file in files.items()
-    }
-
-
-def _of_lines(name: str, file: Path) -> ScoreColumn:
-    rows = read_rows(ScoreRow, file) if file.is_file() else []
-    if not rows:
-        raise DataError(
-            f"{file}: there are no scores. `diffalign score images=FOLDER scorer.kind=KIND` writes "
-            f"FOLDER/{SCORES}/KIND.jsonl"
-        )
-    found = {
-        (row.image, row.prompt): score_columns.ScoreRow(
-            image=row.image, prompt=row.prompt, score=row.score
-        )
-        for row in rows
-    }
-    scorer = ScorerIdentity(kind=name, fingerprint=rows[0].fingerprint)
-    return ScoreColumn(path=file, scorer=scorer, rows=found)
+    return {name: read_score_column(file) for name, file in files.items()}
 
 
 class ScoredSource:

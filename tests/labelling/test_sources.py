@@ -11,6 +11,8 @@ from diffalign.data.pairs.scores import ScoreFile
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.score_columns import ScorerIdentity, ScoreRow, write_score_column
 from diffalign.errors import ConfigError, DataError
+from diffalign.files import write_json_lines
+from diffalign.jobs.label import LabelConfig, _next_to_images
 from diffalign.labelling.order import ordered
 from diffalign.labelling.sources import (
     GeneratedImages,
@@ -128,6 +130,26 @@ def test_those_come_first_on_which_scorers_disagree(tmp_path):
     assert ordered(items, "given", seed=0, scores={})[0] == [0, 1, 2, 3]
     seeds = {tuple(ordered(items, "random", seed=seed, scores={})[0]) for seed in range(8)}
     assert len(seeds) > 1
+
+
+def test_the_scores_next_to_generated_images_are_read(tmp_path):
+    folder = generated(tmp_path / "look", prompts=3)
+    items = GeneratedImages(folder)
+    for name, columns in {"pick": (0.0, 1.0), "other": (1.0, 0.0)}.items():
+        rows = [
+            {"image": digest, "prompt": content.prompt, "fingerprint": name, "score": score * item}
+            for item in range(3)
+            for content in [items.content(item)]
+            for digest, score in zip(content.digests(), columns, strict=True)
+        ]
+        write_json_lines(folder / f"scores/{name}.jsonl", rows)
+    scores = _next_to_images(LabelConfig(images=folder, order="disagreement"))
+    assert {name: file.scorer for name, file in scores.items()} == {
+        "pick": "pick",
+        "other": "other",
+    }
+    assert ordered(items, "disagreement", seed=0, scores=scores) == ([2, 1, 0], 0)
+    assert _next_to_images(LabelConfig(images=folder)) == {}
 
 
 def test_disagreement_needs_two_scorers_of_these_images(tmp_path):

@@ -40,7 +40,7 @@ def open_hooks(
         of_held_out: `values_of_held_out`, where the run has no reference of its own.
     """
     hooks: list[AbstractHook] = [settings.open() for settings in run.hooks]
-    clip = getattr(run.objective, "clip", None)
+    clip = run.objective.clip_range
     health = run.training.health
     hooks.append(Health(health, run.likelihood.measures, run.output, clip=clip))
     if source.held_out is not None:
