@@ -115,6 +115,8 @@ class TokenScores:
     """Float32 [P], KL from the reference over the vocabulary; None where it was not asked for."""
     typicality: Tensor | None = None
     """Float32 [P], of the first wanted token, without gradient; None where it was not asked for."""
+    logits: Tensor | None = None
+    """Float32 [P], the logit of the first wanted token; None where it was not asked for."""
     states: States | None = None
     """For a divergence from this model; None where it was not asked for."""
 
@@ -148,6 +150,7 @@ class TokenScorer(nn.Module):
         reference: Sequence[States] | None = None,
         keep_states: bool = False,
         typicality: bool = False,
+        logits: bool = False,
     ) -> list[TokenScores]:
         """Score the wanted tokens of all groups, one group after the other.
 
@@ -156,20 +159,25 @@ class TokenScorer(nn.Module):
             reference: what a reference kept of the same groups; asks for the divergence from it.
             keep_states: keep, without gradient, what a divergence from this model will need.
             typicality: measure it as well; see `token_typicality`.
+            logits: give those of the first wanted tokens as well.
         """
         scores = []
         for number, rows in enumerate(groups):
             hidden = self._hidden(rows)
             other = None if reference is None else reference[number]
-            found = self._score(hidden, rows.targets, other, typicality)
-            log_probs, divergence, typical = (_joined(parts) for parts in found)
+            found = self._score(hidden, rows.targets, other, typicality, logits)
+            log_probs, divergence, typical, of_token = (_joined(parts) for parts in found)
             assert log_probs is not None, "it is always asked for"
             if not rows.image_inputs.inputs:
                 log_probs = log_probs + self._nothing_seen()
             states = self._states(hidden) if keep_states else None
             scores.append(
                 TokenScores(
-                    log_probs=log_probs, divergence=divergence, typicality=typical, states=states
+                    log_probs=log_probs,
+                    divergence=divergence,
+                    typicality=typical,
+                    logits=of_token,
+                    states=states,
                 )
             )
         return scores
@@ -240,14 +248,19 @@ class TokenScorer(nn.Module):
         return output.last_hidden_state.flatten(0, 1).index_select(0, rows.before)
 
     def _score(
-        self, hidden: Tensor, targets: Tensor, other: States | None, typicality: bool
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        other: States | None,
+        typicality: bool,
+        logits: bool,
     ) -> Sequence[Sequence[Tensor | None]]:
-        """Each of the three statistics, piece by piece."""
+        """Each of the four statistics, piece by piece."""
         pieces = self._split(hidden)
         others = [None] * len(pieces) if other is None else self._split(other.hidden)
         parts = []
         for some, wanted, theirs in zip(pieces, self._split(targets), others, strict=True):
-            arguments = (some, wanted, theirs, other, typicality)
+            arguments = (some, wanted, theirs, other, typicality, logits)
             if torch.is_grad_enabled():
                 part = checkpoint(
                     self._score_some, *arguments, use_reentrant=False, preserve_rng_state=False
@@ -264,13 +277,18 @@ class TokenScorer(nn.Module):
         theirs: Tensor | None,
         other: States | None,
         typicality: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        of_token: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         logits = self._head(hidden)
         divergence = None
         if theirs is not None and other is not None:
             divergence = token_divergence(logits, linear(theirs, other.weight, other.bias))
         typical = token_typicality(logits, targets[:, 0]) if typicality else None
-        return token_log_probs(logits, targets), divergence, typical
+        own = None
+        if of_token:
+            own = logits.gather(1, targets[:, :1])[:, 0]
+            own = own.to(torch.promote_types(own.dtype, torch.float32))
+        return token_log_probs(logits, targets), divergence, typical, own
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(self.positions_at_once)
