@@ -47,12 +47,31 @@ _REJECTED = "rejected"
 class VisualGain:
     """Weights of tokens by how much the images raise their probability (TPO).
 
-    With s = log p(token | images) - log p(token | disturbed images) under the policy, without
-    gradient, a token counts 1/2 + sigmoid(s), and 3/2 - sigmoid(s) in a rejected response.
+    A weight c is 1/2 + sigmoid(s), and 3/2 - sigmoid(s) in a rejected response.
     """
 
     condition: str
     """What disturbs the images: a name under `responses.conditions`."""
+    form: Literal["multiplied", "released"] = "multiplied"
+    """`multiplied`: s is the difference of log-probabilities next to the images and next to
+    disturbed ones, under the policy and without gradient, and a token's log-ratio counts c times.
+    `released`, as the authors' code has it: s is the difference of raw logits, with gradient, and
+    log c is added to the token's log-probability, by policy and reference each its own."""
+
+
+def released_gain(clear: Tensor, disturbed: Tensor, *, rejected: bool) -> Tensor:
+    """What is added to the log-probability of each token: log c of `VisualGain`.
+
+    Args:
+        clear: raw logits of tokens next to their images, any shape.
+        disturbed: next to disturbed ones, the same shape.
+        rejected: whether they are of a rejected response.
+
+    Returns:
+        The same shape, in (-log 2, log 1.5); with gradient.
+    """
+    gain = torch.sigmoid(clear - disturbed)
+    return torch.log(1.5 - gain if rejected else 0.5 + gain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +89,10 @@ class PreparedView:
     old: Tensor | None = None
     """Log-probability of each token when it was sampled, float32 [B, L]; None where the policy has
     not moved since, or nobody asks."""
+    disturbed: int | None = None
+    """Of which run of the model the logits next to disturbed images are, for a gain as released."""
+    rejected: bool = False
+    """Whether it is of the rejected response, where a gain asks."""
 
 
 @dataclass(kw_only=True)
@@ -198,7 +221,8 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
         """Look at the images once, and lay out the rows of every group."""
         parsed = {name: View.parse(name) for name in sorted(batch.views)}
-        known = dict.fromkeys(self._forward_group(view) for view in parsed.values())
+        read = [self._forward_group(view) for view in parsed.values()]
+        known = dict.fromkeys([*read, *filter(None, map(self._disturbed, parsed.values()))])
         asked = [group for group in known if group[0] in batch.responses]  # no sample may have it
         forward = RowsOfBatch(model, batch)
         bundles = forward.bundles(asked) if self.concatenated else [(group,) for group in asked]
@@ -226,6 +250,8 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
                     old=send(batch.old_log_probs[view.response], forward.device)
                     if self.each_token and view.response in batch.old_log_probs
                     else None,
+                    disturbed=groups.index(there) if (there := self._disturbed(view)) else None,
+                    rejected=view.response == _REJECTED,
                 )
                 for name, view in parsed.items()
                 if self._forward_group(view) in groups
@@ -241,6 +267,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             reference=None if model.is_reference else prepared.reference_states,
             keep_states=keeps,
             typicality=self.typicality and not model.is_reference,
+            logits=any(view.disturbed is not None for view in prepared.views.values()),
         )
         if keeps:
             prepared.reference_states = [some.states for some in scores if some.states is not None]
@@ -255,6 +282,14 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             name: prepared.tokens[view.group].spread(of_cells[view.group][:, view.target])
             for name, view in prepared.views.items()
         }
+        of_logits = [some.logits for some in scores if some.logits is not None]
+        if of_logits:
+            logits = prepared.of_cells(torch.cat(of_logits))
+            for name, view in prepared.views.items():
+                if view.disturbed is not None:
+                    pair = logits[view.group], logits[view.disturbed]
+                    added = released_gain(*pair, rejected=view.rejected)
+                    each[name] = each[name] + prepared.tokens[view.group].spread(added)
         if self.each_token and model.is_reference:
             prepared.reference_tokens = each
         elif self.each_token:
@@ -335,10 +370,15 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def _forward_group(self, view: View) -> ForwardGroup:
         return (_CHOSEN if view.response == OWN else view.response), view.condition
 
+    def _disturbed(self, view: View) -> ForwardGroup | None:
+        """The group whose logits a gain as released reads as well."""
+        gain = self.gains.get(view.weights or "")
+        return (view.response, gain.condition) if gain and gain.form == "released" else None
+
     def _weights(self, forward: RowsOfBatch, view: View) -> Tensor:
         """How much the tokens of a view count, float32 [B, L], on the device."""
         response, _ = group = self._forward_group(view)
-        if view.weights is None:
+        if view.weights is None or self._disturbed(view) is not None:
             return send(forward.batch.responses[response].response_mask.float(), forward.device)
         if view.weights not in self.gains:
             return send(forward.batch.weights[f"{response}:{view.weights}"], forward.device)

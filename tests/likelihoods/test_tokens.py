@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from diffalign.likelihoods.tokens import Tokens, VisualGain
+from diffalign.likelihoods.tokens import Tokens, VisualGain, released_gain
 from diffalign.models.diffusion.sd15 import SD15
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm import vocabulary_head
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
+from diffalign.objectives.base import Likelihoods
+from diffalign.objectives.dpo import DPO
 from tests.responses import response_batch
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_5_vl, tiny_qwen2_vl
 
@@ -391,6 +393,59 @@ def test_each_token_by_itself_adds_up_to_the_sum():
 
 def mask_of(batch: Any, response: str) -> Tensor:
     return batch.responses[response].response_mask
+
+
+CLEAR = [[2.0, 1, 0], [0, 0.5, 3], [1, 0, 2]], [[1.5, 1, 0.5], [0.5, 0.5, 2], [1, 0.5, 1.5]]
+NOISY = [[0.0, 2, 1], [3, 0.5, 0], [1, 2, 0]], [[1.0, 1.5, 0.5], [2, 0.5, 1], [1, 1, 0.5]]
+"""Logits of policy and reference at three positions."""
+
+
+@pytest.mark.parametrize(("beta", "loss"), [(0.5, 0.560903340396), (0.1, 0.665084304559)])
+def test_visual_gain_as_released(beta, loss):
+    """`tpo_trainer.py` of alibaba/TPO: scores, loss, and the norms of its gradients."""
+    labels = {"chosen": [0, 1, 2], "rejected": [1, 2, 0]}
+    clear, noisy = (torch.tensor(rows, dtype=torch.float64) for rows in (CLEAR, NOISY))
+    clear.requires_grad_(), noisy.requires_grad_()
+    scores = {}
+    for side, tokens in labels.items():
+        at = torch.tensor(tokens).expand(2, 3)[..., None]
+        own = clear.log_softmax(-1).gather(-1, at)
+        raw = clear.gather(-1, at), noisy.gather(-1, at)
+        scores[side] = (own + released_gain(*raw, rejected=side == "rejected")).sum(dim=(1, 2))
+    assert scores["chosen"].tolist() == pytest.approx([-2.793763036930, -2.906123934977])
+    assert scores["rejected"].tolist() == pytest.approx([-3.333738672888, -2.876738854711])
+    views = {side: Likelihoods(score[:1], score[1:].detach()) for side, score in scores.items()}
+    found = DPO(beta=beta)(views).loss.mean()
+    found.backward()
+    assert found.item() == pytest.approx(loss, abs=1e-11)
+    if beta == 0.5:
+        assert clear.grad[0].norm().item() == pytest.approx(0.525289875, abs=1e-8)
+        assert noisy.grad[0].norm().item() == pytest.approx(0.088212165, abs=1e-8)
+
+
+def test_the_released_gain_is_that_of_the_logits_of_transformers():
+    model = load()
+    stir(model)
+    gains = {"gain": VisualGain(condition="diffuse", form="released")}
+    likelihood = Tokens(gains=gains)
+    names = ("chosen:gain", "rejected:gain")
+    batch = response_batch(model.processor, *names, likelihood=likelihood)
+    reference, policy, known = measure(model, batch, likelihood)
+    for name in names:
+        side = name.partition(":")[0]
+        rows, at = batch.responses[side], batch.responses[side].input_ids[:, 1:, None]
+        clear = plain_logits("llava", batch, side)
+        own = clear.log_softmax(-1).gather(-1, at)
+        raw = [
+            logits.gather(-1, at)
+            for logits in (clear, plain_logits("llava", batch, side, "diffuse"))
+        ]
+        each = (own + released_gain(*raw, rejected=side == "rejected"))[..., 0]
+        assert close(reference[name], (each * rows.response_mask[:, 1:]).sum(1), within=1e-4)
+        assert known[name]["length"].tolist() == rows.response_mask.sum(1).tolist()
+    assert not torch.allclose(policy["chosen:gain"], reference["chosen:gain"])
+    policy["chosen:gain"].sum().backward()
+    assert any(p.grad.any() for _, p in model.trained_parameters() if p.grad is not None)
 
 
 def test_tokens_are_given_where_they_are_asked_for():

@@ -119,6 +119,8 @@ class TokenScores:
     """Float32 [P], KL from the reference over the vocabulary; None where it was not asked for."""
     typicality: Tensor | None = None
     """Float32 [P], of the first wanted token, without gradient; None where it was not asked for."""
+    logits: Tensor | None = None
+    """Float32 [P], the logit of the first wanted token; None where it was not asked for."""
     states: States | None = None
     """For a divergence from this model; None where it was not asked for."""
 
@@ -153,6 +155,7 @@ class TokenScorer(nn.Module):
         reference: Sequence[States] | None = None,
         keep_states: bool = False,
         typicality: bool = False,
+        logits: bool = False,
     ) -> list[TokenScores]:
         """Score the wanted tokens of all groups, one group after the other.
 
@@ -161,20 +164,25 @@ class TokenScorer(nn.Module):
             reference: what a reference kept of the same groups; asks for the divergence from it.
             keep_states: keep, without gradient, what a divergence from this model will need.
             typicality: measure it as well; see `token_typicality`.
+            logits: give those of the first wanted tokens as well.
         """
         scores = []
         for number, rows in enumerate(groups):
             hidden = self._hidden(rows)
             other = None if reference is None else reference[number]
-            found = self._score(hidden, rows.targets, other, typicality)
-            log_probs, divergence, typical = (_joined(parts) for parts in found)
+            found = self._score(hidden, rows.targets, other, typicality, logits)
+            log_probs, divergence, typical, of_token = (_joined(parts) for parts in found)
             assert log_probs is not None, "it is always asked for"
             if not rows.image_inputs.inputs:
                 log_probs = log_probs + self._nothing_seen()
             states = self._states(hidden) if keep_states else None
             scores.append(
                 TokenScores(
-                    log_probs=log_probs, divergence=divergence, typicality=typical, states=states
+                    log_probs=log_probs,
+                    divergence=divergence,
+                    typicality=typical,
+                    logits=of_token,
+                    states=states,
                 )
             )
         return scores
@@ -281,10 +289,15 @@ class TokenScorer(nn.Module):
         return replaced_forward(language, replace)
 
     def _score(
-        self, hidden: Tensor, targets: Tensor, other: States | None, typicality: bool
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        other: States | None,
+        typicality: bool,
+        logits: bool,
     ) -> Sequence[Sequence[Tensor | None]]:
-        """Each of the three statistics, piece by piece."""
-        if other is None and not typicality and targets.shape[1] == 1:
+        """Each of the four statistics, piece by piece."""
+        if other is None and not (typicality or logits) and targets.shape[1] == 1:
             log_probs = head_log_probs(
                 hidden,
                 self._head.weight,
@@ -293,12 +306,12 @@ class TokenScorer(nn.Module):
                 positions_at_once=self.positions_at_once,
                 softcap=self.family.softcap,
             )
-            return [[log_probs[:, None]], [None], [None]]
+            return [[log_probs[:, None]], [None], [None], [None]]
         pieces = self._split(hidden)
         others = [None] * len(pieces) if other is None else self._split(other.hidden)
         parts = []
         for some, wanted, theirs in zip(pieces, self._split(targets), others, strict=True):
-            arguments = (some, wanted, theirs, other, typicality)
+            arguments = (some, wanted, theirs, other, typicality, logits)
             if torch.is_grad_enabled():
                 part = checkpoint(
                     self._score_some, *arguments, use_reentrant=False, preserve_rng_state=False
@@ -315,14 +328,19 @@ class TokenScorer(nn.Module):
         theirs: Tensor | None,
         other: States | None,
         typicality: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        of_token: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         logits = self._logits(hidden)
         divergence = None
         if theirs is not None and other is not None:
             expected = bounded(linear(theirs, other.weight, other.bias), other.softcap)
             divergence = token_divergence(logits, expected)
         typical = token_typicality(logits, targets[:, 0]) if typicality else None
-        return token_log_probs(logits, targets), divergence, typical
+        own = None
+        if of_token:
+            own = logits.gather(1, targets[:, :1])[:, 0]
+            own = own.to(torch.promote_types(own.dtype, torch.float32))
+        return token_log_probs(logits, targets), divergence, typical, own
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(self.positions_at_once)
