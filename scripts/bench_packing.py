@@ -164,10 +164,10 @@ def counted(family: str, shape: Shape, pairs: int, median: int) -> dict[str, dic
     }
 
 
-def measure(
+def timed(
     family: str, shape: Shape, *, width: int, pairs: int, rounds: int, median: int
-) -> list[dict[str, Any]]:
-    """Figures of one family, a cell a way."""
+) -> dict[str, str]:
+    """How many times faster than as samples come each way is, with smallest and largest."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = wrapped(build(family, shape, width, device), "shared", device)
     rng = np.random.default_rng(1)
@@ -180,32 +180,29 @@ def measure(
     for number in range(rounds):
         for way in WAYS if number % 2 == 0 else reversed(WAYS):
             seconds[way].append(step(model, batches[way])[1])
-    found = counted(family, shape, min(4 * pairs, PAIRS), median)
     plain = seconds["as they come"]
-    return [
-        {
-            "family": family,
-            "way": way,
-            **found[way],
-            "ratio": spread([p / s for p, s in zip(plain, seconds[way], strict=True)]),
-        }
-        for way in WAYS
-    ]
+    return {way: spread([p / s for p, s in zip(plain, seconds[way], strict=True)]) for way in WAYS}
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Families; all, if none is given.")] = None,
-    rounds: Annotated[int, typer.Option(help="Steps of each.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each; 0 for none.")] = 3,
     pairs: Annotated[int, typer.Option(help="Pairs in a step that is timed.")] = 8,
     tiny: Annotated[bool, typer.Option(help="One round of small models.")] = False,
 ) -> None:
-    here, cells = machine(), []
+    here = machine()
+    cells: list[dict[str, Any]] = []
     for family in only or list(SHAPES):
         shape, width, median = replace(SHAPES[family], words=SHAPES["llava"].words), 256, 100
         if tiny:
             shape, width, median = replace(shape, words=200, grid=(4, 4)), 64, 6
             rounds, pairs = 1, 8
-        cells += measure(family, shape, width=width, pairs=pairs, rounds=rounds, median=median)
+        found = counted(family, shape, PAIRS // 4 if tiny else PAIRS, median)
+        times = dict.fromkeys(WAYS, "")
+        if rounds:
+            settings = {"width": width, "pairs": pairs, "rounds": rounds, "median": median}
+            times = timed(family, shape, **settings)
+        cells += [{"family": family, "way": w, **found[w], "ratio": times[w]} for w in WAYS]
     print("| family | a step is cut | passes | padding | times faster | by count at 7B |")
     print("|---|---|---|---|---|---|")
     for cell in cells:
