@@ -3,14 +3,15 @@
     OMP_NUM_THREADS=1 python scripts/bench_packing.py
     python scripts/bench_packing.py --tiny                  # one round of small models
 
-A step is reference, policy and backward pass of DPO with an adapter on 16 pairs with random tokens,
+A step is reference, policy and backward pass of DPO with an adapter on pairs with random tokens,
 `model.prefix` shared. Responses are log-normal in length (median 100 tokens, 0.6 the standard
 deviation of the logarithm, 8 to 600), prompts have 30 to 60 tokens next to their image: 576 tokens
 of LLaVA, 64 to 1,024 of Qwen2.5-VL. *As they come* takes four at a time; by length, no forward pass
-has more tokens than the largest of those, so that they fit the same memory. Padding and passes are
-means over many steps without a model. Seconds, as in bench_vlm.py, of models of width 256; times
-faster is the median of the rounds. By count is what it would be at 7B: products of a matrix with
-tokens, those of padding and of the attention between rows that do not see each other included.
+has more tokens than the largest of those, so that they fit the same memory. Padding, passes and
+what is by count are means over 32 steps of 32 pairs, without a model; steps of 8 are timed, seconds
+as in bench_vlm.py, on models of width 256. Times faster is the median of the rounds. By count is
+what it would be at 7B: products of a matrix with tokens, those of padding and of the attention
+between rows that do not see each other included.
 Exits if losses differ by more than 1e-5. Prints a Markdown table, then a line of JSON.
 """
 
@@ -38,8 +39,8 @@ from diffalign.models.vlm.model import VisionLanguageModel
 WAYS = ("as they come", "by length", "packed to 2,048", "packed whole")
 AT_ONCE = 4
 """Pairs of a forward pass as they come."""
-COUNTED = 32
-"""Steps of which padding is counted."""
+COUNTED, PAIRS = 32, 32
+"""Steps of which padding is counted, and pairs of each."""
 
 
 def grid_of(family: str, shape: Shape, rng: np.random.Generator) -> tuple[int, int]:
@@ -163,10 +164,10 @@ def counted(family: str, shape: Shape, pairs: int, median: int) -> dict[str, dic
     }
 
 
-def measure(
+def timed(
     family: str, shape: Shape, *, width: int, pairs: int, rounds: int, median: int
-) -> list[dict[str, Any]]:
-    """Figures of one family, a cell a way."""
+) -> dict[str, str]:
+    """How many times faster than as samples come each way is, with smallest and largest."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = wrapped(build(family, shape, width, device), "shared", device)
     rng = np.random.default_rng(1)
@@ -179,32 +180,29 @@ def measure(
     for number in range(rounds):
         for way in WAYS if number % 2 == 0 else reversed(WAYS):
             seconds[way].append(step(model, batches[way])[1])
-    found = counted(family, shape, pairs, median)
     plain = seconds["as they come"]
-    return [
-        {
-            "family": family,
-            "way": way,
-            **found[way],
-            "ratio": spread([p / s for p, s in zip(plain, seconds[way], strict=True)]),
-        }
-        for way in WAYS
-    ]
+    return {way: spread([p / s for p, s in zip(plain, seconds[way], strict=True)]) for way in WAYS}
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Families; all, if none is given.")] = None,
-    rounds: Annotated[int, typer.Option(help="Steps of each.")] = 3,
-    pairs: Annotated[int, typer.Option(help="Pairs in a step.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Timed steps of each; 0 for none.")] = 3,
+    pairs: Annotated[int, typer.Option(help="Pairs in a step that is timed.")] = 8,
     tiny: Annotated[bool, typer.Option(help="One round of small models.")] = False,
 ) -> None:
-    here, cells = machine(), []
+    here = machine()
+    cells: list[dict[str, Any]] = []
     for family in only or list(SHAPES):
         shape, width, median = replace(SHAPES[family], words=SHAPES["llava"].words), 256, 100
         if tiny:
             shape, width, median = replace(shape, words=200, grid=(4, 4)), 64, 6
             rounds, pairs = 1, 8
-        cells += measure(family, shape, width=width, pairs=pairs, rounds=rounds, median=median)
+        found = counted(family, shape, PAIRS // 4 if tiny else PAIRS, median)
+        times = dict.fromkeys(WAYS, "")
+        if rounds:
+            settings = {"width": width, "pairs": pairs, "rounds": rounds, "median": median}
+            times = timed(family, shape, **settings)
+        cells += [{"family": family, "way": w, **found[w], "ratio": times[w]} for w in WAYS]
     print("| family | a step is cut | passes | padding | times faster | by count at 7B |")
     print("|---|---|---|---|---|---|")
     for cell in cells:

@@ -35,7 +35,10 @@ def test_ranks_have_equally_many_samples_and_about_as_many_tokens(ranks):
 
 def test_samples_of_about_one_length_go_together():
     assert cut([[10], [40], [12], [38]], tokens=80) == [[1, 3], [2, 0]]
-    assert cut([[10], [40], [12], [38]], tokens=79) == [[1], [3, 2], [0]]
+    assert cut([[10], [40], [12], [38]], tokens=79) == [[1], [3], [2, 0]]  # not [3, 2], [0]
+    assert cut([[10], [10], [10], [9]], tokens=30) == [[0, 1, 2], [3]]
+    assert cut([[10], [10], [9], [9]], tokens=40) == [[0, 1, 2, 3]]  # two less of padding
+    assert cut([[10], [10], [5], [5]], tokens=40) == [[0, 1], [2, 3]]  # ten less
     assert cut([[10, 9], [3, 3]], tokens=20) == [[0], [1]]
     assert cut([[30]], tokens=20) == [[0]]
 

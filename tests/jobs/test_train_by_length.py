@@ -97,13 +97,11 @@ def trained(run: RunConfig) -> Trained:
 
 def assert_alike(ours: Trained, theirs: Trained) -> None:
     """Losses to 1e-5, gradients to 1e-4 of them."""
-    rows, weights = zip(ours, theirs, strict=True)
-    for one, other in zip(*rows, strict=True):
+    (rows, weights), (other_rows, others) = ours, theirs
+    for one, other in zip(rows, other_rows, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-    assert weights[0] and all(
-        torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0]
-    )
+    assert weights and all(torch.allclose(weights[k], others[k], atol=1e-5) for k in weights)
 
 
 @pytest.fixture(scope="module")

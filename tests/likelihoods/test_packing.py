@@ -24,7 +24,7 @@ ALL = 10_000
 
 def three_ways(
     batch_of: Any, likelihood: Tokens | None = None, *, pack_to: int = ALL, **changes: Any
-) -> tuple[Any, Any, Any]:
+) -> Any:
     """A step of plain rows, and the model and step of packed ones, repeated and shared."""
     model = load(**changes, prefix="repeated")
     plain = step(model, batch_of(model.processor), likelihood)

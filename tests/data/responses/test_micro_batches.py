@@ -146,7 +146,7 @@ def test_the_start_says_what_cutting_is_worth(processor, tmp_path):
 @pytest.mark.parametrize("shared", [True, False])
 def test_texts_tell_about_how_long_rows_are(processor, tmp_path, shared):
     write_lines(tmp_path, rows(30), images=31)
-    source = open_source(tmp_path, processor)
+    source: Any = open_source(tmp_path, processor)
     assert source._comparisons.sizes is not None
     true = np.array(
         [
@@ -163,7 +163,7 @@ def test_texts_tell_about_how_long_rows_are(processor, tmp_path, shared):
 
 def test_rows_of_a_sample_are_those_that_go_through_the_model(processor):
     views = frozenset({"chosen", "rejected", "chosen@diffuse", "rejected:changed"})
-    maker = TokenSampleMaker(
+    maker: Any = TokenSampleMaker(
         config=ResponseConfig(
             path="unused", conditions={"diffuse": Diffuse()}, weights={"changed": Changed()}
         ),
