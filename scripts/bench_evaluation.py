@@ -99,12 +99,20 @@ def llava_576(folder: Path, count: int, *, side: int = 24, width: int = 256) -> 
     processor.image_processor.crop_size = {"height": pixels, "width": pixels}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-            **{"num_attention_heads": 2, "image_size": pixels, "patch_size": 14},
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=pixels,
+            patch_size=14,
         ),
         text_config=LlamaConfig(
-            **{"vocab_size": 32_064, "hidden_size": width, "intermediate_size": 2 * width},
-            **{"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4},
+            vocab_size=32_064,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -246,11 +254,9 @@ def main(
                 sizes = {"side": 4, "width": 64} if tiny else {}
                 case = llava_576(folder, 12 if tiny else 24 * rounds, **sizes)
             cells.append(measure(case, rounds, batch_size, folder))
-    print(
-        "| model | images | questions | same responses | questions/s, shared / repeated / plain |",
-        end="",
-    )
-    print(" faster than repeated | than plain |\n|---|---|---|---|---|---|---|")
+    columns = ["model", "images", "questions", "same responses", f"questions/s, {' / '.join(WAYS)}"]
+    columns += ["times repeated", "times plain"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for cell in cells:
         rates = " / ".join(f"{cell['per_second'][way]}" for way in WAYS)
         print(

@@ -96,14 +96,14 @@ def test_rows_of_several_prefixes_grow_and_are_left_out():
 def model_of(config: Any, **generation: Any) -> Any:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    cls = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    cls: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     stand_in = type(cls.__name__, (), {"forward": cls.forward})()
     stand_in.config = config
     stand_in.generation_config = SimpleNamespace(**generation)
     return stand_in
 
 
-OBSTACLES = {
+OBSTACLES: dict[str, tuple[Any, str]] = {
     "a window": (lambda: LlavaConfig(text_config=MistralConfig(sliding_window=64)), "64 tokens"),
     "layers with windows": (transformers.Gemma3Config, "of the kind sliding_attention"),
     "a prefix that is seen as a whole": (transformers.PaliGemmaConfig, "those after them"),
@@ -118,7 +118,7 @@ def test_families_that_cannot_go_on_from_a_copy_are_told(what):
 
 
 def test_recurrent_layers_and_settings_of_a_checkpoint_are_told():
-    config = LlavaConfig()
+    config: Any = LlavaConfig()
     assert cache_obstacle(model_of(config)) is None
     assert cache_obstacle(model_of(config, repetition_penalty=1.05, num_beams=1)) is None
     found = cache_obstacle(model_of(config, no_repeat_ngram_size=3))
