@@ -58,8 +58,17 @@ class ImageQuestion:
     """One question about one image."""
 
     question_id: str
-    image: Path
+    image: Path | None
+    """None where the question is asked without one."""
     text: str
+    choices: tuple[str, ...] = ()
+    """Words to choose among: the response is the one that most probably comes first. Empty lets the
+    model write."""
+
+    @property
+    def image_name(self) -> str:
+        """The name of the image's file; empty where there is none."""
+        return "" if self.image is None else self.image.name
 
 
 class WritesResponses(Protocol):
@@ -118,7 +127,7 @@ class ResponsesPlan(AbstractPlan):
         self.folder, self.of = asking.saves.parent, asking.saves.name
         model = _identity(asked.model)
         self._maker = _digest(model, asking.max_new_tokens, asking.system, asking.dtype)
-        self._known = {q.question_id: _digest(q.image.name, q.text) for q in asked.questions}
+        self._known = {q.question_id: _digest_of(q) for q in asked.questions}
         kept = _kept(asking.saves, self._maker)
         self.responses = {i: r.answer for i, r in kept.items() if r.asked == self._known.get(i)}
         """By question id, those that are there."""
@@ -147,11 +156,12 @@ class ResponsesPlan(AbstractPlan):
         return lambda block: self._ask(model, block.work)
 
     def _ask(self, model: WritesResponses, batch: Sequence[ImageQuestion]) -> list[Row | Failed]:
-        texts = _generate(model, batch, self._asked.asking)
+        write = _choose if any(q.choices for q in batch) else _generate
+        texts = write(model, batch, self._asked.asking)
         rows = [
             _Kept(
                 question_id=q.question_id,
-                image=q.image.name,
+                image=q.image_name,
                 question=q.text,
                 answer=text,
                 asked=self._known[q.question_id],
@@ -200,10 +210,15 @@ def _generate(
     try:
         return model.generate(
             [
-                question_prompt(model.processor, question.text, system=asking.system)
+                question_prompt(
+                    model.processor,
+                    question.text,
+                    system=asking.system,
+                    image=question.image is not None,
+                )
                 for question in questions
             ],
-            [[_image(question.image)] for question in questions],
+            [_images(question) for question in questions],
             max_new_tokens=asking.max_new_tokens,
         )
     except torch.OutOfMemoryError as error:
@@ -211,6 +226,36 @@ def _generate(
             f"the memory of the GPU does not hold {len(questions)} questions at once: set "
             f"asking.batch_size lower. What was answered stays, and the same command goes on"
         ) from error
+
+
+def _choose(
+    model: WritesResponses, questions: Sequence[ImageQuestion], asking: Asking
+) -> list[str]:
+    """The choice of each question that is most probably the first word of a response."""
+    from diffalign.models.vlm.model import VisionLanguageModel
+    from diffalign.models.vlm.processor import question_prompt
+
+    if not isinstance(model, VisionLanguageModel):
+        raise ModelError("this model tells no probabilities of words: use kind vlm")
+    tokenizer = model.processor.tokenizer
+    rows: list[str] = []
+    for question in questions:  # one by one: no padding, and letters alone are compared
+        image = question.image is not None
+        prompt = question_prompt(model.processor, question.text, system=asking.system, image=image)
+        (found,) = model.first_token_probabilities([prompt], [_images(question)])
+        probable = {w: float(found[_first_tokens(tokenizer, w)].sum()) for w in question.choices}
+        rows.append(max(probable, key=probable.__getitem__))
+    return rows
+
+
+def _first_tokens(tokenizer: Any, word: str) -> list[int]:
+    """Rows of the vocabulary with which a word may begin, after a space or not."""
+    spelt = (tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
+    heads = {ids[0] for ids in spelt if ids}
+    found = sorted(i for i in heads if tokenizer.decode([i]).strip())
+    if not found:
+        raise ModelError(f"the tokenizer has no token with which {word!r} begins")
+    return found
 
 
 def _identity(model: AbstractModel) -> Any:
@@ -249,7 +294,7 @@ def _kept(path: Path, maker: str) -> dict[str, _Kept]:
 
 
 def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
-    absent = sorted({q.image.name for q in questions if not q.image.is_file()})
+    absent = sorted({q.image.name for q in questions if q.image and not q.image.is_file()})
     if absent:
         raise DataError(
             f"{folder}: {len(absent)} images of the benchmark are missing, for example "
@@ -273,12 +318,21 @@ def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResp
     return cast(WritesResponses, loaded)
 
 
-def _image(path: Path) -> Any:
+def _images(question: ImageQuestion) -> list[Any]:
+    path = question.image
+    if path is None:
+        return []
     try:
-        return decode(path)
+        return [decode(path)]
     except BadImageError as error:
         reason = f"{error.reason.value}: {error.detail}"
         raise DataError(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def _digest_of(question: ImageQuestion) -> str:
+    """Tells what was asked; files of earlier versions, which knew no choices, hold the same."""
+    choices = [list(question.choices)] if question.choices else []
+    return _digest(question.image_name, question.text, *choices)
 
 
 def _digest(*parts: Any) -> str:

@@ -50,18 +50,20 @@ def read_processor(
     return processor
 
 
-def question_prompt(processor: Any, text: str, *, system: str = "") -> str:
+def question_prompt(processor: Any, text: str, *, system: str = "", image: bool = True) -> str:
     """A question about one image as the chat template writes it, up to where a response begins.
 
     Args:
         processor: of the model.
         text: the question; the image stands before it.
         system: what a system turn says first; empty leaves it to the template.
+        image: whether there is one.
 
     Raises:
         ModelError: there is no chat template, or none that takes this.
     """
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    seen = [{"type": "image"}] if image else []
+    asked = {"role": "user", "content": [*seen, {"type": "text", "text": text}]}
     told = {"role": "system", "content": [{"type": "text", "text": system}]}
     turns = [told, asked] if system else [asked]
     try:
