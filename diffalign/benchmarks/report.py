@@ -47,7 +47,7 @@ class Figure:
         if self.value is None:
             return "undefined"
         around = f" ({_interval(self)})" if self.interval else ""
-        return f"{self.value:.{_digits(self.unit)}f}{around}"
+        return f"{self.value:.{digits_of(self.unit)}f}{around}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,12 @@ def _from_zero(interval: Interval | None) -> Interval | None:
 
 def as_json(report: Report) -> str:
     """One JSON object: figures, intervals, counts, parts, settings, what was left out, notes."""
-    content = {
+    return json.dumps(as_dict(report), ensure_ascii=False)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """What `as_json` writes."""
+    return {
         "benchmark": report.benchmark,
         **_plain(report.whole),
         **({"parts": {k: _plain(p) for k, p in report.parts.items()}} if report.parts else {}),
@@ -201,7 +206,6 @@ def as_json(report: Report) -> str:
         "confidence": report.bootstrap.confidence,
         "interval": f"{report.bootstrap.describe} of {report.resampled}",
     }
-    return json.dumps(content, ensure_ascii=False)
 
 
 def _plain(part: Panel) -> dict[str, Any]:
@@ -231,14 +235,15 @@ def as_table(part: Panel, title: str, confidence: float) -> Table:
     return table
 
 
-def _digits(unit: Unit) -> int:
+def digits_of(unit: Unit) -> int:
+    """Digits behind the point that a figure is shown with."""
     return 2 if unit == "points" else 1
 
 
 def _value(figure: Figure) -> str:
     if figure.value is None:
         return "undefined"
-    return f"{figure.value:.{_digits(figure.unit)}f}" + "%" * (figure.unit == "percent")
+    return f"{figure.value:.{digits_of(figure.unit)}f}" + "%" * (figure.unit == "percent")
 
 
 def edge_notes(part: Panel, *, apart: Collection[str] = ()) -> list[str]:
@@ -265,5 +270,5 @@ def edge_notes(part: Panel, *, apart: Collection[str] = ()) -> list[str]:
 def _interval(figure: Figure) -> str:
     if figure.interval is None:
         return "none"
-    digits = _digits(figure.unit)
+    digits = digits_of(figure.unit)
     return f"{figure.interval.low:.{digits}f} to {figure.interval.high:.{digits}f}"

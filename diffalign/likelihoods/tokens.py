@@ -84,6 +84,8 @@ class PreparedTokens:
     """View -> [B], once the policy was evaluated after the reference."""
     typicality: Mapping[str, Tensor] = field(default_factory=dict)
     """View -> [B], once the policy was evaluated, where it is asked for."""
+    top: Tensor | None = None
+    """Entropy and mass of the policy's top tokens, [2], once it was evaluated in training."""
 
     def of_cells(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values at the tokens of all groups, [P, ...], group by group."""
@@ -212,7 +214,10 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             reference=None if model.is_reference else prepared.reference_states,
             keep_states=keeps,
             typicality=self.typicality and not model.is_reference,
+            top=torch.is_grad_enabled() and not model.is_reference,
         )
+        if tops := [some.top for some in scores if some.top is not None]:
+            prepared.top = torch.stack(tops).mean(dim=0)
         if keeps:
             prepared.reference_states = [some.states for some in scores if some.states is not None]
         elif prepared.reference_states is not None:
@@ -252,6 +257,12 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             if name in prepared.typicality:
                 row_metadata[name]["typicality"] = prepared.typicality[name]
         return row_metadata
+
+    def figures(self, prepared: PreparedTokens) -> dict[str, Tensor]:
+        """`top_entropy` and `top_mass` of the policy in training."""
+        if prepared.top is None:
+            return {}
+        return {"top_entropy": prepared.top[0], "top_mass": prepared.top[1]}
 
     def describe(self) -> str:
         """One line for the start of a run."""

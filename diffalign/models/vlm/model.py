@@ -103,17 +103,22 @@ class VisionLanguageModel(AbstractTrainable):
         reference: Sequence[States] | None = None,
         keep_states: bool = False,
         typicality: bool = False,
+        top: bool = False,
     ) -> list[TokenScores]:
         """Statistics of the wanted tokens under the policy, or within `reference()` the reference.
 
         Args:
-            groups, reference, keep_states, typicality: see `TokenScorer.forward`.
+            groups, reference, keep_states, typicality, top: see `TokenScorer.forward`.
         """
         network = self.network if self._called is None else self._called
         self.evaluations += sum(len(rows) for rows in groups)
         with self._autocast():
             scores: list[TokenScores] = network(
-                groups, reference=reference, keep_states=keep_states, typicality=typicality
+                groups,
+                reference=reference,
+                keep_states=keep_states,
+                typicality=typicality,
+                top=top,
             )
         return scores
 
