@@ -321,6 +321,13 @@ class VisionLanguageModel(AbstractTrainable):
         return int(tokenizer.eos_token_id if own is None else own)
 
     @property
+    def patch_size(self) -> int | None:
+        """Side of a patch of the vision tower in pixels; None where its configuration has none."""
+        vision = getattr(self._unwrapped.model.config, "vision_config", None)
+        size = getattr(vision, "patch_size", None)
+        return int(size) if isinstance(size, int) else None
+
+    @property
     def placeholders(self) -> list[int]:
         """Tokens that represent images: ordinary rows of the vocabulary."""
         config = self._unwrapped.model.config
