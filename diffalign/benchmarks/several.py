@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from diffalign.benchmarks.report import Counted, Report, digits_of
@@ -92,7 +93,7 @@ def compare_reports(reports: Mapping[str, Report]) -> SeveralModels:
 
 def _counting(counted: Counted) -> list[str]:
     """The clusters with anything in them, such as images of which a question was answered."""
-    some = np.stack([np.asarray(c) for c in counted.tally.values()]).any(axis=0)
+    some: NDArray[np.bool_] = np.stack(list(counted.tally.values())).any(axis=0)
     return [name for name, is_there in zip(counted.names, some, strict=True) if is_there]
 
 
@@ -126,7 +127,7 @@ def _differences(before: Counted, after: Counted, bootstrap: Bootstrap) -> dict[
         found[name] = Difference(
             value=None if np.isnan(value) else value,
             interval=intervals[name],
-            p_value=swap_p_value(*sides, measure.statistic, seed=bootstrap.seed),
+            p_value=swap_p_value(sides[0], sides[1], measure.statistic, seed=bootstrap.seed),
         )
     return found
 

@@ -103,8 +103,9 @@ def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     merged = dict(settings)
     for key, value in changes.items():
         before = merged.get(key)
-        deeper = isinstance(value, Mapping) and isinstance(before, Mapping)
-        merged[key] = _merged(before, value) if deeper else value
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            value = _merged(before, value)
+        merged[key] = value
     return merged
 
 

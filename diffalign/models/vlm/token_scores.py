@@ -306,8 +306,9 @@ class TokenScorer(nn.Module):
 
     @torch.no_grad()
     def _top(self, hidden: Tensor) -> Tensor:
-        apart = max(1, len(hidden) // _LOOKED_AT)
-        return top_token_figures(self._head(hidden[::apart][:_LOOKED_AT]))
+        count = min(_LOOKED_AT, self.positions_at_once)
+        apart = max(1, len(hidden) // count)
+        return top_token_figures(self._head(hidden[::apart][:count]))
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(self.positions_at_once)

@@ -41,6 +41,11 @@ def test_long_passes_are_looked_at_here_and_there():
 
     scorer.model = Model()
     scorer.module_names = type("Names", (), {"head": "head"})()
-    scorer._top(torch.arange(1000.0)[:, None].expand(1000, 12))
+    scorer.positions_at_once = 4096
+    hidden = torch.arange(1000.0)[:, None].expand(1000, 12)
+    scorer._top(hidden)
     assert len(seen[0]) == 128
     assert seen[0][:3] == [0, 7, 14]
+    scorer.positions_at_once = 4  # no more logits at once than that
+    scorer._top(hidden)
+    assert seen[1] == [0, 250, 500, 750]
