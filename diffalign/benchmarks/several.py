@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
 
 from diffalign.benchmarks.report import Counted, Report, digits_of
@@ -93,7 +92,7 @@ def compare_reports(reports: Mapping[str, Report]) -> SeveralModels:
 
 def _counting(counted: Counted) -> list[str]:
     """The clusters with anything in them, such as images of which a question was answered."""
-    some: NDArray[np.bool_] = np.stack(list(counted.tally.values())).any(axis=0)
+    some = np.atleast_1d(np.stack(list(counted.tally.values())).any(axis=0))
     return [name for name, is_there in zip(counted.names, some, strict=True) if is_there]
 
 
