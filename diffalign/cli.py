@@ -223,6 +223,19 @@ def synthesise(
 
 
 @app.command()
+def diagnose(settings: Settings = None) -> None:
+    """Show which words a run on responses made more or less probable, and where the model looks."""
+    from diffalign import config
+    from diffalign.jobs import diagnose as job
+
+    folder, overrides = arguments.subject(settings)
+    if folder is None:
+        raise ConfigError("diagnose takes the folder of a run first: diffalign diagnose runs/mine")
+    named = f"run={json_text.dumps(folder)}"
+    job.run(config.load(job.DiagnoseConfig, None, [named, *overrides]))
+
+
+@app.command()
 def demo(
     settings: Settings = None,
     vlm: Annotated[

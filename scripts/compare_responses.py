@@ -41,6 +41,7 @@ COLUMNS = {
     "chair_s": "CHAIR-s",
     "chair_i": "CHAIR-i",
     "recall": "recall",
+    "repetition_s": "named twice",
     "pope_accuracy": "POPE accuracy",
     "pope_yes_ratio": "yes",
     "mean_length": "words",
@@ -66,6 +67,7 @@ class Row:
 ROWS = (
     Row("dpo", "DPO", "dpo.yaml"),
     Row("mdpo", "mDPO", "mdpo.yaml"),
+    Row("mdpo_repeats", "mDPO, repeats rejected too", "mdpo_repeats.yaml"),
     Row("re_align", "Re-Align", "re_align.yaml"),
     Row("opa_dpo_stage1", "OPA-DPO, first stage", "opa_dpo_stage1.yaml"),
     Row("opa_dpo", "OPA-DPO, both stages", "opa_dpo.yaml", after="opa_dpo_stage1"),
@@ -171,8 +173,9 @@ def table(folder: Path, rows: Sequence[Row], scenes: int, before: str) -> str:
     return (
         merged(before, head, lines, ["base", *(row.title for row in ROWS)])
         + f"\n\n{scenes} held-out scenes; 95 % intervals, resampled by scene; percent, and words "
-        f"of a description. CPU seconds: of the whole run, one thread. {os.cpu_count()} cores "
-        f"({platform.machine()}, torch {torch.__version__}), by "
+        f"of a description. Named twice: descriptions that name an object again; empty where a row "
+        f"was measured before that was counted. CPU seconds: of the whole run, one thread. "
+        f"{os.cpu_count()} cores ({platform.machine()}, torch {torch.__version__}), by "
         f"`python scripts/compare_responses.py`.\n"
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from diffalign.comparison.compare import Place, compare_scores
-from diffalign.comparison.evidence import POWER, holm, looks_at, prompts_needed
+from diffalign.evidence import POWER, holm, looks_at, prompts_needed
 
 SKILLS = (0.0, 0.0, 0.8, 2.5)
 """Of the models of a table; their pairs have win rates of decided pairs from .5 to .97."""

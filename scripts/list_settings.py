@@ -38,6 +38,7 @@ JOBS = {
     "label": "diffalign.jobs.label:LabelConfig",
     "convert": "diffalign.jobs.convert:ConvertConfig",
     "evaluate": "diffalign:AbstractBenchmark",
+    "diagnose": "diffalign.jobs.diagnose:DiagnoseConfig",
     "synthesise": "diffalign.jobs.synthesise:SynthesiseConfig",
     "demo": "diffalign.jobs.demo:DemoConfig",
     "demo --vlm": "diffalign.jobs.demo_responses:ResponsesDemoConfig",

@@ -1,13 +1,14 @@
 """Make the playground's preferences between responses from the tiny LLaVA's own samples.
 
     python scripts/make_playground_responses.py --out assets/playground/responses
+    python scripts/make_playground_responses.py --repeats --out assets/playground/repeats
 
 Every scene is described a few times at temperature 1; the first description that names an object
-which is not there is the rejected response, whatever else it says. The ground truth writes two
-better
-ones: the chosen response, which a truthful annotator gives, and the revised one, which is the
-rejected one with as little as possible changed. One file holds the columns of several published
-forms side by side, made of the same samples, and `responses.kind` says which are read:
+which is not there is the rejected response, whatever else it says; with --repeats also the first
+one that names an object twice. The ground truth writes two better ones: the chosen response, which
+a truthful annotator gives, and the revised one, which is the rejected one with as little as
+possible changed. One file holds the columns of several published forms side by side, made of the
+same samples, and `responses.kind` says which are read:
 
     trl         image, prompt, chosen, rejected
     rlhf_v      image, text: the revised response against the rejected one
@@ -82,12 +83,13 @@ SCHEMA = pa.schema(
     }
 )
 
-SCORES = {"none": 4, "attribute": 2, "absent": 1}
+SCORES = {"none": 4, "attribute": 2, "absent": 1, "repeated": 2}
 """OPA-DPO's score of a sentence, from 1 to 4."""
 ERRORS = {
     "none": "correct",
     "attribute": "image_recognition_error",
     "absent": "image_recognition_error",
+    "repeated": "image_recognition_error",
 }
 """OPA-DPO's names of mistakes."""
 
@@ -111,6 +113,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="folder of the model; default: the shipped one")
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=3, help="descriptions sampled of each scene")
+    parser.add_argument(
+        "--repeats", action="store_true", help="reject descriptions that name an object twice, too"
+    )
     parser.add_argument("--seed", type=int, default=30_000_001, help="of scenes and samples")
     return parser.parse_args()
 
@@ -121,7 +126,7 @@ def main() -> None:
         device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"
     )
     examples = []
-    for example in hallucinating(model, samples=args.samples, seed=args.seed):
+    for example in mistaken(model, samples=args.samples, seed=args.seed, repeats=args.repeats):
         examples.append(example)
         if len(examples) == args.rows:
             break
@@ -139,13 +144,13 @@ def main() -> None:
     print(summary(examples))
 
 
-def hallucinating(
-    model: VisionLanguageModel, *, samples: int, seed: int, at_once: int = 64
+def mistaken(
+    model: VisionLanguageModel, *, samples: int, seed: int, repeats: bool, at_once: int = 64
 ) -> Iterator[Example]:
     """Scenes without end, of those the ones that the model describes with a mistake.
 
-    A description that is wrong throughout, names an object twice or is none is passed over: there
-    is nothing in it to keep, or no telling what it meant.
+    A description that is wrong throughout or is none is passed over, and without `repeats` one that
+    names an object twice: there is nothing in it to keep, or no telling what it meant.
     """
     content = [{"type": "image"}, {"type": "text", "text": DESCRIBE}]
     prompt = model.processor.apply_chat_template(
@@ -165,17 +170,17 @@ def hallucinating(
             for i in range(samples)
         ]
         for scene, texts in zip(scenes, zip(*sampled, strict=True), strict=True):
-            example = first_mistaken(scene, texts)
+            example = first_mistaken(scene, texts, repeats=repeats)
             if example is not None:
                 yield example
         start += at_once
         print(f"{start} scenes described", flush=True)
 
 
-def first_mistaken(scene: Scene, texts: Sequence[str]) -> Example | None:
+def first_mistaken(scene: Scene, texts: Sequence[str], *, repeats: bool) -> Example | None:
     """The first description that makes a mistake which can be fixed."""
     for text in texts:
-        sentences = check_sentences(text, scene)
+        sentences = check_sentences(text, scene, repeats=repeats)
         if sentences and hallucinates(sentences) and revised(sentences):
             return Example(scene, text, sentences)
     return None
@@ -267,14 +272,15 @@ def summary(examples: Sequence[Example]) -> str:
         "rejected": [example.sample for example in examples],
     }
     faults = {name: sum(item.fault == name for item in sentences) for name in SCORES}
+    again = f", {faults['repeated']} an object that was named before" if faults["repeated"] else ""
     words = ", ".join(
         f"{name} {np.mean([len(text.split()) for text in texts]):.1f}"
         for name, texts in lengths.items()
     )
     return (
         f"Sentences of rejected responses: {faults['none']} right, {faults['absent']} name an "
-        f"absent "
-        f"object, {faults['attribute']} a wrong colour or shape. Mean length in words: {words}."
+        f"absent object, {faults['attribute']} a wrong colour or shape{again}. Mean length in "
+        f"words: {words}."
     )
 
 
@@ -293,7 +299,8 @@ little as possible changed (revised).
 The columns are those of several published forms side by side; `responses.kind` chooses `trl`,
 `rlhf_v`, `mask_dpo`, `opa_dpo` or `re_align`. Made by
 
-    python scripts/make_playground_responses.py --out assets/playground/responses --rows {args.rows}
+    python scripts/make_playground_responses.py{" --repeats" if args.repeats else ""} \\
+      --out assets/playground/{args.out.name} --rows {args.rows}
 """
 
 

@@ -47,18 +47,31 @@ def merged(before: str, head: Sequence[str], rows: Mapping[str, str], order: Seq
         order: first cells of all rows that the table may have.
 
     Raises:
-        SystemExit: a row is kept from a table with other columns.
+        SystemExit: a row is kept from a table with columns that are there no more.
     """
     lines = [line for line in before.splitlines() if line.startswith("|")]
     kept = {line.split("|")[1].strip(): line for line in lines[2:]}
     kept = {cell: line for cell, line in kept.items() if cell in order and cell not in rows}
     if kept and lines[:2] != list(head):
+        kept = {cell: _widened(line, lines[0], head[0], kept) for cell, line in kept.items()}
+    together = {**kept, **rows}
+    return "\n".join([*head, *(together[cell] for cell in order if cell in together)])
+
+
+def _widened(line: str, before: str, now: str, kept: Mapping[str, str]) -> str:
+    """A row under more columns than it was measured for; what is new stays empty.
+
+    Raises:
+        SystemExit: a column of the row is there no more.
+    """
+    old, new = ([cell.strip() for cell in text.split("|")[1:-1]] for text in (before, now))
+    if not set(old) <= set(new):
         raise SystemExit(
             f"the columns of the table have changed, so that {', '.join(kept)} cannot be kept: "
             f"measure all rows again"
         )
-    together = {**kept, **rows}
-    return "\n".join([*head, *(together[cell] for cell in order if cell in together)])
+    cells = dict(zip(old, (cell.strip() for cell in line.split("|")[1:-1]), strict=True))
+    return f"| {' | '.join(cells.get(name, '') for name in new)} |"
 
 
 def figure(saved: Mapping[str, Any]) -> Figure:

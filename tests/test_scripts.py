@@ -197,6 +197,15 @@ def test_a_row_of_other_columns_is_not_kept(monkeypatch):
         merged(before, ["| a | c |", "|---|---|"], {"x": "| x | 9 |"}, order)
 
 
+def test_a_row_that_is_kept_stays_empty_under_a_column_that_is_new(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from pages import merged
+
+    before = "| a | b |\n|---|---|\n| x | 1 |\n| y | 2 |"
+    new = merged(before, ["| a | n | b |", "|---|---|---|"], {"x": "| x | 8 | 9 |"}, ["x", "y"])
+    assert new.splitlines()[2:] == ["| x | 8 | 9 |", "| y |  | 2 |"]
+
+
 def test_the_figures_of_the_demos_go_into_the_pages(tmp_path, monkeypatch):
     for page in ("README.md", "docs/results.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
@@ -207,7 +216,10 @@ def test_the_figures_of_the_demos_go_into_the_pages(tmp_path, monkeypatch):
         **{"mean_difference": 0.125, "mean_difference_interval": interval},
         **{"wins": 3, "ties": 4, "losses": 1, "win_rate": 0.75, "win_rate_interval": interval},
     }
-    names = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
+    names = (
+        *("chair_s", "chair_i", "recall", "repetition_s", "mean_length"),
+        *("pope_accuracy", "pope_yes_ratio"),
+    )
     figures = {
         name: {"label": name, "value": 12.5, "unit": "percent", "interval": [10, 15]}
         for name in names

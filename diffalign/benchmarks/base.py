@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffalign.benchmarks.report import Report
 from diffalign.generation.responses import Asked, Asking
@@ -24,6 +25,11 @@ class AbstractBenchmark(Ranged, abc.ABC):
     """How intervals are made."""
     details: Path | None = None
     """JSON lines with what was found in each response; null writes none."""
+    called: str = "first"
+    """Name of this model in a table of several."""
+    also: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Further models for one table, each by its name with the settings in which it differs, such as
+    `also.aligned.responses=FILE` or `also.aligned.model.lora.start=RUN`."""
 
     @property
     @abc.abstractmethod

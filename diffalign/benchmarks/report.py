@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,8 @@ from diffalign.intervals import Bootstrap, Interval, Statistic, Tally
 LISTED = 10
 """Ids that are listed of what was left out; their number is always given."""
 
-Unit = Literal["percent", "words", "points"]
+Unit = Literal["percent", "words", "points", "difference"]
+"""Percent are shares, from 0 to 100; a difference is one of two shares, from -100 to 100."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Figure:
         if self.value is None:
             return "undefined"
         around = f" ({_interval(self)})" if self.interval else ""
-        return f"{self.value:.{_digits(self.unit)}f}{around}"
+        return f"{self.value:.{digits_of(self.unit)}f}{around}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,20 @@ class Panel:
     counts: Mapping[str, int]
     clusters: int
     """That were resampled for the intervals."""
+    counted: Counted | None = None
+    """What the figures were made of; None where they are not to be compared with others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Counts by cluster, and how figures follow from them: what a paired comparison needs."""
+
+    names: tuple[str, ...]
+    """Of the clusters, such as images; the same in the counts of another model."""
+    tally: Tally
+    """Counts by name, each of shape [clusters]."""
+    measures: Mapping[str, Measure]
+    """By name of the figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +99,20 @@ class Report:
         return [*self.notes, *self.bootstrap.cautions(self.whole.clusters, self.resampled)]
 
 
-def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -> Panel:
+def panel(
+    tally: Tally,
+    measures: Mapping[str, Measure],
+    bootstrap: Bootstrap,
+    *,
+    names: Sequence[str] = (),
+) -> Panel:
     """Figures and their intervals from the counts of each cluster.
 
     Args:
         tally: counts by name, each of shape [clusters].
         measures: by name of the figure.
         bootstrap: how intervals are made.
+        names: of the clusters; empty where the panel is not to be compared with another model's.
     """
     totals: dict[str, NDArray[np.float64]] = {k: np.asarray(v.sum()) for k, v in tally.items()}
     intervals = bootstrap.intervals(
@@ -105,13 +127,58 @@ def panel(tally: Tally, measures: Mapping[str, Measure], bootstrap: Bootstrap) -
             label=measure.label,
             unit=measure.unit,
             value=None if np.isnan(value) else value,
-            interval=_from_zero(intervals[name]),
+            interval=intervals[name]
+            if measure.unit == "difference"
+            else _from_zero(intervals[name]),
         )
     return Panel(
         figures=figures,
         counts={name: int(total) for name, total in totals.items()},
         clusters=len(next(iter(tally.values()))),
+        counted=Counted(names=tuple(names), tally=tally, measures=measures) if names else None,
     )
+
+
+def average_panel(
+    tallies: Mapping[str, Tally],
+    measures: Mapping[str, Measure],
+    bootstrap: Bootstrap,
+    *,
+    names: Sequence[str],
+    further: Mapping[str, Measure] | None = None,
+) -> Panel:
+    """Each figure as the plain mean over parts, such as splits or tasks; counts are sums.
+
+    An image is resampled with what it has in all parts.
+
+    Args:
+        tallies: by part, all of the same clusters.
+        measures: of each part.
+        bootstrap: how intervals are made.
+        names: of the clusters.
+        further: functions of the joined counts `PART/NAME`, that stand behind the means.
+    """
+    joined = {f"{part}/{name}": counts for part, t in tallies.items() for name, counts in t.items()}
+
+    def averaged(statistic: Statistic) -> Statistic:
+        return lambda of_all: np.mean(
+            [
+                statistic({name: of_all[f"{part}/{name}"] for name in t})
+                for part, t in tallies.items()
+            ],
+            axis=0,
+        )
+
+    means = {
+        name: Measure(measure.label, measure.unit, averaged(measure.statistic))
+        for name, measure in measures.items()
+    }
+    found = panel(joined, {**means, **(further or {})}, bootstrap, names=names)
+    totals: dict[str, int] = {}
+    for t in tallies.values():
+        for name, counts in t.items():
+            totals[name] = totals.get(name, 0) + int(counts.sum())
+    return replace(found, counts=totals)
 
 
 def _from_zero(interval: Interval | None) -> Interval | None:
@@ -121,7 +188,12 @@ def _from_zero(interval: Interval | None) -> Interval | None:
 
 def as_json(report: Report) -> str:
     """One JSON object: figures, intervals, counts, parts, settings, what was left out, notes."""
-    content = {
+    return json.dumps(as_dict(report), ensure_ascii=False)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """What `as_json` writes."""
+    return {
         "benchmark": report.benchmark,
         **_plain(report.whole),
         **({"parts": {k: _plain(p) for k, p in report.parts.items()}} if report.parts else {}),
@@ -134,7 +206,6 @@ def as_json(report: Report) -> str:
         "confidence": report.bootstrap.confidence,
         "interval": f"{report.bootstrap.describe} of {report.resampled}",
     }
-    return json.dumps(content, ensure_ascii=False)
 
 
 def _plain(part: Panel) -> dict[str, Any]:
@@ -164,14 +235,15 @@ def as_table(part: Panel, title: str, confidence: float) -> Table:
     return table
 
 
-def _digits(unit: Unit) -> int:
+def digits_of(unit: Unit) -> int:
+    """Digits behind the point that a figure is shown with."""
     return 2 if unit == "points" else 1
 
 
 def _value(figure: Figure) -> str:
     if figure.value is None:
         return "undefined"
-    return f"{figure.value:.{_digits(figure.unit)}f}" + "%" * (figure.unit == "percent")
+    return f"{figure.value:.{digits_of(figure.unit)}f}" + "%" * (figure.unit == "percent")
 
 
 def edge_notes(part: Panel, *, apart: Collection[str] = ()) -> list[str]:
@@ -198,5 +270,5 @@ def edge_notes(part: Panel, *, apart: Collection[str] = ()) -> list[str]:
 def _interval(figure: Figure) -> str:
     if figure.interval is None:
         return "none"
-    digits = _digits(figure.unit)
+    digits = digits_of(figure.unit)
     return f"{figure.interval.low:.{digits}f} to {figure.interval.high:.{digits}f}"

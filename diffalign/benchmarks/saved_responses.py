@@ -6,6 +6,9 @@ published files are called `.json` either way.
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,106 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DataError(f"{path}: holds nothing")
     return rows
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table: `.tsv` or `.csv` with a heading, `.parquet`, or as for `read_objects`.
+
+    Columns of a parquet file that hold images are left out.
+
+    Raises:
+        DataError: there is no such file, or it holds no row.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".tsv", ".csv", ".parquet"):
+        return read_objects(path)
+    if kind == ".parquet":
+        rows = _parquet_rows(path)
+    else:
+        csv.field_size_limit(2**31 - 1)  # images as base64
+        separator = "\t" if kind == ".tsv" else ","
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=separator))
+    if not rows:
+        raise DataError(f"{path}: holds nothing")
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    try:
+        file = pq.ParquetFile(path)
+        names = [
+            field.name
+            for field in file.schema_arrow
+            if not pa.types.is_struct(field.type) and not pa.types.is_binary(field.type)
+        ]
+        rows: list[dict[str, Any]] = file.read(columns=names).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as a parquet file: {error}") from error
+    return rows
+
+
+def responses_to(
+    path: Path, ids: Sequence[str], *, keys: Sequence[str] = RESPONSE_KEYS
+) -> dict[str, str]:
+    """Responses by the id of their question, in the order of the questions.
+
+    A row has a question_id and the response under one of `keys`. Where no row has an id, row n
+    answers question n, and there must be as many.
+
+    Args:
+        path: JSON lines or a JSON list.
+        ids: of the questions, in their order.
+        keys: names of the response.
+
+    Raises:
+        DataError: a response is to no question, a question has two, or ids are missing in part.
+    """
+    rows = read_objects(path)
+    with_id = [row for row in rows if "question_id" in row]
+    if with_id and len(with_id) < len(rows):
+        raise DataError(
+            f"{path}: {len(rows) - len(with_id)} of {len(rows)} responses have no question_id; "
+            "give it to all of them, or to none where they stand in the order of the questions"
+        )
+    if not with_id and len(rows) != len(ids):
+        raise DataError(
+            f"{path}: {len(rows)} responses without question_id to {len(ids)} questions: "
+            "which belongs to which cannot be known; give each response the question_id"
+        )
+    known = KnownIds(ids)
+    placed = (
+        [known.find(row["question_id"]) or str(row["question_id"]) for row in rows]
+        if with_id
+        else list(ids)
+    )
+    refuse_repeated(placed, path)
+    texts = {
+        question_id: text_of(row, keys, path=path, number=number)
+        for number, (question_id, row) in enumerate(zip(placed, rows, strict=True), start=1)
+    }
+    unknown = [question_id for question_id in placed if known.find(question_id) is None]
+    if unknown:
+        raise DataError(
+            f"{path}: {len(unknown)} responses are to questions that are not there, for example "
+            f"question_id {', '.join(unknown[:5])}; the questions have {known.examples()}; give "
+            f"the responses to these very questions"
+        )
+    return {question_id: texts[question_id] for question_id in ids if question_id in texts}
+
+
+def refuse_repeated(ids: Sequence[str], path: Path) -> None:
+    """Raise DataError where the id of a question stands more than once."""
+    repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: {len(repeated)} question_ids stand more than once, for example "
+            f"{', '.join(repeated[:5])}; one file holds one split, answered once"
+        )
 
 
 def field_of(row: Mapping[str, Any], names: Sequence[str], *, path: Path, number: int) -> Any:

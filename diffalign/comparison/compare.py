@@ -3,7 +3,7 @@
 Images are paired by prompt and seed, so both models answered the same prompt from the same
 noise. Images of one prompt resemble each other and are no independent evidence: intervals come
 from resampling whole prompts, see `diffalign.intervals`, and p-values from flipping them, see
-`diffalign.comparison.evidence`.
+`diffalign.evidence`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffalign.comparison.evidence import PromptsNeeded, prompts_needed, sign_flip_p_value
+from diffalign.evidence import PromptsNeeded, prompts_needed, sign_flip_p_value
 from diffalign.intervals import Bootstrap, Interval, Tally, ratio
 
 Place = tuple[str, int]

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffalign.comparison.compare import Comparison, Place
-from diffalign.comparison.evidence import PromptsNeeded
 from diffalign.comparison.results import Result, contradictions
+from diffalign.evidence import PromptsNeeded
 from diffalign.files import to_json
 from diffalign.generation.manifest import ItemKey, ManifestRow, grid_rows
 from diffalign.imaging.grid import GridRow

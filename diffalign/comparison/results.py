@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from diffalign.comparison.compare import Comparison, Place, contradiction
-from diffalign.comparison.evidence import Looks
+from diffalign.evidence import Looks
 
 _LISTED_MISSING = 5
 

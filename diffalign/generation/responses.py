@@ -82,8 +82,17 @@ class ImageQuestion:
     """One question about one image."""
 
     question_id: str
-    image: Path
+    image: Path | None
+    """None where the question is asked without one."""
     text: str
+    choices: tuple[str, ...] = ()
+    """Words to choose among: the response is the one that most probably comes first. Empty lets the
+    model write."""
+
+    @property
+    def image_name(self) -> str:
+        """The name of the image's file; empty where there is none."""
+        return "" if self.image is None else self.image.name
 
 
 class WritesResponses(Protocol):
@@ -149,7 +158,7 @@ class ResponsesPlan(AbstractPlan):
         self.folder, self.of = asking.saves.parent, asking.saves.name
         model = _identity(asked)
         self._maker = _digest(model, asking.max_new_tokens, asking.system, asking.dtype)
-        self._known = {q.question_id: _digest(q.image.name, q.text) for q in asked.questions}
+        self._known = {q.question_id: _digest_of(q) for q in asked.questions}
         self._places = {q.question_id: place for place, q in enumerate(asked.questions)}
         kept = _kept(asking.saves, self._maker)
         self.responses = {i: r.answer for i, r in kept.items() if r.asked == self._known.get(i)}
@@ -171,6 +180,11 @@ class ResponsesPlan(AbstractPlan):
         """Raise DataError where images of questions that have no response are missing, and
         ConfigError where the key of an endpoint may not be sent there."""
         missing = [q for q in self._asked.questions if q.question_id not in self.responses]
+        if self._asked.asking.endpoint is not None and any(q.choices for q in missing):
+            raise ConfigError(
+                "choices are told apart by the probability of their first word, which a server is "
+                "not asked for: give a model of this machine, or read written responses"
+            )
         _check_images(missing, self._asked.asking.images)
         if self._asked.asking.endpoint is not None:
             self._asked.asking.endpoint.check()
@@ -182,12 +196,13 @@ class ResponsesPlan(AbstractPlan):
         assert self._asked.model is not None
         model = _load(self._asked.model, self._asked.asking, device)
         said, console = getattr(model, "remarks", list), Console(stderr=True, highlight=False)
-        images = Ahead(_image, [q.image for q in questions], threads=self._asked.asking.workers)
+        images = Ahead(_images, [q.image for q in questions], threads=self._asked.asking.workers)
 
         def do(block: Block) -> list[Row | Failed]:
             batch = block.work  # all of it: the company of a question does not change
             shown = {path: images.take(path) for path in dict.fromkeys(q.image for q in batch)}
-            texts = _generate(model, batch, shown, self._asked.asking)
+            write = _choose if any(q.choices for q in batch) else _generate
+            texts = write(model, batch, shown, self._asked.asking)
             for remark in said():
                 console.print(remark, markup=False, soft_wrap=True)
             told = zip(batch, texts, strict=True)
@@ -201,13 +216,15 @@ class ResponsesPlan(AbstractPlan):
 
         announce(endpoint.variable, endpoint.address, f"the model {endpoint.model}")
         asking = self._asked.asking
-        uri = functools.lru_cache(endpoint.parallel)(lambda path: whole_uri(_image(path)))
+        uris = functools.lru_cache(endpoint.parallel)(
+            lambda path: [whole_uri(image) for image in _images(path)]
+        )
 
         def reply(question: ImageQuestion) -> str:
             return endpoint.reply(
                 question.text,
-                uri(question.image),
-                name=f"{question.question_id} (image {question.image.name})",
+                uris(question.image),
+                name=f"{question.question_id} (image {question.image_name or 'none'})",
                 system=asking.system,
                 max_new_tokens=asking.max_new_tokens,
             )
@@ -230,7 +247,7 @@ class ResponsesPlan(AbstractPlan):
     def _row(self, question: ImageQuestion, text: str) -> Row:
         kept = _Kept(
             question_id=question.question_id,
-            image=question.image.name,
+            image=question.image_name,
             question=question.text,
             answer=text,
             asked=self._known[question.question_id],
@@ -246,7 +263,7 @@ class ResponsesPlan(AbstractPlan):
 
 def _together(asked: Asked) -> list[Sequence[ImageQuestion]]:
     """Questions as they are asked together: see `ResponsesPlan`."""
-    by_image: dict[Path, list[ImageQuestion]] = {}
+    by_image: dict[Path | None, list[ImageQuestion]] = {}
     for question in asked.questions:
         by_image.setdefault(question.image, []).append(question)
     if asked.asking.endpoint is not None:
@@ -290,7 +307,7 @@ def ask(
 def _generate(
     model: WritesResponses,
     questions: Sequence[ImageQuestion],
-    images: Mapping[Path, Any],
+    images: Mapping[Path | None, list[Any]],
     asking: Asking,
 ) -> list[str]:
     import torch
@@ -300,10 +317,15 @@ def _generate(
     try:
         return model.generate(
             [
-                question_prompt(model.processor, question.text, system=asking.system)
+                question_prompt(
+                    model.processor,
+                    question.text,
+                    system=asking.system,
+                    images=len(images[question.image]),
+                )
                 for question in questions
             ],
-            [[images[question.image]] for question in questions],
+            [images[question.image] for question in questions],
             max_new_tokens=asking.max_new_tokens,
         )
     except torch.OutOfMemoryError as error:
@@ -311,6 +333,41 @@ def _generate(
             f"the memory of the GPU does not hold {len(questions)} questions at once: set "
             f"asking.batch_size lower. What was answered stays, and the same command goes on"
         ) from error
+
+
+def _choose(
+    model: WritesResponses,
+    questions: Sequence[ImageQuestion],
+    images: Mapping[Path | None, list[Any]],
+    asking: Asking,
+) -> list[str]:
+    """The choice of each question that is most probably the first word of a response."""
+    from diffalign.models.vlm.answering import Answerer
+    from diffalign.models.vlm.processor import question_prompt
+
+    if not isinstance(model, Answerer):
+        raise ModelError("this model tells no probabilities of words: use kind vlm")
+    tokenizer = model.processor.tokenizer
+    rows: list[str] = []
+    for question in questions:  # one by one: no padding, and letters alone are compared
+        shown = images[question.image]
+        prompt = question_prompt(
+            model.processor, question.text, system=asking.system, images=len(shown)
+        )
+        (found,) = model.first_token_probabilities([prompt], [shown])
+        probable = {w: float(found[_first_tokens(tokenizer, w)].sum()) for w in question.choices}
+        rows.append(max(probable, key=probable.__getitem__))
+    return rows
+
+
+def _first_tokens(tokenizer: Any, word: str) -> list[int]:
+    """Rows of the vocabulary with which a word may begin, after a space or not."""
+    spelt = (tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
+    heads = {ids[0] for ids in spelt if ids}
+    found = sorted(i for i in heads if tokenizer.decode([i]).strip())
+    if not found:
+        raise ModelError(f"the tokenizer has no token with which {word!r} begins")
+    return found
 
 
 def _identity(asked: Asked) -> Any:
@@ -352,7 +409,7 @@ def _kept(path: Path, maker: str) -> dict[str, _Kept]:
 
 
 def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
-    absent = sorted({q.image.name for q in questions if not q.image.is_file()})
+    absent = sorted({q.image.name for q in questions if q.image and not q.image.is_file()})
     if absent:
         raise DataError(
             f"{folder}: {len(absent)} images of the benchmark are missing, for example "
@@ -382,12 +439,21 @@ def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResp
     return Answerer(loaded, rows_at_once=asking.batch_size, prefix=prefix)
 
 
-def _image(path: Path) -> Any:
+def _images(path: Path | None) -> list[Any]:
+    """The image of a question, decoded; none where there is none."""
+    if path is None:
+        return []
     try:
-        return decode(path)
+        return [decode(path)]
     except BadImageError as error:
         reason = f"{error.reason.value}: {error.detail}"
         raise DataError(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def _digest_of(question: ImageQuestion) -> str:
+    """Tells what was asked; files of earlier versions, which knew no choices, hold the same."""
+    choices = [list(question.choices)] if question.choices else []
+    return _digest(question.image_name, question.text, *choices)
 
 
 def _digest(*parts: Any) -> str:

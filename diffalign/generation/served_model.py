@@ -29,13 +29,19 @@ class ServedModel(ChatEndpoint):
     gets `{}`."""
 
     def reply(
-        self, text: str, image: str, *, name: str, system: str = "", max_new_tokens: int
+        self,
+        text: str,
+        images: Sequence[str],
+        *,
+        name: str,
+        system: str = "",
+        max_new_tokens: int,
     ) -> str:
-        """The greedy response to a question about an image.
+        """The greedy response to a question about images.
 
         Args:
-            text: the question; the image stands before it.
-            image: its address, such as `data:image/png;base64,...`.
+            text: the question; the images stand before it.
+            images: their addresses, such as `data:image/png;base64,...`.
             name: of the question, for errors.
             system: what a system turn says first; empty leaves it to the chat template.
             max_new_tokens: a response ends there at the latest.
@@ -44,10 +50,8 @@ class ServedModel(ChatEndpoint):
             ConfigError: the server will not take this request.
             EndpointError: it does not answer, or not with one text.
         """
-        content = [
-            {"type": "image_url", "image_url": {"url": image}},
-            {"type": "text", "text": text},
-        ]
+        shown = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+        content = [*shown, {"type": "text", "text": text}]
         told = [{"role": "system", "content": system}] if system else []
         messages: list[dict[str, Any]] = [*told, {"role": "user", "content": content}]
         try:

@@ -15,7 +15,6 @@ from diffalign import commands
 from diffalign import config as configs
 from diffalign.comparison.compare import Comparison, Place, compare_scores
 from diffalign.comparison.diversity import read_diversity
-from diffalign.comparison.evidence import holm, looks_at
 from diffalign.comparison.explorer import explorer_section
 from diffalign.comparison.grids import FOLDER as GRIDS
 from diffalign.comparison.grids import write_grids
@@ -38,6 +37,7 @@ from diffalign.comparison.tables import (
     position_table,
 )
 from diffalign.errors import ConfigError, DataError
+from diffalign.evidence import holm, looks_at
 from diffalign.files import read_json, write_atomically, write_image
 from diffalign.generation.manifest import ItemKey, ManifestRow, read_manifest, seeds_side_by_side
 from diffalign.generation.prompts import PromptsConfig, read_prompts

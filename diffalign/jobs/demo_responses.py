@@ -36,7 +36,10 @@ from diffalign.playground.scenes import Scene, render
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.training.config import RunConfig
 
-SHOWN = ("chair_s", "chair_i", "recall", "mean_length", "pope_accuracy", "pope_yes_ratio")
+SHOWN = (
+    *("chair_s", "chair_i", "recall", "repetition_s", "mean_length"),
+    *("pope_accuracy", "pope_yes_ratio"),
+)
 """Figures of the table, of those that are measured."""
 _AT_ONCE = 64
 """Questions in a batch."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from diffalign import blocks, components, sessions
+from diffalign import config as configs
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.benchmarks.report import LISTED, Report, as_json, as_table, counts_line
+from diffalign.benchmarks.report import LISTED, Report, as_dict, as_json, as_table, counts_line
+from diffalign.benchmarks.several import (
+    SeveralModels,
+    compare_reports,
+    differences_as_dict,
+    explanation,
+    several_table,
+)
 from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import ConfigError
 from diffalign.files import write_json_lines
@@ -24,19 +34,85 @@ def run(
 ) -> Report | None:
     """Evaluate responses, print the figures, and save details where the settings name a file.
 
+    With `also`, every model is evaluated, and one table holds them against the first.
+
     Args:
         benchmark: which responses, and how they are counted.
         json_only: print one JSON object and nothing else.
         sharing: which processes ask the model, where one is asked; None is this one.
 
     Returns:
-        The figures; None where other shards still have to ask.
+        The figures, of several models those of the first; None where other shards still have to
+        ask.
 
     Raises:
         BusyError: another command writes a file of this one.
-        ConfigError: work shall be shared, and no model is asked.
+        ConfigError: work shall be shared, and no model is asked; or two models share a file.
     """
-    shared = sharing or Sharing()
+    if not benchmark.also:
+        return _one(benchmark, sharing or Sharing(), json_only=json_only, alone=True)
+    reports: dict[str, Report] = {}
+    for name, of_model in models_of(benchmark).items():
+        if not json_only:
+            Console(highlight=False).rule(escape(name), align="left")
+        report = _one(of_model, sharing or Sharing(), json_only=json_only, alone=False)
+        if report is None:
+            return None
+        reports[name] = report
+    compared = compare_reports(reports)
+    if json_only:
+        print(json.dumps(_several_as_dict(compared), ensure_ascii=False))
+    else:
+        _print_several(compared)
+    return reports[compared.first]
+
+
+def models_of(benchmark: AbstractBenchmark) -> dict[str, AbstractBenchmark]:
+    """The settings of every model of a table, by its name.
+
+    Raises:
+        ConfigError: a model's settings are wrong, two have one name, or share a file that a run
+            writes.
+    """
+    settings = configs.to_dict(benchmark)
+    also = settings.pop("also")
+    if benchmark.called in also:
+        raise ConfigError(
+            f"also.{benchmark.called}: the first model is called so; set called=NAME for it"
+        )
+    found = {benchmark.called: benchmark}
+    for name, changes in also.items():
+        changed = _merged(settings, {"called": name, **changes})
+        changed.pop("kind", None)
+        found[name] = configs.from_dict(type(benchmark), changed, place=f"also.{name}")
+    written: dict[Path, str] = {}
+    for name, of_model in found.items():
+        shared = {getattr(of_model, "verdicts", None)}  # a judge's verdicts name what they are of
+        for file in sorted(of_model.written - shared):
+            if file in written:
+                raise ConfigError(
+                    f"also.{name}: writes {file}, as {written[file]} does; give it a file of its "
+                    f"own, such as also.{name}.asking.saves=FILE or also.{name}.details=FILE"
+                )
+            written[file] = name
+    return found
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes in them, key by key at any depth."""
+    merged = dict(settings)
+    for key, value in changes.items():
+        before = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            value = _merged(before, value)
+        merged[key] = value
+    return merged
+
+
+def _one(
+    benchmark: AbstractBenchmark, shared: Sharing, *, json_only: bool, alone: bool
+) -> Report | None:
+    """Evaluate one model; where it is not the only one, nothing is said of what is next."""
     with ExitStack() as stack:
         saves = benchmark.asked_into
         if saves is None and shared != Sharing():
@@ -60,7 +136,7 @@ def run(
             return None
         if shared.shard is not None:
             _hold(stack, benchmark.written - own)
-        return _report(benchmark, kind, console, json_only=json_only)
+        return _report(benchmark, kind, console, json_only=json_only, alone=alone)
 
 
 def _hold(stack: ExitStack, files: Iterable[Path]) -> None:
@@ -87,17 +163,38 @@ def _ask(benchmark: AbstractBenchmark, session: sessions.Session, sharing: Shari
 
 
 def _report(
-    benchmark: AbstractBenchmark, kind: str, console: Console, *, json_only: bool
+    benchmark: AbstractBenchmark, kind: str, console: Console, *, json_only: bool, alone: bool
 ) -> Report:
     report = benchmark.report()
     if benchmark.details is not None:
         write_json_lines(benchmark.details, report.details)
     if json_only:
-        print(as_json(report))
-    else:
-        _print(report, console)
+        if alone:
+            print(as_json(report))
+        return report
+    _print(report, console)
+    if alone:
         _print_next(benchmark, kind, console)
     return report
+
+
+def _several_as_dict(compared: SeveralModels) -> dict[str, Any]:
+    return {
+        "benchmark": compared.reports[compared.first].benchmark,
+        "first": compared.first,
+        "models": {name: as_dict(report) for name, report in compared.reports.items()},
+        "differences": differences_as_dict(compared),
+        "notes": list(compared.notes),
+    }
+
+
+def _print_several(compared: SeveralModels) -> None:
+    console = Console(highlight=False)
+    console.rule("All models", align="left")
+    console.print(several_table(compared))
+    console.print(explanation(compared), markup=False, soft_wrap=True)
+    for note in compared.notes:
+        console.print(f"[yellow]{escape(note)}", soft_wrap=True)
 
 
 def _print(report: Report, console: Console) -> None:

@@ -117,6 +117,8 @@ class PreparedTokens:
     """View -> [B, L], once the reference was evaluated, where it is asked for."""
     policy_tokens: Mapping[str, Tensor] = field(default_factory=dict)
     """The same of the policy."""
+    top: Tensor | None = None
+    """Entropy and mass of the policy's top tokens, [2], once it was evaluated in training."""
 
     def of_cells(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values at the tokens of all groups, [P, ...], group by group."""
@@ -268,7 +270,10 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             keep_states=keeps,
             typicality=self.typicality and not model.is_reference,
             logits=any(view.disturbed is not None for view in prepared.views.values()),
+            top=torch.is_grad_enabled() and not model.is_reference,
         )
+        if tops := [some.top for some in scores if some.top is not None]:
+            prepared.top = torch.stack(tops).mean(dim=0)
         if keeps:
             prepared.reference_states = [some.states for some in scores if some.states is not None]
         elif prepared.reference_states is not None:
@@ -331,6 +336,12 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             )
             for name, policy in prepared.policy_tokens.items()
         }
+
+    def figures(self, prepared: PreparedTokens) -> dict[str, Tensor]:
+        """`top_entropy` and `top_mass` of the policy in training."""
+        if prepared.top is None:
+            return {}
+        return {"top_entropy": prepared.top[0], "top_mass": prepared.top[1]}
 
     def describe(self) -> str:
         """One line for the start of a run."""

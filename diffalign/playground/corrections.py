@@ -15,7 +15,7 @@ from diffalign.playground.multi_object_scenes import (
 )
 from diffalign.playground.scenes import Kind, Scene
 
-Fault = Literal["none", "attribute", "absent"]
+Fault = Literal["none", "attribute", "absent", "repeated"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class CheckedSentence:
 
     text: str
     fault: Fault
-    """`attribute`: an object that the description misses is meant, and one word is wrong."""
+    """`attribute`: an object that the description misses is meant, and one word is wrong.
+    `repeated`: an object that is there was named before."""
     correction: Kind | None
     """The kind that the sentence should name; None where it should go."""
 
@@ -34,20 +35,34 @@ class CheckedSentence:
         return sentence(self.correction) if self.correction else ""
 
 
-def check_sentences(response: str, scene: Scene) -> list[CheckedSentence] | None:
+def check_sentences(
+    response: str, scene: Scene, *, repeats: bool = False
+) -> list[CheckedSentence] | None:
     """Hold each sentence of a description against a scene.
 
+    Args:
+        response: the description.
+        scene: what it is of.
+        repeats: judge descriptions that name an object twice as well: the second mention of one
+            that is there is a mistake, and goes.
+
     Returns:
-        None where an object is named twice or a sentence names none: no such mistake is part of
-        what this playground teaches, and it is not for a correction to guess what was meant.
+        None where a sentence names no object, or, without `repeats`, an object is named twice: it
+        is not for a correction to guess what was meant.
     """
     texts = sentences_of(response)
     named = [kind_named(text) for text in texts]
     kinds = [kind for kind in named if kind is not None]
-    if len(kinds) < len(named) or len(set(kinds)) < len(kinds):
+    if len(kinds) < len(named) or (not repeats and len(set(kinds)) < len(kinds)):
         return None
     missed = [kind for kind in kinds_in(scene) if kind not in kinds]
-    return [_check(text, kind, scene, missed) for text, kind in zip(texts, kinds, strict=True)]
+    checked: list[CheckedSentence] = []
+    for place, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
+        if kind in kinds[:place] and kind in kinds_in(scene):
+            checked.append(CheckedSentence(text, "repeated", None))
+        else:
+            checked.append(_check(text, kind, scene, missed))
+    return checked
 
 
 def _check(text: str, kind: Kind, scene: Scene, missed: list[Kind]) -> CheckedSentence:

@@ -61,7 +61,8 @@ def evaluate_responses(
         bootstrap: how intervals are made; 10,000 resamples if None.
 
     Returns:
-        In this order `chair_s`, `chair_i`, `recall` and `mean_length` (words) of descriptions;
+        In this order `chair_s`, `chair_i`, `recall`, `repetition_s` (how many name an object twice)
+        and `mean_length` (words) of descriptions;
         `pope_accuracy`, `pope_f1` and `pope_yes_ratio` of the three splits together and
         `pope_SPLIT_accuracy` of each; `attribute_accuracy`. All but the length in percent.
     """
@@ -116,7 +117,8 @@ def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> 
         for number, (scene, response) in enumerate(zip(scenes, responses, strict=True))
     ]
     figures = chair.chair_panel(checked, bootstrap).figures
-    return {name: figures[name] for name in ("chair_s", "chair_i", "recall", "mean_length")}
+    names = ("chair_s", "chair_i", "recall", "repetition_s", "mean_length")
+    return {name: figures[name] for name in names}
 
 
 def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:

@@ -44,7 +44,8 @@ def model_figures(views: Mapping[str, Likelihoods], measure: Measure) -> dict[st
 
     Returns:
         By name, each [n]: `drift/VIEW`, the log-ratio; of a denoiser `error/VIEW`, the mean squared
-        error; of responses `log_prob/VIEW`, log-probability per token, and `tokens/VIEW`.
+        error; of responses `log_prob/VIEW`, log-probability per token, `tokens/VIEW`, and with a
+        reference `fell/VIEW`, the share that is less probable than under it.
     """
     figures: dict[str, Tensor] = {}
     for name, view in views.items():
@@ -54,6 +55,8 @@ def model_figures(views: Mapping[str, Likelihoods], measure: Measure) -> dict[st
             figures[f"error/{name}"] = -2 * view.policy
         if measure == "token log-probability":
             figures[f"log_prob/{name}"] = view.average
+            if view.reference is not None:
+                figures[f"fell/{name}"] = (view.log_ratio < 0).float()
             if view.length is not None:
                 figures[f"tokens/{name}"] = view.length
     return {name: values.detach() for name, values in figures.items()}
@@ -120,6 +123,27 @@ def length_figures(views: Mapping[str, Likelihoods]) -> dict[str, Figure]:
         "accuracy/chosen_longer": Subset(right, longer.float()),
         "chosen_longer": longer.float(),
     }
+
+
+def displacement_figures(views: Mapping[str, Likelihoods]) -> dict[str, Figure]:
+    """Whether pairs of responses are told apart at the cost of the chosen one.
+
+    Args:
+        views: of a micro-batch.
+
+    Returns:
+        `displaced`: 1 for each pair whose margin over the reference is positive although the chosen
+        response became less probable. Nothing without pairs, tokens or a reference.
+
+    Source: Razin et al. 2024, arXiv:2410.08847 (likelihood displacement).
+    """
+    chosen, rejected = views.get("chosen"), views.get("rejected")
+    if chosen is None or rejected is None or chosen.rows is not None or rejected.rows is not None:
+        return {}
+    if chosen.length is None or chosen.reference is None or rejected.reference is None:
+        return {}
+    ratio = chosen.log_ratio.detach()
+    return {"displaced": ((ratio < 0) & (ratio > rejected.log_ratio.detach())).float()}
 
 
 def reward_of(view: Likelihoods) -> Tensor:

@@ -35,7 +35,13 @@ from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput
 from diffalign.training.bad_steps import BadSteps
 from diffalign.training.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from diffalign.training.config import TrainingConfig
-from diffalign.training.figures import Figure, length_figures, margin_figures, model_figures
+from diffalign.training.figures import (
+    Figure,
+    displacement_figures,
+    length_figures,
+    margin_figures,
+    model_figures,
+)
 from diffalign.training.hooks.base import AbstractHook, Hooks, StepOutcome
 from diffalign.training.hooks.records import Records
 from diffalign.training.hooks.weight_average import AverageOfOptimizer, WeightAverage
@@ -288,6 +294,7 @@ class Trainer:
             **margin_figures(output.metrics, self.likelihood.noise(self.model, part.batch)),
             **model_figures(views, self.likelihood.measures),
             **length_figures(views),
+            **displacement_figures(views),
             **part.figures,
         }
         return output, figures

@@ -8,7 +8,8 @@ Thresholds are those that tell the sound runs of the playground from the harmful
 Sources: Razin et al. 2024, arXiv:2410.08847 (likelihood displacement); Yuan et al. 2024,
 arXiv:2410.13828 (gradient entanglement); Rafailov et al. 2024, arXiv:2406.02900 (over-optimisation
 of implicit rewards); Yan et al. 2024, arXiv:2406.07327 (the rejected side falls fastest); Gao et
-al. 2022, arXiv:2210.10760 (over-optimisation of reward models).
+al. 2022, arXiv:2210.10760 (over-optimisation of reward models); Shi et al. 2024, arXiv:2410.11677
+(entropy and mass of the most probable tokens).
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ CHOSEN_FALL = 0.015
 """Nats per token by which chosen responses have to fall below their best."""
 CHOSEN_FALL_SHARE = 0.25
 """Share of their best gain that they have to lose."""
+DISPLACED = 0.25
+"""Share of pairs that are told apart although their chosen response became less probable."""
+FLATTER = 1.5
+"""Entropy of the most probable tokens over that of the first intervals."""
+OTHER_LENGTH = 1.5
+"""Length of sampled responses over that of the first intervals, or the other way round."""
 BY_LENGTH = 0.2
 """Difference of accuracies at which length is named."""
 LEAST_LONGER = 20
@@ -124,6 +131,58 @@ def chosen_falls(record: Record) -> Verdict | None:
         {"chosen_fall": fall, "best_at": record.best["step"], "rejected_gain": rejected},
         lower_rate=True,
     )
+
+
+def displaced(record: Record) -> Verdict | None:
+    """Many pairs are told apart by a rejected response that falls faster than the chosen one."""
+    share, fell = record.recent("displaced"), record.recent("fell/chosen")
+    if share is None or fell is None or share < DISPLACED:
+        return None
+    return Verdict(
+        "displaced",
+        f"{share:.0%} of the pairs are told apart although their chosen response became less "
+        f"probable ({fell:.0%} of the chosen ones did): what both sides share is unlearnt, and the "
+        f"mean over all pairs may not show it yet (likelihood displacement). Raise objective.beta, "
+        f"add a term `anchor` or `sft`, or lower optimizer.lr.",
+        {"displaced": share, "fell_chosen": fell},
+        lower_rate=True,
+    )
+
+
+def flattens(record: Record) -> Verdict | None:
+    """The policy becomes less sure of its words: what it writes next is spread over more tokens."""
+    now, first = record.recent("top_entropy"), record.first.get("top_entropy", 0.0)
+    mass = record.recent("top_mass")
+    if now is None or mass is None or first <= 0 or now < FLATTER * first:
+        return None
+    return Verdict(
+        "flattens",
+        f"the entropy of the ten most probable tokens is {now / first:.1f} times that of the first "
+        f"intervals, and they hold {mass:.1%} of the probability: the model loses its sureness of "
+        f"words that nobody asked it to unlearn, and falls apart where it samples. Lower "
+        f"optimizer.lr to a third, or raise objective.beta.",
+        {"top_entropy": now, "top_entropy_first": first, "top_mass": mass},
+        lower_rate=True,
+    )
+
+
+def length_drifts(record: Record) -> Verdict | None:
+    """What the policy samples becomes much longer or shorter, round by round."""
+    if not record.rounds:
+        return None  # lengths of a data set are its own
+    for name, first in record.first.items():
+        now = record.recent(name) if name.startswith("tokens/") else None
+        if now is None or first <= 0 or max(now / first, first / max(now, 1e-9)) < OTHER_LENGTH:
+            continue
+        return Verdict(
+            "length_drifts",
+            f"sampled responses have {now:.0f} tokens where they had {first:.0f}: a reward that "
+            f"counts words, or mistakes alone, is met by length. Look at what is sampled; take "
+            f"likelihood.reduction=mean, or a reward that length does not change.",
+            {name: now, f"{name}_first": first},
+            lower_rate=False,
+        )
+    return None
 
 
 def beyond_clip(record: Record) -> Verdict | None:
@@ -267,6 +326,9 @@ RULES: tuple[Callable[[Record], Verdict | None], ...] = (
     rate_too_high,
     chosen_lost,
     chosen_falls,
+    displaced,
+    flattens,
+    length_drifts,
     beyond_clip,
     reward_fell,
     reward_hacked,

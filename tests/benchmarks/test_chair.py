@@ -100,6 +100,8 @@ def test_figures_worked_by_hand(objects_of):
             "chair_i": 100 * (1 + 0 + 2 + 0) / (3 + 1 + 2 + 0),
             "chair_s": 100 * 2 / 4,
             "recall": 100 * (1 + 1 + 0 + 0) / (2 + 1 + 2 + 2),
+            "repetition_i": 100 * (1 + 0 + 1 + 0) / (3 + 1 + 2 + 0),
+            "repetition_s": 100 * 2 / 4,
             "mean_length": (7 + 2 + 4 + 0) / 4,
         }
     )

@@ -54,6 +54,37 @@ def test_figures_worked_by_hand():
     )
 
 
+PUBLISHED = (
+    ("Good. Rating: 6", 6),
+    ("rating: 3, no hallucination", 3),
+    ("Rating: 0", 0),
+    ("Rating 4", 0),
+    ("Rating: 2 at first, but rating: 5", 0),
+    ("RATING: 5", 5),
+    ("Rating: **4**", 0),
+    ("rating: 1 out of 6", 1),
+)
+"""Replies, and the rating that RLAIF-V's summary makes of them: 0 where it reads none."""
+
+
+def test_twelve_times_eight_replies_count_as_the_released_code_counts_them():
+    rated = [
+        RatedItem(item=item(n), rating=parse_rating(PUBLISHED[n % 8][0]) or 0) for n in range(96)
+    ]
+    assert [r.rating for r in rated[:8]] == [rating for _, rating in PUBLISHED]
+    counts = tally(rated)
+    totals = {name: np.asarray(count.sum()) for name, count in counts.items()}
+    values = {name: float(measure.statistic(totals)) for name, measure in MEASURES.items()}
+    assert values["score"] == 1.875
+    assert values["hallucination_rate"] == 62.5
+    assert values["informativeness"] == pytest.approx(25)
+    assert [r.informativeness for r in rated[:8]] == [3, 0, 0, 0, 0, 2, 0, 1]
+
+
+def test_a_rating_of_ten_reads_as_one_as_published():
+    assert parse_rating("Rating: 10") == 1
+
+
 def test_types_go_round_by_eight():
     assert [item(n).question_type for n in (0, 1, 7, 8, 95)] == [
         "attribute",

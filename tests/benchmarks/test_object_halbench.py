@@ -121,3 +121,49 @@ def test_figures_worked_by_hand():
             "mean_length": (8 + 4 + 4) / 3,
         }
     )
+
+
+PUBLISHED = (
+    (["man", "horse", "fence"], {"person", "horse"}),
+    (["kid", "puppy", "couch", "lamp"], {"person", "couch"}),
+    (["sky"], {"bird"}),
+    (["toilet", "seat", "bike", "bicycle"], {"toilet", "bicycle"}),
+    (["cab", "woman", "laptop"], {"car", "person", "dining table"}),
+)
+"""Objects that a judge listed, and classes in the image; counted by RLAIF-V's compute_chair."""
+REFINED = Synonyms(
+    {
+        **dict.fromkeys(("person", "man", "woman", "kid"), "person"),
+        **dict.fromkeys(("bicycle", "bike"), "bicycle"),
+        **dict.fromkeys(("car", "cab"), "car"),
+        **dict.fromkeys(("chair", "seat"), "chair"),
+        **dict.fromkeys(("dog", "puppy"), "dog"),
+        **{name: name for name in ("horse", "couch", "bird", "toilet", "laptop", "dining table")},
+    }
+)
+"""What the published table has of these words."""
+
+
+def test_five_lists_count_as_the_released_code_counts_them():
+    checked = [
+        check(
+            str(n),
+            "a b c d",
+            claimed_words(listed, REFINED, phrases("rules"), double_words(REFINED)),
+            frozenset(truth),
+            REFINED,
+        )
+        for n, (listed, truth) in enumerate(PUBLISHED)
+    ]
+    panel = halbench_panel(checked, Bootstrap(resamples=100))
+    values = {name: figure.value for name, figure in panel.figures.items()}
+    assert values["response_level"] == 50  # 2 of 4: the sky is no object of COCO
+    assert panel.counts["hallucinating_answers"] / panel.counts["answers"] == 0.4  # CHAIRs
+    assert values["mention_level"] == pytest.approx(18.1818181818)  # bike and bicycle are two
+    assert values["recall"] == 80
+    assert "seat" not in checked[3].claimed
+
+
+def test_nothing_but_other_words_leaves_the_response_level_undefined():
+    checked = [check("1", "the sky is blue", [], frozenset({"bird"}), REFINED)]
+    assert halbench_panel(checked, Bootstrap(resamples=100)).figures["response_level"].value is None

@@ -112,6 +112,45 @@ def test_figures_worked_by_hand():
     )
 
 
+PUBLISHED = (
+    ("Yes, a dog.", "yes", "yes"),
+    ("No, there is none.", "no", "no"),
+    ("I cannot tell from the picture", "no", "yes"),
+    ("The image shows a street", "yes", "yes"),
+    ("There is NO cat", "no", "yes"),
+    ("yes", "yes", "yes"),
+    ("no", "no", "no"),
+    ("Not sure", "no", "yes"),
+    ("Maybe. No", "yes", "yes"),
+    ("nope", "no", "yes"),
+    ("", "yes", "yes"),
+    ("There isn't a chair, no", "no", "no"),
+)
+"""Response, truth, and how the released evaluate.py read it."""
+
+
+def test_twelve_responses_count_as_the_released_code_counts_them():
+    responses, labels, parsed = zip(*PUBLISHED, strict=True)
+    assert tuple(map(parse_response, responses)) == parsed
+    figures = values(list(labels), responses)
+    expected = {  # TP 5, FP 4, TN 3, FN 0
+        "accuracy": 66.6666666667,
+        "precision": 55.5555555556,
+        "recall": 100,
+        "f1": 71.4285714286,
+        "yes_ratio": 75,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    # Of the nine yeses two have the word; five say neither, and NO and Not are a no.
+    assert figures["neither_ratio"] == pytest.approx(100 * 5 / 12)
+    asked = questions(list(labels))
+    checked = [
+        CheckedResponse(question=q, response=r) for q, r in zip(asked, responses, strict=True)
+    ]
+    counts = tally(checked, ["0.jpg", "1.jpg"])
+    assert (counts["neither_yes_nor_no"].sum(), counts["no_read_as_yes"].sum()) == (5, 2)
+
+
 def test_yes_to_everything_shows_in_the_share_of_yes():
     figures = values(["yes", "no"], ["Yes", "Yes"])
     assert (figures["recall"], figures["precision"], figures["yes_ratio"]) == (100, 50, 100)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from diffalign import config
-from diffalign.comparison.evidence import holm
 from diffalign.errors import ConfigError, DataError
+from diffalign.evidence import holm
 from diffalign.files import write_json
 from diffalign.generation.manifest import append_rows, read_manifest
 from diffalign.jobs import compare, score

@@ -108,7 +108,8 @@ def test_chair_prints_one_json_object(chair):
     assert printed["chair_s"] == 50
     assert printed["recall"] == pytest.approx(200 / 3)
     assert printed["mean_length"] == 3.5
-    assert set(printed["intervals"]) == {"chair_i", "chair_s", "recall", "mean_length"}
+    assert (printed["repetition_i"], printed["repetition_s"]) == (0, 0)
+    assert {"chair_i", "chair_s", "recall", "mean_length"} < set(printed["intervals"])
     low, high = (printed["intervals"]["chair_s"][end] for end in ("low", "high"))
     assert 0 <= low <= 50 <= high <= 100
     assert (printed["tokeniser"], printed["singulariser"]) == ("rules", "rules")
@@ -420,3 +421,47 @@ def test_descriptions_without_an_object_are_said_to_be_that(amber, tmp_path):
     assert "2 of 3 responses are EMPTY." in said
     assert "2 of 2 descriptions name no object" in said
     assert "1 of 1 responses are neither exactly Yes nor exactly No" in said
+
+
+def second(pope, tmp_path) -> list[str]:
+    """Another model's responses to the same questions."""
+    changes = []
+    for split in ("random", "popular"):
+        rows = [{"question_id": n, "answer": "No, there is none"} for n in (1, 2, 3)]
+        file = lines(tmp_path / f"b_{split}.json", *rows)
+        changes.append(f"also.aligned.responses.{split}={file}")
+    return [*pope, "called=base", *changes]
+
+
+def test_several_models_stand_in_one_table(pope, tmp_path):
+    said = evaluate(*second(pope, tmp_path))
+    table = said[said.index("pope, differences to base") :]
+    for expected in ("accuracy", "aligned", "95% interval", "paired by images", "Holm"):
+        assert expected in table
+    assert "Next:" not in said
+
+
+def test_differences_of_several_models_are_in_the_json(pope, tmp_path):
+    printed = json.loads(evaluate(*second(pope, tmp_path), "--json"))
+    assert printed["first"] == "base"
+    accuracy = {name: of["accuracy"] for name, of in printed["models"].items()}
+    assert accuracy["base"] == 75
+    assert accuracy["aligned"] == pytest.approx(100 * 2 / 3)
+    found = printed["differences"]["aligned"]["recall"]
+    assert found["value"] == -100  # it never says yes
+    assert 0 <= found["p_value"] <= found["holm"] <= 1
+    # The base left question 3 out, so its image is in no difference.
+    assert "have 2 images in common" in printed["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["also.first.responses=x"], "also.first: the first model is called so; set called=NAME"),
+        (["details=d", "also.b.suffix=x"], "also.b: writes d, as first does; give it a file"),
+        (["also.b.response=x"], "also.b: response is not a field of Pope.*Did you mean responses"),
+    ],
+)
+def test_settings_of_further_models_that_do_not_work_are_refused(pope, more, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate(*pope, *more)

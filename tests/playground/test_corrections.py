@@ -74,3 +74,21 @@ def test_what_was_missed_is_not_added():
 )
 def test_repetitions_and_other_sentences_are_not_judged(response):
     assert check_sentences(response, SCENE) is None
+
+
+def test_a_second_mention_goes_where_repeats_are_judged():
+    twice = [("red", "circle"), ("red", "circle"), ("green", "cross"), ("green", "cross")]
+    text = description(Kind(*kind) for kind in twice)
+    assert check_sentences(text, SCENE) is None
+    sentences = check_sentences(text, SCENE, repeats=True)
+    assert sentences is not None
+    assert [item.fault for item in sentences] == ["none", "repeated", "absent", "absent"]
+    assert hallucinates(sentences)
+    assert revised(sentences) == "There is a red circle."
+
+
+def test_a_repeat_alone_is_a_mistake_that_can_be_fixed():
+    text = description([RED_CIRCLE, BLUE_SQUARE, RED_CIRCLE])
+    sentences = check_sentences(text, SCENE, repeats=True)
+    assert sentences is not None and hallucinates(sentences)
+    assert revised(sentences) == "There is a red circle. There is a blue square."

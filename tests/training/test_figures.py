@@ -7,6 +7,7 @@ from diffalign.objectives.base import Likelihoods
 from diffalign.training.figures import (
     Subset,
     bands_of,
+    displacement_figures,
     length_figures,
     margin_figures,
     model_figures,
@@ -31,6 +32,37 @@ def test_responses_tell_their_log_probability_per_token_and_their_length():
         "log_prob/rejected": [-2.0, -0.5],
         "tokens/rejected": [4.0, 6.0],
     }
+
+
+def test_displacement_of_three_pairs_is_that_of_the_reference_values():
+    chosen = Likelihoods(
+        torch.tensor([-2.5, -1.1, -4.4]),
+        torch.tensor([-3.1, -1.0, -5.2]),
+        length=torch.tensor([3.0, 2, 4]),
+    )
+    rejected = Likelihoods(
+        torch.tensor([-4.0, -1.65, -1.15]),
+        torch.tensor([-3.6, -1.95, -1.05]),
+        length=torch.tensor([4.0, 3, 2]),
+    )
+    views = {"chosen": chosen, "rejected": rejected}
+    found = model_figures(views, "token log-probability")
+    assert found["drift/chosen"].mean().item() == pytest.approx(0.433333333333)
+    assert chosen.policy.mean().item() == pytest.approx(-2.666666666667)
+    assert found["fell/chosen"].tolist() == [0, 1, 0]
+    assert found["fell/rejected"].tolist() == [1, 0, 1]
+    # The second pair's chosen response fell, but its margin is negative: nothing was told apart.
+    assert displacement_figures(views)["displaced"].tolist() == [0, 0, 0]
+    further = Likelihoods(torch.tensor([-4.0, -2.5, -1.15]), rejected.reference, rejected.length)
+    views = {"chosen": chosen, "rejected": further}
+    assert displacement_figures(views)["displaced"].tolist() == [0, 1, 0]
+
+
+def test_nothing_is_displaced_without_a_reference_or_pairs_of_responses():
+    free = Likelihoods(torch.zeros(2), length=torch.ones(2))
+    assert displacement_figures({"chosen": free, "rejected": free}) == {}
+    image = Likelihoods(torch.zeros(2), torch.zeros(2))
+    assert displacement_figures({"chosen": image, "rejected": image}) == {}
 
 
 def test_figures_carry_no_gradient():

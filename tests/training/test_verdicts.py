@@ -108,6 +108,42 @@ def test_chosen_responses_that_lose_what_they_gained_are_told():
     assert not named(record_of(*rising, *slightly, measure=measure))
 
 
+def pairs(share: float, **more: float) -> dict[str, float]:
+    return {"displaced": share, "fell/chosen": share + 0.05, **more}
+
+
+def test_pairs_told_apart_at_the_cost_of_the_chosen_response_are_named():
+    measure = "token log-probability"
+    found = named(record_of(pairs(0.2), pairs(0.3), pairs(0.31), measure=measure))
+    assert found.keys() == {"displaced"}
+    assert "27% of the pairs are told apart although" in found["displaced"].sentence
+    assert not named(record_of(pairs(0.2), pairs(0.24), pairs(0.3), measure=measure))  # 24.7 %
+
+
+def test_a_model_that_is_no_longer_sure_of_its_words_is_named():
+    def row(entropy: float) -> dict[str, float]:
+        return {"top_entropy": entropy, "top_mass": 0.97}
+
+    sure, unsure = [row(0.1)] * 3, [row(0.151)] * 3
+    verdict = named(record_of(*sure, *unsure))["flattens"]
+    assert "1.5 times that of the first intervals, and they hold 97.0%" in verdict.sentence
+    assert not named(record_of(*sure, *[row(0.149)] * 3))
+    assert not named(record_of(*unsure, *sure))  # surer is no harm by itself
+
+
+def test_sampled_responses_of_another_length_are_named_and_those_of_a_data_set_are_not():
+    def row(tokens: float, **more: float) -> dict[str, float]:
+        return {"tokens/chosen": tokens, **more}
+
+    for later in (61.0, 26.0):
+        rows = [*[row(40, **{"round/scored": 8.0})] * 3, *[row(later)] * 3]
+        verdict = named(record_of(*rows))["length_drifts"]
+        assert f"have {later:.0f} tokens where they had 40" in verdict.sentence
+        assert not verdict.lower_rate
+        assert not named(record_of(*[row(40)] * 3, *[row(later)] * 3))
+    assert not named(record_of(*[row(40, **{"round/scored": 8.0})] * 3, *[row(58)] * 3))
+
+
 def test_length_is_named_where_the_longer_ones_are_not_preferred():
     by_length = {"accuracy/chosen_shorter": 0.98, "accuracy/chosen_longer": 0.4}
     by_length["chosen_longer"] = 0.1

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffalign.benchmarks.amber import files, rules
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
+from diffalign.benchmarks.report import Counted, Measure, Panel, Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
 from diffalign.benchmarks.words import (
     SPACY_MODEL,
@@ -89,7 +89,9 @@ class Amber(AbstractBenchmark):
         parts: dict[str, Panel] = {}
         descriptions = rules.description_tally(described, clusters, cluster_of)
         if described:
-            whole.append(panel(descriptions, rules.DESCRIPTION_MEASURES, self.bootstrap))
+            whole.append(
+                panel(descriptions, rules.DESCRIPTION_MEASURES, self.bootstrap, names=clusters)
+            )
         by_dimension = {
             dimension: rules.response_tally(
                 [a for a in answered if a.question.dimension == dimension], clusters, cluster_of
@@ -98,13 +100,13 @@ class Amber(AbstractBenchmark):
         }
         checked = _sum(by_dimension.values())
         if answered:
-            whole.append(panel(checked, rules.response_measures(), self.bootstrap))
+            whole.append(panel(checked, rules.response_measures(), self.bootstrap, names=clusters))
             for name, (dimensions, measures) in rules.PARTS.items():
                 tally = _sum(by_dimension[d] for d in dimensions)
                 if tally["questions"].sum():
                     parts[name] = panel(tally, measures, self.bootstrap)
         if described and answered:
-            whole.append(_score(descriptions, checked, self.bootstrap))
+            whole.append(_score(descriptions, checked, self.bootstrap, clusters))
         figures = _next_to(whole)
         return Report(
             benchmark="amber",
@@ -229,12 +231,15 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
     return {name: np.sum([t[name] for t in stacked], axis=0) for name in rules.RESPONSE_COUNTS}
 
 
-def _score(descriptions: Tally, checked: Tally, bootstrap: Bootstrap) -> Panel:
+def _score(
+    descriptions: Tally, checked: Tally, bootstrap: Bootstrap, clusters: Sequence[str]
+) -> Panel:
     """The mean of 100 - CHAIR and of F1, in percent, as the paper sums both tasks up."""
     chair = rules.DESCRIPTION_MEASURES["chair"].statistic
     f1 = rules.response_measures()["f1"].statistic
     measure = Measure("AMBER score", "percent", lambda t: (100 - chair(t) + f1(t)) / 2)
-    scored = panel({**descriptions, **checked}, {"amber_score": measure}, bootstrap)
+    both = {**descriptions, **checked}
+    scored = panel(both, {"amber_score": measure}, bootstrap, names=clusters)
     return replace(scored, counts={})
 
 
@@ -245,4 +250,17 @@ def _next_to(panels: Iterable[Panel]) -> Panel:
         figures={name: figure for part in parts for name, figure in part.figures.items()},
         counts={name: count for part in parts for name, count in part.counts.items()},
         clusters=min(part.clusters for part in parts),
+        counted=_counted_together(parts),
+    )
+
+
+def _counted_together(panels: Sequence[Panel]) -> Counted | None:
+    """The counts of several panels of the same clusters; their names differ."""
+    counted = [part.counted for part in panels if part.counted is not None]
+    if not counted:
+        return None
+    return Counted(
+        names=counted[0].names,
+        tally={name: counts for of in counted for name, counts in of.tally.items()},
+        measures={name: measure for of in counted for name, measure in of.measures.items()},
     )

@@ -51,6 +51,11 @@ class CheckedCaption:
         """The classes in the image that the caption mentions."""
         return self.truth & frozenset(self.mentions)
 
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """The mentions whose class was mentioned before."""
+        return tuple(m for n, m in enumerate(self.mentions) if m in self.mentions[:n])
+
     def row(self) -> dict[str, Any]:
         """For a file of details."""
         return {
@@ -58,6 +63,7 @@ class CheckedCaption:
             "caption": self.caption.text,
             "mentions": self.mentions,
             "hallucinated": self.hallucinated,
+            "repeated": self.repeated,
             "missed": sorted(self.truth - self.found),
         }
 
@@ -89,11 +95,23 @@ MEASURES: Mapping[str, Measure] = {
         "percent",
         lambda t: 100 * ratio(t["objects_found"], t["objects"]),
     ),
+    "repetition_i": Measure(
+        "mentions of an object named before",
+        "percent",
+        lambda t: 100 * ratio(t["repeated_mentions"], t["object_mentions"]),
+    ),
+    "repetition_s": Measure(
+        "captions that name an object twice",
+        "percent",
+        lambda t: 100 * ratio(t["repeating_captions"], t["captions"]),
+    ),
     "mean_length": Measure(
         "mean length in words", "words", lambda t: ratio(t["words"], t["captions"])
     ),
 }
-"""CHAIR-i counts repeated mentions, recall distinct classes; words are what blanks part."""
+"""CHAIR-i counts repeated mentions, recall distinct classes; words are what blanks part. Repetition
+is not part of the paper: an object named again in place of one that is missed raises neither CHAIR
+nor lowers what CHAIR-i divides by, and shows in recall alone."""
 
 
 def chair_panel(checked: Sequence[CheckedCaption], bootstrap: Bootstrap) -> Panel:
@@ -116,6 +134,8 @@ def chair_panel(checked: Sequence[CheckedCaption], bootstrap: Bootstrap) -> Pane
         "hallucinating_captions",
         "objects",
         "objects_found",
+        "repeated_mentions",
+        "repeating_captions",
     )
     counts = np.zeros((len(names), len(places)))
     for c in checked:
@@ -127,8 +147,11 @@ def chair_panel(checked: Sequence[CheckedCaption], bootstrap: Bootstrap) -> Pane
             bool(c.hallucinated),
             len(c.truth),
             len(c.found),
+            len(c.repeated),
+            bool(c.repeated),
         )
-    return panel(dict(zip(names, counts, strict=True)), MEASURES, bootstrap)
+    tally = dict(zip(names, counts, strict=True))
+    return panel(tally, MEASURES, bootstrap, names=list(images))
 
 
 def read_captions(path: Path) -> list[Caption]:

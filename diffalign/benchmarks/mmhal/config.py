@@ -55,7 +55,8 @@ class MMHal(AbstractBenchmark):
             f"published: items {', '.join(unclear[:10])}"
         ]
         whole = len(items) == mmhal.ITEMS
-        figures = panel(mmhal.tally(rated), mmhal.MEASURES, self.bootstrap)
+        names = [str(item.place) for item in items]
+        figures = panel(mmhal.tally(rated), mmhal.MEASURES, self.bootstrap, names=names)
         return Report(
             benchmark="mmhal",
             whole=figures,

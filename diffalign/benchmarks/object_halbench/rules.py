@@ -242,4 +242,4 @@ def halbench_panel(checked: Sequence[CheckedResponse], bootstrap: Bootstrap) -> 
             len(item.found),
             len(item.response.split()),
         )
-    return panel(dict(zip(COUNTS, counts, strict=True)), MEASURES, bootstrap)
+    return panel(dict(zip(COUNTS, counts, strict=True)), MEASURES, bootstrap, names=list(places))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.pope import rules as pope
-from diffalign.benchmarks.report import Measure, Panel, Report, edge_notes, panel
+from diffalign.benchmarks.report import Report, average_panel, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
 from diffalign.data.responses.coco import image_file
 from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
-from diffalign.intervals import Bootstrap, Statistic, Tally
+from diffalign.intervals import Tally
 from diffalign.models.base import AbstractModel
 
 
@@ -63,7 +61,7 @@ class Pope(AbstractBenchmark):
         checked = self._checked(questions)
         images = list(dict.fromkeys(q.image for split in questions.values() for q in split))
         tallies = {split: pope.tally(items, images) for split, items in checked.items()}
-        whole = _average(tallies, self.bootstrap)
+        whole = average_panel(tallies, pope.MEASURES, self.bootstrap, names=images)
         responses = [item.response for items in checked.values() for item in items]
         return Report(
             benchmark="pope",
@@ -161,31 +159,6 @@ def _unanswered(
 ) -> list[str]:
     answered = {item.question.question_id for item in checked}
     return [q.question_id for q in questions if q.question_id not in answered]
-
-
-def _average(tallies: Mapping[str, Tally], bootstrap: Bootstrap) -> Panel:
-    """Each figure as the plain mean over splits, which is how POPE gives one number.
-
-    An image is sampled with its questions of all splits.
-    """
-    joined = {f"{s}/{name}": counts for s, t in tallies.items() for name, counts in t.items()}
-
-    def averaged(statistic: Statistic) -> Statistic:
-        def mean(joined: Tally) -> np.ndarray:
-            of_split = [
-                statistic({name: joined[f"{split}/{name}"] for name in pope.COUNTS})
-                for split in tallies
-            ]
-            return np.mean(of_split, axis=0)
-
-        return mean
-
-    measures = {
-        name: Measure(measure.label, measure.unit, averaged(measure.statistic))
-        for name, measure in pope.MEASURES.items()
-    }
-    counts = {name: int(sum(t[name].sum() for t in tallies.values())) for name in pope.COUNTS}
-    return replace(panel(joined, measures, bootstrap), counts=counts)
 
 
 def _by_split(files: Path | Mapping[str, Path]) -> Mapping[str, Path]:

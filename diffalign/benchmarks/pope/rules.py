@@ -9,7 +9,6 @@ arXiv:2305.10355; parsing and formulas as in their released `evaluate.py` (RUCAI
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffalign.benchmarks.report import Measure
-from diffalign.benchmarks.saved_responses import RESPONSE_KEYS, read_objects, text_of
-from diffalign.data.responses.coco import KnownIds
+from diffalign.benchmarks.saved_responses import read_objects, refuse_repeated, responses_to
 from diffalign.errors import DataError
 from diffalign.intervals import Tally, ratio
 from diffalign.parsing import shortly
@@ -118,7 +116,7 @@ def read_questions(path: Path) -> list[Question]:
             label=row["label"],
         )
         questions.append(question)
-    _refuse_repeated([question.question_id for question in questions], path)
+    refuse_repeated([question.question_id for question in questions], path)
     return questions
 
 
@@ -131,50 +129,12 @@ def read_responses(path: Path, questions: Sequence[Question]) -> list[CheckedRes
     Raises:
         DataError: a response is to no question, a question has two, or ids are missing in part.
     """
-    rows = read_objects(path)
-    with_id = [row for row in rows if "question_id" in row]
-    if with_id and len(with_id) < len(rows):
-        raise DataError(
-            f"{path}: {len(rows) - len(with_id)} of {len(rows)} responses have no question_id; "
-            "give it to all of them, or to none where they stand in the order of the questions"
-        )
-    if not with_id and len(rows) != len(questions):
-        raise DataError(
-            f"{path}: {len(rows)} responses without question_id to {len(questions)} questions: "
-            "which belongs to which cannot be known; give each response the question_id"
-        )
-    known = KnownIds(question.question_id for question in questions)
-    ids = (
-        [known.find(row["question_id"]) or str(row["question_id"]) for row in rows]
-        if with_id
-        else [q.question_id for q in questions]
-    )
-    _refuse_repeated(ids, path)
-    texts = {
-        question_id: text_of(row, RESPONSE_KEYS, path=path, number=number)
-        for number, (question_id, row) in enumerate(zip(ids, rows, strict=True), start=1)
-    }
-    unknown = [question_id for question_id in ids if known.find(question_id) is None]
-    if unknown:
-        raise DataError(
-            f"{path}: {len(unknown)} responses are to questions that are not there, for example "
-            f"question_id {', '.join(unknown[:5])}; the questions have {known.examples()}; give "
-            f"the responses to these very questions"
-        )
+    texts = responses_to(path, [question.question_id for question in questions])
     return [
         CheckedResponse(question=question, response=texts[question.question_id])
         for question in questions
         if question.question_id in texts
     ]
-
-
-def _refuse_repeated(ids: Sequence[str], path: Path) -> None:
-    repeated = [question_id for question_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"{path}: {len(repeated)} question_ids stand more than once, for example "
-            f"{', '.join(repeated[:5])}; one file holds one split, answered once"
-        )
 
 
 COUNTS = (

@@ -105,6 +105,12 @@ class Answerer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def first_token_probabilities(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image]]
+    ) -> Tensor:
+        """See `VisionLanguageModel.first_token_probabilities`."""
+        return self._model.first_token_probabilities(prompts, images)
+
     def generate(
         self, prompts: Sequence[str], images: Sequence[Sequence[Image]], *, max_new_tokens: int
     ) -> list[str]:

@@ -138,11 +138,12 @@ class VisionLanguageModel(AbstractTrainable):
         keep_states: bool = False,
         typicality: bool = False,
         logits: bool = False,
+        top: bool = False,
     ) -> list[TokenScores]:
         """Statistics of the wanted tokens under the policy, or within `reference()` the reference.
 
         Args:
-            groups, reference, keep_states, typicality, logits: see `TokenScorer.forward`.
+            groups, reference, keep_states, typicality, logits, top: see `TokenScorer.forward`.
         """
         network = self.network if self._called is None else self._called
         self.evaluations += sum(len(rows) for rows in groups)
@@ -153,6 +154,7 @@ class VisionLanguageModel(AbstractTrainable):
                 keep_states=keep_states,
                 typicality=typicality,
                 logits=logits,
+                top=top,
             )
         return scores
 
@@ -385,6 +387,13 @@ class VisionLanguageModel(AbstractTrainable):
         tokenizer = self.processor.tokenizer
         own = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if own is None else own)
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side of a patch of the vision tower in pixels; None where its configuration has none."""
+        vision = getattr(self._unwrapped.model.config, "vision_config", None)
+        size = getattr(vision, "patch_size", None)
+        return int(size) if isinstance(size, int) else None
 
     @property
     def placeholders(self) -> list[int]:

@@ -4,7 +4,8 @@ A batch of four responses of 500 tokens with their prompts over 152,000 words wo
 logits in float32, twice for policy and reference. The head runs on the tokens of responses alone, a
 few at a time, and again in the backward pass.
 
-Source of the divergence: Zeng et al. 2024, arXiv:2404.11999 (TDPO), sequential KL divergence.
+Sources: Zeng et al. 2024, arXiv:2404.11999 (TDPO), sequential KL divergence; Shi et al. 2024,
+Understanding likelihood over-optimisation, arXiv:2410.11677 (entropy and mass of the top tokens).
 """
 
 from __future__ import annotations
@@ -71,6 +72,29 @@ def token_typicality(logits: Tensor, targets: Tensor) -> Tensor:
     return log_probs.gather(1, targets[:, None])[:, 0] - (2 * log_probs).logsumexp(dim=1)
 
 
+TOP = 10
+"""Most probable tokens over which concentration is measured, as in its source."""
+_LOOKED_AT = 128
+"""Wanted tokens of a pass at which it is measured, evenly spaced: little of the head's work."""
+
+
+def top_token_figures(logits: Tensor) -> Tensor:
+    """How concentrated distributions over the vocabulary are.
+
+    Args:
+        logits: shape [P, vocabulary].
+
+    Returns:
+        Shape [2], float32 (float64 for float64 logits), without gradient: means over the positions
+        of the entropy of the `TOP` most probable tokens, -sum p log p in nats, and of their mass.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.detach().to(dtype).log_softmax(dim=1)
+    top = log_probs.topk(min(TOP, log_probs.shape[1]), dim=1).values
+    probable = top.exp()
+    return torch.stack([-(probable * top).sum(dim=1).mean(), probable.sum(dim=1).mean()])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResponseRows:
     """Rows that go through the model together, and which of their tokens are wanted."""
@@ -123,6 +147,8 @@ class TokenScores:
     """Float32 [P], the logit of the first wanted token; None where it was not asked for."""
     states: States | None = None
     """For a divergence from this model; None where it was not asked for."""
+    top: Tensor | None = None
+    """Of `top_token_figures`, [2], at some of the positions; None where it was not asked for."""
 
 
 class TokenScorer(nn.Module):
@@ -156,6 +182,7 @@ class TokenScorer(nn.Module):
         keep_states: bool = False,
         typicality: bool = False,
         logits: bool = False,
+        top: bool = False,
     ) -> list[TokenScores]:
         """Score the wanted tokens of all groups, one group after the other.
 
@@ -165,6 +192,7 @@ class TokenScorer(nn.Module):
             keep_states: keep, without gradient, what a divergence from this model will need.
             typicality: measure it as well; see `token_typicality`.
             logits: give those of the first wanted tokens as well.
+            top: measure it as well; see `top_token_figures`.
         """
         scores = []
         for number, rows in enumerate(groups):
@@ -183,6 +211,8 @@ class TokenScorer(nn.Module):
                     typicality=typical,
                     logits=of_token,
                     states=states,
+                    states=states,
+                    top=self._top(hidden) if top and len(hidden) else None,
                 )
             )
         return scores
@@ -341,6 +371,12 @@ class TokenScorer(nn.Module):
             own = logits.gather(1, targets[:, :1])[:, 0]
             own = own.to(torch.promote_types(own.dtype, torch.float32))
         return token_log_probs(logits, targets), divergence, typical, own
+
+    @torch.no_grad()
+    def _top(self, hidden: Tensor) -> Tensor:
+        count = min(_LOOKED_AT, self.positions_at_once)
+        apart = max(1, len(hidden) // count)
+        return top_token_figures(self._logits(hidden[::apart][:count]))
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(self.positions_at_once)

@@ -1,6 +1,9 @@
 """How much a comparison of two models proves: its p-value among others, the prompts that would show
 a given win rate, and what looking again and again at growing data does to an interval.
 
+Scores of images are compared by their wins, and other figures, such as shares of responses, by
+exchanging what two models did with an image.
+
 Sources: Fisher 1935, The design of experiments, section 21 (signs flipped by chance); Holm 1979, A
 simple sequentially rejective multiple test procedure; Fleiss, Levin and Paik 2003, equation 4.14
 (sample size of a proportion), with the effective number of trials of Dean and Pagano 2015;
@@ -18,7 +21,7 @@ import scipy.optimize
 import scipy.stats
 from numpy.typing import NDArray
 
-from diffalign.intervals import degrees_of_freedom
+from diffalign.intervals import Statistic, Tally, degrees_of_freedom
 
 POWER = 0.8
 """How often so many prompts would show the win rate: what studies are planned for by custom."""
@@ -58,6 +61,52 @@ def sign_flip_p_value(net_wins: NDArray[np.float64], *, seed: int = 0) -> float:
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
+
+
+def swap_p_value(first: Tally, other: Tally, statistic: Statistic, *, seed: int = 0) -> float:
+    """Two-sided p-value of "neither model is better" of any figure, by exchanging whole clusters.
+
+    If the models were alike, what each did with a cluster could as well have been done by the other
+    one. Every figure is computed anew from the exchanged counts, shares of different totals too.
+
+    Args:
+        first, other: counts of the same clusters by name, each of shape [clusters].
+        statistic: the figure, of summed counts.
+        seed: of the exchanges, where there are too many to try all.
+
+    Returns:
+        The share of exchanges by which the models differ at least as much; 1 where fewer than two
+        clusters differ, or the figure is undefined.
+    """
+    one, two = (np.stack([np.asarray(t[name], float) for name in first]) for t in (first, other))
+    moved = two - one
+    deciding = moved[:, moved.any(axis=0)]
+    clusters = deciding.shape[1]
+
+    def difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Other less first, [n], after moves of [n, names] from one to the other."""
+        before, after = (one.sum(axis=1) + sums).T, (two.sum(axis=1) - sums).T
+        named = [dict(zip(first, side, strict=True)) for side in (before, after)]
+        return np.asarray(statistic(named[1]) - statistic(named[0]))
+
+    observed = abs(float(difference(np.zeros((1, len(one))))[0]))
+    if clusters < 2 or np.isnan(observed):
+        return 1.0
+    every = clusters < 63 and 2**clusters <= _FLIPS + 1
+    rng = np.random.default_rng(seed)
+    extreme, tried = (0, 0) if every else (1, 1)
+    total = 2**clusters if every else _FLIPS
+    at_once = max(1, _CHUNK // clusters)
+    for start in range(0, total, at_once):
+        count = min(at_once, total - start)
+        if every:
+            swapped = (np.arange(start, start + count)[:, None] >> np.arange(clusters)) & 1
+        else:
+            swapped = rng.integers(0, 2, size=(count, clusters))
+        found = np.abs(difference(swapped @ deciding.T))
+        extreme += int((found >= observed * (1 - 1e-9)).sum())
+        tried += count
+    return extreme / tried
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

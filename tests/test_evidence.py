@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from diffalign.comparison.evidence import (
+from diffalign.evidence import (
     holm,
     looks_at,
     prompts_needed,

@@ -1,0 +1,1 @@
+"""MMStar, and other multiple choice."""
