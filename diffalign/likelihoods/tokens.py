@@ -337,12 +337,6 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             for name, policy in prepared.policy_tokens.items()
         }
 
-    def figures(self, prepared: PreparedTokens) -> dict[str, Tensor]:
-        """`top_entropy` and `top_mass` of the policy in training."""
-        if prepared.top is None:
-            return {}
-        return {"top_entropy": prepared.top[0], "top_mass": prepared.top[1]}
-
     def describe(self) -> str:
         """One line for the start of a run."""
         unit = {
@@ -362,9 +356,13 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
         return mask_obstacle(model.config)
 
     def figures(self, prepared: PreparedTokens) -> Mapping[str, Tensor]:
-        """`padding`: the share of what goes through the model that is padding."""
+        """`padding`: the share of what goes through the model that is padding; `top_entropy` and
+        `top_mass` of the policy in training."""
         masks = [rows.attention_mask for rows in prepared.groups]
-        return {"padding": torch.cat([(mask == 0).float().flatten() for mask in masks])}
+        padding = torch.cat([(mask == 0).float().flatten() for mask in masks])
+        top = prepared.top
+        sure = {} if top is None else {"top_entropy": top[0], "top_mass": top[1]}
+        return {"padding": padding, **sure}
 
     def note(self, model: AbstractModel) -> str:
         assert isinstance(model, VLM), "the config was checked"

@@ -211,7 +211,6 @@ class TokenScorer(nn.Module):
                     typicality=typical,
                     logits=of_token,
                     states=states,
-                    states=states,
                     top=self._top(hidden) if top and len(hidden) else None,
                 )
             )
