@@ -71,6 +71,7 @@ def measured(run: RunConfig) -> int:
     copy = getattr(model._reference, "network", None)
     modules += [copy] if copy is not None else []
     resident = nbytes(t for m in modules for t in [*m.parameters(), *m.buffers()])
+    resident += nbytes(t for inputs in batch.image_inputs.values() for t in inputs.values())
     micro_batch(run, model, batch)  # kernels make some things once
     for parameter in model.network.parameters():
         parameter.grad = None
