@@ -21,6 +21,7 @@ from diffalign.models.vlm.config import VLM
 from diffalign.training.config import RunConfig
 from diffalign.training.response_memory import blank_token_batch
 from diffalign.training.step_memory import step_memory
+from tests.runs import run_script
 from tests.tiny_vlm import tiny_llava_next, tiny_qwen2_5_vl
 from tests.training.test_step_memory import loaded, micro_batch, nbytes, of_step, peak_of
 
@@ -157,6 +158,15 @@ def test_a_blank_model_holds_what_a_loaded_one_holds():
     there = {n: (p.shape, p.dtype, p.requires_grad) for n, p in network.named_parameters()}
     wanted = {n: (p.shape, p.dtype, p.requires_grad) for n, p in blank.network.named_parameters()}
     assert wanted == there
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs_can_be_made(capsys):
+    run_script("plan_table.py", "--responses", "16gb:llava15_7b_qlora_16gb", "--folder", LLAVA)
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("| 16gb | llava15_7b_qlora_16gb | 4 x 512 |") and line.endswith(
+        "| yes |"
+    )
 
 
 def test_what_cannot_be_planned_is_refused_in_a_sentence():
