@@ -30,6 +30,7 @@ from diffalign.training.memory_plan import (
     named_gpu,
     this_machine,
 )
+from diffalign.training.response_memory import blank_image_of, longest_row
 
 _WHEN = {
     "encode": "while the autoencoder or a text encoder runs",
@@ -59,12 +60,15 @@ def run(
     plan = memory_plan(run_config, target)
     found, chosen = ([], []) if plan.fits else advise(plan, run_config, loaded)
     console = Console(highlight=False)
-    advance = advance_plan(run_config, _pairs(run_config), target)
+    advance = None
+    if run_config.responses is None:
+        advance = advance_plan(run_config, _pairs(run_config), target)
     if as_json:
         print(json.dumps(_plain(plan, advance, found, chosen)))
     else:
         _print(console, plan, found, chosen)
-        console.print(_of_precompute(advance), soft_wrap=True)
+        said = _of_responses(run_config) if advance is None else _of_precompute(advance)
+        console.print(said, soft_wrap=True)
     return plan
 
 
@@ -78,6 +82,13 @@ def _pairs(run_config: RunConfig) -> PairsToEncode | None:
     request = build.source_request(run_config, Console(quiet=True))
     source = run_config.section.open(dataclasses.replace(request, encodings=None))  # none are there
     return source.pairs_to_encode() if isinstance(source, PairSource) else None
+
+
+def _of_responses(run: RunConfig) -> str:
+    return (
+        f"Planned for rows of {longest_row(run)} tokens, an image of {blank_image_of(run).tokens} "
+        f"among them: the longest that responses.max_length lets through."
+    )
 
 
 def _of_precompute(advance: AdvancePlan) -> str:
@@ -101,10 +112,10 @@ def _of_precompute(advance: AdvancePlan) -> str:
 
 
 def _plain(
-    plan: MemoryPlan, advance: AdvancePlan, found: Sequence[Advice], chosen: Sequence[str]
+    plan: MemoryPlan, advance: AdvancePlan | None, found: Sequence[Advice], chosen: Sequence[str]
 ) -> dict[str, Any]:
     return {
-        "precompute": {**dataclasses.asdict(advance), "seconds": advance.seconds},
+        "precompute": advance and {**dataclasses.asdict(advance), "seconds": advance.seconds},
         "device": plan.target.name,
         "capacity_bytes": plan.target.capacity,
         "parts_bytes": dict(plan.parts()),

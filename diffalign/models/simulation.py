@@ -36,6 +36,12 @@ SimulatedDevice = Literal["cpu", "cuda"]
 _aten = torch.ops.aten
 _IN_PLACE = {_aten._fused_adamw_.default, _aten._fused_adamw_.tensor_lr}
 """Operators that allocate nothing, and have no form on the meta device."""
+_BY_INDEX = {
+    _aten.embedding, _aten.index_select, _aten.index, _aten.gather, _aten.masked_scatter,
+    _aten.scatter, _aten.embedding_dense_backward, _aten.index_put, _aten.index_put_,
+    _aten._index_put_impl_,
+}  # fmt: skip
+"""Operators of which indices may have values where the rest has none; results depend on them."""
 _READABLE = 1 << 16
 """Elements of a tensor that may be read back: figures. What is larger takes no memory."""
 
@@ -95,6 +101,12 @@ class Simulation(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _aten._local_scalar_dense.default and args[0].device == META:
             return False if args[0].dtype == torch.bool else 1
+        if func is _aten._to_copy.default and _is_readable(args[0], kwargs):
+            # Whole numbers, such as tokens, masks and sizes of images, decide what is computed.
+            return func(args[0], dtype=kwargs.get("dtype"))
+        mixed = func.overloadpacket not in _BY_INDEX and _is_mixed(args)
+        if mixed:
+            args = tuple(map(_blank, args))
         if func is _aten._to_copy.default and args[0].device == META:
             device = kwargs.get("device")
             if device is not None and torch.device(device).type == "cpu":
@@ -118,7 +130,7 @@ class Simulation(TorchDispatchMode):
 
         Shapes are worked out in Python, which takes most of the time, and a network repeats
         itself."""
-        if not _makes_anew(func):
+        if func.overloadpacket in _BY_INDEX or not _makes_anew(func):
             if func in _IN_PLACE:
                 return None
             return func(*args, **kwargs)
@@ -165,6 +177,36 @@ class Simulation(TorchDispatchMode):
         self._total -= size
 
 
+def _is_readable(value: Tensor, kwargs: Mapping[str, Any]) -> bool:
+    """Whether whole numbers with values would be copied to where there are none."""
+    device = kwargs.get("device")
+    whole = not (
+        value.is_floating_point() or (kwargs.get("dtype") or torch.int64).is_floating_point
+    )
+    return (
+        whole and value.device.type == "cpu" and device is not None and torch.device(device) == META
+    )
+
+
+def _is_mixed(args: tuple[Any, ...]) -> bool:
+    """Whether tensors with values, besides single numbers, meet others without."""
+    found = [0, 0]
+    for value in args:
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, Tensor):
+                found[part.device == META] += part.device == META or part.dim() > 0
+    return all(found)
+
+
+def _blank(value: Any) -> Any:
+    """The same without values."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_blank, value))
+    if not isinstance(value, Tensor) or value.device == META or value.dim() == 0:
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+
+
 _ANEW: dict[Any, bool] = {}
 
 
@@ -203,27 +245,32 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        bias: Tensor | None,
         device: SimulatedDevice,
         simulation: Simulation,
     ) -> Tensor:
-        shape = (*query.shape[:-1], value.shape[-1])
-        output = query.new_empty(shape)
+        # Kernels write heads last but one, so that putting them together again copies nothing.
+        *rows, heads, length, _ = query.shape
+        output = query.new_empty((*rows, length, heads, value.shape[-1])).transpose(-2, -3)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        context.save_for_backward(query, key, value, output, sums)
+        if bias is not None:  # a mask becomes numbers that are added, and is kept as such
+            bias = query.new_empty(bias.shape)
+        context.save_for_backward(query, key, value, output, sums, bias)
         context.device, context.simulation = device, simulation
         simulation.work[simulation.label] += _attention_work(query, key, value)
         return output
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
-        query, key, value, _, sums = context.saved_tensors
+        query, key, value, _, sums, _ = context.saved_tensors
         simulation = context.simulation  # of each product one gradient for each of its factors
         simulation.work[simulation.label] += 2 * _attention_work(query, key, value)
         query_gradient = torch.empty_like(query)
         if context.device == "cuda":  # summed in float32 over the blocks, then rounded
             torch.empty_like(query, dtype=torch.float32)
             torch.empty_like(sums)
-        return query_gradient, torch.empty_like(key), torch.empty_like(value), None, None
+        gradients_of_others = torch.empty_like(key), torch.empty_like(value)
+        return query_gradient, *gradients_of_others, None, None, None
 
 
 def _attention_work(query: Tensor, key: Tensor, value: Tensor) -> int:
@@ -322,6 +369,8 @@ class _DeviceRules(TorchFunctionMode):
             if known is None:
                 known = self._recomputed[id(value)] = value.to(dtype)
             return known
+        if not torch.is_autocast_cache_enabled():
+            return value.to(dtype)
         if id(value) not in self._rounded:
             self._rounded[id(value)] = (value, value.to(dtype))
         return self._rounded[id(value)][1]
@@ -335,12 +384,11 @@ class _DeviceRules(TorchFunctionMode):
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
-        enable_gqa: bool = False,
+        enable_gqa: bool = False,  # which flash kernels do without repeating keys and values
     ) -> Tensor:
-        if enable_gqa:
-            repeats = query.shape[-3] // key.shape[-3]
-            key, value = (part.repeat_interleave(repeats, -3) for part in (key, value))
-        result: Tensor = _Attention.apply(query, key, value, self.device, self.simulation)
+        result: Tensor = _Attention.apply(
+            query, key, value, attn_mask, self.device, self.simulation
+        )
         return result
 
 

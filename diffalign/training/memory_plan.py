@@ -49,6 +49,9 @@ ASSUMED_RATE = 50e12
 ATTAINED = 0.5
 """Share of a matrix product's rate that encoders and networks get: an assumption."""
 
+_SHORTEST = 512
+"""Tokens of a row below which no advice goes: an image of 576 and its prompt hardly fit 1024."""
+
 _GPU = re.compile(r"(\d+(?:\.\d+)?) ?gi?b", re.IGNORECASE)
 
 
@@ -289,8 +292,16 @@ def candidates(run: RunConfig) -> list[tuple[tuple[str, ...], str]]:
             f"training.accumulation={training.accumulation * n // half}",
         )
         found.append((changed, "time, where the device was not full"))
+    if run.responses is not None and (half := run.responses.max_length // 2) >= _SHORTEST:
+        costs = "pairs that are longer, which are left out"
+        found.append(((f"responses.max_length={half}",), costs))
     if not model.trains_adapter:
         found.append((("optimizer.kind=adamw_8bit",), "rounding of the optimiser's state"))
+        if run.objective.needs_reference and run.reference != "cached":
+            found.append((("reference=cached",), "diffalign precompute before"))
+        if run.responses is not None:
+            costs = "the same, and time where its pages leave the card"
+            found.append((("optimizer.kind=paged_adamw_8bit",), costs))
         found.append((("model.lora={rank: 16}",), "an adapter instead of all weights"))
     elif hasattr(model, "quantization") and model.quantization is None:
         found.append((("model.quantization=8bit",), "time, and rounding of the base"))

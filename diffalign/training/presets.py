@@ -91,13 +91,19 @@ def _ladder(run: RunConfig) -> Iterator[Mapping[str, Any]]:
     """Settings from the fastest to the smallest."""
     rung: dict[str, Any] = {"training.precision": "bf16", "training.samples_per_device": 1}
     yield dict(rung, **{"model.gradient_checkpointing": "false"})
-    rung |= {"model.gradient_checkpointing": "true", "model.images_per_encoding": 1}
+    rung["model.gradient_checkpointing"] = "true"
+    if hasattr(run.model, "images_per_encoding"):
+        rung["model.images_per_encoding"] = 1
     yield dict(rung)
-    for encoders in ("offload", "cached"):
+    for encoders in ("offload", "cached") if hasattr(run.model, "encoders") else ():
         rung["model.encoders"] = encoders
         yield dict(rung)
     if not run.model.trains_adapter:
         yield dict(rung, **{"optimizer.kind": "adamw_8bit"})
+        if run.responses is not None and run.objective.needs_reference:
+            rung["reference"] = "cached"  # no frozen copy
+            yield dict(rung, **{"optimizer.kind": "adamw_8bit"})
+            yield dict(rung, **{"optimizer.kind": "paged_adamw_8bit"})
     elif hasattr(run.model, "quantization"):
         for bits in ("8bit", "4bit"):
             yield dict(rung, **{"model.quantization": bits})

@@ -13,20 +13,25 @@ from typing import Any, cast
 
 import torch
 
-from diffalign.data.batches import ImageBatch, ImageEncodings
+from diffalign.data.batches import ImageBatch, ImageEncodings, TokenBatch
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.index import bucket_sizes
 from diffalign.errors import ConfigError
+from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.blank import BlankParts, without_weights
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.quantization import bytes_of_layer, quantised_layers
 from diffalign.models.simulation import META, SimulatedDevice, Simulation, simulated
+from diffalign.models.vlm import blank as vlm_blank
+from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.weight_average import WeightAverage
 from diffalign.training.look_ahead import views_of
 from diffalign.training.optimizers.base import parameter_groups
 from diffalign.training.reference import resolve_reference
+from diffalign.training.response_memory import blank_token_batch
 
 PHASES = ("encode", "reference", "policy", "backward", "update")
 ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE = PHASES
@@ -69,8 +74,8 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
     """Simulate a step of a run.
 
     Args:
-        run: on pairs of images; the configurations of its model must be within reach, and neither
-            weights nor data.
+        run: on pairs of images or on responses; the configurations of its model must be within
+            reach, and neither weights nor data.
         device: whose rules hold.
 
     Raises:
@@ -78,44 +83,55 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
         ModelError: the configurations describe no model.
     """
     refuse_unplannable(run)
-    model_settings = cast(AbstractDiffusion, run.model)
-    settings = without_weights(model_settings)
-    reference = resolve_reference(run)
+    dtype, reference = DTYPES[run.training.precision], resolve_reference(run)
+    settings: Any = _without_weights(run.model)
     encodings = blank_encodings(run) if run.model.takes_encodings else None
     with simulated(device) as simulation:
         model: Any = settings.load(
             device=META,
-            compute_dtype=DTYPES[run.training.precision],
+            compute_dtype=dtype,
             reference="none" if reference == "cached" else reference,
         )
-        assert isinstance(settings.parts, BlankParts)
+        if isinstance(model, VisionLanguageModel):
+            vlm_blank.nothing_to_compare(model)
         _mark_weights(simulation, model, settings)
-        batch = _blank_batch(run, encodings)
+        batch = blank_token_batch(run) if run.responses else _blank_batch(run, encodings)
         step = _Step(run, model, simulation)
         step.update()
         if run.training.accumulation == 1:
             step.optimizer.zero_grad()
         step.micro_batch(batch)
-        fewer = _saved_by_few_bits(model_settings, DTYPES[run.training.precision])
+        fewer, unpacked = _saved_by_few_bits(run.model, dtype)
         work = {phase: simulation.work[phase] for phase in PHASES}
-        return StepMemory(phases=_phases(simulation, fewer), work=work)
+        return StepMemory(phases=_phases(simulation, fewer, unpacked), work=work)
 
 
-def _saved_by_few_bits(model: AbstractDiffusion, dtype: torch.dtype) -> int:
-    """Bytes of frozen weights that `quantization` does without. Activations stay as they are: a
-    layer of few bits keeps for its backward pass what a frozen one keeps."""
+def _without_weights(model: AbstractModel) -> AbstractModel:
+    if isinstance(model, VLM):
+        return vlm_blank.without_weights(model)
+    return without_weights(cast(AbstractDiffusion, model))
+
+
+def _saved_by_few_bits(model: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of frozen weights that `quantization` does without, and of the layer that is unpacked
+    for a product. Activations stay as they are: a layer of few bits keeps for its backward pass
+    what a frozen one keeps."""
     if model.quantization is None:
-        return 0
+        return 0, 0
+    if isinstance(model, VLM):
+        return vlm_blank.saved_by_few_bits(model, dtype)
     network = model.parts.blank_network()
     layers = [network.get_submodule(name) for name in quantised_layers(network)]
-    return sum(
+    fewer = sum(
         layer.weight.numel() * dtype.itemsize - bytes_of_layer(layer, model.quantization)
         for layer in layers
     )
+    return fewer, 0
 
 
 def refuse_unplannable(run: RunConfig) -> None:
-    """Raise ConfigError unless the run trains a denoiser, whole on each device, on image pairs."""
+    """Raise ConfigError unless the run trains, whole on each device, a denoiser on image pairs or
+    a vision-language model on responses."""
     if run.training.sharding != "none":
         raise ConfigError(
             f"training.sharding is {run.training.sharding}, and so far memory is planned for runs "
@@ -123,24 +139,21 @@ def refuse_unplannable(run: RunConfig) -> None:
             f"training.sharding=none, and divide weights, gradients and optimiser state by the "
             f"number of processes"
         )
-    if run.responses is not None:
-        raise ConfigError(
-            "this run trains on responses, and so far memory is planned for runs on pairs of "
-            "images alone: start it with a small training.samples_per_device, and raise that"
-        )
-    if run.rollouts is not None or run.data is None:
+    if run.rollouts is not None or (run.data is None and run.responses is None):
         raise ConfigError(
             "this run samples from its model (rollouts), and so far memory is planned for runs on "
-            "pairs of images alone: start it with a small training.samples_per_device"
+            "pairs of images or on responses alone: start it with a small "
+            "training.samples_per_device"
         )
-    if run.model.makes != "images":
+    wanted = "images" if run.responses is None else "responses"
+    if run.model.makes != wanted or (wanted == "responses" and not isinstance(run.model, VLM)):
         raise ConfigError(
-            "memory is planned for models that denoise images, such as sdxl, and this run trains "
-            "another one: start it with a small training.samples_per_device"
+            "memory is planned for models that denoise images, such as sdxl, and for vlm, and this "
+            "run trains another one: start it with a small training.samples_per_device"
         )
 
 
-def _mark_weights(simulation: Simulation, model: Any, settings: AbstractDiffusion) -> None:
+def _mark_weights(simulation: Simulation, model: Any, settings: Any) -> None:
     """Name all that a loaded model holds."""
 
     def held(module: Any) -> Iterator[torch.Tensor]:
@@ -148,13 +161,18 @@ def _mark_weights(simulation: Simulation, model: Any, settings: AbstractDiffusio
             yield from module.parameters()
             yield from module.buffers()
 
-    pipeline = settings.parts.read()
     network = model.network
     simulation.mark((p for p in held(network) if not p.requires_grad), WEIGHTS)
     simulation.mark((p for p in held(network) if p.requires_grad), TRAINED)
     reference = vars(model).get("_reference")
-    simulation.mark(held(getattr(reference, "network", None)), COPY)
+    own = set(map(id, held(network)))  # a copy shares what never trains
+    copied = (t for t in held(getattr(reference, "network", None)) if id(t) not in own)
+    simulation.mark(copied, COPY)
     simulation.mark(getattr(reference, "_values", {}).values(), COPY)
+    if isinstance(model, VisionLanguageModel):
+        return
+    assert isinstance(settings.parts, BlankParts)
+    pipeline = settings.parts.read()
     for name in settings.parts.encoders:
         simulation.mark(held(pipeline.components[name]), TEXT)
     simulation.mark(held(pipeline.components["vae"]), VAE)
@@ -167,7 +185,7 @@ class _Step:
         self.run, self.model, self.simulation = run, model, simulation
         self.parameters = [parameter for _, parameter in model.trained_parameters()]
         groups = parameter_groups(model.trained_parameters(), model.learning_rates())
-        self.optimizer = run.optimizer.build(groups)
+        self.optimizer = run.optimizer.blank(groups)
         self.average = None
         if run.training.ema_decay is not None:
             with self._phase(AVERAGE):
@@ -198,7 +216,7 @@ class _Step:
             kept = (value for value in state.values() if isinstance(value, torch.Tensor))
             self.simulation.mark(kept, STATE)
 
-    def micro_batch(self, batch: ImageBatch) -> None:
+    def micro_batch(self, batch: ImageBatch | TokenBatch) -> None:
         """What `Trainer` does with one, after an optimiser step before it."""
         run, model, likelihood = self.run, self.model, self.run.likelihood
         with self._phase(ENCODE):
@@ -207,7 +225,9 @@ class _Step:
         if run.objective.needs_reference:
             with self._phase(REFERENCE):
                 if run.reference == "cached":
-                    reference = {view: torch.empty(len(batch), device=META) for view in VIEWS}
+                    reference = {
+                        view: torch.empty(len(batch), device=META) for view in run.objective.views
+                    }
                 else:
                     with torch.no_grad(), model.reference():
                         reference = likelihood.evaluate(model, prepared)
@@ -332,9 +352,9 @@ def _blank_batch(run: RunConfig, encodings: ImageEncodings | None = None) -> Ima
     )
 
 
-def _phases(simulation: Simulation, fewer: int) -> dict[str, dict[str, int]]:
-    """The fullest moments of the phases, what has no name of its own added up, and the base weights
-    without so many bytes."""
+def _phases(simulation: Simulation, fewer: int, unpacked: int) -> dict[str, dict[str, int]]:
+    """The fullest moments of the phases, what has no name of its own added up; the base weights
+    without so many bytes, and what is unpacked of them with the activations."""
     found = {}
     state = simulation.alive(STATE)
     for phase in PHASES:
@@ -346,5 +366,6 @@ def _phases(simulation: Simulation, fewer: int) -> dict[str, dict[str, int]]:
             rest = peak.total - sum(named.values())
             if fewer:
                 named[WEIGHTS] -= fewer
+                rest += unpacked if phase in (REFERENCE, POLICY, BACKWARD) else 0
             found[phase] = {**named, "activations": rest}
     return found

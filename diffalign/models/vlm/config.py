@@ -265,7 +265,8 @@ class VLM(AbstractModel):
         network = TokenScorer(model, modules, positions_at_once=self.positions_at_once)
         home, reduced = next(network.parameters()).device, compute_dtype != torch.float32
         with torch.autocast(home.type, dtype=compute_dtype, enabled=reduced):
-            if not network.eval().head_is_whole():
+            # A network without values, of a plan, has no logits to look at.
+            if home.type != "meta" and not network.eval().head_is_whole():
                 raise ModelError(
                     f"{self.path}: {type(model).__name__} bounds or scales its logits after its "
                     f"head, and log-probabilities are computed from the head alone"

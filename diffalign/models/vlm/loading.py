@@ -197,7 +197,7 @@ def choose_trained(
         between.float()  # before values of a start are put into it
         scope = modules.language_scope
         lora.attach(model, lora_settings, component=PEFT_PREFIX, scope=scope)
-        layers: Any = lora.adapter_layers(model)
+        layers: list[Any] = [*lora.adapter_layers(model)]
         for layer in layers:  # autocast rounds: no copy in float32 before it
             layer.cast_input_dtype_enabled = False
     between.requires_grad_(projector)

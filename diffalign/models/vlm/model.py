@@ -147,7 +147,10 @@ class VisionLanguageModel(AbstractTrainable):
         """
         network = self.network if self._called is None else self._called
         self.evaluations += sum(len(rows) for rows in groups)
-        with self._autocast():
+        # Autocast's cache would hold every weight that trains in half precision besides until the
+        # forward is over, and each is used once: the backward pass rounds those that it recomputes.
+        recomputes = self._unwrapped.model.is_gradient_checkpointing and torch.is_grad_enabled()
+        with self._autocast(cache=not recomputes):
             scores: list[TokenScores] = network(
                 groups,
                 reference=reference,
@@ -403,9 +406,11 @@ class VisionLanguageModel(AbstractTrainable):
         ids = {getattr(config, name, None) for name in names}
         return sorted(token for token in ids if token is not None)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self, *, cache: bool = True) -> torch.autocast:
         reduced = self.compute_dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=reduced)
+        return torch.autocast(
+            self.device.type, dtype=self.compute_dtype, enabled=reduced, cache_enabled=cache
+        )
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -67,6 +67,10 @@ class AbstractOptimizer(Ranged, abc.ABC):
     def build(self, parameters: Parameters) -> torch.optim.Optimizer:
         """The optimiser over the trained parameters, or groups of them, in their given order."""
 
+    def blank(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """What keeps in memory what `build`'s keeps, and may need no package or device for it."""
+        return self.build(parameters)
+
     def averaged(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
     ) -> list[Tensor]:

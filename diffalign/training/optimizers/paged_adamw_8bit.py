@@ -37,3 +37,9 @@ class PagedAdamW8bit(AbstractAdam):
         from bitsandbytes.optim import PagedAdamW8bit as Implementation
 
         return Implementation(parameters, **self.adam)
+
+    def blank(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """Nothing: all of its pages may leave the device."""
+        import torch
+
+        return torch.optim.SGD(parameters, lr=self.lr)
