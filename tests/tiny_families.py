@@ -348,8 +348,8 @@ def llama4(folder: Path) -> Path:
         "boi_token_index": tokenizer.convert_tokens_to_ids("<|image_start|>"),
         "eoi_token_index": tokenizer.convert_tokens_to_ids("<|image_end|>"),
     }
-    old = getattr(transformers, "Llama4ImageProcessorFast", None)  # its name before 5
-    images = getattr(transformers, "Llama4ImageProcessor", old)
+    kind = "Llama4ImageProcessor"
+    images = getattr(transformers, kind if hasattr(transformers, kind) else f"{kind}Fast")
     processor = transformers.Llama4Processor(
         images(size={"height": 16, "width": 16}, max_patches=3),
         tokenizer,

@@ -182,18 +182,21 @@ class Writer:
             rows = [torch.nn.functional.pad(v, (length - len(v), 0), value=fill) for v in values]
             return torch.stack(rows)
 
+        further = [
+            self.model.family.token_inputs(
+                request.further, torch.arange(len(request.input_ids)) >= request.response_start
+            )
+            for request in requests
+        ]
         inputs = {
             "input_ids": padded([request.input_ids for request in requests], pad),
             "attention_mask": padded([torch.ones_like(r.input_ids) for r in requests], 0),
-            **{
-                name: padded([request.further[name] for request in requests], 0)
-                for name in requests[0].further
-            },
+            **{name: padded([of_one[name] for of_one in further], 0) for name in further[0]},
             **ImageInputs.stack(
                 [ImageInputs(inputs=request.image_inputs) for request in requests]
             ).inputs,
         }
-        return {name: send(value, self.model.device) for name, value in inputs.items()}
+        return self.model.on_device(inputs)
 
     def _write(
         self,

@@ -123,7 +123,7 @@ class VisionLanguageModel(AbstractTrainable):
         Args:
             images: what the image processor gave for them in reading order; may be empty.
         """
-        inputs = self._on_device(image_inputs)
+        inputs = self.on_device(image_inputs)
         if not self._shares_vision:
             return ImageInputs(inputs=inputs)
         network = self._unwrapped
@@ -363,9 +363,9 @@ class VisionLanguageModel(AbstractTrainable):
             add_special_tokens=not self._is_started(prompts),
             return_tensors="pt",
         )
-        return self._on_device(encoded)
+        return self.on_device(encoded)
 
-    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a processor gave, numbers in full precision: Llama 4's rounds pixels to bfloat16."""
         return {
             key: send(value.float() if value.is_floating_point() else value, self.device)
