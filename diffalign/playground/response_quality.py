@@ -9,7 +9,6 @@ import numpy as np
 from PIL.Image import Image
 
 from diffalign.benchmarks.chair import rules as chair
-from diffalign.benchmarks.coco_objects import ObjectWords, Synonyms
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Figure, Measure, panel
 from diffalign.generation.responses import WritesResponses
@@ -25,6 +24,8 @@ from diffalign.playground.questions import (
     existence_question,
 )
 from diffalign.playground.scenes import KINDS, Kind, Scene, render
+from diffalign.response_rules.coco_objects import ObjectWords, Synonyms
+from diffalign.response_rules.mentions import Caption, check
 
 MAX_NEW_TOKENS = 64
 """A description of nine objects; truth has at most four."""
@@ -108,8 +109,8 @@ class _Asker:
 def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
     responses = asker([(number, DESCRIBE) for number in range(len(scenes))])
     checked = [
-        chair.check(
-            chair.Caption(image_id=str(number), text=response),
+        check(
+            Caption(image_id=str(number), text=response),
             frozenset(map(name_of, kinds_in(scene))),
             EXACT_NAMES,
         )

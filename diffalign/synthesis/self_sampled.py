@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from diffalign.data.responses.formats.base import numbered
+from diffalign.data.responses.questions import Question, Unmade
 from diffalign.data.responses.records import IMAGE
+from diffalign.generation.writing import Request
 from diffalign.judges.base import AbstractJudge, verdicts
 from diffalign.ranges import AtLeast
 from diffalign.seeding import derive_seed
@@ -30,8 +32,6 @@ from diffalign.synthesis.base import (
     Context,
     Made,
     Maker,
-    Question,
-    Unmade,
     messages,
     prepared,
 )
@@ -45,7 +45,6 @@ from diffalign.synthesis.pairing import (
     read_scores,
     scored_pairs,
 )
-from diffalign.synthesis.writing import Request
 
 EMPTY = "the model wrote nothing"
 UNCORRECTED = "no correction"

@@ -127,7 +127,7 @@ class Writer:
             raise UnusableRowError(
                 SkipReason.TOO_LONG,
                 f"{len(request.input_ids)} tokens and {max_new_tokens} to be written; the model "
-                f"takes {self._longest}. Lower synthesis.max_new_tokens",
+                f"takes {self._longest}. Lower max_new_tokens",
             )
 
     def write(
