@@ -47,8 +47,7 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.ranges import AtLeast
 from diffalign.rollouts.base import (
-    AbstractCollector,
-    AbstractRollouts,
+    AbstractImageRollouts,
     Phase,
     ReferenceRule,
     RoundSummary,
@@ -56,6 +55,7 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.policy_snapshots import reference_round
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.round_order import in_batches
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.sampler import sample
@@ -74,7 +74,7 @@ _ATTEMPTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiPolicy(AbstractRollouts):
+class SemiPolicy(AbstractImageRollouts):
     """Rounds of preferred images next to the reference's own (SePPO)."""
 
     batch_type: ClassVar[type] = ImageBatch
@@ -108,7 +108,7 @@ class SemiPolicy(AbstractRollouts):
                 "to denoising"
             )
         try:
-            self.process.check_steps(run.model.noising())
+            self.process.check_steps(run.diffusion.noising())
         except ValueError as error:
             raise ConfigError(f"rollouts.process: {error}") from error
         return Rounds(self, _Collector(self, run), run)
@@ -168,7 +168,7 @@ class _Batch:
         return f"{SCORES}/{self.visits[0].place:06d}.jsonl"
 
 
-class _Collector(AbstractCollector):
+class _Collector(AbstractImageCollector):
     def __init__(self, settings: SemiPolicy, run: RunContext) -> None:
         self._settings = settings
         self._run = run

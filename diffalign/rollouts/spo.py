@@ -43,8 +43,7 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked
 from diffalign.ranges import AtLeast, Between
 from diffalign.rollouts.base import (
-    AbstractCollector,
-    AbstractRollouts,
+    AbstractImageRollouts,
     Phase,
     RoundSummary,
     RunContext,
@@ -52,6 +51,7 @@ from diffalign.rollouts.base import (
 )
 from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
 from diffalign.rollouts.pairing import Temperature, strength_of
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.round_order import Visit, in_batches, own_parts, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
@@ -77,7 +77,7 @@ _SHOWN_COMPARISONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepwise(AbstractRollouts):
+class Stepwise(AbstractImageRollouts):
     """Rounds of step-wise resampling (SPO). Defaults are those of the authors' SD 1.5 config."""
 
     batch_type: ClassVar[type] = StepBatch
@@ -169,7 +169,7 @@ class _Record:
     comparisons: Sequence[Comparison]
 
 
-class _Collector(AbstractCollector):
+class _Collector(AbstractImageCollector):
     def __init__(self, settings: Stepwise, run: RunContext, process: ReverseProcess) -> None:
         self._settings = settings
         self._run = run

@@ -338,6 +338,9 @@ class VisionLanguageModel(AbstractTrainable):
             finally:
                 self._called = before
 
+    def refer_to(self, values: Mapping[str, Tensor]) -> None:
+        self._reference.refer_to(values)
+
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         parameters = dict(self._unwrapped.named_parameters())
         return ((name, parameters[name]) for name in self._trained)
