@@ -156,6 +156,10 @@ class Writer:
             )
         return written
 
+    def ends(self, tokens: Tensor) -> bool:
+        """Whether what was written ended by itself: int64 [n]."""
+        return len(tokens) > 0 and int(tokens[-1]) in self._end_tokens()
+
     def hidden_states(self, texts: Sequence[str]) -> Tensor:
         """Mean of the last hidden states over the tokens of texts without images: [n, width]."""
         tokenizer = self.model.processor.tokenizer

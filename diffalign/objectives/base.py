@@ -24,8 +24,8 @@ more than its own rows; how many rows and tokens there are; the sum of the polic
 well; or every row by itself."""
 
 
-Part = Literal["preference", "margin", "target", "weight"]
-"""What data can say of a pair besides its order."""
+Part = Literal["preference", "margin", "target", "weight", "advantage"]
+"""What data can say of a pair besides its order; of single responses, their advantage."""
 
 
 Measured = Literal["distance", "embedding", "typicality"]
@@ -138,6 +138,9 @@ class Likelihoods:
     target: Tensor | None = None
     """What the difference of the two sides' rewards should be, shape [n], in the same units, for
     losses that regress it; None where nobody says it."""
+    advantage: Tensor | None = None
+    """How much better each row is than others to the same question, shape [n]; may be negative.
+    See `objectives.advantages`."""
 
     @property
     def log_ratio(self) -> Tensor:

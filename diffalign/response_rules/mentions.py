@@ -5,8 +5,9 @@ Source: Rohrbach et al. 2018, Object hallucination in image captioning, arXiv:18
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from diffalign.response_rules.coco_objects import ObjectWords
 
@@ -56,3 +57,35 @@ def check(caption: Caption, truth: frozenset[str], objects_of: ObjectWords) -> C
         hallucinated=tuple(mention for mention in mentions if mention not in truth),
         truth=truth,
     )
+
+
+Repeated = Literal["once", "wrong"]
+"""What a second mention of one class counts for: nothing, or like one that is not there."""
+
+
+def truthfulness(
+    mentions: Sequence[str],
+    truth: frozenset[str],
+    *,
+    recall: float = 1.0,
+    repeated: Repeated = "once",
+) -> float:
+    """How truthful and complete a description is, from 0 to 1.
+
+    It is the mean of two shares, of the mentioned classes that are there (1 where none is
+    mentioned) and of those there that are mentioned (1 where there is none), which counts `recall`
+    times. Without the second, saying nothing would be best; with it, a class that is named twice
+    in place of one that is missed gains nothing.
+
+    Args:
+        mentions: the class of every mention.
+        truth: the classes in the image.
+        recall: at least 0.
+        repeated: see `Repeated`; `wrong` suits descriptions that name each object once.
+    """
+    distinct = set(mentions)
+    found = len(distinct & truth)
+    counted = len(distinct) if repeated == "once" else len(mentions)
+    right = found / counted if counted else 1.0
+    complete = found / len(truth) if truth else 1.0
+    return (right + recall * complete) / (1 + recall)

@@ -64,6 +64,7 @@ class Rounds(AbstractSource):
         """
         self.batch_type = rollouts.batch_type  # type: ignore[misc]  # of this source, not of all
         self.views = rollouts.views
+        self._unit = rollouts.makes
         self._collector = collector
         self._run = run
         self._policies = PolicySnapshots(run.folder, rule=rollouts.reference, run_seed=run.run_seed)
@@ -238,7 +239,8 @@ class Rounds(AbstractSource):
         mine = share(phase.works, number=world.rank(), of=world.size())
         missing = [work for work in mine if not (folder / work.file).exists()]
         title = f"round {self._number}, {phase.title}"
-        with progress(self._run.console, title, sum(work.samples for work in missing)) as advance:
+        count = sum(work.samples for work in missing)
+        with progress(self._run.console, title, count, unit=self._unit) as advance:
             for work in missing:
                 work.do(self.model, folder)
                 advance(work.samples)

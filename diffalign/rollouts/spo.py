@@ -55,7 +55,7 @@ from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.round_order import Visit, in_batches, own_parts, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
-from diffalign.rollouts.scoring import Scorers, ask, scorer_name
+from diffalign.rollouts.scoring import Scorers, ask, component_name
 from diffalign.rollouts.store import (
     LATENTS,
     STEPS,
@@ -131,8 +131,8 @@ class Stepwise(AbstractImageRollouts):
         article = "a" if self.continue_from == "random" else "the"
         return (
             f"rounds of {self.prompts_per_round} prompts; after step {self.first_step}, every "
-            f"{way} {self.candidates} candidates, compared by {scorer_name(self.scorer)}, going on "
-            f"from {article} {self.continue_from} one; best and worst count if they differ by more "
+            f"{way} {self.candidates} candidates, compared by {component_name(self.scorer)}, going "
+            f"on from {article} {self.continue_from} one; best and worst count if they differ by more "
             f"than {self.threshold:g}"
         )
 
@@ -261,7 +261,7 @@ class _Collector(AbstractImageCollector):
         comparisons = [row for record in records for row in record.comparisons]
         if all(score is None for row in comparisons for score in row.scores):
             raise DataError(
-                f"{folder}: the scorer {scorer_name(self._settings.scorer)} gave none of the "
+                f"{folder}: the scorer {component_name(self._settings.scorer)} gave none of the "
                 f"round's candidates a finite score. Look at the images there; where they are as "
                 f"they should be, the scorer is at fault, else the model: go back to an earlier "
                 f"checkpoint with a lower optimizer.lr"
@@ -299,7 +299,7 @@ class _Collector(AbstractImageCollector):
             return
         times = [by_visit[0].t for by_visit in by_branch.values()]
         titles = [f"{side}, t {t}" for t in times for side in ("best", "worst")]
-        scorer = scorer_name(self._settings.scorer)
+        scorer = component_name(self._settings.scorer)
         with writing(folder / GRID):
             title = f"round {number}, compared by {scorer}; framed where the comparison counts"
             write_image(folder / GRID, render_grid(rows, titles, title=title))

@@ -34,6 +34,8 @@ class Question:
     """The conversation up to the response; the last turn is the user's."""
     response: str | None
     """The chosen response of the data set."""
+    rejected: str | None = None
+    """The rejected one, where the data set has pairs."""
 
     @property
     def text(self) -> str:
@@ -155,6 +157,7 @@ class Questions(Sequence[Question | Unmade]):
             images=images,
             turns=turns,
             response=found[0].responses.get("chosen"),
+            rejected=found[0].responses.get("rejected"),
         )
 
 
