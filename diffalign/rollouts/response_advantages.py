@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from diffalign.data.source import AbstractSource
 from diffalign.objectives.advantages import (
     Combination,
     Scale,
@@ -22,8 +23,10 @@ from diffalign.objectives.advantages import (
     leave_one_out,
     weighted_sum,
 )
-from diffalign.rollouts.response_rounds import AbstractResponseRollouts
-from diffalign.rollouts.response_rows import Row, Rows, ScoredResponses
+from diffalign.rollouts.base import RunContext
+from diffalign.rollouts.response_collector import ResponseCollector
+from diffalign.rollouts.response_rounds import AbstractResponseRollouts, Row, Rows, ScoredResponses
+from diffalign.rollouts.rounds import Rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,9 @@ class ResponseAdvantages(AbstractResponseRollouts):
     @property
     def strength(self) -> Mapping[str, str]:
         return {"advantage": f"kind is {__name__.rpartition('.')[2]}"}
+
+    def open(self, run: RunContext) -> AbstractSource:
+        return Rounds(self, ResponseCollector(self, run), run)
 
     def further_lines(self, samples_per_step: int) -> list[str]:
         rows = self.questions_per_round * self.responses_per_question

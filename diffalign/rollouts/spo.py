@@ -132,8 +132,8 @@ class Stepwise(AbstractImageRollouts):
         return (
             f"rounds of {self.prompts_per_round} prompts; after step {self.first_step}, every "
             f"{way} {self.candidates} candidates, compared by {component_name(self.scorer)}, going "
-            f"on from {article} {self.continue_from} one; best and worst count if they differ by more "
-            f"than {self.threshold:g}"
+            f"on from {article} {self.continue_from} one; best and worst count if they differ by "
+            f"more than {self.threshold:g}"
         )
 
     def open(self, run: RunContext) -> AbstractSource:
