@@ -160,7 +160,12 @@ class TokenBatch:
     """Response -> int64 [n], which samples it belongs to, in order, where each sample has one
     response; a response that none has is absent. None where all have all."""
     strength: Mapping[str, Tensor] = field(default_factory=dict)
-    """See `ImageBatch`; empty where each sample has one response."""
+    """See `ImageBatch`; of responses that were sampled, their `advantage`. Empty where each sample
+    has one response of a data set."""
+    old_log_probs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Response -> float32 [B, L], log-probability of each of its tokens under the policy that
+    sampled it, aligned with its rows and 0 elsewhere; empty where the policy has not moved since,
+    or nobody asks."""
 
     def images_of(self, response: str, condition: str | None) -> Mapping[str, Tensor]:
         """What the image processor gave for the rows of a response under a condition."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.reverse import ReverseProcess
-from diffalign.objectives.base import Measure, Measured
+from diffalign.objectives.base import Measure, Measured, TokenLikelihoods
 from diffalign.ranges import Ranged
 from diffalign.timesteps import TimestepSampling
 
@@ -57,7 +57,8 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
 
     @property
     def gives_measured(self) -> frozenset[Measured]:
-        """Which further fields `row_metadata` has, for objectives that need them."""
+        """Which further fields of `Likelihoods` there are, for objectives that need them: from
+        `row_metadata`, or `tokens` from `token_likelihoods`."""
         return frozenset()
 
     @property
@@ -113,6 +114,11 @@ class AbstractLikelihood(Ranged, abc.ABC, Generic[Model, Batch, Prepared]):
     def row_metadata(self, prepared: Prepared) -> Mapping[str, Mapping[str, Tensor]]:
         """What else is known of the rows of a view, the same for policy and reference: fields of
         `Likelihoods` by name, such as `weight` or `length`, each of shape [n]."""
+        return {}
+
+    def token_likelihoods(self, prepared: Prepared) -> Mapping[str, TokenLikelihoods]:
+        """Each token of the rows of a view, by the evaluations that there were; none of a view, or
+        of any, where that is not asked for."""
         return {}
 
     def noise(self, model: Model, batch: Batch) -> Tensor | None:

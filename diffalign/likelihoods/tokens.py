@@ -28,10 +28,12 @@ from diffalign.models.devices import send
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
-from diffalign.objectives.base import Measure, Measured
+from diffalign.objectives.base import Measure, Measured, TokenLikelihoods
 from diffalign.views import View
 
 Reduction = Literal["sum", "mean"]
+
+_MEASURED: tuple[Measured, ...] = ("typicality", "tokens")
 
 OWN = "own"
 """Response that no data set has: at each token of the chosen one, what the policy would have
@@ -64,11 +66,14 @@ class PreparedView:
     """How much each token counts, float32 [B, L]; 0 outside the response."""
     rows: Tensor | None = None
     """Int64 [B], which samples these are, where some have another response."""
+    old: Tensor | None = None
+    """Log-probability of each token when it was sampled, float32 [B, L]; None where the policy has
+    not moved since, or nobody asks."""
 
 
 @dataclass(kw_only=True)
 class PreparedTokens:
-    """A `TokenBatch` on the device; its reference leaves here what a divergence needs."""
+    """A `TokenBatch` on the device; policy and reference leave here what is more than a number."""
 
     groups: Sequence[ResponseRows]
     """What goes through the model together."""
@@ -84,6 +89,10 @@ class PreparedTokens:
     """View -> [B], once the policy was evaluated after the reference."""
     typicality: Mapping[str, Tensor] = field(default_factory=dict)
     """View -> [B], once the policy was evaluated, where it is asked for."""
+    reference_tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    """View -> [B, L], once the reference was evaluated, where it is asked for."""
+    policy_tokens: Mapping[str, Tensor] = field(default_factory=dict)
+    """The same of the policy."""
 
     def of_cells(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values at the tokens of all groups, [P, ...], group by group."""
@@ -107,6 +116,8 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     typicality: bool = False
     """Measure how typical each response is of what the policy would say itself, for the objective
     wpo."""
+    each_token: bool = False
+    """Give each token by itself as well, for objectives such as grpo."""
     gains: dict[str, VisualGain] = field(default_factory=dict)
     """Weight maps that are made here, for views such as `chosen:gain`."""
     own_condition: str = "diffuse"
@@ -114,6 +125,14 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     concatenated: bool = True
     """Send all views through the model at once, padded to the longest. False sends them one after
     the other: with gradient checkpointing that takes less memory, and gives the same numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.each_token and self.reduction == "mean":
+            raise ValueError(
+                "each_token is true, for losses that do their own counting of tokens, and "
+                "reduction is mean, which keeps no count: set reduction to sum"
+            )
 
     def check(self, model: AbstractModel) -> None:
         if not isinstance(model, VLM):
@@ -150,6 +169,11 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
                 "likelihood.divergence compares policy and reference over the whole vocabulary at "
                 "every token, for which one number a response is not enough"
             )
+        if self.each_token:
+            raise ValueError(
+                "likelihood.each_token compares policy and reference token by token, for which one "
+                "number a response is not enough"
+            )
         for view in map(View.parse, sorted(views)):
             if view.response == OWN or view.weights in self.gains:
                 raise ValueError(
@@ -166,7 +190,8 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
 
     @property
     def gives_measured(self) -> frozenset[Measured]:
-        return frozenset({"typicality"} if self.typicality else ())
+        asked = {"typicality": self.typicality, "tokens": self.each_token}
+        return frozenset(name for name in _MEASURED if asked[name])
 
     @torch.no_grad()
     def prepare(self, model: VisionLanguageModel, batch: TokenBatch) -> PreparedTokens:
@@ -197,6 +222,9 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
                     rows=None
                     if batch.rows is None
                     else send(batch.rows[self._forward_group(view)[0]], forward.device),
+                    old=send(batch.old_log_probs[view.response], forward.device)
+                    if self.each_token and view.response in batch.old_log_probs
+                    else None,
                 )
                 for name, view in parsed.items()
                 if self._forward_group(view) in groups
@@ -222,12 +250,16 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             typical = [some.typicality for some in scores if some.typicality is not None]
             prepared.typicality = _of_views(prepared, torch.cat(typical), "mean")
         of_cells = prepared.of_cells(torch.cat([some.log_probs for some in scores]))
+        each = {
+            name: prepared.tokens[view.group].spread(of_cells[view.group][:, view.target])
+            for name, view in prepared.views.items()
+        }
+        if self.each_token and model.is_reference:
+            prepared.reference_tokens = each
+        elif self.each_token:
+            prepared.policy_tokens = each
         measured = {
-            name: _over_tokens(
-                prepared.tokens[view.group].spread(of_cells[view.group][:, view.target]),
-                view.weights,
-                self.reduction,
-            )
+            name: _over_tokens(each[name], view.weights, self.reduction)
             for name, view in prepared.views.items()
         }
         nothing = torch.zeros(0, device=prepared.device)
@@ -252,6 +284,17 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
             if name in prepared.typicality:
                 row_metadata[name]["typicality"] = prepared.typicality[name]
         return row_metadata
+
+    def token_likelihoods(self, prepared: PreparedTokens) -> dict[str, TokenLikelihoods]:
+        return {
+            name: TokenLikelihoods(
+                policy=policy,
+                weights=prepared.views[name].weights,
+                old=prepared.views[name].old,
+                reference=prepared.reference_tokens.get(name),
+            )
+            for name, policy in prepared.policy_tokens.items()
+        }
 
     def describe(self) -> str:
         """One line for the start of a run."""

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractObjective, Beta, LossOutput, Views
+from diffalign.objectives.base import AbstractObjective, LossOutput, Views
+from diffalign.objectives.pair import Beta
 
 Direction = Literal["up", "down"]
 

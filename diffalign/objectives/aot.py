@@ -25,17 +25,15 @@ import torch
 from torch import Tensor
 
 from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
     AbstractObjective,
-    Beta,
     Known,
     Likelihoods,
     LossOutput,
     StepTotals,
     Views,
-    pair_metrics,
 )
 from diffalign.objectives.cdpo import cdpo_loss
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED, Beta, pair_metrics
 from diffalign.ranges import Between
 
 

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective
 
 Form = Literal["zero", "down"]
 

@@ -16,8 +16,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
-    EITHER_ORDER,
     TOKENS,
     AbstractObjective,
     Known,
@@ -25,10 +23,9 @@ from diffalign.objectives.base import (
     Measure,
     Part,
     Views,
-    expected_loss,
-    pair_metrics,
 )
 from diffalign.objectives.orpo import OddsWeight, log_complement
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED, EITHER_ORDER, expected_loss, pair_metrics
 from diffalign.objectives.sft import negative_log_likelihood
 
 

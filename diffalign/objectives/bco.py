@@ -20,16 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    Beta,
-    Known,
-    LossOutput,
-    StepTotals,
-    Views,
-    side_metrics,
-)
+from diffalign.objectives.base import AbstractObjective, Known, LossOutput, StepTotals, Views
 from diffalign.objectives.bco_pair import bco_loss
+from diffalign.objectives.pair import Beta, side_metrics
 
 
 class RunningMean:

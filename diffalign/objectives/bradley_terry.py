@@ -18,14 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    Known,
-    LossOutput,
-    Measure,
-    Part,
-    Views,
-)
+from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Measure, Part, Views
 
 
 def bradley_terry_divergence(

@@ -15,7 +15,8 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective
 from diffalign.ranges import Between
 
 _SHARE = "it is the share of pairs that are the wrong way round"

@@ -12,16 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from diffalign.objectives.base import (
-    TOKENS,
-    AbstractObjective,
-    Beta,
-    LossOutput,
-    Measure,
-    Views,
-    pair_metrics,
-)
+from diffalign.objectives.base import TOKENS, AbstractObjective, LossOutput, Measure, Views
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import Beta, pair_metrics
 from diffalign.objectives.tdpo import divergence_of
 from diffalign.ranges import AtLeast
 from diffalign.views import View

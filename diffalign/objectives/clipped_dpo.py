@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput, Measure
+from diffalign.objectives.base import Likelihoods, LossOutput, Measure
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 from diffalign.ranges import Between
 
 

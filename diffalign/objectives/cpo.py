@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Known, Likelihoods, LossOutput
+from diffalign.objectives.base import Known, Likelihoods, LossOutput
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 from diffalign.objectives.sft import negative_log_likelihood
 from diffalign.ranges import AtLeast
 

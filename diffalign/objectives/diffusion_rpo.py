@@ -26,16 +26,9 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
-    AbstractObjective,
-    Beta,
-    LossOutput,
-    Measured,
-    Views,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractObjective, LossOutput, Measured, Views
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED, Beta, pair_metrics
 from diffalign.ranges import MoreThan
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective
 from diffalign.ranges import Between
 
 _TOO_FAR = "above 1 a pair far on the wrong side has a loss without bound"

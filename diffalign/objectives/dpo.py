@@ -17,7 +17,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 
 
 def dpo_loss(margin: Tensor, *, beta: float) -> Tensor:

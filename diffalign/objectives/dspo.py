@@ -29,13 +29,8 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    AbstractPairObjective,
-    Likelihoods,
-    LossOutput,
-    Measure,
-    Measured,
-)
+from diffalign.objectives.base import Likelihoods, LossOutput, Measure, Measured
+from diffalign.objectives.pair import AbstractPairObjective
 from diffalign.ranges import Between
 
 

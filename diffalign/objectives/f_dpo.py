@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 from diffalign.ranges import MoreThan
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]

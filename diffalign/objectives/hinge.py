@@ -12,7 +12,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import relu
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 
 
 def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:

@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 
 
 def ipo_loss(margin: Tensor, *, beta: float) -> Tensor:

@@ -28,14 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    Beta,
-    Known,
-    LossOutput,
-    Views,
-    side_metrics,
-)
+from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Views
+from diffalign.objectives.pair import Beta, side_metrics
 from diffalign.ranges import AtLeast
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking_1", "risk_seeking_2", "risk_seeking_3"]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput, Measure
+from diffalign.objectives.base import Likelihoods, LossOutput, Measure
+from diffalign.objectives.pair import AbstractPairObjective
 from diffalign.ranges import MoreThan
 
 ERROR_SCALE = 0.5

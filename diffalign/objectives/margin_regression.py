@@ -19,7 +19,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput, Part
+from diffalign.objectives.base import Likelihoods, LossOutput, Part
+from diffalign.objectives.pair import AbstractPairObjective
 
 
 def margin_regression_loss(margin: Tensor, target: Tensor, *, beta: float) -> Tensor:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective
 
 
 def nca_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:

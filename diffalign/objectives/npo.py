@@ -14,7 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractObjective, Beta, LossOutput, Views
+from diffalign.objectives.base import AbstractObjective, LossOutput, Views
+from diffalign.objectives.pair import Beta
 
 
 def npo_loss(log_ratio: Tensor, *, beta: float) -> Tensor:

@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
-    EITHER_ORDER,
     TOKENS,
     AbstractObjective,
     Known,
@@ -26,9 +24,8 @@ from diffalign.objectives.base import (
     Measure,
     Part,
     Views,
-    expected_loss,
-    pair_metrics,
 )
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED, EITHER_ORDER, expected_loss, pair_metrics
 from diffalign.objectives.sft import negative_log_likelihood
 from diffalign.ranges import MoreThan
 

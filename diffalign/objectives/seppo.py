@@ -18,14 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    Beta,
-    LossOutput,
-    Measure,
-    Views,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractObjective, LossOutput, Measure, Views
+from diffalign.objectives.pair import Beta, pair_metrics
 
 Anchor = Literal["sign", "indicator", "none"]
 

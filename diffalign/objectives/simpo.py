@@ -14,7 +14,8 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 from diffalign.ranges import AtLeast
 
 

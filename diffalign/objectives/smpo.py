@@ -20,16 +20,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
-    AbstractObjective,
-    Beta,
-    LossOutput,
-    Part,
-    Views,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractObjective, LossOutput, Part, Views
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED, Beta, pair_metrics
 from diffalign.ranges import MoreThan
 
 

@@ -13,7 +13,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from diffalign.objectives.base import AbstractPairObjective, Beta, Likelihoods, LossOutput
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 from diffalign.ranges import Between
 
 

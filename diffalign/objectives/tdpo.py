@@ -13,15 +13,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    TOKENS,
-    AbstractPairObjective,
-    Beta,
-    Likelihoods,
-    LossOutput,
-    Measure,
-)
+from diffalign.objectives.base import TOKENS, Likelihoods, LossOutput, Measure
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import AbstractPairObjective, Beta
 
 
 def divergence_of(view: Likelihoods) -> Tensor:

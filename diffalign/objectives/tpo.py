@@ -12,17 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from diffalign.objectives.base import (
-    EITHER_ORDER,
-    AbstractObjective,
-    Beta,
-    Known,
-    LossOutput,
-    Part,
-    Views,
-    expected_loss,
-    pair_metrics,
-)
+from diffalign.objectives.base import AbstractObjective, Known, LossOutput, Part, Views
+from diffalign.objectives.pair import EITHER_ORDER, Beta, expected_loss, pair_metrics
 from diffalign.objectives.sft import negative_log_likelihood
 from diffalign.objectives.simpo import simpo_loss
 from diffalign.ranges import AtLeast

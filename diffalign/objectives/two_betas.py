@@ -18,13 +18,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffalign.objectives.base import (
-    AbstractPairObjective,
-    Beta,
-    Likelihoods,
-    LossOutput,
-    pair_metrics,
-)
+from diffalign.objectives.base import Likelihoods, LossOutput
+from diffalign.objectives.pair import AbstractPairObjective, Beta, pair_metrics
 
 
 def two_beta_loss(

@@ -16,19 +16,16 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from diffalign.objectives.base import (
-    EITHER_ORDER,
     TOKENS,
     AbstractObjective,
-    Beta,
     Likelihoods,
     LossOutput,
     Measure,
     Part,
     Views,
-    expected_loss,
-    pair_metrics,
 )
 from diffalign.objectives.dpo import dpo_loss
+from diffalign.objectives.pair import EITHER_ORDER, Beta, expected_loss, pair_metrics
 from diffalign.ranges import MoreThan
 from diffalign.views import View
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
     AbstractObjective,
     Known,
     Likelihoods,
@@ -33,9 +32,8 @@ from diffalign.objectives.base import (
     Measured,
     Part,
     Views,
-    exchanged_name,
-    expected_loss,
 )
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED, exchanged_name, expected_loss
 from diffalign.ranges import MoreThan, Ranged
 from diffalign.views import View
 
@@ -216,9 +214,16 @@ class WeightedSum(AbstractObjective):
 
     @property
     def takes_strength(self) -> frozenset[Part]:
-        """What all terms read that compare the two sides of a pair; none where no term does."""
+        """What all terms read that compare the two sides of a pair; and advantages, which are of
+        one response, where any term reads them."""
         taken = [term.objective.takes_strength for term in self.terms if term.compares_sides]
-        return frozenset.intersection(*taken) if taken else frozenset()
+        compared = frozenset.intersection(*taken) if taken else frozenset()
+        return compared | {
+            part
+            for term in self.terms
+            for part in term.objective.takes_strength
+            if part == "advantage"
+        }
 
     @property
     def needs_strength(self) -> frozenset[Part]:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from diffalign.objectives.base import (
-    CHOSEN_AND_REJECTED,
     TOKENS,
     AbstractObjective,
     Known,
@@ -31,6 +30,7 @@ from diffalign.objectives.base import (
     Part,
     Views,
 )
+from diffalign.objectives.pair import CHOSEN_AND_REJECTED
 
 
 def typicality_weight(chosen: Tensor, rejected: Tensor, *, clamp: bool = True) -> Tensor:

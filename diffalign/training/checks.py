@@ -168,6 +168,10 @@ _MEASURED: Mapping[Measured, tuple[str, str]] = {
         "how typical responses are of the policy",
         "likelihood.typicality to true, with likelihood.kind tokens",
     ),
+    "tokens": (
+        "each token of a response by itself",
+        "likelihood.each_token to true, with likelihood.kind tokens",
+    ),
 }
 """What each is, and how a likelihood is told to measure it."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.models.base import AbstractTrainable
 from diffalign.models.devices import send
-from diffalign.objectives.base import Likelihoods, StepTotals
+from diffalign.objectives.base import Likelihoods, StepTotals, TokenLikelihoods
 
 
 @dataclass
@@ -40,6 +40,7 @@ def views_of(
     row_metadata: Mapping[str, Mapping[str, Tensor]],
     totals: Mapping[str, StepTotals],
     strength: Mapping[str, Tensor] | None = None,
+    tokens: Mapping[str, TokenLikelihoods] | None = None,
 ) -> dict[str, Likelihoods]:
     """The record of each view, as an objective takes it.
 
@@ -48,6 +49,7 @@ def views_of(
         row_metadata: of the likelihood, which says it where it knows better than the data.
         totals: of the optimiser step by view; none where the batch is all there is.
         strength: of the pairs, the same for both of their sides; see `ImageBatch.strength`.
+        tokens: of the likelihood, by view, where it gives each by itself.
     """
     device = next(iter(policy.values())).device
     of_pairs = {part: send(rows, device) for part, rows in (strength or {}).items()}
@@ -56,6 +58,7 @@ def views_of(
             values,
             reference.get(name),
             whole_step=totals.get(name),
+            tokens=(tokens or {}).get(name),
             **{**of_pairs, **row_metadata.get(name, {})},
         )
         for name, values in policy.items()

@@ -285,6 +285,7 @@ class Trainer:
             self.likelihood.row_metadata(part.prepared),
             totals or {},
             part.batch.strength,
+            self.likelihood.token_likelihoods(part.prepared),
         )
         part.figures = self.likelihood.figures(part.prepared)
         part.prepared = None  # of a step whose parts are all at hand

@@ -353,3 +353,48 @@ def test_typicality_is_a_mean_over_tokens_of_the_policy_without_gradient(concate
         assert policy[view].requires_grad
     assert Tokens(typicality=True).gives_measured == {"typicality"}
     assert "typicality" not in measure(model, batch)[2]["chosen"]
+
+
+def test_each_token_by_itself_adds_up_to_the_sum():
+    model = load()
+    stir(model)
+    batch = response_batch(model.processor, image_counts=MIXED)
+    old = {name: -torch.rand(rows.input_ids.shape) for name, rows in batch.responses.items()}
+    batch = dataclasses.replace(batch, old_log_probs={"chosen": old["chosen"]})
+    likelihood = Tokens(each_token=True)
+    prepared = likelihood.prepare(model, batch)
+    assert likelihood.token_likelihoods(prepared) == {}  # before anything was evaluated
+    with torch.no_grad(), model.reference():
+        reference = likelihood.evaluate(model, prepared)
+    policy = likelihood.evaluate(model, prepared)
+    found = likelihood.token_likelihoods(prepared)
+    assert likelihood.gives_measured == {"tokens"}
+    for view, tokens in found.items():
+        mask = batch.responses[view].response_mask
+        assert torch.equal(tokens.weights, mask.float())
+        assert torch.equal((tokens.policy * tokens.weights).sum(dim=1), policy[view])
+        assert tokens.reference is not None
+        assert torch.equal((tokens.reference * tokens.weights).sum(dim=1), reference[view])
+        assert not tokens.reference.requires_grad
+        assert not tokens.policy[~mask].any()
+    assert found["chosen"].old is not None and torch.equal(found["chosen"].old, old["chosen"])
+    assert found["rejected"].old is None
+    found["chosen"].policy[mask_of(batch, "chosen")][0].backward()
+    assert any(p.grad.any() for _, p in model.trained_parameters() if p.grad is not None)
+
+
+def mask_of(batch: Any, response: str) -> Tensor:
+    return batch.responses[response].response_mask
+
+
+def test_tokens_are_given_where_they_are_asked_for():
+    model = load()
+    batch = response_batch(model.processor)
+    likelihood = Tokens()
+    prepared = likelihood.prepare(model, batch)
+    likelihood.evaluate(model, prepared)
+    assert likelihood.token_likelihoods(prepared) == {}
+    with pytest.raises(ValueError, match="set reduction to sum"):
+        Tokens(each_token=True, reduction="mean")
+    with pytest.raises(ValueError, match="token by token"):
+        Tokens(each_token=True).check_known_in_advance(frozenset({"chosen"}))

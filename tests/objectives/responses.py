@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import Likelihoods
+from diffalign.objectives.base import Likelihoods, TokenLikelihoods
 
 Rows = list[list[float]]
 
@@ -85,3 +85,68 @@ def row_of(views: dict[str, Likelihoods], row: int) -> dict[str, Likelihoods]:
         )
         for name, view in views.items()
     }
+
+
+SAMPLED: tuple[Rows, Rows, Rows] = (
+    [
+        [-0.5, -1.2, -0.8],
+        [-0.3, -0.9],
+        [-1.1, -0.4, -0.7, -0.2],
+        [-0.6, -0.6],
+        [-1.4, -0.25, -0.95],
+        [-0.35, -0.8, -1.3, -0.45],
+    ],
+    [
+        [-0.7, -1.1, -1.0],
+        [-0.35, -0.6],
+        [-1.0, -0.8, -0.65, -0.3],
+        [-0.2, -0.7],
+        [-1.5, -0.5, -0.9],
+        [-0.4, -0.75, -1.0, -0.5],
+    ],
+    [
+        [-0.6, -1.3, -0.9],
+        [-0.5, -0.7],
+        [-1.3, -0.6, -0.6, -0.4],
+        [-0.4, -0.9],
+        [-1.2, -0.4, -1.1],
+        [-0.3, -1.0, -1.2, -0.6],
+    ],
+)
+"""Three responses to each of two prompts: of the policy, when they were sampled, of the reference.
+Their rewards are 1, 0.2, 0.5, and 0, 2, 1."""
+GROUP_ADVANTAGES = [
+    1.071956688003,
+    -0.907040274464,
+    -0.164916413539,
+    -0.999900009999,
+    0.999900009999,
+    0.0,
+]
+"""(reward - mean) / (standard deviation + 1e-4) within the responses to a prompt."""
+
+
+def padded(rows: Rows) -> Tensor:
+    """[n, T], zeros behind shorter rows."""
+    return torch.nn.utils.rnn.pad_sequence([numbers(row) for row in rows], batch_first=True)
+
+
+def sampled_responses(
+    *, old: bool = True, advantage: list[float] = GROUP_ADVANTAGES
+) -> Likelihoods:
+    """The view `sampled`, whose tokens take gradient; without `old` as straight after sampling."""
+    policy, before, reference = map(padded, SAMPLED)
+    policy.requires_grad_()
+    tokens = TokenLikelihoods(
+        policy=policy,
+        weights=padded([[1.0] * len(row) for row in SAMPLED[0]]),
+        old=before if old else None,
+        reference=reference,
+    )
+    return Likelihoods(
+        policy.sum(dim=1),
+        reference.sum(dim=1),
+        length=numbers([len(row) for row in SAMPLED[0]]),
+        advantage=numbers(advantage),
+        tokens=tokens,
+    )

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffalign.objectives.base import Likelihoods, pair_metrics
+from diffalign.objectives.base import Likelihoods
 from diffalign.objectives.dpo import DPO
+from diffalign.objectives.pair import pair_metrics
 
 
 def test_a_log_ratio_without_reference_is_refused():

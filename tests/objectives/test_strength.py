@@ -9,17 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffalign.objectives.base import (
-    AbstractObjective,
-    AbstractPairObjective,
-    Likelihoods,
-    LossOutput,
-    StepTotals,
-    exchanged,
-    exchanged_name,
-)
+from diffalign.objectives.base import AbstractObjective, Likelihoods, LossOutput, StepTotals
 from diffalign.objectives.dpo import DPO
 from diffalign.objectives.hinge import Hinge
+from diffalign.objectives.pair import AbstractPairObjective, exchanged, exchanged_name
 from diffalign.objectives.sft import SFT
 from diffalign.objectives.weighted_sum import Term, WeightedSum
 from tests.objectives.fixtures import denoised_pairs, denoised_views
@@ -36,6 +29,7 @@ CERTAIN_ALONE = {
     # one side alone, or each side for itself against a memory or a mean over the batch
     *("anchor", "anchor down", "bco", "npo", "sft", "sft response"),
     *(name_of(*form) for form in OBJECTIVES if form[0] == "kto"),
+    *(name_of(*form) for form in OBJECTIVES if form[0] in ("grpo", "rloo")),
     *("aot", "aot unpaired"),  # sorts the sides of all pairs
     *("diffusion_rpo", "diffusion_rpo inside"),  # compares sides of other pairs
     "seppo",  # its other side is sampled, and no label compares the two

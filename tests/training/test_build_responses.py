@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from rich.console import Console
 
 from diffalign import config
+from diffalign.data.batches import TokenBatch
+from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError, DataError
 from diffalign.training import build
 from diffalign.training.checks import check
@@ -104,6 +110,64 @@ def test_a_divergence_must_be_asked_for(folder):
     with pytest.raises(ConfigError, match=r"set likelihood\.divergence to true"):
         check(run_of(folder, objective))
     check(run_of(folder, objective, "likelihood={kind: tokens, divergence: true}"))
+
+
+def test_a_policy_gradient_takes_responses_that_were_sampled(folder):
+    with pytest.raises(ConfigError, match=r"take rollouts that sample groups of responses"):
+        check(run_of(folder, "objective={kind: grpo}"))
+
+
+def test_a_policy_gradient_learns_from_advantages(folder, tmp_path):
+    """Chosen responses of the data, in place of sampled ones that did well."""
+    tokens = "likelihood={kind: tokens, each_token: true}"
+    steps = "training={optimizer_steps: 3, samples_per_device: 2, accumulation: 2, log_every: 1}"
+    grpo = "objective={kind: grpo, beta: 0.04}"
+    run = run_of(folder, grpo, tokens, steps, f"output={tmp_path / 'run'}")
+    run.output.mkdir(parents=True)
+    console = Console(quiet=True)
+    data = build.build_source(run_of(folder, DPO, tokens, steps), console, skipped=None)
+    accelerator = build.build_accelerator(run)
+    assert build.build_trainer(run, accelerator, Sampled(data), console).fit()
+    first, _, last = figures(run.output)
+    assert first["loss"] == pytest.approx(-1, abs=1e-6)  # minus the mean advantage
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and last["kl"] > 1e-4
+    assert first["ratio"] == last["ratio"] == pytest.approx(1)
+    assert last["log_prob/sampled"] > first["log_prob/sampled"]
+
+
+class Sampled(AbstractSource):
+    """The chosen responses of a source, as rollouts give responses."""
+
+    batch_type: ClassVar[type] = TokenBatch
+    views = frozenset({"sampled"})
+
+    def __init__(self, source: AbstractSource) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        for batch in self.source:
+            yield replace(
+                batch,
+                views=self.views,
+                responses={"sampled": batch.responses["chosen"]},
+                strength={"advantage": torch.ones(len(batch))},
+            )
+
+    def describe(self) -> list[str]:
+        return []
+
+    def describe_end(self) -> list[str]:
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.source.load_state_dict(state)
+
+    @property
+    def skipped_counts(self) -> dict[str, int]:
+        return {}
 
 
 def test_a_response_that_the_data_does_not_have_is_refused(folder):

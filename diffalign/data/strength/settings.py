@@ -271,6 +271,12 @@ def refuse_unread(
                 f"pair: {able}. {alternative}"
             )
     for part in sorted(objective.needs_strength):
+        if part == "advantage" and part not in asked:
+            raise ConfigError(
+                f"the objective {kind} learns from responses that the policy sampled, each with "
+                f"its advantage over the others of its prompt, and {section} gives none: take "
+                f"rollouts that sample groups of responses"
+            )
         if part not in asked:
             raise ConfigError(
                 f"the objective {kind} needs a {part} of each pair, and {section} gives none: take "
