@@ -1,7 +1,8 @@
 """GRPO and RLOO: responses are better or worse than the others to the same question.
 
 Each sampled response is a row with its advantage, by which the objective multiplies its
-log-probability. The first optimiser step of a round trains the policy that sampled.
+log-probability. Where a round trains more than one optimiser step, the log-probabilities of the
+tokens under the policy that sampled go with it.
 
 Sources: Shao et al. 2024 (GRPO), arXiv:2402.03300; Ahmadian et al. 2024 (RLOO), arXiv:2402.14740.
 """
@@ -25,7 +26,13 @@ from diffalign.objectives.advantages import (
 )
 from diffalign.rollouts.base import RunContext
 from diffalign.rollouts.response_collector import ResponseCollector
-from diffalign.rollouts.response_rounds import AbstractResponseRollouts, Row, Rows, ScoredResponses
+from diffalign.rollouts.response_rounds import (
+    SAMPLED,
+    AbstractResponseRollouts,
+    Row,
+    Rows,
+    ScoredResponses,
+)
 from diffalign.rollouts.rounds import Rounds
 
 
@@ -33,7 +40,7 @@ from diffalign.rollouts.rounds import Rounds
 class ResponseAdvantages(AbstractResponseRollouts):
     """Rounds of responses with advantages."""
 
-    views: ClassVar[frozenset[str]] = frozenset({"chosen"})
+    views: ClassVar[frozenset[str]] = frozenset({SAMPLED})
 
     baseline: Literal["mean", "others"] = "mean"
     """What a reward is compared with: the mean of its group (GRPO) or of the others in it
@@ -81,14 +88,16 @@ class ResponseAdvantages(AbstractResponseRollouts):
         return Rounds(self, ResponseCollector(self, run), run)
 
     def further_lines(self, samples_per_step: int) -> list[str]:
-        rows = self.questions_per_round * self.responses_per_question
-        steps = rows // samples_per_step
+        steps = self.questions_per_round * self.responses_per_question // samples_per_step
         if steps <= 1:
-            return []
+            return ["every optimiser step trains on responses of the policy that it moves"]
         return [
-            f"a round trains at most {steps} optimiser steps; from the second on its responses are "
-            f"those of an earlier policy"
+            f"a round trains at most {steps} optimiser steps; from the second on the policy is "
+            f"compared, token by token, with the one that sampled"
         ]
+
+    def remembers(self, samples_per_step: int) -> bool:
+        return self.questions_per_round * self.responses_per_question > samples_per_step
 
     def rows(self, groups: Sequence[ScoredResponses], seed: int) -> Rows:
         names = self.reward_names
@@ -107,7 +116,7 @@ class ResponseAdvantages(AbstractResponseRollouts):
                 Row(
                     sample_id=f"{groups[place].question_id}/{response}",
                     visit=groups[place].visit,
-                    responses={"chosen": response},
+                    responses={SAMPLED: response},
                     advantage=advantage,
                 )
                 for place in kept

@@ -32,7 +32,8 @@ from diffalign.data.skipping import UnusableRowError
 from diffalign.data.strength.base import Strength
 from diffalign.errors import DataError
 from diffalign.files import read_rows, write_json_lines
-from diffalign.generation.writing import Request, Writer
+from diffalign.generation.writing import Request, Writer, Written
+from diffalign.likelihoods.token_rows import RowsOfBatch
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.rewards.base import AbstractReward
@@ -44,6 +45,7 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.response_rounds import (
+    SAMPLED,
     AbstractResponseRollouts,
     Row,
     Rows,
@@ -95,6 +97,8 @@ class _Sampled:
     visit: int
     tokens: tuple[tuple[int, ...], ...]
     texts: tuple[str, ...]
+    log_probs: tuple[tuple[float, ...], ...] = ()
+    """Of the tokens under the policy that wrote them; empty where training asks for none."""
     unfinished: int = 0
     unusable: str | None = None
 
@@ -159,7 +163,9 @@ class ResponseCollector(AbstractCollector):
     def _sample(self, batch: _Batch, model: VisionLanguageModel, folder: Path) -> None:
         settings = self._settings
         writer = Writer(model, batch_size=self._count(batch))
+        remembers = settings.remembers(self._run.layout.samples_per_step)
         requests: list[Request] = []
+        prompts: dict[int, tuple[EncodedPrompt, int]] = {}
         problems: dict[int, str] = {}
         for visit in batch.visits:
             item = self._questions[visit.member]
@@ -175,6 +181,7 @@ class ResponseCollector(AbstractCollector):
             except UnusableRowError as error:
                 problems[visit.number] = f"{error.reason.value}: {error.detail}"
                 continue
+            prompts[visit.number] = (prompt, len(item.images))
             requests += [
                 writer.ask(prompt, seed=derive_seed(visit.seed, "response", place))
                 for place in range(settings.samples_at(visit.seed))
@@ -195,6 +202,9 @@ class ResponseCollector(AbstractCollector):
                 _Sampled(
                     visit=visit.number,
                     tokens=tuple(tuple(some.tokens.tolist()) for some in own),
+                    log_probs=_log_probs(model, *prompts[visit.number], own)
+                    if remembers and own
+                    else (),
                     texts=tuple(some.text.strip() for some in own),
                     unfinished=sum(not writer.ends(some.tokens) for some in own),
                     unusable=problem,
@@ -318,10 +328,12 @@ class ResponseCollector(AbstractCollector):
         }
         members = {visit.number: visit.member for batch in batches for visit in batch.visits}
         for part in own_parts(self._packed(number, rows), self._run.layout, samples):
-            yield stack_tokens(
-                [self._token_sample(rows[i], members, sampled) for i in part],
+            own = [rows[i] for i in part]
+            batch = stack_tokens(
+                [self._token_sample(row, members, sampled) for row in own],
                 self._encoder.pad_token_id,
             )
+            yield _remembering(batch, own, sampled)
 
     def _packed(self, number: int, rows: Sequence[Row]) -> list[list[int]]:
         layout = self._run.layout
@@ -411,6 +423,52 @@ class ResponseCollector(AbstractCollector):
                     f"{folder}: the reward {name} gave none of the round's {len(scores)} responses "
                     f"a number. Look at {_RESPONSES} there"
                 )
+
+
+def _log_probs(
+    model: VisionLanguageModel, prompt: EncodedPrompt, images: int, written: Sequence[Written]
+) -> tuple[tuple[float, ...], ...]:
+    """Of the tokens of responses to one prompt, as training computes them."""
+    encoder = ChatEncoder(model.processor)
+    batch = stack_tokens(
+        [
+            TokenSample(
+                sample_id="",
+                visit=0,
+                views=frozenset({SAMPLED}),
+                responses={SAMPLED: encoder.sampled(prompt, some.tokens)},
+                image_inputs={None: prompt.image_inputs},
+                image_count=images,
+                weights={},
+            )
+            for some in written
+        ],
+        encoder.pad_token_id,
+    )
+    rows = RowsOfBatch(model, batch)
+    found = rows.tokens((SAMPLED, None)).spread(rows.log_probs((SAMPLED, None))).cpu()
+    masks = batch.responses[SAMPLED].response_mask
+    return tuple(tuple(values[mask].tolist()) for values, mask in zip(found, masks, strict=True))
+
+
+def _remembering(
+    batch: TokenBatch, rows: Sequence[Row], sampled: Mapping[int, _Sampled]
+) -> TokenBatch:
+    """A batch with the log-probabilities of its tokens as they were, where they were kept."""
+    if not all(sampled[row.visit].log_probs for row in rows):
+        return batch
+    old = {}
+    for view, tokens in batch.responses.items():
+        places = [row.responses[view] for row in rows]
+        known = [
+            sampled[row.visit].log_probs[place]
+            for row, place in zip(rows, places, strict=True)
+            if place is not None
+        ]
+        old[view] = torch.zeros(tokens.input_ids.shape)
+        for values, mask, own in zip(old[view], tokens.response_mask, known, strict=True):
+            values[mask] = torch.tensor(own)
+    return replace(batch, old_log_probs=old)
 
 
 def _of_data(question: Question, view: str) -> str:

@@ -21,6 +21,9 @@ from diffalign.rewards.base import AbstractReward
 from diffalign.rollouts.base import AbstractRollouts
 from diffalign.rollouts.scoring import component_name, numbered
 
+SAMPLED = "sampled"
+"""The view of a response that is a row by itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredResponses:
@@ -138,6 +141,14 @@ class AbstractResponseRollouts(AbstractRollouts):
             seed: of the visit.
         """
         return ()
+
+    def remembers(self, samples_per_step: int) -> bool:
+        """Whether the log-probabilities of sampled tokens, as they were, are kept for training.
+
+        Args:
+            samples_per_step: rows of an optimiser step.
+        """
+        return False
 
     @abc.abstractmethod
     def rows(self, groups: Sequence[ScoredResponses], seed: int) -> Rows:

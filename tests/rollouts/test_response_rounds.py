@@ -84,7 +84,7 @@ def of_round(source, folder, number=0):
     return [first, *islice(source, len(rows(folder, number)) - 1)]
 
 
-def responses_of(batch, view="chosen"):
+def responses_of(batch, view):
     tokens = batch.responses[view]
     return [
         ids[mask].tolist() for ids, mask in zip(tokens.input_ids, tokens.response_mask, strict=True)
@@ -103,7 +103,9 @@ def test_what_is_trained_on_is_the_very_tokens_that_were_sampled(tmp_path, famil
     for batch in batches:
         (name,) = batch.sample_ids
         row = by_id[name]
-        assert responses_of(batch) == [known[row["visit"]]["tokens"][row["responses"]["chosen"]]]
+        assert responses_of(batch, "sampled") == [
+            known[row["visit"]]["tokens"][row["responses"]["sampled"]]
+        ]
         assert batch.strength["advantage"].tolist() == [pytest.approx(row["advantage"])]
     assert len({tuple(t) for row in known.values() for t in row["tokens"]}) > 8
 
@@ -124,14 +126,14 @@ def test_responses_are_those_of_the_policy_at_temperature_1(tmp_path):
     question = groups(tmp_path)[0]["question"]
     assert question == "What is it?"
     batch = next(iter(start(one, tmp_path)))
-    first = batch.responses["chosen"]
+    first = batch.responses["sampled"]
     ends = first.attention_mask.sum(dim=1) - 1
     assert prompt.pad_token_id >= 0
     with torch.no_grad(), model().inference() as network:
         made = network.model(
             input_ids=first.input_ids[:1, : int(ends[0])],
             attention_mask=first.attention_mask[:1, : int(ends[0])],
-            **batch.images_of("chosen", None),
+            **batch.images_of("sampled", None),
         )
     probable = made.logits[0, -1].float()
     probable[model().placeholders] = -torch.inf
@@ -193,13 +195,38 @@ def test_watched_rewards_change_nothing_but_the_figures(tmp_path):
     assert sources[0].fingerprint() == sources[1].fingerprint()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_keep_their_log_probabilities_where_a_round_has_several_steps(tmp_path, family):
+    loaded = settings(family).load(
+        device=torch.device("cpu"), compute_dtype=torch.float32, reference="none"
+    )
+    several = start(
+        rollouts(tmp_path), tmp_path / "s", family=family, loaded=loaded, samples_per_device=4
+    )
+    one = start(
+        rollouts(tmp_path), tmp_path / "o", family=family, loaded=loaded, samples_per_device=16
+    )
+    likelihood = Tokens(each_token=True)
+    for place, batch in enumerate(islice(several, 2)):
+        prepared = likelihood.prepare(loaded, batch)
+        with torch.no_grad():
+            likelihood.evaluate(loaded, prepared)
+            tokens = likelihood.token_likelihoods(prepared)["sampled"]
+            apart = (tokens.log_ratio * tokens.weights).abs().max()
+            assert apart < 1e-5 if place == 0 else apart > 1e-3
+            for _, parameter in loaded.trained_parameters():
+                parameter *= 1.02
+        assert (batch.old_log_probs["sampled"] != 0).sum() == tokens.weights.sum()
+    assert next(iter(one)).old_log_probs == {}
+
+
 # --- advantages ---------------------------------------------------------------------------------
 
 
 def advantages(folder):
     found = torch.zeros(4, 4, dtype=torch.float64)
     for row in rows(folder):
-        found[row["visit"], row["responses"]["chosen"]] = row["advantage"]
+        found[row["visit"], row["responses"]["sampled"]] = row["advantage"]
     return found
 
 
@@ -268,7 +295,7 @@ def test_a_step_along_the_advantages_raises_what_earned_more(tmp_path):
     likelihood, weights = Tokens(), batch.strength["advantage"]
 
     def gain():
-        values = likelihood.evaluate(loaded, likelihood.prepare(loaded, batch))["chosen"]
+        values = likelihood.evaluate(loaded, likelihood.prepare(loaded, batch))["sampled"]
         return (values * weights).sum()
 
     before = gain()
@@ -366,7 +393,7 @@ def test_self_play_sets_the_data_above_the_policy(tmp_path):
         row = by_id[batch.sample_ids[0]]
         own = known[row["visit"]]["tokens"][row["responses"]["rejected"]]
         assert responses_of(batch, "rejected") == [own]
-        (chosen,) = responses_of(batch)
+        (chosen,) = responses_of(batch, "chosen")
         assert tokenizer.decode(chosen, skip_special_tokens=True).strip() == texts[row["visit"]]
 
 
@@ -515,6 +542,8 @@ def test_a_run_says_what_it_is_about_to_do(tmp_path):
     lines = start(rollouts(tmp_path), tmp_path, samples_per_device=4).describe()
     assert lines[1:] == [
         "6 questions; 4 rows an optimiser step",
-        "a round trains at most 4 optimiser steps; from the second on its responses are those of "
-        "an earlier policy",
+        "a round trains at most 4 optimiser steps; from the second on the policy is compared, token "
+        "by token, with the one that sampled",
     ]
+    (*_, line) = start(rollouts(tmp_path), tmp_path, samples_per_device=16).describe()
+    assert line == "every optimiser step trains on responses of the policy that it moves"
