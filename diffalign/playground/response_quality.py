@@ -81,6 +81,13 @@ def describe(model: WritesResponses, scenes: Sequence[Scene]) -> list[str]:
     return asker([(number, DESCRIBE) for number in range(len(scenes))])
 
 
+def answer(
+    model: WritesResponses, scenes: Sequence[Scene], asked: Sequence[tuple[int, str]]
+) -> list[str]:
+    """Greedy responses to questions about scenes, each with the number of its scene."""
+    return _Asker(model, [render(scene) for scene in scenes])(asked)
+
+
 @dataclass(frozen=True)
 class _Asker:
     model: WritesResponses
@@ -121,7 +128,7 @@ def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> 
 
 
 def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
-    questions = {split: _pope_questions(scenes, split) for split in SPLITS}
+    questions = {split: pope_questions(scenes, split) for split in SPLITS}
     asked = [(int(q.image), q.text) for of_split in questions.values() for q in of_split]
     distinct = list(dict.fromkeys(asked))  # splits share their questions about what is there
     responses = dict(zip(distinct, asker(distinct), strict=True))
@@ -151,7 +158,7 @@ def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> d
     }
 
 
-def _pope_questions(scenes: Sequence[Scene], split: Split) -> list[pope.Question]:
+def pope_questions(scenes: Sequence[Scene], split: Split) -> list[pope.Question]:
     """For every object of a scene, one question about it and one about an absent one."""
     return [
         pope.Question(

@@ -13,28 +13,20 @@ import hashlib
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffalign.data.batches import TokenBatch
-from diffalign.data.decoding import BadImageError, decode
-from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedResponse
-from diffalign.data.responses.collate import stack_tokens
+from diffalign.data.responses.chat import EncodedPrompt
 from diffalign.data.responses.questions import Question, Unmade, open_questions
-from diffalign.data.responses.samples import TokenSample
 from diffalign.data.skipping import UnusableRowError
-from diffalign.data.strength.base import Strength
 from diffalign.errors import DataError
 from diffalign.files import read_rows, write_json_lines
-from diffalign.generation.writing import Request, Writer, Written
-from diffalign.likelihoods.token_rows import RowsOfBatch
-from diffalign.models.vlm.config import VLM
+from diffalign.generation.writing import Request, Writer
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.rewards.base import AbstractReward
 from diffalign.rollouts.base import (
@@ -44,8 +36,8 @@ from diffalign.rollouts.base import (
     RunContext,
     Work,
 )
+from diffalign.rollouts.response_batches import ResponseBatches, Sampled
 from diffalign.rollouts.response_rounds import (
-    SAMPLED,
     AbstractResponseRollouts,
     Row,
     Rows,
@@ -90,19 +82,6 @@ class _Batch:
         return f"rewards/{self.visits[0].number:04d}.jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sampled:
-    """The responses of one visit, as they were written: a line of a file."""
-
-    visit: int
-    tokens: tuple[tuple[int, ...], ...]
-    texts: tuple[str, ...]
-    log_probs: tuple[tuple[float, ...], ...] = ()
-    """Of the tokens under the policy that wrote them; empty where training asks for none."""
-    unfinished: int = 0
-    unusable: str | None = None
-
-
 class ResponseCollector(AbstractCollector):
     """Samples responses with the policy, scores them, and lays out what is trained on."""
 
@@ -116,6 +95,9 @@ class ResponseCollector(AbstractCollector):
         self._settings = rollouts
         self._run = run
         self._questions = open_questions(rollouts.questions)
+        self._rows = ResponseBatches(
+            self._questions, rollouts.views, run.model, rollouts.questions.max_pixels
+        )
         self._rewards = dict(zip(rollouts.reward_names, rollouts.rewards, strict=True))
         names = numbered([component_name(reward) for reward in rollouts.watch])
         self._watched = dict(zip(names, rollouts.watch, strict=True))
@@ -174,10 +156,9 @@ class ResponseCollector(AbstractCollector):
                 problems[visit.number] = problem
                 continue
             try:
-                prompt = self._prompt(item, writer.encoder)
+                prompt = self._rows.prompt(item)
                 writer.check_length(writer.ask(prompt), settings.max_new_tokens)
-                for view in settings.data_responses_at(visit.seed):
-                    writer.encoder.response(prompt, _of_data(item, view))
+                self._rows.check_data(prompt, item, settings.data_responses_at(visit.seed))
             except UnusableRowError as error:
                 problems[visit.number] = f"{error.reason.value}: {error.detail}"
                 continue
@@ -199,10 +180,10 @@ class ResponseCollector(AbstractCollector):
             count = 0 if problem else settings.samples_at(visit.seed)
             own = [next(written) for _ in range(count)]
             rows.append(
-                _Sampled(
+                Sampled(
                     visit=visit.number,
                     tokens=tuple(tuple(some.tokens.tolist()) for some in own),
-                    log_probs=_log_probs(model, *prompts[visit.number], own)
+                    log_probs=self._rows.log_probs(model, *prompts[visit.number], own)
                     if remembers and own
                     else (),
                     texts=tuple(some.text.strip() for some in own),
@@ -213,13 +194,13 @@ class ResponseCollector(AbstractCollector):
         write_json_lines(folder / batch.sampled, map(asdict, rows))
 
     def _score(self, batch: _Batch, model: VisionLanguageModel, folder: Path) -> None:
-        sampled = read_rows(_Sampled, folder / batch.sampled)
+        sampled = read_rows(Sampled, folder / batch.sampled)
         rows = [
             self._scored(visit, found) for visit, found in zip(batch.visits, sampled, strict=True)
         ]
         write_json_lines(folder / batch.rewards, map(asdict, rows))
 
-    def _scored(self, visit: _Visit, found: _Sampled) -> ScoredResponses:
+    def _scored(self, visit: _Visit, found: Sampled) -> ScoredResponses:
         item = self._questions[visit.member]
         known = ScoredResponses(
             visit=visit.number,
@@ -324,16 +305,11 @@ class ResponseCollector(AbstractCollector):
         sampled = {
             found.visit: found
             for batch in batches
-            for found in read_rows(_Sampled, folder / batch.sampled)
+            for found in read_rows(Sampled, folder / batch.sampled)
         }
         members = {visit.number: visit.member for batch in batches for visit in batch.visits}
         for part in own_parts(self._packed(number, rows), self._run.layout, samples):
-            own = [rows[i] for i in part]
-            batch = stack_tokens(
-                [self._token_sample(row, members, sampled) for row in own],
-                self._encoder.pad_token_id,
-            )
-            yield _remembering(batch, own, sampled)
+            yield self._rows.batch([rows[i] for i in part], members, sampled)
 
     def _packed(self, number: int, rows: Sequence[Row]) -> list[list[int]]:
         layout = self._run.layout
@@ -344,46 +320,9 @@ class ResponseCollector(AbstractCollector):
             seed=derive_seed(self._run.run_seed, "order", number),
         )
 
-    def _token_sample(
-        self, row: Row, members: Mapping[int, int], sampled: Mapping[int, _Sampled]
-    ) -> TokenSample:
-        question = self._questions[members[row.visit]]
-        assert isinstance(question, Question), "rows are of what could be asked"
-        prompt = self._prompt(question, self._encoder)
-
-        def encoded(name: str, place: int | None) -> EncodedResponse:
-            if place is not None:
-                tokens = torch.tensor(sampled[row.visit].tokens[place])
-                return self._encoder.sampled(prompt, tokens)
-            return self._encoder.response(prompt, _of_data(question, name))
-
-        return TokenSample(
-            sample_id=row.sample_id,
-            visit=0,
-            views=self._settings.views,
-            responses={name: encoded(name, place) for name, place in row.responses.items()},
-            image_inputs={None: prompt.image_inputs},
-            image_count=len(question.images),
-            weights={},
-            strength=Strength(advantage=row.advantage, preference=row.preference),
-        )
-
     def release(self, folder: Path) -> None:
         for file in (*folder.glob("sampled/*"), *folder.glob("rewards/*")):
             file.unlink(missing_ok=True)
-
-    @cached_property
-    def _encoder(self) -> ChatEncoder:
-        assert isinstance(self._run.model, VLM), "the section was checked"
-        return ChatEncoder(self._run.model.processor())
-
-    def _prompt(self, question: Question, encoder: ChatEncoder) -> EncodedPrompt:
-        most = self._settings.questions.max_pixels
-        try:
-            images = [decode(image, max_pixels=most) for image in question.images]
-        except BadImageError as error:
-            raise UnusableRowError(error.reason, error.detail) from error
-        return encoder.prompt(question.turns, images)
 
     def _problem(self, item: Question | Unmade) -> str | None:
         """Why a question cannot be used; None if it can."""
@@ -423,59 +362,6 @@ class ResponseCollector(AbstractCollector):
                     f"{folder}: the reward {name} gave none of the round's {len(scores)} responses "
                     f"a number. Look at {_RESPONSES} there"
                 )
-
-
-def _log_probs(
-    model: VisionLanguageModel, prompt: EncodedPrompt, images: int, written: Sequence[Written]
-) -> tuple[tuple[float, ...], ...]:
-    """Of the tokens of responses to one prompt, as training computes them."""
-    encoder = ChatEncoder(model.processor)
-    batch = stack_tokens(
-        [
-            TokenSample(
-                sample_id="",
-                visit=0,
-                views=frozenset({SAMPLED}),
-                responses={SAMPLED: encoder.sampled(prompt, some.tokens)},
-                image_inputs={None: prompt.image_inputs},
-                image_count=images,
-                weights={},
-            )
-            for some in written
-        ],
-        encoder.pad_token_id,
-    )
-    rows = RowsOfBatch(model, batch)
-    found = rows.tokens((SAMPLED, None)).spread(rows.log_probs((SAMPLED, None))).cpu()
-    masks = batch.responses[SAMPLED].response_mask
-    return tuple(tuple(values[mask].tolist()) for values, mask in zip(found, masks, strict=True))
-
-
-def _remembering(
-    batch: TokenBatch, rows: Sequence[Row], sampled: Mapping[int, _Sampled]
-) -> TokenBatch:
-    """A batch with the log-probabilities of its tokens as they were, where they were kept."""
-    if not all(sampled[row.visit].log_probs for row in rows):
-        return batch
-    old = {}
-    for view, tokens in batch.responses.items():
-        places = [row.responses[view] for row in rows]
-        known = [
-            sampled[row.visit].log_probs[place]
-            for row, place in zip(rows, places, strict=True)
-            if place is not None
-        ]
-        old[view] = torch.zeros(tokens.input_ids.shape)
-        for values, mask, own in zip(old[view], tokens.response_mask, known, strict=True):
-            values[mask] = torch.tensor(own)
-    return replace(batch, old_log_probs=old)
-
-
-def _of_data(question: Question, view: str) -> str:
-    """The response of the data set that a view shows."""
-    text = question.response if view == "chosen" else question.rejected
-    assert text is not None, "the obstacle of the rollouts comes first"
-    return text
 
 
 def _scores(
