@@ -34,7 +34,8 @@ ALLOWED = {
     "response_rules": GROUND | {"data"},
     "checking": SHARED | {"pages", "comparison"},
     "benchmarks": SHARED | {"generation", "judges", "response_rules"},
-    "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation", "pair_rules", "rewards"},
+    "rollouts": SHARED
+    | {"scorers", "cache", "likelihoods", "generation", "objectives", "pair_rules", "rewards"},
     "rewards": SHARED | {"judges", "response_rules"},
     "synthesis": SHARED | {"generation", "judges"},
 }

@@ -89,7 +89,7 @@ class Plain(AbstractMapping):
     responses: ClassVar[tuple[str, ...]] = ("chosen",)
     images_optional: ClassVar[bool] = True
     summary: ClassVar[str] = (
-        "prompt from prompt and answer from response, or both from conversations"
+        "prompt from prompt and response from response or answer, or both from conversations"
     )
 
     def recognises(self, first: Mapping[str, Any]) -> bool:
@@ -103,7 +103,9 @@ class Plain(AbstractMapping):
         if asked is None:
             raise malformed("the conversation has no turn of the user")
         replies = turns[asked + 1 : asked + 2]
-        response = values.get("answer") or "".join(turn.text for turn in replies)
+        response = (
+            values.get("response") or values.get("answer") or "".join(turn.text for turn in replies)
+        )
         responses = {"chosen": str(response)} if response else {}
         return [Comparison(turns=turns[: asked + 1], responses=responses)]
 
