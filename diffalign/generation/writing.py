@@ -24,7 +24,6 @@ from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import ModelError
 from diffalign.models.devices import send
 from diffalign.models.vlm.model import VisionLanguageModel
-from diffalign.models.vlm.token_scores import TokenScorer
 from diffalign.models.vlm.vision_pass import ImageInputs
 from diffalign.seeding import cpu_generator
 
@@ -67,9 +66,8 @@ class Writer:
         model: loaded; its policy writes.
         batch_size: requests at once.
         """
-        assert isinstance(model.network, TokenScorer)
         self.model = model
-        self.network = model.network
+        self.network = model.unwrapped
         self.encoder = ChatEncoder(model.processor)
         self.batch_size = batch_size
         config = self.network.model.config

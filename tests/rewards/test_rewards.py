@@ -1,4 +1,4 @@
-"""Rewards of responses by hand: right and wrong, truthful and complete, and what they cannot read."""
+"""Rewards of responses by hand: right, truthful, complete, and what they cannot read."""
 
 from __future__ import annotations
 

@@ -182,6 +182,11 @@ class VisionLanguageModel(AbstractTrainable):
             return network.choices(rows)
 
     @property
+    def unwrapped(self) -> TokenScorer:
+        """The network in training, without a wrapper for several processes."""
+        return self._unwrapped
+
+    @property
     def is_reference(self) -> bool:
         """Whether it is the reference that computes at the moment."""
         return self._called is not None
