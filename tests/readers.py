@@ -27,13 +27,6 @@ from safetensors.torch import save
 from diffalign import config
 from diffalign.benchmarks.amber import files as amber
 from diffalign.benchmarks.chair import rules as chair
-from diffalign.benchmarks.coco_objects import (
-    ObjectWords,
-    Synonyms,
-    coco_objects,
-    read_image_objects,
-    read_synonyms,
-)
 from diffalign.benchmarks.mmhal import rules as mmhal
 from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.pope import rules as pope
@@ -58,6 +51,13 @@ from diffalign.judges.base import AbstractJudge, fill, read_template, verdicts
 from diffalign.models.adapter_files import PEFT_PREFIX, read_adapter
 from diffalign.models.locate import locate
 from diffalign.models.preference.clip_loading import read_state
+from diffalign.response_rules.coco_objects import (
+    ObjectWords,
+    Synonyms,
+    coco_objects,
+    read_image_objects,
+    read_synonyms,
+)
 from diffalign.rollouts.groups import read_groups, read_origin
 from diffalign.rollouts.preferences import read_preferences
 from diffalign.rollouts.rounds import _read, _Round

@@ -30,16 +30,20 @@ ALLOWED = {
     "cache": SHARED,
     "judges": GROUND | {"models"},
     "generation": SHARED,
-    "comparison": SHARED | {"pages", "pair_judges", "scorers", "generation"},
-    "pair_rules": SHARED | {"comparison", "scorers", "generation"},
+    "comparison": SHARED | {"pages", "pair_judges", "scorers", "generation", "pair_rules"},
+    "pair_rules": GROUND | {"data"},
+    "response_rules": GROUND | {"data"},
     "checking": SHARED | {"pages", "comparison"},
-    "benchmarks": SHARED | {"generation", "judges"},
-    "rollouts": SHARED | {"scorers", "cache", "likelihoods", "generation"},
+    "benchmarks": SHARED | {"generation", "judges", "response_rules"},
+    "rollouts": SHARED
+    | {"scorers", "cache", "likelihoods", "generation", "objectives", "pair_rules", "rewards"},
+    "rewards": SHARED | {"judges", "response_rules"},
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}
+PLAYGROUND |= {"response_rules", "rewards"}
 LABELLING = SHARED | {"pages", "generation", "rollouts"}
-TRAINING = set(ALLOWED) - {"comparison", "pair_rules", "checking", "benchmarks", "engines"}
+TRAINING = set(ALLOWED) - {"comparison", "checking", "benchmarks", "engines"}
 ALLOWED |= {
     "playground": PLAYGROUND,
     "training": TRAINING,

@@ -60,6 +60,8 @@ SMALL = {
     "interval_coverage.py": "--trials 3 --resamples 100 --prompts 5 --rates 0.5",
     "long_run.py": "--tiny --out OUT",
     "one_evening.py": "--few --folder OUT",
+    "compare_response_rounds.py": "--trial --only grpo_pope --folder OUT",
+    "make_playground_questions.py": "--scenes 3 --out OUT",
     "make_playground_responses.py": "--rows 2 --samples 2 --out OUT",
     "make_text_world.py": "--signs 64 --vae-steps 2 --decoder-steps 2 --clean-steps 2 "
     "--noisy-steps 2 --images 2 --items 1 --out OUT",

@@ -14,6 +14,7 @@ from rich.markup import escape
 from diffalign import __version__
 from diffalign import config as configs
 from diffalign.commands import command
+from diffalign.comparison.scored_images import columns_of_folder
 from diffalign.config import MAY_CHANGE
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.scores import ScoreFile
@@ -37,7 +38,6 @@ from diffalign.labelling.sources import (
 )
 from diffalign.pages.environment import render
 from diffalign.pages.guard import Guard
-from diffalign.pair_rules.scored_images import columns_of_folder
 from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, Between, Ranged
 from diffalign.rollouts.groups import GROUPS

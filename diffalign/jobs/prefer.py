@@ -14,6 +14,15 @@ from rich.table import Table
 from diffalign import __version__, components
 from diffalign import config as configs
 from diffalign.commands import command
+from diffalign.comparison.scored_images import (
+    ImagesByPrompt,
+    ScoredSource,
+    columns_of_folder,
+    of_data,
+    of_folder,
+    read_columns,
+)
+from diffalign.comparison.written_pairs import MadePair, made_pairs, write_pairs
 from diffalign.data.pairs.scores import ENSEMBLE
 from diffalign.data.score_columns import ScoreColumn
 from diffalign.data.strength.gap import sigmoid
@@ -22,15 +31,6 @@ from diffalign.files import write_json_lines
 from diffalign.jobs.score import DataToScore
 from diffalign.pair_rules.base import AbstractPairRule, Pair, uniforms
 from diffalign.pair_rules.best_worst import BestWorst
-from diffalign.pair_rules.scored_images import (
-    ImagesByPrompt,
-    ScoredSource,
-    columns_of_folder,
-    of_data,
-    of_folder,
-    read_columns,
-)
-from diffalign.pair_rules.writing import MadePair, made_pairs, write_pairs
 from diffalign.processes import only_writer
 from diffalign.ranges import AtLeast, MoreThan, Ranged
 

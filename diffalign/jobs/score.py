@@ -37,6 +37,12 @@ from diffalign.comparison.score import (
     scores_by_item,
 )
 from diffalign.comparison.score_pairs import PairScoresPlan
+from diffalign.comparison.scored_images import (
+    ImagesByPrompt,
+    ScoredSource,
+    of_data,
+    of_folder,
+)
 from diffalign.comparison.tables import diversity_table
 from diffalign.console import progress
 from diffalign.data.pairs.config import PairConfig
@@ -46,12 +52,6 @@ from diffalign.errors import DataError
 from diffalign.files import write_json
 from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.models.devices import choose_device
-from diffalign.pair_rules.scored_images import (
-    ImagesByPrompt,
-    ScoredSource,
-    of_data,
-    of_folder,
-)
 from diffalign.ranges import AtLeast, Ranged
 from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.images import AbstractImageScorer

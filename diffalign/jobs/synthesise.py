@@ -15,25 +15,19 @@ from diffalign import blocks, components, sessions
 from diffalign import config as configs
 from diffalign.commands import command
 from diffalign.console import silence_libraries
+from diffalign.data.responses.questions import QuestionConfig, Questions, Unmade, open_questions
 from diffalign.engines.base import Sharing, do_blocks
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import writing
+from diffalign.generation.writing import Writer
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import DTYPES, Precision, choose_device
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.ranges import AtLeast, Ranged
-from diffalign.synthesis.base import (
-    AbstractSynthesis,
-    Context,
-    ImageStore,
-    Made,
-    Unmade,
-)
+from diffalign.synthesis.base import AbstractSynthesis, Context, ImageStore, Made
 from diffalign.synthesis.journal import Journal, MadePlan, of_failed
 from diffalign.synthesis.output import Format, write_pairs, write_skipped
-from diffalign.synthesis.questions import QuestionConfig, Questions, open_questions
-from diffalign.synthesis.writing import Writer
 
 _LISTED = 5
 _TRAINED_BY = {"trl": "dpo"}

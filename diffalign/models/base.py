@@ -42,6 +42,21 @@ class AbstractTrainable(abc.ABC):
         """Peak learning rates of trained parameters that have their own, by name."""
         return {}
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """The trained parameters as they are now, copied to the CPU, by name."""
+        return {name: p.detach().cpu().clone() for name, p in self.trained_parameters()}
+
+    def refer_to(self, values: Mapping[str, Tensor]) -> None:
+        """Be the policy that had these trained parameters, within `reference()`, from now on.
+
+        Args:
+            values: one for every trained parameter, by name, such as an earlier `snapshot`.
+
+        Raises:
+            ValueError: names or shapes do not fit, or the model was loaded with another reference.
+        """
+        raise ValueError(f"{type(self).__name__} compares with no policy of another time")
+
     def blame(self) -> str | None:
         """Why values were not finite, where a frozen part next to the network made them so: a
         sentence with the way out, or None. It waits for the device."""

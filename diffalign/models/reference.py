@@ -23,6 +23,16 @@ class AbstractReference(abc.ABC):
             policy: the network in training, as it may have been wrapped for several processes.
         """
 
+    def refer_to(self, values: Mapping[str, Tensor]) -> None:
+        """Be the policy with these values of its trained parameters from now on, by name.
+
+        Raises:
+            ValueError: the reference is always the same, or names or shapes do not fit.
+        """
+        raise ValueError(
+            "this model's reference is fixed: load it with reference past_policy to choose it"
+        )
+
 
 class AdapterOff(AbstractReference):
     """The policy's own network with its adapter disabled: no second set of weights."""
@@ -75,14 +85,7 @@ class PastPolicy(AbstractReference):
         self._values = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     def refer_to(self, values: Mapping[str, Tensor]) -> None:
-        """Be the policy with these values from now on.
-
-        Args:
-            values: one for every trained parameter, by name, on any device; they are copied.
-
-        Raises:
-            ValueError: names or shapes are not those of the trained parameters.
-        """
+        """See `AbstractReference`; values may be on any device, and are copied."""
         if values.keys() != self._values.keys():
             different = sorted(values.keys() ^ self._values.keys())
             raise ValueError(

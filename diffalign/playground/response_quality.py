@@ -9,7 +9,6 @@ import numpy as np
 from PIL.Image import Image
 
 from diffalign.benchmarks.chair import rules as chair
-from diffalign.benchmarks.coco_objects import ObjectWords, Synonyms
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Figure, Measure, panel
 from diffalign.generation.responses import WritesResponses
@@ -25,6 +24,8 @@ from diffalign.playground.questions import (
     existence_question,
 )
 from diffalign.playground.scenes import KINDS, Kind, Scene, render
+from diffalign.response_rules.coco_objects import ObjectWords, Synonyms
+from diffalign.response_rules.mentions import Caption, check
 
 MAX_NEW_TOKENS = 64
 """A description of nine objects; truth has at most four."""
@@ -81,6 +82,13 @@ def describe(model: WritesResponses, scenes: Sequence[Scene]) -> list[str]:
     return asker([(number, DESCRIBE) for number in range(len(scenes))])
 
 
+def answer(
+    model: WritesResponses, scenes: Sequence[Scene], asked: Sequence[tuple[int, str]]
+) -> list[str]:
+    """Greedy responses to questions about scenes, each with the number of its scene."""
+    return _Asker(model, [render(scene) for scene in scenes])(asked)
+
+
 @dataclass(frozen=True)
 class _Asker:
     model: WritesResponses
@@ -109,8 +117,8 @@ class _Asker:
 def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
     responses = asker([(number, DESCRIBE) for number in range(len(scenes))])
     checked = [
-        chair.check(
-            chair.Caption(image_id=str(number), text=response),
+        check(
+            Caption(image_id=str(number), text=response),
             frozenset(map(name_of, kinds_in(scene))),
             EXACT_NAMES,
         )
@@ -122,7 +130,7 @@ def _described(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> 
 
 
 def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> dict[str, Figure]:
-    questions = {split: _pope_questions(scenes, split) for split in SPLITS}
+    questions = {split: pope_questions(scenes, split) for split in SPLITS}
     asked = [(int(q.image), q.text) for of_split in questions.values() for q in of_split]
     distinct = list(dict.fromkeys(asked))  # splits share their questions about what is there
     responses = dict(zip(distinct, asker(distinct), strict=True))
@@ -152,7 +160,7 @@ def _existing(asker: _Asker, scenes: Sequence[Scene], bootstrap: Bootstrap) -> d
     }
 
 
-def _pope_questions(scenes: Sequence[Scene], split: Split) -> list[pope.Question]:
+def pope_questions(scenes: Sequence[Scene], split: Split) -> list[pope.Question]:
     """For every object of a scene, one question about it and one about an absent one."""
     return [
         pope.Question(

@@ -13,8 +13,8 @@ from rich.console import Console
 from diffalign.data.layout import Layout
 from diffalign.data.source import AbstractSource
 from diffalign.errors import ConfigError
+from diffalign.models.base import AbstractModel
 from diffalign.models.diffusion.config import AbstractDiffusion
-from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.ranges import AtLeast, Ranged
 
@@ -30,7 +30,7 @@ class RunContext:
     folder: Path
     """Of all rounds; every process must see the same files there."""
     run_seed: int
-    model: AbstractDiffusion
+    model: AbstractModel
     """The model that is trained, before its weights are read."""
     settings: str
     """Everything in the config that shapes a round, in any form that equal settings share."""
@@ -42,6 +42,12 @@ class RunContext:
     """Silent on all ranks but the main one."""
     open_data: Callable[[frozenset[str]], AbstractSource]
     """Opens the `data:` section for some views; raises ConfigError where there is none."""
+
+    @property
+    def diffusion(self) -> AbstractDiffusion:
+        """The model, where images are sampled from it."""
+        assert isinstance(self.model, AbstractDiffusion), "the section was checked"
+        return self.model
 
     def required_process(self) -> ReverseProcess:
         """How reverse steps are taken.
@@ -65,14 +71,14 @@ class AbstractRollouts(Ranged, abc.ABC):
     """Type of the batches."""
     views: ClassVar[frozenset[str]]
     """Names of the views in every batch."""
+    makes: ClassVar[Literal["images", "responses"]]
+    """What is sampled, as `AbstractModel.makes`."""
     needs_data: ClassVar[bool] = False
     """Whether the `data:` section is read."""
 
     reference: ReferenceRule = "initial"
     """The policy that this round's is compared with: `initial` is the run's first, `latest` the one
     that the round began with, `uniform` one of all that rounds began with."""
-    previewed_prompts: Annotated[int, AtLeast(0)] = 4
-    """How many prompts every round samples from the same noise, for `preview_strip.png`."""
 
     @property
     def strength(self) -> Mapping[str, str]:
@@ -88,17 +94,27 @@ class AbstractRollouts(Ranged, abc.ABC):
         """One line for the start of a run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AbstractImageRollouts(AbstractRollouts):
+    """Rounds of images."""
+
+    makes: ClassVar[Literal["images", "responses"]] = "images"
+
+    previewed_prompts: Annotated[int, AtLeast(0)] = 4
+    """How many prompts every round samples from the same noise, for `preview_strip.png`."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One file of a round that is still to be made; the same on every rank."""
 
     file: str
     """Its name in the round's folder; where it exists, the work is done."""
-    images: int
-    """How many the work samples or scorers, for progress."""
-    do: Callable[[DiffusionModel, Path], None]
+    samples: int
+    """How many images or responses the work samples or scores, for progress."""
+    do: Callable[[Any, Path], None]
     """Writes the file into the given folder, whole or not at all. The result depends on nothing but
-    the work, the round and the model."""
+    the work, the round and the model in training."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,24 @@ class RoundSummary:
     """The figures in words."""
 
 
+class AbstractPreview(abc.ABC):
+    """The same prompts, sampled by every round's policy, for people to look at."""
+
+    @abc.abstractmethod
+    def add(self, number: int, model: Any, *, last: bool = False) -> None:
+        """Sample what the policy at the start of round `number` makes of them.
+
+        Args:
+            number: of the round; of the one that would follow, when the run is over.
+            model: with that policy.
+            last: sample it whatever its number.
+        """
+
+    @abc.abstractmethod
+    def forget(self) -> None:
+        """Remove what an earlier run left in the same folder."""
+
+
 class AbstractCollector(abc.ABC):
     """The phases of a round, and the batches that it trains on.
 
@@ -136,7 +170,7 @@ class AbstractCollector(abc.ABC):
     def phases(self, number: int) -> Iterator[Phase]:
         """The phases of round `number`, in order; one is asked for when the one before is done."""
 
-    def warm_up(self, model: DiffusionModel) -> None:
+    def warm_up(self, model: Any) -> None:
         """Raise an error for whatever would otherwise fail only when much has been sampled."""
         return
 
@@ -152,13 +186,13 @@ class AbstractCollector(abc.ABC):
         """This rank's parts of a built round, one a forward pass, behind so many `samples` of it
         that all ranks have seen."""
 
-    @abc.abstractmethod
-    def preview_prompts(self) -> list[str]:
-        """A few prompts that every round samples from the same noise, for the preview strip."""
+    def preview(self, folder: Path, run_seed: int) -> AbstractPreview | None:
+        """What shows the policy of every round in `folder`; None for nothing."""
+        return None
 
-    @abc.abstractmethod
-    def preview_process(self) -> ReverseProcess:
-        """How the preview strip is sampled."""
+    def captions(self, n: int) -> list[str]:
+        """At most `n` of the captions of images to come; none where there are no images."""
+        return []
 
     @abc.abstractmethod
     def describe(self) -> list[str]:

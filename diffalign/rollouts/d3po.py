@@ -34,7 +34,6 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.ranges import AtLeast
 from diffalign.rollouts.base import (
-    AbstractCollector,
     Phase,
     RoundSummary,
     RunContext,
@@ -55,6 +54,7 @@ from diffalign.rollouts.pairing import (
     render_ranked_grid,
     strength_of,
 )
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.round_order import Visit, in_batches, visits_of_round
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.scoring import (
@@ -188,7 +188,7 @@ class _Batch:
         return [self.visits[v].prompt for v, _ in self.places()]
 
 
-class _Collector(AbstractCollector):
+class _Collector(AbstractImageCollector):
     def __init__(self, rollouts: WholeImage, run: RunContext) -> None:
         self._settings = rollouts
         self._run = run

@@ -25,7 +25,6 @@ from diffalign.files import inside
 from diffalign.imaging.grid import evenly_spaced
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
-    AbstractCollector,
     Phase,
     RoundSummary,
     RunContext,
@@ -33,6 +32,7 @@ from diffalign.rollouts.base import (
 from diffalign.rollouts.groups import Group, Origin, read_groups, read_origin, refuse_edited
 from diffalign.rollouts.pairing import Pairing, RankedGroup, from_best_to_worst, render_ranked_grid
 from diffalign.rollouts.preferences import Verdict, read_preferences
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.trajectory_pairs import (
     AbstractTrajectoryRollouts,
@@ -59,7 +59,7 @@ class HumanFeedback(AbstractTrajectoryRollouts):
         return f"passes over the preferences in {self.preferences} on {self.trajectories}"
 
 
-class _Collector(AbstractCollector):
+class _Collector(AbstractImageCollector):
     def __init__(self, settings: HumanFeedback, run: RunContext) -> None:
         self._settings = settings
         self._steps = PairedSteps(run, settings.trained_steps)
@@ -79,7 +79,7 @@ class _Collector(AbstractCollector):
             for name, verdict in self._decided.items()
             for chosen, rejected in verdict.decided
         ]
-        self._origin = Origin.of(run.model, self._steps.process)
+        self._origin = Origin.of(run.diffusion, self._steps.process)
         for name in self._decided:
             self._refuse_other_origin(groups[name], run)
 
@@ -95,8 +95,8 @@ class _Collector(AbstractCollector):
             difference = f"with {name} {before:g}, and likelihood.process.{name} is {now:g}"
             advice = f"set likelihood.process.{name} to {before:g}"
         elif name == "policy":
-            start = run.model.lora and run.model.lora.start
-            ours = f"{run.model.path}{f' with the adapter {start}' if start else ''}"
+            start = run.diffusion.lora and run.diffusion.lora.start
+            ours = f"{run.diffusion.path}{f' with the adapter {start}' if start else ''}"
             difference = f"by another model (fingerprint {before}) than {ours} (fingerprint {now})"
             advice = (
                 "train the model that sampled it, which generate.yaml next to it names: as "
@@ -105,8 +105,8 @@ class _Collector(AbstractCollector):
             )
         else:
             difference = (
-                f"under another scheduler: {name} was {before!r}, and of {run.model.path} it is "
-                f"{now!r}"
+                f"under another scheduler: {name} was {before!r}, and of {run.diffusion.path} it "
+                f"is {now!r}"
             )
             advice = "give the model the scheduler_config.json that sampled it"
         raise DataError(

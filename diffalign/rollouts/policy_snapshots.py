@@ -9,7 +9,7 @@ from safetensors.torch import save
 from diffalign import world
 from diffalign.errors import DataError
 from diffalign.files import read_tensors, write_atomically, writing
-from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.base import AbstractTrainable
 from diffalign.rollouts.base import ReferenceRule
 from diffalign.seeding import derive_seed
 
@@ -34,7 +34,7 @@ class PolicySnapshots:
         self._rule = rule
         self._run_seed = run_seed
 
-    def keep(self, model: DiffusionModel, number: int) -> None:
+    def keep(self, model: AbstractTrainable, number: int) -> None:
         """Store the policy that round `number` begins with."""
         if self._rule == "initial":
             return
@@ -43,7 +43,7 @@ class PolicySnapshots:
                 write_atomically(self._file(number), save(model.snapshot()))
         world.wait()
 
-    def refer(self, model: DiffusionModel, number: int) -> None:
+    def refer(self, model: AbstractTrainable, number: int) -> None:
         """Make the model compare itself with the reference of round `number`.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from diffalign.files import read_json, write_atomically, write_image, write_json
 from diffalign.imaging.grid import GridCell, GridRow, render_grid
 from diffalign.imaging.image_files import encode_png, read_image
 from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked
-from diffalign.rollouts.base import AbstractCollector
+from diffalign.rollouts.base import AbstractCollector, AbstractPreview
 from diffalign.rollouts.sampler import sample
 from diffalign.seeding import derive_seed
 
@@ -19,10 +21,28 @@ _EVERY_ROUND = 8
 of thousands of rounds costs no more to watch than one of twenty."""
 
 
-class PreviewStrip:
+class AbstractImageCollector(AbstractCollector):
+    """Phases of rounds of images, which a strip shows."""
+
+    @abc.abstractmethod
+    def preview_prompts(self) -> list[str]:
+        """A few prompts that every round samples from the same noise."""
+
+    @abc.abstractmethod
+    def preview_process(self) -> ReverseProcess:
+        """How they are sampled."""
+
+    def preview(self, folder: Path, run_seed: int) -> AbstractPreview | None:
+        return PreviewStrip(folder, self, run_seed=run_seed)
+
+    def captions(self, n: int) -> list[str]:
+        return self.preview_prompts()[:n]
+
+
+class PreviewStrip(AbstractPreview):
     """Renders `preview_strip.png`: prompts down, rounds across."""
 
-    def __init__(self, folder: Path, collector: AbstractCollector, *, run_seed: int) -> None:
+    def __init__(self, folder: Path, collector: AbstractImageCollector, *, run_seed: int) -> None:
         """Args:
         folder: of all rounds.
         collector: names prompts and how they are sampled.
@@ -34,13 +54,6 @@ class PreviewStrip:
         self._run_seed = run_seed
 
     def add(self, number: int, model: DiffusionModel, *, last: bool = False) -> None:
-        """Sample what the policy at the start of round `number` makes of the prompts.
-
-        Args:
-            number: of the round; of the one that would follow, when the run is over.
-            model: with that policy.
-            last: sample it whatever its number.
-        """
         if not last and number > _EVERY_ROUND and number & (number - 1):
             return
         prompts = self._prompts()
@@ -49,7 +62,6 @@ class PreviewStrip:
             self._render(number, prompts)
 
     def forget(self) -> None:
-        """Remove what an earlier run left in the same folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._strip.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from diffalign.data.layout import Layout
-from diffalign.data.order import Order
+from diffalign.data.order import Order, Position
 from diffalign.seeding import cpu_generator, derive_seed
 
 AnyVisit = TypeVar("AnyVisit")
@@ -29,6 +29,15 @@ class Visit:
     prompt: str
     seed: int
     """From which all noise of this visit derives."""
+
+
+def positions_of_round(members: int, number: int, *, count: int, run_seed: int) -> list[Position]:
+    """Which of so many members round `number` visits, the same on every rank.
+
+    Rounds walk through an endless sequence of permutations, so that all are visited equally often.
+    """
+    order = Order(derive_seed(run_seed, "prompts"), [np.arange(members)])
+    return order.micro_batch(number, count)
 
 
 def visits_of_round(
@@ -45,10 +54,10 @@ def visits_of_round(
         count: prompts in each round.
         run_seed: of the run.
     """
-    order = Order(derive_seed(run_seed, "prompts"), [np.arange(len(prompts))])
+    positions = positions_of_round(len(prompts), number, count=count, run_seed=run_seed)
     return [
         Visit(prompts[position.member], derive_seed(run_seed, "visit", position.index))
-        for position in order.micro_batch(number, count)
+        for position in positions
     ]
 
 

@@ -30,7 +30,7 @@ from diffalign.console import progress
 from diffalign.data.source import AbstractSource
 from diffalign.errors import DataError
 from diffalign.files import read_json, write_json, writing
-from diffalign.models.diffusion.model import DiffusionModel
+from diffalign.models.base import AbstractTrainable
 from diffalign.parsing import checked
 from diffalign.rollouts.base import (
     AbstractCollector,
@@ -40,7 +40,6 @@ from diffalign.rollouts.base import (
     RunContext,
 )
 from diffalign.rollouts.policy_snapshots import PolicySnapshots
-from diffalign.rollouts.preview_strip import PreviewStrip
 
 T = TypeVar("T")
 
@@ -65,11 +64,12 @@ class Rounds(AbstractSource):
         """
         self.batch_type = rollouts.batch_type  # type: ignore[misc]  # of this source, not of all
         self.views = rollouts.views
+        self._unit = rollouts.makes
         self._collector = collector
         self._run = run
         self._policies = PolicySnapshots(run.folder, rule=rollouts.reference, run_seed=run.run_seed)
-        self._preview_strip = PreviewStrip(run.folder, collector, run_seed=run.run_seed)
-        self._model: DiffusionModel | None = None
+        self._preview = collector.preview(run.folder, run.run_seed)
+        self._model: AbstractTrainable | None = None
         self._number = 0
         self._samples = 0
         self._policy: str | None = None
@@ -79,12 +79,12 @@ class Rounds(AbstractSource):
         self._skipped: dict[str, int] = {}
 
     @property
-    def model(self) -> DiffusionModel:
+    def model(self) -> AbstractTrainable:
         """The model in training."""
         assert self._model is not None, "bind comes before iteration"
         return self._model
 
-    def bind(self, model: DiffusionModel) -> None:
+    def bind(self, model: AbstractTrainable) -> None:
         self._model = model
 
     def describe(self) -> list[str]:
@@ -96,14 +96,14 @@ class Rounds(AbstractSource):
         return [
             *lines,
             *self._collector.describe_end(),
-            f"every round's images and scores are in {self._run.folder}",
+            f"every round's samples and scores are in {self._run.folder}",
         ]
 
     def fingerprint(self) -> str:
         return self._collector.fingerprint()
 
     def captions(self, n: int) -> list[str]:
-        return self._collector.preview_prompts()[:n]
+        return self._collector.captions(n)
 
     def figures(self) -> dict[str, float]:
         return {f"round/{name}": value for name, value in self._figures.items()}
@@ -142,8 +142,8 @@ class Rounds(AbstractSource):
 
     def finish(self) -> None:
         """Show the final policy as the last frame of the preview strip."""
-        if world.is_main():
-            self._preview_strip.add(self._number + 1, self.model, last=True)
+        if world.is_main() and self._preview is not None:
+            self._preview.add(self._number + 1, self.model, last=True)
         world.wait()
 
     def __iter__(self) -> Iterator[Any]:
@@ -199,12 +199,10 @@ class Rounds(AbstractSource):
         world.wait()
         self._policies.keep(self.model, self._number)
         self._policies.refer(self.model, self._number)
-        if world.is_main():
-            self._preview_strip.add(self._number, self.model)
-        images = 0
+        if world.is_main() and self._preview is not None:
+            self._preview.add(self._number, self.model)
         for phase in self._collector.phases(self._number):
             self._work(phase, folder)
-            images += sum(work.images for work in phase.works)
         if world.is_main():
             summary = self._collector.summarise_round(self._number, folder)
             record = _Round(round=self._number, policy=digest, harvest=summary)
@@ -232,8 +230,8 @@ class Rounds(AbstractSource):
         if started is None or started.policy != digest:
             if folder.exists():
                 shutil.rmtree(folder)
-            if self._number == 0:
-                self._preview_strip.forget()
+            if self._number == 0 and self._preview is not None:
+                self._preview.forget()
             with writing(folder):
                 write_json(folder / _STARTED, {"policy": digest})
 
@@ -241,10 +239,11 @@ class Rounds(AbstractSource):
         mine = share(phase.works, number=world.rank(), of=world.size())
         missing = [work for work in mine if not (folder / work.file).exists()]
         title = f"round {self._number}, {phase.title}"
-        with progress(self._run.console, title, sum(work.images for work in missing)) as advance:
+        count = sum(work.samples for work in missing)
+        with progress(self._run.console, title, count, unit=self._unit) as advance:
             for work in missing:
                 work.do(self.model, folder)
-                advance(work.images)
+                advance(work.samples)
         world.wait()
 
     def _count_empty(self, summary: RoundSummary) -> None:
@@ -287,7 +286,7 @@ def _read(cls: type[T], path: Path) -> T | None:
         return None
 
 
-def _digest(model: DiffusionModel, settings: str) -> str:
+def _digest(model: AbstractTrainable, settings: str) -> str:
     """Tells a policy, and what is done with it, from every other one."""
     digest = hashlib.blake2b(f"{model.fingerprint()}\0{settings}".encode(), digest_size=16)
     for name, parameter in model.trained_parameters():

@@ -21,9 +21,18 @@ from diffalign.scorers.base import AbstractScorer
 from diffalign.scorers.repeats import Perturbation, copies_of
 
 
-def scorer_name(scorer: AbstractScorer) -> str:
-    """The last part of its kind."""
+def component_name(scorer: object) -> str:
+    """The last part of the kind of a scorer or a reward."""
     return components.kind_of(scorer).rpartition(".")[2]
+
+
+def numbered(kinds: Sequence[str]) -> list[str]:
+    """Names of their own for components of some kinds: the kind, numbered where it is shared."""
+    found: list[str] = []
+    for kind in kinds:
+        names = [kind, *(f"{kind}_{i}" for i in range(2, len(kinds) + 1))]
+        found.append(next(name for name in names if name not in found))
+    return found
 
 
 def ask(scorer: AbstractScorer, images: Tensor, prompts: Sequence[str], t: int) -> Tensor:
@@ -49,12 +58,12 @@ def ask(scorer: AbstractScorer, images: Tensor, prompts: Sequence[str], t: int) 
             scores = scorer.to(images.device).score(images.nan_to_num(), prompts, times)
     except ValueError as error:
         raise DataError(
-            f"the scorer {scorer_name(scorer)} refuses the round's images: {error}"
+            f"the scorer {component_name(scorer)} refuses the round's images: {error}"
         ) from error
     if scores.shape != (len(images),):
         raise DataError(
-            f"the scorer {scorer_name(scorer)} must give {len(images)} images as many scores, and "
-            f"returned the shape {tuple(scores.shape)}"
+            f"the scorer {component_name(scorer)} must give {len(images)} images as many scores, "
+            f"and returned the shape {tuple(scores.shape)}"
         )
     scores = scores.float().cpu()
     return scores.masked_fill(broken | ~scores.isfinite(), torch.nan)
@@ -183,11 +192,8 @@ class Scorers:
         perturbation: how they differ.
         """
         self._repeats, self._perturbation = repeats, perturbation or Perturbation()
-        self._scorers: dict[str, AbstractScorer] = {}
-        for scorer in scorers:
-            kind = scorer_name(scorer)
-            names = [kind, *(f"{kind}_{i}" for i in range(2, len(scorers) + 1))]
-            self._scorers[next(name for name in names if name not in self._scorers)] = scorer
+        names = numbered([component_name(scorer) for scorer in scorers])
+        self._scorers = dict(zip(names, scorers, strict=True))
 
     @property
     def names(self) -> list[str]:

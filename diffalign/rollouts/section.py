@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffalign import components
 from diffalign.data.pairs.section import PairSection
@@ -19,12 +19,11 @@ from diffalign.data.source import AbstractSource
 from diffalign.data.strength.settings import refuse_unread
 from diffalign.errors import ConfigError
 from diffalign.likelihoods.base import AbstractLikelihood
-from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.rollouts.base import AbstractRollouts, RunContext
 
 
 @dataclass(frozen=True)
-class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood]):
+class RolloutSection(AbstractSourceSection[Any, AbstractLikelihood]):
     """Samples of the model in training."""
 
     rollouts: AbstractRollouts
@@ -58,16 +57,17 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
     def describe(self) -> str:
         return self.rollouts.describe()
 
-    def check(self, parts: RunParts[AbstractDiffusion, AbstractLikelihood]) -> None:
+    def check(self, parts: RunParts[Any, AbstractLikelihood]) -> None:
         if self.data is not None and not self.rollouts.needs_data:
             raise ConfigError(
                 f"data names {self.data.config.path}, but {self.origin} samples all that it "
                 f"trains on: remove the data section, or the rollouts section"
             )
-        if not isinstance(parts.model, AbstractDiffusion):  # a likelihood is asked after this
+        if parts.model.makes != self.rollouts.makes:  # a likelihood is asked after this
             raise ConfigError(
-                f"{self.origin} sample images, and the model {components.kind_of(parts.model)} "
-                f"makes none: remove the rollouts section"
+                f"{self.origin} samples {self.rollouts.makes}, and the model "
+                f"{components.kind_of(parts.model)} makes {parts.model.makes or 'none'}: take "
+                f"rollouts of what it makes, or remove the rollouts section"
             )
         if self.data is not None and self.data.config.holdout is not None:
             raise ConfigError(
@@ -90,7 +90,7 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
             alternative="Set it to null, or take an objective such as clipped_dpo",
         )
 
-    def open(self, request: SourceRequest[AbstractDiffusion, AbstractLikelihood]) -> AbstractSource:
+    def open(self, request: SourceRequest[Any, AbstractLikelihood]) -> AbstractSource:
         return self.rollouts.open(
             RunContext(
                 folder=request.output / "rounds",
@@ -105,7 +105,7 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
         )
 
     def _open_data(
-        self, request: SourceRequest[AbstractDiffusion, AbstractLikelihood]
+        self, request: SourceRequest[Any, AbstractLikelihood]
     ) -> Callable[[frozenset[str]], AbstractSource]:
         def open_data(views: frozenset[str]) -> AbstractSource:
             if self.data is None:
@@ -114,9 +114,7 @@ class RolloutSection(AbstractSourceSection[AbstractDiffusion, AbstractLikelihood
 
         return open_data
 
-    def preview(
-        self, request: SourceRequest[AbstractDiffusion, AbstractLikelihood], n: int
-    ) -> ShownSource:
+    def preview(self, request: SourceRequest[Any, AbstractLikelihood], n: int) -> ShownSource:
         data = self.data and self.data.without_download()
         source = RolloutSection(self.rollouts, data).open(request)
         return ShownSource(lines=source.describe(), captions=source.captions(COUNTED_CAPTIONS))

@@ -46,8 +46,7 @@ from diffalign.models.diffusion.model import DiffusionModel
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.ranges import AtLeast
 from diffalign.rollouts.base import (
-    AbstractCollector,
-    AbstractRollouts,
+    AbstractImageRollouts,
     Phase,
     ReferenceRule,
     RoundSummary,
@@ -55,6 +54,7 @@ from diffalign.rollouts.base import (
     Work,
 )
 from diffalign.rollouts.policy_snapshots import reference_round
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.round_order import in_batches
 from diffalign.rollouts.rounds import Rounds
 from diffalign.rollouts.sampler import sample
@@ -81,7 +81,7 @@ _ATTEMPTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiPolicy(WatchedRollouts, AbstractRollouts):
+class SemiPolicy(WatchedRollouts, AbstractImageRollouts):
     """Rounds of preferred images next to the reference's own (SePPO)."""
 
     batch_type: ClassVar[type] = ImageBatch
@@ -117,7 +117,7 @@ class SemiPolicy(WatchedRollouts, AbstractRollouts):
                 "to denoising"
             )
         try:
-            self.process.check_steps(run.model.noising())
+            self.process.check_steps(run.diffusion.noising())
         except ValueError as error:
             raise ConfigError(f"rollouts.process: {error}") from error
         return Rounds(self, _Collector(self, run), run)
@@ -177,7 +177,7 @@ class _Batch:
         return f"{SCORES}/{self.visits[0].place:06d}.jsonl"
 
 
-class _Collector(AbstractCollector):
+class _Collector(AbstractImageCollector):
     def __init__(self, settings: SemiPolicy, run: RunContext) -> None:
         self._settings = settings
         self._run = run

@@ -43,8 +43,7 @@ from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.parsing import checked
 from diffalign.ranges import AtLeast, Between
 from diffalign.rollouts.base import (
-    AbstractCollector,
-    AbstractRollouts,
+    AbstractImageRollouts,
     Phase,
     RoundSummary,
     RunContext,
@@ -52,6 +51,7 @@ from diffalign.rollouts.base import (
 )
 from diffalign.rollouts.comparisons import Comparison, PairBuilder, in_words, summarise
 from diffalign.rollouts.pairing import Temperature, strength_of
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.resampling import Continuation, Resampler, Segment
 from diffalign.rollouts.round_order import Visit, in_batches, own_parts, pack_pool, visits_of_round
 from diffalign.rollouts.rounds import Rounds
@@ -59,7 +59,7 @@ from diffalign.rollouts.scoring import (
     Scorers,
     WatchedRollouts,
     ask,
-    scorer_name,
+    component_name,
     watched_figures,
 )
 from diffalign.rollouts.store import (
@@ -83,7 +83,7 @@ _SHOWN_COMPARISONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepwise(WatchedRollouts, AbstractRollouts):
+class Stepwise(WatchedRollouts, AbstractImageRollouts):
     """Rounds of step-wise resampling (SPO). Defaults are those of the authors' SD 1.5 config."""
 
     batch_type: ClassVar[type] = StepBatch
@@ -137,9 +137,9 @@ class Stepwise(WatchedRollouts, AbstractRollouts):
         article = "a" if self.continue_from == "random" else "the"
         return (
             f"rounds of {self.prompts_per_round} prompts; after step {self.first_step}, every "
-            f"{way} {self.candidates} candidates, compared by {scorer_name(self.scorer)}, going on "
-            f"from {article} {self.continue_from} one; best and worst count if they differ by more "
-            f"than {self.threshold:g}"
+            f"{way} {self.candidates} candidates, compared by {component_name(self.scorer)}, going "
+            f"on from {article} {self.continue_from} one; best and worst count if they differ by "
+            f"more than {self.threshold:g}"
         )
 
     def open(self, run: RunContext) -> AbstractSource:
@@ -175,7 +175,7 @@ class _Record:
     comparisons: Sequence[Comparison]
 
 
-class _Collector(AbstractCollector):
+class _Collector(AbstractImageCollector):
     def __init__(self, settings: Stepwise, run: RunContext, process: ReverseProcess) -> None:
         self._settings = settings
         self._run = run
@@ -279,7 +279,7 @@ class _Collector(AbstractCollector):
         comparisons = [row for record in records for row in record.comparisons]
         if all(score is None for row in comparisons for score in row.scores):
             raise DataError(
-                f"{folder}: the scorer {scorer_name(self._settings.scorer)} gave none of the "
+                f"{folder}: the scorer {component_name(self._settings.scorer)} gave none of the "
                 f"round's candidates a finite score. Look at the images there; where they are as "
                 f"they should be, the scorer is at fault, else the model: go back to an earlier "
                 f"checkpoint with a lower optimizer.lr"
@@ -319,7 +319,7 @@ class _Collector(AbstractCollector):
             return
         times = [by_visit[0].t for by_visit in by_branch.values()]
         titles = [f"{side}, t {t}" for t in times for side in ("best", "worst")]
-        scorer = scorer_name(self._settings.scorer)
+        scorer = component_name(self._settings.scorer)
         with writing(folder / GRID):
             title = f"round {number}, compared by {scorer}; framed where the comparison counts"
             write_image(folder / GRID, render_grid(rows, titles, title=title))

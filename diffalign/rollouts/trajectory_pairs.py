@@ -10,14 +10,14 @@ from typing import Annotated, ClassVar
 from diffalign.data.batches import StepBatch
 from diffalign.errors import ConfigError
 from diffalign.ranges import AtLeast
-from diffalign.rollouts.base import AbstractRollouts, RunContext
+from diffalign.rollouts.base import AbstractImageRollouts, RunContext
 from diffalign.rollouts.round_order import own_parts, pack_pairs
 from diffalign.rollouts.store import StepPair, step_batch
 from diffalign.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractTrajectoryRollouts(AbstractRollouts):
+class AbstractTrajectoryRollouts(AbstractImageRollouts):
     """Pairs of whole trajectories, whose steps train."""
 
     batch_type: ClassVar[type] = StepBatch
@@ -89,7 +89,7 @@ class PairedSteps:
                 f"rollouts.trained_steps is {trained_steps}, and likelihood.process.steps is "
                 f"{self.process.steps}: train on at most so many, or on all of them with null"
             )
-        noising = run.model.noising().variance_preserving()
+        noising = run.diffusion.noising().variance_preserving()
         self._times = noising.reverse_times(self.process.steps)[:trained_steps]
         self._layout = run.layout
         self._run_seed = run.run_seed

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.errors import ModelError
-from diffalign.synthesis.writing import Request, Writer, Written
+from diffalign.generation.writing import Request, Writer, Written
 
 
 def layers_of(writer: Writer) -> Any:

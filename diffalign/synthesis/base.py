@@ -15,11 +15,12 @@ from typing import Any, ClassVar, TypeVar
 from PIL import Image
 
 from diffalign.data.decoding import BadImageError, EncodedImage, decode, format_of
-from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.data.responses.questions import Question, Unmade
+from diffalign.data.responses.records import Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.files import write_atomically
+from diffalign.generation.writing import Writer
 from diffalign.ranges import Ranged
-from diffalign.synthesis.writing import Writer
 
 _FOLDER = "images"
 
@@ -76,42 +77,12 @@ SAME_RESPONSE = "the responses are the same"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A conversation about images, and perhaps the response that its data set has."""
-
-    sample_id: str
-    """Unique within the data set and stable between runs: randomness derives from it."""
-    images: tuple[EncodedImage, ...]
-    """In reading order: as many as there are `IMAGE` markers in the turns."""
-    turns: tuple[Turn, ...]
-    """The conversation up to the response; the last turn is the user's."""
-    response: str | None
-    """The chosen response of the data set."""
-
-    @property
-    def text(self) -> str:
-        """The last turn of the user, without markers."""
-        return self.turns[-1].text.replace(IMAGE, "").strip()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Made:
     """A row made of one question, as JSON holds it."""
 
     sample_id: str
     values: Mapping[str, Any]
     """Column -> value. Images are names of files, as `ImageStore` gives them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unmade:
-    """A question of which nothing could be made: a line of skipped.jsonl."""
-
-    sample_id: str
-    reason: str
-    """The kind of reason, by which they are counted."""
-    detail: str
-    """Details of this case."""
 
 
 Maker = Callable[[Sequence[Question]], "list[Made | Unmade]"]

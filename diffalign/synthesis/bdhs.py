@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from diffalign.data.responses.chat import EncodedPrompt
+from diffalign.data.responses.questions import Question, Unmade
+from diffalign.generation.writing import Request
 from diffalign.ranges import AtLeast, Between
 from diffalign.seeding import cpu_generator, derive_seed, unit_interval
 from diffalign.synthesis.base import (
@@ -30,14 +32,11 @@ from diffalign.synthesis.base import (
     Context,
     Made,
     Maker,
-    Question,
-    Unmade,
     messages,
     prepared,
     response_to,
 )
 from diffalign.synthesis.similarity import Similarity, SimilarityConfig
-from diffalign.synthesis.writing import Request
 
 _SENTENCE = re.compile(r"\S.*?(?:[.!?]+(?=\s|$)|$)", re.DOTALL)
 

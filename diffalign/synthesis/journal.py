@@ -15,10 +15,11 @@ from typing import Any
 
 from diffalign.batching import each_or_error
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
+from diffalign.data.responses.questions import Question, Unmade
 from diffalign.errors import ConfigError, DiffalignError
 from diffalign.files import add_json_lines, read_json_lines
 from diffalign.parsing import checked
-from diffalign.synthesis.base import Made, Maker, Question, Unmade
+from diffalign.synthesis.base import Made, Maker
 
 NAME = "made.jsonl"
 FAILED = "failed"

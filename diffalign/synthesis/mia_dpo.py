@@ -21,9 +21,11 @@ from typing import Annotated, ClassVar
 from PIL import Image
 from torch import Tensor
 
+from diffalign.data.responses.questions import Question, Unmade
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError, ModelError
+from diffalign.generation.writing import Request, Written, perplexity
 from diffalign.ranges import AtLeast
 from diffalign.seeding import derive_seed
 from diffalign.synthesis import layouts
@@ -34,14 +36,11 @@ from diffalign.synthesis.base import (
     Context,
     Made,
     Maker,
-    Question,
-    Unmade,
     UnsuitedError,
     check_one_image,
     prepared,
     response_to,
 )
-from diffalign.synthesis.writing import Request, Written, perplexity
 
 LONG_RESPONSE = "response of the data set too long"
 SURE = "the model is sure of its response"

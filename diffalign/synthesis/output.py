@@ -10,8 +10,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet
 
+from diffalign.data.responses.questions import Unmade
 from diffalign.files import replacing_file, write_json_lines, writing
-from diffalign.synthesis.base import Made, Unmade
+from diffalign.synthesis.base import Made
 
 Format = Literal["jsonl", "parquet"]
 _ROWS_AT_ONCE = 256

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from diffalign.data.decoding import EncodedImage
+from diffalign.data.responses.questions import Question, Unmade
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
+from diffalign.generation.writing import Request
 from diffalign.ranges import AtLeast, Between
 from diffalign.seeding import derive_seed, unit_interval
 from diffalign.synthesis.base import (
@@ -30,8 +32,6 @@ from diffalign.synthesis.base import (
     Context,
     Made,
     Maker,
-    Question,
-    Unmade,
     UnsuitedError,
     check_one_image,
     messages,
@@ -48,7 +48,6 @@ from diffalign.synthesis.similarity import (
     nearest,
     remembered,
 )
-from diffalign.synthesis.writing import Request
 
 MASK = "[MASK]"
 NOTHING_TO_MASK = "nothing to mask"

@@ -20,7 +20,9 @@ from typing import Annotated, Any, ClassVar
 
 from diffalign.config import MAY_CHANGE
 from diffalign.data.responses.formats.base import numbered
+from diffalign.data.responses.questions import Question, Unmade
 from diffalign.data.responses.records import IMAGE
+from diffalign.generation.writing import Request
 from diffalign.judges.base import AbstractJudge, verdicts
 from diffalign.models.preference.rewards import exported
 from diffalign.ranges import AtLeast
@@ -32,8 +34,6 @@ from diffalign.synthesis.base import (
     Context,
     Made,
     Maker,
-    Question,
-    Unmade,
     messages,
     prepared,
 )
@@ -48,7 +48,6 @@ from diffalign.synthesis.pairing import (
     scored_pairs,
 )
 from diffalign.synthesis.rewards import rewards_of
-from diffalign.synthesis.writing import Request
 
 EMPTY = "the model wrote nothing"
 UNCORRECTED = "no correction"

@@ -23,9 +23,9 @@ from torch import Tensor
 from diffalign.data.decoding import EncodedImage
 from diffalign.errors import ConfigError, DataError, ModelError
 from diffalign.files import open_tensors, replacing_file, writing
+from diffalign.generation.writing import Writer
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.processes import only_writer
-from diffalign.synthesis.writing import Writer
 
 Similarity = Callable[[Sequence[str], Sequence[str]], Tensor]
 """Cosines of n pairs of texts, float32 [n]."""

@@ -28,8 +28,8 @@ from diffalign.benchmarks.amber.rules import (
     response_measures,
     response_tally,
 )
-from diffalign.benchmarks.words import noun_extractor, similarity
 from diffalign.errors import ConfigError, DataError
+from diffalign.response_rules.words import noun_extractor, similarity
 from tests.benchmarks.shared_data import shared_folder
 
 RELATIONS = Relations(

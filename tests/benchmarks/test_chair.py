@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from diffalign.benchmarks.chair.rules import Caption, chair_panel, check, read_captions
-from diffalign.benchmarks.coco_objects import (
+from diffalign.benchmarks.chair.rules import chair_panel, read_captions
+from diffalign.errors import DataError
+from diffalign.intervals import Bootstrap
+from diffalign.response_rules.coco_objects import (
     ObjectWords,
     coco_objects,
     read_image_objects,
     read_synonyms,
 )
-from diffalign.errors import DataError
-from diffalign.intervals import Bootstrap
+from diffalign.response_rules.mentions import Caption, check
 from tests.benchmarks.shared_data import shared_folder
 
 # A few lines in the form of the published table, its two double blanks included.

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffalign.benchmarks.coco_objects import Synonyms
 from diffalign.benchmarks.object_halbench.rules import (
     check,
     claimed_words,
@@ -19,6 +18,7 @@ from diffalign.benchmarks.object_halbench.rules import (
 )
 from diffalign.errors import ConfigError
 from diffalign.intervals import Bootstrap
+from diffalign.response_rules.coco_objects import Synonyms
 
 SYNONYMS = Synonyms(
     {

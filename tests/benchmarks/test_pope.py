@@ -12,13 +12,12 @@ from diffalign.benchmarks.pope.rules import (
     MEASURES,
     CheckedResponse,
     Question,
-    parse_response,
     read_questions,
     read_responses,
-    says,
     tally,
 )
 from diffalign.errors import DataError
+from diffalign.response_rules.yes_no import parse_response, says
 from tests.benchmarks.shared_data import shared_folder
 
 RESPONSES = (

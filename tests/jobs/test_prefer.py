@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffalign import config
+from diffalign.comparison.written_pairs import read_provenance
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.formats.base import open_data
 from diffalign.errors import ConfigError, DataError
 from diffalign.jobs import prefer, score
-from diffalign.pair_rules.writing import read_provenance
 from tests.jobs.folders import fill
 from tests.layouts import Pair, encoded, pickapic_rows, solid_image, write_rows
 

@@ -13,12 +13,12 @@ import torch
 from diffalign.errors import DataError
 from diffalign.models.diffusion.reverse import ReverseProcess
 from diffalign.rollouts.base import (
-    AbstractCollector,
-    AbstractRollouts,
+    AbstractImageRollouts,
     Phase,
     RoundSummary,
     Work,
 )
+from diffalign.rollouts.preview_strip import AbstractImageCollector
 from diffalign.rollouts.round_order import own_parts, pack_pool
 from diffalign.rollouts.rounds import Rounds
 from tests.rollouts.runs import row_metadata
@@ -50,7 +50,7 @@ class Policy:
         self.value.data += 1
 
 
-class Numbers(AbstractCollector):
+class Numbers(AbstractImageCollector):
     """Two phases of three works; a round has so many batches of (policy, round, batch)."""
 
     def __init__(self, batches_of_round=lambda number: 2) -> None:
@@ -105,7 +105,7 @@ class Numbers(AbstractCollector):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NumberRollouts(AbstractRollouts):
+class NumberRollouts(AbstractImageRollouts):
     batch_type: ClassVar[type] = tuple
     views: ClassVar[frozenset[str]] = frozenset({"chosen"})
 

@@ -16,8 +16,8 @@ from diffalign.rollouts.scoring import (
     ScoredImage,
     Scorers,
     ask,
+    component_name,
     refuse_scorers_of_noise,
-    scorer_name,
 )
 from diffalign.scorers.base import AbstractScorer
 from tests.comparison.brightness import Brightness
@@ -129,7 +129,7 @@ def test_another_number_of_scores_is_refused():
 
 
 def test_scorers_are_called_by_the_last_part_of_their_kind():
-    assert scorer_name(Brightness()) == "brightness"
+    assert component_name(Brightness()) == "brightness"
 
 
 def test_scorers_of_noise_are_refused_where_images_are_finished():

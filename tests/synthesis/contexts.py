@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from diffalign.data.responses.questions import Question, Unmade
 from diffalign.data.responses.records import IMAGE, Turn
+from diffalign.generation.writing import Writer
 from diffalign.models.vlm.config import VLM
-from diffalign.synthesis.base import AbstractSynthesis, Context, ImageStore, Made, Question, Unmade
-from diffalign.synthesis.writing import Writer
+from diffalign.synthesis.base import AbstractSynthesis, Context, ImageStore, Made
 from tests.responses import random_image
 from tests.tiny_vlm import tiny_llava, tiny_llava_next, tiny_qwen2_vl
 

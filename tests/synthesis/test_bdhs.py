@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffalign.synthesis.base import Made, Unmade
+from diffalign.data.responses.questions import Unmade
+from diffalign.synthesis.base import Made
 from diffalign.synthesis.bdhs import BDHS, cut, flipped, hidden_tokens, sentence_spans
 from diffalign.synthesis.similarity import SimilarityConfig
 from tests.synthesis.contexts import RESPONSES, context, make, question

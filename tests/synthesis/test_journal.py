@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from diffalign.data.responses.questions import Unmade
 from diffalign.errors import ConfigError
-from diffalign.synthesis.base import Made, Unmade
+from diffalign.synthesis.base import Made
 from diffalign.synthesis.journal import NAME, Journal
 
 LINES = [

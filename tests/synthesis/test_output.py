@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from diffalign.data.responses.config import ResponseConfig
+from diffalign.data.responses.questions import Unmade
 from diffalign.data.responses.reading import open_responses
-from diffalign.synthesis.base import ImageStore, Made, Unmade
+from diffalign.synthesis.base import ImageStore, Made
 from diffalign.synthesis.output import write_pairs, write_skipped
 from tests.responses import random_image
 

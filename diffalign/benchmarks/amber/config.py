@@ -13,16 +13,16 @@ from diffalign.benchmarks.amber import files, rules
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.benchmarks.report import Counted, Measure, Panel, Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
-from diffalign.benchmarks.words import (
+from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
+from diffalign.intervals import Bootstrap, Tally
+from diffalign.models.base import AbstractModel
+from diffalign.response_rules.words import (
     SPACY_MODEL,
     NounsName,
     SimilarityName,
     noun_extractor,
     similarity,
 )
-from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
-from diffalign.intervals import Bootstrap, Tally
-from diffalign.models.base import AbstractModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from diffalign.benchmarks.amber.files import Dimension, Question, Relations, Scene
 from diffalign.benchmarks.report import Measure
-from diffalign.benchmarks.words import Similar
 from diffalign.intervals import Tally, ratio
+from diffalign.response_rules.words import Similar
 
 ATTRIBUTES: tuple[Dimension, ...] = ("state", "number", "action")
 

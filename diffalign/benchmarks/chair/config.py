@@ -7,25 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.benchmarks.chair.rules import (
-    Caption,
-    CheckedCaption,
-    chair_panel,
-    check,
-    read_captions,
-)
-from diffalign.benchmarks.coco_objects import ObjectWords, read_image_objects, read_synonyms
+from diffalign.benchmarks.chair.rules import chair_panel, read_captions
 from diffalign.benchmarks.report import Report, edge_notes
 from diffalign.benchmarks.saved_responses import empty_notes, known_image_ids
-from diffalign.benchmarks.words import (
+from diffalign.data.responses.coco import KnownIds, image_file, image_number
+from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
+from diffalign.models.base import AbstractModel
+from diffalign.response_rules.coco_objects import ObjectWords, read_image_objects, read_synonyms
+from diffalign.response_rules.mentions import Caption, CheckedCaption, check
+from diffalign.response_rules.words import (
     SingulariserName,
     TokeniserName,
     singulariser,
     tokeniser,
 )
-from diffalign.data.responses.coco import KnownIds, image_file, image_number
-from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
-from diffalign.models.base import AbstractModel
 
 
 @dataclass(frozen=True, kw_only=True)

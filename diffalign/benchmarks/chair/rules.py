@@ -1,6 +1,6 @@
 """CHAIR: how many of the objects that a caption mentions are not in the image.
 
-Objects are the 80 classes of COCO, found in captions and images by `benchmarks.coco_objects`.
+Objects are the 80 classes of COCO, found in captions and images by `response_rules.coco_objects`.
 
 Source: Rohrbach et al. 2018, Object hallucination in image captioning, arXiv:1809.02156; word rules
 as in their released code (LisaAnne/Hallucination). Recall as in later forks of it.
@@ -9,13 +9,10 @@ as in their released code (LisaAnne/Hallucination). Recall as in later forks of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from diffalign.benchmarks.coco_objects import ObjectWords
 from diffalign.benchmarks.report import Measure, Panel, panel
 from diffalign.benchmarks.saved_responses import (
     RESPONSE_KEYS,
@@ -24,60 +21,7 @@ from diffalign.benchmarks.saved_responses import (
     text_of,
 )
 from diffalign.intervals import Bootstrap, ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """A response that describes an image."""
-
-    image_id: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckedCaption:
-    """The objects of one caption, held against the image."""
-
-    caption: Caption
-    mentions: tuple[str, ...]
-    """The class of every mention, repetitions included."""
-    hallucinated: tuple[str, ...]
-    """Those mentions whose class is not in the image."""
-    truth: frozenset[str]
-    """The classes in the image."""
-
-    @property
-    def found(self) -> frozenset[str]:
-        """The classes in the image that the caption mentions."""
-        return self.truth & frozenset(self.mentions)
-
-    @property
-    def repeated(self) -> tuple[str, ...]:
-        """The mentions whose class was mentioned before."""
-        return tuple(m for n, m in enumerate(self.mentions) if m in self.mentions[:n])
-
-    def row(self) -> dict[str, Any]:
-        """For a file of details."""
-        return {
-            "image_id": self.caption.image_id,
-            "caption": self.caption.text,
-            "mentions": self.mentions,
-            "hallucinated": self.hallucinated,
-            "repeated": self.repeated,
-            "missed": sorted(self.truth - self.found),
-        }
-
-
-def check(caption: Caption, truth: frozenset[str], objects_of: ObjectWords) -> CheckedCaption:
-    """Hold one caption against the classes of its image."""
-    mentions = tuple(objects_of(caption.text))
-    return CheckedCaption(
-        caption=caption,
-        mentions=mentions,
-        hallucinated=tuple(mention for mention in mentions if mention not in truth),
-        truth=truth,
-    )
-
+from diffalign.response_rules.mentions import Caption, CheckedCaption
 
 MEASURES: Mapping[str, Measure] = {
     "chair_i": Measure(

@@ -8,12 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 from diffalign.benchmarks.base import AbstractBenchmark
-from diffalign.benchmarks.coco_objects import (
-    ObjectWords,
-    Synonyms,
-    read_image_objects,
-    read_synonyms,
-)
 from diffalign.benchmarks.object_halbench import rules as object_halbench
 from diffalign.benchmarks.object_halbench.rules import LemmasName
 from diffalign.benchmarks.report import Report, edge_notes
@@ -28,6 +22,12 @@ from diffalign.benchmarks.saved_responses import (
 from diffalign.data.responses.coco import KnownIds
 from diffalign.judges.base import AbstractJudge, fill, read_template, verdicts
 from diffalign.ranges import AtLeast
+from diffalign.response_rules.coco_objects import (
+    ObjectWords,
+    Synonyms,
+    read_image_objects,
+    read_synonyms,
+)
 
 _QUESTION = ("question", "prompt")
 

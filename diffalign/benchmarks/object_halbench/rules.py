@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffalign.benchmarks.coco_objects import DOUBLE_WORDS, Synonyms
 from diffalign.benchmarks.report import Measure, Panel, panel
-from diffalign.benchmarks.words import import_language_package, rule_singular, rule_tokens
 from diffalign.errors import ConfigError, DataError
 from diffalign.intervals import Bootstrap, ratio
 from diffalign.parsing import parse_json
+from diffalign.response_rules.coco_objects import DOUBLE_WORDS, Synonyms
+from diffalign.response_rules.words import import_language_package, rule_singular, rule_tokens
 
 LemmasName = Literal["spacy", "rules"]
 Phrase = Callable[[str], tuple[list[str], list[str]]]

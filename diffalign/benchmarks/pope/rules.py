@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,34 +22,7 @@ from diffalign.benchmarks.saved_responses import read_objects, refuse_repeated, 
 from diffalign.errors import DataError
 from diffalign.intervals import Tally, ratio
 from diffalign.parsing import shortly
-
-YesNo = Literal["yes", "no"]
-
-_NEGATIONS = {"No", "not", "no"}
-
-
-def parse_response(response: str) -> YesNo:
-    """Yes or no from a free response.
-
-    Only what is before the first full stop counts, without commas; it is a no if one of its
-    words is `No`, `not` or `no`, spelt just so, and everything else is a yes.
-
-    Source: released `evaluate.py`.
-    """
-    words = response.partition(".")[0].replace(",", "").split(" ")
-    return "no" if _NEGATIONS & set(words) else "yes"
-
-
-def says(response: str) -> YesNo | None:
-    """Yes or no in words of either spelling; None where a response says neither.
-
-    `parse_response` calls those a yes too, and with them the ones that say no in other letters than
-    its own three, such as `NO`: both are counted apart.
-    """
-    words = set(response.partition(".")[0].replace(",", "").lower().split())
-    if words & {"no", "not"}:
-        return "no"
-    return "yes" if "yes" in words else None
+from diffalign.response_rules.yes_no import YesNo, parse_response, says
 
 
 @dataclass(frozen=True, kw_only=True)

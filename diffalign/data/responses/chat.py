@@ -226,6 +226,24 @@ class ChatEncoder:
             },
         )
 
+    def sampled(self, prompt: EncodedPrompt, tokens: Tensor) -> EncodedResponse:
+        """The conversation with the very tokens that a model wrote, whatever their text is.
+
+        Args:
+            prompt: of `prompt`.
+            tokens: int64 [N], at least one; the end of the sequence is the last, where it was
+                written.
+        """
+        return EncodedResponse(
+            input_ids=torch.cat([prompt.input_ids, tokens]),
+            start=len(prompt.input_ids),
+            offsets=torch.zeros((len(tokens), 2), dtype=torch.int64),
+            further={
+                name: torch.cat([values, _as_text(values, len(tokens))])
+                for name, values in prompt.further.items()
+            },
+        )
+
     def _without_end(self, response: str) -> str:
         """A response without the tokens that end one."""
         ends = [str(self._tokenizer.convert_ids_to_tokens(i)) for i in self._end_ids]

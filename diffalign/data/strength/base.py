@@ -42,6 +42,9 @@ class Strength:
     """What the difference of the two rewards should be, for a loss that regresses it."""
     weight: float | None = None
     """How much the pair counts, relative to others."""
+    advantage: float | None = None
+    """How much better the response is than others to its question, where rows are single
+    responses; may be negative."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

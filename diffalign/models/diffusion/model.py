@@ -23,7 +23,7 @@ from diffalign.models.diffusion.conditioning import (
 )
 from diffalign.models.diffusion.noising import AbstractNoising
 from diffalign.models.diffusion.sampling import Denoise, with_guidance
-from diffalign.models.reference import AbstractReference, PastPolicy
+from diffalign.models.reference import AbstractReference
 
 Export = Callable[[Path, nn.Module, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
@@ -221,23 +221,7 @@ class DiffusionModel(AbstractTrainable):
             yield
 
     def refer_to(self, values: Mapping[str, Tensor]) -> None:
-        """Be the policy that had these trained parameters, within `reference()`, from now on.
-
-        Args:
-            values: one for every trained parameter, by name, such as an earlier `snapshot`.
-
-        Raises:
-            ValueError: names or shapes do not fit, or the model was loaded with another reference.
-        """
-        if not isinstance(self._reference, PastPolicy):
-            raise ValueError(
-                "this model's reference is fixed: load it with reference past_policy to choose it"
-            )
         self._reference.refer_to(values)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """The trained parameters as they are now, copied to the CPU, by name."""
-        return {name: p.detach().cpu().clone() for name, p in self.trained_parameters()}
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         parameters = dict(self._unwrapped.named_parameters())

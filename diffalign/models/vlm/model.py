@@ -241,6 +241,11 @@ class VisionLanguageModel(AbstractTrainable):
             return network.choices(rows)
 
     @property
+    def unwrapped(self) -> TokenScorer:
+        """The network in training, without a wrapper for several processes."""
+        return self._unwrapped
+
+    @property
     def is_reference(self) -> bool:
         """Whether it is the reference that computes at the moment."""
         return self._called is not None
@@ -422,6 +427,9 @@ class VisionLanguageModel(AbstractTrainable):
                 yield
             finally:
                 self._called = before
+
+    def refer_to(self, values: Mapping[str, Tensor]) -> None:
+        self._reference.refer_to(values)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         parameters = dict(self._unwrapped.named_parameters())

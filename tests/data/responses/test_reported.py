@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from diffalign.data.responses.questions import QuestionConfig, open_questions
 from diffalign.data.responses.records import ResponsePair
 from diffalign.data.skipping import Skipped, SkipReason
 from diffalign.errors import ConfigError, DataError
-from diffalign.synthesis.questions import QuestionConfig, open_questions
 from tests.data.responses.formats.forms import message, write_lines
 from tests.data.responses.test_reading import opened, pairs_in
 

@@ -9,7 +9,7 @@ import torch
 
 from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
-from diffalign.synthesis.writing import _OwnSamples, most_probable, perplexity
+from diffalign.generation.writing import _OwnSamples, most_probable, perplexity
 from tests.responses import random_image
 from tests.synthesis.contexts import model, writer
 

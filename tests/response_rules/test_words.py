@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from diffalign.benchmarks.words import rule_singular, rule_tokens, singulariser, tokeniser
 from diffalign.errors import ConfigError
+from diffalign.response_rules.words import rule_singular, rule_tokens, singulariser, tokeniser
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffalign.benchmarks.words import Singulariser, Tokeniser, rule_singular, rule_tokens
 from diffalign.data.responses.coco import image_number
 from diffalign.errors import DataError
 from diffalign.files import numbered_lines, read_json
 from diffalign.parsing import checked, shortly
+from diffalign.response_rules.words import Singulariser, Tokeniser, rule_singular, rule_tokens
 
 _THEMSELVES = (
     "motor bike, motor cycle, air plane, traffic light, street light, traffic signal, stop light, "

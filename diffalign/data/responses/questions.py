@@ -10,15 +10,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+from diffalign.config import MAY_CHANGE
+from diffalign.data.decoding import EncodedImage
 from diffalign.data.responses.conversation import Comparison, malformed, turns_of
 from diffalign.data.responses.formats.base import AbstractMapping
 from diffalign.data.responses.images import conversation_of
 from diffalign.data.responses.reading import OpenedResponses, open_responses, renamed
-from diffalign.data.responses.records import IMAGE
+from diffalign.data.responses.records import IMAGE, Turn
 from diffalign.data.skipping import UnusableRowError
 from diffalign.errors import DataError
 from diffalign.ranges import AtLeast, Ranged
-from diffalign.synthesis.base import Question, Unmade
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A conversation about images, and perhaps the response that its data set has."""
+
+    sample_id: str
+    """Unique within the data set and stable between runs: randomness derives from it."""
+    images: tuple[EncodedImage, ...]
+    """In reading order: as many as there are `IMAGE` markers in the turns."""
+    turns: tuple[Turn, ...]
+    """The conversation up to the response; the last turn is the user's."""
+    response: str | None
+    """The chosen response of the data set."""
+    rejected: str | None = None
+    """The rejected one, where the data set has pairs."""
+
+    @property
+    def text(self) -> str:
+        """The last turn of the user, without markers."""
+        return self.turns[-1].text.replace(IMAGE, "").strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmade:
+    """A question of which nothing could be made: a line of skipped.jsonl."""
+
+    sample_id: str
+    reason: str
+    """The kind of reason, by which they are counted."""
+    detail: str
+    """Details of this case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +60,7 @@ class QuestionConfig(Ranged):
 
     section: ClassVar[str] = "questions"
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     """A .parquet, .arrow, .jsonl or .json file, a folder or a glob pattern of them, or the id of a
     data set on the Hugging Face hub."""
     kind: str = "auto"
@@ -36,7 +69,7 @@ class QuestionConfig(Ranged):
     others."""
     columns: dict[str, str] = field(default_factory=dict)
     """The form's name for a column -> yours."""
-    image_folder: str | None = None
+    image_folder: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder that relative names of images start from; null for that of the file that names
     them."""
     split: str = "train"
@@ -56,7 +89,7 @@ class Plain(AbstractMapping):
     responses: ClassVar[tuple[str, ...]] = ("chosen",)
     images_optional: ClassVar[bool] = True
     summary: ClassVar[str] = (
-        "prompt from prompt and answer from response, or both from conversations"
+        "prompt from prompt and response from response or answer, or both from conversations"
     )
 
     def recognises(self, first: Mapping[str, Any]) -> bool:
@@ -70,12 +103,14 @@ class Plain(AbstractMapping):
         if asked is None:
             raise malformed("the conversation has no turn of the user")
         replies = turns[asked + 1 : asked + 2]
-        response = values.get("answer") or "".join(turn.text for turn in replies)
+        response = (
+            values.get("response") or values.get("answer") or "".join(turn.text for turn in replies)
+        )
         responses = {"chosen": str(response)} if response else {}
         return [Comparison(turns=turns[: asked + 1], responses=responses)]
 
 
-class Questions(Sequence["Question | Unmade"]):
+class Questions(Sequence[Question | Unmade]):
     """Questions by number, each read from disk when it is asked for."""
 
     def __init__(self, data: OpenedResponses, *, limit: int | None) -> None:
@@ -124,6 +159,7 @@ class Questions(Sequence["Question | Unmade"]):
             images=images,
             turns=turns,
             response=found[0].responses.get("chosen"),
+            rejected=found[0].responses.get("rejected"),
         )
 
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
+from diffalign.data.responses.questions import Question, QuestionConfig, Unmade, open_questions
 from diffalign.errors import ConfigError, DataError
-from diffalign.synthesis.base import Question, Unmade
-from diffalign.synthesis.questions import QuestionConfig, open_questions
 
 
 def opened(tmp_path, *rows, **settings):

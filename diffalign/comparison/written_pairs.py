@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from diffalign.comparison.scored_images import Candidate, ScoredSource
 from diffalign.data.strength.gap import sigmoid
 from diffalign.errors import DataError
 from diffalign.files import replacing_file, writing
 from diffalign.generation.manifest import file_digest
 from diffalign.pair_rules.base import Pair
-from diffalign.pair_rules.scored_images import Candidate, ScoredSource
 from diffalign.parsing import parse_json
 
 PROVENANCE = b"diffalign.prefer"

@@ -24,7 +24,6 @@ from diffalign.data.skipping import SkipReason, UnusableRowError
 from diffalign.errors import ModelError
 from diffalign.models.devices import send
 from diffalign.models.vlm.model import VisionLanguageModel
-from diffalign.models.vlm.token_scores import TokenScorer
 from diffalign.models.vlm.vision_pass import ImageInputs
 from diffalign.seeding import cpu_generator
 
@@ -67,9 +66,8 @@ class Writer:
         model: loaded; its policy writes.
         batch_size: requests at once.
         """
-        assert isinstance(model.network, TokenScorer)
         self.model = model
-        self.network = model.network
+        self.network = model.unwrapped
         self.encoder = ChatEncoder(model.processor)
         self.batch_size = batch_size
         config = self.network.model.config
@@ -127,7 +125,7 @@ class Writer:
             raise UnusableRowError(
                 SkipReason.TOO_LONG,
                 f"{len(request.input_ids)} tokens and {max_new_tokens} to be written; the model "
-                f"takes {self._longest}. Lower synthesis.max_new_tokens",
+                f"takes {self._longest}. Lower max_new_tokens",
             )
 
     def write(
@@ -155,6 +153,10 @@ class Writer:
                 one_sentence=one_sentence,
             )
         return written
+
+    def ends(self, tokens: Tensor) -> bool:
+        """Whether what was written ended by itself: int64 [n]."""
+        return len(tokens) > 0 and int(tokens[-1]) in self._end_tokens()
 
     def hidden_states(self, texts: Sequence[str]) -> Tensor:
         """Mean of the last hidden states over the tokens of texts without images: [n, width]."""

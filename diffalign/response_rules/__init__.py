@@ -1,0 +1,1 @@
+"""Rules that hold a response against the truth: pure functions of its text."""

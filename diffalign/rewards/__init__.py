@@ -1,0 +1,1 @@
+"""Rewards of responses about images: one number a response, higher is better, one kind a file."""
