@@ -28,7 +28,7 @@ ALLOWED = {
     "scorers": SHARED | {"judges", "pair_judges", "generation"},
     "likelihoods": SHARED | {"objectives", "scorers"},
     "cache": SHARED,
-    "judges": GROUND | {"models"},
+    "judges": GROUND | {"imaging", "models"},
     "generation": SHARED,
     "comparison": SHARED | {"pages", "pair_judges", "scorers", "generation", "pair_rules"},
     "pair_rules": GROUND | {"data"},

@@ -13,17 +13,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 
 from diffalign import config as configs
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row, here
-from diffalign.console import progress, silence_libraries
+from diffalign.console import progress
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.endpoints import announce
-from diffalign.errors import ConfigError, DataError, DiffalignError, ModelError
+from diffalign.errors import ConfigError, DataError
 from diffalign.files import add_json_lines, read_json_lines
+from diffalign.generation.local_model import (
+    WritesResponses,
+    choose_responses,
+    load_to_answer,
+    write_responses,
+)
 from diffalign.generation.served_model import Ahead, ServedModel
 from diffalign.models.base import AbstractModel
 from diffalign.parsing import checked
@@ -93,18 +99,6 @@ class ImageQuestion:
     def image_name(self) -> str:
         """The name of the image's file; empty where there is none."""
         return "" if self.image is None else self.image.name
-
-
-class WritesResponses(Protocol):
-    """Models that write responses; that of `models.vlm` is one."""
-
-    processor: Any
-    """Of transformers, with a chat template."""
-
-    def generate(
-        self, prompts: Sequence[str], images: Sequence[Sequence[Any]], *, max_new_tokens: int
-    ) -> list[str]:
-        """Greedy responses to conversations that the chat template wrote."""
 
 
 def check_one_source(
@@ -194,15 +188,20 @@ class ResponsesPlan(AbstractPlan):
         if self._asked.asking.endpoint is not None:
             return self._served(self._asked.asking.endpoint, questions)
         assert self._asked.model is not None
-        model = _load(self._asked.model, self._asked.asking, device)
+        asking = self._asked.asking
+        model = load_to_answer(
+            self._asked.model,
+            device=device or asking.device,
+            dtype=asking.dtype,
+            rows_at_once=asking.batch_size,
+        )
         said, console = getattr(model, "remarks", list), Console(stderr=True, highlight=False)
-        images = Ahead(_images, [q.image for q in questions], threads=self._asked.asking.workers)
+        images = Ahead(_images, [q.image for q in questions], threads=asking.workers)
 
         def do(block: Block) -> list[Row | Failed]:
             batch = block.work  # all of it: the company of a question does not change
             shown = {path: images.take(path) for path in dict.fromkeys(q.image for q in batch)}
-            write = _choose if any(q.choices for q in batch) else _generate
-            texts = write(model, batch, shown, self._asked.asking)
+            texts = _respond(model, batch, [shown[q.image] for q in batch], asking)
             for remark in said():
                 console.print(remark, markup=False, soft_wrap=True)
             told = zip(batch, texts, strict=True)
@@ -304,70 +303,19 @@ def ask(
     return {q.question_id: plan.responses[q.question_id] for q in questions}
 
 
-def _generate(
+def _respond(
     model: WritesResponses,
     questions: Sequence[ImageQuestion],
-    images: Mapping[Path | None, list[Any]],
+    images: Sequence[Sequence[Any]],
     asking: Asking,
 ) -> list[str]:
-    import torch
-
-    from diffalign.models.vlm.processor import question_prompt
-
-    try:
-        return model.generate(
-            [
-                question_prompt(
-                    model.processor,
-                    question.text,
-                    system=asking.system,
-                    images=len(images[question.image]),
-                )
-                for question in questions
-            ],
-            [images[question.image] for question in questions],
-            max_new_tokens=asking.max_new_tokens,
-        )
-    except torch.OutOfMemoryError as error:
-        raise DiffalignError(
-            f"the memory of the GPU does not hold {len(questions)} questions at once: set "
-            f"asking.batch_size lower. What was answered stays, and the same command goes on"
-        ) from error
-
-
-def _choose(
-    model: WritesResponses,
-    questions: Sequence[ImageQuestion],
-    images: Mapping[Path | None, list[Any]],
-    asking: Asking,
-) -> list[str]:
-    """The choice of each question that is most probably the first word of a response."""
-    from diffalign.models.vlm.answering import Answerer
-    from diffalign.models.vlm.processor import question_prompt
-
-    if not isinstance(model, Answerer):
-        raise ModelError("this model tells no probabilities of words: use kind vlm")
-    tokenizer = model.processor.tokenizer
-    rows: list[str] = []
-    for question in questions:  # one by one: no padding, and letters alone are compared
-        shown = images[question.image]
-        prompt = question_prompt(
-            model.processor, question.text, system=asking.system, images=len(shown)
-        )
-        (found,) = model.first_token_probabilities([prompt], [shown])
-        probable = {w: float(found[_first_tokens(tokenizer, w)].sum()) for w in question.choices}
-        rows.append(max(probable, key=probable.__getitem__))
-    return rows
-
-
-def _first_tokens(tokenizer: Any, word: str) -> list[int]:
-    """Rows of the vocabulary with which a word may begin, after a space or not."""
-    spelt = (tokenizer.encode(text, add_special_tokens=False) for text in (word, f" {word}"))
-    heads = {ids[0] for ids in spelt if ids}
-    found = sorted(i for i in heads if tokenizer.decode([i]).strip())
-    if not found:
-        raise ModelError(f"the tokenizer has no token with which {word!r} begins")
-    return found
+    texts = [question.text for question in questions]
+    if any(question.choices for question in questions):
+        choices = [question.choices for question in questions]
+        return choose_responses(model, texts, images, choices, system=asking.system)
+    return write_responses(
+        model, texts, images, system=asking.system, max_new_tokens=asking.max_new_tokens
+    )
 
 
 def _identity(asked: Asked) -> Any:
@@ -415,28 +363,6 @@ def _check_images(questions: Sequence[ImageQuestion], folder: Path) -> None:
             f"{folder}: {len(absent)} images of the benchmark are missing, for example "
             f"{', '.join(absent[:5])}; asking.images must hold them under their published names"
         )
-
-
-def _load(model: AbstractModel, asking: Asking, place: str | None) -> WritesResponses:
-    from diffalign.models.devices import DTYPES, choose_device
-    from diffalign.models.vlm.answering import Answerer
-    from diffalign.models.vlm.config import VLM
-    from diffalign.models.vlm.model import VisionLanguageModel
-
-    device = choose_device(place or asking.device)
-    usual: Literal["bf16", "float32"] = "bf16" if device.type == "cuda" else "float32"
-    dtype = usual if asking.dtype == "auto" else asking.dtype
-    model.check()
-    silence_libraries()
-    loaded = model.load(
-        device=device, compute_dtype=DTYPES[dtype], reference="none", trainable=False
-    )
-    if not hasattr(loaded, "generate"):
-        raise ModelError(f"{model.describe()}: writes no text, so it cannot answer; use kind vlm")
-    if not isinstance(loaded, VisionLanguageModel):
-        return cast(WritesResponses, loaded)
-    prefix = model.prefix if isinstance(model, VLM) else "auto"
-    return Answerer(loaded, rows_at_once=asking.batch_size, prefix=prefix)
 
 
 def _images(path: Path | None) -> list[Any]:

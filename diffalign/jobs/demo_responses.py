@@ -20,7 +20,7 @@ from rich.table import Table
 from diffalign import config as configs
 from diffalign.benchmarks.report import Figure
 from diffalign.files import write_image, write_json, writing
-from diffalign.generation.responses import WritesResponses
+from diffalign.generation.local_model import WritesResponses
 from diffalign.imaging.response_grid import Passage, Response, ResponseRow, render_responses
 from diffalign.jobs.demo import train_or_go_on
 from diffalign.models.devices import choose_device

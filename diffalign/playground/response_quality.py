@@ -11,7 +11,7 @@ from PIL.Image import Image
 from diffalign.benchmarks.chair import rules as chair
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Figure, Measure, panel
-from diffalign.generation.responses import WritesResponses
+from diffalign.generation.local_model import WritesResponses
 from diffalign.intervals import Bootstrap, ratio
 from diffalign.playground.multi_object_scenes import kinds_in, sample_multi_object_scene
 from diffalign.playground.questions import (

@@ -18,8 +18,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffalign.models import lora
-from diffalign.models.vlm.branches import Prefix
-from diffalign.models.vlm.model import VisionLanguageModel, disagreement
+from diffalign.models.vlm.branches import Prefix, disagreement
+from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.prefix_cache import ContinuedRows, PrefixCache, cache_obstacle
 from diffalign.models.vlm.token_scores import ResponseRows, token_log_probs
 from diffalign.models.vlm.vision_pass import ImageInputs

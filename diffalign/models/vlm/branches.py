@@ -330,3 +330,24 @@ def same_row(rows: Tensor) -> Tensor:
         rows: int64 [n, L], see `Branches`.
     """
     return (rows[:, None, :] == rows[:, :, None])[:, None]
+
+
+def disagreement(
+    found: Tensor, expected: Tensor, counts: Sequence[int], dtype: torch.dtype
+) -> tuple[float, float]:
+    """How far two ways to the same log-probabilities are apart, and how far rounding may take them.
+
+    Args:
+        found, expected: of the tokens of some responses, in order, [P] each.
+        counts: how many of the tokens are of each response.
+        dtype: in which the network computes.
+
+    Returns:
+        In float32 the largest difference and 0.001; in half precision the largest mean over the
+        tokens of a response, and 16 roundings.
+    """
+    difference = (found - expected).abs()
+    if dtype == torch.float32:
+        return float(difference.max()), 1e-3
+    means = [part.mean() for part in difference.split(list(counts))]
+    return float(torch.stack(means).max()), 16 * torch.finfo(dtype).eps

@@ -16,34 +16,18 @@ from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.reference import AbstractReference
 from diffalign.models.sharding import is_sharded
 from diffalign.models.vlm.block_attention import FUSED, Block
-from diffalign.models.vlm.branches import ATTENTION_WITH_MASKS, Branches, mask_obstacle
+from diffalign.models.vlm.branches import (
+    ATTENTION_WITH_MASKS,
+    Branches,
+    disagreement,
+    mask_obstacle,
+)
 from diffalign.models.vlm.quirks.base import AbstractFamily
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
 from diffalign.models.vlm.vision_pass import ImageInputs, look
 
 Export = Callable[[Path, TokenScorer, Mapping[str, Tensor]], None]
 """Writes trained values of a network, named as in it, into a folder."""
-
-
-def disagreement(
-    found: Tensor, expected: Tensor, counts: Sequence[int], dtype: torch.dtype
-) -> tuple[float, float]:
-    """How far two ways to the same log-probabilities are apart, and how far rounding may take them.
-
-    Args:
-        found, expected: of the tokens of some responses, in order, [P] each.
-        counts: how many of the tokens are of each response.
-        dtype: in which the network computes.
-
-    Returns:
-        In float32 the largest difference and 0.001; in half precision the largest mean over the
-        tokens of a response, and 16 roundings.
-    """
-    difference = (found - expected).abs()
-    if dtype == torch.float32:
-        return float(difference.max()), 1e-3
-    means = [part.mean() for part in difference.split(list(counts))]
-    return float(torch.stack(means).max()), 16 * torch.finfo(dtype).eps
 
 
 class VisionLanguageModel(AbstractTrainable):
