@@ -15,7 +15,7 @@ from diffalign import config, keys
 from diffalign.benchmarks.pope.config import Pope
 from diffalign.data.decoding import decode, from_base64
 from diffalign.errors import ConfigError, DiffalignError, EndpointError
-from diffalign.generation import responses
+from diffalign.generation.local_model import load_to_answer
 from diffalign.generation.responses import Asking, ImageQuestion, ask
 from diffalign.generation.served_model import Ahead, ServedModel
 from diffalign.models.vlm.config import VLM
@@ -65,7 +65,8 @@ def test_a_served_model_says_what_the_same_model_says_here(tmp_path, questions):
     path = str(tiny_llava(tmp_path / "model"))
     here = Asking(images=tmp_path, saves=tmp_path / "here.jsonl", max_new_tokens=6, device="cpu")
     expected = ask(VLM(path=path), questions, here)
-    model: Any = responses._load(VLM(path=path), here, None)
+    settings = VLM(path=path)
+    model: Any = load_to_answer(settings, device="cpu", dtype="auto", rows_at_once=8)
     one_at_a_time = threading.Lock()
 
     def reply(content: Any) -> str:
