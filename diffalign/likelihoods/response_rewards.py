@@ -46,6 +46,14 @@ class ResponseRewards(AbstractRewards[TokenBatch]):
                 )
         return views
 
+    def shares_prefix(self, model: AbstractModel) -> bool:
+        """No: a score is read at the end of a row."""
+        return False
+
+    def packing_obstacle(self, model: AbstractModel) -> str:
+        """Why rows do not go one after the other through the model."""
+        return "a reward model scores each response in a row of its own"
+
     @torch.no_grad()
     def prepare(self, model: RewardModel, batch: TokenBatch) -> SeenViews:
         """Bring the conversations with their responses to the device."""

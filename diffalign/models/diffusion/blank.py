@@ -15,7 +15,6 @@ import transformers
 
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractBlank
-from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.models.quantization import bytes_of_layer, quantised_layers
 
@@ -102,9 +101,13 @@ def _is_setting(name: str, value: Any) -> bool:
     return not name.startswith("_") and not isinstance(value, (list, tuple))
 
 
-def without_weights(model: AbstractDiffusion) -> AbstractDiffusion:
+def without_weights(model: Any) -> Any:
     """The settings of a model that loads blank: whatever file of weights it names is not read, and
-    nothing is kept in few bits."""
+    nothing is kept in few bits.
+
+    Args:
+        model: an `AbstractDiffusion`.
+    """
     lora = model.lora and dataclasses.replace(model.lora, start=None)
     blank = dataclasses.replace(model, lora=lora, quantization=None)
     parts = model.parts
@@ -116,7 +119,10 @@ def without_weights(model: AbstractDiffusion) -> AbstractDiffusion:
 class BlankDiffusion(AbstractBlank):
     """A denoiser without weights."""
 
-    def __init__(self, model: AbstractDiffusion) -> None:
+    def __init__(self, model: Any) -> None:
+        """Args:
+        model: an `AbstractDiffusion`.
+        """
         self._model = model
         self.settings = self._blank = without_weights(model)
 

@@ -26,6 +26,7 @@ from diffalign.models.base import AbstractBlank, AbstractModel, ReferenceKind
 from diffalign.models.devices import DTYPES, Precision
 from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import PosteriorKind
+from diffalign.models.diffusion.blank import BlankDiffusion
 from diffalign.models.diffusion.conditioning import AbstractConditioner
 from diffalign.models.diffusion.export import (
     export_adapter,
@@ -170,8 +171,6 @@ class AbstractDiffusion(AbstractModel):
         return "images"
 
     def blank(self) -> AbstractBlank:
-        from diffalign.models.diffusion.blank import BlankDiffusion  # which is made of this
-
         return BlankDiffusion(self)
 
     @property
@@ -212,7 +211,8 @@ class AbstractDiffusion(AbstractModel):
 
     def next_step(self, run: Path) -> str:
         names = ("path", "revision", "variant", "config", "prediction_type")
-        return next_step({n: getattr(self, n) for n in names}, self.lora and self.lora.start, run)
+        start = self.lora.start if self.lora else None
+        return next_step({name: getattr(self, name) for name in names}, start, run)
 
     def policy_fingerprint(self) -> str:
         """Identifies the policy that training begins with: network, adapter, text encoders. A new

@@ -16,7 +16,6 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractBlank
 from diffalign.models.quantization import bytes_of_layer
-from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.families import find_modules
 from diffalign.models.vlm.model import VisionLanguageModel
 
@@ -40,7 +39,7 @@ class _BlankLocation:
         return ""
 
 
-def without_weights(model: VLM) -> VLM:
+def without_weights(model: Any) -> Any:
     """The settings of a model that loads blank: no weights are read, nothing is kept in few bits,
     and flash attention, which holds what torch's own holds, is torch's own."""
     flash = model.attention.startswith("flash")
@@ -59,7 +58,7 @@ def without_weights(model: VLM) -> VLM:
 class BlankVLM(AbstractBlank):
     """A vision-language model without weights."""
 
-    def __init__(self, model: VLM) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         self.settings = without_weights(model)
 
@@ -77,7 +76,7 @@ class BlankVLM(AbstractBlank):
         return fewer, max(sizes, default=0) if bits == "4bit" else 0
 
 
-def _quantised(model: VLM) -> Iterator[tuple[str, nn.Linear]]:
+def _quantised(model: Any) -> Iterator[tuple[str, nn.Linear]]:
     network = _BlankLocation(model.config).load_complete(_class_of(model.config)[1])
     language = network.get_submodule(find_modules(network, where=model.path).language)
     for name, module in language.named_modules():
@@ -107,7 +106,7 @@ class BlankImage:
         return {name: torch.cat([value] * n) for name, value in self.inputs.items()}
 
 
-def blank_image(model: VLM, *, most_tokens: int) -> BlankImage:
+def blank_image(model: Any, *, most_tokens: int) -> BlankImage:
     """The image that a run has to hold: the only size of a family, or the largest that fits.
 
     Args:
@@ -148,7 +147,7 @@ def blank_image(model: VLM, *, most_tokens: int) -> BlankImage:
     )
 
 
-def blank_row(model: VLM, image: BlankImage, words: int) -> dict[str, Tensor]:
+def blank_row(model: Any, image: BlankImage, words: int) -> dict[str, Tensor]:
     """A conversation with one image and so many tokens after it: `input_ids` and what else there is
     per token, int64 [L] each."""
     config = model.config

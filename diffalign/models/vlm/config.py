@@ -26,6 +26,7 @@ from diffalign.models.base import AbstractBlank, AbstractModel, ReferenceKind
 from diffalign.models.locations import ITSELF, AbstractLocation
 from diffalign.models.lora import LoraSettings, start_digest
 from diffalign.models.sharding import Sharder
+from diffalign.models.vlm.blank import BlankVLM
 from diffalign.models.vlm.block_attention import attend_by_blocks
 from diffalign.models.vlm.branches import Prefix, mask_obstacle, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
@@ -125,8 +126,6 @@ class VLM(AbstractModel):
         return "responses"
 
     def blank(self) -> AbstractBlank:
-        from diffalign.models.vlm.blank import BlankVLM  # which is made of this
-
         return BlankVLM(self)
 
     @property
