@@ -21,6 +21,7 @@ from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.simulation import SimulatedDevice
 from diffalign.training.config import RunConfig
+from diffalign.training.response_memory import longest_sample
 from diffalign.training.step_memory import (
     AdvanceWork,
     StepMemory,
