@@ -10,14 +10,17 @@ of LLaVA, 64 to 1,024 of Qwen2.5-VL. *As they come* takes four at a time; by len
 has more tokens than the largest of those, so that they fit the same memory. Padding, passes and
 what is by count are means over 32 steps of 32 pairs, without a model; steps of 8 are timed, seconds
 as in bench_vlm.py, on models of width 256. Times faster is the median of the rounds. By count is
-what it would be at 7B: products of a matrix with tokens, those of padding and of the attention
-between rows that do not see each other included.
+what it would be at 7B: products of a matrix with tokens, those of padding included, and attention
+as these families compute it: of every row the causal half of what its responses have in common with
+the first of them, and a rectangle for the rest of the second. Under a mask is the same for a family
+whose layers take one: attention of all tokens of a sequence, padding included, with all others.
 Exits if losses differ by more than 1e-5. Prints a Markdown table, then a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -95,14 +98,32 @@ def passes_of(lengths: list[list[int]], way: str) -> tuple[list[list[int]], int 
     return cut(lengths, tokens=largest, pack_to=pack_to), pack_to
 
 
-def products(shape: Shape, rows: list[int], pack_to: int | None, own: int) -> float:
-    """Of the published model's language model, of a forward pass."""
+def pairs_of_tokens(sample: TokenSample) -> float:
+    """How many tokens of the row of a sample attend to how many, by the blocks that it is of."""
+    first, second = (sample.responses[view] for view in VIEWS)
+    together, further = len(first.input_ids), len(second.tokens)
+    return together**2 / 2 + further * (second.start + further)
+
+
+def products(
+    shape: Shape, rows: list[int], pack_to: int | None, own: int, by_blocks: float
+) -> dict[str, float]:
+    """Of the published model's language model, of a forward pass, by how it attends.
+
+    Args:
+        shape: of the model.
+        rows: their lengths.
+        pack_to: see `sequences`.
+        own: tokens of which logits are made.
+        by_blocks: `pairs_of_tokens` of all rows.
+    """
     width, key_value, inner, layers = shape.true_size
     weights = layers * (2 * width * width + width * key_value + 3 * width * inner)
     count = len(sequences(rows, pack_to))
     across = padded_tokens(rows, pack_to) // count
-    attention = 2 * layers * width * count * across**2
-    return weights * count * across + attention + shape.words * width * own
+    rest = weights * count * across + shape.words * width * own
+    seen = {"by_count": by_blocks, "under_a_mask": count * across**2}
+    return {how: rest + 2 * layers * width * pairs for how, pairs in seen.items()}
 
 
 def batches_of(samples: list[TokenSample], way: str) -> list[TokenBatch]:
@@ -140,7 +161,7 @@ def counted(family: str, shape: Shape, pairs: int, median: int) -> dict[str, dic
     rng = np.random.default_rng(2)
     parts: dict[str, list[list[int]]] = {way: [] for way in WAYS}
     packs: dict[str, list[int | None]] = {way: [] for way in WAYS}
-    made: dict[str, float] = dict.fromkeys(WAYS, 0.0)
+    made: dict[str, Counter[str]] = {way: Counter() for way in WAYS}
     for _ in range(COUNTED):
         some = [sample_of(family, shape, n, rng, median) for n in range(pairs)]
         lengths = [row_lengths(sample, shared=True) for sample in some]
@@ -151,14 +172,17 @@ def counted(family: str, shape: Shape, pairs: int, median: int) -> dict[str, dic
                 rows = [lengths[n][0] for n in part]
                 parts[way].append(rows)
                 packs[way].append(pack_to)
-                made[way] += products(shape, rows, pack_to, sum(own[n] for n in part))
+                by_blocks = sum(pairs_of_tokens(some[n]) for n in part)
+                made[way].update(
+                    products(shape, rows, pack_to, sum(own[n] for n in part), by_blocks)
+                )
     padded = {way: sum(map(padded_tokens, parts[way], packs[way])) for way in WAYS}
     whole = sum(sum(rows) for rows in parts["as they come"])
     return {
         way: {
             "passes": rounded(len(parts[way]) / COUNTED),
             "padding": round(1 - whole / padded[way], 3),
-            "by_count": rounded(made["as they come"] / made[way]),
+            **{how: rounded(made["as they come"][how] / made[way][how]) for how in made[way]},
         }
         for way in WAYS
     }
@@ -203,12 +227,13 @@ def main(
             settings = {"width": width, "pairs": pairs, "rounds": rounds, "median": median}
             times = timed(family, shape, **settings)
         cells += [{"family": family, "way": w, **found[w], "ratio": times[w]} for w in WAYS]
-    print("| family | a step is cut | passes | padding | times faster | by count at 7B |")
-    print("|---|---|---|---|---|---|")
+    figures = "times faster | by count at 7B | under a mask"
+    print(f"| family | a step is cut | passes | padding | {figures} |")
+    print("|---|---|---|---|---|---|---|")
     for cell in cells:
         print(
             f"| {cell['family']} | {cell['way']} | {cell['passes']} | {cell['padding']:.1%} | "
-            f"{cell['ratio']} | {cell['by_count']} |"
+            f"{cell['ratio']} | {cell['by_count']} | {cell['under_a_mask']} |"
         )
     print(f"\n{on_this_machine(here)}\n")
     print(json.dumps({"machine": here, "rounds": rounds, "pairs": pairs, "cells": cells}))

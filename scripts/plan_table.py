@@ -1,7 +1,7 @@
 """Print the memory of runs by part, by card, as docs/performance.md has it.
 
 python scripts/plan_table.py [--folder FOLDER] [--resolution 1024] [CARD:SHAPE ...]
-python scripts/plan_table.py --responses [--folder FOLDER] [CARD:CONFIG ...]
+python scripts/plan_table.py --responses [--folder FOLDER] [CARD:CONFIG ...] [--set key=value]
 
 SHAPE is lora or full, of SDXL; CONFIG a file of configs/dpo, for LLaVA-1.5-7B and Qwen2.5-VL-7B, as
 it is shipped. Without any, the rows of the page. No weights are needed: a folder that holds the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,9 +193,9 @@ def write_vlm(folder: Path, name: str) -> Path:
     return folder
 
 
-def row_of_responses(model: Path, card: str, name: str) -> str:
+def row_of_responses(model: Path, card: str, name: str, changes: Sequence[str] = ()) -> str:
     """One line of the table of a shipped config."""
-    run = config.load(RunConfig, DPO / f"{name}.yaml", [f"model.path={model}"])
+    run = config.load(RunConfig, DPO / f"{name}.yaml", [f"model.path={model}", *changes])
     plan = memory_plan(run, named_gpu(card))
     sizes = plan.parts()
     cells = [f"{sizes.get(part, 0) / GIB:.2f}" for part in PARTS_OF_RESPONSES]
@@ -226,6 +227,9 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Of a model; else SDXL is written.")] = None,
     resolution: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 1024,
     responses: Annotated[bool, typer.Option(help="Of vision-language models.")] = False,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of a CONFIG.")
+    ] = None,
 ) -> None:
     """Print the table."""
     silence_libraries()
@@ -237,7 +241,7 @@ def main(
             for entry in rows or RESPONSES:
                 card, _, name = entry.partition(":")
                 vlm = folder or write_vlm(Path(scratch) / name, name)
-                print(row_of_responses(vlm, card, name), flush=True)
+                print(row_of_responses(vlm, card, name, change or ()), flush=True)
             return
         model = folder or write_sdxl(Path(scratch))
         print(f"| card | trains | {' | '.join(PARTS)} | peak, GiB | chosen |")

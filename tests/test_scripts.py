@@ -107,6 +107,14 @@ def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_plan_of_a_run_on_responses_is_held_against_its_peak(capsys):
+    way = "Qwen2.5-VL, LoRA, repeated rows"
+    small = "--rows 384 --pairs 8 training.optimizer_steps=1"
+    run_script("bench_plan.py", "--responses", "--only", way, *small.split())
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"| {way} | ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -21,6 +21,7 @@ from diffalign.models.devices import DTYPES
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.simulation import SimulatedDevice
 from diffalign.training.config import RunConfig
+from diffalign.training.response_memory import longest_sample
 from diffalign.training.step_memory import (
     AdvanceWork,
     StepMemory,
@@ -284,8 +285,11 @@ def candidates(run: RunConfig) -> list[tuple[tuple[str, ...], str]]:
         found.append((("model.images_per_encoding=1",), "a little time"))
     if not getattr(model, "gradient_checkpointing", True):
         found.append((("model.gradient_checkpointing=true",), "a third more time"))
-    n = training.samples_per_device
-    if n > 1:
+    n, tokens = training.samples_per_device, training.tokens_per_device
+    if tokens is not None:
+        if run.responses is not None and tokens // 2 >= longest_sample(run):
+            found.append(((f"training.tokens_per_device={tokens // 2}",), "more forward passes"))
+    elif n > 1:
         half = next(d for d in range(n // 2, 0, -1) if n % d == 0)
         changed = (
             f"training.samples_per_device={half}",

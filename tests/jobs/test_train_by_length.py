@@ -245,8 +245,15 @@ def test_processes_that_wait_for_each_other_are_refused(load):
 
 def test_a_family_that_takes_no_mask_says_so_and_goes_on(load, monkeypatch, capsys):
     said = "tokens of its images see those after them, which such a mask replaces"
-    for place in ("likelihoods.tokens", "models.vlm.model"):
-        monkeypatch.setattr(f"diffalign.{place}.mask_obstacle", lambda config: said)
+    monkeypatch.setattr("diffalign.models.vlm.branches.mask_obstacle", lambda config: said)
     rows, _ = trained(load(*BY_LENGTH["cut and packed"]))
     assert f"rows are not packed, since {said}: each is padded" in capsys.readouterr().out
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_an_attention_that_packs_no_rows_says_so_before_the_model_is_loaded(load, capsys):
+    rows, _ = trained(load("model.attention=eager", *BY_LENGTH["cut and packed"]))
+    said = capsys.readouterr().out
+    assert said.count("rows are not packed") == 1
+    assert "rows are not packed, since model.attention is eager, and under sdpa alone" in said
     assert all(math.isfinite(row["loss"]) for row in rows)

@@ -148,6 +148,21 @@ def test_rows_that_share_their_prefix_are_planned_smaller():
     assert step_memory(flash, device="cuda").work == repeated.work
 
 
+@pytest.mark.parametrize(
+    ("tokens", "prefix", "samples", "longest"),
+    [
+        (10_000, "shared", 12, 160),  # all samples of a step, and room besides
+        (470, "shared", 2, 157),  # 80 of image and prompt, 77 of each response: 234 a sample
+        (720, "repeated", 3, 120),  # two rows a sample
+    ],
+)
+def test_passes_cut_by_length_are_planned_as_full_as_they_may_be(tokens, prefix, samples, longest):
+    cut = f"training.tokens_per_device={tokens}"
+    run = run_of("llava", torch.float32, cut, f"model.prefix={prefix}", "training.accumulation=4")
+    ids = blank_token_batch(run).responses["chosen"].input_ids
+    assert tuple(ids.shape) == (samples, longest)
+
+
 def test_a_blank_model_holds_what_a_loaded_one_holds():
     run: Any = run_of("qwen2_5_vl", torch.bfloat16, BF16)
     network = loaded(run).network
@@ -167,6 +182,25 @@ def test_the_table_of_the_docs_can_be_made(capsys):
     assert line.startswith("| 16gb | llava15_7b_qlora_16gb | 4 x 512 |") and line.endswith(
         "| yes |"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "16gb:llava15_7b_qlora_16gb",
+        "80gb:llava15_7b_full_80gb",
+        "16gb:qwen25_vl_7b_qlora_16gb",
+        "24gb:qwen25_vl_7b_qlora_24gb",
+        "80gb:qwen25_vl_7b_full_80gb",
+    ],
+)
+def test_a_config_that_is_shipped_for_a_card_fits_it(entry, capsys):
+    """Of the true size, without a weight."""
+    run_script("plan_table.py", "--responses", entry)
+    *_, line = capsys.readouterr().out.splitlines()
+    card, _, name = entry.partition(":")
+    assert line.startswith(f"| {card} | {name} |") and line.endswith("| yes |")
 
 
 def test_what_cannot_be_planned_is_refused_in_a_sentence():

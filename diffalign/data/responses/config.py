@@ -59,10 +59,11 @@ class ResponseConfig(Ranged):
     one beyond the model's context, is skipped and listed, never cut. 2048 is the setting of mDPO
     (arXiv:2406.11839, their scripts)."""
     pack_to: Annotated[int, AtLeast(1)] | None = field(default=None, metadata=MAY_CHANGE)
-    """Put rows one after the other into sequences of up to so many tokens, with a mask that keeps
-    them apart: without padding, but the attention of a sequence grows with its square, so that few
-    long rows or many short ones are worth it (docs/performance.md). Null gives every row its own
-    sequence, padded to the longest; so does a model that takes no such mask, which is said."""
+    """Put rows one after the other into sequences of up to so many tokens, which see themselves
+    alone: without padding, at no more attention where all layers of a family see everything before
+    a token (LLaVA, Qwen2.5-VL); elsewhere it grows with the square of the sequence
+    (docs/performance.md). Null gives every row its own sequence, padded to the longest; so does a
+    model that cannot keep rows apart, or `model.attention` other than sdpa, which is said."""
     conditions: dict[str, AbstractCondition] = field(default_factory=dict)
     """What is in place of the images in views such as `chosen@crop`, by name. Images that
     the data set itself gives are of kind `replaced`, under the name that its form gives them:

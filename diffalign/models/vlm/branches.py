@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING, PretrainedConfig
 
 from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm.block_attention import ARGUMENT, FUSED, Block, blocks_of
@@ -83,6 +83,24 @@ def mask_obstacle(config: PretrainedConfig) -> str | None:
     if "position_ids" not in takes:
         return "its tokens stand where they are in a row, and cannot be told another position"
     return None
+
+
+def packing_obstacle(config: PretrainedConfig, *, attention: str) -> str | None:
+    """Why rows do not go one after the other in one sequence; None where they can.
+
+    Args:
+        config: of a class for image-text-to-text generation.
+        attention: the setting `model.attention`, or how its language model attends.
+    """
+    alone = "and under sdpa alone are rows of one sequence kept apart"
+    if attention not in FUSED:
+        return f"model.attention is {attention}, {alone}"
+    language = MODEL_MAPPING.get(type(config.get_text_config()), None)
+    if not getattr(language, "_supports_sdpa", True):
+        return f"its language model attends eagerly, {alone}"
+    if family_of(config).longest_branched is not None:
+        return "its layers scale attention by where in a sequence a token stands"
+    return mask_obstacle(config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from diffalign.models.lora import LoraSettings, start_digest
 from diffalign.models.sharding import Sharder
 from diffalign.models.vlm.blank import BlankVLM
 from diffalign.models.vlm.block_attention import attend_by_blocks
-from diffalign.models.vlm.branches import Prefix, mask_obstacle, prefix_obstacle
+from diffalign.models.vlm.branches import Prefix, mask_obstacle, packing_obstacle, prefix_obstacle
 from diffalign.models.vlm.export import MERGED, write_adapter, write_merged, write_model
 from diffalign.models.vlm.families import TESTED, ModuleNames, find_modules
 from diffalign.models.vlm.identity import (
@@ -206,6 +206,11 @@ class VLM(AbstractModel):
                 f"one row apart (sdpa does)"
             )
         return prefix_obstacle(self.config, asked=self.prefix, lora=self.lora)
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why rows do not go one after the other in one sequence; None where they can."""
+        return packing_obstacle(self.config, attention=self.attention)
 
     def check(self) -> None:
         if self.prefix == "shared" and self.prefix_obstacle is not None:

@@ -59,6 +59,8 @@ def test_what_takes_no_mask_of_branches_is_said_at_the_start_and_never_shares(at
         vlm(attention=attention, prefix="shared").check()
     repeated = vlm(attention=attention, prefix="repeated").prefix_obstacle
     assert repeated == "model.prefix is repeated"
+    packed = Tokens().packing_obstacle(vlm(attention=attention))
+    assert packed is not None and f"model.attention is {attention}" in packed
 
 
 @pytest.fixture

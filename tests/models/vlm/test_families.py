@@ -316,6 +316,13 @@ def test_the_page_lists_every_family_and_how_its_rows_are_computed():
         assert (expected == "repeated") == (family in REPEATED)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_know_whether_the_loaded_model_packs_rows(family):
+    known = VLM(path=str(folder(family))).packing_obstacle
+    assert (load(family).packs_up_to(100) is None) == (known is not None)
+    assert (known is not None) == (family in {*REPEATED, "llama4", "paligemma2"})
+
+
 def test_a_family_that_is_not_known_is_plain():
     config = VLM(path=str(folder("llava"))).config
     assert isinstance(family_of(config), AbstractFamily)
