@@ -25,7 +25,7 @@ from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.token_rows import ForwardGroup, RowsOfBatch, TokensOfResponse
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
-from diffalign.models.vlm.branches import mask_obstacle
+from diffalign.models.vlm.branches import packing_obstacle
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.token_scores import ResponseRows, States
@@ -353,7 +353,7 @@ class Tokens(AbstractLikelihood[VisionLanguageModel, TokenBatch, PreparedTokens]
     def packing_obstacle(self, model: AbstractModel) -> str | None:
         """Why rows do not go one after the other through a model; None where they can."""
         assert isinstance(model, VLM), "the config was checked"
-        return mask_obstacle(model.config)
+        return packing_obstacle(model.config, attention=model.attention)
 
     def figures(self, prepared: PreparedTokens) -> Mapping[str, Tensor]:
         """`padding`: the share of what goes through the model that is padding; `top_entropy` and

@@ -246,7 +246,15 @@ def test_processes_that_wait_for_each_other_are_refused(load):
 def test_a_family_that_takes_no_mask_says_so_and_goes_on(load, monkeypatch, capsys):
     said = "tokens of its images see those after them, which such a mask replaces"
     for place in ("likelihoods.tokens", "models.vlm.model"):
-        monkeypatch.setattr(f"diffalign.{place}.mask_obstacle", lambda config: said)
+        monkeypatch.setattr(f"diffalign.{place}.packing_obstacle", lambda *_, **__: said)
     rows, _ = trained(load(*BY_LENGTH["cut and packed"]))
     assert f"rows are not packed, since {said}: each is padded" in capsys.readouterr().out
     assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_attention_that_takes_no_mask_is_padded_and_cut_as_such(load, capsys):
+    run = load(*BY_LENGTH["cut and packed"], "model.attention=eager")
+    train.run(run, dry_run=True)
+    said = capsys.readouterr().out
+    assert "rows are not packed, since model.attention is eager" in said
+    assert "rows are packed" not in said

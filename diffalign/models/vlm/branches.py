@@ -85,6 +85,21 @@ def mask_obstacle(config: PretrainedConfig) -> str | None:
     return None
 
 
+def packing_obstacle(config: PretrainedConfig, *, attention: str) -> str | None:
+    """Why rows do not go one after the other in one sequence; None where they do.
+
+    Args:
+        config: of a class for image-text-to-text generation.
+        attention: how its tokens attend, as transformers names it.
+    """
+    if attention not in FUSED:
+        return f"model.attention is {attention}, which keeps no rows of one sequence apart"
+    longest = family_of(config).longest_branched
+    if longest is not None:
+        return f"its layers count tokens from the beginning of a sequence, from {longest} on"
+    return mask_obstacle(config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where the tokens of k responses to each of n samples stand in n rows, one a sample."""

@@ -20,7 +20,7 @@ from diffalign.models.vlm.branches import (
     ATTENTION_WITH_MASKS,
     Branches,
     disagreement,
-    mask_obstacle,
+    packing_obstacle,
 )
 from diffalign.models.vlm.quirks.base import AbstractFamily
 from diffalign.models.vlm.token_scores import ResponseRows, States, TokenScorer, TokenScores
@@ -84,11 +84,7 @@ class VisionLanguageModel(AbstractTrainable):
                 f"computed for each response"
             )
         self.shares_prefix = shares_prefix
-        self._packs_rows = (
-            attention in FUSED
-            and mask_obstacle(network.model.config) is None
-            and network.family.longest_branched is None
-        )
+        self._packs_rows = packing_obstacle(network.model.config, attention=attention) is None
         self._packing_refused = False
         self.prefix_agrees = shares_prefix or self._packs_rows
         self._prefix_checked = False
