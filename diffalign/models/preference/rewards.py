@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from PIL.Image import Image
@@ -413,8 +413,8 @@ class OwnReward(Ranged):
     images_per_batch: Annotated[int, AtLeast(1)] = 32
     """Images in one pass of the network, which bounds its memory."""
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move its weights."""
+    def to(self, device: torch.device | str) -> Any:
+        """Move its weights; returns the same settings."""
         self._model.to(device)
         return self
 
