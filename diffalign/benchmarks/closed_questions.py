@@ -64,7 +64,7 @@ class AbstractClosedQuestions(AbstractBenchmark):
     def asked(self) -> Asked | None:
         if self.responses is not None:
             return None
-        assert self.model is not None and self.asking is not None  # __post_init__ checked
+        assert self.asking is not None  # __post_init__ checked
         questions = [
             ImageQuestion(
                 question_id=question.question_id,
@@ -75,6 +75,17 @@ class AbstractClosedQuestions(AbstractBenchmark):
             for question in self.to_ask()
         ]
         return Asked(model=self.model, questions=questions, asking=self.asking)
+
+    def check_questions(self, questions: Path | None) -> None:
+        """Raise ValueError unless questions are given where a model is asked, and nowhere else.
+
+        Args:
+            questions: of a benchmark whose saved responses hold their questions.
+        """
+        if (questions is None) == (self.responses is None):
+            raise ValueError(
+                "questions and model go together: saved responses hold their questions themselves"
+            )
 
     def ask_model(self) -> dict[str, str]:
         """The model's responses by question id; what is missing is asked here."""

@@ -49,13 +49,7 @@ class ResponsePairs(AbstractResponseRollouts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rewards:
-            raise ValueError("rewards is empty: name at least one, such as kind: yes_no")
-        if self.responses_per_question < 2:
-            raise ValueError(
-                "responses_per_question is 1, and one response has none to be compared with: set "
-                "it to 2 or more"
-            )
+        self.refuse_no_comparison()
         if self.pairs.needs_labels:
             raise ValueError(
                 f"pairs is {components.kind_of(self.pairs)}, which people's labels choose, and "

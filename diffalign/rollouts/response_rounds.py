@@ -116,6 +116,16 @@ class AbstractResponseRollouts(AbstractRollouts):
                 f"{len(self.rewards)} rewards: give one for each, or leave it out"
             )
 
+    def refuse_no_comparison(self) -> None:
+        """Raise ValueError where a response is compared with no other by a reward."""
+        if not self.rewards:
+            raise ValueError("rewards is empty: name at least one, such as kind: yes_no")
+        if self.responses_per_question < 2:
+            raise ValueError(
+                "responses_per_question is 1, and one response has none to be compared with: set "
+                "it to 2 or more"
+            )
+
     @property
     def weights(self) -> tuple[float, ...]:
         """Of the rewards."""

@@ -75,9 +75,12 @@ def _check_tokens(run: RunConfig) -> None:
     if tokens is None:
         return
     if run.responses is None:
+        made = "rounds, whose rows are taken in equal numbers"
+        if run.model.makes == "images":
+            made = "images, of which all in a forward pass have one size"
         raise ConfigError(
-            f"training.tokens_per_device is {tokens}, and {run.section.origin} gives images, of "
-            f"which all in a forward pass have one size: set training.samples_per_device instead"
+            f"training.tokens_per_device is {tokens}, and {run.section.origin} gives {made}: set "
+            f"training.samples_per_device instead"
         )
     if training.sharding != "none":
         raise ConfigError(

@@ -178,7 +178,8 @@ def length_drifts(record: Record) -> Verdict | None:
             "length_drifts",
             f"sampled responses have {now:.0f} tokens where they had {first:.0f}: a reward that "
             f"counts words, or mistakes alone, is met by length. Look at what is sampled; take "
-            f"likelihood.reduction=mean, or a reward that length does not change.",
+            f"a reward that length does not change, or for losses of pairs "
+            f"likelihood.reduction=mean.",
             {name: now, f"{name}_first": first},
             lower_rate=False,
         )

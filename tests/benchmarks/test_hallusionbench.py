@@ -229,10 +229,17 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
         evaluated(*settings)
 
 
-def test_questions_without_a_figure_are_asked_without_an_image(tmp_path):
+@pytest.mark.parametrize(
+    "who",
+    [
+        ["model.kind=tests.judges.brightness_teller"],
+        ["asking.engine=endpoint", "asking.endpoint={address: 'http://a/v1', model: tiny}"],
+    ],
+)
+def test_questions_without_a_figure_are_asked_without_an_image(tmp_path, who):
     settings = [
         f"questions={written(tmp_path, rows())}",
-        *("model.kind=tests.judges.brightness_teller", f"asking.images={tmp_path}"),
+        *(*who, f"asking.images={tmp_path}"),
         f"asking.saves={tmp_path / 'kept.jsonl'}",
     ]
     asked = config.load(HallusionBench, None, settings).asked()

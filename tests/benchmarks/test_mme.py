@@ -143,6 +143,22 @@ def test_the_released_layout_is_asked_about_its_own_images(tmp_path):
     assert names == ["color/0001.png"] * 2 + ["artwork/images/0001.jpg"] * 2
 
 
+SERVED = "asking.endpoint={address: 'http://a/v1', model: tiny}"
+
+
+def test_a_served_model_is_asked_the_same_questions(tmp_path):
+    folder = published(tmp_path)
+    saves = [f"asking.images={folder}", f"asking.saves={folder / 'kept.jsonl'}"]
+    settings = [f"questions={folder}", "tasks=[color]", *saves, "asking.engine=endpoint", SERVED]
+    asked = config.load(MME, None, settings).asked()
+    assert asked is not None and asked.model is None
+    assert [q.question_id for q in asked.questions] == [
+        q.question_id for q in read_questions(folder, ["color"])
+    ]
+    with pytest.raises(ConfigError, match="questions and model go together"):
+        config.load(MME, None, settings[1:])
+
+
 def test_unknown_tasks_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"tasks must be some of existence, .* got colour"):
         evaluated(f"responses={tmp_path}", "tasks=[colour]")

@@ -20,6 +20,7 @@ from diffalign.benchmarks.mmstar.rules import (
     read_text_of,
 )
 from diffalign.errors import ConfigError, DataError
+from tests.judges.chat_server import serving
 from tests.tiny_vlm import tiny_llava
 
 OPTIONS = {"A": "a red bus", "B": "a dog", "C": "two cats"}
@@ -139,9 +140,27 @@ def test_figures_worked_by_hand(tmp_path):
     assert by_text.whole.figures["accuracy"].value == 100
 
 
-def test_likelihood_needs_a_model(tmp_path):
-    with pytest.raises(ConfigError, match="read=likelihood needs a model to ask"):
-        evaluated(tmp_path, "responses=x", "read=likelihood")
+def served(folder, address: str) -> list[str]:
+    return [
+        *("asking.engine=endpoint", f"asking.endpoint.address={address}"),
+        *("asking.endpoint.model=tiny", f"asking.images={folder}"),
+        f"asking.saves={folder / 'kept.jsonl'}",
+    ]
+
+
+def test_likelihood_needs_a_model_of_this_machine(tmp_path):
+    for source in (["responses=x"], served(tmp_path, "http://a/v1")):
+        with pytest.raises(ConfigError, match="read=likelihood needs a model of this machine"):
+            evaluated(tmp_path, "read=likelihood", *source)
+
+
+def test_a_served_model_is_asked(tmp_path):
+    for number in (0, 1):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    with serving(lambda content: "B") as server:
+        report = evaluated(tmp_path, *served(tmp_path, server.address))
+    assert report.whole.figures["accuracy"].value == 50
+    assert report.settings["endpoint"] == "tiny"
 
 
 def test_the_most_probable_letter_is_the_choice(tmp_path):

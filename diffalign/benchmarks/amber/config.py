@@ -54,6 +54,7 @@ class Amber(AbstractBenchmark):
     """spacy, as published; or equality, which needs nothing. Descriptions alone need it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_one_source(self.responses, self.model, self.asking, name="responses")
         if self.asking is not None and not self.queries:
             raise ValueError("to ask a model, give queries=[FILE, ...]: what it is asked")

@@ -48,6 +48,7 @@ class Chair(AbstractBenchmark):
     """rules, which need nothing; or textblob, which carries the function that was published."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_one_source(self.captions, self.model, self.asking, name="captions")
 
     @property

@@ -48,10 +48,7 @@ class HallusionBench(AbstractClosedQuestions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.questions is None) != (self.model is None):
-            raise ValueError(
-                "questions and model go together: saved responses hold their questions themselves"
-            )
+        self.check_questions(self.questions)
         if (self.judge is None) != (self.verdicts is None):
             raise ValueError(
                 "judge and verdicts go together: verdicts=FILE.jsonl keeps what the judge says"

@@ -38,10 +38,7 @@ class MME(AbstractClosedQuestions):
             raise ValueError(
                 f"tasks must be some of {', '.join(mme.TASKS)}, got {', '.join(unknown) or 'none'}"
             )
-        if (self.questions is None) != (self.model is None):
-            raise ValueError(
-                "questions and model go together: saved responses hold their questions themselves"
-            )
+        self.check_questions(self.questions)
 
     def plan(self) -> str:
         return f"{self.responses or self.questions}: {', '.join(self.tasks)}"

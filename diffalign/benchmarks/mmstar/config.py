@@ -34,8 +34,8 @@ class MMStar(AbstractClosedQuestions):
         super().__post_init__()
         if self.read == "likelihood" and self.model is None:
             raise ValueError(
-                "read=likelihood needs a model to ask: saved responses tell no probabilities. Use "
-                "read=letter or read=text for them"
+                "read=likelihood needs a model of this machine to ask: saved responses tell no "
+                "probabilities, and a server is not asked for them. Use read=letter or read=text"
             )
 
     def plan(self) -> str:

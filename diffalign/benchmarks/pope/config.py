@@ -34,6 +34,7 @@ class Pope(AbstractBenchmark):
     `\\nAnswer the question using a single word or phrase.`"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_one_source(self.responses, self.model, self.asking, name="responses")
         if self.responses is None:
             return

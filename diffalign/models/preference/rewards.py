@@ -11,9 +11,10 @@ import abc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL.Image import Image
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from diffalign import config
 from diffalign.commands import command
+from diffalign.config import MUST_STAY
 from diffalign.errors import ModelError, did_you_mean
 from diffalign.files import read_json, write_json
 from diffalign.models.base import AbstractModel, AbstractTrainable, ReferenceKind
@@ -30,6 +32,7 @@ from diffalign.models.diffusion.export import replacing
 from diffalign.models.preference.clip_loading import digest_of, fill, read_state
 from diffalign.models.preference.heads.base import AbstractHead, Features
 from diffalign.models.sharding import Sharder
+from diffalign.ranges import AtLeast, Ranged
 
 REWARD, HEAD, ENCODER = "reward.json", "head.safetensors", "encoder"
 """What an exported reward model consists of."""
@@ -397,6 +400,46 @@ def check_user(user: str | None, head: AbstractHead, path: str) -> None:
         said = "no users" if not known else f"the users {', '.join(known[:8])}"
         hint = did_you_mean(user, known) if known and user else ""
         raise ModelError(f"user is {user}, and {path} knows {said}.{hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnReward(Ranged):
+    """A reward model of one's own, as the settings of who scores or compares images name it."""
+
+    path: str = field(metadata=MUST_STAY)
+    """Folder of a run with `model.kind: clip_reward` or `vlm_reward`, or its `final`."""
+    user: str | None = None
+    """Whose taste counts, where the model tells several apart (`head.kind: pal`)."""
+    images_per_batch: Annotated[int, AtLeast(1)] = 32
+    """Images in one pass of the network, which bounds its memory."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move its weights; returns the same settings."""
+        self._model.to(device)
+        return self
+
+    def _outputs(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        """See `RewardModel.outputs`; all in one pass."""
+        users = None if self.user is None else [self.user] * len(images)
+        rows = None if users is None else self._model.head.rows_of(users)
+        moved = None if rows is None else send(rows, self._model.device)
+        return self._model.outputs(self._model.read(images, prompts), moved)
+
+    @cached_property
+    def _identity(self) -> str:
+        """Tells model and user from any other."""
+        folder = exported(Path(self.path).expanduser())
+        return content_of(folder) + ("" if self.user is None else f"-{self.user}")
+
+    @cached_property
+    def _model(self) -> RewardModel:
+        model = open_reward(exported(Path(self.path).expanduser()))
+        self._check_head(model.head)
+        check_user(self.user, model.head, self.path)
+        return model
+
+    def _check_head(self, head: AbstractHead) -> None:
+        """Raise ModelError where a head does not say what is asked of it."""
 
 
 def content_of(folder: Path) -> str:
