@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 
 def questions(scenes: int, seed: int) -> list[dict[str, object]]:
     """Rows of so many scenes."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for number in range(scenes):
         scene = sample_multi_object_scene((seed, number))
         image = {"bytes": as_stored(scene), "path": f"{seed}-{number}.png"}

@@ -39,7 +39,7 @@ from tests.data.responses.formats.forms import FORMS, write_lines, write_list
 from tests.layouts import make_pairs, pickapic_rows, write_rows
 from tests.tiny_clip import write_clip
 from tests.tiny_models import write_sd3
-from tests.tiny_vlm import tiny_llava
+from tests.tiny_vlm import tiny_llava, tiny_qwen2_5_vl
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [
@@ -178,6 +178,26 @@ def ranked_groups(folder: Path, model: Path) -> None:
     (folder / "preferences.jsonl").write_text(json.dumps(preference) + "\n")
 
 
+def questions(folder: Path) -> None:
+    """Yes-or-no questions of POPE's form with a prompt to describe the image besides, the objects
+    of the images, and CHAIR's table of their names."""
+    rows = [
+        {
+            "question_id": number,
+            "image": f"asked-{number}.png",
+            "text": "Is there a cat in the image?",
+            "label": "yes",
+            "prompt": "Describe this image.",
+        }
+        for number in range(6)
+    ]
+    for row, pair in zip(rows, PAIRS, strict=True):
+        (folder / str(row["image"])).write_bytes(pair.chosen)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "objects.json").write_text(json.dumps({f"asked-{n}": ["cat"] for n in range(6)}))
+    (folder / "synonyms.txt").write_text("dog, puppy\ncat\n")
+
+
 _LLAVA = "llava-hf/llava-1.5-7b-hf"
 IMAGE_SETS: Mapping[str, Callable[[Path], None]] = {
     "data-is-better-together/open-image-preferences-v1-binarized": open_preferences,
@@ -219,6 +239,7 @@ def working_folder(
         write_clip(folder / name)
     for name in (_LLAVA, "runs/povid_llava15_stage1/final/merged"):
         tiny_llava(folder / name)
+    tiny_qwen2_5_vl(folder / "Qwen/Qwen2.5-VL-7B-Instruct")
     for name, write in IMAGE_SETS.items():
         write(folder / name)
     for name, form in RESPONSE_SETS.items():
@@ -228,6 +249,7 @@ def working_folder(
         for image in file.parent.glob("*.png"):
             shutil.copy(image, (folder / name).parent)
         shutil.move(file, folder / name)
+    questions(folder)
     for name in ("data/mdpo", "data/coco/train2014", "data/hsa_dpo/image"):
         shutil.copytree(folder / "openbmb/RLHF-V-Dataset", folder / name)
     stage_1 = VLM(path=str(folder / _LLAVA), lora=LoraSettings(rank=256, alpha=512))
@@ -253,6 +275,8 @@ def test_a_config_passes_its_dry_run(path, working_folder, monkeypatch, tmp_path
         overrides += ["training.precision=bf16"]
     if importlib.util.find_spec("bitsandbytes") is None and "8bit" in str(tree["optimizer"]):
         overrides += ["optimizer.kind=adamw"]
+    if importlib.util.find_spec("bitsandbytes") is None and "quantization" in tree["model"]:
+        overrides += ["model.quantization=null"]
     train.run(config.load(RunConfig, ROOT / path, overrides), dry_run=True)
     said = " ".join(capsys.readouterr().out.split())
     assert "All checks passed; nothing was trained." in said

@@ -81,6 +81,27 @@ class AbstractTrainable(abc.ABC):
         """
 
 
+class AbstractBlank(abc.ABC):
+    """A model without weights, of which the memory of a run is planned."""
+
+    settings: AbstractModel
+    """What loads it, on the meta device, and reads the configurations of its files alone."""
+
+    def ready(self, model: Any) -> Any:
+        """A loaded model that leaves out what needs numbers, such as a comparison of them."""
+        return model
+
+    def frozen_parts(self) -> Mapping[str, Sequence[nn.Module]]:
+        """What it holds besides its network, by name."""
+        return {}
+
+    def saved_by_few_bits(self, dtype: torch.dtype) -> tuple[int, int]:
+        """Bytes of frozen weights that `quantization` does without, and of the layer that is
+        unpacked for a product, in `dtype`. Activations stay as they are: a layer of few bits keeps
+        for its backward pass what a frozen one keeps."""
+        return 0, 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class AbstractModel(Ranged, abc.ABC):
     """The settings of a model, as a config writes them."""
@@ -105,6 +126,10 @@ class AbstractModel(Ranged, abc.ABC):
     @property
     def makes(self) -> Literal["images", "responses"] | None:
         """What can be sampled from it while it trains; None where it only scores."""
+        return None
+
+    def blank(self) -> AbstractBlank | None:
+        """The model without weights; None where no memory can be planned for it."""
         return None
 
     @property

@@ -7,6 +7,7 @@ Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA).
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -364,3 +365,10 @@ def adapter_state(network: nn.Module, values: Mapping[str, Tensor]) -> dict[str,
     """
     state: dict[str, Tensor] = get_peft_model_state_dict(network, state_dict=dict(values))
     return state
+
+
+def start_digest(lora: LoraSettings | None) -> str | None:
+    """Identifies the adapter that is continued, wherever it lies; None where none is."""
+    if lora is None or lora.start is None:
+        return None
+    return hashlib.blake2b(locate_adapter(lora.start).read_bytes()).hexdigest()

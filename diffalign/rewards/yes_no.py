@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from diffalign.data.responses.questions import Question
+from diffalign.ranges import Between
 from diffalign.response_rules.yes_no import says
 from diffalign.rewards.base import AbstractReward
 
@@ -18,6 +20,11 @@ class YesNo(AbstractReward):
     yes, which a policy that is rewarded by it would learn.
     """
 
+    denied: Annotated[float, Between(-10, 0)] = 0.0
+    """For a no where yes is right. Below 0, affirming what is there counts for more than denying
+    what is not; `rollouts.scale` has to be batch or none, or each group is brought to one spread.
+    Ours."""
+
     def obstacle(self, question: Question) -> str | None:
         if question.response is not None and says(question.response) is not None:
             return None
@@ -25,7 +32,9 @@ class YesNo(AbstractReward):
 
     def score(self, question: Question, responses: Sequence[str]) -> list[float]:
         truth = says(question.response or "")
-        return [float(_said(response) == truth) for response in responses]
+        denied = self.denied if truth == "yes" else 0.0
+        said = map(_said, responses)
+        return [1.0 if now == truth else denied if now == "no" else 0.0 for now in said]
 
 
 def _said(response: str) -> str | None:

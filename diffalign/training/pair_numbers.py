@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -48,8 +48,9 @@ class PairNumbersPlan(AbstractPlan):
             objective=DPO(beta=1.0),  # whose two views they are of
             likelihood=Tokens(),
         )
-        source = build.build_source(whole, Console(quiet=True), skipped=None)
-        assert isinstance(source, ResponseSource), "the config was checked"
+        source = cast(  # the config was checked
+            ResponseSource, build.build_source(whole, Console(quiet=True), skipped=None)
+        )
         self._samples = source.fixed_samples()
         self._about = NumbersOf(
             data=source.data_fingerprint, model=run_config.model.reference_settings()

@@ -17,15 +17,11 @@ from diffalign.data.batches import ImageBatch, ImageEncodings, TokenBatch
 from diffalign.data.pairs.config import PairConfig
 from diffalign.data.pairs.index import bucket_sizes
 from diffalign.errors import ConfigError
-from diffalign.models.base import AbstractModel
+from diffalign.models.base import AbstractBlank
 from diffalign.models.devices import DTYPES
-from diffalign.models.diffusion.blank import BlankParts, without_weights
+from diffalign.models.diffusion.blank import TEXT, VAE, without_weights
 from diffalign.models.diffusion.config import AbstractDiffusion
-from diffalign.models.quantization import bytes_of_layer, quantised_layers
 from diffalign.models.simulation import META, SimulatedDevice, Simulation, simulated
-from diffalign.models.vlm import blank as vlm_blank
-from diffalign.models.vlm.config import VLM
-from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.training.config import RunConfig
 from diffalign.training.hooks.weight_average import WeightAverage
 from diffalign.training.look_ahead import views_of
@@ -38,7 +34,6 @@ ENCODE, REFERENCE, POLICY, BACKWARD, UPDATE = PHASES
 """Phases of a step, by which what is only held for a while is labelled."""
 
 WEIGHTS, TRAINED, COPY = "base weights", "trained weights", "reference copy"
-TEXT, VAE = "text encoders", "autoencoder"
 GRADIENTS, STATE, AVERAGE = "gradients", "optimiser state", "weight average"
 RESIDENT = (WEIGHTS, TRAINED, COPY, TEXT, VAE, GRADIENTS, STATE, AVERAGE)
 """What has a name of its own, in the order of tables; all else are activations."""
@@ -84,49 +79,26 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
     """
     refuse_unplannable(run)
     dtype, reference = DTYPES[run.training.precision], resolve_reference(run)
-    settings: Any = _without_weights(run.model)
+    blank = run.model.blank()
+    assert blank is not None, "it can be planned"
     encodings = blank_encodings(run) if run.model.takes_encodings else None
     with simulated(device) as simulation:
-        model: Any = settings.load(
+        model: Any = blank.settings.load(
             device=META,
             compute_dtype=dtype,
             reference="none" if reference == "cached" else reference,
         )
-        if isinstance(model, VisionLanguageModel):
-            vlm_blank.nothing_to_compare(model)
-        _mark_weights(simulation, model, settings)
+        model = blank.ready(model)
+        _mark_weights(simulation, model, blank)
         batch = blank_token_batch(run) if run.responses else _blank_batch(run, encodings)
         step = _Step(run, model, simulation)
         step.update()
         if run.training.accumulation == 1:
             step.optimizer.zero_grad()
         step.micro_batch(batch)
-        fewer, unpacked = _saved_by_few_bits(run.model, dtype)
+        fewer, unpacked = blank.saved_by_few_bits(dtype)
         work = {phase: simulation.work[phase] for phase in PHASES}
         return StepMemory(phases=_phases(simulation, fewer, unpacked), work=work)
-
-
-def _without_weights(model: AbstractModel) -> AbstractModel:
-    if isinstance(model, VLM):
-        return vlm_blank.without_weights(model)
-    return without_weights(cast(AbstractDiffusion, model))
-
-
-def _saved_by_few_bits(model: Any, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of frozen weights that `quantization` does without, and of the layer that is unpacked
-    for a product. Activations stay as they are: a layer of few bits keeps for its backward pass
-    what a frozen one keeps."""
-    if model.quantization is None:
-        return 0, 0
-    if isinstance(model, VLM):
-        return vlm_blank.saved_by_few_bits(model, dtype)
-    network = model.parts.blank_network()
-    layers = [network.get_submodule(name) for name in quantised_layers(network)]
-    fewer = sum(
-        layer.weight.numel() * dtype.itemsize - bytes_of_layer(layer, model.quantization)
-        for layer in layers
-    )
-    return fewer, 0
 
 
 def refuse_unplannable(run: RunConfig) -> None:
@@ -146,14 +118,14 @@ def refuse_unplannable(run: RunConfig) -> None:
             "training.samples_per_device"
         )
     wanted = "images" if run.responses is None else "responses"
-    if run.model.makes != wanted or (wanted == "responses" and not isinstance(run.model, VLM)):
+    if run.model.makes != wanted or run.model.blank() is None:
         raise ConfigError(
             "memory is planned for models that denoise images, such as sdxl, and for vlm, and this "
             "run trains another one: start it with a small training.samples_per_device"
         )
 
 
-def _mark_weights(simulation: Simulation, model: Any, settings: Any) -> None:
+def _mark_weights(simulation: Simulation, model: Any, blank: AbstractBlank) -> None:
     """Name all that a loaded model holds."""
 
     def held(module: Any) -> Iterator[torch.Tensor]:
@@ -169,13 +141,9 @@ def _mark_weights(simulation: Simulation, model: Any, settings: Any) -> None:
     copied = (t for t in held(getattr(reference, "network", None)) if id(t) not in own)
     simulation.mark(copied, COPY)
     simulation.mark(getattr(reference, "_values", {}).values(), COPY)
-    if isinstance(model, VisionLanguageModel):
-        return
-    assert isinstance(settings.parts, BlankParts)
-    pipeline = settings.parts.read()
-    for name in settings.parts.encoders:
-        simulation.mark(held(pipeline.components[name]), TEXT)
-    simulation.mark(held(pipeline.components["vae"]), VAE)
+    for name, modules in blank.frozen_parts().items():
+        for module in modules:
+            simulation.mark(held(module), name)
 
 
 class _Step:

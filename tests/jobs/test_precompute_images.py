@@ -376,6 +376,9 @@ REASONS = {
     "human_feedback": "rollouts human_feedback samples from the policy as it trains",
     "spo": "rollouts spo samples from the policy as it trains",
     "seppo": "rollouts seppo samples from the policy as it trains",
+    "response_advantages": "rollouts response_advantages samples from the policy as it trains",
+    "response_pairs": "rollouts response_pairs samples from the policy as it trains",
+    "self_play": "rollouts self_play samples from the policy as it trains",
     "dspo": "likelihood.distance compares predictions of policy and reference",
     "inverted": "likelihood.inversion lets the model find the noise of an image in every step",
 }

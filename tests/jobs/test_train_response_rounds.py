@@ -157,7 +157,7 @@ def test_one_process_and_two_sample_score_and_train_alike(tmp_path, settings):
             "model={kind: sd15, path: x}",
             "samples responses, and the model sd15 makes images",
         ),
-        (PAIRS, "data={path: x}", "samples all that it trains on"),
+        (PAIRS, "data={path: x, resolution: 8}", "samples all that it trains on"),
         (PAIRS, "responses={path: x}", "there is a section rollouts as well"),
         (PAIRS, "reference=cached", "samples from the policy as it trains"),
     ],

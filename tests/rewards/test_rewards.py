@@ -44,6 +44,12 @@ def test_yes_or_no(truth, response, reward):
     assert YesNo().score(question(truth), [response]) == [reward]
 
 
+def test_denying_what_is_there_may_cost_more_than_affirming_what_is_not():
+    reward = YesNo(denied=-2)
+    assert reward.score(question("yes"), ["Yes.", "No.", "Maybe"]) == [1, -2, 0]
+    assert reward.score(question("no"), ["No.", "Yes."]) == [1, 0]
+
+
 @pytest.mark.parametrize("truth", [None, "", "a dog"])
 def test_a_question_without_yes_or_no_cannot_be_scored(truth):
     assert "says neither yes nor no" in str(YesNo().obstacle(question(truth)))

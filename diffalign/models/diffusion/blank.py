@@ -14,9 +14,13 @@ import torch
 import transformers
 
 from diffalign.errors import ModelError
+from diffalign.models.base import AbstractBlank
 from diffalign.models.diffusion.config import AbstractDiffusion
 from diffalign.models.diffusion.parts import PipelineParts
+from diffalign.models.quantization import bytes_of_layer, quantised_layers
 
+TEXT, VAE = "text encoders", "autoencoder"
+"""Names of its frozen parts."""
 _LONGEST = 512
 """Tokens of an encoder that knows no length of its own, as T5 does not."""
 
@@ -107,3 +111,27 @@ def without_weights(model: AbstractDiffusion) -> AbstractDiffusion:
     fields = {field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)}
     vars(blank)["parts"] = BlankParts(**fields)
     return blank
+
+
+class BlankDiffusion(AbstractBlank):
+    """A denoiser without weights."""
+
+    def __init__(self, model: AbstractDiffusion) -> None:
+        self._model = model
+        self.settings = self._blank = without_weights(model)
+
+    def frozen_parts(self) -> dict[str, list[torch.nn.Module]]:
+        parts = self._blank.parts
+        pipeline = parts.read()
+        encoders = [pipeline.components[name] for name in parts.encoders]
+        held = {TEXT: encoders, VAE: [pipeline.components["vae"]]}
+        return {name: [part for part in some if part is not None] for name, some in held.items()}
+
+    def saved_by_few_bits(self, dtype: torch.dtype) -> tuple[int, int]:
+        bits = self._model.quantization
+        if bits is None:
+            return 0, 0
+        network = self._model.parts.blank_network()
+        layers = [network.get_submodule(name) for name in quantised_layers(network)]
+        whole = sum(layer.weight.numel() * dtype.itemsize for layer in layers)
+        return whole - sum(bytes_of_layer(layer, bits) for layer in layers), 0

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from diffalign import components
 from diffalign.config import MAY_CHANGE
 from diffalign.models import lora
-from diffalign.models.adapter_files import ADAPTER_FILE, locate_adapter
-from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.adapter_files import ADAPTER_FILE
+from diffalign.models.base import AbstractBlank, AbstractModel, ReferenceKind
 from diffalign.models.devices import DTYPES, Precision
 from diffalign.models.diffusion.agreement import check_trainable
 from diffalign.models.diffusion.autoencoder import PosteriorKind
@@ -49,7 +49,7 @@ from diffalign.models.diffusion.parts import PipelineParts
 from diffalign.models.diffusion.sampling import SampledModel
 from diffalign.models.diffusion.schedulers import build_scheduler
 from diffalign.models.locate import locate, with_network
-from diffalign.models.lora import LoraSettings, Scope
+from diffalign.models.lora import LoraSettings, Scope, start_digest
 from diffalign.models.quantization import Bits, refuse_around
 from diffalign.models.runs import in_words
 from diffalign.models.sharding import Sharder
@@ -169,6 +169,11 @@ class AbstractDiffusion(AbstractModel):
     def makes(self) -> Literal["images"]:
         return "images"
 
+    def blank(self) -> AbstractBlank:
+        from diffalign.models.diffusion.blank import BlankDiffusion  # which is made of this
+
+        return BlankDiffusion(self)
+
     @property
     def trains_adapter(self) -> bool:
         return self.lora is not None
@@ -207,31 +212,24 @@ class AbstractDiffusion(AbstractModel):
 
     def next_step(self, run: Path) -> str:
         names = ("path", "revision", "variant", "config", "prediction_type")
-        start = self.lora.start if self.lora else None
-        return next_step({name: getattr(self, name) for name in names}, start, run)
+        return next_step({n: getattr(self, n) for n in names}, self.lora and self.lora.start, run)
 
     def policy_fingerprint(self) -> str:
         """Identifies the policy that training begins with: network, adapter, text encoders. A new
         adapter is the base, a continued one the policy of the run that it comes from."""
-        names = (self.component, *self.parts.encoders)
-        parts = [self.pipeline, *map(self.parts.location.identity, names), self._start()]
+        identity, names = self.parts.location.identity, (self.component, *self.parts.encoders)
+        parts = [self.pipeline, *map(identity, names), start_digest(self.lora)]
         parts += [] if self.quantization is None else [self.quantization]  # other values without it
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def reference_settings(self) -> Mapping[str, Any]:
         return {
             "model.kind": components.kind_of(self),
-            "model.lora.start": self._start(),
+            "model.lora.start": start_digest(self.lora),
             **self.parts.reference_identities(),
             **{f"model.{n}": getattr(self, n) for n in ("vae_dtype", "vae_tiling", "posterior")},
             "model.quantization": self.quantization,
         }
-
-    def _start(self) -> str | None:
-        """Identifies the adapter that is continued, wherever it lies."""
-        if self.lora is None or self.lora.start is None:
-            return None
-        return hashlib.blake2b(locate_adapter(self.lora.start).read_bytes()).hexdigest()
 
     def tokenizers(self) -> list[Any]:
         return self.parts.tokenizers()
@@ -394,7 +392,7 @@ class AbstractDiffusion(AbstractModel):
         """Tells base weights and shape of the training from others; reads little of the files."""
         parts: list[Any] = [self.pipeline, *self.parts.identities()]
         parts += self.parts.schedule_identity(self.lora and replace(self.lora, start=None))
-        parts += [part for part in (self._start(), self.quantization) if part is not None]
+        parts += [part for part in (start_digest(self.lora), self.quantization) if part is not None]
         return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     def _export(self, folder: Path, network: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PretrainedConfig
 
 from diffalign.errors import ModelError
-from diffalign.models.quantization import Bits, bytes_of_layer
+from diffalign.models.base import AbstractBlank
+from diffalign.models.quantization import bytes_of_layer
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.families import find_modules
 from diffalign.models.vlm.model import VisionLanguageModel
@@ -55,21 +56,25 @@ def without_weights(model: VLM) -> VLM:
     return blank
 
 
-def nothing_to_compare(model: VisionLanguageModel) -> None:
-    """Take a blank model's rows with branches as they are: it has no numbers to compare."""
-    model._prefix_checked = True
+class BlankVLM(AbstractBlank):
+    """A vision-language model without weights."""
 
+    def __init__(self, model: VLM) -> None:
+        self._model = model
+        self.settings = without_weights(model)
 
-def saved_by_few_bits(model: VLM, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of frozen weights that `quantization` does without, and bytes of the largest layer as a
-    product takes it, in `dtype`, for which it is unpacked."""
-    if model.quantization is None:
-        return 0, 0
-    layers = [layer for _, layer in _quantised(model)]
-    sizes = [layer.weight.numel() * dtype.itemsize for layer in layers]
-    bits: Bits = model.quantization
-    fewer = sum(sizes) - sum(bytes_of_layer(layer, bits) for layer in layers)
-    return fewer, max(sizes, default=0) if bits == "4bit" else 0
+    def ready(self, model: VisionLanguageModel) -> VisionLanguageModel:
+        model._prefix_checked = True  # rows with branches are taken as they are
+        return model
+
+    def saved_by_few_bits(self, dtype: torch.dtype) -> tuple[int, int]:
+        bits = self._model.quantization
+        if bits is None:
+            return 0, 0
+        layers = [layer for _, layer in _quantised(self._model)]
+        sizes = [layer.weight.numel() * dtype.itemsize for layer in layers]
+        fewer = sum(sizes) - sum(bytes_of_layer(layer, bits) for layer in layers)
+        return fewer, max(sizes, default=0) if bits == "4bit" else 0
 
 
 def _quantised(model: VLM) -> Iterator[tuple[str, nn.Linear]]:

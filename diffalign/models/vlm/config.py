@@ -22,9 +22,9 @@ from diffalign.config import MAY_CHANGE
 from diffalign.errors import ModelError
 from diffalign.models import lora
 from diffalign.models.adapter_files import PEFT_PREFIX
-from diffalign.models.base import AbstractModel, ReferenceKind
+from diffalign.models.base import AbstractBlank, AbstractModel, ReferenceKind
 from diffalign.models.locations import ITSELF, AbstractLocation
-from diffalign.models.lora import LoraSettings
+from diffalign.models.lora import LoraSettings, start_digest
 from diffalign.models.sharding import Sharder
 from diffalign.models.vlm.block_attention import attend_by_blocks
 from diffalign.models.vlm.branches import Prefix, mask_obstacle, prefix_obstacle
@@ -34,7 +34,6 @@ from diffalign.models.vlm.identity import (
     find_model,
     fingerprint,
     read_architecture,
-    start_of,
     without_start,
 )
 from diffalign.models.vlm.loading import (
@@ -124,6 +123,11 @@ class VLM(AbstractModel):
     @property
     def makes(self) -> Literal["responses"]:
         return "responses"
+
+    def blank(self) -> AbstractBlank:
+        from diffalign.models.vlm.blank import BlankVLM  # which is made of this
+
+        return BlankVLM(self)
 
     @property
     def trains_adapter(self) -> bool:
@@ -351,7 +355,7 @@ class VLM(AbstractModel):
             processor.chat_template,
             processor.image_processor.to_json_string(),
             without_start(self.lora) if self.continues_adapter else None,
-            start_of(self.lora),
+            start_digest(self.lora),
         ]
         return fingerprint(parts)
 
@@ -365,7 +369,7 @@ class VLM(AbstractModel):
             self.tower,
             self.quantization,
         ]
-        parts += [start_of(self.lora)] if self.continues_adapter else []
+        parts += [start_digest(self.lora)] if self.continues_adapter else []
         return fingerprint(parts)
 
     def _export(self, folder: Path, network: TokenScorer, values: Mapping[str, Tensor]) -> None:

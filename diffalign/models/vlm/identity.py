@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, P
 
 from diffalign.errors import ModelError
 from diffalign.files import read_json
-from diffalign.models.adapter_files import PEFT_CONFIG, locate_adapter
+from diffalign.models.adapter_files import PEFT_CONFIG
 from diffalign.models.locate import locate
 from diffalign.models.locations import AbstractLocation, Folder
 from diffalign.models.lora import LoraSettings
@@ -91,13 +91,6 @@ def check_folder(folder: Path) -> None:
 def without_start(lora: LoraSettings | None) -> LoraSettings | None:
     """The settings of an adapter, wherever it starts."""
     return lora and replace(lora, start=None)
-
-
-def start_of(lora: LoraSettings | None) -> str | None:
-    """Identifies the adapter that is continued, wherever it lies; None where none is."""
-    if lora is None or lora.start is None:
-        return None
-    return hashlib.blake2b(locate_adapter(lora.start).read_bytes()).hexdigest()
 
 
 def fingerprint(parts: Sequence[object]) -> str:
