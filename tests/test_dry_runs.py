@@ -219,6 +219,7 @@ RESPONSE_SETS = {
     "data/mia_dpo/pairs.jsonl": "mia_dpo",
     "data/opa_dpo/pairs.jsonl": "opa_dpo",
     "data/re_align/pairs.jsonl": "re_align",
+    "data/hsa_dpo/hsa_dpo_preference_llava1dot5.jsonl": "hsa_dpo",
 }
 
 
@@ -249,7 +250,7 @@ def working_folder(
             shutil.copy(image, (folder / name).parent)
         shutil.move(file, folder / name)
     questions(folder)
-    for name in ("data/mdpo", "data/coco/train2014"):
+    for name in ("data/mdpo", "data/coco/train2014", "data/hsa_dpo/image"):
         shutil.copytree(folder / "openbmb/RLHF-V-Dataset", folder / name)
     stage_1 = VLM(path=str(folder / _LLAVA), lora=LoraSettings(rank=256, alpha=512))
     trained = stage_1.load(

@@ -5,7 +5,7 @@ views, the probability that they come in this order (Plackett-Luce) is the produ
 exp(s_k) / sum of exp(s_j) over j from k on. Its loss is a term of a `weighted_sum` next to `dpo`
 and `anchor`; with two views it is `dpo` of these.
 
-Source: Fatemi et al. 2025, arXiv:2505.21061 (LPOI), as in fatemehpesaran310/lpoi.
+Source: Pesaran Zadeh et al. 2025, arXiv:2505.21061 (LPOI), as in fatemehpesaran310/lpoi.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from diffalign.objectives.f_dpo import DivergenceDPO
 from diffalign.objectives.hinge import Hinge
 from diffalign.objectives.ipo import IPO
 from diffalign.objectives.kto import KTO
-from diffalign.objectives.margin_regression import MarginRegression
 from diffalign.objectives.nca import NCA
 from diffalign.objectives.npo import NPO
 from diffalign.objectives.orpo import ORPO, log_odds
@@ -368,46 +367,3 @@ def test_severity_multiplies_policy_and_reference_of_the_rejected_response():
         within=1e-11,
     )
     assert DPO(beta=0.1)(views).loss.mean().item() == pytest.approx(0.662650729149, abs=1e-11)
-
-
-POLICY_OF_FOUR = numbers([0.305190535593, -0.344809464407, 0.455190535593, -0.494809464407])
-"""Log-ratios of four responses to one prompt."""
-
-
-def test_dno_is_dpo_of_preferences_that_scores_give():
-    scores = numbers([0.717168113354, 0.438877852361, 0.427651932353, 0.425494790734])
-    first, second = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([1, 2, 3, 2, 3, 3])
-    sides = {"chosen": first, "rejected": second}
-    preference = torch.sigmoid(scores[first] - scores[second])
-    views = {
-        side: Likelihoods(POLICY_OF_FOUR[rows], torch.zeros_like(preference), preference=preference)
-        for side, rows in sides.items()
-    }
-    each = [0.683826326086, 0.699240966970, 0.684052956171]
-    each += [0.714137832612, 0.693599212167, 0.720832927403]
-    check(DPO(beta=0.5)(views).loss, each, 0.699281703568, within=1e-9)
-
-
-def regressed(views: dict[str, Likelihoods], target: torch.Tensor) -> dict[str, Likelihoods]:
-    return {side: replace(views[side], target=target) for side in ("chosen", "rejected")}
-
-
-def test_inpo_is_a_margin_that_is_regressed():
-    """The reference is the last iterate; the target has the run's first policy in it."""
-    eta, tau = 0.5, 0.2
-    last = {"chosen": numbers([-2.8, -1.05, -4.9]), "rejected": numbers([-3.8, -1.8, -1.1])}
-    views = responses()
-    of_first = views["chosen"].reference - views["rejected"].reference
-    target = tau / eta * (of_first - (last["chosen"] - last["rejected"])) + 1 / (2 * eta)
-    views = {side: replace(views[side], reference=last[side]) for side in last}
-    loss = MarginRegression(beta=1.0)(regressed(views, target)).loss
-    assert loss.tolist() == pytest.approx([0.09, 1.6384, 0.0961], abs=1e-11)
-
-
-def test_online_ipo_is_a_margin_that_is_regressed():
-    """OMD of zhourunlong/EGPO: targets are gaps of win rates against what the policy samples."""
-    rates = numbers([0.8, 0.55, 0.9]), numbers([0.3, 0.5, 0.2])
-    views = regressed(responses(), rates[0] - rates[1])
-    loss = MarginRegression(beta=0.5, divided_by_beta=True)(views).loss
-    assert loss.tolist() == pytest.approx([0.0, 0.25, 0.25], abs=1e-11)
-    assert loss.mean().item() == pytest.approx(0.166667, abs=1e-6)

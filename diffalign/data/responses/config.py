@@ -26,8 +26,8 @@ class ResponseConfig(Ranged):
     data set on the Hugging Face hub."""
     kind: str = "auto"
     """The form: trl, rlaif_v, rlhf_v, povid, vlfeedback, mdpo, opa_dpo, sharegpt, ms_swift,
-    re_align, mask_dpo, mia_dpo, alpaca; unpaired or demonstrations for rows of one response; or a
-    module of your own. `auto` recognises it by columns, and says what it chose."""
+    re_align, mask_dpo, mia_dpo, hsa_dpo, alpaca; unpaired or demonstrations for rows of one
+    response; or a module of your own. `auto` recognises it by columns, and says what it chose."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names of your columns where they are not those of the form: the form's name for a column ->
     yours."""

@@ -219,6 +219,17 @@ def alpaca(i: int) -> Row:
     }
 
 
+def hsa_dpo(i: int) -> Row:
+    return {
+        "id": f"{i}.png",
+        "question": f"What is {i}?",
+        "chosen": f"It is {i}.",
+        "rejected": f"It is not {i}.",
+        "chosen_score": 1.0,
+        "rejected_score": 1.5 + i,
+    }
+
+
 FORMS: dict[str, Callable[[int], Row]] = {
     form.__name__: form
     for form in (
@@ -235,5 +246,6 @@ FORMS: dict[str, Callable[[int], Row]] = {
         mask_dpo,
         mia_dpo,
         alpaca,
+        hsa_dpo,
     )
 }

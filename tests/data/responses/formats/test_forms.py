@@ -215,6 +215,39 @@ def test_mask_dpo_responses_may_be_their_sentences(tmp_path):
     assert judged(found.responses["chosen"], found.spans["chosen"])[1][0] == "A dog."
 
 
+# HSA-DPO
+
+
+def test_hsa_dpo_scores_are_of_whole_responses(tmp_path):
+    row = {**forms.hsa_dpo(0), "rejected_score": 2}
+    del row["chosen_score"]
+    found = comparison(tmp_path, row)
+    assert judged(found.responses["rejected"], found.spans["rejected"]) == [
+        ("It is not 0.", None, 2.0)
+    ]
+    assert judged(found.responses["chosen"], found.spans["chosen"]) == [("It is 0.", None, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [(7, "7.jpg"), ("svit-7", "svit-7.jpg"), ("7.png", "7.png")]
+)
+def test_hsa_dpo_images_are_named_by_the_id(name, file, tmp_path):
+    pair = opened(tmp_path, {**forms.hsa_dpo(0), "id": name}).pair(0, 0)
+    assert pair.images == (tmp_path / file,)
+    assert pair.turns == (Turn(role="user", text="<image>\nWhat is 0?"),)
+
+
+def test_hsa_dpo_sets_with_images_of_their_own_have_another_form(tmp_path):
+    assert "read as rlaif_v" in opened(tmp_path, {**forms.hsa_dpo(0), "image": "1.png"}).summary
+
+
+@pytest.mark.parametrize("score", ["grave", True, float("inf")])
+def test_hsa_dpo_scores_are_numbers(score, tmp_path):
+    rows = forms.hsa_dpo(0), {**forms.hsa_dpo(1), "rejected_score": score}
+    found = opened(tmp_path, *rows).pair(1, 0)
+    assert isinstance(found, Skipped) and "rejected_score is no number" in found.detail
+
+
 # ms-swift and Re-Align: images in place of the images
 
 
