@@ -51,7 +51,7 @@ def test_all_readers_see_the_same(content, tmp_path):
     file.write_bytes(content)
     seen = np.array(decode(content))
     assert (np.array(read_image(file)) == seen).all()
-    assert (np.array(asking._image(file)) == seen).all()
+    assert (np.array(asking._images(file)[0]) == seen).all()
     opened = scoring._open(scoring.CaptionedImage(file, "p"))
     assert isinstance(opened, scoring._Opened)
     assert (opened.pixels == pixels_of(Image.fromarray(seen))).all()
@@ -63,7 +63,7 @@ def test_a_bomb_is_a_sentence_for_all(tmp_path):
     with pytest.raises(OSError, match="image above max_pixels: 10000x10000 pixels"):
         read_image(file)
     with pytest.raises(DataError, match="image above max_pixels"):
-        asking._image(file)
+        asking._images(file)
     problem = scoring._open(scoring.CaptionedImage(file, "p"))
     assert isinstance(problem, scoring.Problem) and "above max_pixels" in problem.reason
 
