@@ -7,6 +7,7 @@ row for every response and the tower in every forward, and these with transforme
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from functools import cache
@@ -42,6 +43,8 @@ TARGETS = {
 """Layers with an adapter where none are named; others have those of attention and MLP."""
 REPEATED = {"qwen3_5"}
 """Whose responses have a row each."""
+UNPACKED = {*REPEATED, "llama4", "paligemma2"}
+"""Whose rows stand alone in a sequence."""
 WITH_WINDOW = {"llava_mistral", "gemma3", "mistral3", "llama4", "paligemma2"}
 WHOLE = ("qwen3_vl_moe", "gemma3", "idefics3", "mistral3", "llama4", "paligemma2")
 """Whose heads are tied to embeddings, or lie elsewhere than in LLaVA."""
@@ -140,6 +143,25 @@ def test_one_row_and_one_vision_pass_recomputed_or_not_give_the_same_losses_and_
     patches(model.network.tower).register_forward_hook(lambda *_: calls.append(1))
     assert_the_same(step(model, batch_of(family)), plain(family))
     assert len(calls) == 2, "once for the images, and once for the noisy ones"
+
+
+@families
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rows_in_one_sequence_give_the_same_losses_and_gradients(family, checkpointing):
+    model = load(family)
+    if checkpointing:
+        model.network.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.network.model.enable_input_require_grads()
+    packed = dataclasses.replace(batch_of(family), pack_to=10_000)
+    found = step(model, packed)
+    assert_the_same(found, plain(family))
+    remarks = model.remarks()
+    if family in UNPACKED:
+        assert "rows are not packed" in remarks[0]
+        return
+    assert not remarks, "the comparison of the first batch found nothing"
+    groups = Tokens().prepare(model, packed).groups
+    assert max(map(len, groups)) == 1, "all rows of a group are one sequence"
 
 
 @families
@@ -320,7 +342,7 @@ def test_the_page_lists_every_family_and_how_its_rows_are_computed():
 def test_settings_know_whether_the_loaded_model_packs_rows(family):
     known = VLM(path=str(folder(family))).packing_obstacle
     assert (load(family).packs_up_to(100) is None) == (known is not None)
-    assert (known is not None) == (family in {*REPEATED, "llama4", "paligemma2"})
+    assert (known is not None) == (family in UNPACKED)
 
 
 def test_a_family_that_is_not_known_is_plain():
