@@ -1,1 +1,1 @@
-"""Judges of two images beside each other: the probability that the first is the preferred one."""
+"""Judges of two images next to each other: the probability that the first is the preferred one."""

@@ -112,7 +112,7 @@ def test_a_task_without_a_file_is_named(tmp_path):
 
 
 def published(folder):
-    """As released: one task beside its images, one with folders of both."""
+    """As released: one task next to its images, one with folders of both."""
     for place in (folder / "color", folder / "artwork" / "questions_answers_YN"):
         place.mkdir(parents=True)
         (place / "0001.txt").write_text("Is it red?\tYes\nIs it blue?\tNo\n")

@@ -74,8 +74,8 @@ class VLMReward(AbstractReward):
     """A reward model of images, or of responses, on a vision-language model."""
 
     candidates: Literal["images", "responses"] = "images"
-    """What is scored: images beside a prompt (section `data`, likelihood `rewards`) or responses in
-    a conversation about images (section `responses`, likelihood `response_rewards`)."""
+    """What is scored: images next to a prompt (section `data`, likelihood `rewards`) or responses
+    in a conversation about images (section `responses`, likelihood `response_rewards`)."""
     base: AbstractModel
     """The model to start from, `kind: vlm`, with what of it trains: `lora`, `projector`, `tower`.
     Its head over the vocabulary has no part in this."""

@@ -97,13 +97,13 @@ def find_modules(model: Any, *, where: str) -> ModuleNames:
             f"{where}: {type(model).__name__} has no linear head, to be run on the tokens of a "
             f"response alone; {_SUPPORTED}"
         )
-    beside = hasattr(model, "model") and not head.startswith("model.")
+    next_to_model = hasattr(model, "model") and not head.startswith("model.")
     return ModuleNames(
         tower=tower,
         projector=projector,
         language=language,
         head=head,
-        body="model" if beside else "",
+        body="model" if next_to_model else "",
         targets=_targets(model, language),
     )
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from diffalign.models.vlm.quirks.base import FULL, family_of
+
 _ROOM = 64
 """Tokens by which the memory of rows grows, so that they are not moved for every token."""
 
@@ -46,13 +48,11 @@ def cache_obstacle(model: Any) -> str | None:
     """
     config: PretrainedConfig = model.config
     text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ())
-    kinds |= set(getattr(text, "layers_block_type", None) or ())
-    if others := sorted(kinds - {"full_attention"}):
+    family = family_of(config)
+    if others := sorted(set(family.kinds) - {FULL}):
         return f"its layers of the kind {', '.join(others)} do not look at all that stands before"
-    window = getattr(text, "sliding_window", None)
-    if window is not None and not kinds and getattr(text, "use_sliding_window", True):
-        return f"its layers attend within a window of {window} tokens"
+    if family.window is not None and not family.kinds:
+        return f"its layers attend within a window of {family.window} tokens"
     if getattr(text, "cross_attention_layers", None):
         return "its layers look at images by a mask of their own"
     takes = inspect.signature(type(model).forward).parameters

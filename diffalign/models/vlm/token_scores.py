@@ -170,7 +170,7 @@ class TokenScorer(nn.Module):
         """
         super().__init__()
         self.family = family_of(model.config)
-        self.model = self.family.mended(model)
+        self.model = self.family.repaired(model)
         self.module_names = module_names
         self.positions_at_once = positions_at_once
 

@@ -90,7 +90,7 @@ def plain(family: str) -> tuple[Any, Any, Tensor]:
 def of_transformers(family: str, model: Any) -> dict[str, Tensor]:
     """Log-probabilities of chosen and rejected, [n] each, from the forward of transformers."""
     batch, found = batch_of(family), {}
-    model = family_of(model.config).mended(model)
+    model = family_of(model.config).repaired(model)
     for view in ("chosen", "rejected"):
         rows = batch.responses[view]
         further = dict(rows.further)

@@ -76,7 +76,7 @@ class AbstractFamily(ABC):
         """
         return processor
 
-    def mended(self, model: Any) -> Any:
+    def repaired(self, model: Any) -> Any:
         """A model that was read, with faults of transformers worked around in place."""
         return model
 

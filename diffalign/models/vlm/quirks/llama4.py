@@ -20,7 +20,7 @@ class Llama4(AbstractFamily):
         scaled = getattr(self.text, "attn_temperature_tuning", False)
         return int(self.text.floor_scale) - 1 if scaled else None
 
-    def mended(self, model: Any) -> Any:
+    def repaired(self, model: Any) -> Any:
         """In transformers 5.24 its forward asks its language model for an output about images,
         which that does not have."""
 

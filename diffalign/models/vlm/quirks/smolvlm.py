@@ -15,7 +15,7 @@ class SmolVLM(AbstractFamily):
     def name(self) -> str:
         return "SmolVLM"
 
-    def mended(self, model: Any) -> Any:
+    def repaired(self, model: Any) -> Any:
         """Let its precision be that of its embeddings; products are autocast anyway."""
         kind = type(model.model)
         of_text = property(lambda body: body.get_input_embeddings().weight.dtype)
