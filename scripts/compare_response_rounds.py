@@ -24,7 +24,7 @@ from pages import fill
 from diffalign import config
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.intervals import Bootstrap, Statistic, Tally, ratio
-from diffalign.jobs.demo_responses import opened
+from diffalign.jobs.demo_responses import answerer
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.multi_object_scenes import kinds_in
 from diffalign.playground.questions import SPLITS
@@ -85,7 +85,7 @@ def tallies(run: Path | None, scenes: Sequence[Scene]) -> dict[str, Tally]:
     settings = CONFIGS / "dpo.yaml" if run is None else run / "config.yaml"
     saved = config.load(RunConfig, settings)
     assert isinstance(saved.model, VLM), "the configs train responses"
-    model = opened(saved.model, run)
+    model = answerer(saved.model, run)
     questions = [q for split in SPLITS for q in pope_questions(scenes, split)]
     responses = answer(model, scenes, [(int(q.image), q.text) for q in questions])
     checked = [

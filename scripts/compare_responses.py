@@ -30,7 +30,7 @@ from pages import figure, fill, filled, merged
 
 from diffalign import config
 from diffalign.benchmarks.report import Figure
-from diffalign.jobs.demo_responses import opened
+from diffalign.jobs.demo_responses import answerer
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.models import playground_responses_path
 from diffalign.playground.response_quality import evaluate_responses, held_out_multi_object_scenes
@@ -151,7 +151,7 @@ def measure(folder: Path, run: Path | None, scenes: int) -> dict[str, Figure]:
     if not record.exists():
         saved = config.load(RunConfig, CONFIGS / "dpo.yaml" if run is None else run / "config.yaml")
         assert isinstance(saved.model, VLM), "the configs train responses"
-        model = opened(saved.model, run)
+        model = answerer(saved.model, run)
         figures = evaluate_responses(model, held_out_multi_object_scenes(scenes))
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps({name: asdict(f) for name, f in figures.items()}))

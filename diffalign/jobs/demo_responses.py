@@ -26,6 +26,7 @@ from diffalign.jobs.demo import train_or_go_on
 from diffalign.models.devices import choose_device
 from diffalign.models.vlm.answering import Answerer
 from diffalign.models.vlm.config import VLM
+from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.playground.multi_object_scenes import kind_named, kinds_in, sentences_of
 from diffalign.playground.response_quality import (
     describe,
@@ -76,7 +77,7 @@ def run(demo: ResponsesDemoConfig) -> None:
     console.rule("2 of 2  Hold what both say of unseen scenes against the truth")
     settings = run_config.model
     assert isinstance(settings, VLM), "the config trains responses"
-    models = {"base": opened(settings, None), "aligned": opened(settings, demo.output)}
+    models = {"base": answerer(settings, None), "aligned": answerer(settings, demo.output)}
     scenes = held_out_multi_object_scenes(demo.scenes)
     figures = {name: evaluate_responses(model, scenes) for name, model in models.items()}
     folder = demo.output / "evaluation"
@@ -98,7 +99,12 @@ def run(demo: ResponsesDemoConfig) -> None:
     )
 
 
-def opened(settings: VLM, run: Path | None) -> WritesResponses:
+def answerer(settings: VLM, run: Path | None) -> WritesResponses:
+    """Writes responses with `opened(settings, run)`."""
+    return Answerer(opened(settings, run), rows_at_once=_AT_ONCE)
+
+
+def opened(settings: VLM, run: Path | None) -> VisionLanguageModel:
     """The model that a run with these settings made, or the base that it started from."""
     if run is None:
         settings = replace(settings, lora=None)
@@ -106,13 +112,12 @@ def opened(settings: VLM, run: Path | None) -> WritesResponses:
         settings = replace(settings, path=str(run / "final"))
     else:
         settings = replace(settings, lora=replace(settings.lora, start=run))
-    model = settings.load(
+    return settings.load(
         device=choose_device("auto"),
         compute_dtype=torch.float32,
         reference="none",
         trainable=False,
     )
-    return Answerer(model, rows_at_once=_AT_ONCE)
 
 
 def _table(figures: Mapping[str, Mapping[str, Figure]]) -> Table:

@@ -80,8 +80,8 @@ def run(config: DiagnoseConfig) -> Path:
     )
     found = _samples(data, maker, config.samples)
     # One after the other: two models need not fit into memory together.
-    before = _log_probs(_load(settings, None), found, console, "before")
-    policy = _load(settings, config.run)
+    before = _log_probs(opened(settings, None), found, console, "before")
+    policy = opened(settings, config.run)
     now = _log_probs(policy, found, console, "after")
     pairs = [
         _diagnosed(policy, pair, sample, before[n], now[n])
@@ -140,12 +140,6 @@ def _samples(
             f"train CONFIG.yaml --dry-run says why"
         )
     return found
-
-
-def _load(settings: VLM, run_folder: Path | None) -> VisionLanguageModel:
-    model = opened(settings, run_folder)
-    assert isinstance(model, VisionLanguageModel)
-    return model
 
 
 def _batch(model: VisionLanguageModel, sample: TokenSample) -> TokenBatch:

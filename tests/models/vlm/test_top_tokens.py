@@ -41,6 +41,7 @@ def test_long_passes_are_looked_at_here_and_there():
 
     scorer.model = Model()
     scorer.module_names = type("Names", (), {"head": "head"})()
+    scorer.family = type("Family", (), {"softcap": None})()
     scorer.positions_at_once = 4096
     hidden = torch.arange(1000.0)[:, None].expand(1000, 12)
     scorer._top(hidden)

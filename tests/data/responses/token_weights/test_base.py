@@ -13,7 +13,7 @@ class Weights:
 
 def test_every_kind_is_found_by_its_module():
     kinds = components.kinds(AbstractTokenWeights)
-    assert kinds == ["changed", "scores", "sentences", "shared_length"]
+    assert kinds == ["changed", "scores", "sentences", "severity", "shared_length"]
 
 
 def test_weights_are_read_from_a_config_by_name():
