@@ -285,8 +285,12 @@ class VLM(AbstractModel):
             share_out(networks, sharder, device=device, precisions=precisions)
         elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
             model.to(device)
-        if self.gradient_checkpointing and trainable:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recomputes = self.gradient_checkpointing and trainable
+        if recomputes:
+            # transformers 5.24 warns of gradient_..., and 4.57 knows no other.
+            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+            enable = next(getattr(model, name) for name in names if hasattr(model, name))
+            enable({"use_reentrant": False})
             model.enable_input_require_grads()
         return VisionLanguageModel(
             network=network.train(),
@@ -296,6 +300,7 @@ class VLM(AbstractModel):
             compute_dtype=compute_dtype,
             shares_vision=self._shares_vision(modules),
             shares_prefix=self.prefix_obstacle is None,
+            recomputes=recomputes,
             rates=self._rates(network),
             fingerprint=self._fingerprint(),
             export=self._export,

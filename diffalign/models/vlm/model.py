@@ -46,6 +46,7 @@ class VisionLanguageModel(AbstractTrainable):
         compute_dtype: torch.dtype,
         shares_vision: bool,
         shares_prefix: bool = False,
+        recomputes: bool = False,
         rates: Mapping[str, float],
         fingerprint: str,
         export: Export,
@@ -60,6 +61,7 @@ class VisionLanguageModel(AbstractTrainable):
             compute_dtype: in which the network runs, by autocast unless it is float32.
             shares_vision: whether the vision tower runs once for all forwards on an image.
             shares_prefix: whether responses may be branches of one row.
+            recomputes: whether the backward pass computes the activations of layers again.
             rates: see `AbstractTrainable.learning_rates`.
             fingerprint: see `AbstractTrainable`.
             export: how trained values are written.
@@ -74,6 +76,7 @@ class VisionLanguageModel(AbstractTrainable):
         self._called: nn.Module | None = None
         self.compute_dtype = compute_dtype
         self._shares_vision = shares_vision
+        self._recomputes = recomputes
         self._remarks: list[str] = []
         attention = network.model.config.get_text_config()._attn_implementation
         if shares_prefix and attention not in (*FUSED, *ATTENTION_WITH_MASKS):
@@ -129,8 +132,7 @@ class VisionLanguageModel(AbstractTrainable):
         self.evaluations += sum(len(rows) for rows in groups)
         # Autocast's cache would hold every weight that trains in half precision besides until the
         # forward is over, and each is used once: the backward pass rounds those that it recomputes.
-        recomputes = self._unwrapped.model.is_gradient_checkpointing and torch.is_grad_enabled()
-        with self._autocast(cache=not recomputes):
+        with self._autocast(cache=not (self._recomputes and torch.is_grad_enabled())):
             scores: list[TokenScores] = network(
                 groups,
                 reference=reference,
