@@ -12,6 +12,7 @@ import torch
 
 from diffalign.data.batches import ImageBatch
 from diffalign.seeding import derive_seed
+from tests.processes import warm_python
 from tests.runs import forget_accelerate
 from tests.tiny_models import write_sd15, write_sdxl
 
@@ -35,6 +36,13 @@ def arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         patch.setenv("HF_DATASETS_CACHE", folder)
         yield
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python that has loaded the libraries: what it runs starts at once."""
+    with warm_python(tmp_path_factory.mktemp("python")) as path:
+        yield str(path)
 
 
 @pytest.fixture(autouse=True)
