@@ -112,7 +112,7 @@ def run_ranks(*arguments: str, log: Path, processes: int = 2) -> None:
 
 @contextlib.contextmanager
 def warm_python(folder: Path) -> Iterator[Path]:
-    """An executable to give for `sys.executable`: `-m MODULE` and `-c CODE` with libraries loaded.
+    """An executable for `sys.executable`: `-m MODULE`, `-c CODE` or a file, with libraries loaded.
 
     What it runs is forked from the server of this module, has the arguments, environment, working
     folder and streams of who called it, and gets its signals.
@@ -136,7 +136,6 @@ def warm_python(folder: Path) -> Iterator[Path]:
 
 def _serve(listener: socket.socket) -> None:
     end_with_parent()
-    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that are done
     while True:
         caller, _ = listener.accept()
@@ -173,12 +172,15 @@ def _attend(caller: socket.socket) -> None:
 def _python(words: list[str], env: dict[str, str]) -> None:
     """Be the Python that was started with these words, and so are those that it starts."""
     _take(env)
-    sys.executable, how, what, *arguments = (word for word in words if word != "-u")
-    sys.argv = [how, *arguments]
-    if how == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    sys.executable, *sys.argv = (word for word in words if word != "-u")
+    if (how := sys.argv[0]) == "-m":
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})
     else:
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        sys.path.insert(0, str(Path(how).parent))
+        runpy.run_path(how, run_name="__main__")
 
 
 def _take(env: dict[str, str]) -> None:
@@ -187,6 +189,7 @@ def _take(env: dict[str, str]) -> None:
     os.environ.update(env)
     import torch
 
+    gc.freeze()  # as tests/conftest.py does
     torch.set_num_threads(1)  # told too late by the environment: torch is there already
     # Workers as the command has them: those of another server would outlive a killed run.
     multiprocessing.set_start_method("fork", force=True)

@@ -77,7 +77,7 @@ SMALL = {
     "--annotator-noise-steps 2 --items 2 --out OUT",
 }
 """Arguments of each; OUT is a new folder."""
-STARTING_MANY = {"bench_blocks.py"}
+STARTING_MANY = {"bench_blocks.py", "bench_plan.py", "bench_sharding.py", "one_evening.py"}
 """Those whose commands find the libraries loaded."""
 
 
