@@ -17,6 +17,18 @@ from tests.runs import forget_accelerate
 from tests.tiny_models import write_sd15, write_sdxl
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of files below on several processes, too: xdist puts those of few tests last,
+    where one process then waits for the other."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """Have the garbage collector pass over the libraries: a third of a second each time."""
     gc.collect()
