@@ -172,9 +172,11 @@ def _attend(caller: socket.socket) -> None:
 def _python(words: list[str], env: dict[str, str]) -> None:
     """Be the Python that was started with these words, and so are those that it starts."""
     _take(env)
+    sys.stdin = os.fdopen(0, closefd=False)  # which multiprocessing has closed
     sys.executable, *sys.argv = (word for word in words if word != "-u")
     if (how := sys.argv[0]) == "-m":
         del sys.argv[0]
+        sys.path.insert(0, str(Path.cwd()))
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     elif how == "-c":
         exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})
