@@ -155,7 +155,7 @@ def _read_bytes() -> int:
 
 def alone(measure: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """The figures of a process that does nothing else."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
         return pool.apply(measure, arguments)
 
 

@@ -204,7 +204,7 @@ def main(
     for size in words or [32_000, 152_000]:
         losses = []
         for path in ("plain", "ours"):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
+            with multiprocessing.get_context("forkserver").Pool(1) as pool:
                 cell = json.loads(pool.apply(measure, (path, size, pairs, width)))
             losses.append(cell["loss"])
             table.add_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,32 @@ import torch
 
 from diffalign.data.batches import ImageBatch
 from diffalign.seeding import derive_seed
+from tests.processes import warm_python
 from tests.runs import forget_accelerate
 from tests.tiny_models import write_sd15, write_sdxl
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of files below on several processes, too: xdist puts those of few tests last,
+    where one process then waits for the other."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over the libraries: a third of a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give them back: extensions that count what is left at the end find nothing."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +48,13 @@ def arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
         patch.setenv("HF_DATASETS_CACHE", folder)
         yield
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python that has loaded the libraries: what it runs starts at once."""
+    with warm_python(tmp_path_factory.mktemp("python")) as path:
+        yield str(path)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,12 @@ SAYS_NO = re.compile(r"(Error: |Traceback|ended with status)")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_every_cell_runs(path, tmp_path):
+def test_every_cell_runs(path, tmp_path, python, monkeypatch):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "diffalign").write_text(f'#!/bin/sh\nexec {python} -m diffalign "$@"\n')
+    (commands / "diffalign").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))

@@ -77,6 +77,8 @@ SMALL = {
     "--annotator-noise-steps 2 --items 2 --out OUT",
 }
 """Arguments of each; OUT is a new folder."""
+STARTING_MANY = {"bench_blocks.py", "bench_plan.py", "bench_sharding.py", "one_evening.py"}
+"""Those whose commands find the libraries loaded."""
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +100,9 @@ def test_no_script_is_forgotten():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
-def test_a_script_runs_at_a_small_size(script, tmp_path, capsys):
+def test_a_script_runs_at_a_small_size(script, tmp_path, capsys, python, monkeypatch):
+    if script in STARTING_MANY:
+        monkeypatch.setattr(sys, "executable", python)
     out = tmp_path / "out"
     run_script(script, *SMALL[script].replace("OUT", str(out)).split())
     forget_accelerate()

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -149,7 +148,7 @@ def test_the_parts_of_two_shards_are_the_bytes_of_one_command(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_write_the_same_bytes_as_one(place, tmp_path):
+def test_two_processes_write_the_same_bytes_as_one(place, tmp_path, python):
     run = run_of(place, tmp_path / "run", FLIPPED, f"encodings_cache={tmp_path / 'one'}")
     one = files(computed(run))
     words = [
@@ -159,7 +158,7 @@ def test_two_processes_write_the_same_bytes_as_one(place, tmp_path):
         f"encodings_cache={tmp_path / 'two'}",
     ]
     words += ["--processes", "2"]
-    subprocess.run([sys.executable, "-m", "diffalign", *map(str, words)], check=True, timeout=500)
+    subprocess.run([python, "-m", "diffalign", *map(str, words)], check=True, timeout=500)
     assert files(tmp_path / "two") == one
 
 

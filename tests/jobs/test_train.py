@@ -154,10 +154,6 @@ def test_figures_reach_tensorboard(tmp_path, tiny_sdxl, data):
     assert losses == pytest.approx([row["loss"] for row in figures(tmp_path / "run")])
 
 
-def command(*overrides: str, flags: tuple[str, ...] = ()) -> list[str]:
-    return [sys.executable, "-m", "diffalign", "train", str(SMOKE), *overrides, *flags]
-
-
 LONG = (
     "training.optimizer_steps=9",
     "training.checkpoint_every=2",
@@ -188,7 +184,7 @@ def test_a_run_killed_at_three_steps_and_resumed_ends_bit_for_bit_alike(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_one_process_and_two_agree(tmp_path):
+def test_one_process_and_two_agree(tmp_path, python):
     # The same global batch in the same local shapes, since float32 kernels round by shape and beta
     # multiplies that: 2 pairs twice on one process, or once on each of two.
     more = ("training.optimizer_steps=4", "training.samples_per_device=2")
@@ -196,7 +192,7 @@ def test_one_process_and_two_agree(tmp_path):
     train.run(load(f"output={tmp_path / 'one'}", *more, "training.accumulation=2"))
     both = (f"output={tmp_path / 'two'}", *more)
     subprocess.run(
-        command(*both, flags=("--processes", "2")),
+        [python, "-m", "diffalign", "train", str(SMOKE), *both, "--processes", "2"],
         check=True,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import fields, replace
 from itertools import islice
@@ -438,9 +437,11 @@ PROGRAM = (
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_make_the_pairs_of_one_and_train_on_them_in_its_order(tiny_sd15, tmp_path):
+def test_two_processes_make_the_pairs_of_one_and_train_on_them_in_its_order(
+    tiny_sd15, tmp_path, python
+):
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tiny_sd15), str(tmp_path / "two")],
+        [python, "-c", PROGRAM, str(tiny_sd15), str(tmp_path / "two")],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ PROGRAM = (
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_ranks_agree_on_weights_on_bad_steps_and_on_when_to_stop(tmp_path):
+def test_ranks_agree_on_weights_on_bad_steps_and_on_when_to_stop(tmp_path, python):
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        [python, "-c", PROGRAM, str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,11 +102,11 @@ def settings_of(file: Path, *overrides: str) -> dict:
     return config.to_dict(config.load(RunConfig, file, ["output=unset", *overrides]))
 
 
-def run_worker(*arguments: object, processes: int) -> str:
+def run_worker(python: str, *arguments: object, processes: int) -> str:
     """What a module of the tests says that runs in each of several processes."""
     ranks = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     found = subprocess.run(
-        [sys.executable, *ranks, "-m", WORKER, *map(str, arguments)],
+        [python, *ranks, "-m", WORKER, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -123,7 +122,7 @@ def run_worker(*arguments: object, processes: int) -> str:
     ("processes", "cases"),
     [(2, [*IMAGE_CASES, *RESPONSE_CASES]), (4, ["unet_full", "mmdit_full", "vlm_full"])],
 )
-def test_shards_train_as_replicas_do(tmp_path, models, data, responses, processes, cases):
+def test_shards_train_as_replicas_do(tmp_path, models, data, responses, processes, cases, python):
     for name in cases:
         if name in IMAGE_CASES:
             kind, more = IMAGE_CASES[name]
@@ -137,7 +136,7 @@ def test_shards_train_as_replicas_do(tmp_path, models, data, responses, processe
         write_case(
             tmp_path / "cases", name, settings_of(file, f"model.path={models[kind]}", *where, *more)
         )
-    said = run_worker(tmp_path / "cases", processes=processes)
+    said = run_worker(python, tmp_path / "cases", processes=processes)
     print(said)
     assert said.count("CASE") == len(cases)
     assert said.count("FULL") == processes
