@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from diffalign.benchmarks.base import AbstractBenchmark
 from diffalign.errors import DataError
@@ -18,18 +18,47 @@ from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, ch
 from diffalign.models.base import AbstractModel
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClosedQuestion:
-    """What a model is asked, and under which name its response is kept."""
+class Labelled(Protocol):
+    """A question to which one response is right."""
 
-    question_id: str
-    """Distinct within the benchmark."""
-    image: Path | None
-    """Below the folder of images, under its published name; None where no image is shown."""
-    text: str
-    """Without a suffix."""
-    choices: tuple[str, ...] = ()
-    """The words of which the most probable one is taken; empty where the model writes freely."""
+    @property
+    def question_id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+
+
+Question = TypeVar("Question", bound=Labelled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedResponse(Generic[Question]):
+    """A response next to its question."""
+
+    question: Question
+    response: str
+    said: str | None
+    """What was read in it, as labels are written; None where nothing could be."""
+
+    @property
+    def is_right(self) -> bool:
+        return self.said == self.question.label
+
+    def row(self, **about: str) -> dict[str, Any]:
+        """For a file of details.
+
+        Args:
+            **about: what else it tells of the question.
+        """
+        return {
+            "question_id": self.question.question_id,
+            **about,
+            "question": self.question.text,
+            "label": self.question.label,
+            "answer": self.response,
+            "said": self.said,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +83,11 @@ class AbstractClosedQuestions(AbstractBenchmark):
         return () if self.asking is None else (self.asking.saves,)
 
     @abc.abstractmethod
-    def to_ask(self) -> Sequence[ClosedQuestion]:
-        """The questions, in their order.
+    def to_ask(self, images: Path) -> Sequence[ImageQuestion]:
+        """The questions, in their order, each once and without the suffix.
+
+        Args:
+            images: the folder of the images.
 
         Raises:
             DataError: a file cannot be used.
@@ -66,13 +98,8 @@ class AbstractClosedQuestions(AbstractBenchmark):
             return None
         assert self.asking is not None  # __post_init__ checked
         questions = [
-            ImageQuestion(
-                question_id=question.question_id,
-                image=None if question.image is None else self.asking.images / question.image,
-                text=question.text + self.suffix,
-                choices=question.choices,
-            )
-            for question in self.to_ask()
+            replace(question, text=question.text + self.suffix)
+            for question in self.to_ask(self.asking.images)
         ]
         return Asked(model=self.model, questions=questions, asking=self.asking)
 
@@ -103,13 +130,14 @@ class AbstractClosedQuestions(AbstractBenchmark):
 
 
 def in_a_folder(folder: Path, names: Sequence[str]) -> Path:
-    """The first of several names that is there, else the first of all.
+    """The file of the first of several names that is there, else of the first of all.
 
     Args:
         folder: of the images.
         names: paths below it.
     """
-    return next((Path(n) for n in names if (folder / n).is_file()), Path(names[0]))
+    files = [folder / name for name in names]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def refuse_unanswered(unanswered: Sequence[str], count: int, path: Path) -> None:

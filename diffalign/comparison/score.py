@@ -173,6 +173,7 @@ class ScoresPlan(AbstractPlan):
         self.device, self._column, self._batch_size = device, column, batch_size
         self._repeats, self._perturbation = repeats, perturbation or Perturbation()
         self._place = place or (lambda device: scorer)
+        self.images = images
         self._fingerprint = identity_of(
             scorer, repeats=repeats, perturbation=self._perturbation
         ).whole_fingerprint

@@ -7,7 +7,7 @@ import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -59,6 +59,8 @@ from diffalign.scorers.pairwise import Pairwise
 from diffalign.scorers.repeats import Perturbation
 
 _LISTED_PROBLEMS = 10
+
+Plan = ScoresPlan | PairScoresPlan | JudgementsPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,47 +201,30 @@ def run(config: ScoreConfig, sharing: Sharing | None = None) -> None:
     if config.images is not None and not config.images.is_dir():  # the lock would create it
         raise DataError(f"{config.images}: there is no such folder")
     with sessions.held(column.parent, of=column.stem, shard=sharing.shard) as session:
-        if isinstance(config.scorer, Pairwise):
-            _judge(console, config, column, session, sharing)
-        elif config.images is None:
-            _score_pairs(console, config, column, session, sharing)
-        else:
-            _score(console, config, config.images, column, session, sharing)
+        make = blocks.Recipe(plan_of, config)
+        plan = session.begin(make)
+        console.print(f"[bold]score[/bold]  {escape(_planned(config, plan))}", soft_wrap=True)
+        if not do_blocks(session, plan, make, sharing, console):
+            return
+        configs.save(config, column.with_suffix(".yaml"))
+        _finish(console, config, plan, problems_of(session.failed))
 
 
-def plan_of(config: ScoreConfig) -> ScoresPlan | PairScoresPlan | JudgementsPlan:
+def plan_of(config: ScoreConfig) -> Plan:
     """The scores of a config, as blocks; no weights are read."""
-    if isinstance(scorer := config.scorer, Pairwise):
-        return JudgementsPlan(
-            images_of(config).candidates,
-            scorer,
-            config.column(),
-            batch_size=config.batch_size,
-            device=config.device,
-            place=lambda device: scorer.to(choose_device(device or config.device)),
-        )
+    shared: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "device": config.device,
+        "place": lambda device: config.scorer.to(choose_device(device or config.device)),
+    }
+    if isinstance(config.scorer, Pairwise):
+        candidates = images_of(config).candidates
+        return JudgementsPlan(candidates, config.scorer, config.column(), **shared)
+    shared |= {"repeats": config.repeats, "perturbation": config.perturbation}
     if config.data is not None:
-        return PairScoresPlan(
-            config.data.pairs(),
-            config.scorer,
-            config.column(),
-            batch_size=config.batch_size,
-            repeats=config.repeats,
-            perturbation=config.perturbation,
-            device=config.device,
-            place=lambda device: config.scorer.to(choose_device(device or config.device)),
-        )
+        return PairScoresPlan(config.data.pairs(), config.scorer, config.column(), **shared)
     assert config.images is not None, "by __post_init__"
-    return ScoresPlan(
-        find_images(config.images)[0],
-        config.scorer,
-        config.column(),
-        batch_size=config.batch_size,
-        repeats=config.repeats,
-        perturbation=config.perturbation,
-        device=config.device,
-        place=lambda device: config.scorer.to(choose_device(device or config.device)),
-    )
+    return ScoresPlan(find_images(config.images)[0], config.scorer, config.column(), **shared)
 
 
 def images_of(config: ScoreConfig) -> ImagesByPrompt:
@@ -250,28 +235,61 @@ def images_of(config: ScoreConfig) -> ImagesByPrompt:
     return of_folder(config.images)
 
 
-def _judge(
-    console: Console, config: ScoreConfig, column: Path, session: sessions.Session, sharing: Sharing
-) -> None:
-    """Let a pair judge compare the images of each prompt, and make scores of its verdicts."""
-    make = blocks.Recipe(plan_of, config)
-    plan = session.begin(make)
-    assert isinstance(plan, JudgementsPlan)
-    images = images_of(config)
-    console.print(
-        f"[bold]score[/bold]  {escape(images.summary)}: {plan.pairs:,} pairs within prompts with "
-        f"{column.stem}, {choose_device(config.device)}, each in both orders; {len(plan.known):,} "
-        f"verdicts are already there",
-        soft_wrap=True,
-    )
-    if not do_blocks(session, plan, make, sharing, console):
-        return
-    configs.save(config, column.with_suffix(".yaml"))
-    assert isinstance(config.scorer, Pairwise)
+def _planned(config: ScoreConfig, plan: Plan) -> str:
+    """What is to be scored by whom, and how much of it is done."""
+    scorer = f"with {config.column().stem}, {choose_device(config.device)}"
+    if isinstance(plan, JudgementsPlan):
+        return (
+            f"{images_of(config).summary}: {plan.pairs:,} pairs within prompts {scorer}, each in "
+            f"both orders; {len(plan.known):,} verdicts are already there"
+        )
+    if isinstance(plan, PairScoresPlan):
+        whole = f"{plan.data.summary}; {scorer}"
+    else:
+        whole = f"{len(plan.images)} images of {config.images} {scorer}"
+    return f"{whole}; {len(plan.known)} scores are already there"
+
+
+def _finish(console: Console, config: ScoreConfig, plan: Plan, problems: list[Problem]) -> None:
+    """Say what the scores are, and raise DataError where images have none."""
+    column = config.column()
+    verdicts = None
+    if isinstance(plan, JudgementsPlan):
+        left_out, verdicts = _score_verdicts(console, config, plan, problems)
+        problems = [*left_out, *problems]
+    elif isinstance(plan, PairScoresPlan):
+        _print_statistics(console, column)
+    else:
+        assert config.images is not None, "by __post_init__"
+        problems = [*find_images(config.images)[1], *problems]
+        console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
+    if config.images is not None and (config.images / MANIFEST).is_file():
+        _print_means(console, config.images, column)
+        if config.diversity:
+            scorer = config.scorer.to(choose_device(config.device))
+            assert isinstance(scorer, AbstractImageScorer), "by __post_init__"
+            _measure_diversity(console, config.images, column, scorer)
+    if config.agreement and column.is_file():
+        _measure_agreement(console, config, column, verdicts)
+    _refuse(problems)
+    if said := _next_step(config, plan):
+        console.print(f"Next:{said}", markup=False, soft_wrap=True)
+
+
+def _score_verdicts(
+    console: Console, config: ScoreConfig, plan: JudgementsPlan, failed: list[Problem]
+) -> tuple[list[Problem], Verdicts]:
+    """Make scores of what a pair judge said of the images of each prompt.
+
+    Returns:
+        Images that could not be held against others, and the verdicts.
+    """
+    assert isinstance(config.scorer, Pairwise), "by plan_of"
+    images, column = images_of(config), config.column()
     verdicts = read_verdicts(plan.file_of_verdicts, config.scorer.fingerprint)
     scores = scores_of(verdicts, images.candidates)
     if not scores:
-        _refuse(problems_of(session.failed))
+        _refuse(failed)
         raise DataError(
             f"{images.summary}: there is no prompt with two images to be compared: generate more "
             f"seeds of each prompt, or another model's images of it"
@@ -283,47 +301,36 @@ def _judge(
     console.print(bias.in_words(), highlight=False, soft_wrap=True)
     if plan.alone:
         console.print(f"Without a score: {plan.alone:,} images that are the only one of a prompt")
-    if config.images is not None and (config.images / MANIFEST).is_file():
-        _print_means(console, config.images, column)
-    if config.agreement:
-        _measure_agreement(console, config, column, verdicts)
-    left_out = [Problem(Path(row["name"]), row["reason"]) for row in images.left_out]
-    _refuse([*left_out, *problems_of(session.failed)])
+    return [Problem(Path(row["name"]), row["reason"]) for row in images.left_out], verdicts
 
 
-def _score_pairs(
-    console: Console, config: ScoreConfig, column: Path, session: sessions.Session, sharing: Sharing
-) -> None:
-    make = blocks.Recipe(plan_of, config)
-    plan = session.begin(make)
-    assert isinstance(plan, PairScoresPlan)
-    console.print(
-        f"[bold]score[/bold]  {escape(plan.data.summary)}; with {column.stem}, "
-        f"{choose_device(config.device)}; {len(plan.known)} scores are already there",
-        soft_wrap=True,
-    )
-    if not do_blocks(session, plan, make, sharing, console):
+def _print_statistics(console: Console, column: Path) -> None:
+    """Say how many scores a data set has, and which; nothing where it has none."""
+    if not column.is_file():
         return
-    configs.save(config, column.with_suffix(".yaml"))
-    if column.is_file():
-        rows = read_score_column(column).rows.values()
-        known = [row.score for row in rows if row.score is not None]
-        bad = f", {len(rows) - len(known):,} that cannot be read" if len(known) < len(rows) else ""
-        console.print(
-            f"[green]Done:[/green] {len(rows):,} images and prompts in {escape(str(column))}{bad}; "
-            f"mean {statistics.fmean(known or [math.nan]):.4g}, standard deviation "
-            f"{statistics.pstdev(known or [math.nan]):.4g}",
-            soft_wrap=True,
-        )
-        if config.agreement:
-            _measure_agreement(console, config, column)
-    _refuse(problems_of(session.failed))
-    said = f"{column.stem}: {{file: {column}, scorer: {plan.identity.kind}}}"
+    rows = read_score_column(column).rows.values()
+    known = [row.score for row in rows if row.score is not None]
+    bad = f", {len(rows) - len(known):,} that cannot be read" if len(known) < len(rows) else ""
     console.print(
-        f"Next: name it in the data section of a run\n  scores: {{columns: {{{said}}}}}",
-        markup=False,
+        f"[green]Done:[/green] {len(rows):,} images and prompts in {escape(str(column))}{bad}; "
+        f"mean {statistics.fmean(known or [math.nan]):.4g}, standard deviation "
+        f"{statistics.pstdev(known or [math.nan]):.4g}",
         soft_wrap=True,
     )
+
+
+def _next_step(config: ScoreConfig, plan: Plan) -> str:
+    """What to do with the scores, as it follows a colon; empty where nothing is to be said."""
+    if isinstance(plan, PairScoresPlan):
+        column = config.column()
+        said = f"{column.stem}: {{file: {column}, scorer: {plan.identity.kind}}}"
+        return f" name it in the data section of a run\n  scores: {{columns: {{{said}}}}}"
+    folder = config.images
+    if isinstance(plan, JudgementsPlan) or folder is None or not (folder / MANIFEST).is_file():
+        return ""
+    if len({row.model for row in read_manifest(folder)}) == 1:
+        return " generate the same prompts with another model into this folder, to compare them"
+    return f"\n  {command('compare', {'images': folder})}"
 
 
 def _measure_agreement(
@@ -360,47 +367,6 @@ def _measure_agreement(
             f"{b.low:.2f} to {b.high:.2f}", f"{b.pairs:,}", f"{b.said:.3f}", f"{b.came_true:.3f}"
         )
     console.print(table)
-
-
-def _score(
-    console: Console,
-    config: ScoreConfig,
-    folder: Path,
-    column: Path,
-    session: sessions.Session,
-    sharing: Sharing,
-) -> None:
-    make = blocks.Recipe(plan_of, config)
-    images, problems = find_images(folder)
-    plan = session.begin(make)
-    assert isinstance(plan, ScoresPlan)
-    console.print(
-        f"[bold]score[/bold]  {len(images)} images of {escape(str(folder))} with "
-        f"{column.stem}, {choose_device(config.device)}; {len(plan.known)} scores are already "
-        f"there",
-        soft_wrap=True,
-    )
-    if not do_blocks(session, plan, make, sharing, console):
-        return
-    problems += problems_of(session.failed)
-    configs.save(config, column.with_suffix(".yaml"))
-    console.print(f"[green]Done:[/green] scores in {escape(str(column))}", soft_wrap=True)
-    if (folder / MANIFEST).is_file():
-        _print_means(console, folder, column)
-        if config.diversity:
-            scorer = config.scorer.to(choose_device(config.device))
-            assert isinstance(scorer, AbstractImageScorer), "by __post_init__"
-            _measure_diversity(console, folder, column, scorer)
-    _refuse(problems)
-    if (folder / MANIFEST).is_file():
-        alone = len({row.model for row in read_manifest(folder)}) == 1
-        console.print(
-            "Next: generate the same prompts with another model into this folder, to compare them"
-            if alone
-            else f"Next:\n  {command('compare', {'images': folder})}",
-            markup=False,
-            soft_wrap=True,
-        )
 
 
 def _print_means(console: Console, images: Path, column: Path) -> None:

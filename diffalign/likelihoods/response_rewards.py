@@ -20,7 +20,7 @@ from diffalign.likelihoods.rewards import AbstractRewards, SeenViews, weights_of
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
 from diffalign.models.preference.response_scorer import inputs_of
-from diffalign.models.preference.rewards import AbstractReward, RewardModel
+from diffalign.models.preference.rewards import AbstractRewardModel, RewardModel
 from diffalign.views import View
 
 
@@ -31,7 +31,7 @@ class ResponseRewards(AbstractRewards[TokenBatch]):
     batch_type: ClassVar[type] = TokenBatch
 
     def check(self, model: AbstractModel) -> None:
-        if not isinstance(model, AbstractReward) or not model.of_responses:
+        if not isinstance(model, AbstractRewardModel) or not model.of_responses:
             raise ValueError(
                 "response_rewards are those of a reward model of responses: set model.kind to "
                 "vlm_reward, and model.candidates to responses"

@@ -19,7 +19,7 @@ from diffalign.likelihoods.base import AbstractLikelihood
 from diffalign.likelihoods.scores import side_weights
 from diffalign.models.base import AbstractModel
 from diffalign.models.devices import send
-from diffalign.models.preference.rewards import AbstractReward, RewardModel
+from diffalign.models.preference.rewards import AbstractRewardModel, RewardModel
 from diffalign.objectives.base import Measure
 
 Batch = TypeVar("Batch")
@@ -64,7 +64,7 @@ class Rewards(AbstractRewards[ImageBatch]):
     needs_captions: ClassVar[bool] = True
 
     def check(self, model: AbstractModel) -> None:
-        if not isinstance(model, AbstractReward) or model.of_responses:
+        if not isinstance(model, AbstractRewardModel) or model.of_responses:
             raise ValueError(
                 "rewards are those of a reward model of images: set model.kind to clip_reward or "
                 "vlm_reward, and model.candidates to images"

@@ -20,7 +20,12 @@ from torch import Tensor
 
 from diffalign.config import MUST_STAY
 from diffalign.models.devices import DTYPES
-from diffalign.models.preference.blip_reward import BLIPReward, blank_reward, own_names
+from diffalign.models.preference.blip_reward import (
+    RENAMED,
+    UNUSED,
+    BLIPReward,
+    blank_reward,
+)
 from diffalign.models.preference.clip_loading import (
     digest_of,
     fill,
@@ -28,6 +33,7 @@ from diffalign.models.preference.clip_loading import (
     pixel_values,
     read_state,
     read_tokenizer,
+    renamed,
 )
 from diffalign.scorers.images import AbstractTowerScorer, Images, Prepare
 from diffalign.scorers.pixels import levels_of, square, square_levels
@@ -102,7 +108,8 @@ class ImageReward(AbstractTowerScorer):
     def _network(self) -> BLIPReward:
         with torch.inference_mode(False):  # else no gradient could ever pass
             network = blank_reward(self._config)
-            fill(network, own_names(read_state(self._weights)), source=self.path)
+            state = renamed(read_state(self._weights), RENAMED, unused=UNUSED)
+            fill(network, state, source=self.path)
             return network.requires_grad_(False).eval().in_precision(DTYPES[self.dtype])
 
     @cached_property

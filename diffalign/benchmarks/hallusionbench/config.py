@@ -9,12 +9,12 @@ from typing import Any
 
 from diffalign.benchmarks.closed_questions import (
     AbstractClosedQuestions,
-    ClosedQuestion,
     refuse_unanswered,
 )
 from diffalign.benchmarks.hallusionbench import rules
 from diffalign.benchmarks.report import Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
+from diffalign.generation.responses import ImageQuestion
 from diffalign.judges.base import AbstractJudge, fill, read_template, verdicts
 
 _APART = (
@@ -72,10 +72,14 @@ class HallusionBench(AbstractClosedQuestions):
             return f"judged in the file ({self.correctness})"
         return "yes or no (stand-in)" if self.judge is None else f"judged by {self.judge.name}"
 
-    def to_ask(self) -> Sequence[ClosedQuestion]:
+    def to_ask(self, images: Path) -> Sequence[ImageQuestion]:
         assert self.questions is not None  # __post_init__ checked
         return [
-            ClosedQuestion(question_id=q.question_id, image=q.image, text=q.text)
+            ImageQuestion(
+                question_id=q.question_id,
+                image=None if q.image is None else images / q.image,
+                text=q.text,
+            )
             for q, _ in rules.read_items(self.questions)
         ]
 

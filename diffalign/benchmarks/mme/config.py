@@ -10,12 +10,12 @@ import numpy as np
 
 from diffalign.benchmarks.closed_questions import (
     AbstractClosedQuestions,
-    ClosedQuestion,
     in_a_folder,
 )
 from diffalign.benchmarks.mme import rules as mme
 from diffalign.benchmarks.report import Measure, Report, average_panel, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
+from diffalign.generation.responses import ImageQuestion
 from diffalign.intervals import Tally
 
 
@@ -43,11 +43,10 @@ class MME(AbstractClosedQuestions):
     def plan(self) -> str:
         return f"{self.responses or self.questions}: {', '.join(self.tasks)}"
 
-    def to_ask(self) -> Sequence[ClosedQuestion]:
-        assert self.questions is not None and self.asking is not None  # __post_init__ checked
-        images = self.asking.images
+    def to_ask(self, images: Path) -> Sequence[ImageQuestion]:
+        assert self.questions is not None  # __post_init__ checked
         return [
-            ClosedQuestion(
+            ImageQuestion(
                 question_id=q.question_id,
                 image=in_a_folder(
                     images, [f"{q.task}/{q.image}", f"{q.task}/images/{q.image}", q.image]
@@ -62,9 +61,9 @@ class MME(AbstractClosedQuestions):
             checked = mme.read_responses(self.responses, self.tasks)
         else:
             assert self.questions is not None
-            said = self.ask_model()
+            asked = self.ask_model()
             checked = [
-                mme.CheckedResponse(question=q, response=said[q.question_id])
+                mme.check(q, asked[q.question_id])
                 for q in mme.read_questions(self.questions, self.tasks)
             ]
         images = list(dict.fromkeys(item.question.image for item in checked))
@@ -96,7 +95,9 @@ class MME(AbstractClosedQuestions):
                 *edge_notes(whole, apart=("neither_ratio",)),
             ],
             bootstrap=self.bootstrap,
-            details=[item.row() for item in checked],
+            details=[
+                item.row(task=item.question.task, image=item.question.image) for item in checked
+            ],
         )
 
 

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from diffalign.benchmarks.closed_questions import CheckedResponse
 from diffalign.benchmarks.report import Measure
 from diffalign.errors import DataError
 from diffalign.files import read_text
@@ -65,35 +66,12 @@ class Question:
         return f"{self.task}/{self.place}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckedResponse:
-    """A response next to its question."""
-
-    question: Question
-    response: str
-
-    @property
-    def said(self) -> YesNo | None:
-        return parse_response(self.response)
-
-    @property
-    def is_right(self) -> bool:
-        return self.said == self.question.label
-
-    def row(self) -> dict[str, Any]:
-        """For a file of details."""
-        return {
-            "question_id": self.question.question_id,
-            "task": self.question.task,
-            "image": self.question.image,
-            "question": self.question.text,
-            "label": self.question.label,
-            "answer": self.response,
-            "said": self.said,
-        }
+def check(question: Question, response: str) -> CheckedResponse[Question]:
+    """A response next to its question, and what is read in it."""
+    return CheckedResponse(question=question, response=response, said=parse_response(response))
 
 
-def read_responses(folder: Path, tasks: Sequence[str]) -> list[CheckedResponse]:
+def read_responses(folder: Path, tasks: Sequence[str]) -> list[CheckedResponse[Question]]:
     """Responses as the authors' tool takes them: `TASK.txt`, a line of image, question, truth and
     response with tabs between, the two questions of an image after each other.
 
@@ -107,7 +85,7 @@ def read_responses(folder: Path, tasks: Sequence[str]) -> list[CheckedResponse]:
                 f"{path}: line {question.place + 1} has {3 + len(rest)} fields, and needs image, "
                 f"question, truth and response with tabs between"
             )
-        checked.append(CheckedResponse(question=question, response=rest[0]))
+        checked.append(check(question, rest[0]))
     return checked
 
 
@@ -200,7 +178,7 @@ COUNTS = (
 )
 
 
-def tally(checked: Sequence[CheckedResponse], images: Sequence[str]) -> Tally:
+def tally(checked: Sequence[CheckedResponse[Question]], images: Sequence[str]) -> Tally:
     """Counts of the responses of one task, shape [images], by the names of `COUNTS`.
 
     Args:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from diffalign.benchmarks.closed_questions import (
     AbstractClosedQuestions,
-    ClosedQuestion,
+    CheckedResponse,
     in_a_folder,
 )
 from diffalign.benchmarks.mmstar import rules as mmstar
 from diffalign.benchmarks.report import Report, edge_notes, panel
 from diffalign.benchmarks.saved_responses import RESPONSE_KEYS, empty_notes, responses_to
+from diffalign.generation.responses import ImageQuestion
 
 _KEYS = ("prediction", *RESPONSE_KEYS)
 
@@ -41,11 +42,9 @@ class MMStar(AbstractClosedQuestions):
     def plan(self) -> str:
         return f"{self.responses or 'the model'} to {self.questions}, by {self.read}"
 
-    def to_ask(self) -> Sequence[ClosedQuestion]:
-        assert self.asking is not None
-        images = self.asking.images
+    def to_ask(self, images: Path) -> Sequence[ImageQuestion]:
         return [
-            ClosedQuestion(
+            ImageQuestion(
                 question_id=q.question_id,
                 image=in_a_folder(
                     images, [q.image, f"{q.question_id}.jpg", f"{q.question_id}.png"]
@@ -65,7 +64,7 @@ class MMStar(AbstractClosedQuestions):
             else responses_to(self.responses, ids, keys=_KEYS)
         )
         checked = [
-            mmstar.CheckedResponse(
+            CheckedResponse(
                 question=q,
                 response=said[q.question_id],
                 said=mmstar.read(said[q.question_id], q, self.read),
@@ -97,5 +96,5 @@ class MMStar(AbstractClosedQuestions):
                 *edge_notes(whole, apart=("unread_ratio",)),
             ],
             bootstrap=self.bootstrap,
-            details=[item.row() for item in checked],
+            details=[item.row(category=item.question.category) for item in checked],
         )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diffalign.benchmarks.closed_questions import CheckedResponse
 from diffalign.benchmarks.report import Measure
 from diffalign.benchmarks.saved_responses import read_table, refuse_repeated
 from diffalign.errors import DataError
@@ -57,31 +58,6 @@ class Question:
     label: str
     """The right letter."""
     category: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckedResponse:
-    """A response next to its question."""
-
-    question: Question
-    response: str
-    said: str | None
-    """The letter that was read; None where none could be."""
-
-    @property
-    def is_right(self) -> bool:
-        return self.said == self.question.label
-
-    def row(self) -> dict[str, Any]:
-        """For a file of details."""
-        return {
-            "question_id": self.question.question_id,
-            "category": self.question.category,
-            "question": self.question.text,
-            "label": self.question.label,
-            "answer": self.response,
-            "said": self.said,
-        }
 
 
 def read_letter(response: str) -> str | None:
@@ -183,7 +159,7 @@ def _with_options(text: str, options: Mapping[str, str]) -> str:
 COUNTS = ("questions", "right", "unread", "chance", "words")
 
 
-def tally(checked: Sequence[CheckedResponse], images: Sequence[str]) -> Tally:
+def tally(checked: Sequence[CheckedResponse[Question]], images: Sequence[str]) -> Tally:
     """Counts, shape [images], by the names of `COUNTS`; `chance` is what guessing gets right."""
     places = {image: place for place, image in enumerate(images)}
     counts = np.zeros((len(COUNTS), len(places)))

@@ -6,36 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffalign.benchmarks.base import AbstractBenchmark
+from diffalign.benchmarks.closed_questions import AbstractClosedQuestions
 from diffalign.benchmarks.pope import rules as pope
 from diffalign.benchmarks.report import Report, average_panel, edge_notes, panel
 from diffalign.benchmarks.saved_responses import empty_notes
 from diffalign.data.responses.coco import image_file
-from diffalign.generation.responses import Asked, Asking, ImageQuestion, ask, check_one_source
+from diffalign.generation.responses import ImageQuestion
 from diffalign.intervals import Tally
-from diffalign.models.base import AbstractModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pope(AbstractBenchmark):
+class Pope(AbstractClosedQuestions):
     """POPE of saved responses; `diffalign.benchmarks.pope.rules` has the rules and their source."""
 
     questions: Path | Mapping[str, Path]
     """The published file of one split, or of several by name: `questions.random=FILE`."""
-    responses: Path | Mapping[str, Path] | None = None
+    responses: Path | Mapping[str, Path] | None = None  # type: ignore[assignment]  # several
     """Saved responses to them, likewise: `{question_id, response}`, one a line or a JSON list; null
     asks the model."""
-    model: AbstractModel | None = None
-    """The model to ask where there are no saved responses."""
-    asking: Asking | None = None
-    """How it is asked."""
     suffix: str = ""
     """Text after each question when a model is asked; LLaVA's own evaluation puts
     `\\nAnswer the question using a single word or phrase.`"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_source(self.responses, self.model, self.asking, name="responses")
         if self.responses is None:
             return
         questions, responses = _by_split(self.questions), _by_split(self.responses)
@@ -46,10 +40,6 @@ class Pope(AbstractBenchmark):
                 "questions=FILE responses=FILE, or questions.random=FILE responses.random=FILE ..."
             )
 
-    @property
-    def kept(self) -> tuple[Path, ...]:
-        return () if self.asking is None else (self.asking.saves,)
-
     def plan(self) -> str:
         responses = {} if self.responses is None else _by_split(self.responses)
         return "; ".join(
@@ -58,7 +48,7 @@ class Pope(AbstractBenchmark):
         )
 
     def report(self) -> Report:
-        questions = {s: pope.read_questions(path) for s, path in _by_split(self.questions).items()}
+        questions = self._questions_by_split()
         checked = self._checked(questions)
         images = list(dict.fromkeys(q.image for split in questions.values() for q in split))
         tallies = {split: pope.tally(items, images) for split, items in checked.items()}
@@ -73,8 +63,7 @@ class Pope(AbstractBenchmark):
             settings={
                 "positive": "yes",
                 "splits": ", ".join(tallies),
-                **({"suffix": self.suffix} if self.suffix else {}),
-                **(self.asking.figures_depend_on if self.asking else {}),
+                **self.figures_depend_on,
             },
             left_out={
                 f"questions of {split} without a response": _unanswered(
@@ -97,43 +86,32 @@ class Pope(AbstractBenchmark):
         if self.responses is not None:
             files = _by_split(self.responses)
             return {s: pope.read_responses(files[s], asked) for s, asked in questions.items()}
-        asked = self._ids(questions)
-        to_ask = self._to_ask(asked)
-        responses = ask(to_ask.model, to_ask.questions, to_ask.asking)
+        ids, said = _ids(questions), self.ask_model()
         return {
             split: [
-                pope.CheckedResponse(question=q, response=responses[asked[q.image, q.text]])
+                pope.CheckedResponse(question=q, response=said[ids[q.image, q.text]])
                 for q in of_split
             ]
             for split, of_split in questions.items()
         }
 
-    def asked(self) -> Asked | None:
-        if self.responses is not None:
-            return None
-        questions = {s: pope.read_questions(path) for s, path in _by_split(self.questions).items()}
-        return self._to_ask(self._ids(questions))
-
-    @staticmethod
-    def _ids(questions: Mapping[str, Sequence[pope.Question]]) -> dict[tuple[str, str], str]:
-        """Image and text of each question, once: splits share those about what is there."""
-        asked: dict[tuple[str, str], str] = {}
-        for split, of_split in questions.items():
-            for q in of_split:
-                asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
-        return asked
-
-    def _to_ask(self, ids: Mapping[tuple[str, str], str]) -> Asked:
-        assert self.asking is not None  # __post_init__ checked
-        questions = [
-            ImageQuestion(
-                question_id=i,
-                image=image_file(self.asking.images, image),
-                text=text + self.suffix,
-            )
-            for (image, text), i in ids.items()
+    def to_ask(self, images: Path) -> Sequence[ImageQuestion]:
+        return [
+            ImageQuestion(question_id=i, image=image_file(images, image), text=text)
+            for (image, text), i in _ids(self._questions_by_split()).items()
         ]
-        return Asked(model=self.model, questions=questions, asking=self.asking)
+
+    def _questions_by_split(self) -> dict[str, list[pope.Question]]:
+        return {s: pope.read_questions(path) for s, path in _by_split(self.questions).items()}
+
+
+def _ids(questions: Mapping[str, Sequence[pope.Question]]) -> dict[tuple[str, str], str]:
+    """Image and text of each question, once: splits share those about what is there."""
+    asked: dict[tuple[str, str], str] = {}
+    for split, of_split in questions.items():
+        for q in of_split:
+            asked.setdefault((q.image, q.text), f"{split}/{q.question_id}")
+    return asked
 
 
 def _notes(tallies: Mapping[str, Tally]) -> list[str]:

@@ -1,7 +1,7 @@
 """The network of ImageReward: BLIP's vision tower, its text encoder looking at it, and a head.
 
 Built of transformers' BLIP. Weights bear the names of the authors' checkpoint, which are those of
-Salesforce's BLIP; `own_names` has the mapping.
+Salesforce's BLIP; `RENAMED` has the mapping.
 
 Source: Xu et al. 2023, arXiv:2304.05977; THUDM/ImageReward, ImageReward.py and models/BLIP.
 """
@@ -9,7 +9,6 @@ Source: Xu et al. 2023, arXiv:2304.05977; THUDM/ImageReward, ImageReward.py and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ RELEASED: dict[str, Any] = {
 """ViT-L/16 and BERT base, as a BlipConfig. The epsilons and the twelve heads are the authors':
 transformers' defaults are others."""
 
-_RENAMED = [
+RENAMED = [
     (r"^blip\.text_encoder\.", "text."),
     (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
     (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
@@ -69,7 +68,8 @@ _RENAMED = [
     (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
     (r"^mlp\.layers\.", "head."),
 ]
-_UNUSED = re.compile(r"blip\.(vision|text)_proj\.(weight|bias)")
+"""The names of the checkpoint, and those in `BLIPReward`."""
+UNUSED = re.compile(r"blip\.(vision|text)_proj\.(weight|bias)")
 """Weights that the checkpoint has from BLIP's own training, and no score depends on."""
 
 
@@ -144,15 +144,3 @@ def blank_reward(config_file: Path | None) -> BLIPReward:
     config = BlipConfig.from_dict(content)
     network: BLIPReward = blank(lambda: BLIPReward(config))
     return network
-
-
-def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' checkpoint by their names in `BLIPReward`; others keep theirs."""
-    renamed = {}
-    for name, value in state.items():
-        if _UNUSED.fullmatch(name):
-            continue
-        for pattern, new in _RENAMED:
-            name = re.sub(pattern, new, name)
-        renamed[name] = value
-    return renamed

@@ -344,6 +344,26 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def renamed(
+    state: Mapping[str, Tensor], names: Sequence[tuple[str, str]], *, unused: re.Pattern[str]
+) -> dict[str, Tensor]:
+    """Weights of a checkpoint by their names in a network; others keep theirs.
+
+    Args:
+        state: the weights by the names of the checkpoint.
+        names: patterns of names there, and what takes their place, in turn.
+        unused: whole names of weights that no score depends on, which are left out.
+    """
+    found = {}
+    for name, value in state.items():
+        if unused.fullmatch(name):
+            continue
+        for pattern, new in names:
+            name = re.sub(pattern, new, name)
+        found[name] = value
+    return found
+
+
 def fill(module: nn.Module, state: Mapping[str, Tensor], *, source: Path | str) -> None:
     """Give a module all its weights, and refuse a checkpoint that does not fit it.
 

@@ -35,7 +35,7 @@ from diffalign.models.preference.clip_loading import (
 from diffalign.models.preference.heads.base import Features
 from diffalign.models.preference.rewards import (
     AbstractEncoder,
-    AbstractReward,
+    AbstractRewardModel,
     RewardModel,
 )
 from diffalign.models.sharding import Sharder
@@ -66,7 +66,7 @@ class CLIPEncoder(AbstractEncoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPReward(AbstractReward):
+class CLIPReward(AbstractRewardModel):
     """A reward model of images on CLIP's features."""
 
     path: str = field(metadata=MAY_CHANGE)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, Qwen2VLModel
 
-from diffalign.models.preference.clip_loading import refuse_misfits
+from diffalign.models.preference.clip_loading import refuse_misfits, renamed
 
 HEAD_WIDTHS = (1024, 16, 2)
 """Outputs of the head's layers."""
@@ -103,7 +103,7 @@ def filled_hpsv3(
     own.get_text_config().vocab_size = vocabulary
     with torch.device("meta"):
         network = HPSv3Reward(Qwen2VLModel(own), token)  # type: ignore[arg-type]
-    given = refuse_misfits(network, own_names(state), source=source)
+    given = refuse_misfits(network, renamed(state, _RENAMED, unused=_UNUSED), source=source)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "rm_head": {}}
     for name, value in given.items():
         part, _, inside = name.partition(".")
@@ -114,15 +114,3 @@ def filled_hpsv3(
     network.rm_head.to_empty(device="cpu").float()
     network.rm_head.load_state_dict(parts["rm_head"])
     return network.requires_grad_(False).eval()
-
-
-def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the authors' checkpoint by their names in `HPSv3Reward`."""
-    renamed = {}
-    for name, value in state.items():
-        if _UNUSED.fullmatch(name):
-            continue
-        for pattern, new in _RENAMED:
-            name = re.sub(pattern, new, name)
-        renamed[name] = value
-    return renamed

@@ -177,7 +177,7 @@ class OneTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractReward(AbstractModel, abc.ABC):
+class AbstractRewardModel(AbstractModel, abc.ABC):
     """The settings of a reward model."""
 
     head: AbstractHead
@@ -242,7 +242,7 @@ class AbstractReward(AbstractModel, abc.ABC):
         return OneTime()
 
     @abc.abstractmethod
-    def reopened(self, folder: Path) -> AbstractReward:
+    def reopened(self, folder: Path) -> AbstractRewardModel:
         """The same with what training wrote of its encoder.
 
         Args:
@@ -337,7 +337,7 @@ def exported(path: Path) -> Path:
     )
 
 
-def settings_of(folder: Path) -> AbstractReward:
+def settings_of(folder: Path) -> AbstractRewardModel:
     """The settings of an exported model, with what was trained of its encoder.
 
     Raises:
@@ -348,7 +348,7 @@ def settings_of(folder: Path) -> AbstractReward:
     if not isinstance(tree, dict):
         raise ModelError(f"{folder / REWARD} holds no settings of a model")
     settings = config.from_dict(AbstractModel, tree, place=str(folder / REWARD))  # type: ignore[type-abstract]
-    if not isinstance(settings, AbstractReward):
+    if not isinstance(settings, AbstractRewardModel):
         raise ModelError(f"{folder / REWARD} is of a {tree.get('kind')}, which is no reward model")
     encoder = folder / ENCODER
     return settings.reopened(encoder) if encoder.is_dir() else settings

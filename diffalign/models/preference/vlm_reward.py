@@ -24,7 +24,7 @@ from torch import Tensor
 from diffalign.errors import ModelError
 from diffalign.models.base import AbstractModel, ReferenceKind
 from diffalign.models.preference.heads.base import Features
-from diffalign.models.preference.rewards import AbstractEncoder, AbstractReward, RewardModel
+from diffalign.models.preference.rewards import AbstractEncoder, AbstractRewardModel, RewardModel
 from diffalign.models.sharding import Sharder
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.token_scores import TokenScorer
@@ -70,7 +70,7 @@ class VLMEncoder(AbstractEncoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLMReward(AbstractReward):
+class VLMReward(AbstractRewardModel):
     """A reward model of images, or of responses, on a vision-language model."""
 
     candidates: Literal["images", "responses"] = "images"
