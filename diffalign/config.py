@@ -28,6 +28,8 @@ from diffalign.ranges import refuse_outside
 
 T = TypeVar("T")
 
+COMMAND_LINE = "command line"
+"""Where settings are from that no file gave, in messages."""
 SHAPES_RUN = "shapes_run"
 """Key of a field's metadata: whether runs that differ in this setting are different runs. A setting
 that says nothing does shape its run."""
@@ -49,7 +51,7 @@ def load(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: naming file, key, what was given, what is allowed and what to do.
     """
-    place = str(path) if path is not None else "command line"
+    place = str(path) if path is not None else COMMAND_LINE
     return _build(cls, tree(path, overrides), place=place, key="")
 
 
@@ -58,7 +60,7 @@ def tree(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
     found = _read(path) if path is not None else {}
     for override in overrides:
         _apply(found, override)
-    keys.refuse_credentials(found, str(path) if path is not None else "command line")
+    keys.refuse_credentials(found, str(path) if path is not None else COMMAND_LINE)
     return found
 
 
@@ -183,8 +185,11 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
+        names = ", ".join(f"{prefix}{name}" for name in missing)
+        what = "it" if len(missing) == 1 else "them"
         raise ConfigError(
-            f"{place}: {prefix}{missing[0]} must be given: {cls.__name__} has no default for it"
+            f"{place}: {names} must be given: {cls.__name__} has no default for {what}",
+            lacking=place == COMMAND_LINE,  # a file shows by itself what else a run needs
         )
     try:
         return cls(**values)

@@ -432,6 +432,10 @@ def _measure_diversity(
     console.print(f"  {escape(table.explanation)}", soft_wrap=True)
 
 
+def _how_many(images: int) -> str:
+    return "1 image has" if images == 1 else f"{images:,} images have"
+
+
 def _refuse(problems: list[Problem]) -> None:
     if problems:
         lines = [f"  {item.path}: {item.reason}" for item in problems[:_LISTED_PROBLEMS]]
@@ -439,7 +443,7 @@ def _refuse(problems: list[Problem]) -> None:
         raise DataError(
             "\n".join(
                 [
-                    f"{len(problems)} images have no score; all others have theirs:",
+                    f"{_how_many(len(problems))} no score; all others have theirs:",
                     *lines,
                     *([f"  and {more} more"] if more > 0 else []),
                 ]
