@@ -152,9 +152,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     """One dataclass from a mapping; `key` is its own dotted path."""
-    where = key or "the top level"
     if not isinstance(tree, dict):
-        raise ConfigError(f"{place}: {where} must be a mapping of keys, got {shortly(tree)}")
+        raise ConfigError(
+            f"{place}: {key or 'the top level'} must be a mapping of keys, got {shortly(tree)}"
+        )
     tree = dict(tree)
     if inspect.isabstract(cls):
         cls = _component_class(cls, tree, place=place, key=key)
@@ -194,7 +195,8 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     try:
         return cls(**values)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ConfigError(f"{place}: {where}: {error}") from error
+        where = f"{place}: {key}" if key else place
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: str) -> Any:

@@ -432,18 +432,15 @@ def _measure_diversity(
     console.print(f"  {escape(table.explanation)}", soft_wrap=True)
 
 
-def _how_many(images: int) -> str:
-    return "1 image has" if images == 1 else f"{images:,} images have"
-
-
 def _refuse(problems: list[Problem]) -> None:
     if problems:
         lines = [f"  {item.path}: {item.reason}" for item in problems[:_LISTED_PROBLEMS]]
         more = len(problems) - _LISTED_PROBLEMS
+        one_or_more = f"{len(problems)} images have" if len(problems) > 1 else "1 image has"
         raise DataError(
             "\n".join(
                 [
-                    f"{_how_many(len(problems))} no score; all others have theirs:",
+                    f"{one_or_more} no score; all others have theirs:",
                     *lines,
                     *([f"  and {more} more"] if more > 0 else []),
                 ]

@@ -78,8 +78,10 @@ def test_a_benchmark_is_a_table_with_its_intervals():
 
 def test_a_single_row_is_told_from_top_to_bottom():
     row = {"scorer": "oracle", "win_rate": 0.75, "win_rate_interval": {"low": 0.6, "high": 0.85}}
+    row["holm"] = None
     shown = re.sub(r"<[^>]*>|\s", "|", "".join(result_parts({"comparisons": [row]})))
     assert re.search(r"scorer\|+oracle\|+win\|rate\|+75\.0%\|+60\.0%\|to\|85\.0%", shown)
+    assert "holm" not in shown
 
 
 def test_figures_of_several_models_stand_side_by_side(tmp_path):
