@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as json_text
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -315,6 +316,14 @@ def main() -> None:
     try:
         _refuse_foreign_flags(sys.argv[1:])
         app()
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            print(
+                "Stopped by Ctrl-C. What is finished stays; start the same command again, a "
+                "training run that has saved with --resume",
+                file=sys.stderr,
+            )
+        raise
     except (DiffalignError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:
             raise  # a library's, not the disk's or a path's

@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from diffalign import cli
+from diffalign import cli, config
 
 SMOKE = Path(__file__).parents[1] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 
@@ -63,6 +63,17 @@ def test_who_leaves_out_what_is_needed_is_shown_an_example(words, lacks, monkeyp
     status, said = run(monkeypatch, capsys, *words)
     assert status == 1 and lacks in said
     assert said.endswith(f"For example: {cli.example(words)}")
+
+
+def test_who_stops_a_job_is_told_how_it_goes_on(monkeypatch, capsys):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "load", stopped)
+    status, said = run(monkeypatch, capsys, "score")
+    assert status == 130 and said.startswith("Stopped by Ctrl-C. What is finished stays;")
+    monkeypatch.setenv("RANK", "1")
+    assert run(monkeypatch, capsys, "score") == (130, "")  # one of many processes tells it
 
 
 def test_other_mistakes_are_shown_none(monkeypatch, capsys):
