@@ -84,8 +84,8 @@ def _tables_of(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
     columns = [name for name in columns if name not in same]
     columns.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     if len(rows) == 1:  # many columns of one row would not fit a screen
-        said = [name for name in columns if rows[0].get(name) is not None]
-        return [table(["", ""], [[n.replace("_", " "), _cell(rows[0], n)] for n in said])]
+        there = [name for name in columns if rows[0].get(name) is not None]
+        return [table(["", ""], [[n.replace("_", " "), _cell(rows[0], n)] for n in there])]
     parts = [
         table(
             [name.replace("_", " ") for name in columns],

@@ -376,7 +376,8 @@ def _next(run: RunFolder) -> Iterator[Html]:
         yield _told("Go on from the newest checkpoint:", again)
         return
     if run.writes_responses:
-        asked = {"questions": "QUESTIONS.json", "asking.images": "FOLDER", "model.kind": "vlm"}
+        asked: dict[str, Any] = {"questions": "QUESTIONS.json", "asking.images": "FOLDER"}
+        asked["model.kind"] = "vlm"
         asked["asking.saves"] = str(path / "pope.jsonl")
         asked["model.path"] = str(path / "final")
         if isinstance(lora := run.setting("model.lora"), Mapping):
