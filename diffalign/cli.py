@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json as json_text
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +38,10 @@ app.add_typer(images)
 BENCHMARKS = "diffalign.benchmarks"
 
 
-@app.command()
+@app.command(
+    epilog="Example: diffalign train configs/diffusion_dpo/sdxl_lora_24gb.yaml "
+    "data.path=pairs.parquet output=runs/mine"
+)
 def train(
     settings: Settings = None,
     dry_run: Annotated[
@@ -56,7 +61,7 @@ def train(
     path, overrides = arguments.split(settings)
     if path is None:
         raise ConfigError(
-            "train needs a config file, for example configs/smoke/diffusion_dpo_sdxl.yaml"
+            "train needs a config file; ready-made ones lie in configs/", lacking=True
         )
     from diffalign.jobs import train as job
     from diffalign.training.checks import check
@@ -72,7 +77,7 @@ def train(
     job.run(run, dry_run=dry_run, resume=start, processes=processes)
 
 
-@app.command()
+@app.command(epilog="Example: diffalign precompute configs/diffusion_dpo/sdxl.yaml --processes 8")
 def precompute(
     settings: Settings = None,
     processes: Processes = 1,
@@ -91,8 +96,8 @@ def precompute(
     path, overrides = arguments.split(settings)
     if path is None:
         raise ConfigError(
-            "precompute needs the config file of a training run, for example "
-            "configs/diffusion_dpo/sdxl.yaml or configs/dpo/llava15_7b.yaml"
+            "precompute needs the config file of a training run, of images or of responses",
+            lacking=True,
         )
     from diffalign.jobs import precompute as job
 
@@ -102,7 +107,7 @@ def precompute(
     )
 
 
-@app.command()
+@app.command(epilog="Example: diffalign plan configs/diffusion_dpo/sdxl_lora_24gb.yaml --gpu 24gb")
 def plan(
     settings: Settings = None,
     gpu: Annotated[
@@ -113,10 +118,7 @@ def plan(
     """Count the memory of a training run by part, and say whether it fits a device."""
     path, overrides = arguments.split(settings)
     if path is None:
-        raise ConfigError(
-            "plan needs the config file of a training run, for example "
-            "configs/diffusion_dpo/sdxl_lora_24gb.yaml"
-        )
+        raise ConfigError("plan needs the config file of a training run", lacking=True)
     from diffalign.jobs import plan as job
     from diffalign.training import presets
 
@@ -140,7 +142,7 @@ def _run_of(path: Path, overrides: list[str]) -> tuple[RunConfig, list[str]]:
     return run, [*choice.overrides, "preset=null"]
 
 
-@app.command()
+@app.command(epilog="Example: diffalign export runs/mine form=single_file dtype=fp16")
 def export(
     settings: Annotated[
         list[str] | None,
@@ -161,7 +163,7 @@ def export(
     job.run(config.load(job.ExportConfig, None, [f"run={json_text.dumps(run)}", *overrides]))
 
 
-@app.command()
+@app.command(epilog="Example: diffalign convert ImageReward.pt output=imagereward.safetensors")
 def convert(
     settings: Annotated[
         list[str] | None,
@@ -174,15 +176,15 @@ def convert(
 
     weights, overrides = arguments.subject(settings)
     if weights is None:
-        raise ConfigError(
-            "convert takes the file of weights first: diffalign convert ImageReward.pt "
-            "output=imagereward.safetensors"
-        )
+        raise ConfigError("convert takes the file of weights first", lacking=True)
     named = f"weights={json_text.dumps(weights)}"
     job.run(config.load(job.ConvertConfig, None, [named, *overrides]))
 
 
-@app.command()
+@app.command(
+    epilog="Example: diffalign evaluate chair captions=captions.jsonl objects=objects.json "
+    "synonyms=synonyms.txt"
+)
 def evaluate(
     benchmark: Annotated[
         str, typer.Argument(help=f"One of {', '.join(components.folder_kinds(BENCHMARKS))}.")
@@ -205,7 +207,7 @@ def evaluate(
     job.run(config.load(cls, path, overrides), json_only=json, sharing=shared)
 
 
-@app.command()
+@app.command(epilog="Example: diffalign synthesise configs/synthesis/bdhs.yaml")
 def synthesise(
     settings: Settings = None,
     processes: Processes = 1,
@@ -222,7 +224,7 @@ def synthesise(
     job.run(config.load(job.SynthesiseConfig, path, overrides), shared)
 
 
-@app.command()
+@app.command(epilog="Example: diffalign diagnose runs/mine")
 def diagnose(settings: Settings = None) -> None:
     """Show which words a run on responses made more or less probable, and where the model looks."""
     from diffalign import config
@@ -230,12 +232,12 @@ def diagnose(settings: Settings = None) -> None:
 
     folder, overrides = arguments.subject(settings)
     if folder is None:
-        raise ConfigError("diagnose takes the folder of a run first: diffalign diagnose runs/mine")
+        raise ConfigError("diagnose takes the folder of a run first", lacking=True)
     named = f"run={json_text.dumps(folder)}"
     job.run(config.load(job.DiagnoseConfig, None, [named, *overrides]))
 
 
-@app.command()
+@app.command(epilog="Example: diffalign demo --vlm")
 def demo(
     settings: Settings = None,
     vlm: Annotated[
@@ -256,7 +258,7 @@ def demo(
         job.run(config.load(job.DemoConfig, path, overrides))
 
 
-@app.command()
+@app.command(epilog="Example: diffalign env")
 def env() -> None:
     """Print versions, devices and extras for a bug report."""
     from diffalign.jobs import env as job
@@ -314,11 +316,22 @@ def main() -> None:
     try:
         _refuse_foreign_flags(sys.argv[1:])
         app()
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            print(
+                "Stopped by Ctrl-C. What is finished stays; start the same command again, a "
+                "training run that has saved with --resume",
+                file=sys.stderr,
+            )
+        raise
     except (DiffalignError, OSError) as error:
         if isinstance(error, OSError) and error.errno is None:
             raise  # a library's, not the disk's or a path's
         of_library = isinstance(error, ModelError) and error.__cause__ is not None
-        _say(error, versions.advice(error) if of_library else "")
+        advice = versions.advice(error) if of_library else ""
+        if isinstance(error, ConfigError) and error.lacking:
+            advice = f"For example: {example(sys.argv[1:])}"
+        _say(error, advice)
         sys.exit(1)
     except Exception as error:
         if not (advice := versions.advice(error)):
@@ -327,6 +340,13 @@ def main() -> None:
             traceback.print_exc()
         _say(error, advice)
         sys.exit(1)
+
+
+def example(words: Sequence[str]) -> str:
+    """The command that the help of a job ends with; empty where the first word is no job."""
+    jobs = getattr(typer.main.get_command(app), "commands", {})
+    job = jobs.get(words[0]) if words else None
+    return "" if job is None else str(job.epilog).removeprefix("Example: ")
 
 
 def _say(error: Exception, advice: str) -> None:

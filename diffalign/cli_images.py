@@ -14,7 +14,10 @@ from diffalign.arguments import Address, Engine, Processes, Settings, ShardOptio
 images = typer.Typer()
 
 
-@images.command()
+@images.command(
+    epilog="Example: diffalign generate models.base=stabilityai/stable-diffusion-xl-base-1.0 "
+    "models.aligned=runs/mine prompts.file=prompts.txt output=runs/look --grid"
+)
 def generate(
     settings: Settings = None,
     grid: Annotated[bool, typer.Option("--grid", help="Render the captioned grid.")] = False,
@@ -32,7 +35,7 @@ def generate(
     job.run(config.load(job.GenerateConfig, path, overrides + ["grid=true"] * grid), shared)
 
 
-@images.command()
+@images.command(epilog="Example: diffalign score images=runs/look scorer.kind=pickscore")
 def score(
     settings: Settings = None,
     processes: Processes = 1,
@@ -49,7 +52,7 @@ def score(
     job.run(config.load(job.ScoreConfig, path, overrides), shared)
 
 
-@images.command()
+@images.command(epilog="Example: diffalign prefer images=runs/look output=runs/pairs")
 def prefer(settings: Settings = None) -> None:
     """Make preference pairs of scored images: a data set for train."""
     from diffalign import config
@@ -59,7 +62,7 @@ def prefer(settings: Settings = None) -> None:
     job.run(config.load(job.PreferConfig, path, overrides))
 
 
-@images.command()
+@images.command(epilog="Example: diffalign compare images=runs/look")
 def compare(settings: Settings = None) -> None:
     """Compare models by scores, paired by prompt and seed: win rates, intervals, a report."""
     from diffalign import config
@@ -69,7 +72,10 @@ def compare(settings: Settings = None) -> None:
     job.run(config.load(job.CompareConfig, path, overrides))
 
 
-@images.command("best-checkpoint")
+@images.command(
+    "best-checkpoint",
+    epilog="Example: diffalign best-checkpoint runs/mine prompts=prompts.txt scorer.kind=pickscore",
+)
 def best_checkpoint(
     settings: Annotated[
         list[str] | None,
@@ -86,7 +92,7 @@ def best_checkpoint(
     job.run(config.load(job.BestCheckpointConfig, path, overrides))
 
 
-@images.command()
+@images.command(epilog="Example: diffalign check pairs.parquet")
 def check(
     data: Annotated[
         list[str] | None,
@@ -103,7 +109,7 @@ def check(
         raise typer.Exit(1)
 
 
-@images.command()
+@images.command(epilog="Example: diffalign label runs/look people=3")
 def label(
     data: Annotated[
         list[str] | None,
@@ -120,7 +126,7 @@ def label(
     job.run(job.load(named, overrides), only_export=export)
 
 
-@images.command()
+@images.command(epilog="Example: diffalign report runs/mine runs/other")
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Folders of training runs.")
@@ -135,7 +141,7 @@ def report(
     job.run(runs, output)
 
 
-@images.command()
+@images.command(epilog="Example: diffalign studio runs --port 8471")
 def studio(
     folder: Annotated[Path, typer.Argument(help="Runs are looked for in it.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8470,

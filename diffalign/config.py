@@ -28,6 +28,8 @@ from diffalign.ranges import refuse_outside
 
 T = TypeVar("T")
 
+COMMAND_LINE = "command line"
+"""Where settings are from that no file gave, in messages."""
 SHAPES_RUN = "shapes_run"
 """Key of a field's metadata: whether runs that differ in this setting are different runs. A setting
 that says nothing does shape its run."""
@@ -49,7 +51,7 @@ def load(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: naming file, key, what was given, what is allowed and what to do.
     """
-    place = str(path) if path is not None else "command line"
+    place = str(path) if path is not None else COMMAND_LINE
     return _build(cls, tree(path, overrides), place=place, key="")
 
 
@@ -58,7 +60,7 @@ def tree(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
     found = _read(path) if path is not None else {}
     for override in overrides:
         _apply(found, override)
-    keys.refuse_credentials(found, str(path) if path is not None else "command line")
+    keys.refuse_credentials(found, str(path) if path is not None else COMMAND_LINE)
     return found
 
 
@@ -150,9 +152,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
     """One dataclass from a mapping; `key` is its own dotted path."""
-    where = key or "the top level"
     if not isinstance(tree, dict):
-        raise ConfigError(f"{place}: {where} must be a mapping of keys, got {shortly(tree)}")
+        raise ConfigError(
+            f"{place}: {key or 'the top level'} must be a mapping of keys, got {shortly(tree)}"
+        )
     tree = dict(tree)
     if inspect.isabstract(cls):
         cls = _component_class(cls, tree, place=place, key=key)
@@ -183,13 +186,17 @@ def _build(cls: Any, tree: Any, *, place: str, key: str) -> Any:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
+        names = ", ".join(f"{prefix}{name}" for name in missing)
+        what = "it" if len(missing) == 1 else "them"
         raise ConfigError(
-            f"{place}: {prefix}{missing[0]} must be given: {cls.__name__} has no default for it"
+            f"{place}: {names} must be given: {cls.__name__} has no default for {what}",
+            lacking=place == COMMAND_LINE,  # a file shows by itself what else a run needs
         )
     try:
         return cls(**values)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ConfigError(f"{place}: {where}: {error}") from error
+        where = f"{place}: {key}" if key else place
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _component_class(abstract: Any, tree: dict[str, Any], *, place: str, key: str) -> Any:

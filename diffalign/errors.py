@@ -11,7 +11,16 @@ class DiffalignError(Exception):
 
 
 class ConfigError(DiffalignError):
-    """A setting is unknown, of the wrong type, or contradicts another one."""
+    """A setting is unknown, of the wrong type, missing, or contradicts another one."""
+
+    def __init__(self, message: str, *, lacking: bool = False) -> None:
+        """Args:
+        message: the sentence.
+        lacking: something that has no default was not given, so that an example of the whole
+            command says more than the sentence; the command line adds one.
+        """
+        super().__init__(message)
+        self.lacking = lacking
 
 
 class DataError(DiffalignError):

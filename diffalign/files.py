@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from diffalign.errors import DataError, DiffalignError
 from diffalign.parsing import checked, decode_text, parse_json, shortly
@@ -30,12 +31,25 @@ T = TypeVar("T")
 def writing(path: Path) -> Iterator[None]:
     """Raise DataError, naming `path`, where the disk refuses."""
     try:
-        yield
+        with disk_errors():
+            yield
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error}). What was written before stays; make room, and "
             f"start the same command again, a training run with --resume"
         ) from error
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise OSError where the disk refuses what safetensors writes: its own error is no such."""
+    try:
+        yield
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code)) from error
 
 
 @contextmanager
@@ -55,7 +69,8 @@ def replacing_file(path: Path, *, draft: Path | None = None) -> Iterator[Path]:
     draft = draft or path.with_name(path.name + ".part")
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield draft
+        with disk_errors():
+            yield draft
         open_to_others(draft)
         flush(draft)
         draft.replace(path)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
-from diffalign import cli
+from diffalign import cli, config
 
 SMOKE = Path(__file__).parents[1] / "configs/smoke/diffusion_dpo_sdxl.yaml"
 
@@ -36,6 +37,48 @@ def test_help_is_instant_and_names_every_job():
     jobs = ("train", "precompute", "generate", "score", "compare", "check", "demo", "env")
     for job in (*jobs, "best-checkpoint", "convert"):
         assert f" {job} " in result.stdout
+
+
+def test_help_of_every_command_ends_with_an_example_that_is_one(monkeypatch, capsys):
+    known = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    for name in known:
+        example = cli.example([name])
+        assert example.startswith(f"diffalign {name}"), name
+        status, said = run(monkeypatch, capsys, name, "--help")
+        assert status == 0 and said.endswith(f"Example: {example}"), name
+    assert cli.example([]) == cli.example(["trian"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "lacks"),
+    [
+        (["generate"], "models, prompts, output must be given"),
+        (["score", "images=runs/look"], "scorer must be given"),
+        (["prefer"], "output must be given"),
+        (["evaluate", "chair", "captions=captions.jsonl"], "objects, synonyms must be given"),
+        (["train"], "train needs a config file"),
+    ],
+)
+def test_who_leaves_out_what_is_needed_is_shown_an_example(words, lacks, monkeypatch, capsys):
+    status, said = run(monkeypatch, capsys, *words)
+    assert status == 1 and lacks in said
+    assert said.endswith(f"For example: {cli.example(words)}")
+
+
+def test_who_stops_a_job_is_told_how_it_goes_on(monkeypatch, capsys):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "load", stopped)
+    status, said = run(monkeypatch, capsys, "score")
+    assert status == 130 and said.startswith("Stopped by Ctrl-C. What is finished stays;")
+    monkeypatch.setenv("RANK", "1")
+    assert run(monkeypatch, capsys, "score") == (130, "")  # one of many processes tells it
+
+
+def test_other_mistakes_are_shown_none(monkeypatch, capsys):
+    status, said = run(monkeypatch, capsys, "generate", "models.base=nothing", "seds=3")
+    assert status == 1 and "Did you mean seeds?" in said and "For example" not in said
 
 
 def test_help_of_evaluate_lists_the_folders_of_benchmarks(monkeypatch, capsys):
@@ -141,10 +184,7 @@ def test_parquet_without_labels_is_refused_with_what_was_found(
 
 def test_train_without_a_config_says_where_to_find_one(monkeypatch, capsys):
     status, said = run(monkeypatch, capsys, "train")
-    assert (
-        status == 1
-        and "train needs a config file, for example configs/smoke/diffusion_dpo_sdxl.yaml" in said
-    )
+    assert status == 1 and "train needs a config file; ready-made ones lie in configs/" in said
 
 
 def test_the_processes_option_is_not_passed_to_the_processes():

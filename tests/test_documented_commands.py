@@ -44,7 +44,13 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-COMMANDS = commands()
+COMMANDS = [
+    *commands(),
+    *(
+        (f"{job} --help", cli.example([job]))
+        for job in typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    ),
+]
 
 
 def test_there_are_commands():

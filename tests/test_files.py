@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from diffalign.errors import DataError
 from diffalign.files import (
     append_json_lines,
+    disk_errors,
     finish_tree,
     numbered_lines,
     read_json_lines,
@@ -41,6 +45,31 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert [path.name for path in target.parent.iterdir()] == ["x.png"]
+
+
+@pytest.fixture
+def no_file_above_4_kb():
+    """A real refusal of the system, as libraries tell it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("no_file_above_4_kb")
+def test_a_disk_that_refuses_safetensors_is_an_error_of_the_disk(tmp_path):
+    weights, target = {"x": torch.zeros(4096)}, tmp_path / "w.safetensors"
+    with pytest.raises(OSError, match="File too large") as raised, disk_errors():
+        save_file(weights, tmp_path / "x")
+    assert raised.value.errno == errno.EFBIG
+    message = r"w\.safetensors: cannot be written \(.*File too large"
+    with pytest.raises(DataError, match=message), writing(target):
+        save_file(weights, tmp_path / "x")
+    with pytest.raises(OSError, match="File too large"), replacing_file(target) as draft:
+        save_file(weights, draft)
+    assert not target.exists()
+    with pytest.raises(SafetensorError, match="something else"), disk_errors():
+        raise SafetensorError("something else")
 
 
 def test_the_disk_has_a_file_before_its_name_and_the_name_on_return(tmp_path, monkeypatch):

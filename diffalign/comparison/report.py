@@ -277,7 +277,7 @@ def _tiles(result: Result) -> Html:
                 Html(
                     _rate_bar(c.win_rate, c.win_rate_interval)
                     + f"{result.level}: {percent_interval(c.win_rate_interval)}; p "
-                    + html.escape(p_text(result.p_value))
+                    + p_text(result.p_value)
                 ),
             ),
             Tile(

@@ -30,6 +30,8 @@ _SIDES = (("win", "lose"), ("chosen", "rejected"), ("win",), ("chosen",))
 """Folders of images, the preferred ones first; they may be alone."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SHARD = re.compile(r"(?P<split>.+)-\d{5,}-of-\d{5,}(-[0-9a-f]+)?")
+_NAMED = 5
+"""How many of the names in a folder a message lists."""
 _SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "eval", "test"})
 
 
@@ -147,10 +149,13 @@ def _in_folder(
         if files:
             chosen = _of_split({file.relative_to(folder): file for file in files}, config)
             return _of_files(chosen, folder, config, suffixes)
-    or_sides = " or ".join("/ and ".join(sides) + "/" for sides in all_sides)
+    or_sides = ", or ".join(" with ".join(f"{side}/" for side in sides) for sides in all_sides)
+    names = sorted(entry.name for entry in folder.iterdir())
+    held = ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
     raise DataError(
         f"{config.section}.path {config.path} is a folder without {', '.join(suffixes)} files"
-        + (f", and without the folders {or_sides}" if all_sides else "")
+        + (f", and without folders named {or_sides}" if all_sides else "")
+        + f". It holds: {held or 'nothing'}"
     )
 
 

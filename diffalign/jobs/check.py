@@ -142,7 +142,7 @@ def load(data: str | None, overrides: Sequence[str] = ()) -> CheckConfig:
         )
     if isinstance(tree.get("data"), dict):
         tree["data"].setdefault("resolution", SMALLEST_RESOLUTION)
-    return configs.from_dict(CheckConfig, tree, place="command line")
+    return configs.from_dict(CheckConfig, tree, place=configs.COMMAND_LINE)
 
 
 def _of_file(path: Path, overrides: Sequence[str]) -> CheckConfig:

@@ -160,7 +160,8 @@ def _choose_models(config: CompareConfig, known: list[str]) -> tuple[str, list[s
     if not models or baseline in models:
         raise ConfigError(
             f"{config.images}: a comparison needs a baseline and at least one other model "
-            f"(models: {', '.join(known)})"
+            f"(models: {', '.join(known)}). Generate the same prompts with another model into this "
+            f"folder and score them, or name two of these as baseline and models"
         )
     return baseline, models
 

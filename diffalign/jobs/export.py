@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from diffalign.console import silence_libraries
 from diffalign.errors import ConfigError, ModelError
-from diffalign.files import read_tensors, replacing_file
+from diffalign.files import read_tensors, replacing_file, writing
 from diffalign.generation.models import ModelSpec
 from diffalign.jobs.trained import (
     Trained,
@@ -124,11 +124,12 @@ def run(config: ExportConfig) -> Path:
         f"[bold]export[/bold]  {escape(str(config.run))} as {FORMS[form]}, {config.dtype}",
         soft_wrap=True,
     )
-    if isinstance(trained.model, AbstractDiffusion):
-        _export_images(trained, trained.model, form, DTYPES[config.dtype], output, console)
-    else:
-        assert isinstance(trained.model, VLM), "_refuse() was called"
-        _export_vlm(trained, trained.model, form, DTYPES[config.dtype], output)
+    with writing(output):
+        if isinstance(trained.model, AbstractDiffusion):
+            _export_images(trained, trained.model, form, DTYPES[config.dtype], output, console)
+        else:
+            assert isinstance(trained.model, VLM), "_refuse() was called"
+            _export_vlm(trained, trained.model, form, DTYPES[config.dtype], output)
     if trained.run is not None and output.is_dir():
         whole = form == "folder"
         model = _merged_settings(trained.model) if whole else trained.model

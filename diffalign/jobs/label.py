@@ -152,7 +152,7 @@ def load(data: str | None, overrides: Sequence[str] = ()) -> LabelConfig:
         )
     if isinstance(tree.get("data"), dict):
         tree["data"].setdefault("resolution", SMALLEST_RESOLUTION)
-    return configs.from_dict(LabelConfig, tree, place="command line")
+    return configs.from_dict(LabelConfig, tree, place=configs.COMMAND_LINE)
 
 
 def _section_of(data: str) -> str:

@@ -402,10 +402,11 @@ def _refuse(problems: list[Problem]) -> None:
     if problems:
         lines = [f"  {item.path}: {item.reason}" for item in problems[:_LISTED_PROBLEMS]]
         more = len(problems) - _LISTED_PROBLEMS
+        one_or_more = f"{len(problems)} images have" if len(problems) > 1 else "1 image has"
         raise DataError(
             "\n".join(
                 [
-                    f"{len(problems)} images have no score; all others have theirs:",
+                    f"{one_or_more} no score; all others have theirs:",
                     *lines,
                     *([f"  and {more} more"] if more > 0 else []),
                 ]

@@ -6,7 +6,7 @@ import re
 import resource
 import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from diffalign.data.layout import Layout
 from diffalign.data.loader import told_of_lost_workers
 from diffalign.data.section import COUNTED_CAPTIONS
 from diffalign.data.skipping import forget_skipped
-from diffalign.errors import ConfigError, ModelError, TrainingError
+from diffalign.errors import BusyError, ConfigError, ModelError, TrainingError
 from diffalign.heartbeat import Heartbeat
 from diffalign.jobs.trained import results_of_weights
 from diffalign.models.diffusion.conditioning import cut_prompts
@@ -65,6 +65,8 @@ def run(
     check(run_config)
     _check_start(run_config, resume)
     if dry_run:
+        with suppress(BusyError), only_writer(run_config.output):
+            pass  # it can be written, by this process or the one that holds it
         _print_plan(console, run_config, processes)
         _print_source(console, run_config)
         console.print("[green]All checks passed; nothing was trained.")
@@ -215,7 +217,10 @@ def _check_start(run_config: RunConfig, resume: Path | None) -> None:
         or checkpoint.holds_misnamed_checkpoint(resume)
         or (resume / "config.yaml").is_file()
     ):
-        raise ConfigError(f"{resume}: there is no run to resume")
+        raise ConfigError(
+            f"{resume}: there is no run to resume. Give the folder of one, or leave out "
+            f"--resume to start it"
+        )
 
 
 def _starting_point(run_config: RunConfig, resume: Path | None) -> StartingPoint:

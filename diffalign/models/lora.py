@@ -31,6 +31,8 @@ from diffalign.errors import ModelError
 from diffalign.models.adapter_files import AdapterFile, locate_adapter, read_adapter
 from diffalign.ranges import AtLeast, Between, Ranged
 
+ADAPTER_SHAPE = ("rank", "alpha", "dora", "rslora", "targets")
+"""The settings which an adapter has to be opened with again."""
 _FIRST_FACTOR = ".lora_A.weight"
 """How the names of first factors end; they are of shape [rank, ...]."""
 
@@ -93,8 +95,7 @@ class LoraSettings(Ranged):
 
     def continuing(self, run: Path | None) -> dict[str, Any]:
         """Settings that open the adapter of a run which had these, as a config writes them."""
-        shape = ("rank", "alpha", "dora", "rslora", "targets")
-        return {**{n: v for n in shape if (v := getattr(self, n))}, "start": run}
+        return {**{n: v for n in ADAPTER_SHAPE if (v := getattr(self, n))}, "start": run}
 
     @property
     def scale(self) -> float:

@@ -25,12 +25,20 @@ MAIN: Mapping[str, tuple[tuple[str, ...], float | None]] = {
 """Title of a chart -> its figures, and a value that gets a line; all other figures are below."""
 
 
+def accuracies_of(run: RunFolder) -> list[str]:
+    """Names of the accuracies of the terms of a sum, such as `dpo/accuracy`."""
+    ends = [name for name in run.figures if name.endswith("/accuracy")]
+    return [name for name in ends if name.count("/") == 1 and not name.startswith("held_out/")]
+
+
 def curves_of(run: RunFolder) -> list[Html]:
     """The charts of one run: the main figures, then all others by what stands in front of `/`."""
     shown: set[str] = set()
     main = []
     for title, (names, mark) in MAIN.items():
         there = [name for name in names if name in run.figures]
+        if title == "accuracy" and "accuracy" not in there:
+            there += accuracies_of(run)
         main.append(chart(title, [curve_of(run.rows, n) for n in there], mark=mark))
         shown |= set(there)
     rounds = [name for name in run.figures if name.startswith("round/")]

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffalign.pages.environment import part
 from diffalign.pages.parts import Html, interval_bar, notes, paragraph, table
+from diffalign.reports.run_folder import figures_of_models
 
 _FIRST = ("scorer", "model", "baseline")
 """Columns that stand in front."""
@@ -20,6 +21,8 @@ _FIRST = ("scorer", "model", "baseline")
 def result_parts(content: Mapping[str, Any]) -> list[Html]:
     """The figures of a comparison or a benchmark: a table for each list of rows that it holds, and
     one for single figures with their intervals."""
+    if figures_of_models(content):
+        return [_side_by_side(content)]
     found: list[Html] = []
     for key, value in content.items():
         if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
@@ -36,6 +39,31 @@ def result_parts(content: Mapping[str, Any]) -> list[Html]:
         ]
         found.append(table([str(content.get("benchmark", "figure")), "value", "interval"], rows))
     return found
+
+
+def _side_by_side(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Html:
+    """One row a figure, one column a model."""
+    labels = {name: str(f["label"]) for of in models.values() for name, f in of.items()}
+    rows = [
+        [label, *(_labelled(of.get(n)) for of in models.values())] for n, label in labels.items()
+    ]
+    return table(["", *models], rows)
+
+
+def _labelled(figure: Mapping[str, Any] | None) -> str:
+    """A figure with its unit and interval."""
+    if figure is None:
+        return ""
+    interval = figure.get("interval")
+    digits = 2 if figure.get("unit") == "points" else 1
+    sign = "%" if figure.get("unit") == "percent" else ""
+
+    def spelt(value: Any) -> str:
+        return f"{value:.{digits}f}" if isinstance(value, (int, float)) else figure_in_words(value)
+
+    ends = interval if isinstance(interval, Sequence) else ()
+    around = f" ({' to '.join(map(spelt, ends))})" if len(ends) == 2 else ""
+    return f"{spelt(figure['value'])}{sign}{around}"
 
 
 def _tables_of(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
@@ -55,6 +83,9 @@ def _tables_of(rows: Sequence[Mapping[str, Any]]) -> list[Html]:
         same = {n: rows[0].get(n) for n in plain if len({str(row.get(n)) for row in rows}) == 1}
     columns = [name for name in columns if name not in same]
     columns.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    if len(rows) == 1:  # many columns of one row would not fit a screen
+        there = [name for name in columns if rows[0].get(name) is not None]
+        return [table(["", ""], [[n.replace("_", " "), _cell(rows[0], n)] for n in there])]
     parts = [
         table(
             [name.replace("_", " ") for name in columns],

@@ -184,7 +184,7 @@ class RunFolder:
                 continue
             content = self._json(file)
             if isinstance(content, Mapping) and (
-                "comparisons" in content or "benchmark" in content
+                "comparisons" in content or "benchmark" in content or figures_of_models(content)
             ):
                 found[file] = content
         return found
@@ -240,6 +240,16 @@ class RunFolder:
             for line in self._lines(name)
         ]
         return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
+
+
+def figures_of_models(content: Mapping[str, Any]) -> bool:
+    """Whether JSON holds labelled figures by model and name, as the demo of responses writes."""
+    return bool(content) and all(
+        isinstance(of, Mapping)
+        and of
+        and all(isinstance(f, Mapping) and {"label", "value"} <= f.keys() for f in of.values())
+        for of in content.values()
+    )
 
 
 def runs_below(folder: Path, *, deepest: int = 3) -> list[Path]:

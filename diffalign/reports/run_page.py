@@ -19,6 +19,7 @@ from diffalign import __version__, commands, versions
 from diffalign.files import read_text
 from diffalign.imaging.grid import evenly_spaced_with_ends
 from diffalign.imaging.image_files import data_uri, read_image
+from diffalign.models.lora import ADAPTER_SHAPE
 from diffalign.pages.parts import (
     Html,
     Section,
@@ -37,12 +38,17 @@ from diffalign.pages.parts import (
     table,
     tiles,
 )
-from diffalign.reports.curves import curves_of, shared_curves
+from diffalign.reports.curves import accuracies_of, curves_of, shared_curves
 from diffalign.reports.results import figure_in_words, result_parts
 from diffalign.reports.run_folder import RunFolder
 
 _COLUMNS, _PROMPTS = 8, 12
 """Of the previews on the page."""
+_RESULT_SHEETS = {
+    "comparison.png": "prompts down, models across",
+    "descriptions.png": "images down, models across; what is wrong is red",
+}
+"""Images next to results, and what they show."""
 _PREVIEW_PIXELS, _SHEET_PIXELS = 256, 1400
 _LISTED = 60
 """Figures in the table of the last ones, and differences between configs."""
@@ -156,7 +162,9 @@ def _state(run: RunFolder, several: bool) -> Iterator[Html]:
     }
     steps = f" of {run.steps:,}" if run.steps is not None else ""
     shown = [Tile("State", run.status, said[run.status]), Tile("Step", f"{run.step:,}{steps}")]
-    for name, label in (("held_out/accuracy", "Held-out accuracy"), ("accuracy", "Accuracy")):
+    accuracies = {"held_out/accuracy": "Held-out accuracy", "accuracy": "Accuracy"}
+    accuracies |= {name: f"Accuracy, {name.split('/')[0]}" for name in accuracies_of(run)}
+    for name, label in accuracies.items():
         if (value := run.last(name)) is not None:
             low, high = run.last(f"{name}_low"), run.last(f"{name}_high")
             bar: str | Html = ""
@@ -275,9 +283,10 @@ def _results(run: RunFolder, sources: AbstractSources, several: bool) -> list[Ht
     for file, content in run.results.items():
         found.append(heading(file.parent.name if file.parent != run.path else file.name))
         found += result_parts(content)
-        grid = file.with_name("comparison.png")
-        if grid.is_file() and (source := sources.image(grid, _SHEET_PIXELS)):
-            found.append(sheet(source, "prompts down, models across"))
+        for name, said in _RESULT_SHEETS.items():
+            grid = file.with_name(name)
+            if grid.is_file() and (source := sources.image(grid, _SHEET_PIXELS)):
+                found.append(sheet(source, said))
         if file.with_name("manifest.jsonl").is_file() or file.with_name("report.html").is_file():
             address = sources.page(file.with_name("report.html"))
             found += [paragraph(link("All images, by prompt and difference", address))] * bool(
@@ -367,11 +376,14 @@ def _next(run: RunFolder) -> Iterator[Html]:
         yield _told("Go on from the newest checkpoint:", again)
         return
     if run.writes_responses:
-        asked = {"questions": "QUESTIONS.json", "asking.images": "FOLDER", "model.kind": "vlm"}
+        asked: dict[str, Any] = {"questions": "QUESTIONS.json", "asking.images": "FOLDER"}
+        asked["model.kind"] = "vlm"
         asked["asking.saves"] = str(path / "pope.jsonl")
         asked["model.path"] = str(path / "final")
-        if run.setting("model.lora") is not None:
-            asked |= {"model.path": run.setting("model.path"), "model.lora.start": str(path)}
+        if isinstance(lora := run.setting("model.lora"), Mapping):
+            adapter = {name: lora[name] for name in ADAPTER_SHAPE if lora.get(name)}
+            asked |= {"model.path": run.setting("model.path")}
+            asked |= {"model.lora": {**adapter, "start": str(path)}}
         said = "Measure hallucination, and of the base likewise (docs/evaluate-vlm.md):"
         yield _told(said, commands.command("evaluate pope", asked))
     elif not run.results:

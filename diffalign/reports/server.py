@@ -24,6 +24,7 @@ from diffalign.generation.manifest import MANIFEST, read_manifest
 from diffalign.pages.environment import render
 from diffalign.pages.guard import SAFE_HEADERS, Guard
 from diffalign.pages.parts import Section, link, page_of, paragraph
+from diffalign.reports.curves import accuracies_of
 from diffalign.reports.results import result_parts
 from diffalign.reports.run_folder import RunFolder, runs_below
 from diffalign.reports.run_page import kind_of_run, page_of_runs
@@ -100,7 +101,8 @@ class Studio:
             run = RunFolder.at(path)
             short = path.relative_to(self.folder).as_posix()
             accuracy = run.last("held_out/accuracy")
-            accuracy = run.last("accuracy") if accuracy is None else accuracy
+            for name in ("accuracy", *accuracies_of(run)):
+                accuracy = run.last(name) if accuracy is None else accuracy
             loss = run.last("loss")
             rows.append(
                 {

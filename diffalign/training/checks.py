@@ -39,7 +39,9 @@ def check(run: RunConfig) -> None:
     if run.optimizer.warmup_steps >= run.training.optimizer_steps:
         raise ConfigError(
             f"optimizer.warmup_steps is {run.optimizer.warmup_steps}, but training.optimizer_steps "
-            f"is {run.training.optimizer_steps}: the peak learning rate would never be reached"
+            f"is {run.training.optimizer_steps}: the peak learning rate would never be reached. "
+            f"Take more steps, or fewer of warm-up: optimizer.warmup_steps="
+            f"{run.training.optimizer_steps // 10}"
         )
     _check_optimizer(run)
     check_sharding(run)

@@ -92,6 +92,15 @@ def test_names_cannot_break_out_of_the_table(result):
     assert "<script>" not in "\n".join(page)
 
 
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_small_p_value_reads_as_one_on_the_page(models):
+    base = {(f"p{i}", 0): 0.0 for i in range(30)}
+    comparison = compare_scores(base, dict.fromkeys(base, 1.0))
+    result = Result(scorer="oracle", baseline="base", model="aligned", comparison=comparison)
+    content = "".join(numbers_section([result] * models).parts)
+    assert "p &lt; 0.001" in content and "&amp;" not in content
+
+
 def test_markdown_is_a_table_with_the_grid_below(result):
     page = as_markdown([result, result], "grid.png").splitlines()
     assert page[0].count("|") == page[1].count("|") == page[2].count("|") == page[3].count("|")

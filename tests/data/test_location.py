@@ -49,9 +49,15 @@ def test_two_words_with_a_slash_are_a_hub_id():
 
 def test_a_folder_of_nothing_known_is_refused(tmp_path):
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(
-        DataError, match=r"without .parquet, .arrow, .jsonl, .tar, .json files, and without the f"
-    ):
+    message = (
+        r"without .parquet, .arrow, .jsonl, .tar, .json files, and without folders named "
+        r"win/ with lose/, or chosen/ with rejected/, or win/, or chosen/\. It holds: notes\.md$"
+    )
+    with pytest.raises(DataError, match=message):
+        locate(config(tmp_path))
+    for name in "abcdef":
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"It holds: a, b, c, d, e, \.\.\.$"):
         locate(config(tmp_path))
 
 

@@ -185,7 +185,10 @@ def test_images_without_a_score_are_counted_and_named(tmp_path, capsys):
     ("override", "message"),
     [
         ("baseline=nobody", r"no images of a model named 'nobody' \(models: base, aligned, same"),
-        ("models=[base]", "needs a baseline and at least one other model"),
+        (
+            "models=[base]",
+            r"needs a baseline and .*Generate the same prompts",
+        ),
         ("scorers=[taste]", r"no column 'taste' \(columns: brightness\)"),
         ("confidence=95", "confidence must be above 0 and below 1"),
         ("tie_tolerance=-1", "tie_tolerance must be at least 0"),

@@ -134,6 +134,14 @@ def test_two_runs_in_one_folder_do_not_meet(load, tmp_path):
     assert not output.exists(), "nobody wrote there"
 
 
+def test_a_dry_run_says_that_its_folder_cannot_be_written_and_leaves_none(load, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/run: cannot be written \(Not a directory\)"):
+        train.run(load(tmp_path / "file/run"), dry_run=True)
+    train.run(load(tmp_path / "new/run"), dry_run=True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_that_cannot_save_stops_at_its_first_checkpoint(load, tmp_path, monkeypatch):
     def save_file(tensors, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

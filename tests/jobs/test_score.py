@@ -66,7 +66,7 @@ def test_a_folder_of_captioned_images_is_enough(tmp_path, capsys):
 
 def test_what_has_no_score_is_named_at_the_end(tmp_path):
     fill(tmp_path, {("base", "nan", 0): 0, ("base", "good", 0): 255})
-    with pytest.raises(DataError, match=r"(?s)1 images have no score.*nan-0\.png: its score is"):
+    with pytest.raises(DataError, match=r"(?s)1 image has no score.*nan-0\.png: its score is"):
         run(tmp_path)
     assert list(read_column(tmp_path / "scores" / "brightness.jsonl").values()) == [1.0]
 

@@ -108,7 +108,7 @@ def test_another_judge_needs_another_column(tmp_path):
 
 def test_what_cannot_be_judged_is_named(tmp_path):
     fill(tmp_path, {**LEVELS, ("base", "raise", 0): 1, ("base", "raise", 1): 2})
-    with pytest.raises(DataError, match=r"(?s)1 images have no score.*this prompt cannot be judg"):
+    with pytest.raises(DataError, match=r"(?s)1 image has no score.*this prompt cannot be judg"):
         run(tmp_path)
     assert len(read_column(tmp_path / "scores/pairwise.jsonl")) == 5
     alone = tmp_path / "alone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -73,6 +74,51 @@ def test_a_benchmark_is_a_table_with_its_intervals():
     content["intervals"] = {"chair_i": {"low": 10.1, "high": 14.9}}
     shown = "".join(result_parts(content))
     assert "chair i" in shown and "12.35" in shown and "10.1 to 14.9" in shown
+
+
+def test_a_single_row_is_told_from_top_to_bottom():
+    row = {"scorer": "oracle", "win_rate": 0.75, "win_rate_interval": {"low": 0.6, "high": 0.85}}
+    row["holm"] = None
+    shown = re.sub(r"<[^>]*>|\s", "|", "".join(result_parts({"comparisons": [row]})))
+    assert re.search(r"scorer\|+oracle\|+win\|rate\|+75\.0%\|+60\.0%\|to\|85\.0%", shown)
+    assert "holm" not in shown
+
+
+def test_figures_of_several_models_stand_side_by_side(tmp_path):
+    figure = {"label": "CHAIR-s", "unit": "percent", "value": 31.33, "interval": [24.41, 39.21]}
+    models = {"base": {"chair_s": figure, "words": {"label": "words", "value": None}}}
+    models["aligned"] = {"chair_s": {**figure, "value": 4, "interval": None}}
+    folder = run_at(tmp_path / "run", rows_of(20), final=True)
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "responses.json").write_text(json.dumps(models))
+    Image.new("RGB", (60, 40)).save(folder / "evaluation" / "descriptions.png")
+    page = page_of(folder)
+    shown = re.sub(r"<[^>]*>", "|", page)
+    assert "CHAIR-s||31.3% (24.4 to 39.2)||4.0%" in shown and "words||undefined|||" in shown
+    assert "what is wrong is red" in page
+    models["aligned"]["chair_s"] = 4
+    assert "Results" not in headings(page_of(folder_with(tmp_path, models)))
+
+
+def folder_with(tmp_path, content):
+    """A run next to JSON of somebody else's."""
+    folder = run_at(tmp_path / "other", rows_of(20), final=True)
+    (folder / "notes.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_accuracies_of_the_terms_of_a_sum_are_told_where_there_is_no_other(tmp_path):
+    rows = [{"step": 10, "loss": 0.6, "dpo/accuracy": 0.9, "accuracy/chosen_shorter": 0.7}]
+    page = page_of(run_at(tmp_path / "run", rows))
+    assert "Accuracy, dpo" in page and "90.0%" in page
+    assert page.index("dpo/accuracy") < page.index("All other figures")
+
+
+def test_what_is_asked_next_opens_an_adapter_as_it_was_trained(tmp_path):
+    lora = {"rank": 64, "alpha": 128, "start": None, "seed": 3, "dora": False}
+    config = {"model": {"kind": "vlm", "path": "base", "lora": lora}, "responses": {"path": "x"}}
+    folder = run_at(tmp_path / "run", rows_of(20), final=True, config=config)
+    assert f"model.lora={{alpha: 128, rank: 64, start: {folder}}}" in html.unescape(page_of(folder))
 
 
 @pytest.mark.parametrize("kept", range(5))

@@ -61,6 +61,11 @@ def test_runs_are_listed_and_each_has_its_page(folder):
     assert 'href="/images/one/evaluation"' in of_run
 
 
+def test_accuracies_of_the_terms_of_a_sum_are_listed(tmp_path):
+    run_at(tmp_path / "one", [{"step": 10, "loss": 0.6, "dpo/accuracy": 0.875}])
+    assert "88%" in text(tmp_path, "/")
+
+
 def test_two_runs_are_held_side_by_side(folder):
     page = text(folder, "/compare?run=one&run=sub/two")
     assert "one and two" in page

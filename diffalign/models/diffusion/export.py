@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from diffalign.commands import command, unused
 from diffalign.errors import ModelError
-from diffalign.files import finish_tree, flush
+from diffalign.files import disk_errors, finish_tree, flush
 from diffalign.models import lora
 from diffalign.models.diffusion.kohya import KOHYA_FILE, KohyaLora, lora_layers
 from diffalign.models.lora import LoraSettings
@@ -35,7 +35,8 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
+        with disk_errors():
+            yield partial
         finish_tree(partial)
         if folder.exists():
             folder.rename(old)

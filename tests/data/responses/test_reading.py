@@ -102,7 +102,7 @@ def test_an_empty_file_is_refused(tmp_path):
 
 def test_a_folder_of_images_alone_is_refused(tmp_path):
     write_lines(tmp_path, []).unlink()
-    message = r"responses.path .* is a folder without .parquet, .arrow, .jsonl, .json files$"
+    message = r"is a folder without .parquet, .arrow, .jsonl, .json files\. It holds: 0.png"
     with pytest.raises(DataError, match=message):
         opened(tmp_path)
 
