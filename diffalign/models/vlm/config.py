@@ -286,7 +286,10 @@ class VLM(AbstractModel):
         elif self.quantization is None:  # else it is there, and 8 bits cannot be moved
             model.to(device)
         if self.gradient_checkpointing and trainable:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5 renames it, and warns of the former name
+            name = "activation_checkpointing_enable"
+            enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
             model.enable_input_require_grads()
         return VisionLanguageModel(
             network=network.train(),

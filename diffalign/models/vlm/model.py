@@ -129,7 +129,7 @@ class VisionLanguageModel(AbstractTrainable):
         self.evaluations += sum(len(rows) for rows in groups)
         # Autocast's cache would hold every weight that trains in half precision besides until the
         # forward is over, and each is used once: the backward pass rounds those that it recomputes.
-        recomputes = self._unwrapped.model.is_gradient_checkpointing and torch.is_grad_enabled()
+        recomputes = torch.is_grad_enabled() and self._unwrapped.recomputes
         with self._autocast(cache=not recomputes):
             scores: list[TokenScores] = network(
                 groups,

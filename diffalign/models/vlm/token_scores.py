@@ -216,6 +216,11 @@ class TokenScorer(nn.Module):
             )
         return scores
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return any(getattr(part, "gradient_checkpointing", False) for part in self.model.modules())
+
     @torch.no_grad()
     def choices(self, rows: ResponseRows) -> Tensor:
         """The most probable token at each wanted position, given all tokens before: int64 [P]."""
