@@ -64,7 +64,7 @@ def test_words_hold_all_of_a_response_and_all_of_its_probability(sample):
 
 
 def wide(path: Path) -> Image.Image:
-    """Twice as wide as high: grey, with a red stripe at the left end and a blue one in the middle."""
+    """Twice as wide as high: grey, a red stripe at the left end and a blue one in the middle."""
     pixels = np.full((64, 128, 3), 200, np.uint8)
     pixels[:, :16], pixels[:, 56:72] = (255, 0, 0), (0, 0, 255)
     image = Image.fromarray(pixels)
