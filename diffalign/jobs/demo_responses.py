@@ -105,9 +105,10 @@ def answerer(settings: VLM, run: Path | None) -> WritesResponses:
 
 
 def opened(settings: VLM, run: Path | None) -> VisionLanguageModel:
-    """The model that a run with these settings made, or the base that it started from."""
+    """The model that a run with these settings made, or the one that it started from."""
     if run is None:
-        settings = replace(settings, lora=None)
+        if settings.lora is not None and settings.lora.start is None:
+            settings = replace(settings, lora=None)
     elif settings.lora is None:
         settings = replace(settings, path=str(run / "final"))
     else:

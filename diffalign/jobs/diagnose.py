@@ -23,7 +23,7 @@ from diffalign.data.responses.samples import TokenSample, TokenSampleMaker
 from diffalign.errors import ConfigError, DataError
 from diffalign.files import write_atomically, writing
 from diffalign.jobs.demo_responses import opened
-from diffalign.likelihoods.token_heat import patches_looked_at, response_log_probs
+from diffalign.likelihoods.token_heat import patches_looked_at, response_log_probs, seen_image
 from diffalign.models.runs import CONFIG, FINAL, is_run
 from diffalign.models.vlm.config import VLM
 from diffalign.models.vlm.model import VisionLanguageModel
@@ -184,5 +184,6 @@ def _diagnosed(
         sample_id=pair.sample_id,
         prompt="\n".join(turn.text.replace(IMAGE, "").strip() for turn in pair.turns),
         image=decode(pair.images[0]) if pair.images else None,
+        seen=seen_image(policy, batch),
         responses=responses,
     )

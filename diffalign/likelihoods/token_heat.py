@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from diffalign.data.batches import TokenBatch
 from diffalign.likelihoods.token_rows import RowsOfBatch
-from diffalign.models.devices import send
+from diffalign.models.devices import evaluation_mode, send
 from diffalign.models.vlm.model import VisionLanguageModel
 from diffalign.models.vlm.vision_pass import ImageInputs
 
@@ -56,12 +57,38 @@ def patches_looked_at(
     forward, group = RowsOfBatch(model, batch), (response, None)
     (rows,) = forward.rows([(group,)], [forward.tokens(group).ids[:, None]], concatenated=False)
     seen = replace(rows, image_inputs=ImageInputs(inputs={**inputs, _PIXELS: pixels}))
-    with torch.enable_grad():
+    with evaluation_mode(model.unwrapped), torch.enable_grad():
         (scores,) = model.score([seen])
         (gradient,) = torch.autograd.grad(scores.log_probs.sum(), pixels)
     weight = (gradient * pixels.detach()).abs().float().cpu()
     merge = int(getattr(model.processor.image_processor, "merge_size", 1) or 1)
     return by_patches(weight, inputs, patch=model.patch_size, merge=merge)
+
+
+def seen_image(model: VisionLanguageModel, batch: TokenBatch) -> Image.Image | None:
+    """The first image as the model gets it: cropped, padded or a tile, where its processor does so.
+
+    Args:
+        model: whose processor made the batch.
+        batch: of one sample.
+
+    Returns:
+        What the map of `patches_looked_at` lies over; None where patches are those of the whole
+        image, or there is none.
+    """
+    pixels = batch.image_inputs[None].get(_PIXELS)
+    if pixels is None or pixels.dim() not in (4, 5):
+        return None
+    first = (pixels[0] if pixels.dim() == 4 else pixels[0, 0]).float().cpu()
+    settings = model.processor.image_processor
+    if getattr(settings, "do_normalize", True):
+        mean, spread = (
+            torch.tensor(getattr(settings, name)).view(-1, 1, 1)
+            for name in ("image_mean", "image_std")
+        )
+        first = first * spread + mean
+    values = (first * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).numpy())
 
 
 def by_patches(

@@ -26,6 +26,8 @@ the advantages of each, divided by its own deviation over the batch (GDPO)."""
 
 _ADDED = 1e-4
 """To a standard deviation, which may be 0."""
+_ROUNDING = 1e-6
+"""Numbers that differ by less, next to the larger one, are the same (float32 has 1.2e-7)."""
 
 
 def group_advantages(rewards: Tensor, *, scale: Scale = "group") -> Tensor:
@@ -43,7 +45,7 @@ def group_advantages(rewards: Tensor, *, scale: Scale = "group") -> Tensor:
         centred = centred / (_deviations(rewards)[:, None] + _ADDED)
     elif scale == "batch":
         centred = centred / (_deviations(rewards.reshape(1, -1)) + _ADDED)
-    return centred.nan_to_num(nan=0.0)
+    return centred.nan_to_num(nan=0.0).masked_fill(~differing(rewards)[:, None], 0.0)
 
 
 def leave_one_out(rewards: Tensor, *, normalize: bool = False) -> Tensor:
@@ -54,7 +56,8 @@ def leave_one_out(rewards: Tensor, *, normalize: bool = False) -> Tensor:
         normalize: subtract the mean over the batch, and divide by its standard deviation.
 
     Returns:
-        [G, k], 0 where there is no reward, or none to compare it with.
+        [G, k], 0 where there is no reward, or none to compare it with, and in a group of equal
+        rewards.
     """
     there = ~rewards.isnan()
     others = there.sum(dim=1, keepdim=True) - 1
@@ -64,7 +67,25 @@ def leave_one_out(rewards: Tensor, *, normalize: bool = False) -> Tensor:
         advantages = torch.where(there, advantages, torch.nan)
         spread = _deviations(advantages.reshape(1, -1)) + _ADDED
         advantages = (advantages - advantages.nanmean()) / spread
-    return advantages.nan_to_num(nan=0.0)
+    return advantages.nan_to_num(nan=0.0).masked_fill(~differing(rewards)[:, None], 0.0)
+
+
+def differing(rewards: Tensor) -> Tensor:
+    """Whether some rewards of a group differ by more than rounding.
+
+    The mean of equal numbers may differ from them in its last bit, so that advantages do not tell.
+
+    Args:
+        rewards: see `group_advantages`.
+
+    Returns:
+        Bool [G].
+    """
+    there = ~rewards.isnan()
+    highest = rewards.masked_fill(~there, -torch.inf).amax(dim=1)
+    lowest = rewards.masked_fill(~there, torch.inf).amin(dim=1)
+    size = torch.maximum(highest.abs(), lowest.abs())
+    return there.any(dim=1) & (highest - lowest > _ROUNDING * size)
 
 
 def weighted_sum(rewards: Tensor, weights: Sequence[float]) -> Tensor:
@@ -96,7 +117,9 @@ def advantages_of_several(
     missing = rewards.isnan().any(dim=0)
     total = weighted_sum(each, weights).masked_fill(missing, torch.nan)
     spread = _deviations(total.reshape(1, -1)) + _ADDED
-    return ((total - total.nanmean()) / spread).nan_to_num(nan=0.0)
+    found = ((total - total.nanmean()) / spread).nan_to_num(nan=0.0)
+    equal = ~torch.stack([differing(reward) for reward in rewards]).any(dim=0)
+    return found.masked_fill(equal[:, None], 0.0)
 
 
 def _deviations(rows: Tensor) -> Tensor:

@@ -66,6 +66,9 @@ class DiagnosedPair:
     image: Image.Image | None
     """The first one."""
     responses: Sequence[DiagnosedResponse]
+    seen: Image.Image | None = None
+    """What the model got of it, such as its middle, which `looked_at` is a map of; None for all of
+    it."""
 
 
 def token_texts(response: str, offsets: Sequence[Sequence[int]]) -> list[str]:
@@ -198,7 +201,7 @@ def _card(pair: DiagnosedPair, scale: float) -> Html:
                 "log_ratio": f"{response.log_ratio:+.2f}",
                 "looked": None
                 if pair.image is None or response.looked_at is None
-                else data_uri(heat_image(pair.image, response.looked_at), side=_SIDE),
+                else data_uri(heat_image(pair.seen or pair.image, response.looked_at), side=_SIDE),
                 "words": [_shown(word, scale) for word in response.words],
             }
             for response in pair.responses
@@ -208,8 +211,10 @@ def _card(pair: DiagnosedPair, scale: float) -> Html:
 
 
 def _shown(word: Word, scale: float) -> dict[str, str]:
+    text = word.text if word.text.strip() else f" {END}"
     return {
-        "text": word.text if word.text.strip() else f" {END}",
+        "before": text[: len(text) - len(text.lstrip())],
+        "text": text.lstrip(),
         "kind": "rise" if word.log_ratio >= 0 else "fall",
         "heat": f"{min(1.0, abs(word.log_ratio) / scale):.2f}",
         "figures": f"{word.log_ratio:+.3f} nats: {word.reference:.3f} before, "

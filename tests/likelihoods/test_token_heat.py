@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from diffalign import config
@@ -17,7 +20,14 @@ from diffalign.data.responses.reading import open_responses
 from diffalign.data.responses.samples import TokenSampleMaker
 from diffalign.errors import ConfigError
 from diffalign.jobs import diagnose
-from diffalign.likelihoods.token_heat import by_patches, patches_looked_at, response_log_probs
+from diffalign.jobs.demo_responses import opened
+from diffalign.likelihoods.token_heat import (
+    by_patches,
+    patches_looked_at,
+    response_log_probs,
+    seen_image,
+)
+from diffalign.models.lora import LoraSettings
 from diffalign.models.vlm.config import VLM
 from diffalign.playground.models import playground_llava_path, playground_responses_path
 from diffalign.reports.diagnosis import token_texts, words_of
@@ -51,6 +61,75 @@ def test_words_hold_all_of_a_response_and_all_of_its_probability(sample):
     assert words[-1].text == ""  # the token that ends it
     assert sum(word.policy for word in words) == pytest.approx(float(log_probs.sum()), abs=1e-4)
     assert sum(word.log_ratio for word in words) == pytest.approx(0.5 * len(log_probs), abs=1e-4)
+
+
+def wide(path: Path) -> Image.Image:
+    """Twice as wide as high: grey, a red stripe at the left end and a blue one in the middle."""
+    pixels = np.full((64, 128, 3), 200, np.uint8)
+    pixels[:, :16], pixels[:, 56:72] = (255, 0, 0), (0, 0, 255)
+    image = Image.fromarray(pixels)
+    image.save(path)
+    return image
+
+
+def test_a_map_lies_over_what_the_model_saw_of_an_image(sample, tmp_path):
+    """LLaVA sees the middle of a wide image; its map says nothing of the ends."""
+    model, *_ = sample
+    image = wide(tmp_path / "wide.png")
+    row = {"image": "wide.png", "prompt": "What is it?", "chosen": "A dog.", "rejected": "A cat."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    settings = ResponseConfig(path=str(tmp_path / "rows.jsonl"), kind="trl")
+    maker = TokenSampleMaker(
+        config=settings,
+        views=frozenset({"chosen", "rejected"}),
+        run_seed=0,
+        encoder=ChatEncoder(model.processor),
+    )
+    batch = stack_tokens([maker.make(open_responses(settings).pair(0, 0), 0)], model.pad_token_id)
+    seen = np.asarray(seen_image(model, batch), int)
+    assert seen.shape[0] == seen.shape[1] and patches_looked_at(model, batch, "chosen") is not None
+    cropped = np.asarray(
+        image.crop((32, 0, 96, 64)).resize(seen.shape[:2], Image.Resampling.BICUBIC), int
+    )
+    assert np.abs(seen - cropped).mean() < 4
+
+
+def test_dropout_has_no_part_in_a_map(sample):
+    _, _, _, batch = sample
+    torch.manual_seed(0)
+    model = VLM(path=str(playground_llava_path()), lora=LoraSettings(rank=2, dropout=0.5)).load(
+        device=torch.device("cpu"), compute_dtype=torch.float32, reference="adapter_off"
+    )
+    for name, parameter in model.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    first, second = (patches_looked_at(model, batch, "chosen") for _ in range(2))
+    assert first is not None and torch.equal(first, second)
+    assert model.network.training
+
+
+def test_before_a_run_that_went_on_from_an_adapter_is_that_adapter(tmp_path):
+    """Not the base, which a run in two stages started from long before."""
+    path, cpu = str(playground_llava_path()), torch.device("cpu")
+    rank = LoraSettings(rank=2)
+    first = VLM(path=path, lora=rank).load(
+        device=cpu, compute_dtype=torch.float32, reference="none"
+    )
+    for name, parameter in first.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    first.export(tmp_path / "adapter")
+    continued = VLM(path=path, lora=dataclasses.replace(rank, start=tmp_path / "adapter"))
+    trained = dict(first.trained_parameters())
+    found = {
+        name: value
+        for name, value in opened(continued, None).network.named_parameters()
+        if "lora_" in name
+    }
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], value) for name, value in trained.items())
+    bare = opened(VLM(path=path, lora=rank), None).network.named_parameters()
+    assert not any("lora_" in name for name, _ in bare)
 
 
 def test_where_the_model_looked_is_the_gradient_times_the_pixels(sample):

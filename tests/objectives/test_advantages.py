@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from diffalign.objectives.advantages import (
     advantages_of_several,
+    differing,
     group_advantages,
     leave_one_out,
     weighted_sum,
@@ -57,6 +60,33 @@ def test_what_could_not_be_scored_is_left_out():
 @pytest.mark.parametrize("row", [(0.3, 0.3, 0.3), (NAN, NAN, NAN), (NAN, 0.7, NAN)])
 def test_a_group_without_differences_teaches_nothing(advantages, row):
     assert flat(advantages(of(row))) == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "advantages",
+    [
+        *(partial(group_advantages, scale=scale) for scale in ("group", "batch", "none")),
+        *(partial(leave_one_out, normalize=normalize) for normalize in (False, True)),
+        *(
+            lambda rewards, way=way: advantages_of_several(
+                torch.stack([rewards, 3 * rewards]), (1.0, 0.7), combine=way
+            )
+            for way in ("sum_then_normalize", "normalize_then_sum")
+        ),
+    ],
+)
+@pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 0.7, -0.6, 1e5 / 7])
+def test_equal_rewards_are_equal_whatever_their_mean_rounds_to(advantages, value):
+    """The mean of 0.1, 0.1 and 0.1 is not 0.1."""
+    rewards = of((value,) * 3, REWARDS[0], (value, NAN, value))
+    assert differing(rewards).tolist() == [False, True, False]
+    found = advantages(rewards)
+    assert not found[[0, 2]].any() and found[1].all()
+
+
+def test_a_small_difference_is_one():
+    rewards = of((1e-9, 2e-9, 0), (1, 1.0001, 1), (NAN, 1, 1), (NAN, NAN, NAN))
+    assert differing(rewards).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+import warnings
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -496,6 +497,13 @@ def test_logits_that_are_bounded_after_the_head_are_refused(monkeypatch):
     monkeypatch.setattr(LlavaForConditionalGeneration, "forward", bounded)
     with pytest.raises(ModelError, match="bounds or scales its logits after its head"):
         load(vlm())
+
+
+def test_recomputing_activations_is_silent():
+    """A line at every report of a run would hide the reports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        take_steps(load(vlm(gradient_checkpointing=True)), 1)
 
 
 def test_an_adapter_that_is_to_be_off_must_be_there():
