@@ -35,7 +35,7 @@ _PLACES = ("{question}", "{first}", "{second}")
 class Judged(FirstTokens, AbstractWinRate):
     """How often a judge prefers a response to the others."""
 
-    section: ClassVar[str] = "rollouts.rewards[0]"
+    section: ClassVar[str] = "rollouts.rewards"
 
     template: str = (
         "{question}\n\nResponse 1: {first}\n\nResponse 2: {second}\n\nWhich response describes "
