@@ -37,7 +37,7 @@ ALLOWED = {
     "benchmarks": SHARED | {"generation", "judges", "response_rules"},
     "rollouts": SHARED
     | {"scorers", "cache", "likelihoods", "generation", "objectives", "pair_rules", "rewards"},
-    "rewards": SHARED | {"judges", "response_rules"},
+    "rewards": SHARED | {"judges", "pair_judges", "response_rules"},
     "synthesis": SHARED | {"generation", "judges"},
 }
 PLAYGROUND = SHARED | {"scorers", "generation", "comparison", "benchmarks"}

@@ -52,7 +52,7 @@ class MarginRegression(AbstractPairObjective):
         if chosen.target is None:
             raise ValueError(
                 "margin_regression needs a target of each pair: give the data "
-                "strength.target, such as {labels: 1.0}"
+                "strength.target, such as {labels: 1.0}, or rounds of responses targets: true"
             )
         margin = chosen.log_ratio - rejected.log_ratio
         loss = margin_regression_loss(margin, chosen.target, beta=self.beta)

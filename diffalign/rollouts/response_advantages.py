@@ -86,8 +86,8 @@ class ResponseAdvantages(AbstractResponseRollouts):
         if steps <= 1:
             return ["every optimiser step trains on responses of the policy that it moves"]
         return [
-            f"a round trains at most {steps} optimiser steps; from the second on the policy is "
-            f"compared, token by token, with the one that sampled"
+            f"a round trains at most {steps} optimiser steps; from the second on a loss that clips "
+            f"compares the policy, token by token, with the one that sampled"
         ]
 
     def remembers(self, samples_per_step: int) -> bool:

@@ -137,7 +137,9 @@ class ResponseBatches:
             image_inputs={None: prompt.image_inputs},
             image_count=len(question.images),
             weights={},
-            strength=Strength(advantage=row.advantage, preference=row.preference),
+            strength=Strength(
+                advantage=row.advantage, preference=row.preference, target=row.target
+            ),
         )
 
 

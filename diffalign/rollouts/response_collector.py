@@ -195,6 +195,8 @@ class ResponseCollector(AbstractCollector):
 
     def _score(self, batch: _Batch, model: VisionLanguageModel, folder: Path) -> None:
         sampled = read_rows(Sampled, folder / batch.sampled)
+        for reward in (*self._rewards.values(), *self._watched.values()):
+            reward.to(model.device)
         rows = [
             self._scored(visit, found) for visit, found in zip(batch.visits, sampled, strict=True)
         ]

@@ -3,10 +3,12 @@
 With `offline_share` some questions give the pair of their data set instead, which is mixed DPO:
 whether one does is sampled anew for each visit. With `pairs.kind: rejection` responses are accepted
 as RSO accepts them. With `reference: latest` each round is compared with the policy that sampled
-it.
+it. With win rates as the reward and a gap as a preference that is DNO, and with a gap as a target
+online IPO.
 
 Sources: Guo et al. 2024 (online DPO), arXiv:2402.04792; Xu et al. 2024 (iterations),
-arXiv:2312.16682; Amirloo et al. 2024 (mixed DPO for vision-language models), arXiv:2407.02477.
+arXiv:2312.16682; Amirloo et al. 2024 (mixed DPO for vision-language models), arXiv:2407.02477;
+Rosset et al. 2024 (DNO), arXiv:2404.03715; Zhou et al. 2025 (online IPO), arXiv:2503.08942.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ class ResponsePairs(AbstractResponseRollouts):
     gap_temperature: Temperature = None
     """Take a pair's preference as sigmoid(gap / gap_temperature) of the rewards, and not as
     certain. Null is certain."""
+    targets: bool = False
+    """Give each pair the gap of its rewards as its target, which `margin_regression` regresses: of
+    win rates as in online IPO, of other rewards as in REBEL."""
     offline_share: Annotated[float, Between(0, 1)] = 0.0
     """Probability that a visit takes the chosen and the rejected response of the data set in place
     of sampled ones."""
@@ -50,6 +55,16 @@ class ResponsePairs(AbstractResponseRollouts):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_no_comparison()
+        if self.targets and self.gap_temperature is not None:
+            raise ValueError(
+                "targets and gap_temperature are both given, and no loss reads a target and a "
+                "preference: leave one of them out"
+            )
+        if self.targets and self.offline_share:
+            raise ValueError(
+                "offline_share takes pairs of the data, of which no reward gives a target: leave "
+                "out either that or targets"
+            )
         if self.pairs.needs_labels:
             raise ValueError(
                 f"pairs is {components.kind_of(self.pairs)}, which people's labels choose, and "
@@ -58,6 +73,8 @@ class ResponsePairs(AbstractResponseRollouts):
 
     @property
     def strength(self) -> Mapping[str, str]:
+        if self.targets:
+            return {"target": "targets is true"}
         if self.gap_temperature is None:
             return {}
         return {"preference": f"gap_temperature is {self.gap_temperature:g}"}
@@ -139,6 +156,7 @@ class ResponsePairs(AbstractResponseRollouts):
                 visit=group.visit,
                 responses={"chosen": there[better], "rejected": there[worse]},
                 preference=preference_of(gap, self.gap_temperature),
+                target=gap if self.targets else None,
             )
             for (better, worse), gap in zip(pairs, gaps, strict=True)
         ], gaps

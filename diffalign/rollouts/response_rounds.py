@@ -66,6 +66,7 @@ class Row:
     """View -> the place of a sampled response; None for that of the data set of this name."""
     advantage: float | None = None
     preference: float | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

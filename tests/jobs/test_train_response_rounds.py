@@ -46,7 +46,18 @@ PAIRS = (
     "rollouts.reference=latest",
     "objective={kind: dpo, beta: 0.1}",
 )
-KINDS = pytest.mark.parametrize("settings", [ADVANTAGES, PAIRS], ids=["advantages", "pairs"])
+WIN_RATES = (
+    *(setting for setting in COMMON if not setting.startswith(("rollouts.rewards", "likelihood"))),
+    "rollouts.rewards=[{kind: win_rate, reward: {kind: tests.rollouts.letters}, temperature: 0.2}]",
+    "rollouts.kind=response_advantages",
+    "rollouts.scale=none",
+    "rollouts.reference=latest",
+    "likelihood={kind: tokens}",
+    "objective={kind: advantage_regression, beta: 0.1, divided_by_beta: true}",
+)
+KINDS = pytest.mark.parametrize(
+    "settings", [ADVANTAGES, PAIRS, WIN_RATES], ids=["advantages", "pairs", "win_rates"]
+)
 
 
 @cache
@@ -161,6 +172,12 @@ def test_one_process_and_two_sample_score_and_train_alike(tmp_path, settings):
         (PAIRS, "responses={path: x}", "there is a section rollouts as well"),
         (PAIRS, "training.tokens_per_device=512", "gives rounds, whose rows are taken"),
         (PAIRS, "reference=cached", "samples from the policy as it trains"),
+        (WIN_RATES, "objective={kind: sppo, beta: 0.1}", "does not read the advantage of a pair"),
+        (
+            PAIRS,
+            "objective={kind: margin_regression, beta: 0.1}",
+            "margin_regression needs the target",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, settings, change, message):

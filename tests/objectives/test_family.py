@@ -69,6 +69,7 @@ FORMS = [
     ("kto", {"utility": "risk_seeking_1"}),
     ("kto", {"utility": "risk_seeking_2"}),
     ("kto", {"utility": "risk_seeking_3"}),
+    ("advantage_regression", {"divided_by_beta": True}),
     ("margin_regression", {"divided_by_beta": True}),
     ("sft", {"per": "response"}),
     ("sppo", {"sides": "mean"}),
@@ -92,6 +93,8 @@ LOG_2 = math.log(2)
 STEP_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
     # Loss before the first step, where the policy equals its reference and, for objectives without
     # one, both sides are equally likely: a function of those log-likelihoods.
+    "advantage_regression": lambda x: torch.full_like(x, 1.0),
+    "advantage_regression True": lambda x: torch.full_like(x, 1 / 4),
     "apo": lambda x: torch.full_like(x, 1.0),
     "apo down": lambda x: torch.full_like(x, 1.0),
     "asft": lambda x: -x + 0.1 * (-x - torch.log(1 - x.double().exp()).float()),

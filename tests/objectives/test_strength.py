@@ -30,6 +30,7 @@ CERTAIN_ALONE = {
     *("anchor", "anchor down", "bco", "npo", "sft", "sft response"),
     *(name_of(*form) for form in OBJECTIVES if form[0] == "kto"),
     *(name_of(*form) for form in OBJECTIVES if form[0] in ("grpo", "rloo")),
+    *("advantage_regression", "advantage_regression True"),  # a response is no pair
     *("aot", "aot unpaired"),  # sorts the sides of all pairs
     *("diffusion_rpo", "diffusion_rpo inside"),  # compares sides of other pairs
     "d2o",  # neither of its sides is better by a label

@@ -542,8 +542,8 @@ def test_a_run_says_what_it_is_about_to_do(tmp_path):
     lines = start(rollouts(tmp_path), tmp_path, samples_per_device=4).describe()
     assert lines[1:] == [
         "6 questions; 4 rows an optimiser step",
-        "a round trains at most 4 optimiser steps; from the second on the policy is compared, "
-        "token by token, with the one that sampled",
+        "a round trains at most 4 optimiser steps; from the second on a loss that clips "
+        "compares the policy, token by token, with the one that sampled",
     ]
     (*_, line) = start(rollouts(tmp_path), tmp_path, samples_per_device=16).describe()
     assert line == "every optimiser step trains on responses of the policy that it moves"
