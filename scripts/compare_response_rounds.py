@@ -45,9 +45,12 @@ ROWS = {
     "dpo": "DPO, pairs of the data",
     "online_dpo": "online DPO",
     "mixed_dpo": "mixed DPO, half of either",
+    "sppo": "SPPO, win rates by the truth",
+    "dno": "DNO, win rates by the truth",
+    "online_ipo": "online IPO, win rates by the truth",
     "grpo_pope": "GRPO on yes-or-no questions",
 }
-AGAINST_OFFLINE = ("online_dpo", "mixed_dpo")
+AGAINST_OFFLINE = ("online_dpo", "mixed_dpo", "sppo", "dno", "online_ipo")
 SCENES = 300
 FEWER = ("rollouts.questions_per_round=16",)
 """What makes a round short enough to see whether it runs."""
