@@ -155,11 +155,22 @@ def checked(
 
 
 def shortly(value: Any) -> str:
-    """A value for a message, in at most some 60 characters, however large it is."""
+    """A value for a message, in at most some 60 characters, however large it is.
+
+    What is missing, true or false is written as files have it.
+    """
     return _SHORT.repr(value)
 
 
-_SHORT = reprlib.Repr()
+class _AsInFiles(reprlib.Repr):
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+
+_SHORT = _AsInFiles()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 4
 

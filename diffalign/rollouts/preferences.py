@@ -151,7 +151,7 @@ def _check_indices(statement: _Statement, count: int) -> None:
     for index in indices:
         if not isinstance(index, int) or isinstance(index, bool):
             raise place.refuse(
-                f"must give the images of group {name!r} as whole numbers, got {index!r}"
+                f"must give the images of group {name!r} as whole numbers, got {shortly(index)}"
             )
         if not 0 <= index < count:
             raise place.refuse(

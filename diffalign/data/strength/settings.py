@@ -12,6 +12,7 @@ from diffalign.data.strength.base import LABELS, SCORES, AbstractPreference, Num
 from diffalign.data.strength.certain import Certain
 from diffalign.data.strength.gap import sigmoid
 from diffalign.errors import ConfigError, DataError, did_you_mean
+from diffalign.parsing import shortly
 from diffalign.ranges import Ranged
 
 
@@ -83,7 +84,7 @@ class StrengthConfig(Ranged):
             )
         for name, given in self.columns.items():
             if not self.columns_of(name):
-                raise ValueError(f"columns.{name} names no column, got {given!r}")
+                raise ValueError(f"columns.{name} names no column, got {shortly(given)}")
 
     @property
     def is_default(self) -> bool:
