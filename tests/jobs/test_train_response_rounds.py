@@ -176,7 +176,7 @@ def test_one_process_and_two_sample_score_and_train_alike(tmp_path, settings):
         (
             PAIRS,
             "objective={kind: margin_regression, beta: 0.1}",
-            "margin_regression needs the target",
+            "margin_regression needs a target .* rollouts.targets=true",
         ),
     ],
 )

@@ -279,10 +279,11 @@ def refuse_unread(
                 f"rollouts that sample groups of responses"
             )
         if part not in asked:
+            rounds = ", or let rounds of responses give it: rollouts.targets=true"
             raise ConfigError(
                 f"the objective {kind} needs a {part} of each pair, and {section} gives none: take "
                 f"data with scores, and set its strength.{part} to the numbers that it is made of, "
-                f"such as {{labels: 1.0}}"
+                f"such as {{labels: 1.0}}{rounds if part == 'target' else ''}"
             )
 
 
