@@ -12,16 +12,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from diffalign import keys
+from diffalign.config import MAY_CHANGE
 from diffalign.errors import DataError, EndpointError
 from diffalign.parsing import parse_json
-from diffalign.ranges import AtLeast, Ranged
+from diffalign.ranges import AtLeast, MoreThan, Ranged
 
 T = TypeVar("T")
 Content = str | list[dict[str, Any]]
@@ -171,25 +172,18 @@ def key_hint(variable: str | None, setting: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatEndpoint(Ranged):
-    """A language model behind `ADDRESS/chat/completions`, in OpenAI's form."""
+class Connection(Ranged):
+    """An address, and how it is asked, which changes no reply."""
 
-    address: str
-    """Up to and without `/chat/completions`, for example http://127.0.0.1:8000/v1."""
-    model: str
-    """Name at the endpoint, for example gpt-4-1106-preview."""
-    key_variable: str | None = None
-    """The environment variable that holds the key. null takes OPENAI_API_KEY for api.openai.com and
-    this machine and HF_TOKEN for huggingface.co, where they are set, and sends none elsewhere. Any
-    other variable or host needs it named on the command line, such as `judge.key_variable=NAME`;
-    `diffalign.keys` has the rules."""
-    parallel: Annotated[int, AtLeast(1)] = 4
+    address: str = field(metadata=MAY_CHANGE)
+    """Where requests go, whole."""
+    parallel: Annotated[int, AtLeast(1)] = field(default=4, metadata=MAY_CHANGE)
     """Requests under way at once."""
-    attempts: Annotated[int, AtLeast(1)] = 6
+    attempts: Annotated[int, AtLeast(1)] = field(default=6, metadata=MAY_CHANGE)
     """How often a request is sent that fails in passing, with growing pauses."""
-    timeout_s: float = 120.0
+    timeout_s: Annotated[float, MoreThan(0)] = field(default=120.0, metadata=MAY_CHANGE)
     """Seconds to wait for a reply."""
-    pause_s: float = 1.0
+    pause_s: Annotated[float, AtLeast(0)] = field(default=1.0, metadata=MAY_CHANGE)
     """Seconds before the second attempt; doubled before each further one."""
 
     def __post_init__(self) -> None:
@@ -198,6 +192,25 @@ class ChatEndpoint(Ranged):
             keys.check_address(self.address)
         except ValueError as error:
             raise ValueError(f"address {error}") from error
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(attempts=self.attempts, timeout_s=self.timeout_s, pause_s=self.pause_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatEndpoint(Connection):
+    """A language model behind `ADDRESS/chat/completions`, in OpenAI's form."""
+
+    address: str = field(metadata=MAY_CHANGE)
+    """Up to and without `/chat/completions`, for example http://127.0.0.1:8000/v1."""
+    model: str
+    """Name at the endpoint, for example gpt-4-1106-preview."""
+    key_variable: str | None = field(default=None, metadata=MAY_CHANGE)
+    """The environment variable that holds the key. null takes OPENAI_API_KEY for api.openai.com and
+    this machine and HF_TOKEN for huggingface.co, where they are set, and sends none elsewhere. Any
+    other variable or host needs it named on the command line, such as `judge.key_variable=NAME`;
+    `diffalign.keys` has the rules."""
 
     def check(self) -> None:
         """Raise ConfigError where the key that is to be sent may not be, or is not there."""
@@ -231,9 +244,7 @@ class ChatEndpoint(Ranged):
             f"{self.address.rstrip('/')}/chat/completions",
             json.dumps(body).encode(),
             lambda reply: read(_only_choice(reply)),
-            patience=Patience(
-                attempts=self.attempts, timeout_s=self.timeout_s, pause_s=self.pause_s
-            ),
+            patience=self.patience,
             variable=self.variable,
         )
 

@@ -29,14 +29,19 @@ from torch import Tensor
 
 from diffalign import keys
 from diffalign.config import MAY_CHANGE
-from diffalign.endpoints import Patience, RequestRefusedError, announce, key_hint, post
+from diffalign.endpoints import (
+    OF_ITEMS,
+    Connection,
+    RequestRefusedError,
+    announce,
+    key_hint,
+    post,
+)
 from diffalign.errors import ConfigError, DataError, EndpointError
 from diffalign.parsing import parse_json, shortly
-from diffalign.ranges import AtLeast, MoreThan
+from diffalign.ranges import AtLeast
 from diffalign.scorers.images import AbstractImageScorer
 
-_OF_ITEMS = frozenset({400, 413, 422})
-"""HTTP statuses that speak of what was sent, which may be one image alone."""
 _BROKEN = 500
 """What a server answers that fell over an image, or over everything."""
 _FAILED_FIRST = 3
@@ -60,7 +65,7 @@ class FieldNames:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remote(AbstractImageScorer):
+class Remote(Connection, AbstractImageScorer):
     """Scores by whatever answers at an address."""
 
     address: str = field(metadata=MAY_CHANGE)
@@ -85,21 +90,9 @@ class Remote(AbstractImageScorer):
     sends none. It needs `scorer.key_variable=NAME` on the command line, see `diffalign.keys`."""
     images_per_request: Annotated[int, AtLeast(1)] = field(default=8, metadata=MAY_CHANGE)
     """Images of one request."""
-    parallel: Annotated[int, AtLeast(1)] = field(default=2, metadata=MAY_CHANGE)
-    """Requests under way at once."""
-    attempts: Annotated[int, AtLeast(1)] = field(default=4, metadata=MAY_CHANGE)
-    """How often a request is sent that fails in passing, with growing pauses."""
-    timeout_s: Annotated[float, MoreThan(0)] = field(default=120.0, metadata=MAY_CHANGE)
-    """Seconds to wait for a reply."""
-    pause_s: Annotated[float, AtLeast(0)] = field(default=1.0, metadata=MAY_CHANGE)
-    """Seconds before the second attempt; doubled before each further one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            keys.check_address(self.address)
-        except ValueError as error:
-            raise ValueError(f"address {error}") from error
         if not self.model.strip() or not self.model.isprintable():
             raise ValueError(
                 "model is the name and version of what scores at the address, in one line, and "
@@ -162,13 +155,12 @@ class Remote(AbstractImageScorer):
             self.fields.prompts: list(prompts),
         }
         pickled = self.body == "pickle"
-        patience = Patience(attempts=self.attempts, timeout_s=self.timeout_s, pause_s=self.pause_s)
         try:
             reply = post(
                 self.address,
                 pickle.dumps(content) if pickled else json.dumps(content).encode(),
                 _unpickled if pickled else _parsed,
-                patience=patience,
+                patience=self.patience,
                 variable=variable,
                 content_type="application/octet-stream" if pickled else "application/json",
             )
@@ -203,7 +195,7 @@ class Remote(AbstractImageScorer):
         return [_number(score) for score in scores]
 
     def _refused(self, error: RequestRefusedError, variable: str | None) -> Exception:
-        if error.status in _OF_ITEMS:
+        if error.status in OF_ITEMS:
             return ValueError(f"the server refuses it: {error}")
         if error.status in (401, 403):
             hint = key_hint(variable, f"scorer.{keys.FIELD}")

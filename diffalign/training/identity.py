@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from diffalign import config
@@ -27,7 +27,7 @@ def identity(run: RunConfig, layout: Layout | None = None) -> dict[str, Any]:
 
     A setting is part of it unless its field says otherwise (`config.MAY_CHANGE`). One rule needs
     two sections: the length of a run shapes its weights where its learning rate depends on it. A
-    list is one setting, whatever its parts say.
+    list is one setting, without what may change in its parts.
 
     Args:
         run: the config.
@@ -48,7 +48,11 @@ def identity(run: RunConfig, layout: Layout | None = None) -> dict[str, Any]:
     if run.optimizer.schedule == "constant":
         free.add("training.optimizer_steps")
     within = tuple(f"{key}." for key in free)
-    return {k: v for k, v in settings.items() if k not in free and not k.startswith(within)}
+    return {
+        key: _shaping(value, key, free)
+        for key, value in settings.items()
+        if key not in free and not key.startswith(within)
+    }
 
 
 def start_of(run: RunConfig) -> Layout:
@@ -103,6 +107,19 @@ def _fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[Any, 
         for field in dataclasses.fields(section):
             yield f"{prefix}{field.name}", field.metadata
             yield from _fields(getattr(section, field.name), f"{prefix}{field.name}.")
+    elif isinstance(section, (list, tuple)):
+        for place, part in enumerate(section):
+            yield from _fields(part, f"{prefix}{place}.")
+
+
+def _shaping(value: Any, key: str, free: Collection[str]) -> Any:
+    """A setting, and of the parts of a list what is not free."""
+    if isinstance(value, list):
+        return [_shaping(part, f"{key}.{place}", free) for place, part in enumerate(value)]
+    if isinstance(value, dict):
+        parts = {name: (f"{key}.{name}", part) for name, part in value.items()}
+        return {name: _shaping(part, k, free) for name, (k, part) in parts.items() if k not in free}
+    return value
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_a_slow_answer_is_an_answer(server):
         ({"scores": [1.0, 2.0, 3.0]}, "was given 2 images and returned 3 scores"),
         ({"scores": {"a": 1}}, "was given 2 images and returned"),
         ({"scores": [1.0, "2.0"]}, "returned '2.0' where a number belongs"),
-        ({"scores": [1.0, True]}, "returned True where a number belongs"),
+        ({"scores": [1.0, True]}, "returned true where a number belongs"),
         ({"scores": [1.0, [2.0]]}, "where a number belongs"),
         ({"error": "no memory"}, "the server says: 'no memory'"),
         (422, "the server refuses it: HTTP 422: failed on purpose"),
@@ -161,7 +161,7 @@ def test_what_is_not_one_number_an_image_is_refused(server, reply, message):
         ),
         ([1.0], "a reply is an object with a field scores"),
         (404, "is not asked like this: HTTP 404"),
-        (b"<html>", "did not answer in 4 attempts"),
+        (b"<html>", "did not answer in 6 attempts"),
     ],
 )
 def test_a_server_of_another_kind_is_no_images_fault(server, reply, message):

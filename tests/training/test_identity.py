@@ -88,3 +88,14 @@ def test_a_new_setting_with_a_path_and_no_word_is_found_and_shapes_the_run_until
     ours = identity(Longer(**fields, prompts_file="here"))
     assert ours["notes"] == "a" and "prompts_file" not in ours
     assert identity(Longer(**fields, notes=Path("b"))) != ours
+
+
+def test_what_may_change_in_the_parts_of_a_list_is_no_part_of_the_run():
+    def judged_by(endpoint: str) -> dict[str, Any]:
+        reward = f"{{kind: judged, endpoint: {{{endpoint}}}}}"
+        path = ROOT / "configs/sppo/llava15_7b_judged.yaml"
+        return identity(config.load(RunConfig, path, [f"rollouts.rewards=[{reward}]"]))
+
+    ours = judged_by("address: http://127.0.0.1:8000/v1, model: a")
+    assert judged_by("address: http://127.0.0.1:8001/v1, model: a, timeout_s: 9") == ours
+    assert judged_by("address: http://127.0.0.1:8000/v1, model: b") != ours
