@@ -220,7 +220,7 @@ def test_saved_responses_are_judged_without_torch(chair):
     ("arguments", "message"),
     [
         (["chiar"], r"kinds: .*chair.*Did you mean chair\?"),
-        (["chair"], "objects must be given"),
+        (["chair"], "objects, synonyms must be given"),
         (["chair", "objects=a", "synonyms=b"], "give either captions=FILE .* or a model to ask"),
         (["chair", "caption=x"], "caption is not a field of Chair.*Did you mean captions"),
         (["pope", "questions=a", "responses.random=b"], "must name the same splits"),
