@@ -272,15 +272,7 @@ class Branches:
         return {"attention_mask": self.masks(), "position_ids": self.positions, **parts}
 
     def masks(self) -> Tensor | dict[str, Tensor]:
-        """One mask for all layers, or one for each kind of them.
-
-        Layers that attend by parts read none: they get one in a single byte, by which no token sees
-        any.
-        """
-        if self.parts:
-            height, width = self.segments.shape
-            nothing = torch.zeros((), dtype=torch.bool, device=self.segments.device)
-            return nothing.expand(height, 1, width, width)
+        """One mask for all layers, or one for each kind of them."""
         kinds = self.family.kinds
         if set(kinds) - {FULL}:
             return {kind: self._mask(kind) for kind in kinds}
