@@ -220,6 +220,7 @@ RESPONSE_SETS = {
     "data/opa_dpo/pairs.jsonl": "opa_dpo",
     "data/re_align/pairs.jsonl": "re_align",
     "data/hsa_dpo/hsa_dpo_preference_llava1dot5.jsonl": "hsa_dpo",
+    "data/rationales.jsonl": "rationale",
 }
 
 

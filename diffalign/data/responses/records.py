@@ -12,6 +12,9 @@ from diffalign.data.strength.base import NOTHING_ASKED, Strength
 IMAGE = "<image>"
 """Marks in the text of a turn where an image is; the chat template puts the model's own."""
 
+COMPETING = frozenset({"chosen", "rejected"})
+"""The responses of which one is preferred to the other."""
+
 
 @dataclass(frozen=True)
 class Position:

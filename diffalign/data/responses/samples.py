@@ -15,7 +15,7 @@ from diffalign.data.responses.chat import ChatEncoder, EncodedPrompt, EncodedRes
 from diffalign.data.responses.config import ResponseConfig
 from diffalign.data.responses.corruptions.base import AbstractCondition, Origin
 from diffalign.data.responses.corruptions.tiles import to_tiles, with_tiles
-from diffalign.data.responses.records import ResponsePair
+from diffalign.data.responses.records import COMPETING, ResponsePair
 from diffalign.data.skipping import Skipped, SkipReason, UnusableRowError
 from diffalign.data.strength.base import NOTHING_ASKED, Strength
 from diffalign.errors import ConfigError, did_you_mean
@@ -106,7 +106,7 @@ class TokenSampleMaker:
             for name in sorted(self._responses_read)
             if pair.paired or name in pair.responses
         }
-        if not own:
+        if not own.keys() & COMPETING:
             _check_difference(encoded)
         return TokenSample(
             sample_id=pair.sample_id,

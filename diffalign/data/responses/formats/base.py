@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from diffalign.data.decoding import EncodedImage
 from diffalign.data.responses.conversation import TEMPLATED, Comparison, malformed
 from diffalign.data.responses.images import conversation_of, images_of
-from diffalign.data.responses.records import IMAGE, Conversation, ResponsePair, Turn
+from diffalign.data.responses.records import COMPETING, IMAGE, Conversation, ResponsePair, Turn
 from diffalign.data.skipping import LeftOut, Skipped, SkipReason, UnusableRowError
 from diffalign.data.strength.base import NOTHING_ASKED, Strength
 
@@ -164,7 +164,7 @@ class AbstractMapping(abc.ABC):
             spans=comparison.spans,
         )
         _check_replacements(pair, free=frozenset(self.own_images))
-        if self.paired and not own:
+        if self.paired and not own.keys() & COMPETING:
             _check_difference(pair.responses)
         return pair
 
@@ -224,7 +224,7 @@ def _check_text(comparison: Comparison, *, may_be_alike: bool) -> None:
             raise UnusableRowError(SkipReason.EMPTY_RESPONSE, repr(response), name)
         if IMAGE in response:
             raise UnusableRowError(SkipReason.MARKERS, f"{IMAGE} in a response", name)
-    if not may_be_alike and not comparison.contexts:
+    if not may_be_alike and not comparison.contexts.keys() & COMPETING:
         _check_difference(comparison.responses)
 
 

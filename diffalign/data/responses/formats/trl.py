@@ -30,7 +30,7 @@ class TRL(AbstractMapping):
         return asked or isinstance(first["chosen"], (list, Mapping))
 
     def comparisons(self, values: Mapping[str, Any]) -> Sequence[Comparison]:
-        sides = {side: values[side] for side in self.responses}
+        sides = {side: values[side] for side in TRL.responses}
         asked = turns_of(values.get("prompt") or values.get("messages"))
         if not values.get("prompt") and asked[-1:] and asked[-1].role == "assistant":
             asked = ()  # the conversation of one of the responses

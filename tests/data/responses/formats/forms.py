@@ -230,6 +230,16 @@ def hsa_dpo(i: int) -> Row:
     }
 
 
+def rationale(i: int) -> Row:
+    return {
+        "image": f"{i}.png",
+        "prompt": f"What is {i}?",
+        "chosen": f"It is {i}.",
+        "rejected": f"It is not {i}.",
+        "rationale": f"The image shows {i}.",
+    }
+
+
 FORMS: dict[str, Callable[[int], Row]] = {
     form.__name__: form
     for form in (
@@ -247,5 +257,6 @@ FORMS: dict[str, Callable[[int], Row]] = {
         mia_dpo,
         alpaca,
         hsa_dpo,
+        rationale,
     )
 }

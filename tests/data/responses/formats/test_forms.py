@@ -215,6 +215,37 @@ def test_mask_dpo_responses_may_be_their_sentences(tmp_path):
     assert judged(found.responses["chosen"], found.spans["chosen"])[1][0] == "A dog."
 
 
+# Rationales
+
+
+def test_a_rationale_follows_the_chosen_response_and_why_it_is_the_better_one(tmp_path):
+    pair = opened(tmp_path, forms.rationale(3)).pair(0, 0)
+    assert pair.responses == {
+        "chosen": "It is 3.",
+        "rejected": "It is not 3.",
+        "rationale": "The image shows 3.",
+    }
+    assert set(pair.own) == {"rationale"} and pair.own["rationale"].images == pair.images
+    *before, said, why = pair.own["rationale"].turns
+    assert tuple(before) == pair.turns
+    assert said == Turn(role="assistant", text="It is 3.")
+    assert why.role == "user" and why.text.endswith("It is not 3.")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rationale": None}, SkipReason.MALFORMED),
+        ({"rationale": " "}, SkipReason.EMPTY_RESPONSE),
+        ({"rejected": "It is 0.", "chosen": "It is 0. "}, SkipReason.IDENTICAL),
+    ],
+)
+def test_a_row_without_a_rationale_or_a_preference_is_skipped(change, reason, tmp_path):
+    row = {**forms.rationale(0), **change}
+    _, (found,) = opened(tmp_path, forms.rationale(1), row).without_images()
+    assert isinstance(found, Skipped) and found.reason is reason
+
+
 # HSA-DPO
 
 
