@@ -73,6 +73,7 @@ CASES = {
         "reward_hacked",
     ),
     "bad_beta": Case("responses/dpo", ("objective.beta=0.1",), "chosen_falls"),
+    "bad_rate_vlm": Case("responses/dpo", ("optimizer.lr=5e-3",), "displaced"),
     "simpo": Case("responses/simpo", verdict="chosen_falls"),  # 12.7 points of recall: results.md
     "demo": Case("diffusion_dpo"),
     "demo_vlm": Case("responses/mdpo"),
@@ -120,6 +121,10 @@ FIGURES = (
     "log_prob/rejected",
     "tokens/chosen",
     "tokens/rejected",
+    "displaced",
+    "fell/chosen",
+    "top_entropy",
+    "top_mass",
     "held_out/loss",
     "held_out/accuracy",
 )
@@ -183,8 +188,8 @@ def _is_right(name: str, run: RunConfig) -> bool:
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
     """The largest figures of each run, as Markdown; what a run does not have is left empty."""
-    heads = ("chosen error", "far off", "fall of chosen", "clip ranges")
-    forms = ("{:.2f}", "{:.1%}", "{:.3f}", "{:.1f}")
+    heads = ("chosen error", "far off", "fall of chosen", "clip ranges", "displaced", "entropy")
+    forms = ("{:.2f}", "{:.1%}", "{:.3f}", "{:.1f}", "{:.2f}", "{:.1f}")
     lines = [f"| run | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for name, of in found.items():
         cells = [
@@ -204,6 +209,7 @@ def _extremes(run: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
         if "loss" not in row or not record.is_enough:
             continue
         gain, best = record.gain("chosen"), record.best.get("chosen")
+        entropy, first = record.recent("top_entropy"), record.first.get("top_entropy")
         found = {
             "chosen error": error_growth(record),
             "far off": max((value for _, value in record.terms("far_off")), default=None),
@@ -211,6 +217,8 @@ def _extremes(run: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
             "clip ranges": None
             if record.clip is None
             else min(each["abs_log_ratio"] for each in record.latest) / record.clip,
+            "displaced": record.recent("displaced"),
+            "entropy": entropy / first if entropy is not None and first else None,
         }
         for head, value in found.items():
             if value is not None:

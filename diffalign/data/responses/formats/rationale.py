@@ -6,7 +6,9 @@ rationale is one of the preference, and not of either response. The loss is a te
 `weighted_sum`: `sft` with `views: {chosen: rationale}`.
 
 Source: Just et al. 2024, arXiv:2407.14477, whose loss adds the log-likelihood of the rationale
-given the prompt and the preference; in which words the preference is told is ours.
+given the prompt and the preference. Their code (reds-lab/preference-learning-with-rationales) tells
+the preference in one turn of the user, with the prompt and both responses; here the chosen one is
+the model's own turn, so that image, prompt and chosen response are computed once.
 """
 
 from __future__ import annotations
