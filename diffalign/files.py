@@ -46,9 +46,9 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+        if (number := re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))) is None:
             raise
-        code = int(number[1])
+        code = int(number[1] or number[2])  # safetensors 0.4 writes the second
         raise OSError(code, os.strerror(code)) from error
 
 

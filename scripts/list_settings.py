@@ -106,7 +106,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _classes_in(hint: Any) -> Iterator[type]:
-    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or inspect.isabstract(hint)):
+    plain = isinstance(hint, type) and typing.get_origin(hint) is None  # list[int] on Python 3.10
+    if plain and (dataclasses.is_dataclass(hint) or inspect.isabstract(hint)):
         yield hint
     for argument in typing.get_args(hint):
         yield from _classes_in(argument)

@@ -244,8 +244,7 @@ class HubStream(AbstractRowStream):
 
     @cached_property
     def parts(self) -> Sequence[int]:
-        can_be_cut = hasattr(self._dataset, "shard")  # since datasets 3.1
-        return [1] * (self._dataset.n_shards if can_be_cut else 1)
+        return [1] * self._dataset.n_shards
 
     @property
     def held_bytes(self) -> int:

@@ -152,7 +152,7 @@ class HPSv3(AbstractImageScorer):
     @cached_property
     def _base(self) -> VLM:
         base = VLM(path=self.base)
-        kind = base.config.model_type
+        kind = type(base.config).model_type  # 4.57 gives the text part's on the instance
         if kind != "qwen2_vl":
             raise ModelError(f"base: {self.base} is a {kind}, and HPS v3 was made of a qwen2_vl")
         return base

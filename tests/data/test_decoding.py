@@ -346,6 +346,8 @@ def test_the_end_of_a_file_tells_whether_it_is_whole(kind):
 
 @pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
 def test_a_format_without_an_end_never_seems_whole(kind):
+    if kind == "AVIF" and "AVIF" not in Image.SAVE:
+        pytest.skip("this Pillow has no AVIF")
     assert not ends_whole(encoded(noise(), kind))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -45,6 +46,8 @@ training: {{optimizer_steps: 6, samples_per_device: 3, log_every: 1}}
 """
 """Three epochs, of which the last shows the first sample again."""
 DPO = "objective={kind: dpo, beta: 0.1}"
+COUNTED = re.compile(r"accuracy|^fell/|^displaced").search
+"""Names of figures that count what is more or less probable than under the reference."""
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,9 @@ def test_a_run_with_known_values_equals_one_that_runs_its_reference(
         train.run(run)
     rows = list(zip(figures(live.output), figures(known.output), strict=True))
     assert len(rows) == 6
+    for row in rows[0]:  # policy and reference are one: roundings decide what is counted
+        for name in filter(COUNTED, list(row)):
+            del row[name]
     for ours, theirs in rows:
         assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-4)
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)

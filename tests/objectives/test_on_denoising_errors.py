@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from diffalign import components, config
 from diffalign.errors import ConfigError
@@ -134,9 +135,12 @@ DPO_RUN, SFT_RUN = "objective={kind: dpo, beta: 2000}", "objective={kind: sft}"
             "wpo has a meaning for a token log-probability",
         ),
         (["objective={kind: smpo, beta: 2000}"], "preference"),
-        (
+        pytest.param(
             [DPO_RUN, "likelihood.inversion={}", "training.sharding=fsdp2", "model.lora=null"],
             "likelihood.inversion runs the network as often as the times of a process ask for",
+            marks=pytest.mark.skipif(
+                Version(torch.__version__) < Version("2.9"), reason="fsdp2 needs torch 2.9"
+            ),
         ),
         ([DPO_RUN, "likelihood.inversion={}", "reference=cached"], "finds? the noise of an image"),
         ([DPO_RUN, "likelihood.distance=true", "reference=cached"], "compares predictions"),

@@ -326,8 +326,12 @@ class VLM(AbstractModel):
 
     def _read(self, **options: Any) -> Any:
         """The model as its file has it, on the CPU unless options say otherwise."""
+        # Said to every part: transformers 4 reads one by the parts' own configurations, or float32.
+        dtype = getattr(self.config, "dtype", None) or "auto"
         try:
-            return self._location.load_complete(AutoModelForImageTextToText, **options)
+            return self._location.load_complete(
+                AutoModelForImageTextToText, **{"dtype": dtype, **options}
+            )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(f"{self.path}: cannot be read as a model: {error}") from error
 

@@ -133,7 +133,7 @@ class _GrowingLayer(DynamicLayer):
         rows: int64 [n], which of them each row goes on from.
         """
         super().__init__()
-        self.lazy_initialization(keys, values)
+        self.device, self.is_initialized = keys.device, True
         self._length = keys.shape[-2]
         self._room = [self._roomy(each.index_select(0, rows)) for each in (keys, values)]
         self._show()

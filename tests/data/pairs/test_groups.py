@@ -262,7 +262,7 @@ def test_an_image_that_would_be_left_out_is_refused_by_name(row, left_out, tmp_p
 def test_what_the_datasets_library_saves_is_read(tmp_path):
     features = datasets.Features({"prompt": datasets.Value("string"), "chosen": datasets.Image()})
     rows = [{"prompt": "p", "chosen": {"bytes": IMAGES[0], "path": None}}]
-    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "set"))
     assert [pair.chosen for pair in found(tmp_path / "set")] == [IMAGES[0]]
     with pytest.raises(DataError, match=r"set data\.streaming to false"):
         found(tmp_path / "set", streaming=True)

@@ -193,7 +193,8 @@ def test_plain_parquet_with_bytes(tmp_path):
 
 
 def test_a_folder_that_the_datasets_library_saved(tmp_path):
-    datasets.Dataset.from_list([forms.opa_dpo(i) for i in range(2)]).save_to_disk(tmp_path / "set")
+    saved = datasets.Dataset.from_list([forms.opa_dpo(i) for i in range(2)])
+    saved.save_to_disk(str(tmp_path / "set"))
     pairs = pairs_in(tmp_path / "set")
     assert [pair.images for pair in pairs] == [(tiny_png(0),), (tiny_png(1),)]
     assert [pair.responses["chosen"] for pair in pairs] == ["It is 0.", "It is 1."]
