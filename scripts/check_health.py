@@ -201,7 +201,8 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _extremes(run: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The largest value of each figure that rules read, over the windows that they see."""
+    """The largest value of each figure that rules read, over the windows that they see; of the
+    entropy, over that of the first window, the last one."""
     record = Record(measure=run.likelihood.measures, clip=getattr(run.objective, "clip", None))
     largest: dict[str, float] = {}
     for row in rows:
@@ -222,7 +223,8 @@ def _extremes(run: RunConfig, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
         }
         for head, value in found.items():
             if value is not None:
-                largest[head] = max(value, largest.get(head, value))
+                before = value if head == "entropy" else largest.get(head, value)
+                largest[head] = max(value, before)
     return largest
 
 

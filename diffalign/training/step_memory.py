@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any, cast
 
 import torch
@@ -82,7 +83,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
     blank = run.model.blank()
     assert blank is not None, "it can be planned"
     encodings = blank_encodings(run) if run.model.takes_encodings else None
-    with simulated(device) as simulation:
+    with _sentences(), simulated(device) as simulation:
         model: Any = blank.settings.load(
             device=META,
             compute_dtype=dtype,
@@ -99,6 +100,20 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
         fewer, unpacked = blank.saved_by_few_bits(dtype)
         work = {phase: simulation.work[phase] for phase in PHASES}
         return StepMemory(phases=_phases(simulation, fewer, unpacked), work=work)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Raise ConfigError where a library computes what tensors without values cannot."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"a step of this run cannot be simulated by torch {torch.__version__} and transformers "
+            f"{metadata.version('transformers')} ({said:.200}): take newer ones, or start it with "
+            f"a small training.samples_per_device"
+        ) from error
 
 
 def refuse_unplannable(run: RunConfig) -> None:

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from packaging.version import Version
 
 from diffalign import config
 from diffalign.errors import ConfigError, ModelError
@@ -209,6 +211,9 @@ REFUSED = {
 }
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.9"), reason="fsdp2 needs torch 2.9, which is said first"
+)
 @pytest.mark.parametrize("overrides", REFUSED, ids=lambda some: some[0])
 def test_what_cannot_be_sharded_is_refused_before_anything_loads(models, data, overrides):
     where = ("output=x", f"model.path={models['sdxl']}", f"data.path={data}")

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,13 @@ class _BlankLocation:
 
     config: PretrainedConfig
 
-    def load_complete(self, loader: Any, **options: Any) -> Any:
-        """A network in the precision of its file."""
-        dtype = getattr(self.config, "dtype", None) or torch.float32
+    def load_complete(
+        self, loader: Any, *, dtype: torch.dtype | Literal["auto"] = "auto", **options: Any
+    ) -> Any:
+        """A network in a precision; `auto` is that of its file."""
+        known = dtype if dtype != "auto" else getattr(self.config, "dtype", None) or torch.float32
         with torch.device("meta"):
-            return loader.from_config(self.config, dtype=dtype, **options)
+            return loader.from_config(self.config, dtype=known, **options)
 
     def identity(self, part: str) -> str:
         """None: there are no weights to tell from others."""
