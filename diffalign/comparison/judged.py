@@ -19,6 +19,7 @@ from PIL import Image
 from diffalign.batching import each_or_error
 from diffalign.blocks import AbstractPlan, Block, Do, Failed, Row
 from diffalign.comparison.score import read_column
+from diffalign.comparison.scored_images import ImagesByPrompt
 from diffalign.data.decoding import BadImageError, decode
 from diffalign.data.score_columns import ScoreKey, ScoreRow, read_score_column, write_score_column
 from diffalign.errors import CacheError
@@ -127,7 +128,7 @@ class JudgementsPlan(AbstractPlan):
 
     def __init__(
         self,
-        images: Mapping[ScoreKey, Readable],
+        images: ImagesByPrompt,
         scorer: Pairwise,
         column: Path,
         *,
@@ -149,14 +150,14 @@ class JudgementsPlan(AbstractPlan):
             CacheError: another scorer made the verdicts, or the column.
         """
         self.folder, self.of, self.title = column.parent, column.stem, column.stem
-        self.device, self._fingerprint = device, scorer.fingerprint
+        self.images, self.device, self._fingerprint = images, device, scorer.fingerprint
         self.file_of_verdicts = verdicts_file(column)
         self._place = place or (lambda device: scorer)
         _refuse_other_scores(column, scorer)
         self.known = read_verdicts(self.file_of_verdicts, self._fingerprint)
         by_prompt: dict[str, list[Readable]] = {}
-        for key in sorted(images, key=lambda key: key[0]):
-            by_prompt.setdefault(key[1], []).append(images[key])
+        for key, image in sorted(images.candidates.items(), key=lambda each: each[0][0]):
+            by_prompt.setdefault(key[1], []).append(image)
         self.alone = sum(len(members) == 1 for members in by_prompt.values())
         pairs = [
             _Pair(members[i], members[j])

@@ -218,8 +218,7 @@ def plan_of(config: ScoreConfig) -> Plan:
         "place": lambda device: config.scorer.to(choose_device(device or config.device)),
     }
     if isinstance(config.scorer, Pairwise):
-        candidates = images_of(config).candidates
-        return JudgementsPlan(candidates, config.scorer, config.column(), **shared)
+        return JudgementsPlan(images_of(config), config.scorer, config.column(), **shared)
     shared |= {"repeats": config.repeats, "perturbation": config.perturbation}
     if config.data is not None:
         return PairScoresPlan(config.data.pairs(), config.scorer, config.column(), **shared)
@@ -240,7 +239,7 @@ def _planned(config: ScoreConfig, plan: Plan) -> str:
     scorer = f"with {config.column().stem}, {choose_device(config.device)}"
     if isinstance(plan, JudgementsPlan):
         return (
-            f"{images_of(config).summary}: {plan.pairs:,} pairs within prompts {scorer}, each in "
+            f"{plan.images.summary}: {plan.pairs:,} pairs within prompts {scorer}, each in "
             f"both orders; {len(plan.known):,} verdicts are already there"
         )
     if isinstance(plan, PairScoresPlan):
@@ -285,7 +284,7 @@ def _score_verdicts(
         Images that could not be held against others, and the verdicts.
     """
     assert isinstance(config.scorer, Pairwise), "by plan_of"
-    images, column = images_of(config), config.column()
+    images, column = plan.images, config.column()
     verdicts = read_verdicts(plan.file_of_verdicts, config.scorer.fingerprint)
     scores = scores_of(verdicts, images.candidates)
     if not scores:

@@ -106,6 +106,11 @@ class FirstTokens(Ranged):
         chances = model.first_token_probabilities(asked, [images for images, _ in questions])
         return torch.stack([chances[:, self._tokens(model, w)].sum(dim=1) for w in words], dim=1)
 
+    def place(self, device: torch.device | str) -> None:
+        """Bring a model of this machine to a device; one behind an address stays where it is."""
+        if self.model is not None:
+            self.load(torch.device(device))
+
     def load(self, device: torch.device) -> VisionLanguageModel:
         """The model of this machine on a device; another one's is let go."""
         found = self._loaded.get("model")

@@ -72,6 +72,5 @@ class VLMPairJudge(FirstTokens, AbstractPairJudge):
         return chances[:, 0] / chances.sum(dim=1)
 
     def to(self, device: torch.device | str) -> VLMPairJudge:
-        if self.model is not None:
-            self.load(torch.device(device))
+        self.place(device)
         return self

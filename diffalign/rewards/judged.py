@@ -63,8 +63,7 @@ class Judged(FirstTokens, AbstractWinRate):
         return "-".join(["judged", *self.asked, digest])
 
     def to(self, device: torch.device) -> None:
-        if self.model is not None:
-            self.load(device)
+        self.place(device)
 
     def preferences(self, question: Question, responses: Sequence[str]) -> Mapping[Match, float]:
         """Of every two responses, the mean of both orders.

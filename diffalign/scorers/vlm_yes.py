@@ -56,6 +56,5 @@ class VLMYes(FirstTokens, AbstractImageScorer):
         return yes / (yes + no) if self.relative else yes
 
     def to(self, device: torch.device | str) -> VLMYes:
-        if self.model is not None:
-            self.load(torch.device(device))
+        self.place(device)
         return self

@@ -117,8 +117,11 @@ def _shaping(value: Any, key: str, free: Collection[str]) -> Any:
     if isinstance(value, list):
         return [_shaping(part, f"{key}.{place}", free) for place, part in enumerate(value)]
     if isinstance(value, dict):
-        parts = {name: (f"{key}.{name}", part) for name, part in value.items()}
-        return {name: _shaping(part, k, free) for name, (k, part) in parts.items() if k not in free}
+        return {
+            name: _shaping(part, f"{key}.{name}", free)
+            for name, part in value.items()
+            if f"{key}.{name}" not in free
+        }
     return value
 
 

@@ -83,7 +83,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
     blank = run.model.blank()
     assert blank is not None, "it can be planned"
     encodings = blank_encodings(run) if run.model.takes_encodings else None
-    with _sentences(), simulated(device) as simulation:
+    with _without_values(), simulated(device) as simulation:
         model: Any = blank.settings.load(
             device=META,
             compute_dtype=dtype,
@@ -103,7 +103,7 @@ def step_memory(run: RunConfig, *, device: SimulatedDevice) -> StepMemory:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _without_values() -> Iterator[None]:
     """Raise ConfigError where a library computes what tensors without values cannot."""
     try:
         yield

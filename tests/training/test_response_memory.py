@@ -203,6 +203,15 @@ def test_a_config_that_is_shipped_for_a_card_fits_it(entry, capsys):
     assert line.startswith(f"| {card} | {name} |") and line.endswith("| yes |")
 
 
+def test_what_needs_values_is_refused_in_a_sentence(monkeypatch):
+    def needs_values(blank, model):
+        raise NotImplementedError("aten::unique_consecutive: no kernel for tensors without values")
+
+    monkeypatch.setattr(BlankVLM, "ready", needs_values)
+    with pytest.raises(ConfigError, match=r"simulated by torch .*\(aten::.*take newer ones"):
+        step_memory(run_of("llava", torch.float32), device="cpu")
+
+
 def test_what_cannot_be_planned_is_refused_in_a_sentence():
     with pytest.raises(ConfigError, match="leaves nothing for a response"):
         blank_token_batch(run_of("llava", torch.float32, "responses.max_length=40"))
