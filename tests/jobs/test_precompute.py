@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from packaging.version import Version
 from rich.console import Console
 
 from diffalign import config
@@ -80,7 +82,8 @@ def test_a_run_with_known_values_equals_one_that_runs_its_reference(
         train.run(run)
     rows = list(zip(figures(live.output), figures(known.output), strict=True))
     assert len(rows) == 6
-    for row in rows[0]:  # policy and reference are one: roundings decide what is counted
+    # Policy and reference are one at the first step, where old kernels round them apart.
+    for row in rows[0] if Version(torch.__version__) < Version("2.9") else ():
         for name in filter(COUNTED, list(row)):
             del row[name]
     for ours, theirs in rows:
